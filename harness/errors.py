@@ -1,0 +1,38 @@
+"""The errors that a user can cause or meet. Everything else is a bug of ours and keeps its traceback.
+
+HarnessError
+├── SpecError        a study or a spec says something that cannot be: file, line, path, choices
+├── DataError        a data set is missing, damaged or not what the spec says
+├── RecordError      a run directory is locked, torn or belongs to another spec
+├── CheckpointError  a checkpoint is damaged, does not fit or cannot be written
+├── LaunchError      a job could not be submitted or stopped
+└── TrackingError    the MLflow store refused or contradicts the records
+"""
+
+
+class HarnessError(Exception):
+    """Anything that the command line prints as one plain message, without a traceback (exit code 2)."""
+
+
+class SpecError(HarnessError):
+    """A study or a spec says something that cannot be."""
+
+
+class DataError(HarnessError):
+    """A data set is missing, damaged or not what the spec says."""
+
+
+class RecordError(HarnessError):
+    """A run directory is locked, torn or belongs to another spec."""
+
+
+class CheckpointError(HarnessError):
+    """A checkpoint is damaged, does not fit or cannot be written."""
+
+
+class LaunchError(HarnessError):
+    """A job could not be submitted or stopped."""
+
+
+class TrackingError(HarnessError):
+    """The MLflow store refused or contradicts the records."""
