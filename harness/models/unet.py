@@ -37,7 +37,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
 
 
 def norm_groups(channels: int) -> int:
-    """Return the number of GroupNorm groups for a width: 32, or the largest divisor below where 32 does not divide it."""
+    """Choose the number of GroupNorm groups: 32, or the largest number below that divides the width."""
     return next(groups for groups in range(MAX_NORM_GROUPS, 0, -1) if channels % groups == 0)
 
 
@@ -78,12 +78,18 @@ class Block(nn.Module):
 class ResBlock(Block):
     """Two 3x3 convolutions around which the input is added, conditioned on the time embedding.
 
-        h = GN(conv(SiLU(GN(x))));  h = h (1 + w) + b with scale-shift, else the embedding is added before GN;
-        out = skip(x) + conv(dropout(SiLU(h)))                                       (IDDPM, appendix A)
+    h = GN(conv(SiLU(GN(x))));  h = h (1 + w) + b with scale-shift, else the embedding is added before GN;
+    out = skip(x) + conv(dropout(SiLU(h)))                                       (IDDPM, appendix A)
     """
 
     def __init__(
-        self, channels: int, emb_channels: int, out_channels: int, dropout: float, scale_shift: bool, use_checkpoint: bool
+        self,
+        channels: int,
+        emb_channels: int,
+        out_channels: int,
+        dropout: float,
+        scale_shift: bool,
+        use_checkpoint: bool,
     ):
         super().__init__()
         self.scale_shift, self.use_checkpoint = scale_shift, use_checkpoint
@@ -190,7 +196,7 @@ class UNet(nn.Module):
         model_channels: the base width C; level i has C * channel_mult[i] channels.
         out_channels: channels of the output: in_channels, or twice as many with a learned variance.
         num_res_blocks: residual blocks a level on the way down (one more on the way up).
-        attention_resolutions: downsampling factors (1, 2, 4, ...) at which each residual block is followed by attention.
+        attention_resolutions: downsampling factors (1, 2, 4, ...) at which attention follows each residual block.
         dropout: probability, inside the residual blocks.
         channel_mult: one multiplier a level; each level but the last halves the image.
         num_classes: makes the network class-conditional; `y` is then required.
