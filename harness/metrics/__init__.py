@@ -1,0 +1,1 @@
+"""What is measured on models and samples. The package loads lazily: importing it imports no torch."""
