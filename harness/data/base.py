@@ -86,7 +86,8 @@ class Dataset:
         """
         import torch
 
-        values = torch.as_tensor(np.ascontiguousarray(images) if isinstance(images, np.ndarray) else images).float()
+        # Copied, because torch warns of memory maps that it could not write to.
+        values = (torch.from_numpy(images.copy()) if isinstance(images, np.ndarray) else images).float()
         # Divided by half the range, so that 256 levels give the bits of the usual x / 127.5 - 1.
         return values if self.levels is None else values / ((self.levels - 1) / 2) - 1
 
@@ -97,7 +98,7 @@ class Dataset:
         Continuous data pass unchanged.
         """
         if self.levels is None or self.levels == 256:
-            return images
+            return np.array(images)  # a copy, as in the other branch
         return (images.astype(np.uint16) * 255 // (self.levels - 1)).astype(np.uint8)
 
 

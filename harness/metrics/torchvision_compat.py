@@ -1,14 +1,14 @@
 """The one place that imports torch_fidelity, and with it torchvision, which does not always import.
 
 torchvision from the package index is a CUDA build. Beside a CPU build of torch its compiled operators cannot load, and
-`import torchvision` fails with "operator torchvision::nms does not exist", because it describes operators (nms, and since
-0.28 qnms) that nobody has declared. Neither we nor torch-fidelity call them, so it is enough to declare them.
+`import torchvision` fails with "operator torchvision::nms does not exist", because it describes operators (nms, and
+since 0.28 qnms) that nobody has declared. Neither we nor torch-fidelity call them, so it is enough to declare them.
 """
 
 import sys
 from types import ModuleType
 
-_KEEP = []  # a Library takes its declarations back when it is collected
+_KEEP: list[object] = []  # a Library takes its declarations back when it is collected
 
 
 def ensure_torchvision() -> None:
@@ -18,7 +18,7 @@ def ensure_torchvision() -> None:
         RuntimeError: whatever else keeps torchvision from importing.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "operator torchvision::" not in str(error) or "does not exist" not in str(error):
             raise
