@@ -1,1 +1,0 @@
-"""What is measured on models and samples. The package loads lazily: importing it imports no torch."""
