@@ -2,8 +2,8 @@
 
     checkpoints/step-00001000-<sha256>.pt
 
-A file's name is its checksum, so there is nothing beside it that could go missing or disagree. One that does not hash to
-its name is damaged; the one before it is used. Loading never unpickles code (`weights_only`).
+A file's name is its checksum, so there is nothing beside it that could go missing or disagree. One that does not hash
+to its name is damaged; the one before it is used. Loading never unpickles code (`weights_only`).
 """
 
 from __future__ import annotations

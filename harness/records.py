@@ -70,8 +70,8 @@ def safe_name(name: str) -> str:
     """Return a name that may become a file name; refuse separators, `..`, newlines and other surprises.
 
     Raises:
-        RecordError: the name is not made of letters, digits and `_ - . + = ,`, does not begin with a letter or digit, or
-            is longer than 100 characters.
+        RecordError: the name is not made of letters, digits and `_ - . + = ,`, does not begin with a letter or digit,
+            or is longer than 100 characters.
     """
     if not re.fullmatch(r"[^\W_][\w.+=,-]{0,99}", name) or ".." in name:
         raise RecordError(
@@ -109,8 +109,8 @@ class FolderLock:
     that creates an outdated number always finds a newer one beside it and steps back. That makes taking over a stale
     lock free of races.
 
-    A lock is stale when its process (pid and start time) is gone from this machine, when it was left by an earlier start
-    of this same SLURM job, or when its heartbeat (the file's mtime, every 10 s) is older than 120 s.
+    A lock is stale when its process (pid and start time) is gone from this machine, when it was left by an earlier
+    start of this same SLURM job, or when its heartbeat (the file's mtime, every 10 s) is older than 120 s.
     """
 
     def __init__(self, folder: Path, what: str):
@@ -368,12 +368,16 @@ def _valid_key(key: str) -> str:
     return key
 
 
+def _attempt_number(journal: Path) -> int:
+    return int(journal.stem.removeprefix("journal-"))
+
+
 class _AttemptFile:
     """What has been read so far of one attempt's journal; `refresh` reads only what was appended since."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.attempt = int(path.stem.removeprefix("journal-"))
+        self.attempt = _attempt_number(path)
         self.rows: list[Row] = []
         self.events: list[Event] = []
         self.damage: list[str] = []
@@ -583,7 +587,7 @@ class RunDirectory:
             facts: whatever else the header should say.
         """
         assert self._lock is not None, "an attempt needs the lock"
-        attempt = max((int(path.stem[8:]) for path in self._journal_paths()), default=0) + 1
+        attempt = max(self.attempts(), default=0) + 1
         journal = Journal(self.path / f"journal-{attempt:04d}.jsonl", attempt, self._lock)
         me = _myself()
         host, pid, job = me["host"], me["pid"], me["slurm_job_id"]
@@ -594,6 +598,10 @@ class RunDirectory:
         return journal
 
     # -- what happened
+
+    def attempts(self) -> list[int]:
+        """Return the numbers of the attempts so far, from 1."""
+        return sorted(_attempt_number(path) for path in self.path.glob("journal-*.jsonl"))
 
     def rows(self) -> list[Row]:
         """Return every metric value that stands, over all attempts, in the order in which they were made.
@@ -650,7 +658,7 @@ class RunDirectory:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - tail_bytes))
                 lines = file.read().split(b"\n")[1 if size > tail_bytes else 0 : -1]
-            attempt, found = int(path.stem[8:]), {}
+            attempt, found = _attempt_number(path), {}
             for entry in filter(None, map(_parse_line, lines)):
                 for key, value in entry.get("metrics", {}).items():
                     found[key] = Row(key, value, entry["step"], entry["at"], entry["ms"], attempt, entry["seq"])
