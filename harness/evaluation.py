@@ -195,7 +195,11 @@ class Evaluator:
         found = fidelity(reference, features, wanted.k, device=self.device)
         how = f"{extractor.name}_{wanted.num_samples}_{wanted.sampler.name}{wanted.num_steps}"
         measured.metrics |= {f"{self.prefix}/{name}_{how}": value for name, value in found.items()}
-        measured.protocol["fidelity"] = {"reference_images": len(reference), "reference": wanted.reference, "k": wanted.k}
+        measured.protocol["fidelity"] = {
+            "reference_images": len(reference),
+            "reference": wanted.reference,
+            "k": wanted.k,
+        }
         return samples
 
     def _sweep(self, wanted: Sweep, measured: Measured) -> None:
