@@ -90,7 +90,8 @@ def _ddim(process: GaussianDiffusion, denoised: Denoised, x_t: Tensor, t: Tensor
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
     abar, abar_prev = process.at("alphas_cumprod", t, x_t), process.at("alphas_cumprod_prev", t, x_t)
     sigma = eta * torch.sqrt((1 - abar_prev) / (1 - abar)) * torch.sqrt(1 - abar / abar_prev)  # 0 at t = 0
-    return torch.sqrt(abar_prev) * denoised.x_0 + torch.sqrt(1 - abar_prev - sigma**2) * denoised.eps + sigma * noise
+    of_eps = torch.sqrt((1 - abar_prev - sigma**2).clamp(min=0))  # float32 can round an almost empty share below 0
+    return torch.sqrt(abar_prev) * denoised.x_0 + of_eps * denoised.eps + sigma * noise
 
 
 def _ddim_reverse(process: GaussianDiffusion, denoised: Denoised, x_t: Tensor, t: Tensor) -> Tensor:

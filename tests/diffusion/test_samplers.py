@@ -117,6 +117,14 @@ def test_ddim_with_eta_1_is_the_ancestral_step_with_beta_tilde(schedule, keep):
     )
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_ddim_with_eta_1_stays_finite_in_float32_over_any_stride(schedule):
+    full = process_of(schedule)
+    for skipped in range(1, 1000):
+        x = torch.ones(2, 1)
+        assert ddim_step(full.respaced([0, skipped]), x, x, torch.tensor([0, 1]), x, eta=1.0).isfinite().all()
+
+
 def test_no_noise_is_added_at_t_0():
     process, x = process_of(var_type="fixed_large"), torch.zeros(2, 3)
     t = torch.tensor([0, 1])
