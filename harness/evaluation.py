@@ -1,7 +1,7 @@
 """Measure a run's weights by a protocol: sample once, extract features once, then every metric.
 
-What is measured is decided by `spec.Evaluation`; everything here is a function of the weights and that protocol, so it can
-be done inside the job, later from a checkpoint, or twice with the same numbers.
+What is measured is decided by `spec.Evaluation`; everything here is a function of the weights and that protocol, so it
+can be done inside the job, later from a checkpoint, or twice with the same numbers.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Evaluator:
         return torch.cat(samples)
 
     def pictures(self, samples: Tensor) -> Tensor:
-        """Turn samples into what a feature extractor sees: uint8, or the values themselves where data are continuous."""
+        """Turn samples into what an extractor sees: uint8, or the values themselves where data are continuous."""
         return samples if self.data.levels is None else to_uint8(samples)
 
     def _fidelity(self, wanted: Fidelity, measured: Measured) -> Tensor:
