@@ -21,10 +21,17 @@ from harness.tracking import BackgroundSync, check, initialise_store, params_of,
 
 
 @pytest.fixture(scope="module")
-def fresh_database(tmp_path_factory):
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    initialise_store(f"sqlite:///{path}")
-    return path
+def first_contact(tmp_path_factory):
+    """Initialise a store in a process of its own; return the database and what the process printed."""
+    path = tmp_path_factory.mktemp("store") / "new" / "mlflow.db"
+    code = f"from harness.tracking import initialise_store; print(initialise_store('sqlite:///{path}'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return path, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def fresh_database(first_contact):
+    return first_contact[0]
 
 
 @pytest.fixture
@@ -555,7 +562,7 @@ def test_nothing_is_lost_when_the_server_is_killed_and_started_again(run, tmp_pa
         server.kill()
 
 
-def test_the_first_contact_with_mlflow_prints_nothing(tmp_path):
-    code = f"from harness.tracking import initialise_store; print(initialise_store('sqlite:///{tmp_path}/new/m.db'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == (f"sqlite:///{tmp_path}/new/m.db\n", "")
+def test_the_first_contact_with_mlflow_prints_nothing(first_contact):
+    path, printed, errors = first_contact
+    assert (printed, errors) == (f"sqlite:///{path}\n", "")
+    assert path.exists()
