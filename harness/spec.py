@@ -463,6 +463,11 @@ class Evaluation(Part):
         return name
 
     @property
+    def parts(self) -> list[str]:
+        """Return what it measures."""
+        return [part for part in ("nll", "fidelity", "sweep", "grid") if getattr(self, part) is not None]
+
+    @property
     def key(self) -> str:
         """Return 16 hex digits over the whole protocol."""
         return _digest({"schema_version": SCHEMA_VERSION, "evaluation": self.model_dump(mode="json")})

@@ -388,19 +388,22 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
             document.mark(("grid",)), "grid", f"{len(variants) * replicates} runs; at most {MAX_RUNS} in a study"
         )
     base = {key: value[key] for key in (*RUN_PARTS, *SIDE_PARTS) if key in value}
-    entries = _evaluation_entries(document, {variant.arm for variant in variants})
+    entries = _evaluation_entries(document, {variant.arm for variant in variants}, replicates)
     excluded = _exclusions(document)
     runs: list[Run] = []
     owner: dict[str, Run] = {}
-    resolved_evaluations: dict[tuple[str, str], tuple[Evaluation, ...]] = {}
+    resolved_evaluations: dict[tuple[int, str], Evaluation] = {}
     for variant in variants:
         overrides = (*variant.overrides, *late)
         assembled = base
         for override in overrides:
             assembled = _put(assembled, override.keys, override.value, override.mark)
         parts = _validate_run(assembled, document, overrides)
-        if any(rule.matches(variant.arm, parts[0]) for rule in excluded):
+        # A list, not a generator: every rule is asked, so that none looks idle because an earlier one hit.
+        if any([rule.matches(variant.arm, parts[0]) for rule in excluded]):
             continue
+        if parts[0].seed + replicates > 2**31:
+            raise _fail(document.mark(("seed",)), "seed", f"{parts[0].seed} and {replicates} replicates pass 2**31 - 1")
         for replicate in range(replicates):
             # Replicates differ in the seed alone, so only the first is validated.
             spec = parts[0] if replicate == 0 else _reseed(parts[0], parts[0].seed + replicate)
@@ -598,7 +601,7 @@ class _EvaluationEntry:
         return (self.arms is None or arm in self.arms) and (self.replicates is None or replicate in self.replicates)
 
 
-def _evaluation_entries(document: Document, arm_names: set[str]) -> list[_EvaluationEntry]:
+def _evaluation_entries(document: Document, arm_names: set[str], num_replicates: int) -> list[_EvaluationEntry]:
     entries = document.value.get("evaluate", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise _fail(document.mark(("evaluate",)), "evaluate", "a list of protocols: - {name: eval, nll: {}}")
@@ -617,12 +620,22 @@ def _evaluation_entries(document: Document, arm_names: set[str]) -> list[_Evalua
                     _dotted((*keys, "arms")),
                     f"no arm is called {arm!r}; {did_you_mean(arm, sorted(arm_names))}",
                 )
+        for replicate in replicates or ():
+            if not 0 <= replicate < num_replicates:
+                raise _fail(
+                    document.mark((*keys, "replicates")),
+                    _dotted((*keys, "replicates")),
+                    f"no replicate {replicate}; choices: 0 to {num_replicates - 1}",
+                )
         evaluation = _validate(Evaluation, protocol, lambda at, keys=keys: document.mark((*keys, *at)), keys)
-        if any(one.evaluation.name == evaluation.name for one in found):
+        taken = {part for one in found if one.evaluation.name == evaluation.name for part in one.evaluation.parts}
+        twice = [part for part in evaluation.parts if part in taken]
+        if twice:
             raise _fail(
                 document.mark(keys),
                 f"evaluate.{index}.name",
-                f"two evaluations are called {evaluation.name!r}; the name is the prefix of their metrics",
+                f"two evaluations called {evaluation.name!r} measure {' and '.join(twice)}; the name is the prefix of "
+                "their metrics, so give one of them another",
             )
         selection = (tuple(arms) if arms is not None else None, tuple(replicates) if replicates is not None else None)
         found.append(_EvaluationEntry(evaluation, *selection, document.mark(keys), index))
@@ -630,10 +643,10 @@ def _evaluation_entries(document: Document, arm_names: set[str]) -> list[_Evalua
 
 
 def _resolve_evaluation(
-    entry: _EvaluationEntry, spec: RunSpec, inception: bool, known: dict[tuple[str, str], Any]
+    entry: _EvaluationEntry, spec: RunSpec, inception: bool, known: dict[tuple[int, str], Any]
 ) -> Evaluation:
     # What an evaluation resolves to depends on these parts of the spec alone; a thousand runs share a few of them.
-    about = (entry.evaluation.name, f"{spec.data!r} {spec.diffusion.var_type} {spec.diffusion.num_timesteps}")
+    about = (entry.index, f"{spec.data!r} {spec.diffusion.var_type} {spec.diffusion.num_timesteps}")
     if about not in known:
         try:
             known[about] = entry.evaluation.resolve(spec, inception=inception)
