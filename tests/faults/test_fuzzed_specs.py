@@ -74,13 +74,18 @@ evaluate: [{name: eval, fidelity: {num_samples: 500}, sweep: {samplers: [ancestr
 """,
 )
 
-JUNK = """\
+JUNK = (
+    """\
 2e-4|no|yes|on|~|null|true|007|0o17|0x1F|1:30|1_000|.5|-1|0|1e400|.inf|.nan|-0.0|9999999999999999999999|1e308
 |../../etc/passwd|/etc/passwd|~/x|..|.|a/b|"a\\nb"|"\\0"|"\\uD800"|"\\UFFFFFFFF"|'|"|{}|[]|[1, [2]]|{name: [1]}
 |{name: {a: 1}}|{name: 7}|{name: no}|{name: }|&a x|*a|!!python/object:os.system x|!tag x|<<: {}|? x|- x|: x|#|---|...
 |%YAML 1.1|\t|\u2028|\u00a0|\x85|\ufeff|é|日本|study|extends|arms|grid|evaluate|exclude|replicates|seed|model|name
 |simple|vlb|hybrid|cosine|linear|unet|mlp|digits|cifar10|mog|ancestral|learned|fixed|base.yaml|&|,|:|[|]|{|}||\\|@|`
-""".replace("\n|", "|").rstrip("\n").split("|") + ["|", ">", "|\n  text", "x" * 300, "1" * 5000, "[" * 40, "{a: " * 40]
+""".replace("\n|", "|")
+    .rstrip("\n")
+    .split("|")
+    + ["|", ">", "|\n  text", "x" * 300, "1" * 5000, "[" * 40, "{a: " * 40]
+)
 
 TOKEN = re.compile(r"[\w./-]+|[^\w\s]")
 
