@@ -7,7 +7,6 @@ valid join a run directory, as a submission does, and looks whether anything app
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -74,7 +73,7 @@ evaluate: [{name: eval, fidelity: {num_samples: 500}, sweep: {samplers: [ancestr
 """,
 )
 
-JUNK = (
+WORDS = (
     """\
 2e-4|no|yes|on|~|null|true|007|0o17|0x1F|1:30|1_000|.5|-1|0|1e400|.inf|.nan|-0.0|9999999999999999999999|1e308
 |../../etc/passwd|/etc/passwd|~/x|..|.|a/b|"a\\nb"|"\\0"|"\\uD800"|"\\UFFFFFFFF"|'|"|{}|[]|[1, [2]]|{name: [1]}
@@ -84,8 +83,8 @@ JUNK = (
 """.replace("\n|", "|")
     .rstrip("\n")
     .split("|")
-    + ["|", ">", "|\n  text", "x" * 300, "1" * 5000, "[" * 40, "{a: " * 40]
 )
+JUNK = [*WORDS, "|", ">", "|\n  text", "x" * 300, "1" * 5000, "[" * 40, "{a: " * 40]
 
 TOKEN = re.compile(r"[\w./-]+|[^\w\s]")
 
@@ -167,10 +166,6 @@ def refused_or_valid(path):
         stored = run.spec.model_dump(mode="json")
         assert RunSpec.model_validate(stored).run_key == run.run_key  # what is stored gives the same key again
     return study
-
-
-def everything_below(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def make_runs(study, runs):
