@@ -9,6 +9,7 @@ from torch import nn
 
 from harness.data import DATASETS, Dataset
 from harness.diffusion import OBJECTIVES, SCHEDULES, TIMESTEP_SAMPLERS, GaussianDiffusion, UniformSampler
+from harness.errors import DataError
 from harness.methods.gaussian import GaussianMethod
 from harness.models import MODELS
 from harness.randomness import derive_seed
@@ -25,10 +26,16 @@ def make_dataset(data: DataSpec, data_root: str | None = None) -> Dataset:
     """Load the data set that a spec names.
 
     Raises:
-        DataError: its files are missing or damaged.
+        DataError: its files are missing or damaged, or have other classes than the spec says.
     """
-    options = {key: value for key, value in parameters(data).items() if key != "horizontal_flip"}
-    return DATASETS[data.name](data_root, **options)
+    declared = ("horizontal_flip", "num_classes")  # of the training, and of the plan
+    options = {key: value for key, value in parameters(data).items() if key not in declared}
+    dataset = DATASETS[data.name](data_root, **options)
+    if data.facts.num_classes not in (None, dataset.num_classes):
+        raise DataError(
+            f"{data.name}: the spec says num_classes {data.facts.num_classes}, the files have {dataset.num_classes}"
+        )
+    return dataset
 
 
 def make_process(

@@ -91,16 +91,18 @@ class ImageNet64(_Data):
 
 class ImageFolder(_Data):
     name: Literal["image_folder"] = "image_folder"
-    folder: str = Field(min_length=1, max_length=200)  # below data_root
+    path: str = Field(min_length=1, max_length=200)  # below data_root
     image_size: int = Field(ge=4, le=1024)
+    test_fraction: float = Field(0.1, gt=0, lt=1)
+    seed: int = Field(0, ge=0, lt=2**31)  # of the split
     num_classes: int | None = Field(None, ge=1)  # None: the names carry no labels, or they do not matter
 
-    @field_validator("folder")
+    @field_validator("path")
     @classmethod
-    def _stays_below_data_root(cls, folder: str) -> str:
-        if folder.startswith(("/", "~")) or ".." in folder.split("/") or not folder.isprintable():
-            raise ValueError(f"{folder!r} leaves data_root: give a plain path below it")
-        return folder
+    def _stays_below_data_root(cls, path: str) -> str:
+        if path.startswith(("/", "~")) or ".." in path.split("/") or not path.isprintable():
+            raise ValueError(f"{path!r} leaves data_root: give a plain path below it")
+        return path
 
     @property
     def facts(self) -> DatasetFacts:
@@ -460,6 +462,11 @@ class Evaluation(Part):
         if name in ("train", "perf", "system", "sweep"):
             raise ValueError(f"{name!r} is the prefix of other metrics; take eval or eval_something")
         return name
+
+    @property
+    def parts(self) -> list[str]:
+        """Return what it measures."""
+        return [part for part in ("nll", "fidelity", "sweep", "grid") if getattr(self, part) is not None]
 
     @property
     def key(self) -> str:

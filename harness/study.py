@@ -57,7 +57,17 @@ class Document:
 
 
 def _fail(mark: Mark, path: str, what: str) -> SpecError:
-    return SpecError(f"{mark}: {path}: {what}" if path else f"{mark}: {what}")
+    return SpecError(_line(mark, path, what))
+
+
+def _line(mark: Mark, path: str, what: str) -> str:
+    """Spell one mistake on one printable line of bounded length, whatever the file had in it."""
+    text = f"{mark}: {_short(path, 120)}: {_short(what, 600)}" if path else f"{mark}: {_short(what, 600)}"
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 + 5 :]}"
 
 
 def _dotted(keys: Keys) -> str:
@@ -80,7 +90,8 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9_]*)$")
-_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)([eE][-+]?[0-9]+)?$")
+_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$")
+_PATH = re.compile(r"[A-Za-z_0-9]+(\.[A-Za-z_0-9]+){0,9}")
 _BOOLEANS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _NULLS = ("", "~", "null", "Null", "NULL")
 _AMBIGUOUS = re.compile(r"(yes|no|on|off|y|n)$", re.IGNORECASE)
@@ -159,25 +170,36 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[Keys, Mark]]:
         raise _fail(Mark(file, 1), "", f"not YAML: {' '.join(str(error).split())[:200]}") from None
     except RecursionError:
         raise _fail(Mark(file, 1), "", f"nested deeper than {MAX_DEPTH} levels") from None
+    except (ValueError, OverflowError) as error:  # PyYAML on "\UFFFFFFFF"
+        line = loader.line + 1 if loader else 1
+        raise _fail(Mark(file, line), "", f"not YAML: an escape stands for no character: {error}") from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
 def _read(path: Path, asked_by: Mark | None = None) -> Document:
-    where = f"{asked_by}: extends: " if asked_by else ""
+    file = str(path)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise SpecError(f"{where}{path}: larger than {MAX_FILE_BYTES} bytes; this is not a study")
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{where}{path}: not UTF-8 text (byte {error.start})") from None
+        if path.exists() and not path.is_file():  # a device would be read without end
+            raise OSError(0, "not a file")
+        with path.open("rb") as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SpecError(f"{where}{path}: cannot be read: {reason}") from None
-    value, marks = parse_yaml(text, str(path))
+        reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise (
+            _fail(asked_by, "extends", f"{file}: {reason}") if asked_by else _fail(Mark(file, 0), "", reason)
+        ) from None
+    if len(content) > MAX_FILE_BYTES:
+        raise _fail(Mark(file, 1), "", f"larger than {MAX_FILE_BYTES} bytes; this is not a study")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise _fail(Mark(file, line), "", f"not UTF-8 text: byte {content[error.start]:#04x}") from None
+    value, marks = parse_yaml(text, file)
     if not isinstance(value, dict):
-        raise SpecError(f"{where}{path}:1: a study is a mapping that begins with `study: name`")
+        raise _fail(Mark(file, 1), "", "a study is a mapping that begins with `study: name`")
     return Document(value, marks)
 
 
@@ -329,7 +351,7 @@ def load_study(path: str | Path, *, sets: Sequence[str] = (), inception: bool = 
 def _parse_set(text: str) -> Override:
     path, equals, value = text.partition("=")
     mark = Mark(f"--set {text}", 0)
-    if not equals or not re.fullmatch(r"[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)*", path):
+    if not equals or not _PATH.fullmatch(path):
         raise SpecError(f"{mark}: write --set path=value, as in --set train.steps=100")
     return Override(path, parse_yaml(value, str(mark))[0], mark)
 
@@ -341,11 +363,12 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
         if key not in known:
             raise _fail(document.mark((key,)), key, f"unknown key; {did_you_mean(key, known)}")
     name = value.get("study")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or ".." in name:
         raise _fail(
             document.mark(("study",)),
             "study",
-            f"name the study in letters, digits, '.', '_' and '-' (at most 100, no leading mark), not {name!r}",
+            "name the study in letters, digits, '.', '_' and '-' (at most 100, a letter or digit first, no '..'), "
+            f"not {name!r}",
         )
     replicates = value.get("replicates", 1)
     if type(replicates) is not int or not 1 <= replicates <= 10_000:
@@ -365,19 +388,22 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
             document.mark(("grid",)), "grid", f"{len(variants) * replicates} runs; at most {MAX_RUNS} in a study"
         )
     base = {key: value[key] for key in (*RUN_PARTS, *SIDE_PARTS) if key in value}
-    entries = _evaluation_entries(document, {variant.arm for variant in variants})
+    entries = _evaluation_entries(document, {variant.arm for variant in variants}, replicates)
     excluded = _exclusions(document)
     runs: list[Run] = []
     owner: dict[str, Run] = {}
-    resolved_evaluations: dict[tuple[str, str], tuple[Evaluation, ...]] = {}
+    resolved_evaluations: dict[tuple[int, str], Evaluation] = {}
     for variant in variants:
         overrides = (*variant.overrides, *late)
         assembled = base
         for override in overrides:
             assembled = _put(assembled, override.keys, override.value, override.mark)
         parts = _validate_run(assembled, document, overrides)
-        if any(rule.matches(variant.arm, parts[0]) for rule in excluded):
+        # A list, not a generator: every rule is asked, so that none looks idle because an earlier one hit.
+        if any([rule.matches(variant.arm, parts[0]) for rule in excluded]):
             continue
+        if parts[0].seed + replicates > 2**31:
+            raise _fail(document.mark(("seed",)), "seed", f"{parts[0].seed} and {replicates} replicates pass 2**31 - 1")
         for replicate in range(replicates):
             # Replicates differ in the seed alone, so only the first is validated.
             spec = parts[0] if replicate == 0 else _reseed(parts[0], parts[0].seed + replicate)
@@ -439,7 +465,7 @@ def _overrides(document: Document, keys: Keys, value: Any) -> Iterator[Override]
     known = (*RUN_PARTS, *SIDE_PARTS)
     for path, new in value.items():
         mark = document.mark((*keys, path))
-        if not re.fullmatch(r"[A-Za-z_0-9]+(\.[A-Za-z_0-9]+)*", path):
+        if not _PATH.fullmatch(path):
             raise _fail(mark, path, "a dotted path such as diffusion.schedule is expected")
         head = path.split(".")[0]
         if head not in known:
@@ -575,7 +601,7 @@ class _EvaluationEntry:
         return (self.arms is None or arm in self.arms) and (self.replicates is None or replicate in self.replicates)
 
 
-def _evaluation_entries(document: Document, arm_names: set[str]) -> list[_EvaluationEntry]:
+def _evaluation_entries(document: Document, arm_names: set[str], num_replicates: int) -> list[_EvaluationEntry]:
     entries = document.value.get("evaluate", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise _fail(document.mark(("evaluate",)), "evaluate", "a list of protocols: - {name: eval, nll: {}}")
@@ -594,12 +620,22 @@ def _evaluation_entries(document: Document, arm_names: set[str]) -> list[_Evalua
                     _dotted((*keys, "arms")),
                     f"no arm is called {arm!r}; {did_you_mean(arm, sorted(arm_names))}",
                 )
+        for replicate in replicates or ():
+            if not 0 <= replicate < num_replicates:
+                raise _fail(
+                    document.mark((*keys, "replicates")),
+                    _dotted((*keys, "replicates")),
+                    f"no replicate {replicate}; choices: 0 to {num_replicates - 1}",
+                )
         evaluation = _validate(Evaluation, protocol, lambda at, keys=keys: document.mark((*keys, *at)), keys)
-        if any(one.evaluation.name == evaluation.name for one in found):
+        taken = {part for one in found if one.evaluation.name == evaluation.name for part in one.evaluation.parts}
+        twice = [part for part in evaluation.parts if part in taken]
+        if twice:
             raise _fail(
                 document.mark(keys),
                 f"evaluate.{index}.name",
-                f"two evaluations are called {evaluation.name!r}; the name is the prefix of their metrics",
+                f"two evaluations called {evaluation.name!r} measure {' and '.join(twice)}; the name is the prefix of "
+                "their metrics, so give one of them another",
             )
         selection = (tuple(arms) if arms is not None else None, tuple(replicates) if replicates is not None else None)
         found.append(_EvaluationEntry(evaluation, *selection, document.mark(keys), index))
@@ -607,10 +643,10 @@ def _evaluation_entries(document: Document, arm_names: set[str]) -> list[_Evalua
 
 
 def _resolve_evaluation(
-    entry: _EvaluationEntry, spec: RunSpec, inception: bool, known: dict[tuple[str, str], Any]
+    entry: _EvaluationEntry, spec: RunSpec, inception: bool, known: dict[tuple[int, str], Any]
 ) -> Evaluation:
     # What an evaluation resolves to depends on these parts of the spec alone; a thousand runs share a few of them.
-    about = (entry.evaluation.name, f"{spec.data!r} {spec.diffusion.var_type} {spec.diffusion.num_timesteps}")
+    about = (entry.index, f"{spec.data!r} {spec.diffusion.var_type} {spec.diffusion.num_timesteps}")
     if about not in known:
         try:
             known[about] = entry.evaluation.resolve(spec, inception=inception)
@@ -634,7 +670,7 @@ def _validate(kind: type[Part], value: Any, where: Any, prefix: Keys = ()) -> An
                 continue  # a list is short only because its bad items were left out: those have lines of their own
             keys = _real_keys(problem["loc"], value)
             path = _dotted((*prefix, *keys))
-            lines.append(f"{where(keys)}: {path + ': ' if path else ''}{_explain(problem, kind, keys, value)}")
+            lines.append(_line(where(keys), path, _explain(problem, kind, keys, value)))
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
 
 
