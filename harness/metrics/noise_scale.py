@@ -3,8 +3,8 @@
 B_simple = tr(Sigma) / |G|^2                                                        (McCandlish et al. 2018, eq. 2.9)
 
 Sigma is the covariance over single examples, G the true gradient; IDDPM's figure 7 compares L_vlb and L_hybrid by it.
-Both parts are estimated without bias from gradients at two batch sizes (appendix A.1). Quotients of such estimates would
-be biased, and wild: so each part is averaged by itself, and the quotient is taken last.
+Both parts are estimated without bias from gradients at two batch sizes (appendix A.1). Quotients of such estimates
+would be biased, and wild: so each part is averaged by itself, and the quotient is taken last.
 """
 
 import math
@@ -25,7 +25,7 @@ class GradientNoiseScale:
     Args:
         small_batch, big_batch: examples behind the two gradients, each the gradient of a mean over them.
         decay: of the moving averages, in (0, 1]; 1 gives all updates the same weight, for weights that do not move.
-        signal, noise: sums of |G|^2 and tr(Sigma), weighted by decay^age; the sum of the weights cancels in the quotient.
+        signal, noise: sums of |G|^2 and of tr(Sigma), weighted by decay^age. What they lack to averages cancels out.
 
     Raises:
         ValueError: batches that are not small < big, or a decay out of range.

@@ -41,7 +41,7 @@ def rate_distortion(
 
         rate(x_t) = L_T + sum_{s > t} L_s,   distortion(x_t) = 127.5 RMSE(x_0, x_0 predicted from x_t)
 
-    One draw of noise at every t: N T network evaluations. `process.respaced(...)` gives a cheaper curve, that of the code
+    One draw of noise at every t: N T network evaluations. `process.respaced(...)` gives a cheaper curve, that of a code
     with fewer steps.
 
     Args:
