@@ -1,0 +1,25 @@
+"""The data sets: one file a source over one small base (`base.py`); what each is, is declared in `facts.py`.
+
+The package loads lazily, so that the declared facts can be read without NumPy or torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "DATASET_FACTS": "facts",
+    "DatasetFacts": "facts",
+    "DATASETS": "sources",
+    "load_dataset": "sources",
+    "Dataset": "base",
+    "Split": "base",
+    "to_uint8": "base",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,234 @@
+"""What every source returns, and what every source needs: finding files, checking them, digesting content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.data.facts import DatasetFacts
+from harness.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHUNK = 1 << 24  # bytes hashed at a time
+
+
+class Concatenation:
+    """Several arrays (memory maps) seen as one along the first axis: rows are gathered only when indexed."""
+
+    def __init__(self, parts: Sequence[np.ndarray]):
+        self.parts = list(parts)
+        self._starts = np.cumsum([0] + [len(part) for part in self.parts])
+        self.shape = (int(self._starts[-1]), *self.parts[0].shape[1:])
+        self.dtype = self.parts[0].dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
+        rows = np.arange(len(self))[index]
+        gathered = np.empty((rows.size, *self.shape[1:]), self.dtype)
+        owner = np.searchsorted(self._starts, rows.ravel(), side="right") - 1
+        for part in np.unique(owner):
+            here = owner == part
+            gathered[here] = self.parts[part][rows.ravel()[here] - self._starts[part]]
+        return gathered.reshape(rows.shape + self.shape[1:])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and their labels, in a fixed order.
+
+    Attributes:
+        images: [N, C, H, W]; uint8 in 0 .. levels - 1 (float32 in [-1, 1] where levels is None). An array, a memory
+            map or a `Concatenation`: index it by row, don't assume that it fits in memory.
+        labels: [N] int64 in 0 .. num_classes - 1, or None.
+    """
+
+    images: np.ndarray | Concatenation
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set with its fixed split; `digest` names exactly these images, labels, order and split.
+
+    Attributes:
+        files: file name -> verified checksum ("md5:..." or "sha256:..."), for the record.
+    """
+
+    name: str
+    image_size: int
+    channels: int
+    levels: int | None
+    num_classes: int | None
+    train: Split
+    test: Split
+    digest: str
+    padding: int = 0
+    padded_share: float = 0.0
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def to_unit(self, images: np.ndarray | Tensor) -> Tensor:
+        """Scale stored values to the network's range: 2 x / (levels - 1) - 1, float32 in [-1, 1].
+
+        Continuous data are stored in that range and pass unchanged.
+        """
+        import torch
+
+        # Copied, because torch warns of memory maps that it could not write to.
+        values = (torch.from_numpy(images.copy()) if isinstance(images, np.ndarray) else images).float()
+        # Divided by half the range, so that 256 levels give the bits of the usual x / 127.5 - 1.
+        return values if self.levels is None else values / ((self.levels - 1) / 2) - 1
+
+    def pictures(self, images: np.ndarray) -> np.ndarray:
+        """Stretch stored values to uint8 pictures in 0 .. 255, which is what feature extractors see.
+
+        In integers, so that 256 levels pass unchanged: to_uint8(to_unit(x)) may come out one lower in float32.
+        Continuous data pass unchanged.
+        """
+        if self.levels is None or self.levels == 256:
+            return np.array(images)  # a copy, as in the other branch
+        return (images.astype(np.uint16) * 255 // (self.levels - 1)).astype(np.uint8)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Turn samples in [-1, 1] into pictures: ((x + 1) * 127.5), clamped to [0, 255], truncated (improved-diffusion)."""
+    import torch
+
+    return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+
+
+def build(
+    name: str,
+    facts: DatasetFacts,
+    train: Split,
+    test: Split,
+    *,
+    files: Mapping[str, str] | None = None,
+    digest: str | None = None,
+) -> Dataset:
+    """Make a Dataset whose shape is checked against its declared facts; the digest is computed unless it is known.
+
+    Raises:
+        DataError: images of another shape, dtype or range than declared, or labels out of range.
+    """
+    dtype = np.float32 if facts.levels is None else np.uint8
+    for split, part in (("train", train), ("test", test)):
+        _, channels, height, width = part.images.shape
+        if (channels, height, width) != (facts.channels, facts.image_size, facts.image_size):
+            raise DataError(
+                f"{name}: {split} images are {channels}x{height}x{width}, "
+                f"declared are {facts.channels}x{facts.image_size}x{facts.image_size}"
+            )
+        if part.images.dtype != dtype:
+            raise DataError(f"{name}: {split} images are {part.images.dtype}, declared are {np.dtype(dtype)}")
+        if part.labels is None:
+            continue
+        if len(part.labels) != len(part):
+            raise DataError(f"{name}: {len(part)} {split} images but {len(part.labels)} labels")
+        if facts.num_classes and len(part) and not 0 <= part.labels.min() <= part.labels.max() < facts.num_classes:
+            raise DataError(f"{name}: {split} labels are not all in 0 .. {facts.num_classes - 1}")
+    assert facts.image_size is not None
+    return Dataset(
+        name=name,
+        image_size=facts.image_size,
+        channels=facts.channels,
+        levels=facts.levels,
+        num_classes=facts.num_classes,
+        train=train,
+        test=test,
+        digest=digest or content_digest(facts.levels, train, test),
+        padding=facts.padding,
+        padded_share=facts.padded_share,
+        files=dict(files or {}),
+    )
+
+
+def content_digest(levels: int | None, train: Split, test: Split) -> str:
+    """sha256 (hex) over the levels and, for both splits, the shape, dtype and bytes of images and labels."""
+    digest = hashlib.sha256(f"levels={levels}".encode())
+    for split, part in (("train", train), ("test", test)):
+        arrays = part.images.parts if isinstance(part.images, Concatenation) else [part.images]
+        digest.update(f"|{split} images {part.images.shape} {part.images.dtype.str}|".encode())
+        for array in arrays:
+            rows = max(1, _CHUNK // max(1, array[:1].nbytes))
+            for start in range(0, len(array), rows):
+                digest.update(np.ascontiguousarray(array[start : start + rows]).data)
+        digest.update(f"|{split} labels|".encode())
+        if part.labels is not None:
+            digest.update(np.ascontiguousarray(part.labels, dtype="<i8").data)
+    return digest.hexdigest()
+
+
+def root_folder(given: str | os.PathLike[str] | None) -> Path:
+    """The folder of the data sets: as given, else the environment's HARNESS_DATA, else `data` in the working folder."""
+    return Path(given or os.environ.get("HARNESS_DATA") or "data").expanduser()
+
+
+def find_files(
+    dataset: str,
+    root: str | os.PathLike[str] | None,
+    folders: Sequence[str],
+    names: Sequence[str],
+    *,
+    url: str,
+    suffixes: Sequence[str] = ("",),
+) -> dict[str, Path]:
+    """Find every file of a data set below one of its usual folders.
+
+    Args:
+        folders: below the data root, in the order of preference; the first is where the error says to put them.
+        suffixes: endings that a name may carry on disk ("" plain, ".gz" packed).
+
+    Raises:
+        DataError: says which files are missing, from where to get them, where to put them and what was looked at.
+    """
+    base = root_folder(root)
+    best: list[str] = list(names)  # what the fullest folder lacks
+    for folder in folders:
+        found = {
+            name: path
+            for name in names
+            for suffix in reversed(suffixes)
+            if (path := base / folder / (name + suffix)).is_file()
+        }
+        if len(found) == len(names):
+            return found
+        best = min(best, [name for name in names if name not in found], key=len)
+    ending = f" (plain or {', '.join(s for s in suffixes if s)})" if any(suffixes) else ""
+    looked = ", ".join(str((base / folder).absolute()) for folder in folders)
+    raise DataError(
+        f"{dataset}: missing {', '.join(best)}{ending}.\n"
+        f"  from: {url}\n"
+        f"  put into: {(base / folders[0]).absolute()} (another root: data_root in the spec, or HARNESS_DATA)\n"
+        f"  looked in: {looked}"
+    )
+
+
+def check_sum(path: Path, content: bytes, expected: str, algorithm: str = "md5") -> str:
+    """Hold a file's content against its published checksum and return it as "md5:...".
+
+    Raises:
+        DataError: names the file, what was expected and what was found.
+    """
+    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise DataError(f"{path}: damaged or not the official file: {algorithm} expected {expected}, found {found}")
+    return f"{algorithm}:{found}"
+
+
+def stamp(paths: Sequence[Path], *also: Any) -> str:
+    """Name files by path, size and time of change (sha256, hex): the key under which what they hold is cached."""
+    facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(repr((facts, also)).encode()).hexdigest()

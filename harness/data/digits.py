@@ -1,0 +1,41 @@
+"""scikit-learn's 1,797 real scans of handwritten digits, 8x8, 17 grey levels: embedded, so it needs no files."""
+
+import hashlib
+
+import numpy as np
+
+from harness.data.base import Dataset, Split, build
+from harness.data.facts import DATASET_FACTS
+from harness.errors import DataError
+
+# Over images (uint8) and labels (int64) as scikit-learn orders them.
+CONTENT_SHA256 = "65e5b4619795efb40c1082f4c350c049e4ad552200d369b6ae99e21eef5e72c5"
+
+
+def digits(data_root: str | None = None) -> Dataset:
+    """Load the digits; every fifth image of each class, in scikit-learn's order, is the test split (1,442 and 355).
+
+    Raises:
+        DataError: scikit-learn's copy is not the one that the split was fixed on.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = bunch.images.astype(np.uint8)[:, None]  # [1797, 1, 8, 8]
+    labels = bunch.target.astype(np.int64)
+    found = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
+    if found != CONTENT_SHA256:
+        raise DataError(f"digits: scikit-learn's copy has changed: sha256 expected {CONTENT_SHA256}, found {found}")
+
+    rank = np.zeros(len(labels), np.int64)  # of an image among those of its class
+    for label in range(10):
+        members = labels == label
+        rank[members] = np.arange(members.sum())
+    test = rank % 5 == 4
+    return build(
+        "digits",
+        DATASET_FACTS["digits"],
+        Split(images[~test], labels[~test]),
+        Split(images[test], labels[test]),
+        files={"sklearn.datasets.load_digits": f"sha256:{found}"},
+    )

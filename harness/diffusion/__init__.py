@@ -1,0 +1,42 @@
+"""The exact science of DDPM and Improved DDPM: schedules, the Gaussian process, objectives, timesteps, samplers.
+
+Names load on first use (PEP 562): `schedules` and `respacing` are NumPy only, so that plans and figures never wait for
+torch. A value that cannot be is a ValueError here, in a leaf; `plan` turns it into a SpecError with file and line.
+NaN in a tensor is passed on, never hidden: the loop that owns the tensor decides what to do with it.
+"""
+
+from importlib import import_module
+
+_HOME = {
+    "schedules": ["SCHEDULES", "Tables", "tables"],
+    "respacing": ["space_timesteps"],
+    "process": ["Denoised", "GaussianDiffusion", "MEAN_TYPES", "VAR_TYPES"],
+    "objectives": ["OBJECTIVES", "training_terms"],
+    "timesteps": ["TIMESTEP_SAMPLERS", "LossSecondMomentSampler", "UniformSampler"],
+    "samplers": [
+        "SAMPLERS",
+        "ancestral_step",
+        "ddim_reverse_step",
+        "ddim_step",
+        "denoiser",
+        "encode",
+        "ensemble",
+        "guided",
+        "interpolate",
+        "progressive_generation",
+        "skip_fraction",
+    ],
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

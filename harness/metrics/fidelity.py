@@ -1,0 +1,92 @@
+"""FID, precision and recall by torch-fidelity's own functions, from one pass of features that all three share.
+
+torch-fidelity's file cache is never used: its keys know neither the weights nor the data. Ours name both by content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.data.base import Dataset
+from harness.data.cache import cache_folder, publish
+from harness.errors import DataError
+from harness.metrics.features import Extractor
+from harness.metrics.torchvision_compat import torch_fidelity
+
+_CHUNK = 4096  # reference images held in memory at a time
+
+
+def fidelity(reference: Tensor, samples: Tensor, k: int, *, device: str | torch.device = "cpu") -> dict[str, float]:
+    """Hold the features of samples against those of reference images: {"fid", "precision", "recall"}.
+
+        fid = |mu_1 - mu_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))                  (Heusel et al. 2017, eq. 6)
+        precision: share of samples within the k-NN radius of some reference image; recall: the reverse
+                                                                        (Kynkaanniemi et al. 2019, eq. 2)
+
+    Args:
+        reference, samples: [N, D] and [M, D] float32 features of one extractor.
+        k: neighbours that make a radius, the point itself not counted. IDDPM's table 4 has 5, torch-fidelity's default
+            is 3.
+        device: where the distances of precision and recall are computed.
+
+    Returns:
+        NaN for all three where a feature is not finite: samples that diverged have no distance.
+
+    Raises:
+        DataError: k or fewer images on one side.
+    """
+    if min(len(reference), len(samples)) <= k:
+        raise DataError(
+            f"precision and recall with k = {k} need more than {k} images on each side; "
+            f"got {len(reference)} reference images and {len(samples)} samples"
+        )
+    if not (torch.isfinite(reference).all() and torch.isfinite(samples).all()):
+        return {"fid": math.nan, "precision": math.nan, "recall": math.nan}
+    fid = torch_fidelity().metric_fid
+    distance = fid.fid_statistics_to_metric(
+        fid.fid_features_to_statistics(samples.cpu()), fid.fid_features_to_statistics(reference.cpu()), verbose=False
+    )
+    shares = torch_fidelity().metric_prc.prc_features_to_metric(
+        samples.to(device),
+        reference.to(device),
+        prc_neighborhood=k,
+        prc_batch_size=10_000,
+        save_cpu_ram=True,  # in blocks: the whole 50K x 50K matrix of distances is 10 GB, three times
+        verbose=False,
+    )
+    return {
+        "fid": distance["frechet_inception_distance"],
+        "precision": shares["precision"],
+        "recall": shares["recall"],
+    }
+
+
+def reference_features(extractor: Extractor, dataset: Dataset, n: int | None = None, split: str = "train") -> Tensor:
+    """Extract the features of n real images, cached by the digests of weights and data.
+
+    Args:
+        n: number of images, drawn without replacement by a fixed seed; None or more than there are means all.
+        split: "train" (as the papers' FID) or "test".
+
+    Returns:
+        [n, D] float32, on the CPU.
+    """
+    part = {"train": dataset.train, "test": dataset.test}[split]
+    rows = np.arange(len(part))
+    if n is not None and n < len(part):
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:n])
+    key = hashlib.sha256(
+        f"{extractor.name} {extractor.digest} {dataset.digest} {split} {len(rows)}".encode()
+    ).hexdigest()
+    cached = cache_folder("features") / f"{extractor.name}-{key[:16]}.npy"
+    if not cached.exists():
+        chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
+        features = [extractor.features(dataset.pictures(part.images[chunk])) for chunk in chunks]
+        with publish(cached) as temporary, temporary.open("wb") as file:
+            np.save(file, torch.cat(features).numpy())
+    return torch.from_numpy(np.load(cached))

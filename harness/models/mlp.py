@@ -1,0 +1,66 @@
+"""A small denoiser for points of the plane, held as images of one pixel so that all else in the harness fits them."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.models.unet import check_inputs, timestep_embedding, zeroed
+
+
+class MLP(nn.Module):
+    """Predict noise for points: residual fully connected layers, the time embedding added before each.
+
+        h <- h + W_i SiLU(h + emb(t) [+ emb(y)])
+
+    Args:
+        in_channels: coordinates of a point.
+        out_channels: in_channels, or twice as many with a learned variance.
+        width: of the hidden layers and the time embedding.
+        depth: number of hidden layers.
+        num_classes: makes the network class-conditional; `y` is then required.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 2,
+        out_channels: int = 2,
+        width: int = 128,
+        depth: int = 3,
+        num_classes: int | None = None,
+    ):
+        super().__init__()
+        self.in_channels, self.out_channels, self.width, self.num_classes = (
+            in_channels,
+            out_channels,
+            width,
+            num_classes,
+        )
+        self.time_embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, width)
+        self.inp = nn.Linear(in_channels, width)
+        self.hidden = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
+        self.out = zeroed(nn.Linear(width, out_channels))
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """Run the network.
+
+        Args:
+            x: [B, in_channels, 1, 1].
+            timesteps: [B], indices, or rescaled to [0, 1000).
+            y: [B], classes in [0, num_classes); required by a class-conditional network, refused by another.
+
+        Returns: [B, out_channels, 1, 1].
+
+        Raises:
+            ValueError: a shape does not fit, or y is missing or not wanted.
+        """
+        check_inputs(x, timesteps, y, self.in_channels, self.num_classes)
+        if x.shape[2:] != (1, 1):
+            raise ValueError(f"x must be points, [B, {self.in_channels}, 1, 1], not {list(x.shape)}")
+        emb = self.time_embed(timestep_embedding(timesteps, self.width).to(self.out.weight.dtype))  # [B, width]
+        if y is not None:
+            emb = emb + self.label_emb(y)
+        h = self.inp(x.flatten(1).to(self.out.weight.dtype))  # [B, width]
+        for layer in self.hidden:
+            h = h + layer(F.silu(h + emb))  # [B, width]
+        return self.out(F.silu(h))[:, :, None, None]  # [B, out, 1, 1]

@@ -1,0 +1,354 @@
+"""The U-Net of Improved DDPM (Nichol & Dhariwal 2021, appendix A), weight-compatible with openai/improved-diffusion.
+
+The parameter names and shapes are those of its published checkpoints, and so is every behaviour that trained weights
+depend on: GroupNorm and softmax in float32, cosines before sines in the time embedding, heads split before q, k and v.
+
+    x_t [B, C, H, W] -> input_blocks (down) -> middle_block -> output_blocks (up, each joined by its skip) -> out
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+MAX_NORM_GROUPS = 32
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Embed timesteps as cosines, then sines, of geometrically spaced frequencies (Transformer, section 3.5).
+
+        emb = [cos(t w_i), sin(t w_i)],  w_i = max_period^(-i / half),  half = dim // 2
+
+    Args:
+        timesteps: [B], integers or floats (rescaled timesteps are fractional).
+        dim: width of the embedding; an odd one is padded with one zero.
+
+    Returns: [B, dim], float32.
+    """
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponents)  # [B, half]
+    embedding = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+    return F.pad(embedding, (0, dim % 2))
+
+
+def norm_groups(channels: int) -> int:
+    """Choose the number of GroupNorm groups: 32, or the largest number below that divides the width."""
+    return next(groups for groups in range(MAX_NORM_GROUPS, 0, -1) if channels % groups == 0)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager:
+    """Suspend autocast, on devices that have it."""
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation whose statistics are float32 whatever the input's type."""
+
+    def __init__(self, channels: int):
+        super().__init__(norm_groups(channels), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
+        return normed.to(x.dtype)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """Zero a layer's parameters, so that the branch which it ends starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class Block(nn.Module):
+    """A residual block or attention: what activation checkpointing may run again in the backward pass."""
+
+    use_checkpoint: bool
+
+    def _recomputed(self, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(forward, *inputs, use_reentrant=False)
+        return forward(*inputs)
+
+
+class ResBlock(Block):
+    """Two 3x3 convolutions around which the input is added, conditioned on the time embedding.
+
+    h = GN(conv(SiLU(GN(x))));  h = h (1 + w) + b with scale-shift, else the embedding is added before GN;
+    out = skip(x) + conv(dropout(SiLU(h)))                                       (IDDPM, appendix A)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        out_channels: int,
+        dropout: float,
+        scale_shift: bool,
+        use_checkpoint: bool,
+    ):
+        super().__init__()
+        self.scale_shift, self.use_checkpoint = scale_shift, use_checkpoint
+        self.in_layers = nn.Sequential(
+            GroupNorm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, kernel_size=3, padding=1)
+        )
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels if scale_shift else out_channels)
+        )
+        self.out_layers = nn.Sequential(
+            GroupNorm(out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zeroed(nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)),
+        )
+        same_width = channels == out_channels
+        self.skip_connection = nn.Identity() if same_width else nn.Conv2d(channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self._recomputed(self._forward, x, emb)
+
+    def _forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x)  # [B, out, H, W]
+        condition = self.emb_layers(emb)[:, :, None, None].to(h.dtype)  # [B, out or 2 out, 1, 1]
+        norm, *rest = self.out_layers
+        if self.scale_shift:
+            scale, shift = condition.chunk(2, dim=1)
+            h = torch.addcmul(shift, norm(h), 1 + scale)
+        else:
+            h = norm(h + condition)
+        for layer in rest:
+            h = layer(h)
+        return self.skip_connection(x) + h
+
+
+class AttentionBlock(Block):
+    """Multi-head self-attention over the pixels, added to its input.
+
+        out = x + proj_out(v softmax((q s)^T (k s))^T),  s = head_width^(-1/4)
+
+    The heads are split before q, k and v: channels of `qkv` are ordered head by head, each with its own three thirds.
+    """
+
+    def __init__(self, channels: int, num_heads: int, use_checkpoint: bool):
+        super().__init__()
+        if num_heads < 1 or channels % num_heads:
+            raise ValueError(f"attention of width {channels} cannot be split into {num_heads} heads of equal width")
+        self.num_heads, self.use_checkpoint = num_heads, use_checkpoint
+        self.norm = GroupNorm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, kernel_size=1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, kernel_size=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._recomputed(self._forward, x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        flat = x.reshape(batch, channels, height * width)  # [B, C, N]
+        qkv = self.qkv(self.norm(flat))  # [B, 3C, N]
+        head_width = channels // self.num_heads
+        q, k, v = qkv.reshape(batch * self.num_heads, 3 * head_width, -1).split(head_width, dim=1)  # [B heads, c, N]
+        s = head_width**-0.25  # on both factors: their product cannot overflow half precision
+        weights = torch.softmax(torch.bmm((q * s).mT, k * s).float(), dim=-1).to(v.dtype)  # [B heads, N, N]
+        h = torch.bmm(v, weights.mT).reshape(batch, channels, -1)  # [B, C, N]
+        return (flat + self.proj_out(h)).reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    """Halve height and width with a strided 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Double height and width: each pixel four times, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Stage(nn.Sequential):
+    """Layers in a row, of which the residual blocks also see the embedding."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Predict noise (and the variance's interpolation) from a noisy image and its timestep.
+
+    Args:
+        in_channels: channels of x_t.
+        model_channels: the base width C; level i has C * channel_mult[i] channels.
+        out_channels: channels of the output: in_channels, or twice as many with a learned variance.
+        num_res_blocks: residual blocks a level on the way down (one more on the way up).
+        attention_resolutions: downsampling factors (1, 2, 4, ...) at which attention follows each residual block.
+        dropout: probability, inside the residual blocks.
+        channel_mult: one multiplier a level; each level but the last halves the image.
+        num_classes: makes the network class-conditional; `y` is then required.
+        num_heads: attention heads on the way down and in the middle.
+        num_heads_upsample: heads on the way up; -1 means as many.
+        use_scale_shift_norm: condition by GN(h) (1 + w) + b instead of by addition.
+        use_checkpoint: store no activations inside blocks, compute them again in the backward pass.
+
+    Attributes:
+        norm_groups: the numbers of groups in use; {32} unless 32 does not divide some width.
+
+    Raises:
+        ValueError: a width cannot be split into the heads.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        model_channels: int,
+        out_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        num_classes: int | None = None,
+        num_heads: int = 1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = False,
+        use_checkpoint: bool = False,
+    ):
+        super().__init__()
+        self.in_channels, self.model_channels, self.out_channels = in_channels, model_channels, out_channels
+        self.num_classes = num_classes
+        self.downsampling = 2 ** (len(channel_mult) - 1)
+        emb_channels = 4 * model_channels
+
+        def res_block(channels: int, width: int) -> ResBlock:
+            return ResBlock(channels, emb_channels, width, dropout, use_scale_shift_norm, use_checkpoint)
+
+        def attention(channels: int, heads: int) -> AttentionBlock:
+            return AttentionBlock(channels, heads, use_checkpoint)
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, emb_channels)
+
+        channels, factor = model_channels, 1
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(in_channels, channels, kernel_size=3, padding=1))])
+        skips = [channels]  # widths of what the way down leaves for the way up
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                stage = Stage(res_block(channels, mult * model_channels))
+                channels = mult * model_channels
+                if factor in attention_resolutions:
+                    stage.append(attention(channels, num_heads))
+                self.input_blocks.append(stage)
+                skips.append(channels)
+            if level < len(channel_mult) - 1:
+                self.input_blocks.append(Stage(Downsample(channels)))
+                skips.append(channels)
+                factor *= 2
+
+        self.middle_block = Stage(
+            res_block(channels, channels), attention(channels, num_heads), res_block(channels, channels)
+        )
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                stage = Stage(res_block(channels + skips.pop(), mult * model_channels))
+                channels = mult * model_channels
+                if factor in attention_resolutions:
+                    stage.append(attention(channels, num_heads if num_heads_upsample == -1 else num_heads_upsample))
+                if level > 0 and i == num_res_blocks:
+                    stage.append(Upsample(channels))
+                    factor //= 2
+                self.output_blocks.append(stage)
+
+        self.out = nn.Sequential(
+            GroupNorm(channels), nn.SiLU(), zeroed(nn.Conv2d(channels, out_channels, kernel_size=3, padding=1))
+        )
+        self.norm_groups = {module.num_groups for module in self.modules() if isinstance(module, GroupNorm)}
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+        """Run the network.
+
+        Args:
+            x: [B, in_channels, H, W]; H and W divisible by `downsampling`.
+            timesteps: [B], as the network was trained on them: indices, or rescaled to [0, 1000).
+            y: [B], classes in [0, num_classes); required by a class-conditional network, refused by another.
+
+        Returns: [B, out_channels, H, W].
+
+        Raises:
+            ValueError: a shape does not fit, or y is missing or not wanted.
+        """
+        check_inputs(x, timesteps, y, self.in_channels, self.num_classes)
+        if x.shape[2] % self.downsampling or x.shape[3] % self.downsampling:
+            raise ValueError(
+                f"image of {x.shape[2]}x{x.shape[3]} pixels: this U-Net halves it {self.downsampling.bit_length() - 1} "
+                f"times, so height and width must be divisible by {self.downsampling}"
+            )
+        dtype = self.out[-1].weight.dtype
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(dtype))  # [B, 4C]
+        if y is not None:
+            emb = emb + self.label_emb(y)
+
+        h = x.to(dtype)  # [B, in, H, W]
+        skips = []
+        for stage in self.input_blocks:
+            h = stage(h, emb)  # [B, C mult, H / factor, W / factor]
+            skips.append(h)
+        h = self.middle_block(h, emb)  # [B, C mult[-1], H / downsampling, W / downsampling]
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb)  # [B, C mult, H / factor, W / factor]
+        with full_precision(x.device):  # the reference, too, leaves half precision before the last layer
+            return self.out(h.to(dtype))  # [B, out, H, W]
+
+
+class SuperResUNet(UNet):
+    """Denoise a large image given its small version, resized bilinearly and joined to x_t as further channels.
+
+    Takes UNet's arguments; `in_channels` are those of the image, of which the first convolution sees twice as many.
+    """
+
+    def __init__(self, in_channels: int, *args, **kwargs):
+        super().__init__(2 * in_channels, *args, **kwargs)
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, *, low_res: Tensor) -> Tensor:
+        """Run the network.
+
+        Args:
+            x, timesteps, y: as for UNet; x is [B, in_channels, H, W] of the large image.
+            low_res: [B, in_channels, h, w], the small image in [-1, 1].
+        """
+        if low_res.shape[:2] != x.shape[:2]:
+            raise ValueError(f"low_res {list(low_res.shape)} must have x's batch and channels, x is {list(x.shape)}")
+        upsampled = F.interpolate(low_res, size=x.shape[2:], mode="bilinear")  # [B, C, H, W]
+        return super().forward(torch.cat([x, upsampled], dim=1), timesteps, y)
+
+
+def check_inputs(x: Tensor, timesteps: Tensor, y: Tensor | None, in_channels: int, num_classes: int | None) -> None:
+    """Refuse inputs whose shapes do not fit the network. Values are not looked at: that would wait for the device."""
+    if x.ndim != 4 or x.shape[1] != in_channels:
+        raise ValueError(f"x must be [B, {in_channels}, H, W], not {list(x.shape)}")
+    if timesteps.shape != x.shape[:1]:
+        raise ValueError(f"timesteps must be [{x.shape[0]}], one an example, not {list(timesteps.shape)}")
+    if num_classes is None and y is not None:
+        raise ValueError("y was given to a network without classes (num_classes is None)")
+    if num_classes is not None and y is None:
+        raise ValueError(f"y is missing: this network is conditioned on one of {num_classes} classes")
+    if y is not None and y.shape != x.shape[:1]:
+        raise ValueError(f"y must be [{x.shape[0]}], one class an example, not {list(y.shape)}")
