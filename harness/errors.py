@@ -5,6 +5,7 @@ HarnessError
 ├── DataError        a data set is missing, damaged or not what the spec says
 ├── RecordError      a run directory is locked, torn or belongs to another spec
 ├── CheckpointError  a checkpoint is damaged, does not fit or cannot be written
+├── TrainingError    a training cannot go on: its loss is not a number
 ├── LaunchError      a job could not be submitted or stopped
 └── TrackingError    the MLflow store refused or contradicts the records
 """
@@ -28,6 +29,10 @@ class RecordError(HarnessError):
 
 class CheckpointError(HarnessError):
     """A checkpoint is damaged, does not fit or cannot be written."""
+
+
+class TrainingError(HarnessError):
+    """A training cannot go on: its loss is not a number."""
 
 
 class LaunchError(HarnessError):

@@ -442,7 +442,7 @@ class Evaluation(Part):
 
     name: str = Field("eval", pattern=r"^[a-z][a-z0-9_]{0,39}$")
     split: Literal["test", "train"] = "test"  # of the likelihood
-    weights: Literal["ema", "raw"] = "ema"
+    weights: Literal["ema", "raw", "untrained"] = "ema"  # untrained: the initial ones, a baseline
     fixed_variance: Literal["small", "large"] = "large"  # beta-tilde or beta, where var_type is fixed
     seed: int = Field(0, ge=0, lt=2**31)
     batch_size: int = Field(256, ge=1)

@@ -1,9 +1,9 @@
 """Carry run directories into MLflow, each row exactly once; the only file that writes to MLflow.
 
 The run directory is the truth and MLflow the window on it. A metric row is sent only once it can never change (a
-checkpoint at or after its step is durable), because MLflow cannot take a row back; until then the live step, loss and ETA
-are tags, which are overwritten. Rows carry the journal's own times, so that sending one again is a no-op in MLflow's SQL
-stores, and a cursor per store and study makes a repeat cost only what is new. Losing it costs time, never rows.
+checkpoint at or after its step is durable), because MLflow cannot take a row back; until then the live step, loss and
+ETA are tags, which are overwritten. Rows carry the journal's own times, so that sending one again is a no-op in MLflow's
+SQL stores, and a cursor per store and study makes a repeat cost only what is new. Losing it costs time, never rows.
 
 MLflow takes seconds to import, and its Python work in a thread of the training process was measured to slow small
 training steps threefold (they wait for the interpreter lock). So it is imported inside functions, and `BackgroundSync`
@@ -47,8 +47,8 @@ MLFLOW_STATUS = {
     "failed": "FAILED",
     "done": "FINISHED",
 }
-# Set before mlflow is imported, unless the user has set them. With MLflow's own policy (120 s, 7 retries) one call to a dead
-# server was measured to block for 247 s.
+# Set before mlflow is imported, unless the user has set them. With MLflow's own policy (120 s, 7 retries) one call to a
+# dead server was measured to block for 247 s.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -61,10 +61,10 @@ def _mlflow() -> Any:
     """Import mlflow: quiet, without telemetry and with a short patience for servers."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     import mlflow
 
+    for name in ("mlflow", "alembic"):  # afterwards, because the import sets their levels
+        logging.getLogger(name).setLevel(logging.WARNING)
     return mlflow
 
 
@@ -90,8 +90,8 @@ def store_uri(tracking_uri: str | None = None) -> str:
 def initialise_store(tracking_uri: str | None = None) -> str:
     """Make the store ready for many jobs at once, and return its absolute URI; milliseconds when it is ready already.
 
-    Sixteen processes that opened a fresh SQLite store together all failed in its migration. Here the first one builds the
-    database aside, under a file lock, and renames it into place: a database that exists is whole.
+    Sixteen processes that opened a fresh SQLite store together all failed in its migration. Here the first one builds
+    the database aside, under a file lock, and renames it into place: a database that exists is whole.
     """
     uri = store_uri(tracking_uri)
     path = _sqlite_path(uri)

@@ -2,8 +2,8 @@
 
     OBJECTIVES[name](process, model_output, x_0, x_t, t, noise, **kw) -> {"loss": [B], "mse": [B], "vb": [B]}
 
-mse is a mean over dimensions, vb is in bits/dim: the papers add the two as they are, and so do we. Weights for how t was
-drawn are the caller's (timesteps.py): the terms here are plain.
+mse is a mean over dimensions, vb is in bits/dim: the papers add the two as they are, and so do we. Weights for how t
+was drawn are the caller's (timesteps.py): the terms here are plain.
 """
 
 from collections.abc import Callable
@@ -32,8 +32,8 @@ def training_terms(
         model_output: [B, C, ...], or [B, 2C, ...] with a learned variance.
         x_0, x_t, noise: [B, C, ...], with x_t = q_sample(x_0, t, noise).
         t: [B].
-        learn_variance: vb is to train the variance alone: its gradient stops at the mean (IDDPM, section 3.1). False: it
-            trains all that it depends on.
+        learn_variance: vb is to train the variance alone: its gradient stops at the mean (IDDPM, section 3.1). False:
+            it trains all that it depends on.
 
     Returns:
         {"mse": [B], "vb": [B]}; learn_variance changes gradients, never values.
@@ -65,8 +65,8 @@ def hybrid(
 ) -> dict[str, Tensor]:
     """L_hybrid = mse + lambda_vlb T vb, where vb trains the variance alone (IDDPM, eq. 16).
 
-    T vb_t is an unbiased estimate of L_vlb under uniform t. The reference's RESCALED_MSE is lambda_vlb = 0.001; its MSE,
-    which three of the published commands use, is lambda_vlb = 1 / T.
+    T vb_t is an unbiased estimate of L_vlb under uniform t. The reference's RESCALED_MSE is lambda_vlb = 0.001; its
+    MSE, which three of the published commands use, is lambda_vlb = 1 / T.
     """
     if not process.learns_variance:
         raise ValueError(f"objective 'hybrid' needs var_type learned or learned_range, got {process.var_type!r}")
@@ -98,7 +98,7 @@ def min_snr(
     _refuse_learned_variance("min_snr", process)
     if not gamma > 0:
         raise ValueError(f"gamma must be greater than 0, got {gamma}")
-    snr = process.at("snr", t, t.to(x_t.dtype))  # [B]
+    snr = process.at("snr", t, x_t).flatten()  # [B]
     match process.mean_type:
         case "epsilon":
             unit = snr

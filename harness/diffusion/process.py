@@ -62,7 +62,7 @@ class GaussianDiffusion:
             "learned_range" (it interpolates between the two; IDDPM, eq. 15). The learned ones take 2C channels.
         levels: number of grey levels of the data in [-1, 1], for the decoder's bins of half width 1 / (levels - 1);
             None for continuous data, whose L_0 is a density.
-        decoder: how the mass in a bin is computed: "tanh", the approximation of all published numbers, or "exact" (erf).
+        decoder: how a bin's mass is computed: "tanh", the approximation of all published numbers, or "exact" (erf).
         timestep_map: [T], the step of the original chain that each step is; the identity unless respaced.
         device: where the tables that torch reads lie. Tensors given to the methods must lie there too.
     """
@@ -132,14 +132,15 @@ class GaussianDiffusion:
         """
         kept = sorted(set(timesteps))
         if not kept or kept[0] < 0 or kept[-1] >= self.num_timesteps:
-            raise ValueError(f"keep at least one step, all of them in 0 .. {self.num_timesteps - 1}; got {kept[:1]} .. "
-                             f"{kept[-1:]}")
+            raise ValueError(
+                f"keep at least one step, all of them in 0 .. {self.num_timesteps - 1}; got {kept[:1]} .. {kept[-1:]}"
+            )
         abar = self.tables.alphas_cumprod[kept]
         betas = 1.0 - abar / np.append(1.0, abar[:-1])
         return replace(self, betas=betas, timestep_map=self.timestep_map[kept])
 
     def original_t(self, t: Tensor) -> Tensor:
-        """Translate steps of this chain, [B], to steps of the chain that it was respaced from, which the network knows."""
+        """Translate steps of this chain, [B], to those of the chain it was respaced from, which the network knows."""
         return self._torch_tables["timestep_map"].gather(0, t)
 
     def at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
@@ -173,9 +174,7 @@ class GaussianDiffusion:
             ValueError: t or noise do not fit x_0.
         """
         _same_shape("noise", noise, "x_0", x_0)
-        return (
-            self.at("sqrt_alphas_cumprod", t, x_0) * x_0 + self.at("sqrt_one_minus_alphas_cumprod", t, x_0) * noise
-        )
+        return self.at("sqrt_alphas_cumprod", t, x_0) * x_0 + self.at("sqrt_one_minus_alphas_cumprod", t, x_0) * noise
 
     def q_posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
         """Look back one step from x_t when x_0 is known: q(x_{t-1} | x_t, x_0).
@@ -252,8 +251,9 @@ class GaussianDiffusion:
             case "x_0":
                 return prediction
             case "previous_x":
-                return (prediction - self.at("posterior_mean_coef2", t, x_t) * x_t) / self.at(
-                    "posterior_mean_coef1", t, x_t
+                return (
+                    self.at("recip_posterior_mean_coef1", t, x_t) * prediction
+                    - self.at("posterior_mean_coef2_over_1", t, x_t) * x_t
                 )
             case "v":
                 return (
@@ -285,9 +285,7 @@ class GaussianDiffusion:
 
     # -- the variational bound -----------------------------------------------------------------------------------------
 
-    def vb_terms_bpd(
-        self, model_output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, clip: bool = True
-    ) -> Tensor:
+    def vb_terms_bpd(self, model_output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, clip: bool = True) -> Tensor:
         """Give L_t, one term of the bound, in bits/dim: [B].
 
             L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0,  L_0 = -log p(x_0 | x_1)      (DDPM, eq. 5)

@@ -63,7 +63,9 @@ def _integer_stride(num_timesteps: int, count: int) -> list[int]:
 
 def _quadratic(num_timesteps: int, count: int) -> list[int]:
     if not 1 <= count <= num_timesteps:
-        raise ValueError(f"cannot keep {count} of {num_timesteps} steps at a quadratic stride; choose 1..{num_timesteps}")
+        raise ValueError(
+            f"cannot keep {count} of {num_timesteps} steps at a quadratic stride; choose 1..{num_timesteps}"
+        )
     c = (num_timesteps - 1) / max(count - 1, 1) ** 2
     return [max(i, round(c * i * i)) for i in range(count)]  # i where c i^2 would keep a step twice
 

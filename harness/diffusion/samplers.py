@@ -1,9 +1,9 @@
 """Samplers: from noise to data, one step or a whole chain at a time.
 
-A chain sees a model through one function, `denoise(x_t, t) -> Denoised(x_0, eps, mean, log_variance)`, where t is an index
-into the (possibly respaced) process that it is given. Whatever can say these four can be sampled from, a diffusion model
-as much as a denoising GAN; `denoiser` makes one from a network. Networks below are `network(x_t, t) -> model_output` with t
-of the original chain, as in training.
+A chain sees a model through one function, `denoise(x_t, t) -> Denoised(x_0, eps, mean, log_variance)`, where t is an
+index into the (possibly respaced) process that the chain is given. Whatever can say these four can be sampled from, a
+diffusion model as much as a denoising GAN; `denoiser` makes one from a network. Networks below are
+`network(x_t, t) -> model_output` with t of the original chain, as in training.
 
     SAMPLERS[name](denoise, x_T, process, *, generator, start=None, on_step=None, **kw) -> x_0
 """
@@ -31,7 +31,7 @@ def denoiser(process: GaussianDiffusion, network: Network, *, clip: bool = True)
     return denoise
 
 
-# -- one step -----------------------------------------------------------------------------------------------------------
+# -- one step ----------------------------------------------------------------------------------------------------------
 
 
 def ancestral_step(
@@ -61,8 +61,8 @@ def ddim_step(
 ) -> Tensor:
     """Take x_t to x_{t-1}, without noise at eta = 0, with the variance beta-tilde at eta = 1.
 
-        x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1} - sigma^2) eps + sigma noise            (DDIM, eq. 12)
-        sigma = eta sqrt((1 - abar_{t-1}) / (1 - abar_t)) sqrt(1 - abar_t / abar_{t-1})              (DDIM, eq. 16)
+    x_{t-1} = sqrt(abar_{t-1}) x_0 + sqrt(1 - abar_{t-1} - sigma^2) eps + sigma noise            (DDIM, eq. 12)
+    sigma = eta sqrt((1 - abar_{t-1}) / (1 - abar_t)) sqrt(1 - abar_t / abar_{t-1})              (DDIM, eq. 16)
     """
     return _ddim(process, process.denoised(model_output, x_t, t, clip), x_t, t, noise, eta)
 
@@ -70,9 +70,11 @@ def ddim_step(
 def ddim_reverse_step(
     process: GaussianDiffusion, model_output: Tensor, x_t: Tensor, t: Tensor, clip: bool = True
 ) -> Tensor:
-    """Take x_t to x_{t+1} along DDIM's deterministic path: encoding, the inverse of `ddim_step` in the limit of small steps.
+    """Take x_t to x_{t+1} along DDIM's deterministic path, the inverse of `ddim_step` in the limit of small steps.
 
-    x_{t+1} = sqrt(abar_{t+1}) x_0 + sqrt(1 - abar_{t+1}) eps                                     (DDIM, section 4.3)
+        x_{t+1} = sqrt(abar_{t+1}) x_0 + sqrt(1 - abar_{t+1}) eps                                 (DDIM, section 4.3)
+
+    After the last t, abar is taken for 0 and x_{t+1} is eps.
     """
     return _ddim_reverse(process, process.denoised(model_output, x_t, t, clip), x_t, t)
 
@@ -95,7 +97,7 @@ def _ddim_reverse(process: GaussianDiffusion, denoised: Denoised, x_t: Tensor, t
     return torch.sqrt(abar_next) * denoised.x_0 + torch.sqrt(1 - abar_next) * denoised.eps
 
 
-# -- whole chains -------------------------------------------------------------------------------------------------------
+# -- whole chains ------------------------------------------------------------------------------------------------------
 
 
 def ancestral(
@@ -154,15 +156,21 @@ def dpmpp_2m(
     generator: torch.Generator,
     start: int | None = None,
     on_step: OnStep | None = None,
+    lower_order_final: bool = False,
 ) -> Tensor:
     """Solve the probability flow by DPM-Solver++(2M), of second order for one evaluation a step.
 
         lambda = log(SNR) / 2,  h_t = lambda_{t-1} - lambda_t,  r = h_{t+1} / h_t
         D = x_0(t) + (x_0(t) - x_0(t+1)) / (2r)
-        x_{t-1} = sigma_{t-1} / sigma_t x_t + alpha_{t-1} (1 - e^{-h_t}) D                    (Lu et al. 2022b, algorithm 2)
+        x_{t-1} = sigma_{t-1} / sigma_t x_t + alpha_{t-1} (1 - e^{-h_t}) D                (Lu et al. 2022b, algorithm 2)
 
     The first step knows no earlier x_0, and the last goes to sigma = 0, where h is infinite: both are of first order.
     Arguments as for `ancestral`; the generator is not touched.
+
+    Args:
+        lower_order_final: let the step to t = 0 be of first order too. At an even stride its h is several times the one
+            before, and extrapolating that far costs more than it gains below about 100 steps: Gaussian data of std 0.5
+            come out as 0.66 from 20 linear steps, with this as 0.48. The error then no longer falls smoothly.
     """
     # All of a batch stands at the same t, so the coefficients are float64 numbers of the host, not tensors.
     log_snr_half = 0.5 * np.log(process.snr)
@@ -174,7 +182,7 @@ def dpmpp_2m(
 
     def step(denoised: Denoised, x_t: Tensor, t: Tensor, i: int) -> Tensor:
         x_0 = denoised.x_0
-        if earlier and i > 0:
+        if earlier and i > lower_order_final:
             x_0 = x_0 + h[i] / (2 * h[i + 1]) * (x_0 - earlier[0])
         earlier[:] = [denoised.x_0]
         return sigma_ratio[i] * x_t + x_0_weight[i] * x_0
@@ -209,11 +217,11 @@ def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
 
 
-# -- what else a chain can do -------------------------------------------------------------------------------------------
+# -- what else a chain can do ------------------------------------------------------------------------------------------
 
 
 def skip_fraction(process: GaussianDiffusion, fraction: float) -> int:
-    """Give the `start` of a chain whose first `fraction` is skipped: x_T is then taken for x at `start` (IDDPM, fig. 4).
+    """Give the `start` of a chain whose first `fraction` is skipped, x_T being taken for x at `start` (IDDPM, fig. 4).
 
     Args:
         fraction: in [0, 1), of the chain's steps; at least one step stays.
@@ -303,8 +311,8 @@ def guided(conditional: Network, unconditional: Network, scale: float) -> Networ
 
         eps = eps(no class) + scale (eps(class) - eps(no class))        (Ho and Salimans 2022, eq. 6, scale = 1 + w)
 
-    Only the mean's channels are guided; a learned variance stays that of the conditional network. x_0, v and mu-tilde are
-    affine in eps at a given x_t, so guiding them is guiding eps.
+    Only the mean's channels are guided; a learned variance stays that of the conditional network. x_0, v and mu-tilde
+    are affine in eps at a given x_t, so guiding them is guiding eps.
 
     Args:
         scale: 1 is the conditional network alone, 0 the unconditional one, more than 1 sharpens.

@@ -13,7 +13,7 @@ import numpy as np
 def linear(num_timesteps: int) -> np.ndarray:
     """Let beta grow linearly, from 1e-4 to 0.02 at T = 1000, scaled by 1000 / T for other lengths.
 
-        beta_t = (1000 / T) (1e-4 + (0.02 - 1e-4) t / (T - 1))                            (DDPM, section 4; IDDPM's code)
+        beta_t = (1000 / T) (1e-4 + (0.02 - 1e-4) t / (T - 1))                           (DDPM, section 4; IDDPM's code)
 
     Args:
         num_timesteps: T, at least 21: below, the last beta would reach 1 and nothing of the signal would be left.
@@ -37,7 +37,7 @@ def cosine(num_timesteps: int, s: float = 0.008) -> np.ndarray:
 
     Args:
         num_timesteps: T, at least 1.
-        s: offset that keeps the first betas from vanishing; 0.008 makes sqrt(beta_1) a little smaller than a grey level.
+        s: offset that keeps the first betas from vanishing; 0.008 puts sqrt(beta_1) a little below a grey level.
 
     Returns:
         betas: [T], float64.
@@ -73,6 +73,8 @@ class Tables(NamedTuple):
     posterior_log_variance_clipped: np.ndarray  # its log, with beta-tilde_1 in place of beta-tilde_0 = 0
     posterior_mean_coef1: np.ndarray  # of x_0 in mu-tilde
     posterior_mean_coef2: np.ndarray  # of x_t in mu-tilde
+    recip_posterior_mean_coef1: np.ndarray  # x_0 = this mu-tilde - the next x_t
+    posterior_mean_coef2_over_1: np.ndarray
     log_betas: np.ndarray  # upper end of IDDPM's learned range, eq. 15
     fixed_large_log_variance: np.ndarray  # log beta_t, with beta-tilde_1 at t = 0 as in the reference
     snr: np.ndarray  # alpha-bar / (1 - alpha-bar)
@@ -105,6 +107,8 @@ def tables(betas: np.ndarray) -> Tables:
     alphas_cumprod_prev = np.append(1.0, alphas_cumprod[:-1])
     posterior_variance = betas * (1.0 - alphas_cumprod_prev) / (1.0 - alphas_cumprod)
     first = posterior_variance[1] if len(betas) > 1 else betas[0]
+    coef1 = betas * np.sqrt(alphas_cumprod_prev) / (1.0 - alphas_cumprod)
+    coef2 = (1.0 - alphas_cumprod_prev) * np.sqrt(alphas) / (1.0 - alphas_cumprod)
     result = Tables(
         betas=betas,
         alphas_cumprod=alphas_cumprod,
@@ -117,8 +121,10 @@ def tables(betas: np.ndarray) -> Tables:
         sqrt_recipm1_alphas_cumprod=np.sqrt(1.0 / alphas_cumprod - 1),
         posterior_variance=posterior_variance,
         posterior_log_variance_clipped=np.log(np.append(first, posterior_variance[1:])),
-        posterior_mean_coef1=betas * np.sqrt(alphas_cumprod_prev) / (1.0 - alphas_cumprod),
-        posterior_mean_coef2=(1.0 - alphas_cumprod_prev) * np.sqrt(alphas) / (1.0 - alphas_cumprod),
+        posterior_mean_coef1=coef1,
+        posterior_mean_coef2=coef2,
+        recip_posterior_mean_coef1=1.0 / coef1,
+        posterior_mean_coef2_over_1=coef2 / coef1,
         log_betas=np.log(betas),
         fixed_large_log_variance=np.log(np.append(first, betas[1:])),
         snr=alphas_cumprod / (1.0 - alphas_cumprod),

@@ -80,8 +80,8 @@ class LossSecondMomentSampler(UniformSampler):
 
         p_t ~ sqrt(E[L_t^2]), over the last history_per_term losses of each t                   (IDDPM, section 3.3)
 
-    Uniform until every t has a full history ("warm"); then mixed with a little of the uniform distribution, so that no t
-    starves (the reference's code). All is kept on the device and updated there, without the host waiting for it.
+    Uniform until every t has a full history ("warm"); then mixed with a little of the uniform distribution, so that no
+    t starves (the reference's code). All is kept on the device and updated there, without the host waiting for it.
 
     Args:
         num_timesteps: T.

@@ -57,10 +57,11 @@ class MLP(nn.Module):
         check_inputs(x, timesteps, y, self.in_channels, self.num_classes)
         if x.shape[2:] != (1, 1):
             raise ValueError(f"x must be points, [B, {self.in_channels}, 1, 1], not {list(x.shape)}")
-        emb = self.time_embed(timestep_embedding(timesteps, self.width).to(self.out.weight.dtype))  # [B, width]
+        dtype = next(self.parameters()).dtype
+        emb = self.time_embed(timestep_embedding(timesteps, self.width).to(dtype))  # [B, width]
         if y is not None:
             emb = emb + self.label_emb(y)
-        h = self.inp(x.flatten(1).to(self.out.weight.dtype))  # [B, width]
+        h = self.inp(x.flatten(1).to(dtype))  # [B, width]
         for layer in self.hidden:
             h = h + layer(F.silu(h + emb))  # [B, width]
         return self.out(F.silu(h))[:, :, None, None]  # [B, out, 1, 1]

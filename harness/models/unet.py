@@ -78,8 +78,11 @@ class Block(nn.Module):
 class ResBlock(Block):
     """Two 3x3 convolutions around which the input is added, conditioned on the time embedding.
 
-    h = GN(conv(SiLU(GN(x))));  h = h (1 + w) + b with scale-shift, else the embedding is added before GN;
-    out = skip(x) + conv(dropout(SiLU(h)))                                       (IDDPM, appendix A)
+        h = GN(conv(SiLU(GN(x)))) (1 + w) + b         with scale-shift, [w, b] = linear(SiLU(emb))
+        h = GN(conv(SiLU(GN(x))) + b)                 without, b = linear(SiLU(emb))
+        out = skip(x) + conv(dropout(SiLU(h)))                                            (IDDPM, appendix A)
+
+    `skip` is the identity, or a 1x1 convolution where the width changes; the last convolution starts at zero.
     """
 
     def __init__(
@@ -301,7 +304,7 @@ class UNet(nn.Module):
                 f"image of {x.shape[2]}x{x.shape[3]} pixels: this U-Net halves it {self.downsampling.bit_length() - 1} "
                 f"times, so height and width must be divisible by {self.downsampling}"
             )
-        dtype = self.out[-1].weight.dtype
+        dtype = next(self.parameters()).dtype
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(dtype))  # [B, 4C]
         if y is not None:
             emb = emb + self.label_emb(y)

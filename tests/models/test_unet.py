@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.models import MODELS, SuperResUNet, UNet
 from harness.models.unet import ResBlock, norm_groups, timestep_embedding
@@ -47,6 +48,28 @@ def test_autocast_changes_the_output_by_bfloat16_rounding_only_and_not_its_type(
         output = unet(*inputs)
     assert output.dtype == torch.float32
     assert 1e-4 < relative_error(output, expected) < 3e-2
+
+
+class SensitiveTypes(TorchDispatchMode):
+    """Note the types in which GroupNorm's statistics and the softmax are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.native_group_norm, torch.ops.aten._softmax):
+            self.seen.add((func.overloadpacket.__name__, args[0].dtype))
+        return func(*args, **kwargs or {})
+
+
+@torch.no_grad()
+def test_in_half_precision_normalisation_and_softmax_stay_in_float32():
+    unet, inputs, expected = golden("uncond")
+    with SensitiveTypes() as types:
+        output = unet.to(torch.bfloat16)(*inputs)
+    assert types.seen == {("native_group_norm", torch.float32), ("_softmax", torch.float32)}
+    assert relative_error(output, expected) < 3e-2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""Progress of long work: a bar with ETA on a terminal, now and then a plain line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+_LINE_EVERY_SECONDS = 15.0
+
+
+def duration(seconds: float) -> str:
+    """Spell a duration as people say it: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    seconds = round(seconds)
+    if seconds < 90:
+        return f"{seconds} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+class Progress:
+    """Show how far a piece of work is; used as a context manager, told with `update`.
+
+    Args:
+        label: what is done, e.g. "train 3f2a91c0".
+        shown: False for silence.
+    """
+
+    def __init__(self, label: str, *, shown: bool = True):
+        self._label, self._shown = label, shown
+        self._bar: Any = None
+        self._began = self._last_line = time.monotonic()
+        self._first: int | None = None
+
+    def __enter__(self) -> Progress:
+        if self._shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=None, note="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        """Say how much of the whole is done."""
+        if not self._shown:
+            return
+        if self._bar:
+            self._bar.update(self._task, completed=done, total=total, note=note)
+            return
+        now = time.monotonic()
+        if self._first is None:  # a resumed training does not begin at 0
+            self._first, self._began = done, now
+        if now - self._last_line >= _LINE_EVERY_SECONDS and done > self._first:
+            self._last_line = now
+            left = (total - done) * (now - self._began) / (done - self._first)
+            said = f"{self._label}: {done}/{total}, {duration(left)} left" + (f", {note}" if note else "")
+            print(said, file=sys.stderr, flush=True)

@@ -1,0 +1,92 @@
+"""The one place where a spec's names become objects. What is registered stands in a literal dict beside its code."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from harness.data import DATASETS, Dataset
+from harness.diffusion import OBJECTIVES, SCHEDULES, TIMESTEP_SAMPLERS, GaussianDiffusion, UniformSampler
+from harness.methods.gaussian import GaussianMethod
+from harness.models import MODELS
+from harness.randomness import derive_seed
+from harness.spec import LEARNED, Diffusion, Part, Resources, RunSpec, UNet
+from harness.spec import Data as DataSpec
+
+
+def parameters(part: Part) -> dict:
+    """Return a part's fields less its name: the keyword arguments of what it names."""
+    return part.model_dump(exclude={"name"})
+
+
+def make_dataset(data: DataSpec, data_root: str | None = None) -> Dataset:
+    """Load the data set that a spec names.
+
+    Raises:
+        DataError: its files are missing or damaged.
+    """
+    options = {key: value for key, value in parameters(data).items() if key != "horizontal_flip"}
+    return DATASETS[data.name](data_root, **options)
+
+
+def make_process(
+    diffusion: Diffusion, levels: int | None, *, fixed_variance: str = "large", decoder: str = "tanh"
+) -> GaussianDiffusion:
+    """Build the chain; `fixed_variance` (small or large) closes the choice that `var_type: fixed` leaves open."""
+    betas = SCHEDULES[diffusion.schedule.name](diffusion.num_timesteps, **parameters(diffusion.schedule))
+    var_type = f"fixed_{fixed_variance}" if diffusion.var_type == "fixed" else diffusion.var_type
+    return GaussianDiffusion(betas, mean_type=diffusion.mean_type, var_type=var_type, levels=levels, decoder=decoder)
+
+
+def make_network(spec: RunSpec, data: Dataset, *, activation_checkpointing: bool = False) -> nn.Module:
+    """Build the network with the initial weights of the run's seed: the same on every device."""
+    out_channels = data.channels * (2 if spec.diffusion.var_type in LEARNED else 1)
+    num_classes = data.num_classes if spec.model.class_cond else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(spec.seed, "init"))
+        if isinstance(spec.model, UNet):
+            return MODELS["unet"](
+                in_channels=data.channels,
+                model_channels=spec.model.channels,
+                out_channels=out_channels,
+                num_res_blocks=spec.model.num_res_blocks,
+                attention_resolutions=[data.image_size // size for size in spec.model.attention_resolutions],
+                dropout=spec.model.dropout,
+                channel_mult=spec.model.channel_mult,
+                num_classes=num_classes,
+                num_heads=spec.model.num_heads,
+                use_scale_shift_norm=spec.model.use_scale_shift_norm,
+                use_checkpoint=activation_checkpointing,
+            )
+        return MODELS["mlp"](data.channels, out_channels, spec.model.width, spec.model.depth, num_classes)
+
+
+def make_method(spec: RunSpec, data: Dataset, resources: Resources, device: torch.device) -> GaussianMethod:
+    """Build what trains: the network on its device, the objective, the optimizer and the EMA."""
+    network = make_network(spec, data, activation_checkpointing=resources.activation_checkpointing).to(device)
+    optim, steps = spec.optim, spec.train.steps
+
+    def learning_rate(step: int) -> float:
+        warmup = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
+        return optim.lr * warmup * (1 - step / steps if optim.decay == "linear" else 1.0)
+
+    return GaussianMethod(
+        network,
+        make_process(spec.diffusion, data.levels).to(device),
+        partial(OBJECTIVES[spec.objective.name], **parameters(spec.objective)),
+        torch.optim.AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
+        learning_rate=learning_rate,
+        ema_rate=spec.train.ema_rate,
+        timestep_scale=1000 / spec.diffusion.num_timesteps if spec.model.rescale_timesteps else 1.0,
+        grad_clip=optim.grad_clip,
+        microbatch=resources.microbatch,
+        autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,
+    )
+
+
+def make_timestep_sampler(spec: RunSpec, device: torch.device) -> UniformSampler:
+    """Build what draws t in training."""
+    sampler = spec.timestep_sampler
+    return TIMESTEP_SAMPLERS[sampler.name](spec.diffusion.num_timesteps, **parameters(sampler), device=device)

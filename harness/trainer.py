@@ -1,0 +1,215 @@
+"""The training loop, in the order of the science: data, time, noise, one step; then the records.
+
+Nothing in a step waits for the device and nothing talks to a server. What a step draws is a function of the seed and the
+step's number (randomness.py), so a run that was killed anywhere and resumed ends in the bits of an unbroken one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.checkpoint import Checkpoints
+from harness.data import Dataset
+from harness.diffusion import UniformSampler
+from harness.errors import TrainingError
+from harness.methods.gaussian import GaussianMethod
+from harness.randomness import Permutations, Streams
+from harness.records import Journal
+from harness.spec import SCHEMA_VERSION, Records, RunSpec
+
+IN_MEMORY_BYTES = 4 << 30  # a training split up to this size lies on the device whole
+
+
+class Interrupted(Exception):
+    """Somebody asked the training to stop; its state is in a checkpoint."""
+
+
+class Batches:
+    """The training split in the order of its permutations, scaled to [-1, 1], on the device."""
+
+    def __init__(self, spec: RunSpec, data: Dataset, streams: Streams):
+        images, labels = data.train.images, data.train.labels
+        self._data, self._streams, self._flip = data, streams, spec.data.horizontal_flip
+        self._order = Permutations(len(images), spec.seed)
+        self._batch_size = spec.train.batch_size
+        self._images: Any = images
+        if images[:1].nbytes * len(images) <= IN_MEMORY_BYTES:
+            self._images = torch.from_numpy(images[:]).to(streams.device)
+        self._labels = torch.from_numpy(labels).to(streams.device) if spec.model.class_cond else None
+
+    def indices(self, step: int) -> Tensor:
+        """Return which training images a step sees, [B]."""
+        return self._order.batch(step, self._batch_size)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return a step's x_0, [B, C, H, W], and labels, [B] or None."""
+        rows = self.indices(step)
+        here = rows.to(self._streams.device, non_blocking=True)
+        stored = self._images[here] if isinstance(self._images, Tensor) else self._images[rows.numpy()]
+        x_0 = self._data.to_unit(stored).to(self._streams.device, non_blocking=True)
+        if self._flip:
+            mirrored = self._streams.uniform("flip", step, len(rows)) < 0.5
+            x_0 = torch.where(mirrored.view(-1, 1, 1, 1), x_0.flip(-1), x_0)
+        return x_0, None if self._labels is None else self._labels[here]
+
+
+class Window:
+    """Sums of what the steps since the last log line gave, kept on the device; terms also by quartile of t."""
+
+    TERMS = ("loss", "mse", "vb")
+
+    def __init__(self, num_timesteps: int, device: torch.device):
+        self._num_timesteps = num_timesteps
+        # Rows: each term, then its count; columns: quartiles of t. Last: weighted loss, gradient norm, steps, first bad.
+        self.sums = torch.zeros(len(self.TERMS) + 1, 4, dtype=torch.float64, device=device)
+        self.steps = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def add(self, step: int, t: Tensor, weight: Tensor, terms: dict[str, Tensor]) -> None:
+        rows = torch.stack([*(terms[name].double() for name in self.TERMS), torch.ones_like(t, dtype=torch.float64)])
+        self.sums.index_add_(1, 4 * t // self._num_timesteps, rows)
+        loss, norm = (terms["loss"] * weight).double().mean(), terms["grad_norm"].double()
+        bad = torch.where((loss + norm).isfinite(), 0.0, step + 1.0)
+        first_bad = torch.where(self.steps[3] > 0, self.steps[3], bad)
+        self.steps = torch.stack([self.steps[0] + loss, self.steps[1] + norm, self.steps[2] + 1, first_bad])
+
+    def first_bad_step(self) -> int | None:
+        """Return the first step (counted from 0) whose loss or gradient is not a number; waits for the device."""
+        return int(self.steps[3]) - 1 if self.steps[3] > 0 else None
+
+    def flush(self) -> dict[str, float]:
+        """Return the means since the last flush and begin anew; waits for the device."""
+        sums, (loss, norm, steps, _) = self.sums.cpu(), self.steps.tolist()
+        counts = sums[-1]
+        values = {"train/loss": loss / steps, "train/grad_norm_preclip": norm / steps}
+        for name, row in zip(self.TERMS, sums, strict=False):
+            if name != "loss":
+                values[f"train/{name}"] = float(row.sum() / counts.sum())
+            for quartile in range(4):
+                if counts[quartile]:
+                    values[f"train/{name}_q{quartile}"] = float(row[quartile] / counts[quartile])
+        self.sums.zero_()
+        self.steps.zero_()
+        return values
+
+
+class Training:
+    """All state that the next step depends on, named once: what a checkpoint holds."""
+
+    def __init__(self, spec: RunSpec, method: GaussianMethod, timesteps: UniformSampler, device: torch.device):
+        self.spec, self.method, self.timesteps, self.device = spec, method, timesteps, device
+        self.step = 0
+        self.window = Window(spec.diffusion.num_timesteps, device)
+        self.was_warm = timesteps.warm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state, with the spec, so that sampling and evaluation need no flags."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "spec": self.spec.model_dump(mode="json"),
+            "step": self.step,
+            "method": self.method.state_dict(),
+            "timesteps": self.timesteps.state_dict(),
+            "window": {"sums": self.window.sums.clone(), "steps": self.window.steps.clone()},
+            "was_warm": self.was_warm,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a checkpoint's state."""
+        self.step, self.was_warm = state["step"], state["was_warm"]
+        self.method.load_state_dict(state["method"])
+        self.timesteps.load_state_dict(state["timesteps"])
+        self.window.sums.copy_(state["window"]["sums"])
+        self.window.steps.copy_(state["window"]["steps"])
+
+
+def train(
+    training: Training,
+    data: Dataset,
+    *,
+    journal: Journal,
+    checkpoints: Checkpoints,
+    records: Records,
+    measure: Callable[[int], None],
+    on_log: Callable[[int, dict[str, float]], None],
+    stop_requested: Callable[[], bool],
+) -> None:
+    """Train to the last step, from wherever `training` stands.
+
+    Args:
+        training: the state, fresh or from a checkpoint; changed in place.
+        data: its training split is used.
+        journal: takes the metrics; one row batch every records.log_every steps.
+        checkpoints: where the state goes: by time, every records.keep_every steps, at a stop and at the end.
+        records: how often.
+        measure: called with the number of steps done after each; evaluates where that is due.
+        on_log: called with each log line, for people who watch.
+        stop_requested: asked after each step.
+
+    Raises:
+        TrainingError: a loss or gradient is not a number; the last good checkpoint stays.
+        Interrupted: stop_requested said so; the state is saved.
+    """
+    spec, method, timesteps, window = training.spec, training.method, training.timesteps, training.window
+    streams = Streams(spec.seed, training.device)
+    batches = Batches(spec, data, streams)
+    last_saved, log_time, log_step = time.monotonic(), time.monotonic(), training.step
+
+    for step in range(training.step, spec.train.steps):
+        x_0, y = batches(step)
+        t, weight = timesteps.at(streams.uniform("timestep", step, len(x_0)))
+        noise = streams.normal("noise", step, tuple(x_0.shape))
+        streams.seed_dropout(step)
+        terms = method.step(step, x_0, y, t, weight, noise)
+        timesteps.update(t, terms["loss"])
+        window.add(step, t, weight, terms)
+
+        training.step = done = step + 1
+        finished = done == spec.train.steps
+        if done % records.log_every == 0 or finished:
+            _refuse_bad_numbers(window, batches, spec)
+            now = time.monotonic()
+            speed = (done - log_step) / (now - log_time)
+            log_time, log_step = now, done
+            values = window.flush() | {
+                "train/lr": method.optimizer.param_groups[0]["lr"],
+                "perf/steps_per_second": speed,
+                "perf/images_per_second": speed * len(x_0),
+            }
+            journal.metrics(done, values)
+            on_log(done, values)
+            if not training.was_warm and timesteps.warm:
+                training.was_warm = True
+                journal.event("timestep_sampler_warm", step=done)
+        measure(done)
+        stopping = stop_requested() and not finished
+        by_time = time.monotonic() - last_saved >= records.checkpoint_every_seconds
+        by_step = records.keep_every and done % records.keep_every == 0
+        if finished or stopping or by_time or by_step:
+            _refuse_bad_numbers(window, batches, spec)
+            save(training, journal, checkpoints)
+            last_saved = time.monotonic()
+        if stopping:
+            raise Interrupted
+
+
+def save(training: Training, journal: Journal, checkpoints: Checkpoints) -> None:
+    """Make the state durable, and only then say so in the journal: rows up to here cannot change any more."""
+    journal.sync()
+    checkpoints.save(training.step, training.state_dict())
+    journal.event("checkpoint", step=training.step)
+    journal.sync()
+
+
+def _refuse_bad_numbers(window: Window, batches: Batches, spec: RunSpec) -> None:
+    bad = window.first_bad_step()
+    if bad is not None:
+        images = ", ".join(map(str, batches.indices(bad).tolist()[:8]))
+        raise TrainingError(
+            f"the loss or its gradient is not a number at step {bad} (training images {images}, ...); the last good "
+            f"checkpoint stays. A smaller optim.lr ({spec.optim.lr} now) or optim.grad_clip may help"
+        )
