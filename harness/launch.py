@@ -199,18 +199,29 @@ class Submission:
         """Return each run that was submitted with where it stands now."""
         return [(planned, planned.directory.status()) for planned in self.runs]
 
+    def logs_of_killed(self) -> list[Path]:
+        """Return the logs of workers that ended without a word."""
+        return []
+
     def unfinished(self) -> list[tuple[PlannedRun, Status]]:
         return [(planned, status) for planned, status in self.standing() if status.state not in ("done", "pruned")]
 
 
-class LocalSubmission(Submission):
-    """Workers on this machine, which outlive neither the queue nor a request to stop."""
+class WaitedFor(Submission):
+    """One that ends while `submit` looks on."""
+
+    def wait(self, tick: Callable[[], None]) -> bool:
+        """Wait until the work has ended; return whether it ended by itself, not because somebody asked it to stop."""
+        raise NotImplementedError
+
+
+class LocalSubmission(WaitedFor):
+    """Workers on this machine."""
 
     def wait(self, tick: Callable[[], None]) -> bool:
         """Wait for the workers, calling `tick` twice a second; return whether nobody asked to stop.
 
-        Ctrl-C and SIGTERM ask the workers to stop at the next step, with a checkpoint; a second Ctrl-C does not wait for
-        that.
+        Ctrl-C and SIGTERM ask the workers to stop at the next step, with a checkpoint; a second Ctrl-C does not wait.
         """
         with _sigterm_is_ctrl_c():
             try:
@@ -239,12 +250,11 @@ class LocalSubmission(Submission):
                     tick()
                     time.sleep(0.5)
 
-    def killed(self) -> list[Any]:
-        """Return the workers that ended without a word: killed, or out of memory."""
-        return [job for job in self.jobs if job.done() and not job.paths.result_pickle.exists()]
+    def logs_of_killed(self) -> list[Path]:
+        return [job.paths.stdout for job in self.jobs if job.done() and not job.paths.result_pickle.exists()]
 
 
-class DebugSubmission(Submission):
+class DebugSubmission(WaitedFor):
     """One worker in this very process, so that a debugger of the user's own can look at it."""
 
     def wait(self, tick: Callable[[], None]) -> bool:
