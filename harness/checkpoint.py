@@ -12,10 +12,11 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -65,7 +66,7 @@ class Checkpoints:
             with temporary.open("wb") as file:
                 hashing = _HashingFile(file)
                 try:
-                    torch.save(state, hashing)
+                    torch.save(state, cast(IO[bytes], hashing))
                 finally:
                     hashing.raise_first_error()
                 file.flush()
@@ -107,7 +108,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, whole or not, in ascending order."""
-        return [step for step, _ in self._files()]
+        return sorted({step for step, _ in self._files()})
 
     def best_step(self) -> int | None:
         """Return the step with the smallest score so far."""
@@ -127,10 +128,15 @@ class Checkpoints:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest not in path.name:
             raise CheckpointError(f"{path} is damaged: its contents do not hash to its name")
-        return torch.load(path, map_location=map_location, weights_only=True)
+        try:
+            return torch.load(path, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path} holds more than tensors and plain values, and no code is run here"
+            ) from error
 
     def _prune(self, newest: Path, step: int) -> None:
-        keep = set([found for found in self.steps() if found <= step][-self.keep_last :]) | {self.best_step()}
+        keep = {*[found for found in self.steps() if found <= step][-self.keep_last :], self.best_step()}
         for found, path in self._files():
             by_interval = self.keep_every and found % self.keep_every == 0 and found <= step
             same_step = found == step and path != newest
@@ -142,7 +148,8 @@ class _HashingFile:
     """Hash what torch.save writes, and keep the cause of a failed write, which torch hides behind a RuntimeError."""
 
     def __init__(self, file: Any):
-        self._file, self._error = file, None
+        self._file = file
+        self._error: OSError | None = None
         self.digest = hashlib.sha256()
 
     def write(self, data: Any) -> int:

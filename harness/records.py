@@ -27,6 +27,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,7 @@ def _myself() -> dict:
     }
 
 
+@cache
 def _machine() -> str:
     """Name the space in which process numbers mean something: containers may share a host name, but not these."""
     try:

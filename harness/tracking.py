@@ -2,8 +2,9 @@
 
 The run directory is the truth and MLflow the window on it. A metric row is sent only once it can never change (a
 checkpoint at or after its step is durable), because MLflow cannot take a row back; until then the live step, loss and
-ETA are tags, which are overwritten. Rows carry the journal's own times, so that sending one again is a no-op in MLflow's
-SQL stores, and a cursor per store and study makes a repeat cost only what is new. Losing it costs time, never rows.
+ETA are tags, which are overwritten. Rows carry the journal's own times, so that sending one again is a no-op in
+MLflow's SQL stores, and a cursor per store and study makes a repeat cost only what is new. Losing it costs time, never
+rows.
 
 MLflow takes seconds to import, and its Python work in a thread of the training process was measured to slow small
 training steps threefold (they wait for the interpreter lock). So it is imported inside functions, and `BackgroundSync`
@@ -140,12 +141,9 @@ def _store_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise TrackingError(f"MLflow store {_without_password(uri)}: {text[0]}") from error
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = f"MLflow store {uri}: {first_line}"
+        raise TrackingError(re.sub(r"//[^/@\s]*@", "//***@", message)) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------- sync

@@ -1,7 +1,7 @@
 """The training loop, in the order of the science: data, time, noise, one step; then the records.
 
-Nothing in a step waits for the device and nothing talks to a server. What a step draws is a function of the seed and the
-step's number (randomness.py), so a run that was killed anywhere and resumed ends in the bits of an unbroken one.
+Nothing in a step waits for the device and nothing talks to a server. What a step draws is a function of the seed and
+the step's number (randomness.py), so a run that was killed anywhere and resumed ends in the bits of an unbroken one.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ class Window:
 
     def __init__(self, num_timesteps: int, device: torch.device):
         self._num_timesteps = num_timesteps
-        # Rows: each term, then its count; columns: quartiles of t. Last: weighted loss, gradient norm, steps, first bad.
+        # Rows: each term, then its count; columns: quartiles of t.
         self.sums = torch.zeros(len(self.TERMS) + 1, 4, dtype=torch.float64, device=device)
+        # Sums of the weighted loss and of the gradient's norm, the number of steps, and 1 + the first bad step.
         self.steps = torch.zeros(4, dtype=torch.float64, device=device)
 
     def add(self, step: int, t: Tensor, weight: Tensor, terms: dict[str, Tensor]) -> None:

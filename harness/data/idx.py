@@ -4,6 +4,7 @@ Checksums are taken over the unpacked content: gz files of the same content are 
 """
 
 import gzip
+import math
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,9 +94,11 @@ def read_idx(path: Path, content: bytes) -> np.ndarray:
     """
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise DataError(f"{path}: not an IDX file of unsigned bytes (starts with {content[:4].hex()})")
-    axes = content[3]
-    shape = tuple(np.frombuffer(content[4 : 4 + 4 * axes], ">u4").tolist())
-    values = np.frombuffer(content, np.uint8, offset=min(len(content), 4 + 4 * axes))
-    if len(shape) != axes or values.size != np.prod(shape, dtype=np.int64):
+    start = 4 + 4 * content[3]  # of the values
+    if len(content) < start:
+        raise DataError(f"{path}: cut short within its header")
+    shape = tuple(np.frombuffer(content[4:start], ">u4").tolist())
+    values = np.frombuffer(content[start:], np.uint8)
+    if values.size != math.prod(shape):
         raise DataError(f"{path}: the header says {shape}, the file holds {values.size} values")
     return values.reshape(shape)

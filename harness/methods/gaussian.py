@@ -67,8 +67,8 @@ class GaussianMethod:
             noise: like x_0.
 
         Returns:
-            the objective's terms, [B] each and detached, and the gradient's norm before clipping, a scalar. Nothing here
-            waits for the device.
+            the objective's terms, [B] each and detached, and the gradient's norm before clipping, a scalar. Nothing
+            here waits for the device.
         """
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -123,4 +123,3 @@ def _slices(count: int, size: int | None) -> Iterator[slice]:
 
 def _autocast(device: str, dtype: torch.dtype | None) -> AbstractContextManager:
     return nullcontext() if dtype is None else torch.autocast(device, dtype)
-

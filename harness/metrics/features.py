@@ -88,7 +88,7 @@ def load_extractor(
     weights: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
 ) -> Extractor:
-    """Make an extractor for the data at hand.
+    """Make an extractor for the data at hand; the caller's random state stays as it was.
 
     Args:
         name: a key of EXTRACTORS or the data set's `<data>net`. None chooses: `coordinates` for continuous data,
@@ -105,15 +105,18 @@ def load_extractor(
     if kind not in EXTRACTORS:
         choices = ", ".join([f"{dataset.name}net" if key == "classifier" else key for key in EXTRACTORS])
         raise DataError(f"no feature extractor {name!r} for {dataset.name}; the choices are {choices}")
-    return EXTRACTORS[kind](dataset, weights).to(device)
+    with torch.random.fork_rng(devices=[]):  # layers are born with random weights, before theirs are loaded
+        return EXTRACTORS[kind](dataset, weights).to(device)
 
 
 def inception(dataset: Dataset, weights: str | os.PathLike[str] | None) -> Extractor:
     """Load torch-fidelity's Inception-V3 (2,048 features of its last pool) from a file of weights.
 
     Raises:
-        DataError: no file given or found, or not the weights of this network.
+        DataError: no file given or found, not the weights of this network, or data that are no pictures.
     """
+    if dataset.levels is None:
+        raise DataError(f"inception: sees pictures, and {dataset.name} has none; take `coordinates`")
     if not weights or not (path := Path(weights).expanduser()).is_file():
         found = f"no file {Path(weights).absolute()}" if weights else "no weights given"
         raise DataError(

@@ -1,0 +1,369 @@
+"""What one job does with one run: take it up wherever it stands, train, evaluate, and leave a true record.
+
+All that is needed lies in the run directory: the spec, and what the studies that the run belongs to ask for. So a job
+that was killed, requeued or started twice needs no arguments that could be stale.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness import __version__
+from harness.checkpoint import Checkpoints
+from harness.data import Dataset
+from harness.errors import HarnessError
+from harness.evaluation import Evaluator, Measured, load_predict, save_png
+from harness.progress import Progress
+from harness.records import Journal, RunDirectory, Status, SystemMetrics, replace_file
+from harness.registry import make_dataset, make_method, make_timestep_sampler
+from harness.spec import Evaluation, Records, Resources, RunSpec
+from harness.trainer import Interrupted, Training, train
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+_STATUS_EVERY_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the studies of a run ask of it, together."""
+
+    evaluations: tuple[Evaluation, ...]
+    resources: Resources
+    records: Records
+    data_root: str | None
+
+    @classmethod
+    def of(cls, run_directory: RunDirectory) -> Request:
+        """Read the run's studies; evaluations add up, for the rest the study that joined last decides."""
+        studies = sorted((run_directory.path / "studies").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
+        facts = [json.loads(path.read_text()) for path in studies]
+        evaluations = {
+            evaluation.key: evaluation
+            for one in facts
+            for evaluation in map(Evaluation.model_validate, one["evaluations"])
+        }
+        last = facts[-1] if facts else {}
+        return cls(
+            tuple(evaluations.values()),
+            Resources.model_validate(last.get("resources", {})),
+            Records.model_validate(last.get("records", {})),
+            last.get("data_root"),
+        )
+
+
+def work(
+    run_folder: Path,
+    *,
+    threads: int | None = None,
+    tracking_uri: str | None = None,
+    sync: bool = True,
+    show_progress: bool = True,
+) -> str:
+    """Train and evaluate one run until all that its studies ask for is done.
+
+    Args:
+        run_folder: a run directory with its spec and its studies.
+        threads: CPU threads for a run that starts now; one that was started before keeps its own number, because
+            another number gives other bits.
+        tracking_uri: MLflow's store; None means the default one.
+        sync: carry the records to MLflow meanwhile, from a process of its own.
+        show_progress: bars, or lines without a terminal.
+
+    Returns:
+        the state in which the run is left: done, failed or interrupted.
+
+    Raises:
+        RecordError: another process works on this run.
+    """
+    run_directory = RunDirectory(Path(run_folder))
+    with run_directory.lock(), ExitStack() as stack:
+        if sync:
+            from harness.tracking import BackgroundSync
+
+            stack.enter_context(BackgroundSync(run_directory, tracking_uri=tracking_uri))
+        job = _Job(run_directory, threads, show_progress)
+        try:
+            job.run()
+        except Interrupted:
+            job.leave("interrupted", f"stopped by {job.stop_signal}; submit again and it goes on")
+        except HarnessError as error:
+            job.leave("failed", str(error))
+        except Exception as error:
+            # Whatever went wrong, the record says so; the traceback is for whoever mends it.
+            job.leave("failed", f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+        else:
+            job.leave("done", "")
+    return job.state
+
+
+class _Job:
+    def __init__(self, run_directory: RunDirectory, threads: int | None, show_progress: bool):
+        self.directory = run_directory
+        self.spec = RunSpec.model_validate(run_directory.spec())
+        self.request = Request.of(run_directory)
+        self.threads = threads
+        self.shown = show_progress
+        self.state, self.stop_signal = "running", ""
+        self.journal: Journal | None = None
+        self.step = 0
+        self._status_written = 0.0
+        self._speed: float | None = None
+        self._loss: float | None = None
+
+    # -- the run
+
+    def run(self) -> None:
+        """Load, train and evaluate."""
+        self._set_threads()
+        resources, spec = self.request.resources, self.spec
+        device = choose_device(resources.device)
+        torch.use_deterministic_algorithms(resources.deterministic)
+        data = make_dataset(spec.data, self.request.data_root)
+        training = Training(
+            spec, make_method(spec, data, resources, device), make_timestep_sampler(spec, device), device
+        )
+        checkpoints = Checkpoints(self.directory.path / "checkpoints", keep_every=self.request.records.keep_every or 0)
+        found = checkpoints.latest(device)
+        if found:
+            training.load_state_dict(found[1])
+            del found
+        self.step = training.step
+        self.journal = self.directory.open_journal(resumed_from_step=training.step)
+        self._record_environment(self.journal.attempt, device, data)
+        self._write_status("running", force=True)
+        with SystemMetrics(self.journal, lambda: self.step, extra=_gpu_gauges(device)), self._signals():
+            with Progress(f"train {self.directory.key[:8]}", shown=self.shown) as progress:
+                self._train(training, data, checkpoints, progress)
+            self._evaluate_at_end(training, data)
+
+    def _train(self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress) -> None:
+        assert self.journal is not None
+        if training.step >= self.spec.train.steps:
+            return
+        began, first = time.monotonic(), training.step
+
+        def on_log(step: int, values: dict[str, float]) -> None:
+            self.step, self._loss = step, values["train/loss"]
+            self._speed = values["perf/steps_per_second"]
+            progress.update(step, self.spec.train.steps, f"loss {self._loss:.4f}")
+            self._write_status("running")
+
+        def measure(step: int) -> None:
+            if step < self.spec.train.steps:
+                self._evaluate_during(training, data, step)
+
+        train(
+            training,
+            data,
+            journal=self.journal,
+            checkpoints=checkpoints,
+            records=self.request.records,
+            measure=measure,
+            on_log=on_log,
+            stop_requested=lambda: bool(self.stop_signal),
+        )
+        self._record_cost((time.monotonic() - began) / (training.step - first), training, data)
+
+    # -- evaluation
+
+    def _evaluate_during(self, training: Training, data: Dataset, step: int) -> None:
+        assert self.journal is not None
+        for evaluation in self.request.evaluations:
+            if evaluation.every and step % evaluation.every == 0:
+                predict = training.method.predict(evaluation.weights)
+                evaluator = Evaluator(predict, self.spec, data, evaluation, training.device, self._prefix(evaluation))
+                self.journal.metrics(step, evaluator.measure(only_likelihood=True).metrics)
+
+    def _evaluate_at_end(self, training: Training, data: Dataset) -> None:
+        assert self.journal is not None
+        done = {event.facts["key"] for event in self.directory.events("evaluation") if not event.fenced}
+        for evaluation in self.request.evaluations:
+            if evaluation.key in done:
+                continue
+            if self.stop_signal:
+                raise Interrupted
+            predict = training.method.predict(evaluation.weights)
+            if evaluation.weights == "untrained":
+                predict = load_predict(
+                    self.directory.path, self.spec, data, weights="untrained", device=training.device
+                )
+            prefix = self._prefix(evaluation)
+            began = time.monotonic()
+            with Progress(f"{prefix} {self.directory.key[:8]}", shown=self.shown) as progress:
+
+                def told(what: str, count: int, total: int, progress: Progress = progress) -> None:
+                    progress.update(count, total, what)
+                    self._write_status("running")
+                    if self.stop_signal:
+                        raise Interrupted
+
+                evaluator = Evaluator(predict, self.spec, data, evaluation, training.device, prefix, told)
+                measured = evaluator.measure()
+            measured.metrics[f"{prefix}/duration_seconds"] = time.monotonic() - began
+            self._record(evaluation, prefix, measured)
+
+    def _record(self, evaluation: Evaluation, prefix: str, measured: Measured) -> None:
+        """Write what was measured: files first, then the rows, then the event that says it is whole."""
+        assert self.journal is not None
+        folder, step = self.directory.path, self.spec.train.steps
+        for name, arrays in measured.arrays.items():
+            (folder / "arrays").mkdir(exist_ok=True)
+            temporary = folder / "arrays" / f".{name}"
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            temporary.rename(folder / "arrays" / name)
+        for name, picture in measured.pictures.items():
+            save_png(folder / "samples" / name, picture)
+        protocol = {"evaluation": evaluation.model_dump(mode="json"), **measured.protocol}
+        (folder / "evaluations").mkdir(exist_ok=True)
+        replace_file(folder / "evaluations" / f"{evaluation.key}.json", json.dumps(protocol, indent=2), durable=True)
+        self.journal.metrics(step, measured.metrics)
+        for name, curve in measured.curves.items():
+            for at, value in curve:
+                self.journal.metrics(at, {name: value}, at=step)
+        parts = [part for part in ("nll", "fidelity", "sweep", "grid") if getattr(evaluation, part)]
+        self.journal.event("evaluation", key=evaluation.key, evaluation=evaluation.name, prefix=prefix, parts=parts)
+        self.journal.sync()
+
+    def _prefix(self, evaluation: Evaluation) -> str:
+        """Return the metrics' prefix: the evaluation's name, marked when another protocol took that name before."""
+        taken = {
+            (event.facts["evaluation"], part): event.facts["key"]
+            for event in self.directory.events("evaluation")
+            for part in event.facts["parts"]
+        }
+        parts = [part for part in ("nll", "fidelity", "sweep", "grid") if getattr(evaluation, part)]
+        clash = any(taken.get((evaluation.name, part), evaluation.key) != evaluation.key for part in parts)
+        return f"{evaluation.name}_{evaluation.key[:6]}" if clash else evaluation.name
+
+    # -- records
+
+    def leave(self, state: str, reason: str, trace: str = "") -> None:
+        """Write the run's final state for this attempt."""
+        self.state = state
+        if self.journal is None:  # it failed before it could begin
+            self.journal = self.directory.open_journal(resumed_from_step=self.directory.durable_step())
+        facts = {"reason": reason, "traceback": trace} if trace else {"reason": reason}
+        self.journal.event("finished" if state == "done" else state, **facts)
+        self.journal.close()
+        self._write_status(state, reason, force=True)
+        if trace:
+            print(trace, file=sys.stderr)
+
+    def _write_status(self, state: str, reason: str = "", *, force: bool = False) -> None:
+        now = time.monotonic()
+        if not force and now - self._status_written < _STATUS_EVERY_SECONDS:
+            return
+        self._status_written = now
+        steps = self.spec.train.steps
+        speed = self._speed
+        self.directory.set_status(
+            Status(
+                state=state,
+                step=self.step,
+                num_steps=steps,
+                attempt=self.journal.attempt if self.journal else 0,
+                reason=reason,
+                loss=self._loss,
+                images_per_second=speed * self.spec.train.batch_size if speed else None,
+                eta_seconds=(steps - self.step) / speed if speed else None,
+            )
+        )
+
+    def _record_environment(self, attempt: int, device: torch.device, data: Dataset) -> None:
+        facts: dict[str, Any] = {
+            "harness": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "host": platform.node(),
+            "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+            "threads": torch.get_num_threads(),
+            "deterministic": self.request.resources.deterministic,
+            "data_digest": data.digest,
+            "data_files": dict(data.files),
+            "data_padded_share": data.padded_share,
+        }
+        self.directory.write_environment(attempt, facts)
+
+    def _record_cost(self, seconds_per_step: float, training: Training, data: Dataset) -> None:
+        """Keep what a step took, for `plan`, and the arithmetic of the whole training, for the scaling figures."""
+        assert self.journal is not None
+        from harness.metrics.flops import training_step_compute
+
+        shape = (1, data.channels, data.image_size, data.image_size)
+        x, t = torch.empty(shape, device="meta"), torch.empty(1, device="meta")
+        y = (torch.empty(1, device="meta", dtype=torch.int64),) if self.spec.model.class_cond else ()
+        step = training_step_compute(training.method.network.train(), x, t, *y)
+        examples = self.spec.train.steps * self.spec.train.batch_size
+        compute = {
+            "compute/train_multiply_adds": float(step.multiply_adds * examples),
+            "compute/train_flops": float(step.flops * examples),
+            "compute/parameters": float(sum(weight.numel() for weight in training.method.network.parameters())),
+        }
+        self.journal.metrics(self.spec.train.steps, compute)
+        folder = self.directory.path.parent / ".throughput"
+        folder.mkdir(exist_ok=True)
+        fact = {
+            "seconds_per_step": seconds_per_step,
+            "device": training.device.type,
+            "threads": torch.get_num_threads(),
+        }
+        replace_file(folder / f"{self.spec.cost_key}.json", json.dumps(fact), durable=False)
+
+    # -- the process
+
+    def _set_threads(self) -> None:
+        """Fix the number of threads at the first start and use it again ever after."""
+        environments = self.directory.environments()
+        wanted = environments[0]["threads"] if environments else self.request.resources.threads or self.threads
+        if wanted:
+            torch.set_num_threads(wanted)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn signals to stop into a wish that the loop grants at its next step."""
+
+        def stop(number: int, _: object) -> None:
+            self.stop_signal = signal.Signals(number).name
+
+        try:
+            before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+        except ValueError:  # not the main thread: whoever owns it handles signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """Return the device that a run computes on; `auto` takes a CUDA device where there is one.
+
+    Raises:
+        HarnessError: cuda is asked for and not there.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise HarnessError("resources.device: cuda, but torch sees no CUDA device here; take auto or cpu")
+    return torch.device(wanted)
+
+
+def _gpu_gauges(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return None
+    return lambda: {"gpu_memory_gib": torch.cuda.memory_allocated(device) / 2**30}
