@@ -29,7 +29,7 @@ def image_folder(
     first "_". Where some names have none, there are no labels.
 
     Args:
-        test_fraction: share of the images in the test split, drawn by `seed`; at least one image.
+        test_fraction: share of the images in the test split, drawn by `seed`; at least one image lies in each split.
 
     Raises:
         DataError: no such folder, fewer than two images, an unreadable image, or a fraction outside (0, 1).
@@ -51,7 +51,7 @@ def image_folder(
     labels = None if None in names else np.array([classes[name] for name in names if name is not None], np.int64)
 
     shuffled = np.random.default_rng(seed).permutation(len(files))
-    num_test = max(1, round(test_fraction * len(files)))
+    num_test = min(max(1, round(test_fraction * len(files))), len(files) - 1)
     order = np.concatenate([np.sort(shuffled[num_test:]), np.sort(shuffled[:num_test])])  # train, then test
     images = _scaled_images([files[index] for index in order], image_size)
 
