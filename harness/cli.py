@@ -238,32 +238,34 @@ def logs(run: str, runs_folder: Path) -> None:
 @click.option("--steps", type=click.IntRange(1), help="Steps of the sampler.  [default: 50, or T where that is less]")
 @click.option("--n", "num_samples", type=click.IntRange(1), default=64, show_default=True, help="Images.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True)
+@click.option("--weights", type=click.Choice(["ema", "raw", "untrained"]), default="ema", show_default=True)
 @_runs
 def sample(
     run: str, sampler: str, steps: int | None, num_samples: int, seed: int, weights: str, runs_folder: Path
 ) -> None:
     """Draw images from a run's newest checkpoint; the spec inside it says all else."""
-    from harness.diffusion.respacing import space_timesteps
-    from harness.spec import Sampler, choices, section_counts
+    from harness.progress import Progress
+    from harness.spec import Sampler, choices
     from harness.study import did_you_mean
 
     directory = _find_run(run, runs_folder)
     known = choices(Sampler)
     if sampler not in known:
         raise SpecError(f"--sampler {sampler}: unknown; {did_you_mean(sampler, list(known))}")
-    num_timesteps = directory.spec()["diffusion"]["num_timesteps"]
-    steps = steps or min(50, num_timesteps)
-    spec = known[sampler]()
-    try:
-        space_timesteps(num_timesteps, section_counts(spec, steps))  # type: ignore[arg-type]
-    except ValueError as error:
-        raise SpecError(f"--steps {steps}: {error}") from None
+    roots = [facts["data_root"] for facts in directory.studies().values() if facts.get("data_root")]
     from harness.evaluation import sample_run
 
-    path = sample_run(
-        directory.path, sampler=spec, num_steps=steps, num_samples=num_samples, seed=seed, weights=weights
-    )
+    with Progress(f"sample {directory.key[:8]}") as progress:
+        path = sample_run(
+            directory.path,
+            sampler=known[sampler](),  # type: ignore[arg-type]
+            num_steps=steps or min(50, directory.spec()["diffusion"]["num_timesteps"]),
+            num_samples=num_samples,
+            seed=seed,
+            weights=weights,
+            data_root=roots[-1] if roots else None,
+            told=lambda what, done, total: progress.update(done, total, what),
+        )
     click.echo(path)
 
 
@@ -355,6 +357,7 @@ def _members(study: str | None, runs_folder: Path) -> tuple[str | None, list[Run
             raise LaunchError(f"study {loaded.name} has no runs in {runs_folder} yet: harness submit {study}")
         return loaded.name, directories
     members = [one for one in _all_runs(runs_folder) if (one.path / "studies" / f"{study}.json").is_file()]
+    members.sort(key=lambda one: [one.studies()[study].get(key) for key in ("arm", "replicate")])
     if not members:
         names = sorted({path.stem for path in runs_folder.glob("[!.]*/studies/[!.]*.json")})
         raise LaunchError(f"no study {study!r} in {runs_folder}; {_choices(names, 'it is empty')}")

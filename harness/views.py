@@ -267,6 +267,8 @@ class Follower:
 
             self._live = Live(auto_refresh=False)
             self._live.start()
+        else:
+            self._states = {one.run_key: one.state for one in self._gather()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -280,7 +282,7 @@ class Follower:
             self._live.update(self._picture(found), refresh=True)
             return
         for one in found:
-            before = self._states.get(one.run_key, "new")
+            before = self._states[one.run_key]
             if one.state != before:
                 self._states[one.run_key] = one.state
                 self._say(one, f"{before} -> {one.state}")
