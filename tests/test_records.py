@@ -211,6 +211,19 @@ class TestOneWriter:
                 journal.sync()
             lock.folder.joinpath("000002").unlink()
 
+    def test_a_slow_taker_that_looked_before_others_came_and_went_steps_back(self, tmp_path, monkeypatch):
+        slow, second, third = (FolderLock(tmp_path, "test") for _ in range(3))
+        now, before = slow._newest, slow._newest()
+        second.acquire()
+        second.release()
+        third.acquire()  # removes the file of number 1, so that the slow one can create it
+        views = iter([before])
+        monkeypatch.setattr(slow, "_newest", lambda: next(views, now()))
+        assert not slow._try_acquire()
+        assert [path.name for path in tmp_path.iterdir()] == ["000002"]
+        third.verify()
+        third.release()
+
     def test_the_heartbeat_moves(self, run, monkeypatch):
         monkeypatch.setattr("harness.records.HEARTBEAT_SECONDS", 0.02)
         with run.lock():
@@ -222,7 +235,7 @@ class TestOneWriter:
             assert time.time() - path.stat().st_mtime < 5
 
     def test_many_takers_of_live_and_stale_locks_never_hold_one_together(self, tmp_path):
-        # Each process takes the lock again and again, and one time in eight dies in it; the others race for what it left.
+        # Each process takes the lock again and again, and one time in eight dies in it; the others race for its lock.
         script = """
 import os, random, sys, time
 from pathlib import Path

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -21,10 +22,17 @@ from harness.tracking import BackgroundSync, check, initialise_store, params_of,
 
 
 @pytest.fixture(scope="module")
-def fresh_database(tmp_path_factory):
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    initialise_store(f"sqlite:///{path}")
-    return path
+def first_contact(tmp_path_factory):
+    """Initialise a store in a process of its own; return the database and what the process printed."""
+    path = tmp_path_factory.mktemp("store") / "new" / "mlflow.db"
+    code = f"from harness.tracking import initialise_store; print(initialise_store('sqlite:///{path}'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return path, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def fresh_database(first_contact):
+    return first_contact[0]
 
 
 @pytest.fixture
@@ -401,6 +409,13 @@ sys.exit(sum(os.wait()[1] != 0 for _ in paths))
         assert best > 5000
 
 
+def wait_until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -415,9 +430,7 @@ class TestBackground:
             background = BackgroundSync(run, tracking_uri=store, every_seconds=0.5)
             journal.metrics(1, {"train/loss": 0.5})
             journal.event("checkpoint", step=1)
-            deadline = time.monotonic() + 60
-            while not list((run.path / "tracking").glob("*.json")) and time.monotonic() < deadline:
-                time.sleep(0.1)
+            wait_until(lambda: list((run.path / "tracking").glob("*.json")))
             journal.metrics(20, {"train/loss": 0.25})
             run.set_status(Status("done", step=20, num_steps=20))
         assert background.close()
@@ -441,9 +454,7 @@ class TestBackground:
         syncer = int(training.stdout.readline())
         training.kill()
         training.wait()
-        deadline = time.monotonic() + 60
-        while os.path.exists(f"/proc/{syncer}") and time.monotonic() < deadline:  # noqa: PTH110
-            time.sleep(0.1)
+        wait_until(lambda: not Path(f"/proc/{syncer}").exists())
         found = mlflow_run(store, run)
         assert (found.info.status, found.data.tags["state"]) == ("KILLED", "interrupted")
         assert check(run).ok
@@ -528,7 +539,7 @@ def test_nothing_is_lost_when_the_server_is_killed_and_started_again(run, tmp_pa
         (run.path / "samples" / "grid.png").write_bytes(b"png")
         with run.lock(), run.open_journal(resumed_from_step=0) as journal:
             background = BackgroundSync(run, tracking_uri=server.uri, every_seconds=0.2)
-            slowest = 0.0
+            cursors, slowest = run.path / "tracking", 0.0
             for step in range(1, 2001):
                 start = time.perf_counter()
                 journal.metrics(step, {"train/loss": step / 7})
@@ -536,8 +547,8 @@ def test_nothing_is_lost_when_the_server_is_killed_and_started_again(run, tmp_pa
                 if step % 100 == 0:
                     journal.event("checkpoint", step=step)
                     run.set_status(Status("running", step=step, num_steps=2000))
-                    time.sleep(0.5)
                 if step == 800:
+                    wait_until(lambda: any("sent_step" in path.read_text() for path in cursors.glob("*.json")))
                     server.kill()
                 if step == 1400:
                     server.start()
@@ -555,7 +566,7 @@ def test_nothing_is_lost_when_the_server_is_killed_and_started_again(run, tmp_pa
         server.kill()
 
 
-def test_the_first_contact_with_mlflow_prints_nothing(tmp_path):
-    code = f"from harness.tracking import initialise_store; print(initialise_store('sqlite:///{tmp_path}/new/m.db'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == (f"sqlite:///{tmp_path}/new/m.db\n", "")
+def test_the_first_contact_with_mlflow_prints_nothing(first_contact):
+    path, printed, errors = first_contact
+    assert (printed, errors) == (f"sqlite:///{path}\n", "")
+    assert path.exists()
