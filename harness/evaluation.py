@@ -1,7 +1,7 @@
 """Measure a run's weights by a protocol: sample once, extract features once, then every metric.
 
-What is measured is decided by `spec.Evaluation`; everything here is a function of the weights and that protocol, so it can
-be done inside the job, later from a checkpoint, or twice with the same numbers.
+What is measured is decided by `spec.Evaluation`; everything here is a function of the weights and that protocol, so it
+can be done inside the job, later from a checkpoint, or twice with the same numbers.
 """
 
 from __future__ import annotations
@@ -17,19 +17,28 @@ from torch import Tensor
 
 from harness.data import Dataset, to_uint8
 from harness.diffusion import SAMPLERS, Denoised, GaussianDiffusion, denoiser, space_timesteps
-from harness.errors import RecordError
+from harness.errors import RecordError, SpecError
 from harness.methods.gaussian import Predict
 from harness.metrics import likelihood
 from harness.randomness import Streams
-from harness.registry import make_method, make_process, parameters
-from harness.spec import Ancestral, Ddim, DpmSolverPP, Evaluation, Fidelity, Nll, Resources, RunSpec, Sweep
+from harness.records import RunDirectory
+from harness.registry import make_dataset, make_method, make_process, parameters
+from harness.spec import (
+    Ancestral,
+    Ddim,
+    DpmSolverPP,
+    Evaluation,
+    Fidelity,
+    Nll,
+    Resources,
+    RunSpec,
+    Sweep,
+    section_counts,
+)
 from harness.spec import extractor_name as name_of_extractor
-from harness.spec import section_counts
 
 Told = Callable[[str, int, int], None]
 """Hears of progress: what is being done, how much of it, of how much."""
-
-CURVE_POINTS = 300  # MLflow's UI thins longer curves, and would drop the terms that carry the bound
 
 
 @dataclass
@@ -123,7 +132,7 @@ class Evaluator:
         }
         if not with_curve:
             return
-        curve = [(int(t), float(found.L_t_bpd[t])) for t in curve_timesteps(len(found.L_t_bpd))]
+        curve = [(int(t), float(found.L_t_bpd[t])) for t in likelihood.curve_timesteps(len(found.L_t_bpd))]
         measured.curves[f"{prefix}/L_t_bpd"] = [(t, value) for t, value in curve if not np.isnan(value)]
         measured.arrays[f"{prefix}_likelihood.npz"] = {
             "L_t_bpd": found.L_t_bpd,
@@ -182,7 +191,7 @@ class Evaluator:
         return torch.cat(samples)
 
     def pictures(self, samples: Tensor) -> Tensor:
-        """Turn samples into what a feature extractor sees: uint8, or the values themselves where data are continuous."""
+        """Turn samples into what an extractor sees: uint8, or the values themselves where data are continuous."""
         return samples if self.data.levels is None else to_uint8(samples)
 
     def _fidelity(self, wanted: Fidelity, measured: Measured) -> Tensor:
@@ -235,14 +244,6 @@ class Evaluator:
             measured.pictures[f"{self.prefix}_samples.png"] = image_grid(to_uint8(samples[:count]).numpy())
 
 
-def curve_timesteps(num_timesteps: int) -> np.ndarray:
-    """Choose at most 300 values of t for a curve of L_t: every t below 50, then spaced by their logarithm."""
-    if num_timesteps <= CURVE_POINTS:
-        return np.arange(num_timesteps)
-    tail = np.geomspace(50, num_timesteps - 1, CURVE_POINTS - 50)
-    return np.unique(np.concatenate([np.arange(50), tail.round().astype(int)]))
-
-
 def image_grid(images: np.ndarray, min_tile_pixels: int = 48) -> np.ndarray:
     """Lay uint8 images [N, C, H, W] out in a near-square grid, small ones enlarged without smoothing.
 
@@ -288,3 +289,46 @@ def load_predict(
         raise RecordError(f"run {run_folder.name} has no checkpoint yet; `harness status` tells how far it is")
     method.load_state_dict(found[1]["method"])
     return method.predict(weights)
+
+
+def sample_run(
+    run_folder: Path,
+    *,
+    sampler: Ancestral | Ddim | DpmSolverPP,
+    num_steps: int,
+    num_samples: int,
+    seed: int = 0,
+    weights: str = "ema",
+    data_root: str | None = None,
+    told: Told = lambda what, done, total: None,
+) -> Path:
+    """Draw samples from a run's newest checkpoint, whether it is finished or not.
+
+    Returns:
+        the PNG of the grid; the uint8 images lie beside it as npz. Points of the plane have the npz alone.
+
+    Raises:
+        RecordError: the run has no checkpoint yet.
+        SpecError: the chain has no such number of steps.
+    """
+    run_directory = RunDirectory(run_folder)
+    spec = RunSpec.model_validate(run_directory.spec())
+    try:
+        space_timesteps(spec.diffusion.num_timesteps, section_counts(sampler, num_steps))
+    except ValueError as error:
+        raise SpecError(f"--steps {num_steps}: {error}") from None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = make_dataset(spec.data, data_root)
+    predict = load_predict(run_directory.path, spec, data, weights=weights, device=device)
+    evaluation = Evaluation(name="samples", seed=seed, weights=weights)
+    evaluator = Evaluator(predict, spec, data, evaluation, device, told=told)
+    with torch.inference_mode():
+        samples = evaluator.pictures(evaluator.sample(sampler, num_steps, num_samples)).numpy()
+    folder = run_directory.path / "samples"
+    folder.mkdir(exist_ok=True)
+    stem = f"{sampler.name}{num_steps}_seed{seed}_{weights}"
+    np.savez(folder / f"{stem}.npz", samples=samples)
+    if data.levels is None:
+        return folder / f"{stem}.npz"
+    save_png(folder / f"{stem}.png", image_grid(samples))
+    return folder / f"{stem}.png"

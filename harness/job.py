@@ -1,7 +1,7 @@
 """What one job does with one run: take it up wherever it stands, train, evaluate, and leave a true record.
 
-All that is needed lies in the run directory: the spec, and what the studies that the run belongs to ask for. So a job that
-was killed, requeued or started twice needs no arguments that could be stale.
+All that is needed lies in the run directory: the spec, and what the studies that the run belongs to ask for. So a job
+that was killed, requeued or started twice needs no arguments that could be stale.
 """
 
 from __future__ import annotations

@@ -393,6 +393,7 @@ class Ddim(Part):
 class DpmSolverPP(Part):
     name: Literal["dpmpp_2m"] = "dpmpp_2m"
     spacing: Literal["even", "ddim", "quad"] = "even"
+    lower_order_final: bool = False  # steadier with few steps, at the cost of the second order at the end
 
 
 Sampler = Annotated[Ancestral | Ddim | DpmSolverPP, Field(discriminator="name"), BeforeValidator(_named)]

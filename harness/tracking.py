@@ -141,12 +141,9 @@ def _store_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise TrackingError(f"MLflow store {_without_password(uri)}: {text[0]}") from error
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = f"MLflow store {uri}: {first_line}"
+        raise TrackingError(re.sub(r"//[^/@\s]*@", "//***@", message)) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------- sync

@@ -149,13 +149,21 @@ class TestWhereItStands:
 
 
 class TestOneWriter:
+    @staticmethod
+    def leave_lock(run, age_seconds):
+        """Leave the lock of SLURM job 42's first start on another machine, with a heartbeat of some age."""
+        facts = {"host": "node17", "machine": "node17 boot pid", "pid": 1, "started": "0"}
+        path = run.path / "lock" / "000001"
+        path.parent.mkdir()
+        path.write_text(json.dumps({**facts, "slurm_job_id": "42", "slurm_restart_count": "0"}))
+        heartbeat = time.time() - age_seconds
+        os.utime(path, (heartbeat, heartbeat))
+
     def test_a_second_process_is_refused_and_the_owner_named(self, run):
         process = start_writer(run)
         try:
-            with (
-                pytest.raises(RecordError, match=rf"run 0123456789ab is in use by process {process.pid} on "),
-                run.lock(),
-            ):
+            message = f"run 0123456789ab is in use by process {process.pid} on "
+            with pytest.raises(RecordError, match=message), run.lock():
                 pass
         finally:
             process.kill()
@@ -260,10 +268,8 @@ class TestJournal:
         assert {(row.step, row.at, row.attempt) for row in rows} == {(3, 40, 1)}
 
     def test_a_row_in_a_killed_process_is_not_lost(self, run):
-        process = start_writer(
-            run,
-            "run.open_journal(resumed_from_step=0).metrics(1, {'train/loss': 0.5}); print('ok', flush=True); time.sleep(60)",
-        )
+        append = "run.open_journal(resumed_from_step=0).metrics(1, {'train/loss': 0.5})"
+        process = start_writer(run, f"{append}; print('appended', flush=True); time.sleep(60)")
         process.stdout.readline()
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -47,7 +47,8 @@ def ancestral_step(
         t: [B].
         clip: clamp the predicted x_0 to [-1, 1].
     """
-    return _ancestral(process.denoised(model_output, x_t, t, clip), t, noise)
+    mean, log_variance, _ = process.p_mean_variance(model_output, x_t, t, clip)
+    return _ancestral(mean, log_variance, t, noise)
 
 
 def ddim_step(
@@ -79,9 +80,9 @@ def ddim_reverse_step(
     return _ddim_reverse(process, process.denoised(model_output, x_t, t, clip), x_t, t)
 
 
-def _ancestral(denoised: Denoised, t: Tensor, noise: Tensor) -> Tensor:
+def _ancestral(mean: Tensor, log_variance: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     noisy = (t != 0).view(-1, *[1] * (noise.ndim - 1))
-    return denoised.mean + noisy * torch.exp(0.5 * denoised.log_variance) * noise
+    return mean + noisy * torch.exp(0.5 * log_variance) * noise
 
 
 def _ddim(process: GaussianDiffusion, denoised: Denoised, x_t: Tensor, t: Tensor, noise: Tensor, eta: float) -> Tensor:
@@ -89,7 +90,8 @@ def _ddim(process: GaussianDiffusion, denoised: Denoised, x_t: Tensor, t: Tensor
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
     abar, abar_prev = process.at("alphas_cumprod", t, x_t), process.at("alphas_cumprod_prev", t, x_t)
     sigma = eta * torch.sqrt((1 - abar_prev) / (1 - abar)) * torch.sqrt(1 - abar / abar_prev)  # 0 at t = 0
-    return torch.sqrt(abar_prev) * denoised.x_0 + torch.sqrt(1 - abar_prev - sigma**2) * denoised.eps + sigma * noise
+    of_eps = torch.sqrt((1 - abar_prev - sigma**2).clamp(min=0))  # float32 can round an almost empty share below 0
+    return torch.sqrt(abar_prev) * denoised.x_0 + of_eps * denoised.eps + sigma * noise
 
 
 def _ddim_reverse(process: GaussianDiffusion, denoised: Denoised, x_t: Tensor, t: Tensor) -> Tensor:
@@ -124,7 +126,7 @@ def ancestral(
     """
 
     def step(denoised: Denoised, x_t: Tensor, t: Tensor, i: int) -> Tensor:
-        return _ancestral(denoised, t, _noise_like(x_t, generator))
+        return _ancestral(denoised.mean, denoised.log_variance, t, _noise_like(x_t, generator))
 
     return _walk(denoise, x_T, process, step, start, on_step)
 

@@ -1,0 +1,51 @@
+# diffusion-harness. `make demo` and `make test` need nothing but Python 3.11 or newer; they set everything up themselves.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+PORT   ?= 5000
+STUDY  ?= experiments/laptop/iddpm_digits.yaml
+TYPED  := harness/errors.py harness/spec.py harness/study.py harness/records.py harness/tracking.py harness/launch.py \
+          harness/cli.py harness/views.py harness/progress.py analysis
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check figures ui bench clean
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed  ## Install everything into .venv (does nothing when it is up to date)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): a few minutes at the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup  ## Run a real ablation on digits, from YAML to figures/index.html (about 10 minutes)
+	$(BIN)/harness submit $(STUDY) --cluster local --jobs $(JOBS)
+	$(BIN)/python -m analysis.report
+	@echo "Look at figures/index.html, and compare the runs with: make ui"
+
+test: setup  ## Run all tests
+	$(BIN)/python -m pytest
+
+check: setup  ## Format, lint, types and the fast tests: under a minute
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(TYPED)
+	$(BIN)/python -m pytest -q -m "not slow and not slurm and not gpu"
+
+figures: setup  ## Draw every figure again from the records in runs/
+	$(BIN)/python -m analysis.report
+
+ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
+	$(BIN)/harness sync
+	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $(PORT)
+
+bench: setup  ## Measure what things cost, as ratios
+	$(BIN)/python -m benchmarks.run
+
+clean:  ## Remove the virtual environment and caches (runs and figures stay)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
