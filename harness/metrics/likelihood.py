@@ -11,6 +11,8 @@ Randomness is a function of (seed, index of the image, index of the draw), whate
 model: arms that are compared share it.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +66,7 @@ class Likelihood:
     estimator: str
     clip: bool
     decoder: str
-    pilot: "Pilot | None" = field(repr=False)
+    pilot: Pilot | None = field(repr=False)
 
 
 def full_nll(
@@ -117,7 +119,7 @@ def stratified_nll(
     batch_size: int,
     evaluations_per_image: int = 40,
     clip: bool = True,
-    pilot: "Pilot | None" = None,
+    pilot: Pilot | None = None,
     progress: Progress | None = None,
 ) -> Likelihood:
     """Estimate the bound from a few t for each image, unbiased; the full sum where that is no dearer.
@@ -125,7 +127,7 @@ def stratified_nll(
     Args:
         x_0: [N, C, H, W], in [-1, 1].
         y: [N] classes, or None.
-        evaluations_per_image: at least 4, the pilot's not among them (about a tenth more).
+        evaluations_per_image: at least 4, without the pilot's (about a tenth more; 4 images' worth if that is more).
         pilot: of another arm's likelihood: then both draw the same t and the same noise, and their difference is far
             more certain than either. Its own by default.
 
@@ -302,7 +304,9 @@ def draw_strata(
 ) -> Drawn:
     """Draw every stratum's timesteps for every image and sum up.
 
-    sum_k 1/n_k sum_j L_{t_kj} / p(t_kj),  t_kj ~ p within stratum k, independent
+        sum_k 1/n_k sum_j L_{t_kj} / p(t_kj),   each t_kj drawn from p within stratum k, independently
+
+    The same strata and seed give the same t, and draw j of an image has number j in `terms`.
     """
     edges, draws, density = strata
     num_draws, starts = int(draws.sum()), np.cumsum(draws) - draws

@@ -1,6 +1,6 @@
 """The simple gradient noise scale: how large a batch must be before its gradient is more signal than noise.
 
-B_simple = tr(Sigma) / |G|^2                                                        (McCandlish et al. 2018, eq. 2.9)
+    B_simple = tr(Sigma) / |G|^2                                                    (McCandlish et al. 2018, eq. 2.9)
 
 Sigma is the covariance over single examples, G the true gradient; IDDPM's figure 7 compares L_vlb and L_hybrid by it.
 Both parts are estimated without bias from gradients at two batch sizes (appendix A.1). Quotients of such estimates
