@@ -1,4 +1,4 @@
-"""Planning is reading, committing is convergence: what is done is left, what is broken goes on, what is absent begins."""
+"""Planning is reading; committing leaves what is done, takes up what is broken and begins what is absent."""
 
 from __future__ import annotations
 
@@ -274,7 +274,11 @@ def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("partition: gpu\npartiton: x\n", LaunchError, r"cluster.yaml:2: partiton: unknown key; did you mean 'partition'\?"),
+        (
+            "partition: gpu\npartiton: x\n",
+            LaunchError,
+            r"cluster.yaml:2: partiton: unknown key; did you mean 'partition'\?",
+        ),
         ("gpus: many\n", LaunchError, r"cluster.yaml:1: gpus: input should be a valid integer"),
         ("- gpu\n", LaunchError, r"cluster.yaml:1: a profile is a mapping, such as partition: gpu"),
         ("a: [\n", SpecError, r"cluster.yaml:2: not YAML"),
