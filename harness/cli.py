@@ -202,8 +202,8 @@ def why(run: str, lines: int, runs_folder: Path) -> None:
     directory = _find_run(run, runs_folder)
     found = views.standing(directory)
     click.echo(f"{found.run_key} {found.arm} r{found.replicate} of {', '.join(found.studies) or 'no study'}")
-    for event in directory.events():
-        click.echo(f"  {views.event_line(event)}")
+    for line in views.history(directory.events()):
+        click.echo(f"  {line}")
     reason = f": {found.reason}" if found.reason else ""
     click.echo(views.printable(f"{found.state} at step {found.step} of {found.num_steps}{reason}"))
     log, text = launch.log_of(runs_folder, directory.key)

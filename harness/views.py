@@ -22,7 +22,7 @@ from harness.records import Event, RunDirectory
 
 STATE_ORDER = ("new", "queued", "running", "evaluate", "interrupted", "failed", "pruned", "done")
 _STATE_COLOURS = {"running": "cyan", "evaluate": "cyan", "done": "green", "failed": "red", "interrupted": "yellow"}
-_NEWS_EVERY_SECONDS = 60.0
+NEWS_EVERY_SECONDS = 60.0
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
@@ -286,7 +286,7 @@ class Follower:
             if one.state != before:
                 self._states[one.run_key] = one.state
                 self._say(one, f"{before} -> {one.state}")
-        if time.monotonic() - self._last_news >= _NEWS_EVERY_SECONDS:
+        if time.monotonic() - self._last_news >= NEWS_EVERY_SECONDS:
             self._last_news = time.monotonic()
             for one in found:
                 if one.state == "running":
@@ -321,11 +321,20 @@ class Follower:
 # ----------------------------------------------------------------------------------------------------------------- why
 
 
-def event_line(event: Event) -> str:
-    """Spell one event of a run's history."""
+def history(events: Sequence[Event]) -> list[str]:
+    """Spell what happened to a run, one line an event; of checkpoints in a row the last."""
+    following = [*events[1:], None]
+    shown = [
+        event
+        for event, after in zip(events, following, strict=True)
+        if event.name != "checkpoint" or after is None or after.name != "checkpoint"
+    ]
+    return [_event_line(event) for event in shown]
+
+
+def _event_line(event: Event) -> str:
     moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time_ms / 1000))
-    hidden = ("traceback", "attempt")
-    facts = " ".join(
-        f"{key}={value}" for key, value in event.facts.items() if key not in hidden and value not in (None, "")
-    )
-    return printable(f"{moment}  attempt {event.attempt}  {event.name}  {facts}".rstrip())
+    told = {key: value for key, value in event.facts.items() if key not in ("attempt", "traceback")}
+    facts = " ".join(f"{key}={value}" for key, value in told.items() if value not in (None, ""))
+    fenced = "  (made again later)" if event.fenced else ""
+    return printable(f"{moment}  attempt {event.attempt}  {event.name}  {facts}".rstrip() + fenced)

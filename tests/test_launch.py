@@ -1,4 +1,4 @@
-"""Planning is reading, committing is convergence: what is done is left, what is broken goes on, what is absent begins."""
+"""Planning is reading; committing leaves what is done, takes up what is broken and begins what is absent."""
 
 from __future__ import annotations
 
