@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -231,21 +231,23 @@ def _resolve_extends(path: Path, chain: tuple[Path, ...] = (), asked_by: Mark | 
     return Document(merge(merged.value, document.value), {**merged.marks, **document.marks})
 
 
-def _put(value: Any, keys: Keys, new: Any, mark: Mark) -> Any:
-    """Return a copy of `value` with `new` merged in at `keys`; the rest is shared."""
+def _put(value: Any, keys: Keys, new: Any, mark: Mark, above: Keys = ()) -> Any:
+    """Return a copy of `value`, which stands at `above`, with `new` merged in at `keys`; the rest is shared."""
     if not keys:
         return merge(value, new)
     if isinstance(value, list):
         index = int(keys[0]) if str(keys[0]).isdigit() else -1
         if not 0 <= index < len(value):
-            raise _fail(mark, _dotted(keys), f"no such entry; the list has entries 0 to {len(value) - 1}")
-        return [_put(item, keys[1:], new, mark) if i == index else item for i, item in enumerate(value)]
+            known = ", ".join(map(str, range(len(value)))) or "none"
+            raise _fail(mark, _dotted((*above, *keys)), f"no such entry; choices: {known}")
+        here = (*above, keys[0])
+        return [_put(item, keys[1:], new, mark, here) if i == index else item for i, item in enumerate(value)]
     if isinstance(value, str):
         value = {"name": value}
     if value is not None and not isinstance(value, dict):
-        raise _fail(mark, _dotted(keys), f"{value!r} has no parts")
+        raise _fail(mark, _dotted((*above, *keys)), f"{value!r} has no parts")
     value = value or {}
-    return {**value, keys[0]: _put(value.get(keys[0]), keys[1:], new, mark)}
+    return {**value, keys[0]: _put(value.get(keys[0]), keys[1:], new, mark, (*above, keys[0]))}
 
 
 # ----------------------------------------------------------------------------------------------------------- expanding
@@ -627,7 +629,7 @@ def _evaluation_entries(document: Document, arm_names: set[str], num_replicates:
                     _dotted((*keys, "replicates")),
                     f"no replicate {replicate}; choices: 0 to {num_replicates - 1}",
                 )
-        evaluation = _validate(Evaluation, protocol, lambda at, keys=keys: document.mark((*keys, *at)), keys)
+        evaluation = _validate(Evaluation, protocol, lambda at, _, keys=keys: document.mark((*keys, *at)), keys)
         taken = {part for one in found if one.evaluation.name == evaluation.name for part in one.evaluation.parts}
         twice = [part for part in evaluation.parts if part in taken]
         if twice:
@@ -658,7 +660,7 @@ def _resolve_evaluation(
 _ADAPTERS: dict[type[Part], TypeAdapter] = {}
 
 
-def _validate(kind: type[Part], value: Any, where: Any, prefix: Keys = ()) -> Any:
+def _validate(kind: type[Part], value: Any, where: Callable[[Keys, Keys], Mark], prefix: Keys = ()) -> Any:
     """Validate plain values as `kind`, strictly; turn pydantic's errors into our lines."""
     adapter = _ADAPTERS.setdefault(kind, TypeAdapter(kind))
     try:
@@ -670,7 +672,10 @@ def _validate(kind: type[Part], value: Any, where: Any, prefix: Keys = ()) -> An
                 continue  # a list is short only because its bad items were left out: those have lines of their own
             keys = _real_keys(problem["loc"], value)
             path = _dotted((*prefix, *keys))
-            lines.append(_line(where(keys), path, _explain(problem, kind, keys, value)))
+            what = _explain(problem, kind, keys, value)
+            # A rule between parts has no place of its own; its message begins with the path at fault.
+            culprit = keys or tuple(what.split()[0].rstrip(":").split("."))
+            lines.append(_line(where(keys, culprit), path, what))
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -745,16 +750,16 @@ def _name_of(kind: type[Part]) -> str | None:
 
 
 def _validate_run(value: dict, document: Document, overrides: Sequence[Override]) -> tuple[RunSpec, Resources, Records]:
-    def where(keys: Keys) -> Mark:
+    def where(keys: Keys, culprit: Keys) -> Mark:
         for override in reversed(overrides):
-            depth = min(len(override.keys), len(keys))
-            if depth and override.keys[:depth] == tuple(map(str, keys[:depth])) and len(keys) >= len(override.keys):
+            if override.keys == tuple(map(str, culprit[: len(override.keys)])):
                 return override.mark
-        if not keys and overrides:
-            return overrides[-1].mark
-        return document.mark(keys)
+        return overrides[-1].mark if overrides and not keys else document.mark(culprit)
+
+    def side(part: str) -> Callable[[Keys, Keys], Mark]:
+        return lambda keys, _: where((part, *keys), (part, *keys))
 
     spec = _validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, where)
-    resources = _validate(Resources, value.get("resources") or {}, lambda k: where(("resources", *k)), ("resources",))
-    records = _validate(Records, value.get("records") or {}, lambda k: where(("records", *k)), ("records",))
+    resources = _validate(Resources, value.get("resources") or {}, side("resources"), ("resources",))
+    records = _validate(Records, value.get("records") or {}, side("records"), ("records",))
     return spec, resources, records
