@@ -11,7 +11,7 @@ and noise, so they are compared in pairs. The rule:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,7 +84,7 @@ def cosine_beats_linear(runs: Sequence[RunRecord]) -> Claim:
     return Claim(
         "The cosine schedule reaches a better NLL than the linear one",
         "IDDPM, table 2: CIFAR-10, L_hybrid, 3.17 against 3.26 (paper; dropout differs too)",
-        tuple(_contrasts(found, "cosine", ["linear"], "NLL")),
+        tuple(_contrasts(found, "cosine", ["linear"])),
     )
 
 
@@ -94,7 +94,7 @@ def hybrid_beats_simple(runs: Sequence[RunRecord]) -> Claim:
     return Claim(
         "L_hybrid reaches a better NLL than L_simple",
         "IDDPM, table 2: CIFAR-10, cosine, 3.17 against 3.26 (paper)",
-        tuple(_contrasts(found, "hybrid", ["simple"], "NLL")),
+        tuple(_contrasts(found, "hybrid", ["simple"])),
     )
 
 
@@ -104,14 +104,14 @@ def vlb_has_the_best_nll(runs: Sequence[RunRecord]) -> Claim:
     return Claim(
         "L_vlb reaches the best NLL",
         "IDDPM, table 2: CIFAR-10, cosine, 2.94 against 3.17 and 3.26 (paper; with importance-sampled t)",
-        tuple(_contrasts(found, "vlb", ["hybrid", "simple"], "NLL")),
+        tuple(_contrasts(found, "vlb", ["hybrid", "simple"])),
     )
 
 
 def vlb_has_the_worst_fid(runs: Sequence[RunRecord]) -> Claim:
     """Compare the other objectives with L_vlb, in FID."""
     found = _settings(runs, "fid", _objective, vary=_OBJECTIVE)
-    contrasts = [one for name in ("hybrid", "simple") for one in _contrasts(found, name, ["vlb"], "FID")]
+    contrasts = [one for name in ("hybrid", "simple") for one in _contrasts(found, name, ["vlb"])]
     return Claim(
         "... and the worst FID: the others' is lower",
         "IDDPM, table 2: CIFAR-10, cosine, 3.19 and 3.05 against 11.47 (paper)",
@@ -165,7 +165,15 @@ def judge(runs: Sequence[RunRecord]) -> list[Claim]:
 # ----------------------------------------------------------------------------------------------------------- contrasts
 
 _OBJECTIVE = ("objective", "diffusion.var_type", "timestep_sampler")  # L_vlb's rows are trained with sampled t
-Found = dict[str, dict[str, dict[int, float]]]  # context -> setting -> seed -> value
+
+
+@dataclass
+class _Context:
+    """What runs share but for one setting: a metric by setting and seed."""
+
+    name: str
+    metric: str
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 def _schedule(run: RunRecord) -> str:
@@ -178,30 +186,28 @@ def _objective(run: RunRecord) -> str:
 
 def _settings(
     runs: Sequence[RunRecord], metric: str, setting: Callable[[RunRecord], str], vary: tuple[str, ...]
-) -> Found:
-    """Collect a metric by what runs share (all but `vary`), by setting and by seed."""
-    found: Found = {}
-    names: dict[str, str] = {}
+) -> list[_Context]:
+    """Collect a metric of runs that are equal in their specs but for `vary` and the seed, and in their protocol."""
+    contexts: dict[str, _Context] = {}
     for run in runs:
         shared = canonical_json(_without(run.spec, ("seed", *vary)))
-        rest = [name for name in (_schedule(run), _objective(run)) if name != setting(run)]
-        for protocol, value in _values(run, metric):
-            # The first run's rest names the context; where another context bears that name, its arm tells them apart.
-            context = names.setdefault(shared + protocol, _unused(" ".join(rest), run, names))
-            found.setdefault(context, {}).setdefault(setting(run), {}).setdefault(run.spec["seed"], value)
-    return found
+        name = _objective(run) if setting is _schedule else _schedule(run)
+        for label, protocol, value in _values(run, metric):
+            context = contexts.setdefault(shared + protocol, _Context(name, label))
+            # Where a study reads the same weights twice (with beta, with beta-tilde), its first reading counts.
+            context.values.setdefault(setting(run), {}).setdefault(run.spec["seed"], value)
+    return list(contexts.values())
 
 
-def _unused(name: str, run: RunRecord, names: dict[str, str]) -> str:
-    name = name if name not in names.values() else f"{name} ({run.arm})"
-    return name if name not in names.values() else f"{name} {len(names)}"
-
-
-def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, float]]:
-    """Return each measured value with the protocol that must be equal on both sides."""
-    part, value = ("nll", run.nll) if metric == "nll" else ("fidelity", run.fidelity)
-    for one in run.measured(part):
-        yield canonical_json(one.asked[part]), value(one)
+def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, str, float]]:
+    """Return each measured value with the metric's full name and the protocol that both sides must share."""
+    if metric == "nll":
+        for one in run.measured("nll"):
+            yield "NLL", canonical_json([one.asked["nll"], one.asked["split"]]), run.nll(one)
+    else:
+        for one in run.measured("fidelity"):
+            part = one.asked["fidelity"]
+            yield f"FID ({run.extractor(part)})", canonical_json(part), run.fidelity(one)
 
 
 def _without(spec: dict, paths: tuple[str, ...]) -> dict:
@@ -212,29 +218,32 @@ def _without(spec: dict, paths: tuple[str, ...]) -> dict:
     return rest
 
 
-def _contrasts(found: Found, ours: str, others: list[str], metric: str) -> Iterator[Contrast]:
-    for context, settings in found.items():
+def _contrasts(contexts: list[_Context], ours: str, others: list[str]) -> Iterator[Contrast]:
+    for context in contexts:
         for other in others:
-            mine, theirs = settings.get(ours, {}), settings.get(other, {})
+            mine, theirs = context.values.get(ours, {}), context.values.get(other, {})
             pairs = [(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
             pairs = [pair for pair in pairs if not np.isnan(pair).any()]
             if pairs:
-                yield Contrast(context, ours, other, metric, tuple(pairs))
+                yield Contrast(context.name, ours, other, context.metric, tuple(pairs))
 
 
 def _sampler_contrasts(
     runs: Sequence[RunRecord], ours: str, other: str, wanted: Callable[[int], bool]
 ) -> Iterator[Contrast]:
-    pairs: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    """Compare two samplers on the same weights by the geometric mean of FID over the wanted numbers of steps."""
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for run in runs:
         for one in run.measured("sweep"):
             curves = {name: dict(zip(*curve, strict=True)) for name, curve in run.sweep(one).items()}
             mine, theirs = curves.get(ours, {}), curves.get(other, {})
-            for steps in sorted(mine.keys() & theirs.keys()):
-                if wanted(steps):
-                    pairs.setdefault((run.arm, int(steps)), []).append((float(mine[steps]), float(theirs[steps])))
-    for (arm, steps), values in pairs.items():
-        yield Contrast(f"{arm}, {steps} steps", ours, other, "FID", tuple(values))
+            steps = [step for step in sorted(mine.keys() & theirs.keys()) if wanted(step)]
+            if steps:
+                context = f"{run.arm}, {' '.join(map(str, steps))} steps"
+                pair = tuple(float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (mine, theirs))
+                pairs.setdefault((context, run.extractor(one.asked["sweep"])), []).append(pair)
+    for (context, extractor), values in pairs.items():
+        yield Contrast(context, ours, other, f"FID ({extractor})", tuple(values))
 
 
 CLAIMS: tuple[Callable[[Sequence[RunRecord]], Claim], ...] = (

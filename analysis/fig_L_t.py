@@ -45,7 +45,6 @@ def draw(frame: pd.DataFrame) -> Figure:
     evaluations = list(frame["evaluation"].unique())
     figure, panels = style.subplots(len(evaluations), 2, height=2.75 * len(evaluations))
     for (left, right), evaluation in zip(panels, evaluations, strict=True):
-        ends = []
         for arm, part in frame[frame["evaluation"] == evaluation].groupby("arm", sort=False):
             look = style.arm_style(part["arm_index"].iloc[0])
             colour, line = look["color"], look["linestyle"]
@@ -53,13 +52,15 @@ def draw(frame: pd.DataFrame) -> Figure:
             left.plot(known["t"], known["mean"], color=colour, linestyle=line, linewidth=1.2)
             left.fill_between(known["t"], known["low"].clip(lower=1e-12), known["high"], color=colour, alpha=0.18, lw=0)
             right.plot(part["t"], part["share"], color=colour, linestyle=line, label=arm)
-            ends.append((part["mean"].iloc[-1], arm, colour))
         several = f" ({evaluation})" if len(evaluations) > 1 else ""
-        left.set(xscale="log", yscale="log", xlabel="diffusion step t", ylabel="Lₜ₋₁ (bits/dim)")
+        for axes in (left, right):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        left.set(yscale="log", xlabel="diffusion step t", ylabel="$L_{t-1}$ (bits/dim)")
         left.set_title(f"Terms of the bound{several}")
-        right.set(xscale="log", xlabel="diffusion step t", ylabel="share of the bound up to t", ylim=(0, 1.02))
+        right.set(xlabel="diffusion step t", ylabel="share of the bound up to t", ylim=(0, 1.02))
         right.set_title("Where the bits are")
-        right.legend(loc="upper left" if len(ends) < 4 else "lower right")
+        right.legend(loc="lower right")
     return figure
 
 

@@ -41,7 +41,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes.annotate(
             str(schedule), (middle["u"], middle["alpha_bar"]), (5, 3), textcoords="offset points", color=colour
         )
-    axes.set(xlabel="diffusion step t / T", ylabel="ᾱₜ", xlim=(0, 1), ylim=(-0.02, 1.04), title=TITLE)
+    axes.set(xlabel="diffusion step t / T", ylabel=r"$\bar\alpha_t$", xlim=(0, 1), ylim=(-0.02, 1.04), title=TITLE)
     return figure
 
 

@@ -37,11 +37,18 @@ def draw(frame: pd.DataFrame) -> Figure:
     figure, ((axes,),) = style.subplots(width=style.ONE_COLUMN * 1.25, height=2.7)
     for index, (num_timesteps, part) in enumerate(frame.groupby("num_timesteps")):
         colour = style.COLOURS[index]
-        axes.plot(part["u"], part["ratio"], color=colour, label=f"T = {num_timesteps:,}")
+        axes.plot(part["u"], part["ratio"], color=colour)
+        middle = part.iloc[(part["ratio"] - 0.3).abs().argmin()]
+        axes.annotate(f"T = {num_timesteps:,}", (middle["u"], 0.3), (6, -4), textcoords="offset points", color=colour)
         known = part.dropna(subset="reference")
         axes.plot(known["u"], known["reference"], "o", color=colour, markerfacecolor="white", markersize=4)
-    axes.set(xscale="log", xlabel="diffusion step t / T", ylabel="β̃ₜ / βₜ", ylim=(-0.02, 1.04), title=TITLE)
-    axes.legend(loc="lower right")
+    axes.set(
+        xscale="log",
+        xlabel="diffusion step t / T",
+        ylabel=r"$\tilde\beta_t\,/\,\beta_t$",
+        ylim=(-0.02, 1.04),
+        title=TITLE,
+    )
     return figure
 
 

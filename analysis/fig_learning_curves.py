@@ -9,15 +9,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis import style
-from analysis.intervals import say_bands, summarise_by
 from analysis.runs import RunRecord, arm_index
 
 TITLE = "Learning curves"
 NEEDS = "a run that has trained"
 BINS = 60
 LABELS = {
-    "mse": ("Prediction error", "mean squared error of ε"),
-    "bound": ("Bound on training batches", "T × Lₜ (bits/dim)"),
+    "mse": ("Prediction error", "mean squared error"),
+    "bound": ("Bound on training batches", "$T \\times L_t$ (bits/dim)"),
     "nll": ("NLL on the test split", "bits/dim"),
 }
 
@@ -35,7 +34,10 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         for iteration, value in zip(steps, values, strict=True)
     ]
     keys = ["curve", "arm", "arm_index", "iteration"]
-    return summarise_by(pd.DataFrame(rows, columns=[*keys, "value"]), keys, "value")
+    values = pd.DataFrame(rows, columns=[*keys, "value"]).groupby(keys, sort=False)["value"]
+    # The range, not an interval: of three replicates it is wide, and on a logarithmic axis it hides the curves.
+    frame = values.agg(["count", "mean", "min", "max"]).reset_index()
+    return frame.rename(columns={"count": "n", "min": "low", "max": "high"})
 
 
 def _curves(run: RunRecord, width: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -64,7 +66,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                 marker=marker, markersize=3, linewidth=1.2,
             )  # fmt: skip
             axes.fill_between(
-                part["iteration"], part["low"].clip(lower=part["mean"] / 10), part["high"],
+                part["iteration"], part["low"], part["high"],
                 color=look["color"], alpha=0.15, lw=0,
             )  # fmt: skip
         title, unit = LABELS[curve]
@@ -76,7 +78,8 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def caption(frame: pd.DataFrame) -> str:
+    bands = f"Lines: means over {frame['n'].max()} replicates; bands: their range. " if frame["n"].max() > 1 else ""
     return (
-        f"Means over bins of iterations; {say_bands(frame['kind'])}. The bound on training batches is read without "
-        "clipping x₀ and over the timesteps that were drawn, so it compares arms only where they draw t alike."
+        f"Training curves are means over bins of iterations. {bands}The bound on training batches is read without "
+        "clipping and over the timesteps that were drawn, so it compares arms only where they draw t alike."
     )

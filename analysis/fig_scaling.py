@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -18,46 +19,48 @@ from harness.spec import canonical_json
 TITLE = "Scaling with training compute"
 NEEDS = "arms that differ in size or length of training, and their measurements"
 UNIT = "multiply-adds"
-LABELS = {"nll": "NLL (bits/dim)", "fid": "FID"}
+LABELS = {"nll": "NLL", "fid": "FID"}
 LEAST_RATIO = 1.5  # of compute within a series; less is another number of output channels, not scale
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row for each series, metric and arm: compute, the value over replicates, and the series' fit.
 
-    A series is what shares everything but the model's size, the length of training and the learning rate that goes with
-    them. `compute` is the recorded `compute/train_multiply_adds`.
+    A series is what shares everything but the model's size, the length of training and the optimizer's numbers that go
+    with them. `compute_multiply_adds` is the recorded `compute/train_multiply_adds`.
     """
     groups: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
+    names: dict[str, str] = {}
     for run in runs:
-        compute = run.final("compute/train_multiply_adds")
-        for metric, value in _measured(run).items():
+        compute, series = run.final("compute/train_multiply_adds"), _series(run)
+        schedule, objective = run.spec["diffusion"]["schedule"]["name"], run.spec["objective"]["name"]
+        name = names.setdefault(series, f"{schedule} {objective}{f' ({len(names) + 1})' if names else ''}")
+        for metric, protocol, value in _measured(run):
             if not np.isnan(compute + value):
-                name = f"{run.spec['diffusion']['schedule']['name']} {run.spec['objective']['name']}"
-                key = (_series(run), name, metric)
-                groups.setdefault(key, {}).setdefault(run.arm, []).append((compute, value))
+                groups.setdefault((name, metric, protocol), {}).setdefault(run.arm, []).append((compute, value))
     rows = []
-    for (_, name, metric), arms in groups.items():
-        compute = {arm: float(np.mean([x for x, _ in found])) for arm, found in arms.items()}
-        if len(arms) < 2 or max(compute.values()) < LEAST_RATIO * min(compute.values()):
+    for (name, metric, protocol), arms in groups.items():
+        compute_of = {arm: float(np.mean([x for x, _ in found])) for arm, found in arms.items()}
+        if len(arms) < 2 or max(compute_of.values()) < LEAST_RATIO * min(compute_of.values()):
             continue
-        ordered = sorted(arms, key=lambda arm: compute[arm])
+        ordered = sorted(arms, key=lambda arm: compute_of[arm])
         values = {arm: [y for _, y in arms[arm]] for arm in ordered}
-        law = _fit([compute[arm] for arm in ordered], [values[arm] for arm in ordered])
+        law = _fit([compute_of[arm] for arm in ordered], [values[arm] for arm in ordered])
         for arm in ordered:
-            rows.append(
-                {"series": name, "metric": metric, "arm": arm, "compute_multiply_adds": compute[arm]}
-                | summarise(values[arm])._asdict()
-                | _fit_columns(law)
-            )
-    columns = ["series", "metric", "arm", "compute_multiply_adds", "n", "mean", "low", "high", "kind"]
+            about = {"series": name, "metric": metric, "protocol": protocol, "arm": arm}
+            compute = {"compute_multiply_adds": compute_of[arm]}
+            rows.append(about | compute | summarise(values[arm])._asdict() | _fit_columns(law))
+    columns = ["series", "metric", "protocol", "arm", "compute_multiply_adds", "n", "mean", "low", "high", "kind"]
     return pd.DataFrame(rows, columns=[*columns, *_fit_columns(None)])
 
 
-def _measured(run: RunRecord) -> dict[str, float]:
-    """Return the run's first NLL and FID."""
-    values = {"nll": map(run.nll, run.measured("nll")), "fid": map(run.fidelity, run.measured("fidelity"))}
-    return {metric: next(found, np.nan) for metric, found in values.items()}
+def _measured(run: RunRecord) -> Iterator[tuple[str, str, float]]:
+    """Return the run's first NLL and first FID: metric, how it was measured, value."""
+    for one in islice(run.measured("nll"), 1):
+        yield "nll", "bits/dim", run.nll(one)
+    for one in islice(run.measured("fidelity"), 1):
+        part = one.asked["fidelity"]
+        yield "fid", f"{run.extractor(part)}, {part['num_samples']} samples", run.fidelity(one)
 
 
 def _series(run: RunRecord) -> str:
@@ -102,25 +105,26 @@ def draw(frame: pd.DataFrame) -> Figure:
     several = frame["series"].nunique() > 1
     figure, (panels,) = style.subplots(1, len(metrics), width=style.ONE_COLUMN * len(metrics), height=2.8)
     for axes, metric in zip(panels, metrics, strict=True):
-        for index, (series, part) in enumerate(frame[frame["metric"] == metric].groupby("series", sort=False)):
-            look, x = style.arm_style(index), part["compute_multiply_adds"]
+        shown = frame[frame["metric"] == metric]
+        for index, (series, part) in enumerate(shown.groupby(["series", "protocol"], sort=False)):
+            look, x, law = style.arm_style(index), part["compute_multiply_adds"], _law(part)
             axes.errorbar(
                 x, part["mean"], [part["mean"] - part["low"], part["high"] - part["mean"]],
                 color=look["color"], marker=look["marker"], linestyle="", elinewidth=0.9, capsize=2.5,
-                label=series if several else None,
+                label=series[0] if several else None,
             )  # fmt: skip
-            law = _law(part)
             if law:
                 fine = np.geomspace(x.min() / 1.25, x.max() * 1.25, 200)
                 axes.plot(fine, law(fine), color=look["color"], linewidth=1, linestyle="--", label=_spell(law))
             for one in part.itertuples() if not several else ():
-                axes.annotate(one.arm, (one.compute_multiply_adds, one.high), (0, 5), textcoords="offset points",
-                              ha="center", fontsize=7, color=style.INK)  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel=f"training compute ({UNIT})", ylabel=LABELS[metric])
-        axes.margins(x=0.16, y=0.14)
+                at = (one.compute_multiply_adds, one.mean)
+                axes.annotate(one.arm, at, (7, 6), textcoords="offset points", fontsize=7, color=style.INK)
+        axes.set(xscale="log", yscale="log", xlabel=f"training compute ({UNIT})", title=LABELS[metric])
+        axes.set_ylabel(f"{LABELS[metric]} ({'; '.join(shown['protocol'].unique())})")
+        axes.margins(x=0.22, y=0.14)
         style.plain_log_numbers(axes)
-        axes.legend(loc="lower left")
-        axes.set_title(LABELS[metric].split(" ")[0])
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(loc="lower left")
     return figure
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito (2008) without the yellow, which white paper swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", ":", "-.")
+LINES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)))  # where two curves coincide, both stay visible
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK, FAINT = "#222222", "#9a9a9a"
+INK = "#222222"
 
 ONE_COLUMN, TWO_COLUMNS = 3.4, 6.9  # inches, of a two-column paper
 DPI = 200
@@ -53,6 +52,7 @@ _RC = {
     "legend.fontsize": 7.5,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
+    "mathtext.fontset": "dejavusans",
     "pdf.fonttype": 42,  # text stays text
     "svg.hashsalt": "harness",
 }
@@ -68,76 +68,28 @@ def subplots(
 
 
 def arm_style(index: int) -> dict[str, Any]:
-    """Return colour, line and marker of the arm with this number; seven colours, then the next kind of line."""
-    count = len(COLOURS)
+    """Return colour, line and marker of the arm with this number; 21 arms are all different."""
     return {
-        "color": COLOURS[index % count],
-        "linestyle": LINES[index // count % len(LINES)],
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": LINES[index % len(LINES)],
         "marker": MARKERS[index % len(MARKERS)],
     }
 
 
 def plain_log_numbers(axes: Axes) -> None:
     """Write the numbers of a logarithmic y axis as people say them: 1, 2, 5, 10; powers only over many decades."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = axes.get_ylim()
     decades = np.log10(high / low)
-    subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-    if decades < 0.6:
-        subs = tuple(np.arange(1, 10, 0.5)) if decades < 0.3 else tuple(np.arange(1.0, 10))
-    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    if decades < 0.7:
+        axes.yaxis.set_major_locator(FixedLocator(MaxNLocator(6).tick_values(low, high)))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,), numticks=12))
     axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(low, high)
     if decades < 4.5:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Write each curve's name at the right of the axes, at the height where it ends; push names apart that would touch.
-
-    Args:
-        axes: with its limits and scales as they will stay.
-        ends: (y where the curve ends, name, colour).
-    """
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    figure.draw_without_rendering()  # lays the axes out, so that heights in points are known
-    points = axes.get_window_extent().height * 72 / figure.dpi
-    gap = 9.5 / points
-    low, high = axes.get_ylim()
-    transform = axes.transData + axes.transAxes.inverted()
-    placed = []
-    for y, name, colour in ends:
-        height = transform.transform((axes.get_xlim()[0], np.clip(y, low, high)))[1]
-        placed.append([float(height), float(height), name, colour])
-    placed.sort(key=lambda one: one[0])
-    heights = _spread([one[0] for one in placed], gap)
-    for height, (at, _, name, colour) in zip(heights, placed, strict=True):
-        axes.annotate(
-            name,
-            xy=(1.0, at),
-            xytext=(1.045, height),
-            xycoords="axes fraction",
-            textcoords="axes fraction",
-            va="center",
-            color=colour,
-            fontsize=7.5,
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0},
-        )
-
-
-def _spread(heights: list[float], gap: float) -> list[float]:
-    """Move sorted heights apart to at least `gap`, as little as possible: merge touching ones to centred groups."""
-    groups: list[tuple[float, int]] = []  # (centre, members)
-    for height in heights:
-        groups.append((height, 1))
-        while len(groups) > 1:
-            (below, m), (above, n) = groups[-2:]
-            if (above - below) >= gap * (m + n) / 2:
-                break
-            groups[-2:] = [((below * m + above * n) / (m + n), m + n)]
-    return [centre + gap * (i - (count - 1) / 2) for centre, count in groups for i in range(count)]
 
 
 @dataclass(frozen=True)

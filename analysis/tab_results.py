@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from analysis.runs import Measurement, RunRecord, arm_index, by_arm
 TITLE = "Results"
 NEEDS = "an evaluation with nll or fidelity"
 DIGITS = {"nll": 3, "fid": 2, "precision": 3, "recall": 3}
-HEADS = {"nll": "NLL (bits/dim) ↓", "fid": "FID ↓", "precision": "precision ↑", "recall": "recall ↑"}
+NAMES = {"nll": "NLL", "fid": "FID", "precision": "precision", "recall": "recall"}
+ARROWS = {"nll": "↓", "fid": "↓", "precision": "↑", "recall": "↑"}
 TRAINED, UNTRAINED, GAUSSIAN = "trained", "untrained network", "Gaussian per pixel"
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return one row for each model, arm, protocol and metric: `values` over replicates and what may be said of them.
+    """Return one row for each model, arm, evaluation and metric: `values` over replicates and what may be said of them.
 
     `model` is `trained`, `untrained network` or `Gaussian per pixel`; `planned` is the number of replicates that the
     study has, so that a table can say how many of them are missing.
@@ -30,49 +31,47 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     found: dict[tuple, dict[int, float]] = {}
     for run in runs:
         for one in run.measurements:
-            for model, arm, metric, protocol, value in _values(run, one):
+            for model, arm, metric, how, value in _values(run, one):
                 # Two evaluations of one name in one study hold different parts, so no value is overwritten here.
-                found.setdefault((model, arm, one.name, metric, protocol), {})[run.replicate] = value
+                found.setdefault((model, arm, one.name, metric, *how), {})[run.replicate] = value
     rows = []
-    for (model, arm, evaluation, metric, protocol), values in found.items():
+    for (model, arm, evaluation, metric, extractor, protocol, variance), values in found.items():
         about = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "evaluation": evaluation}
         if model == GAUSSIAN:  # a property of the data: every run must give the same
             values = dict(enumerate(sorted(set(values.values()))))
         numbers = list(values.values())
         rows.append(
             about
-            | {"metric": metric, "protocol": protocol, "planned": planned.get(arm, 0)}
+            | {"metric": metric, "extractor": extractor, "protocol": protocol, "fixed_variance": variance}
+            | {"planned": planned.get(arm, 0)}
             | summarise(numbers)._asdict()
             | {"values": " ".join(f"{value:.10g}" for value in numbers)}
         )
-    columns = ["model", "arm", "arm_index", "evaluation", "metric", "protocol", "planned"]
-    frame = pd.DataFrame(rows, columns=[*columns, "n", "mean", "low", "high", "kind", "values"])
+    columns = ["model", "arm", "arm_index", "evaluation", "metric", "extractor", "protocol", "fixed_variance"]
+    frame = pd.DataFrame(rows, columns=[*columns, "planned", "n", "mean", "low", "high", "kind", "values"])
     order = frame["model"].map({TRAINED: 0, UNTRAINED: 1, GAUSSIAN: 2})
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns="order")
 
 
-def _values(run: RunRecord, one: Measurement) -> list[tuple[str, str, str, str, float]]:
-    """Return (model, arm, metric, protocol, value) of one measurement."""
+def _values(run: RunRecord, one: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
+    """Return (model, arm, metric, (extractor, protocol, fixed variance), value) of one measurement."""
     model, asked = TRAINED if one.trained else UNTRAINED, one.asked
-    variance = {"small": "σ² = β̃", "large": "σ² = β"}[asked["fixed_variance"]]
-    variance = f", {variance}" if run.spec["diffusion"]["var_type"] == "fixed" else ""
-    found = []
+    fixed = run.spec["diffusion"]["var_type"] == "fixed"
+    variance = {"small": "β̃", "large": "β"}[asked["fixed_variance"]] if fixed else ""
     if asked["nll"]:
-        said = one.protocol.get("likelihood", {})
-        protocol = f"{asked['split']} split, {asked['nll']['estimator']} on {said.get('num_images', '?')} images"
-        found.append((model, run.arm, "nll", protocol + variance, run.nll(one)))
+        images = one.protocol.get("likelihood", {}).get("num_images", "?")
+        protocol = f"{asked['nll']['estimator']} sum over t on {images} {asked['split']} images"
+        yield model, run.arm, "nll", ("", protocol, variance), run.nll(one)
         gaussian = run.final(f"{one.prefix}/gaussian_baseline_bpd")
         if one.trained and not np.isnan(gaussian):
-            found.append((GAUSSIAN, "", "nll", protocol, gaussian))
+            yield GAUSSIAN, "", "nll", ("", f"on {images} {asked['split']} images", ""), gaussian
     if asked["fidelity"]:
         part = asked["fidelity"]
-        how = (
-            f"{run.extractor(part)}, {part['num_samples']} samples, {part['sampler']['name']} {part['num_steps']} steps"
-        )
+        protocol = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
+        protocol += f" against the {part['reference']} split, k = {part['k']}"
         for metric in ("fid", "precision", "recall"):
-            k = f", k = {part['k']}" if metric != "fid" else ""
-            found.append((model, run.arm, metric, how + k + variance, run.fidelity(one, metric)))
-    return found
+            how = (run.extractor(part), protocol, variance)
+            yield model, run.arm, metric, how, run.fidelity(one, metric)
 
 
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -101,28 +100,45 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return table
 
 
-def protocols(frame: pd.DataFrame) -> list[str]:
-    """Say for each metric how it was measured, each protocol once."""
+def protocols(frame: pd.DataFrame) -> str:
+    """Say how each metric was measured; whose protocol it is, where arms differ in it."""
+    trained = frame[frame["model"] == TRAINED]
     said = []
-    for metric, part in frame[frame["model"] == TRAINED].groupby("metric", sort=False):
+    for name, metrics in (("NLL", ("nll",)), ("FID, precision and recall", ("fid", "precision", "recall"))):
+        part = trained[trained["metric"].isin(metrics)]
         for protocol in part["protocol"].unique():
-            name = HEADS[str(metric)].split(" ")[0]
-            arms = part.loc[part["protocol"] == protocol, "arm"].unique()
-            whose = "" if part["protocol"].nunique() == 1 else f" [{', '.join(arms)}]"
-            said.append(f"{name}: {protocol}{whose}")
-    return said
+            said.append(f"{name}{_whose(part, 'protocol', protocol)}: {protocol}.")
+    for variance in filter(None, trained["fixed_variance"].unique()):
+        said.append(f"Fixed variance{_whose(trained, 'fixed_variance', variance)}: σ² = {variance}.")
+    return " ".join(said)
+
+
+def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
+    """Name the arms (and evaluations) that a value belongs to, unless it belongs to all."""
+    if frame[column].nunique() == 1:
+        return ""
+    mine = frame[frame[column] == value].drop_duplicates(["arm", "evaluation"])
+    several = frame["evaluation"].nunique() > 1
+    names = [f"{arm} · {one}" if several else arm for arm, one in zip(mine["arm"], mine["evaluation"], strict=True)]
+    return f" ({', '.join(names)})"
 
 
 def caption(frame: pd.DataFrame) -> str:
     n = int(frame.loc[frame["model"] == TRAINED, "n"].max())
-    how = {1: "One replicate", 2: "Both values of two replicates; no interval"}.get(
-        n, "Mean ± half of the 95 % t-interval over replicates"
+    how = {1: "One replicate.", 2: "Both values of two replicates; no interval."}.get(
+        n, "Mean ± half of the 95 % t-interval over replicates, from three on."
     )
-    return f"{how}. Bold: the best mean, which need not be a significant one. {'. '.join(protocols(frame))}."
+    return f"{how} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
 
 
-def _heads(table: list[dict]) -> list[str]:
-    return [metric for metric in HEADS if any(metric in row for row in table)]
+def heads(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the columns' titles by metric; a distance in another network's features is never called plain FID."""
+    titles = {"nll": "NLL (bits/dim) ↓"} if "nll" in set(frame["metric"]) else {}
+    for metric in ("fid", "precision", "recall"):
+        extractors = frame.loc[frame["metric"] == metric, "extractor"].unique()
+        if len(extractors):
+            titles[metric] = f"{NAMES[metric]} ({' / '.join(extractors)}) {ARROWS[metric]}"
+    return titles
 
 
 def _label(row: dict) -> str:
@@ -133,27 +149,25 @@ def _label(row: dict) -> str:
 
 def markdown(frame: pd.DataFrame) -> str:
     """Return the table as Markdown."""
-    table = rows(frame)
-    heads = _heads(table)
-    lines = [f"| arm | runs | {' | '.join(HEADS[head] for head in heads)} |", "|---|---" + "|---" * len(heads) + "|"]
-    for row in table:
-        cells = [f"**{row[head]}**" if head in row["best"] else row.get(head, "–") for head in heads]
+    titles = heads(frame)
+    lines = [f"| arm | runs | {' | '.join(titles.values())} |", "|---|---" + "|---:" * len(titles) + "|"]
+    for row in rows(frame):
+        cells = [f"**{row[metric]}**" if metric in row["best"] else row.get(metric, "–") for metric in titles]
         lines.append(f"| {_label(row)} | {row['replicates']} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", caption(frame), ""])
 
 
 def as_html(frame: pd.DataFrame) -> str:
     """Return the table as a piece of HTML; the page's own style dresses it."""
-    table = rows(frame)
-    heads = _heads(table)
+    titles = heads(frame)
     lines = ['<table class="results"><thead><tr><th>arm</th><th>runs</th>']
-    lines += [f"<th>{HEADS[head]}</th>" for head in heads] + ["</tr></thead><tbody>"]
-    for row in table:
+    lines += [f"<th>{html.escape(title)}</th>" for title in titles.values()] + ["</tr></thead><tbody>"]
+    for row in rows(frame):
         dot = f'<i class="dot arm{row["arm_index"]}"></i>' if row["model"] == TRAINED else ""
         kind = "" if row["model"] == TRAINED else ' class="baseline"'
         lines.append(f"<tr{kind}><td>{dot}{html.escape(_label(row))}</td><td>{row['replicates']}</td>")
-        for head in heads:
-            cell = row.get(head, "–")
-            lines.append(f"<td><b>{cell}</b></td>" if head in row["best"] else f"<td>{cell}</td>")
+        for metric in titles:
+            cell = row.get(metric, "–")
+            lines.append(f"<td><b>{cell}</b></td>" if metric in row["best"] else f"<td>{cell}</td>")
         lines.append("</tr>")
     return "\n".join([*lines, "</tbody></table>"])
