@@ -93,7 +93,9 @@ def work(
         if sync:
             from harness.tracking import BackgroundSync
 
-            stack.enter_context(BackgroundSync(run_directory, tracking_uri=tracking_uri))
+            stack.enter_context(
+                BackgroundSync([run_directory], run_directory.path / "tracking", tracking_uri=tracking_uri)
+            )
         job = _Job(run_directory, threads, show_progress)
         try:
             job.run()

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
@@ -34,6 +34,9 @@ from harness.errors import HarnessError, LaunchError
 from harness.records import RunDirectory, Status
 from harness.spec import SCHEMA_VERSION, Part, Resources
 from harness.study import Mark, Run, Study, did_you_mean, parse_yaml
+
+if TYPE_CHECKING:
+    from harness.tracking import BackgroundSync
 
 TO_DO = ("new", "interrupted", "failed", "evaluate")
 LOCAL_TIMEOUT_MINUTES = 28 * 24 * 60  # submitit's own default would end a local worker after 2 minutes
@@ -215,8 +218,11 @@ class WaitedFor(Submission):
         raise NotImplementedError
 
 
+@dataclass
 class LocalSubmission(WaitedFor):
-    """Workers on this machine."""
+    """Workers on this machine, and one process that carries all their records to MLflow."""
+
+    syncing: BackgroundSync | None = None
 
     def wait(self, tick: Callable[[], None]) -> bool:
         """Wait for the workers, calling `tick` twice a second; return whether nobody asked to stop.
@@ -234,6 +240,8 @@ class LocalSubmission(WaitedFor):
                 return False
             finally:
                 tick()
+                if self.syncing:
+                    self.syncing.close()
 
     def alive(self) -> list[Any]:
         return [job for job in self.jobs if not job.done()]
@@ -409,8 +417,16 @@ def _work(path: Path, threads: int, sync: bool, tracking_uri: str | None) -> str
     return state
 
 
-def _launch_local(plan: Plan, runs: list[PlannedRun], folder: Path, *, jobs: int | None, **options: Any) -> Submission:
-    options.pop("profile")
+def _launch_local(
+    plan: Plan,
+    runs: list[PlannedRun],
+    folder: Path,
+    *,
+    jobs: int | None,
+    profile: Profile,
+    sync: bool,
+    tracking_uri: str | None,
+) -> Submission:
     submission = LocalSubmission(runs, folder)
     if not runs:
         return submission
@@ -425,7 +441,13 @@ def _launch_local(plan: Plan, runs: list[PlannedRun], folder: Path, *, jobs: int
     with _thread_environment(threads), _ignoring_sigint():
         for index in range(jobs):
             gpu = gpus[index % len(gpus)] if len(gpus) > 1 else os.environ.get("CUDA_VISIBLE_DEVICES")
-            submission.jobs.append(executor.submit(Worker(queue, folder, threads, gpu, **options)))
+            submission.jobs.append(executor.submit(Worker(queue, folder, threads, gpu, sync=False)))
+        if sync:
+            from harness.tracking import BackgroundSync
+
+            # One for all workers: mlflow takes seconds of a core to import, as long as some runs take to train.
+            directories = [planned.directory for planned in runs]
+            submission.syncing = BackgroundSync(directories, folder, tracking_uri=tracking_uri)
     one = "1 worker" if jobs == 1 else f"{jobs} workers"
     submission.notes.append(f"{one} on {cores} cores, {threads} each; logs: {folder}")
     return submission

@@ -29,7 +29,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,7 +228,11 @@ class _StudySyncer:
 
     def _stamps(self) -> dict[str, list[int]]:
         names = ("journal-*.jsonl", "status.json", "spec.*", "environment.json", f"studies/{self.study}.json")
-        paths = [path for name in (*names, "arrays/*", "samples/*") for path in self.run_directory.path.glob(name)]
+        paths = [
+            path
+            for name in (*names, "evaluations/*", "arrays/*", "samples/*")
+            for path in self.run_directory.path.glob(name)
+        ]
         return {str(path.relative_to(self.run_directory.path)): _stamp(path) for path in sorted(paths)}
 
     def _find_or_create_run(self, status: Status) -> Any:
@@ -328,7 +332,7 @@ class _StudySyncer:
     def _send_artifacts(self) -> None:
         sent = self.cursor.get("artifacts", {})
         folder = self.run_directory.path
-        for pattern in ("spec.yaml", "environment.json", "arrays/*.npz", "samples/*.png"):
+        for pattern in ("spec.yaml", "environment.json", "evaluations/*.json", "arrays/*.npz", "samples/*.png"):
             for path in sorted(folder.glob(pattern)):
                 name, stamp = str(path.relative_to(folder)), _stamp(path)
                 if sent.get(name) != stamp:
@@ -492,23 +496,31 @@ def _comparable(value: float) -> float | str:
 
 
 class BackgroundSync:
-    """Keep MLflow in step with a run while it trains, from a process of its own at the lowest priority.
+    """Keep MLflow in step with runs while they train, from a process of its own at the lowest priority.
 
-    It never blocks the training: it reads the journal, waits out a dead or hanging server, and catches up. When the
-    training process ends, by SIGKILL too, it makes a last pass and ends. What it cannot deliver, `sync_run` delivers
-    later. Write the last status before `close`, so that the last pass carries it.
+    It never blocks a training: it reads the journals, waits out a dead or hanging server, and catches up. When the
+    process that began it ends, by SIGKILL too, it makes a last pass and ends. What it cannot deliver, `sync_run`
+    delivers later. Write the last status before `close`, so that the last pass carries it.
 
     Args:
+        run_directories: of one job, or of all that one machine works on.
+        log_folder: takes sync.log.
         every_seconds: time from one pass to the next.
     """
 
-    def __init__(self, run_directory: RunDirectory, *, tracking_uri: str | None = None, every_seconds: float = 15.0):
+    def __init__(
+        self,
+        run_directories: Sequence[RunDirectory],
+        log_folder: Path,
+        *,
+        tracking_uri: str | None = None,
+        every_seconds: float = 15.0,
+    ):
         package_root = str(Path(__file__).resolve().parents[1])
         search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        log_path = run_directory.path / "tracking" / "sync.log"
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        arguments = [str(run_directory.path.absolute()), store_uri(tracking_uri), str(every_seconds)]
-        with log_path.open("ab") as log:
+        log_folder.mkdir(parents=True, exist_ok=True)
+        arguments = [store_uri(tracking_uri), str(every_seconds)]
+        with (log_folder / "sync.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "harness.tracking", *arguments],
                 stdin=subprocess.PIPE,
@@ -516,6 +528,11 @@ class BackgroundSync:
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": search_path},
             )
+        assert self._process.stdin is not None
+        paths = [str(run_directory.path.absolute()) for run_directory in run_directories]
+        with contextlib.suppress(BrokenPipeError):  # it died at once; its log says why
+            self._process.stdin.write(json.dumps(paths).encode() + b"\n")
+            self._process.stdin.flush()
 
     def __enter__(self) -> BackgroundSync:
         return self
@@ -526,7 +543,8 @@ class BackgroundSync:
     def close(self, wait_seconds: float = 60.0) -> bool:
         """Ask for the last pass and wait for it, no longer than told; return whether it succeeded."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             return self._process.wait(wait_seconds) == 0
         except subprocess.TimeoutExpired:
@@ -535,8 +553,8 @@ class BackgroundSync:
             return False
 
 
-def _follow(run_directory: RunDirectory, uri: str, every_seconds: float) -> int:
-    """Sync until standard input closes, which it does when the training process ends in whatever way."""
+def _follow(run_directories: list[RunDirectory], uri: str, every_seconds: float) -> int:
+    """Sync until standard input closes, which it does when the process that asked for it ends in whatever way."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # SLURM sends its signals to every process of the job
     os.nice(19)
@@ -545,19 +563,23 @@ def _follow(run_directory: RunDirectory, uri: str, every_seconds: float) -> int:
     while True:
         # The parent is asked after as well: a process that it forked may hold its end of the pipe open.
         ended = ended or bool(select.select([sys.stdin], [], [], every_seconds)[0]) or os.getppid() != parent
-        try:
-            sync_run(run_directory, tracking_uri=uri)
-            failed = False
-        except HarnessError as error:
-            print(time.strftime("%Y-%m-%d %H:%M:%S"), error, flush=True)
-            failed = True
-        except Exception:
-            traceback.print_exc()
-            failed = True
+        failed = False
+        for run_directory in run_directories:
+            try:
+                sync_run(run_directory, tracking_uri=uri)
+            except HarnessError as error:
+                print(time.strftime("%Y-%m-%d %H:%M:%S"), error, flush=True)
+                failed = True
+                if isinstance(error, TrackingError):
+                    break  # the store is away for the others too
+            except Exception:
+                traceback.print_exc()
+                failed = True
         if ended:
             return int(failed)
 
 
 if __name__ == "__main__":
-    path, uri, seconds = sys.argv[1:]
-    sys.exit(_follow(RunDirectory(Path(path)), uri, float(seconds)))
+    uri, seconds = sys.argv[1:]
+    folders = json.loads(sys.stdin.buffer.readline() or b"[]")
+    sys.exit(_follow([RunDirectory(Path(folder)) for folder in folders], uri, float(seconds)))

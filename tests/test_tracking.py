@@ -427,7 +427,7 @@ class TestBackground:
     def test_a_run_is_followed_while_it_trains_and_finished_at_its_end(self, run, store):
         with run.lock(), run.open_journal(resumed_from_step=0) as journal:
             run.set_status(Status("running", step=1, num_steps=20))
-            background = BackgroundSync(run, tracking_uri=store, every_seconds=0.5)
+            background = BackgroundSync([run], run.path / "tracking", tracking_uri=store, every_seconds=0.5)
             journal.metrics(1, {"train/loss": 0.5})
             journal.event("checkpoint", step=1)
             wait_until(lambda: list((run.path / "tracking").glob("*.json")))
@@ -446,7 +446,7 @@ class TestBackground:
             "run = RunDirectory(Path(sys.argv[1]))\n"
             "with run.lock(), run.open_journal(resumed_from_step=0) as journal:\n"
             "    run.set_status(Status('running', step=1, num_steps=20))\n"
-            "    background = BackgroundSync(run, every_seconds=600)\n"
+            "    background = BackgroundSync([run], run.path / 'tracking', every_seconds=600)\n"
             "    journal.metrics(1, {'train/loss': 0.5}); journal.event('checkpoint', step=1)\n"
             "    print(background._process.pid, flush=True); time.sleep(600)\n"
         )
@@ -465,7 +465,9 @@ class TestBackground:
         with socket.socket() as hanging:
             hanging.bind(("127.0.0.1", 0))
             hanging.listen()
-            background = BackgroundSync(run, tracking_uri=f"http://127.0.0.1:{hanging.getsockname()[1]}")
+            background = BackgroundSync(
+                [run], run.path / "tracking", tracking_uri=f"http://127.0.0.1:{hanging.getsockname()[1]}"
+            )
             start = time.monotonic()
             assert not background.close(wait_seconds=2)
             assert time.monotonic() - start < 4
@@ -538,7 +540,7 @@ def test_nothing_is_lost_when_the_server_is_killed_and_started_again(run, tmp_pa
         (run.path / "samples").mkdir()
         (run.path / "samples" / "grid.png").write_bytes(b"png")
         with run.lock(), run.open_journal(resumed_from_step=0) as journal:
-            background = BackgroundSync(run, tracking_uri=server.uri, every_seconds=0.2)
+            background = BackgroundSync([run], run.path / "tracking", tracking_uri=server.uri, every_seconds=0.2)
             cursors, slowest = run.path / "tracking", 0.0
             for step in range(1, 2001):
                 start = time.perf_counter()
