@@ -164,14 +164,11 @@ class Evaluator:
         batch, samples = self.evaluation.batch_size, []
         total = num_samples * len(kept)
         for chunk, start in enumerate(range(0, num_samples, batch)):
-            # Always whole chunks: the first n samples are then the same, whatever n is.
-            y = None
-            if self.spec.model.class_cond:
-                y = torch.arange(start, start + batch, device=self.device) % self.data.num_classes
             count = min(batch, num_samples - start)
-            shape = (batch, self.data.channels, self.data.image_size, self.data.image_size)
-            x_T = streams.normal("x_T", chunk, shape)[:count]
-            label = None if y is None else y[:count]
+            x_T = streams.normal("x_T", chunk, (count, self.data.channels, *[self.data.image_size] * 2))
+            label = None
+            if self.spec.model.class_cond:
+                label = torch.arange(start, start + count, device=self.device) % self.data.num_classes
 
             def network(x_t: Tensor, t: Tensor, label: Tensor | None = label) -> Tensor:
                 return self.predict(x_t, t, label)
@@ -195,24 +192,29 @@ class Evaluator:
         return samples if self.data.levels is None else to_uint8(samples)
 
     def _fidelity(self, wanted: Fidelity, measured: Measured) -> Tensor:
-        from harness.metrics.fidelity import fidelity, reference_features
+        from harness.metrics.fidelity import frechet_distance, precision_recall, reference_features, spread
 
         extractor = self._extractor(wanted.extractor, measured)
         samples = self.sample(wanted.sampler, wanted.num_steps, wanted.num_samples)
-        features = extractor.features(self.pictures(samples))
+        features = self._features(extractor, samples)
         reference = reference_features(extractor, self.data, split=wanted.reference)
-        found = fidelity(reference, features, wanted.k, device=self.device)
+        near = reference[spread(len(reference), wanted.prc_reference)]
+        found = {
+            "fid": frechet_distance(reference, features),
+            **precision_recall(near, features, wanted.k, device=self.device),
+        }
         how = f"{extractor.name}_{wanted.num_samples}_{wanted.sampler.name}{wanted.num_steps}"
         measured.metrics |= {f"{self.prefix}/{name}_{how}": value for name, value in found.items()}
         measured.protocol["fidelity"] = {
             "reference_images": len(reference),
             "reference": wanted.reference,
+            "prc_reference_images": len(near),
             "k": wanted.k,
         }
         return samples
 
     def _sweep(self, wanted: Sweep, measured: Measured) -> None:
-        from harness.metrics.fidelity import fidelity, reference_features
+        from harness.metrics.fidelity import frechet_distance, reference_features
 
         extractor = self._extractor(wanted.extractor, measured)
         reference = reference_features(extractor, self.data, split=wanted.reference)
@@ -220,8 +222,14 @@ class Evaluator:
         for sampler in wanted.samplers:
             curve = measured.curves[f"{prefix}/fid_{extractor.name}_{wanted.num_samples}_{sampler.name}"] = []
             for num_steps in sorted(wanted.num_steps):
-                features = extractor.features(self.pictures(self.sample(sampler, num_steps, wanted.num_samples)))
-                curve.append((num_steps, fidelity(reference, features, 3, device=self.device)["fid"]))
+                features = self._features(extractor, self.sample(sampler, num_steps, wanted.num_samples))
+                curve.append((num_steps, frechet_distance(reference, features)))
+
+    def _features(self, extractor: Any, samples: Tensor) -> Tensor:
+        features = extractor.features(self.pictures(samples))
+        # uint8 knows no NaN: a sample that diverged would pass for some shade of grey.
+        diverged = ~samples.flatten(1).isfinite().all(1)
+        return features.masked_fill(diverged.unsqueeze(1), torch.nan)
 
     def _extractor(self, resolved: str, measured: Measured) -> Any:
         from harness.metrics.features import load_extractor

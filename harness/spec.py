@@ -428,6 +428,7 @@ class Fidelity(Part):
     extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
     reference: Literal["train", "test"] = "train"
     k: int = Field(3, ge=1)  # neighbours of precision and recall; IDDPM's table 4 has 5, the ADM line 3
+    prc_reference: int = Field(10_000, ge=16)  # reference images for them: 10,000 in the ADM line; FID takes all
 
 
 class Sweep(Part):

@@ -22,20 +22,43 @@ _CHUNK = 4096  # reference images held in memory at a time
 
 
 def fidelity(reference: Tensor, samples: Tensor, k: int, *, device: str | torch.device = "cpu") -> dict[str, float]:
-    """Hold the features of samples against those of reference images: {"fid", "precision", "recall"}.
+    """Hold the features of samples against those of reference images: {"fid", "precision", "recall"}."""
+    return {"fid": frechet_distance(reference, samples), **precision_recall(reference, samples, k, device=device)}
 
-        fid = |mu_1 - mu_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))                  (Heusel et al. 2017, eq. 6)
-        precision: share of samples within the k-NN radius of some reference image; recall: the reverse
-                                                                        (Kynkaanniemi et al. 2019, eq. 2)
+
+def frechet_distance(reference: Tensor, samples: Tensor) -> float:
+    """Give the Frechet distance of the Gaussians that fit two sets of features.
+
+        |mu_1 - mu_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))                        (Heusel et al. 2017, eq. 6)
+
+    Args:
+        reference, samples: [N, D] and [M, D] float32 features of one extractor.
+
+    Returns:
+        NaN where a feature is not finite: samples that diverged have no distance.
+    """
+    if not (torch.isfinite(reference).all() and torch.isfinite(samples).all()):
+        return math.nan
+    fid = torch_fidelity().metric_fid
+    statistics = [fid.fid_features_to_statistics(features.cpu()) for features in (samples, reference)]
+    return fid.fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+
+
+def precision_recall(
+    reference: Tensor, samples: Tensor, k: int, *, device: str | torch.device = "cpu"
+) -> dict[str, float]:
+    """Give precision, the share of samples within the k-NN radius of some reference image, and recall, the reverse.
+
+    (Kynkaanniemi et al. 2019, eq. 2)
 
     Args:
         reference, samples: [N, D] and [M, D] float32 features of one extractor.
         k: neighbours that make a radius, the point itself not counted. IDDPM's table 4 has 5, torch-fidelity's default
             is 3.
-        device: where the distances of precision and recall are computed.
+        device: where the distances are computed.
 
     Returns:
-        NaN for all three where a feature is not finite: samples that diverged have no distance.
+        {"precision", "recall"}, NaN where a feature is not finite.
 
     Raises:
         DataError: k or fewer images on one side.
@@ -46,11 +69,7 @@ def fidelity(reference: Tensor, samples: Tensor, k: int, *, device: str | torch.
             f"got {len(reference)} reference images and {len(samples)} samples"
         )
     if not (torch.isfinite(reference).all() and torch.isfinite(samples).all()):
-        return {"fid": math.nan, "precision": math.nan, "recall": math.nan}
-    fid = torch_fidelity().metric_fid
-    distance = fid.fid_statistics_to_metric(
-        fid.fid_features_to_statistics(samples.cpu()), fid.fid_features_to_statistics(reference.cpu()), verbose=False
-    )
+        return {"precision": math.nan, "recall": math.nan}
     shares = torch_fidelity().metric_prc.prc_features_to_metric(
         samples.to(device),
         reference.to(device),
@@ -59,11 +78,7 @@ def fidelity(reference: Tensor, samples: Tensor, k: int, *, device: str | torch.
         save_cpu_ram=True,  # in blocks: the whole 50K x 50K matrix of distances is 10 GB, three times
         verbose=False,
     )
-    return {
-        "fid": distance["frechet_inception_distance"],
-        "precision": shares["precision"],
-        "recall": shares["recall"],
-    }
+    return {"precision": shares["precision"], "recall": shares["recall"]}
 
 
 def reference_features(extractor: Extractor, dataset: Dataset, n: int | None = None, split: str = "train") -> Tensor:
@@ -77,9 +92,7 @@ def reference_features(extractor: Extractor, dataset: Dataset, n: int | None = N
         [n, D] float32, on the CPU.
     """
     part = {"train": dataset.train, "test": dataset.test}[split]
-    rows = np.arange(len(part))
-    if n is not None and n < len(part):
-        rows = np.sort(np.random.default_rng(0).permutation(rows)[:n])
+    rows = spread(len(part), n)
     key = hashlib.sha256(
         f"{extractor.name} {extractor.digest} {dataset.digest} {split} {len(rows)}".encode()
     ).hexdigest()
@@ -90,3 +103,9 @@ def reference_features(extractor: Extractor, dataset: Dataset, n: int | None = N
         with publish(cached) as temporary, temporary.open("wb") as file:
             np.save(file, torch.cat(features).numpy())
     return torch.from_numpy(np.load(cached))
+
+
+def spread(count: int, n: int | None) -> np.ndarray:
+    """Choose n of `count` rows without replacement, by a fixed seed and in order; all of them if n is None or more."""
+    rows = np.arange(count)
+    return rows if n is None or n >= count else np.sort(np.random.default_rng(0).permutation(rows)[:n])

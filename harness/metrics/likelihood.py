@@ -11,10 +11,12 @@ Randomness is a function of (seed, index of the image, index of the draw), whate
 model: arms that are compared share it.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,14 +43,15 @@ class Likelihood:
         total_bpd: mean over the images of the whole bound, L_T included.
         standard_error_bpd: of the Monte Carlo (noise and drawn t), for these very images.
         images_standard_error_bpd: of the choice of images, with the Monte Carlo's share taken out; NaN for one image.
-        L_t_bpd: [T] float64, mean over images. "full": every t. "stratified": the mean of the draws that fell on t, or
-            of the pilot's where they were fewer than its own, and NaN where neither went; every t of `curve_timesteps`
-            has a value. It is a curve to look at: `total_bpd` is no sum of it.
+        L_t_bpd: [T] float64, mean over images. "full": every t. "stratified": the mean of the draws that fell on t, the
+            pilot's included, and NaN where none did; every t of `curve_timesteps` has a value, which is rough in the
+            flat tail. A curve to look at: `total_bpd` is not its sum.
         prior_bpd, decoder_bpd: L_T and L_0, mean over images.
         image_bpd: [N] float64, the bound of each image.
         num_evaluations: of the network, the pilot's among them.
         estimator: "full" or "stratified".
         clip, decoder: how p was read.
+        pilot: what steered the strata, to be handed to the other arms of a comparison; None for "full".
     """
 
     total_bpd: float
@@ -63,6 +66,7 @@ class Likelihood:
     estimator: str
     clip: bool
     decoder: str
+    pilot: Pilot | None = field(repr=False)
 
 
 def full_nll(
@@ -74,41 +78,35 @@ def full_nll(
     seed: int,
     batch_size: int,
     clip: bool = True,
-    twice: int = 16,
     progress: Progress | None = None,
 ) -> Likelihood:
     """Sum the bound over every t, with one draw of noise at each: the reference.
 
+    One draw cannot tell its own error: 16 of the images are evaluated a second time, for the standard error alone.
+
     Args:
         x_0: [N, C, H, W], in [-1, 1].
         y: [N] classes, or None.
-        twice: so many images are evaluated a second time, for the standard error alone, since one draw at each t cannot
-            tell its own. All of them if there are fewer.
     """
     terms = bound_terms(process, predict, x_0, y, seed=seed, batch_size=batch_size, clip=clip)
-    num_images, steps = len(x_0), np.arange(process.num_timesteps)
-    again = np.sort(np.random.default_rng(seed).permutation(num_images)[:twice])
-    total, done = (num_images + len(again)) * len(steps), 0
-    image_bpd, L_t, image_variance = np.zeros(num_images), np.zeros(len(steps)), []
-
-    def row(images: np.ndarray, first_draw: int) -> np.ndarray:  # [b, T]
-        nonlocal done
-        t = np.tile(steps, len(images))
-        values = terms(np.repeat(images, len(steps)), t, first_draw + t).reshape(len(images), len(steps))
-        done += values.size
-        if progress is not None:
-            progress(done, total)
-        return values
-
-    for images in _chunks(num_images, max(1, 32 * batch_size // len(steps))):  # some 32 batches between two syncs
-        values = row(images, first_draw=0)
-        image_bpd[images] = values.sum(1)
-        L_t += values.sum(0)
-        repeated = np.isin(images, again)
-        if repeated.any():
-            difference = values[repeated] - row(images[repeated], first_draw=len(steps))
-            image_variance.append((difference**2).sum(1) / 2)
-    return _likelihood(process, x_0, image_bpd, np.concatenate(image_variance), L_t / num_images, total, "full", clip)
+    num_images, num_timesteps = len(x_0), process.num_timesteps
+    again = np.random.default_rng([seed, 2]).permutation(num_images)[:16]
+    images = np.append(np.arange(num_images), again)
+    first_draw = np.where(np.arange(len(images)) < num_images, 0, num_timesteps)
+    values = evaluate_every_t(terms, images, num_timesteps, first_draw, batch_size=batch_size, progress=progress)
+    once, repeated = values[:num_images], values[num_images:]  # [N, T], [16, T]
+    return _likelihood(
+        process,
+        x_0,
+        image_sum=once.sum(1),
+        image_variance=((once[again] - repeated) ** 2).sum(1) / 2,
+        L_t_bpd=once.mean(0),
+        decoder_bpd=float(once[:, 0].mean()),
+        num_evaluations=values.size,
+        estimator="full",
+        clip=clip,
+        pilot=None,
+    )
 
 
 def stratified_nll(
@@ -121,7 +119,7 @@ def stratified_nll(
     batch_size: int,
     evaluations_per_image: int = 40,
     clip: bool = True,
-    pilot: "Pilot | None" = None,
+    pilot: Pilot | None = None,
     progress: Progress | None = None,
 ) -> Likelihood:
     """Estimate the bound from a few t for each image, unbiased; the full sum where that is no dearer.
@@ -129,8 +127,9 @@ def stratified_nll(
     Args:
         x_0: [N, C, H, W], in [-1, 1].
         y: [N] classes, or None.
-        evaluations_per_image: at least 4, the pilot's not among them (about a tenth more).
-        pilot: of another arm, so that both draw the same t as well as the same noise; its own by default.
+        evaluations_per_image: at least 4, without the pilot's (about a tenth more; 4 images' worth if that is more).
+        pilot: of another arm's likelihood: then both draw the same t and the same noise, and their difference is far
+            more certain than either. Its own by default.
 
     Raises:
         ValueError: fewer than 4 evaluations an image, at more than that many timesteps.
@@ -148,45 +147,38 @@ def stratified_nll(
     return _likelihood(
         process,
         x_0,
-        drawn.image_sum,
-        drawn.image_variance,
-        drawn.L_t(pilot),
-        spent + num_images * evaluations_per_image,
-        "stratified",
-        clip,
+        image_sum=drawn.image_sum,
+        image_variance=drawn.image_variance,
+        L_t_bpd=drawn.L_t(pilot),
         decoder_bpd=drawn.L_0,
+        num_evaluations=spent + num_images * evaluations_per_image,
+        estimator="stratified",
+        clip=clip,
+        pilot=pilot,
     )
 
 
 def _likelihood(
     process: GaussianDiffusion,
     x_0: Tensor,
+    *,
     image_sum: np.ndarray,
     image_variance: np.ndarray,
-    L_t: np.ndarray,
-    num_evaluations: int,
-    estimator: str,
-    clip: bool,
-    decoder_bpd: float | None = None,
+    **said: Any,
 ) -> Likelihood:
-    """Add the prior and sum up. image_variance, of the Monte Carlo: of every image, or of some of them."""
+    """Add the prior and average. image_variance, the Monte Carlo's, is that of every image or of some of them."""
     prior = process.prior_bpd(x_0.to(process.device)).double().cpu().numpy()
-    image_bpd, num_images = image_sum + prior, len(image_sum)
-    monte_carlo = image_variance.mean()
-    between = image_bpd.var(ddof=1) - monte_carlo if num_images > 1 else math.nan
+    image_bpd, monte_carlo = image_sum + prior, image_variance.mean()
+    between = image_bpd.var(ddof=1) - monte_carlo if len(image_bpd) > 1 else math.nan
     return Likelihood(
         total_bpd=float(image_bpd.mean()),
-        standard_error_bpd=math.sqrt(monte_carlo / num_images),
-        images_standard_error_bpd=math.sqrt(max(between, 0.0) / num_images) if num_images > 1 else math.nan,
-        L_t_bpd=L_t,
+        standard_error_bpd=math.sqrt(monte_carlo / len(image_bpd)),
+        images_standard_error_bpd=math.sqrt(np.maximum(between, 0.0) / len(image_bpd)),
         prior_bpd=float(prior.mean()),
-        decoder_bpd=float(L_t[0]) if decoder_bpd is None else decoder_bpd,
         image_bpd=image_bpd,
-        num_images=num_images,
-        num_evaluations=num_evaluations,
-        estimator=estimator,
-        clip=clip,
+        num_images=len(image_bpd),
         decoder=process.decoder,
+        **said,
     )
 
 
@@ -251,13 +243,11 @@ class Drawn(NamedTuple):
         return math.sqrt(self.image_variance.mean() / len(self.image_variance))
 
     def L_t(self, pilot: Pilot) -> np.ndarray:
-        """Return the mean of the draws at each t, the pilot's where it has more: [T], NaN where nothing fell."""
-        curve = np.full(len(self.count_at), np.nan)
-        curve[pilot.timesteps] = pilot.L_t
-        pilot_draws = pilot.values.shape[0] * pilot.values.shape[2]
-        known = self.count_at >= np.where(np.isnan(curve), 1, pilot_draws)
-        curve[known] = self.sum_at[known] / self.count_at[known]
-        return curve
+        """Return the mean of all draws at each t, the pilot's included: [T], NaN where there are none."""
+        total, count = self.sum_at.copy(), self.count_at.copy()
+        total[pilot.timesteps] += pilot.values.sum((0, 2))
+        count[pilot.timesteps] += pilot.values.shape[0] * pilot.values.shape[2]
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def curve_timesteps(num_timesteps: int, count: int = 300) -> np.ndarray:
@@ -269,10 +259,10 @@ def curve_timesteps(num_timesteps: int, count: int = 300) -> np.ndarray:
 
 
 def run_pilot(terms: Terms, num_images: int, num_timesteps: int, evaluations_per_image: int, *, seed: int) -> Pilot:
-    """Evaluate a few images at the curve's timesteps: about a tenth of the estimate's own cost, two images at least."""
+    """Evaluate a few images at the curve's timesteps: about a tenth of the estimate's own cost, but four images."""
     timesteps = curve_timesteps(num_timesteps)
     affordable = num_images * evaluations_per_image // (10 * 2 * len(timesteps))
-    images = np.random.default_rng([seed, 1]).permutation(num_images)[: max(2, affordable)]
+    images = np.random.default_rng([seed, 1]).permutation(num_images)[: max(4, affordable)]
     shape = (len(images), len(timesteps), 2)
     image, t, draw = np.broadcast_arrays(images[:, None, None], timesteps[:, None], np.arange(2))
     # Negative draws: the estimate's noise, whose draws count up from 0, is never met here.
@@ -314,7 +304,9 @@ def draw_strata(
 ) -> Drawn:
     """Draw every stratum's timesteps for every image and sum up.
 
-    sum_k 1/n_k sum_j L_{t_kj} / p(t_kj),  t_kj ~ p within stratum k, independent
+        sum_k 1/n_k sum_j L_{t_kj} / p(t_kj),   each t_kj drawn from p within stratum k, independently
+
+    The same strata and seed give the same t, and draw j of an image has number j in `terms`.
     """
     edges, draws, density = strata
     num_draws, starts = int(draws.sum()), np.cumsum(draws) - draws
@@ -333,7 +325,7 @@ def draw_strata(
         deviation = contribution - mean[:, stratum]
         variance = np.add.reduceat(deviation**2, starts, axis=1) / (draws - 1)
         image_sum[images], image_variance[images] = mean.sum(1), (variance / draws).sum(1)
-        L_0 += mean[:, 0].sum() / num_images
+        L_0 += float(mean[:, 0].sum()) / num_images
         sum_at += np.bincount(t.ravel(), L.ravel(), minlength=len(density))
         count_at += np.bincount(t.ravel(), minlength=len(density))
         if progress is not None:
@@ -365,7 +357,8 @@ def _variances(pilot: Pilot, strata: Strata) -> np.ndarray:
     contribution = pilot.values / strata.density[pilot.timesteps][:, None]
     which = np.searchsorted(strata.edges, pilot.timesteps, side="right") - 1
     inside = (contribution[:, which == k].reshape(len(contribution), -1) for k in range(len(strata.draws)))
-    return np.nan_to_num([x.var(1, ddof=1).mean() if x.shape[1] else 0.0 for x in inside], posinf=0.0)
+    with np.errstate(invalid="ignore"):  # a network that overflows
+        return np.nan_to_num([x.var(1, ddof=1).mean() if x.shape[1] else 0.0 for x in inside], posinf=0.0)
 
 
 def _chunks(count: int, size: int) -> list[np.ndarray]:
@@ -411,17 +404,38 @@ def evaluate_draws(
 
     @torch.inference_mode()
     def evaluate(image: np.ndarray, t: np.ndarray, draw: np.ndarray) -> np.ndarray:
-        all_images, all_t, all_draws = (torch.from_numpy(np.array(a)).to(device) for a in (image, t, draw))
+        keys = (torch.from_numpy(np.array(key)).to(device).split(batch_size) for key in (image, t, draw))
         results = []
-        for i, t, j in zip(*(a.split(batch_size) for a in (all_images, all_t, all_draws)), strict=True):
+        for i, step, j in zip(*keys, strict=True):
             clean = x_0[i]
             noise = counter_noise(seed, i, j, clean.shape[1:]).to(clean.dtype)
-            x_t = process.q_sample(clean, t, noise)
-            output = predict(x_t, process.original_t(t), None if y is None else y[i])
-            results.append(measure(output, clean, x_t, t))
+            x_t = process.q_sample(clean, step, noise)
+            output = predict(x_t, process.original_t(step), None if y is None else y[i])
+            results.append(measure(output, clean, x_t, step))
         return torch.cat(results).double().cpu().numpy()
 
     return evaluate
+
+
+def evaluate_every_t(
+    evaluate: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    images: np.ndarray,
+    num_timesteps: int,
+    first_draw: np.ndarray,
+    *,
+    batch_size: int,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Call evaluate(image, t, draw) for images, [M], at every t, with draw = first_draw[M] + t: [M, T, ...]."""
+    at_once = max(1, 32 * batch_size // num_timesteps)  # some 32 batches between two fetches from the device
+    t, rows = np.arange(num_timesteps), []
+    for chunk in _chunks(len(images), at_once):
+        image, all_t, draw = np.broadcast_arrays(images[chunk, None], t, first_draw[chunk, None] + t)
+        values = evaluate(image.ravel(), all_t.ravel(), draw.ravel())
+        rows.append(values.reshape(image.shape + values.shape[1:]))
+        if progress is not None:
+            progress(int(chunk[-1] + 1) * num_timesteps, len(images) * num_timesteps)
+    return np.concatenate(rows)
 
 
 def counter_noise(seed: int, image: Tensor, draw: Tensor, shape: tuple[int, ...]) -> Tensor:

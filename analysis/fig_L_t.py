@@ -1,0 +1,75 @@
+"""The terms of the bound over t, arm by arm: a few small t carry most of the bits (IDDPM, figure 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import style
+from analysis.runs import RunRecord, arm_index
+
+TITLE = "Terms of the variational bound"
+NEEDS = "an evaluation with nll"
+
+
+def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return L_t in bits/dim for each evaluation, arm and t (counted from 1 as the paper does), over replicates.
+
+    `share` is the part of the curve's sum that lies at or before t; where the estimate left a t out, its neighbours
+    stand in for it there (never in `mean`, `low`, `high`, which are the mean and the range).
+    """
+    index = arm_index(runs)
+    parts = []
+    for run in runs:
+        for one in run.measured("nll"):
+            L_t = run.arrays(f"{one.prefix}_likelihood.npz").get("L_t_bpd")
+            if L_t is None:
+                continue
+            t = np.arange(len(L_t))
+            known = np.isfinite(L_t)
+            whole = np.interp(t, t[known], L_t[known])
+            about = {"evaluation": one.name, "arm": run.arm, "arm_index": index[run.arm]}
+            parts.append(pd.DataFrame({**about, "t": t + 1, "L_t": L_t, "share": whole.cumsum() / whole.sum()}))
+    columns = ["evaluation", "arm", "arm_index", "t", "n", "mean", "low", "high", "share"]
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    grouped = pd.concat(parts).groupby(columns[:4], sort=False)
+    frame = grouped["L_t"].agg(["count", "mean", "min", "max"]).set_axis(["n", "mean", "low", "high"], axis=1)
+    return frame.assign(share=grouped["share"].mean()).reset_index()[columns]
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    evaluations = list(frame["evaluation"].unique())
+    figure, panels = style.subplots(len(evaluations), 2, height=2.75 * len(evaluations))
+    for (left, right), evaluation in zip(panels, evaluations, strict=True):
+        for arm, part in frame[frame["evaluation"] == evaluation].groupby("arm", sort=False):
+            look = style.arm_style(part["arm_index"].iloc[0])
+            colour, line = look["color"], look["linestyle"]
+            known = part[part["mean"] > 0]
+            left.plot(known["t"], known["mean"], color=colour, linestyle=line, linewidth=1.2)
+            left.fill_between(known["t"], known["low"].clip(lower=1e-12), known["high"], color=colour, alpha=0.18, lw=0)
+            right.plot(part["t"], part["share"], color=colour, linestyle=line, label=arm)
+        several = f" ({evaluation})" if len(evaluations) > 1 else ""
+        for axes in (left, right):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        left.set(yscale="log", xlabel="diffusion step t", ylabel="$L_{t-1}$ (bits/dim)")
+        left.set_title(f"Terms of the bound{several}")
+        right.set(xlabel="diffusion step t", ylabel="share of the bound up to t", ylim=(0, 1.02))
+        right.set_title("Where the bits are")
+        right.legend(loc="lower right")
+    return figure
+
+
+def caption(frame: pd.DataFrame) -> str:
+    half = frame[frame["share"] >= 0.5].groupby(["evaluation", "arm"], sort=False)["t"].min()
+    many = int(frame["n"].max())
+    bands = f"Bands: range over {many} replicates. " if many > 1 else ""
+    return (
+        "Each term of the variational bound on the test split (left) and the share of the bound that the steps up to t "
+        f"carry (right); IDDPM, figure 2. {bands}Half of the bound lies in the first "
+        f"{half.min()} {f'to {half.max()} ' if half.max() > half.min() else ''}steps, depending on the arm."
+    )

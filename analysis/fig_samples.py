@@ -1,0 +1,75 @@
+"""Samples of every arm side by side: the first ones that each drew, none picked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import style
+from analysis.runs import RunRecord, arm_index, by_arm
+
+TITLE = "Samples"
+NEEDS = "an evaluation with grid"
+SIDE = 6  # pictures along each side of an arm's grid
+
+
+def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return, for each arm, the first samples of its first measured replicate; `pictures` is uint8 [n, C, H, W], or
+    [n, 2, 1, 1] float where the data are points of the plane.
+    """
+    index = arm_index(runs)
+    rows = []
+    for arm, replicates in by_arm(runs).items():
+        found: dict[str, dict] = {}
+        for run in replicates:
+            for one in run.measured("grid"):
+                samples = run.arrays(f"{one.prefix}_samples.npz").get("samples")
+                if samples is not None and one.name not in found:
+                    count = len(samples) if samples.shape[-1] == 1 else SIDE**2
+                    about = {"evaluation": one.name, "arm": arm, "arm_index": index[arm], "replicate": run.replicate}
+                    found[one.name] = {**about, "run_key": run.run_key, "pictures": samples[:count]}
+        rows += found.values()
+    columns = ["evaluation", "arm", "arm_index", "replicate", "run_key", "pictures"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["evaluation", "arm_index"], kind="stable")
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    columns = min(len(frame), 3 if len(frame) in (3, 5, 6, 9) else 4)
+    rows = -(-len(frame) // columns)
+    size = min(1.72, style.TWO_COLUMNS / columns)
+    figure, panels = style.subplots(rows, columns, width=size * columns + 0.1, height=(size + 0.22) * rows)
+    several = frame["evaluation"].nunique() > 1
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for axes, (_, one) in zip(panels.flat, frame.iterrows(), strict=False):
+        if one["pictures"].shape[-1] == 1:
+            axes.scatter(*one["pictures"].reshape(-1, 2).T, s=1, color=style.INK, lw=0, alpha=0.5)
+            axes.set_aspect("equal")
+        else:
+            axes.imshow(tile(one["pictures"]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        title = f"{one['arm']} ({one['evaluation']})" if several else one["arm"]
+        axes.set_title(title, color=style.arm_style(one["arm_index"])["color"])
+    return figure
+
+
+def tile(pictures: np.ndarray) -> np.ndarray:
+    """Lay uint8 pictures [n, C, H, W] out in rows of SIDE with a thin gap; [h, w] for grey, [h, w, 3] for colour."""
+    count, channels, size, _ = pictures.shape
+    enlarge = max(1, 32 // size)  # so that the gap between small pictures stays thin
+    pictures = pictures.repeat(enlarge, 2).repeat(enlarge, 3).transpose(0, 2, 3, 1)
+    step = size * enlarge + 2
+    canvas = np.full((-(-count // SIDE) * step - 2, min(SIDE, count) * step - 2, channels), 255, np.uint8)
+    for number, picture in enumerate(pictures):
+        top, left = (place * step for place in divmod(number, SIDE))
+        canvas[top : top + step - 2, left : left + step - 2] = picture
+    return canvas[:, :, 0] if channels == 1 else canvas
+
+
+def caption(frame: pd.DataFrame) -> str:
+    return (
+        "The first samples of one replicate of each arm, none picked. All arms start from the same noise, so pictures "
+        "at the same place may be compared."
+    )

@@ -1,0 +1,89 @@
+"""FID against the number of sampling steps (IDDPM, figure 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis import style
+from analysis.intervals import say_bands, summarise_by
+from analysis.runs import RunRecord, arm_index
+
+TITLE = "FID against sampling steps"
+NEEDS = "an evaluation with sweep"
+_LINES = {"ancestral": "-", "ddim": "--", "dpmpp_2m": ":"}
+
+
+def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return FID over replicates for each protocol, arm, fixed variance, sampler and number of steps."""
+    index = arm_index(runs)
+    rows = []
+    for run in runs:
+        for one in run.measured("sweep"):
+            sweep = one.asked["sweep"]
+            protocol = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
+            learned = run.spec["diffusion"]["var_type"] != "fixed"
+            variance = "learned" if learned else {"small": "β̃", "large": "β"}[one.asked["fixed_variance"]]
+            for sampler, (steps, values) in run.sweep(one).items():
+                rows += [
+                    {
+                        "protocol": protocol,
+                        "arm": run.arm,
+                        "arm_index": index[run.arm],
+                        "variance": variance,
+                        "sampler": sampler,
+                        "num_steps": num_steps,
+                        "fid": fid,
+                    }
+                    for num_steps, fid in zip(steps, values, strict=True)
+                ]
+    keys = ["protocol", "arm", "arm_index", "variance", "sampler", "num_steps"]
+    return summarise_by(pd.DataFrame(rows, columns=[*keys, "fid"]), keys, "fid")
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    protocols = list(frame["protocol"].unique())
+    figure, (panels,) = style.subplots(1, len(protocols), width=max(4.6, 3.4 * len(protocols)), height=3.0)
+    for axes, protocol in zip(panels, protocols, strict=True):
+        shown = frame[frame["protocol"] == protocol]
+        several = shown.groupby("arm")["variance"].nunique().max() > 1
+        for (_, variance, sampler), part in shown.groupby(["arm", "variance", "sampler"], sort=False):
+            part, look = part.sort_values("num_steps"), style.arm_style(part["arm_index"].iloc[0])
+            face = "white" if several and variance == "β̃" else look["color"]
+            axes.errorbar(
+                part["num_steps"], part["mean"], [part["mean"] - part["low"], part["high"] - part["mean"]],
+                color=look["color"], linestyle=_LINES[str(sampler)], marker=look["marker"], markerfacecolor=face,
+                elinewidth=0.8, capsize=2,
+            )  # fmt: skip
+        ticks = sorted(shown["num_steps"].unique())
+        axes.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=f"FID ({protocol})")
+        axes.set_xticks(ticks, list(map(str, ticks)))
+        axes.set_xticks([], minor=True)
+        style.plain_log_numbers(axes)
+        arms = shown.drop_duplicates("arm")
+        handles = [
+            Line2D([], [], color=look["color"], marker=look["marker"], linestyle="", label=arm)
+            for arm, look in zip(arms["arm"], map(style.arm_style, arms["arm_index"]), strict=True)
+        ]
+        handles += [
+            Line2D([], [], color=style.INK, linestyle=_LINES[name], label=name) for name in shown["sampler"].unique()
+        ]
+        if several:
+            handles += [
+                Line2D([], [], color=style.INK, marker="o", markerfacecolor=face, linestyle="", label=f"σ² = {name}")
+                for name, face in (("β", style.INK), ("β̃", "white"))
+            ]
+        axes.legend(handles=handles, loc="best")
+        axes.set_title(TITLE)
+    return figure
+
+
+def caption(frame: pd.DataFrame) -> str:
+    return (
+        "Fréchet distance of samples against the number of sampling steps; IDDPM, figure 8. "
+        f"Shown: {say_bands(frame['kind'])}. "
+        "FID depends on the feature extractor and the number of samples: compare within this figure only."
+    )

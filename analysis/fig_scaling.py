@@ -1,0 +1,149 @@
+"""NLL and FID against recorded training compute, with a power law where three points allow it (IDDPM, figure 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import style
+from analysis.intervals import say_bands, summarise
+from analysis.runs import RunRecord
+from analysis.scaling import PowerLaw, bootstrap, fit_power_law
+from harness.spec import canonical_json
+
+TITLE = "Scaling with training compute"
+NEEDS = "arms that differ in size or length of training, and their measurements"
+UNIT = "multiply-adds"
+LABELS = {"nll": "NLL", "fid": "FID"}
+LEAST_RATIO = 1.5  # of compute within a series; less is another number of output channels, not scale
+
+
+def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return one row for each series, metric and arm: compute, the value over replicates, and the series' fit.
+
+    A series is what shares everything but the model's size, the length of training and the optimizer's numbers that go
+    with them. `compute_multiply_adds` is the recorded `compute/train_multiply_adds`.
+    """
+    groups: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
+    names: dict[str, str] = {}
+    for run in runs:
+        compute, series = run.final("compute/train_multiply_adds"), _series(run)
+        schedule, objective = run.spec["diffusion"]["schedule"]["name"], run.spec["objective"]["name"]
+        name = names.setdefault(series, f"{schedule} {objective}{f' ({len(names) + 1})' if names else ''}")
+        for metric, protocol, value in _measured(run):
+            if not np.isnan(compute + value):
+                groups.setdefault((name, metric, protocol), {}).setdefault(run.arm, []).append((compute, value))
+    rows = []
+    for (name, metric, protocol), arms in groups.items():
+        compute_of = {arm: float(np.mean([x for x, _ in found])) for arm, found in arms.items()}
+        if len(arms) < 2 or max(compute_of.values()) < LEAST_RATIO * min(compute_of.values()):
+            continue
+        ordered = sorted(arms, key=lambda arm: compute_of[arm])
+        values = {arm: [y for _, y in arms[arm]] for arm in ordered}
+        law = _fit([compute_of[arm] for arm in ordered], [values[arm] for arm in ordered])
+        for arm in ordered:
+            about = {"series": name, "metric": metric, "protocol": protocol, "arm": arm}
+            compute = {"compute_multiply_adds": compute_of[arm]}
+            rows.append(about | compute | summarise(values[arm])._asdict() | _fit_columns(law))
+    columns = ["series", "metric", "protocol", "arm", "compute_multiply_adds", "n", "mean", "low", "high", "kind"]
+    return pd.DataFrame(rows, columns=[*columns, *_fit_columns(None)])
+
+
+def _measured(run: RunRecord) -> Iterator[tuple[str, str, float]]:
+    """Return the run's first NLL and first FID: metric, how it was measured, value."""
+    for one in islice(run.measured("nll"), 1):
+        yield "nll", "bits/dim", run.nll(one)
+    for one in islice(run.measured("fidelity"), 1):
+        part = one.asked["fidelity"]
+        yield "fid", f"{run.extractor(part)}, {part['num_samples']} samples", run.fidelity(one)
+
+
+def _series(run: RunRecord) -> str:
+    spec = {key: value for key, value in run.spec.items() if key not in ("seed", "model", "optim", "train")}
+    return canonical_json(spec | {"batch_size": run.spec["train"]["batch_size"]})
+
+
+def _fit(compute: list[float], values: list[list[float]]) -> PowerLaw | None:
+    law = fit_power_law(compute, [float(np.mean(found)) for found in values])
+    if law is None or max(map(len, values)) < 2:
+        return law
+    exponents = [one.c for one in bootstrap(compute, values)]
+    if not exponents:
+        return law
+    low, high = np.quantile(exponents, [0.025, 0.975])
+    return replace(law, c_low=float(low), c_high=float(high))
+
+
+def _fit_columns(law: PowerLaw | None) -> dict[str, float]:
+    if law is None:
+        return dict.fromkeys(["fit_a", "fit_b", "fit_c", "fit_c_low", "fit_c_high", "fit_degrees_of_freedom"], np.nan)
+    return {
+        "fit_a": law.a,
+        "fit_b": law.b,
+        "fit_c": law.c,
+        "fit_c_low": law.c_low,
+        "fit_c_high": law.c_high,
+        "fit_degrees_of_freedom": law.degrees_of_freedom,
+    }
+
+
+def _law(part: pd.DataFrame) -> PowerLaw | None:
+    one = part.iloc[0]
+    if np.isnan(one["fit_c"]):
+        return None
+    freedom = int(one["fit_degrees_of_freedom"])
+    return PowerLaw(one["fit_a"], one["fit_b"], one["fit_c"], freedom, one["fit_c_low"], one["fit_c_high"])
+
+
+def draw(frame: pd.DataFrame) -> Figure:
+    metrics = [metric for metric in LABELS if metric in set(frame["metric"])]
+    several = frame["series"].nunique() > 1
+    figure, (panels,) = style.subplots(1, len(metrics), width=style.ONE_COLUMN * len(metrics), height=2.8)
+    for axes, metric in zip(panels, metrics, strict=True):
+        shown = frame[frame["metric"] == metric]
+        for index, (series, part) in enumerate(shown.groupby(["series", "protocol"], sort=False)):
+            look, x, law = style.arm_style(index), part["compute_multiply_adds"], _law(part)
+            axes.errorbar(
+                x, part["mean"], [part["mean"] - part["low"], part["high"] - part["mean"]],
+                color=look["color"], marker=look["marker"], linestyle="", elinewidth=0.9, capsize=2.5,
+                label=series[0] if several else None,
+            )  # fmt: skip
+            if law:
+                fine = np.geomspace(x.min() / 1.25, x.max() * 1.25, 200)
+                axes.plot(fine, law(fine), color=look["color"], linewidth=1, linestyle="--", label=_spell(law))
+            for one in part.itertuples() if not several else ():
+                at = (one.compute_multiply_adds, one.mean)
+                axes.annotate(one.arm, at, (7, 6), textcoords="offset points", fontsize=7, color=style.INK)
+        axes.set(xscale="log", yscale="log", xlabel=f"training compute ({UNIT})", title=LABELS[metric])
+        axes.set_ylabel(f"{LABELS[metric]} ({'; '.join(shown['protocol'].unique())})")
+        axes.margins(x=0.22, y=0.14)
+        style.plain_log_numbers(axes)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(loc="lower left")
+    return figure
+
+
+def _spell(law: PowerLaw) -> str:
+    asymptote = f"{law.a:.3g} + " if law.a else ""
+    interval = "" if np.isnan(law.c_low) else f"  [{law.c_low:.2g}, {law.c_high:.2g}]"
+    return f"{asymptote}({law.b:.2g} C)$^{{-{law.c:.3g}}}${interval}"
+
+
+def caption(frame: pd.DataFrame) -> str:
+    if frame["fit_c"].isna().all():
+        fit = "No power law: it needs three amounts of compute at least, and values that fall with it."
+    elif (frame["fit_degrees_of_freedom"] < 2).all():
+        fit = "Dashed: power law with asymptote 0, since three points allow no third parameter; read it as a slope."
+    else:
+        fit = "Dashed: a + (b C)⁻ᶜ by least squares, a fitted too (IDDPM chose its own by hand)."
+    if frame["fit_c_low"].notna().any():
+        fit += " In brackets: 95 % of a bootstrap of the exponent over replicates."
+    return (
+        f"Measurements against the training's compute in {UNIT}, counted on the network (forward and backward, without "
+        f"optimizer and EMA); IDDPM, figure 10. {say_bands(frame['kind']).capitalize()}. {fit}"
+    )

@@ -1,0 +1,313 @@
+"""Draw every figure again from the records and gather them on one page: `python -m analysis.report [STUDY ...]`.
+
+    figures/index.html                       everything, with the runs that it came from
+    figures/schedules/<name>.{png,pdf,csv}   what needs no runs
+    figures/<study>/<name>.{png,pdf,csv}     what a study has data for; results.{csv,md}, claims.csv
+
+The same records give the same bytes: nothing here knows the time or the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+
+from analysis import (
+    claims,
+    fig_alpha_bar,
+    fig_beta_ratio,
+    fig_forward_noising,
+    fig_L_t,
+    fig_learning_curves,
+    fig_samples,
+    fig_sampling_steps,
+    fig_scaling,
+    style,
+    tab_results,
+)
+from analysis.runs import RunRecord, by_arm, count_states, load_runs, study_names
+from harness import __version__
+from harness.errors import HarnessError, RecordError
+
+WITHOUT_RUNS: dict[str, ModuleType] = {
+    "beta_ratio": fig_beta_ratio,
+    "alpha_bar": fig_alpha_bar,
+    "forward_noising": fig_forward_noising,
+}
+OF_A_STUDY: dict[str, ModuleType] = {
+    "samples": fig_samples,
+    "learning_curves": fig_learning_curves,
+    "L_t": fig_L_t,
+    "sampling_steps": fig_sampling_steps,
+    "scaling": fig_scaling,
+}
+
+
+@dataclass
+class Shown:
+    """One figure on the page: where it lies below the page, and what is said about it."""
+
+    stem: str
+    title: str
+    caption: str
+
+
+@dataclass
+class Section:
+    """A study on the page."""
+
+    name: str
+    runs: list[RunRecord]
+    figures: list[Shown] = field(default_factory=list)
+    results: pd.DataFrame | None = None
+    claims: list[claims.Claim] = field(default_factory=list)
+
+
+def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
+    """Draw all figures and write the page; say in one line each what there is no data for.
+
+    Args:
+        runs_folder: holds the run directories; it may be missing, then only what needs no runs is drawn.
+        out: where figures go; files of an earlier report are replaced.
+        studies: names; all that have runs, when empty.
+
+    Returns:
+        the page.
+
+    Raises:
+        RecordError: a study has no runs here; the message lists those that have.
+    """
+    known = study_names(runs_folder)
+    for name in studies:
+        if name not in known:
+            raise RecordError(
+                f"no run in {runs_folder} belongs to study {name!r}; choices: {', '.join(known) or 'none'}"
+            )
+    if not known:
+        print(f"{runs_folder}: no runs yet, so only the figures that need none are drawn")
+    closed_form = [_figure(out, "schedules", name, module, [])[0] for name, module in WITHOUT_RUNS.items()]
+    sections = [_section(runs_folder, out, name) for name in (studies or known)]
+    out.mkdir(parents=True, exist_ok=True)
+    page = out / "index.html"
+    page.write_text(_page(sections, [one for one in closed_form if one]), encoding="utf-8")
+    return page
+
+
+def _section(runs_folder: Path, out: Path, study: str) -> Section:
+    section = Section(study, load_runs(runs_folder, study))
+    for name, module in OF_A_STUDY.items():
+        shown, frame = _figure(out, study, name, module, section.runs)
+        if shown:
+            section.figures.append(shown)
+        elif frame is not None:
+            print(f"{study}: no {name} figure: it needs {module.NEEDS}")
+    results = tab_results.data(section.runs)
+    if len(results):
+        section.results = results
+        folder = out / study
+        folder.mkdir(parents=True, exist_ok=True)
+        style.write_csv(results, folder / "results.csv")
+        (folder / "results.md").write_text(tab_results.markdown(results), encoding="utf-8")
+    else:
+        print(f"{study}: no results table: it needs {tab_results.NEEDS}")
+    section.claims = claims.judge(section.runs)
+    if section.claims:
+        style.write_csv(claims.table(section.claims), out / study / "claims.csv")
+    return section
+
+
+def _figure(
+    out: Path, folder: str, name: str, module: ModuleType, runs: list[RunRecord]
+) -> tuple[Shown | None, pd.DataFrame]:
+    frame = module.data(runs)
+    if frame.empty:
+        return None, frame
+    command = f"python -m analysis.report{f' {folder}' if runs else ''}"
+    versions = tuple(sorted({run.code_version for run in runs}))
+    keys = tuple(run.run_key for run in runs)
+    provenance = style.Provenance(module.TITLE, folder, keys, versions, command)
+    style.save(module.draw(frame), frame, out / folder / name, provenance)
+    caption = module.caption(frame)
+    if runs:
+        caption += f" From {count_states(runs)}."
+    return Shown(f"{folder}/{name}", module.TITLE, caption), frame
+
+
+# ---------------------------------------------------------------------------------------------------------------- page
+
+
+def _page(sections: list[Section], closed_form: list[Shown]) -> str:
+    links = "".join(f'<a href="#{_id(one.name)}">{_text(one.name)}</a>' for one in sections)
+    parts = [
+        f"<header><h1>Figures from records</h1><p>{_summary(sections)}</p>"
+        f'<nav>{links}<a href="#schedules">schedules</a></nav></header>',
+        *map(_study, sections),
+        '<section id="schedules"><h2>Schedules</h2><p class="lead">Closed forms: no runs are needed.</p>'
+        f'<div class="figures">{"".join(map(_shown, closed_form))}</div></section>',
+        f"<footer>diffusion-harness {_text(__version__)} · every figure has its data beside it as CSV, and its runs in "
+        "the metadata of its PNG and PDF</footer>",
+    ]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Figures</title>{_STYLE}'
+    body = "\n".join(parts)
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _summary(sections: list[Section]) -> str:
+    runs = [run for section in sections for run in section.runs]
+    if not runs:
+        return "No runs yet. Submit a study, then draw again."
+    studies = f"{len(sections)} stud{'ies' if len(sections) != 1 else 'y'}"
+    return f"{studies}, {count_states(runs)}."
+
+
+def _study(section: Section) -> str:
+    arms = by_arm(section.runs)
+    parts = [
+        f'<section id="{_id(section.name)}"><h2>{_text(section.name)}</h2>',
+        f'<p class="lead">{len(arms)} arm{"s" if len(arms) != 1 else ""}, {count_states(section.runs)}.</p>',
+    ]
+    if section.results is not None:
+        base = _text(section.name)
+        parts.append(
+            f'<h3>Results</h3><div class="wide">{tab_results.as_html(section.results)}</div>'
+            f'<p class="caption">{_text(tab_results.caption(section.results))} '
+            f'<span class="files"><a href="{base}/results.csv">CSV</a> '
+            f'<a href="{base}/results.md">Markdown</a></span></p>'
+        )
+    if section.claims:
+        parts.append(_claims(section))
+    parts.append(f'<div class="figures">{"".join(map(_shown, section.figures))}</div>')
+    parts.append(_runs(section.runs))
+    return "\n".join([*parts, "</section>"])
+
+
+def _shown(one: Shown) -> str:
+    stem = _text(one.stem)
+    files = " ".join(f'<a href="{stem}.{kind}">{kind.upper()}</a>' for kind in ("png", "pdf", "csv"))
+    return (
+        f'<figure><a href="{stem}.png"><img src="{stem}.png" alt="{_text(one.title)}" loading="lazy"></a>'
+        f"<figcaption><b>{_text(one.title)}.</b> {_text(one.caption)} "
+        f'<span class="files">{files}</span></figcaption></figure>'
+    )
+
+
+def _claims(section: Section) -> str:
+    lines = ["<h3>The papers' claims, held against these runs</h3>", '<div class="wide"><table class="claims">']
+    for claim in section.claims:
+        lines.append(
+            f'<tr class="claim"><td colspan="3"><b>{_text(claim.statement)}</b> '
+            f"<small>{_text(claim.source)}</small></td></tr>"
+        )
+        for one in claim.contrasts:
+            verdict = f'<span class="verdict {one.verdict.split()[0]}">{_text(one.verdict)}</span>'
+            lines.append(
+                f"<tr><td>{verdict}</td><td>{_text(one.context)}</td><td>{one.metric}: {_text(one.numbers())}</td></tr>"
+            )
+    caption = _text(claims.RULE)
+    link = f'<span class="files"><a href="{_text(section.name)}/claims.csv">CSV</a></span>'
+    return "\n".join([*lines, f'</table></div><p class="caption">{caption} {link}</p>'])
+
+
+def _runs(runs: list[RunRecord]) -> str:
+    lines = [
+        f"<details><summary>The {len(runs)} runs that this came from</summary>"
+        '<div class="wide"><table class="runs"><thead><tr><th>run</th><th>arm</th><th>replicate</th><th>seed</th>'
+        "<th>state</th><th>steps</th><th>code</th><th></th></tr></thead><tbody>"
+    ]
+    for run in runs:
+        said = "; ".join(filter(None, [run.status.reason, *run.problems]))
+        steps = f"{run.status.step:,} of {run.spec['train']['steps']:,}"
+        lines.append(
+            f"<tr><td><code>{run.run_key}</code></td><td>{_text(run.arm)}</td><td>{run.replicate}</td>"
+            f'<td>{run.spec["seed"]}</td><td><span class="state {run.state}">{run.state}</span></td><td>{steps}</td>'
+            f"<td>{_text(run.code_version)}</td><td>{_text(said)}</td></tr>"
+        )
+    return "\n".join([*lines, "</tbody></table></div></details>"])
+
+
+def _text(text: str) -> str:
+    return html.escape(text, quote=True)
+
+
+def _id(study: str) -> str:
+    return f"study-{_text(study)}"
+
+
+_ARM_COLOURS = "\n".join(
+    f".arm{index} {{ background: {style.arm_style(index)['color']} }}" for index in range(len(style.COLOURS) * 4)
+)
+_STYLE = f"""<style>
+:root {{
+  color-scheme: light dark;
+  --paper: #fbfbfa; --card: #ffffff; --ink: #1d1f21; --soft: #62676d; --line: #e3e3e0; --link: #0b5c94;
+  --good: #00724f; --bad: #b04a00; --open: #6b6f75;
+}}
+@media (prefers-color-scheme: dark) {{
+  :root {{
+    --paper: #16181b; --card: #1f2226; --ink: #e8e8e6; --soft: #a2a7ad; --line: #34383d; --link: #7cc1f2;
+    --good: #4cc79c; --bad: #f0965a; --open: #a2a7ad;
+  }}
+}}
+* {{ box-sizing: border-box }}
+body {{ margin: 0 auto; max-width: 74rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }}
+h1 {{ font-size: 1.9rem; margin: 0 0 .2rem; letter-spacing: -.01em }}
+h2 {{ font-size: 1.4rem; margin: 3.2rem 0 .2rem; padding-top: 1.2rem; border-top: 1px solid var(--line) }}
+h3 {{ font-size: 1.05rem; margin: 1.8rem 0 .6rem }}
+header p, .lead {{ color: var(--soft); margin: 0 0 .8rem }}
+a {{ color: var(--link); text-decoration: none }} a:hover {{ text-decoration: underline }}
+nav a {{ display: inline-block; margin: .2rem .5rem .2rem 0; padding: .15rem .7rem; border: 1px solid var(--line);
+  border-radius: 1rem; background: var(--card); font-size: .9rem }}
+.figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.4rem;
+  margin-top: 1.6rem; align-items: start }}
+figure {{ margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; overflow: hidden }}
+figure img {{ display: block; width: 100%; height: auto; max-height: 34rem; object-fit: contain; background: #fff;
+  padding: .7rem }}
+figcaption, .caption {{ font-size: .875rem; color: var(--soft) }}
+figcaption {{ padding: .8rem 1rem 1rem; border-top: 1px solid var(--line) }} figcaption b {{ color: var(--ink) }}
+.files a {{ font-size: .78rem; padding: 0 .35rem; border: 1px solid var(--line); border-radius: .3rem }}
+.wide {{ overflow-x: auto }}
+table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; background: var(--card);
+  border: 1px solid var(--line); width: 100% }}
+th, td {{ padding: .42rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }}
+th {{ font-weight: 600; color: var(--soft) }}
+th:first-child, td:first-child, .claims td, .runs td, .runs th {{ text-align: left }}
+tr.baseline td {{ color: var(--soft); font-style: italic }}
+.dot {{ display: inline-block; width: .65rem; height: .65rem; border-radius: 50%; margin-right: .55rem }}
+.claims td {{ border-bottom: 0; padding: .22rem .8rem }} .claims small {{ color: var(--soft); white-space: normal }}
+.claims td:last-child {{ width: 100%; white-space: normal }}
+tr.claim td {{ padding-top: .7rem; border-top: 1px solid var(--line); white-space: normal }}
+.verdict, .state {{ font-size: .8rem; font-weight: 600; color: var(--open) }}
+.supported, .suggests, .done {{ color: var(--good) }}
+.contradicted, .failed {{ color: var(--bad) }}
+details {{ margin-top: 1.4rem }} summary {{ cursor: pointer; color: var(--link); margin-bottom: .6rem }}
+.runs {{ font-size: .82rem }} .runs td:last-child {{ white-space: normal; color: var(--soft) }}
+footer {{ margin-top: 3rem; color: var(--soft); font-size: .85rem }}
+{_ARM_COLOURS}
+</style>"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code: 0, or 2 after a mistake of the user's."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=(__doc__ or "").split(":")[0])
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help="names of studies; all that have runs by default")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run directories (runs)")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (figures)")
+    asked = parser.parse_args(arguments)
+    try:
+        print(report(asked.runs, asked.out, asked.studies))
+    except HarnessError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

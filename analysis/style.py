@@ -1,0 +1,141 @@
+"""One look for all figures: colours that the colour-blind can tell apart, and files that say where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# Okabe and Ito (2008) without the yellow, which white paper swallows.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)))  # where two curves coincide, both stay visible
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK = "#222222"
+
+ONE_COLUMN, TWO_COLUMNS = 3.4, 6.9  # inches, of a two-column paper
+DPI = 200
+
+_RC = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same bytes everywhere
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "grid.linewidth": 0.6,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "mathtext.fontset": "dejavusans",
+    "pdf.fonttype": 42,  # text stays text
+    "svg.hashsalt": "harness",
+}
+
+
+def subplots(
+    rows: int = 1, columns: int = 1, *, width: float = TWO_COLUMNS, height: float = 2.6, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """Return a figure in the house style and its axes, [rows, columns]; no window, no pyplot, no global state kept."""
+    matplotlib.rcParams.update(_RC)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def arm_style(index: int) -> dict[str, Any]:
+    """Return colour, line and marker of the arm with this number; 21 arms are all different."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": LINES[index % len(LINES)],
+        "marker": MARKERS[index % len(MARKERS)],
+    }
+
+
+def plain_log_numbers(axes: Axes) -> None:
+    """Write the numbers of a logarithmic y axis as people say them: 1, 2, 5, 10; powers only over many decades."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = axes.get_ylim()
+    decades = np.log10(high / low)
+    if decades < 0.7:
+        axes.yaxis.set_major_locator(FixedLocator(MaxNLocator(6).tick_values(low, high)))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,), numticks=12))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(low, high)
+    if decades < 4.5:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a figure comes from; stands in the PNG's and the PDF's own metadata."""
+
+    title: str
+    study: str
+    run_keys: tuple[str, ...]
+    code_versions: tuple[str, ...]
+    command: str
+
+    @property
+    def runs_digest(self) -> str:
+        """12 hex digits of sha256 over the sorted run keys."""
+        return hashlib.sha256("\n".join(sorted(self.run_keys)).encode()).hexdigest()[:12]
+
+    def sentence(self) -> str:
+        if not self.run_keys:
+            return f"closed form, no runs; made by: {self.command}"
+        return (
+            f"study {self.study}; {len(self.run_keys)} runs, digest {self.runs_digest}: "
+            f"{' '.join(sorted(self.run_keys))}; code {', '.join(self.code_versions)}; made by: {self.command}"
+        )
+
+
+def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance) -> None:
+    """Write `stem`.png, .pdf and .csv; the same records give the same bytes, so nothing here knows the time."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    about = provenance.sentence()
+    png = {"Title": provenance.title, "Description": about, "Software": "diffusion-harness"}
+    figure.savefig(f"{stem}.png", metadata=png)
+    pdf = {"Title": provenance.title, "Subject": about, "Creator": "diffusion-harness", "CreationDate": None}
+    figure.savefig(f"{stem}.pdf", metadata=pdf)
+    write_csv(frame, Path(f"{stem}.csv"))
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write the data that a figure was drawn from; of arrays in cells their shape and digest."""
+    for column in frame.select_dtypes(object).columns:
+        frame = frame.assign(**{column: frame[column].map(_digest_of_array)})
+    frame.to_csv(path, index=False, float_format="%.10g")
+
+
+def _digest_of_array(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    shape = "x".join(map(str, value.shape))
+    return f"{value.dtype} {shape} sha256:{hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]}"

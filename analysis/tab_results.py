@@ -1,0 +1,173 @@
+"""NLL, FID, precision and recall of every arm, with the untrained network and a Gaussian beside them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.intervals import spell, summarise
+from analysis.runs import Measurement, RunRecord, arm_index, by_arm
+
+TITLE = "Results"
+NEEDS = "an evaluation with nll or fidelity"
+DIGITS = {"nll": 3, "fid": 2, "precision": 3, "recall": 3}
+NAMES = {"nll": "NLL", "fid": "FID", "precision": "precision", "recall": "recall"}
+ARROWS = {"nll": "↓", "fid": "↓", "precision": "↑", "recall": "↑"}
+TRAINED, UNTRAINED, GAUSSIAN = "trained", "untrained network", "Gaussian per pixel"
+
+
+def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return one row for each model, arm, evaluation and metric: `values` over replicates and what may be said of them.
+
+    `model` is `trained`, `untrained network` or `Gaussian per pixel`; `planned` is the number of replicates that the
+    study has, so that a table can say how many of them are missing.
+    """
+    index = arm_index(runs)
+    planned = {arm: len(replicates) for arm, replicates in by_arm(runs).items()}
+    found: dict[tuple, dict[int, float]] = {}
+    for run in runs:
+        for one in run.measurements:
+            for model, arm, metric, how, value in _values(run, one):
+                # Two evaluations of one name in one study hold different parts, so no value is overwritten here.
+                found.setdefault((model, arm, one.name, metric, *how), {})[run.replicate] = value
+    rows = []
+    for (model, arm, evaluation, metric, extractor, protocol, variance), values in found.items():
+        about = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "evaluation": evaluation}
+        if model == GAUSSIAN:  # a property of the data: every run must give the same
+            values = dict(enumerate(sorted(set(values.values()))))
+        numbers = list(values.values())
+        rows.append(
+            about
+            | {"metric": metric, "extractor": extractor, "protocol": protocol, "fixed_variance": variance}
+            | {"planned": planned.get(arm, 0)}
+            | summarise(numbers)._asdict()
+            | {"values": " ".join(f"{value:.10g}" for value in numbers)}
+        )
+    columns = ["model", "arm", "arm_index", "evaluation", "metric", "extractor", "protocol", "fixed_variance"]
+    frame = pd.DataFrame(rows, columns=[*columns, "planned", "n", "mean", "low", "high", "kind", "values"])
+    order = frame["model"].map({TRAINED: 0, UNTRAINED: 1, GAUSSIAN: 2})
+    return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns="order")
+
+
+def _values(run: RunRecord, one: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
+    """Return (model, arm, metric, (extractor, protocol, fixed variance), value) of one measurement."""
+    model, asked = TRAINED if one.trained else UNTRAINED, one.asked
+    fixed = run.spec["diffusion"]["var_type"] == "fixed"
+    variance = {"small": "β̃", "large": "β"}[asked["fixed_variance"]] if fixed else ""
+    if asked["nll"]:
+        images = one.protocol.get("likelihood", {}).get("num_images", "?")
+        protocol = f"{asked['nll']['estimator']} sum over t on {images} {asked['split']} images"
+        yield model, run.arm, "nll", ("", protocol, variance), run.nll(one)
+        gaussian = run.final(f"{one.prefix}/gaussian_baseline_bpd")
+        if one.trained and not np.isnan(gaussian):
+            yield GAUSSIAN, "", "nll", ("", f"on {images} {asked['split']} images", ""), gaussian
+    if asked["fidelity"]:
+        part = asked["fidelity"]
+        protocol = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
+        protocol += f" against the {part['reference']} split, k = {part['k']}"
+        for metric in ("fid", "precision", "recall"):
+            how = (run.extractor(part), protocol, variance)
+            yield model, run.arm, metric, how, run.fidelity(one, metric)
+
+
+def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the table as people read it: a row for each model, arm and evaluation, its cells spelt out.
+
+    `best` names the metrics in which the row's mean is the best of the trained ones; `note` is the evaluation's name
+    where the study has several.
+    """
+    trained = frame[frame["model"] == TRAINED]
+    several = trained["evaluation"].nunique() > 1
+    table = []
+    for (model, arm, evaluation), part in frame.groupby(["model", "arm", "evaluation"], sort=False):
+        row: dict[str, Any] = {"model": model, "arm": arm, "arm_index": int(part["arm_index"].iloc[0]), "best": set()}
+        planned, n = int(part["planned"].iloc[0]), int(part["n"].max())
+        missing = f" of {planned}" if model == TRAINED and n < planned else ""
+        row["replicates"] = "" if model == GAUSSIAN else f"{n}{missing}"
+        row["note"] = str(evaluation) if several and model == TRAINED else ""
+        for _, one in part.iterrows():
+            metric = one["metric"]
+            row[metric] = spell([float(value) for value in one["values"].split()], DIGITS[metric])
+            means = trained.loc[trained["metric"] == metric, "mean"]
+            best = means.min() if metric in ("nll", "fid") else means.max()
+            if model == TRAINED and one["mean"] == best and len(means) > 1:
+                row["best"].add(metric)
+        table.append(row)
+    return table
+
+
+def protocols(frame: pd.DataFrame) -> str:
+    """Say how each metric was measured; whose protocol it is, where arms differ in it."""
+    trained = frame[frame["model"] == TRAINED]
+    said = []
+    for name, metrics in (("NLL", ("nll",)), ("FID, precision and recall", ("fid", "precision", "recall"))):
+        part = trained[trained["metric"].isin(metrics)]
+        for protocol in part["protocol"].unique():
+            said.append(f"{name}{_whose(part, 'protocol', protocol)}: {protocol}.")
+    for variance in filter(None, trained["fixed_variance"].unique()):
+        said.append(f"Fixed variance{_whose(trained, 'fixed_variance', variance)}: σ² = {variance}.")
+    return " ".join(said)
+
+
+def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
+    """Name the arms (and evaluations) that a value belongs to, unless it belongs to all."""
+    if frame[column].nunique() == 1:
+        return ""
+    mine = frame[frame[column] == value].drop_duplicates(["arm", "evaluation"])
+    several = frame["evaluation"].nunique() > 1
+    names = [f"{arm} · {one}" if several else arm for arm, one in zip(mine["arm"], mine["evaluation"], strict=True)]
+    return f" ({', '.join(names)})"
+
+
+def caption(frame: pd.DataFrame) -> str:
+    n = int(frame.loc[frame["model"] == TRAINED, "n"].max())
+    how = {1: "One replicate.", 2: "Both values of two replicates; no interval."}.get(
+        n, "Mean ± half of the 95 % t-interval over replicates, from three on."
+    )
+    return f"{how} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
+
+
+def heads(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the columns' titles by metric; a distance in another network's features is never called plain FID."""
+    titles = {"nll": "NLL (bits/dim) ↓"} if "nll" in set(frame["metric"]) else {}
+    for metric in ("fid", "precision", "recall"):
+        extractors = frame.loc[frame["metric"] == metric, "extractor"].unique()
+        if len(extractors):
+            titles[metric] = f"{NAMES[metric]} ({' / '.join(extractors)}) {ARROWS[metric]}"
+    return titles
+
+
+def _label(row: dict) -> str:
+    whose = f" ({row['arm']})" if row["arm"] else ""
+    name = row["arm"] if row["model"] == TRAINED else row["model"] + whose
+    return f"{name} · {row['note']}" if row["note"] else name
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Return the table as Markdown."""
+    titles = heads(frame)
+    lines = [f"| arm | runs | {' | '.join(titles.values())} |", "|---|---" + "|---:" * len(titles) + "|"]
+    for row in rows(frame):
+        cells = [f"**{row[metric]}**" if metric in row["best"] else row.get(metric, "–") for metric in titles]
+        lines.append(f"| {_label(row)} | {row['replicates']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", caption(frame), ""])
+
+
+def as_html(frame: pd.DataFrame) -> str:
+    """Return the table as a piece of HTML; the page's own style dresses it."""
+    titles = heads(frame)
+    lines = ['<table class="results"><thead><tr><th>arm</th><th>runs</th>']
+    lines += [f"<th>{html.escape(title)}</th>" for title in titles.values()] + ["</tr></thead><tbody>"]
+    for row in rows(frame):
+        dot = f'<i class="dot arm{row["arm_index"]}"></i>' if row["model"] == TRAINED else ""
+        kind = "" if row["model"] == TRAINED else ' class="baseline"'
+        lines.append(f"<tr{kind}><td>{dot}{html.escape(_label(row))}</td><td>{row['replicates']}</td>")
+        for metric in titles:
+            cell = row.get(metric, "–")
+            lines.append(f"<td><b>{cell}</b></td>" if metric in row["best"] else f"<td>{cell}</td>")
+        lines.append("</tr>")
+    return "\n".join([*lines, "</tbody></table>"])

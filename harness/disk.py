@@ -1,0 +1,96 @@
+"""The disk that run directories take, and what of it can go: nothing that a resume, a figure or an evaluation needs."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.records import RunDirectory
+
+LEFTOVER_SECONDS = 600.0  # a younger one may still be written
+_CHECKPOINT = re.compile(r"step-(\d{8,})-([0-9a-f]{64})\.pt")
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A file that can go, and why."""
+
+    path: Path
+    num_bytes: int
+    why: str
+
+
+def usage(run_directories: Iterable[Path]) -> Counter[str]:
+    """Return the bytes that runs take, by kind: checkpoints, journals, samples, arrays and other."""
+    found: Counter[str] = Counter()
+    for run_directory in run_directories:
+        for path in run_directory.rglob("*"):
+            if path.is_file():
+                top = path.relative_to(run_directory).parts[0]
+                kind = "journals" if top.startswith("journal-") else top
+                found[kind if kind in ("checkpoints", "journals", "samples", "arrays") else "other"] += _size(path)
+    return found
+
+
+def removable(run_directory: RunDirectory) -> list[Removable]:
+    """Return what can go in a run that nobody works on: old checkpoints of a done one, and what killed jobs left."""
+    if run_directory.writer():
+        return []
+    found = [Removable(path, _size(path), "left by a killed job") for path in _leftovers(run_directory.path)]
+    if run_directory.status().state == "done":
+        old = _old_checkpoints(run_directory)
+        found += [Removable(path, _size(path), "checkpoint before the last of a done run") for path in old]
+    return found
+
+
+def remove(run_directory: RunDirectory) -> int:
+    """Remove what can go, as the run's one writer; return how many bytes that freed.
+
+    Raises:
+        RecordError: another process has begun to work on the run.
+    """
+    # Looked up before the lock is held, since whoever holds it counts as a writer, and only then removed.
+    found = removable(run_directory)
+    if not found:
+        return 0
+    with run_directory.lock():
+        for one in found:
+            one.path.unlink(missing_ok=True)
+    return sum(one.num_bytes for one in found)
+
+
+def _leftovers(run_directory: Path) -> list[Path]:
+    """Find files that were being written when their process ended: the writers rename them when they are whole."""
+    hidden = [path for path in run_directory.rglob(".*") if path.is_file()]
+    partial = list((run_directory / "checkpoints").glob("*.tmp"))
+    return [path for path in [*hidden, *partial] if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS]
+
+
+def _old_checkpoints(run_directory: RunDirectory) -> list[Path]:
+    folder = run_directory.path / "checkpoints"
+    found = sorted((match, path) for path in folder.glob("step-*.pt") if (match := _step(path)) is not None)
+    if len(found) < 2:
+        return []
+    newest = found[-1][1]
+    with newest.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() not in newest.name:
+            return []  # the newest is damaged, so the one before it is what resumes and evaluates
+    every = [facts.get("records", {}).get("keep_every") for facts in run_directory.studies().values()]
+    return [path for step, path in found[:-1] if not any(interval and step % interval == 0 for interval in every)]
+
+
+def _step(path: Path) -> int | None:
+    match = _CHECKPOINT.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # gone meanwhile
+        return 0

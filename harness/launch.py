@@ -1,0 +1,609 @@
+"""Launching is convergence: `plan` holds what a study asks for against the records, `commit` closes the gap.
+
+    plan     pure reading: absent, failed and interrupted runs are to be worked on, done and running ones are left alone
+    commit   what can fail is tried first (data, MLflow store, run directories), then submitit gets the work
+
+The only file that imports submitit, and it does so late: `plan` answers at once. All that a job needs stands in its
+run directory, and all that it finds out is written there, so little but paths is pickled. A submission has a folder:
+
+    runs/.jobs/<study>/<time>-<pid>/    submitit's pickles and logs
+        claims/<run_key>                who took the run: the name of submitit's job
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from harness.errors import HarnessError, LaunchError
+from harness.records import RunDirectory, Status
+from harness.spec import SCHEMA_VERSION, Part, Resources
+from harness.study import Mark, Run, Study, did_you_mean, parse_yaml
+
+TO_DO = ("new", "interrupted", "failed", "evaluate")
+LOCAL_TIMEOUT_MINUTES = 28 * 24 * 60  # submitit's own default would end a local worker after 2 minutes
+LOG_MARK = "== run"  # begins a run's part of a worker's log
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study and where it stands; `evaluate` is done, yet the study asks for more measurements."""
+
+    run: Run
+    path: Path
+    state: str
+    status: Status = field(default_factory=Status)
+
+    @property
+    def run_key(self) -> str:
+        return self.run.run_key
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.path)
+
+
+@dataclass(frozen=True)
+class Plan:
+    study: Study
+    runs_folder: Path
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def to_do(self) -> list[PlannedRun]:
+        return [planned for planned in self.runs if planned.state in TO_DO]
+
+    @cached_property
+    def _throughput(self) -> dict[str, dict]:
+        """What jobs measured, by the cost_key of their spec."""
+        paths = (self.runs_folder / ".throughput").glob("[!.]*.json")
+        return {path.stem: json.loads(path.read_text()) for path in paths}
+
+    def training_seconds(self, planned: PlannedRun) -> float | None:
+        """Estimate what is left to train from the recorded throughput of the same network, images, batch and precision.
+
+        None where nothing alike has been measured. Evaluations are not in it.
+        """
+        if planned.state in ("done", "evaluate", "pruned"):
+            return 0.0
+        spec = planned.run.spec
+        measured = self._throughput.get(spec.cost_key) if self._throughput else None
+        return measured["seconds_per_step"] * (spec.train.steps - planned.status.step) if measured else None
+
+    def device(self, planned: PlannedRun) -> str | None:
+        """Return the kind of device that the estimate was measured on."""
+        return self._throughput.get(planned.run.spec.cost_key, {}).get("device") if self._throughput else None
+
+    def as_json(self) -> dict[str, Any]:
+        runs = [
+            {
+                "run_key": planned.run_key,
+                "state": planned.state,
+                "arm": planned.run.arm,
+                "replicate": planned.run.replicate,
+                "run_dir": str(planned.path),
+            }
+            for planned in self.runs
+        ]
+        return {"study": self.study.name, "runs": runs}
+
+
+def plan(study: Study, runs_folder: Path) -> Plan:
+    """Look up where every run of a study stands; read only, and 1,000 runs take a fraction of a second."""
+    present = set(os.listdir(runs_folder)) if runs_folder.is_dir() else set()  # noqa: PTH208 (one call for all runs)
+    planned = []
+    for run in study.runs:
+        path = runs_folder / run.run_key
+        status = RunDirectory(path).status() if run.run_key in present else Status()
+        state = status.state
+        if state == "done" and any(evaluation.key not in evaluated(path) for evaluation in run.evaluations):
+            state = "evaluate"
+        planned.append(PlannedRun(run, path, state, status))
+    return Plan(study, runs_folder, tuple(planned))
+
+
+def evaluated(run_directory: Path) -> set[str]:
+    """Return the keys of the protocols that a run was measured by.
+
+    Picks the few lines in question out of the journals instead of reading them whole, which is many times faster. That
+    is sound for a run that is done: its state says that nothing which stands is missing.
+    """
+    keys = set()
+    for path in run_directory.glob("journal-*.jsonl"):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            if b'"event": "evaluation"' in line:
+                keys.add(json.loads(line[9:])["facts"].get("key"))
+    return keys
+
+
+# ------------------------------------------------------------------------------------------------------------- profile
+
+
+class Profile(Part):
+    """The facts of a cluster (slurm/clusters/*.yaml). What a study says in `resources` goes before what stands here."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time_minutes: int | None = Field(None, ge=1)
+    gpus: int | None = Field(None, ge=0)
+    cpus: int | None = Field(None, ge=1)
+    memory_gib: float | None = Field(None, gt=0)
+    max_parallel: int = Field(64, ge=1)  # runs of one array at a time
+    setup: tuple[str, ...] = ()  # shell lines before the job: module load cuda
+
+    def need(self, resources: Resources, name: str) -> Any:
+        """Return what the study says, else what this cluster gives, else the default."""
+        here = getattr(self, name)
+        return here if here is not None and name not in resources.model_fields_set else getattr(resources, name)
+
+
+def load_profile(path: Path) -> Profile:
+    """Read a cluster's facts.
+
+    Raises:
+        LaunchError: the file cannot be read, or says what a profile cannot hold: `file:line: key: what is wrong`.
+        SpecError: it is not plain YAML.
+    """
+    try:
+        value, marks = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(value, dict | None):
+        raise LaunchError(f"{path}:1: a profile is a mapping, such as partition: gpu")
+    try:
+        return Profile.model_validate(value or {})
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = problem["loc"][0]
+            what = problem["msg"][0].lower() + problem["msg"][1:]
+            if problem["type"] == "extra_forbidden":
+                what = f"unknown key; {did_you_mean(str(key), list(Profile.model_fields))}"
+            lines.append(f"{marks.get((key,), Mark(str(path), 1))}: {key}: {what}")
+        raise LaunchError("\n".join(lines)) from None
+
+
+# ---------------------------------------------------------------------------------------------------------- submission
+
+
+@dataclass
+class Submission:
+    """What was handed to submitit: the runs, the folder of its logs, and its jobs."""
+
+    runs: list[PlannedRun]
+    folder: Path
+    jobs: list[Any] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def standing(self) -> list[tuple[PlannedRun, Status]]:
+        """Return each run that was submitted with where it stands now."""
+        return [(planned, planned.directory.status()) for planned in self.runs]
+
+    def logs_of_killed(self) -> list[Path]:
+        """Return the logs of workers that ended without a word."""
+        return []
+
+    def unfinished(self) -> list[tuple[PlannedRun, Status]]:
+        return [(planned, status) for planned, status in self.standing() if status.state not in ("done", "pruned")]
+
+
+class WaitedFor(Submission):
+    """One that ends while `submit` looks on."""
+
+    def wait(self, tick: Callable[[], None]) -> bool:
+        """Wait until the work has ended; return whether it ended by itself, not because somebody asked it to stop."""
+        raise NotImplementedError
+
+
+class LocalSubmission(WaitedFor):
+    """Workers on this machine."""
+
+    def wait(self, tick: Callable[[], None]) -> bool:
+        """Wait for the workers, calling `tick` twice a second; return whether nobody asked to stop.
+
+        Ctrl-C and SIGTERM ask the workers to stop at the next step, with a checkpoint; a second Ctrl-C does not wait.
+        """
+        with _sigterm_is_ctrl_c():
+            try:
+                while self.alive():
+                    tick()
+                    time.sleep(0.5)
+                return True
+            except KeyboardInterrupt:
+                self.stop(tick)
+                return False
+            finally:
+                tick()
+
+    def alive(self) -> list[Any]:
+        return [job for job in self.jobs if not job.done()]
+
+    def stop(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Ask the workers to write a checkpoint and end, and wait until they have."""
+        with contextlib.suppress(KeyboardInterrupt):
+            while alive := self.alive():
+                for job in alive:
+                    # Asked again each second, for a worker that was just starting has not heard the first time.
+                    # submitit's controller passes the signal on; its own cancel() would kill within a second.
+                    os.kill(int(job.job_id), signal.SIGTERM)
+                for _ in range(2):
+                    tick()
+                    time.sleep(0.5)
+
+    def logs_of_killed(self) -> list[Path]:
+        return [job.paths.stdout for job in self.jobs if job.done() and not job.paths.result_pickle.exists()]
+
+
+class DebugSubmission(WaitedFor):
+    """One worker in this very process, so that a debugger of the user's own can look at it."""
+
+    def wait(self, tick: Callable[[], None]) -> bool:
+        """Work here and now, which shows its own progress; return whether nobody asked to stop.
+
+        Raises:
+            Exception: whatever the worker itself stumbled over; what happens within a run is recorded there.
+        """
+        try:
+            for job in self.jobs:
+                # Not result(): submitit's DebugJob would open a debugger on an error and wait for ever.
+                error = job.exception()
+                if error is not None:
+                    raise error
+        except KeyboardInterrupt:
+            return False
+        finally:
+            tick()
+        return not any(status.state == "interrupted" for _, status in self.standing())
+
+
+@contextlib.contextmanager
+def _sigterm_is_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def commit(
+    plan: Plan,
+    *,
+    cluster: str = "local",
+    jobs: int | None = None,
+    profile: Profile | None = None,
+    sync: bool = True,
+    tracking_uri: str | None = None,
+) -> Submission:
+    """Submit all that is left to do; safe to repeat.
+
+    Args:
+        cluster: local (workers on this machine), debug (in this process) or slurm.
+        jobs: workers (local), or runs of an array at a time (slurm); None chooses.
+        profile: facts of the SLURM cluster.
+        sync: whether jobs carry their records to MLflow.
+        tracking_uri: MLflow's store; None means MLFLOW_TRACKING_URI, else `mlflow.db` in the working folder.
+
+    Returns:
+        What was submitted, to be waited for (`wait`) unless it is on SLURM.
+
+    Raises:
+        DataError, RecordError, TrackingError: before anything is submitted.
+        LaunchError: submitit or the cluster refused.
+    """
+    if cluster not in CLUSTERS:
+        raise LaunchError(f"no cluster {cluster!r}; the choices are {', '.join(CLUSTERS)}")
+    runs = [*plan.to_do, *_lost_in_the_queue(plan)]
+    _require_data(runs)
+    uri = None
+    if sync:
+        from harness.tracking import initialise_store
+
+        uri = initialise_store(tracking_uri)
+    for planned in _join(plan):
+        if sync and planned.state == "done":  # no job will tell MLflow that it is a member of this study now
+            from harness.tracking import sync_run
+
+            sync_run(planned.directory, tracking_uri=uri)
+    folder = (
+        plan.runs_folder / ".jobs" / plan.study.name / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    ).absolute()
+    if runs:
+        (folder / "claims").mkdir(parents=True)
+    return CLUSTERS[cluster](plan, runs, folder, jobs=jobs, profile=profile or Profile(), sync=sync, tracking_uri=uri)
+
+
+def _require_data(runs: list[PlannedRun]) -> None:
+    """Load each data set once, so that a missing or damaged file is met here and not in the queue."""
+    wanted = {(planned.run.spec.data, planned.run.data_root) for planned in runs}
+    if wanted:
+        from harness.registry import make_dataset
+
+        for data, root in wanted:
+            make_dataset(data, root)
+
+
+def _join(plan: Plan) -> list[PlannedRun]:
+    """Write what every run of the study is and what the study says of it; return those of which this is news."""
+    plan.runs_folder.mkdir(parents=True, exist_ok=True)
+    changed = []
+    for planned in plan.runs:
+        facts = planned.run.facts()
+        directory = planned.directory.create(planned.run.spec.model_dump(mode="json"), SCHEMA_VERSION)
+        if directory.studies().get(plan.study.name) != json.loads(json.dumps(facts)):
+            directory.join_study(plan.study.name, facts)
+            changed.append(planned)
+    return changed
+
+
+# ------------------------------------------------------------------------------------------------------ this machine
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Work through a queue of run directories: claim one, work on it until it ends, take the next.
+
+    A claim stands for one submission, so that a run that fails is not tried again by the next worker; the run's own
+    lock keeps other submissions off it.
+    """
+
+    queue: tuple[Path, ...]
+    folder: Path
+    threads: int
+    gpu: str | None = None  # CUDA_VISIBLE_DEVICES
+    sync: bool = True
+    tracking_uri: str | None = None
+
+    def __call__(self, job_id: str | None = None) -> None:
+        stopping = threading.Event()
+        if job_id is None:
+            job_id = os.environ["SUBMITIT_LOCAL_JOB_ID"]
+            signal.signal(signal.SIGTERM, lambda *_: stopping.set())  # between two runs; submitit would ignore it
+            _set_or_unset("CUDA_VISIBLE_DEVICES", self.gpu)  # which submitit has emptied
+        for path in self.queue:
+            if stopping.is_set():
+                return
+            with contextlib.suppress(FileExistsError):
+                with (self.folder / "claims" / path.name).open("x") as claim:
+                    claim.write(job_id)
+                if _work(path, self.threads, self.sync, self.tracking_uri) == "interrupted":
+                    return
+
+
+def _work(path: Path, threads: int, sync: bool, tracking_uri: str | None) -> str:
+    """Work on one run and return its state; what goes wrong in it stays in it, and in the log."""
+    print(f"{LOG_MARK} {path.name} {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)
+    try:
+        from harness.job import work
+
+        state = work(path, threads=threads, tracking_uri=tracking_uri, sync=sync)
+    except HarnessError as error:  # as a rule: another submission works on it, and it is left alone
+        print(error, flush=True)
+        return "left alone"
+    except Exception:
+        traceback.print_exc()
+        return "failed"
+    print(f"{path.name} is {state}", flush=True)
+    return state
+
+
+def _launch_local(plan: Plan, runs: list[PlannedRun], folder: Path, *, jobs: int | None, **options: Any) -> Submission:
+    options.pop("profile")
+    submission = LocalSubmission(runs, folder)
+    if not runs:
+        return submission
+    cores = available_cores()
+    gpus = visible_gpus() if any(planned.run.resources.device != "cpu" for planned in runs) else []
+    wish = max(planned.run.resources.threads or 1 for planned in runs)
+    jobs = min(jobs or len(gpus) or max(1, cores // wish), len(runs))
+    threads = max(1, cores // jobs)
+    queue = tuple(planned.path.absolute() for planned in runs)
+    executor = _executor(folder, "local", timeout_min=LOCAL_TIMEOUT_MINUTES)
+    # Workers inherit that SIGINT is ignored: Ctrl-C reaches us alone, and we ask them to stop gently.
+    with _thread_environment(threads), _ignoring_sigint():
+        for index in range(jobs):
+            gpu = gpus[index % len(gpus)] if len(gpus) > 1 else os.environ.get("CUDA_VISIBLE_DEVICES")
+            submission.jobs.append(executor.submit(Worker(queue, folder, threads, gpu, **options)))
+    one = "1 worker" if jobs == 1 else f"{jobs} workers"
+    submission.notes.append(f"{one} on {cores} cores, {threads} each; logs: {folder}")
+    return submission
+
+
+def _launch_debug(plan: Plan, runs: list[PlannedRun], folder: Path, *, jobs: int | None, **options: Any) -> Submission:
+    options.pop("profile")
+    submission = DebugSubmission(runs, folder)
+    if runs:
+        worker = Worker(tuple(planned.path.absolute() for planned in runs), folder, available_cores(), **options)
+        submission.jobs.append(_executor(folder, "debug").submit(worker, "debug"))
+    return submission
+
+
+def _executor(folder: Path, cluster: str, **parameters: Any) -> Any:
+    import submitit
+
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    executor.update_parameters(stderr_to_stdout=True, **parameters)
+    return executor
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """Return the names that CUDA_VISIBLE_DEVICES has or could have here, found without torch."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is not None:
+        return [name.strip() for name in said.split(",") if name.strip()]
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, check=False)
+    return found.stdout.split() if found.returncode == 0 else []
+
+
+@contextlib.contextmanager
+def _thread_environment(threads: int) -> Iterator[None]:
+    """Give the processes that start meanwhile their number of threads; libraries read it once, when they load."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(threads)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            _set_or_unset(name, value)
+
+
+def _set_or_unset(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _ignoring_sigint() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --------------------------------------------------------------------------------------------------------------- SLURM
+
+
+@dataclass(frozen=True)
+class Task:
+    """Work on one run as a job of its own; `checkpoint` makes submitit requeue it. Progress is found on the disk."""
+
+    threads: int
+    sync: bool
+    tracking_uri: str | None
+
+    def __call__(self, path: Path) -> str:
+        state = _work(path, self.threads, self.sync, self.tracking_uri)
+        # USR2 announces a time limit or a preemption, which submitit answers by a requeue; the job has written its
+        # checkpoint instead of answering, so the signal is passed on now. SIGTERM alone means cancelled.
+        if state == "interrupted" and "SIGUSR2" in RunDirectory(path).status().reason:
+            signal.raise_signal(signal.SIGUSR2)
+        return state
+
+    def checkpoint(self, path: Path) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, path)
+
+
+def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = None) -> dict[str, Any]:
+    """Return what submitit asks of SLURM for one class of resources."""
+    cpus = max(profile.need(resources, "cpus"), resources.threads or 1)
+    return {
+        "timeout_min": profile.need(resources, "time_minutes"),
+        "cpus_per_task": cpus,
+        "gpus_per_node": profile.need(resources, "gpus") or None,
+        "mem_gb": profile.need(resources, "memory_gib"),
+        "slurm_partition": profile.partition,
+        "slurm_account": profile.account,
+        "slurm_qos": profile.qos,
+        "slurm_constraint": profile.constraint,
+        "slurm_array_parallelism": jobs or profile.max_parallel,
+        "slurm_setup": list(profile.setup) or None,
+        # Since 22.05 srun does not take the number over from sbatch, and the task would be bound to one core.
+        "slurm_srun_args": [f"--cpus-per-task={cpus}"],
+    }
+
+
+def _launch_slurm(
+    plan: Plan, runs: list[PlannedRun], folder: Path, *, jobs: int | None, profile: Profile, **options: Any
+) -> Submission:
+    submission = Submission(runs, folder)
+    classes: dict[Resources, list[PlannedRun]] = {}
+    for planned in runs:
+        classes.setdefault(planned.run.resources, []).append(planned)
+    for resources, members in classes.items():
+        parameters = slurm_parameters(resources, profile, jobs)
+        task = Task(parameters["cpus_per_task"], **options)
+        for planned in members:  # before sbatch: a job may start, and say so, at once
+            planned.directory.set_status(replace(planned.status, state="queued", reason=""))
+        try:
+            executor = _executor(folder, "slurm", name=f"harness-{plan.study.name}", **parameters)
+            with _thread_environment(task.threads):
+                array = executor.map_array(task, [planned.path.absolute() for planned in members])
+        except Exception as error:
+            for planned in members:
+                planned.directory.set_status(planned.status)
+            raise LaunchError(f"SLURM did not take the jobs: {' '.join(str(error).split())[-400:]}") from error
+        for planned, job in zip(members, array, strict=True):
+            (folder / "claims" / planned.run_key).write_text(job.job_id)
+        submission.jobs.extend(array)
+        number = array[0].job_id.split("_")[0]
+        submission.notes.append(f"job {number}: {len(members)} runs, {task.threads} cores each; logs: {folder}")
+    return submission
+
+
+def _lost_in_the_queue(plan: Plan) -> list[PlannedRun]:
+    """Return the runs that are recorded as queued and unknown to SLURM: they were cancelled before they began."""
+    queued = [planned for planned in plan.runs if planned.state == "queued"]
+    if not queued or not shutil.which("squeue"):
+        return []
+    query = ["squeue", "--noheader", "--array", "--format=%i", "--me"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        raise LaunchError(f"squeue does not answer, so queued runs may be queued still: {answer.stderr.strip()}")
+    known = set(answer.stdout.split())
+    return [planned for planned in queued if job_of(plan.runs_folder, planned.run_key)[1] not in known]
+
+
+CLUSTERS: dict[str, Callable[..., Submission]] = {
+    "local": _launch_local,
+    "debug": _launch_debug,
+    "slurm": _launch_slurm,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------- logs
+
+
+def job_of(runs_folder: Path, run_key: str) -> tuple[Path | None, str]:
+    """Return the newest submission's folder that worked on a run, and the name of submitit's job there."""
+    claims = sorted((runs_folder / ".jobs").glob(f"*/*/claims/{run_key}"), key=lambda path: path.parts[-3])
+    return (claims[-1].parents[1], claims[-1].read_text()) if claims else (None, "")
+
+
+def log_of(runs_folder: Path, run_key: str) -> tuple[Path | None, list[str]]:
+    """Return the log that the newest work on a run was written to, and this run's lines in it."""
+    folder, job_id = job_of(runs_folder, run_key)
+    path = folder / f"{job_id}_0_log.out" if folder else None
+    if path is None or not path.exists():
+        return None, []
+    parts = re.split(rf"^(?={LOG_MARK} )", path.read_text(errors="replace"), flags=re.MULTILINE)
+    mine = [part for part in parts if part.startswith(f"{LOG_MARK} {run_key} ")]
+    return path, "".join(mine).splitlines()

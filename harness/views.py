@@ -1,0 +1,340 @@
+"""What the command line shows: tables on a terminal, aligned plain lines elsewhere; the same words in both.
+
+Rich is imported only when something is drawn on a terminal: it costs more than everything else that `plan` does. Names
+and reasons come from files, so they are stripped of control characters and never read as markup.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from harness.launch import Plan, PlannedRun
+from harness.progress import duration
+from harness.records import Event, RunDirectory
+
+STATE_ORDER = ("new", "queued", "running", "evaluate", "interrupted", "failed", "pruned", "done")
+_STATE_COLOURS = {"running": "cyan", "evaluate": "cyan", "done": "green", "failed": "red", "interrupted": "yellow"}
+NEWS_EVERY_SECONDS = 60.0
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True)
+class Table:
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def plain(self) -> str:
+        """Align the columns by spaces."""
+        lines = [[printable(cell) for cell in row] for row in (self.headers, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        padded = (zip(line, widths, strict=True) for line in lines)
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in line).rstrip() for line in padded)
+
+    def rich(self) -> Any:
+        """Return the table as rich draws it, states in colour."""
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+        for header in self.headers:
+            table.add_column(header, no_wrap=header in ("run", "state"))
+        for row in self.rows:
+            table.add_row(*[Text(printable(cell), _STATE_COLOURS.get(cell, "")) for cell in row])
+        return table
+
+    def show(self) -> None:
+        """Print to standard output in the way that fits it."""
+        if sys.stdout.isatty():
+            from rich.console import Console
+
+            Console().print(self.rich())
+        else:
+            print(self.plain())
+
+
+def printable(text: object) -> str:
+    """Return one line without control characters, which could move the cursor or forge lines."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def size(num_bytes: float) -> str:
+    """Spell a size in binary units, the way disks are compared."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def state_counts(states: Iterable[str]) -> str:
+    """Say `3 done, 1 running`, in the order in which states follow each other."""
+    found = Counter(states)
+    return ", ".join(f"{found[state]} {state}" for state in STATE_ORDER if found[state])
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+
+def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
+    """Print a plan: a summary by arm, the runs (the first `limit`), the warnings and what it costs."""
+    print(f"study {plan.study.name}: {count(len(plan.runs), 'run')}, {state_counts(p.state for p in plan.runs)}\n")
+    _arms(plan).show()
+    print()
+    _runs(plan, plan.runs[:limit]).show()
+    if limit is not None and len(plan.runs) > limit:
+        print(f"... and {len(plan.runs) - limit} more (--all shows them)")
+    print()
+    for warning in plan.study.warnings():
+        print(f"warning: {printable(warning)}")
+    print(_total_cost(plan))
+
+
+def _arms(plan: Plan) -> Table:
+    arms: dict[str, list[PlannedRun]] = {}
+    for planned in plan.runs:
+        arms.setdefault(planned.run.arm, []).append(planned)
+    rows = [
+        (arm, str(len(members)), state_counts(p.state for p in members), _cost(plan, members))
+        for arm, members in arms.items()
+    ]
+    return Table(("arm", "runs", "state", "training left"), rows)
+
+
+def _runs(plan: Plan, shown: Sequence[PlannedRun]) -> Table:
+    rows = [
+        (p.run_key, p.run.arm, str(p.run.replicate), _overrides(p.run.overrides), p.state, _cost(plan, [p]))
+        for p in shown
+    ]
+    return Table(("run", "arm", "replicate", "what differs", "state", "training left"), rows)
+
+
+def _overrides(overrides: Mapping[str, Any]) -> str:
+    return " ".join(f"{path}={_brief(value)}" for path, value in overrides.items()) or "-"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict) and "name" in value:
+        rest = ",".join(f"{key}={_brief(one)}" for key, one in value.items() if key != "name")
+        return f"{value['name']}({rest})" if rest else str(value["name"])
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _cost(plan: Plan, members: Sequence[PlannedRun]) -> str:
+    seconds = [plan.training_seconds(planned) for planned in members]
+    known = [one for one in seconds if one is not None]
+    if len(known) < len(seconds):
+        return "?" if not sum(known) else f"{duration(sum(known))} + ?"
+    return duration(sum(known)) if sum(known) else "-"
+
+
+def _total_cost(plan: Plan) -> str:
+    unknown = 0
+    seconds: Counter[str] = Counter()
+    for planned in plan.runs:
+        left = plan.training_seconds(planned)
+        if left is None:
+            unknown += 1
+        elif left:
+            seconds[plan.device(planned) or "cpu"] += left
+    said = [f"{duration(total)} of one {'GPU' if kind == 'cuda' else kind.upper()}" for kind, total in seconds.items()]
+    if unknown:
+        said.append(f"an unknown time for {count(unknown, 'run')} (nothing alike has been measured yet)")
+    budget = plan.study.budget_gpu_hours
+    limit = f"; budget: {budget:g} GPU hours" if budget is not None else ""
+    return f"training left: {', '.join(said)}, without evaluations{limit}" if said else f"training left: none{limit}"
+
+
+# -------------------------------------------------------------------------------------------------------------- status
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One line of `status`."""
+
+    run_key: str
+    studies: tuple[str, ...]
+    arm: str
+    replicate: int
+    state: str
+    step: int
+    num_steps: int
+    steps_per_second: float | None
+    eta_seconds: float | None
+    loss: float | None
+    nll_bpd: float | None  # of the last evaluation
+    reason: str
+    run_dir: str
+
+    def row(self) -> tuple[str, ...]:
+        running = self.state == "running"
+        return (
+            self.run_key,
+            f"{self.arm} r{self.replicate}",
+            self.state,
+            f"{self.step}/{self.num_steps}",
+            f"{self.steps_per_second:.3g}" if running and self.steps_per_second else "-",
+            duration(self.eta_seconds) if running and self.eta_seconds is not None else "-",
+            "-" if self.loss is None else f"{self.loss:.4f}",
+            "-" if self.nll_bpd is None else f"{self.nll_bpd:.4f}",
+            self.reason,
+        )
+
+
+STANDING_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd", "why")
+
+
+def standing(directory: RunDirectory, study: str | None = None) -> Standing:
+    """Gather what `status` says of a run; its arm and replicate are those of `study`, else of its first study."""
+    status = directory.status()
+    num_steps, batch_size = _size_of(directory.path)
+    studies = directory.studies()
+    facts = studies.get(study or next(iter(studies), ""), {})
+    speed = status.images_per_second
+    return Standing(
+        run_key=directory.key,
+        studies=tuple(studies),
+        arm=facts.get("arm", "-"),
+        replicate=facts.get("replicate", 0),
+        state=status.state,
+        step=status.step,
+        num_steps=num_steps,
+        steps_per_second=speed / batch_size if speed else None,
+        eta_seconds=status.eta_seconds,
+        loss=status.loss,
+        nll_bpd=last_nll(directory.path) if status.attempt else None,
+        reason=status.reason,
+        run_dir=str(directory.path),
+    )
+
+
+@lru_cache(maxsize=100_000)
+def _size_of(run_directory: Path) -> tuple[int, int]:
+    train = RunDirectory(run_directory).spec()["train"]
+    return train["steps"], train["batch_size"]
+
+
+def last_nll(run_directory: Path) -> float | None:
+    """Return the newest likelihood in the journals, found from their ends without reading them as a whole."""
+    for path in sorted(run_directory.glob("journal-*.jsonl"), reverse=True):
+        data = path.read_bytes()
+        at = data.rfind(b'/nll_bpd": ')
+        if at >= 0 and b"\n" in data[at:]:
+            line = data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)]
+            values = json.loads(line[9:])["metrics"]
+            return next(value for key, value in values.items() if key.endswith("/nll_bpd"))
+    return None
+
+
+def status_table(found: Sequence[Standing]) -> Table:
+    return Table(STANDING_HEADERS, [one.row() for one in found])
+
+
+def status_json(found: Sequence[Standing]) -> str:
+    return json.dumps([asdict(one) for one in found], indent=1)
+
+
+class Follower:
+    """Show runs while they are worked on: a live table on a terminal, elsewhere a line whenever a state changes.
+
+    Args:
+        gather: tells where every run stands now.
+    """
+
+    def __init__(self, gather: Callable[[], Sequence[Standing]]):
+        self._gather = gather
+        self._live: Any = None
+        self._states: dict[str, str] = {}
+        self._last_news = time.monotonic()
+
+    def __enter__(self) -> Follower:
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self._live = Live(auto_refresh=False)
+            self._live.start()
+        else:
+            self._states = {one.run_key: one.state for one in self._gather()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def tick(self) -> None:
+        """Look again and show what is new."""
+        found = self._gather()
+        if self._live:
+            self._live.update(self._picture(found), refresh=True)
+            return
+        for one in found:
+            before = self._states[one.run_key]
+            if one.state != before:
+                self._states[one.run_key] = one.state
+                self._say(one, f"{before} -> {one.state}")
+        if time.monotonic() - self._last_news >= NEWS_EVERY_SECONDS:
+            self._last_news = time.monotonic()
+            for one in found:
+                if one.state == "running":
+                    self._say(one, "running")
+
+    def _say(self, one: Standing, what: str) -> None:
+        facts = [f"step {one.step}/{one.num_steps}"]
+        if one.state == "running" and one.eta_seconds is not None:
+            facts.append(f"{duration(one.eta_seconds)} left")
+        if one.loss is not None:
+            facts.append(f"loss {one.loss:.4f}")
+        if one.state == "done" and one.nll_bpd is not None:
+            facts.append(f"nll {one.nll_bpd:.4f} bits/dim")
+        if one.reason:
+            facts.append(one.reason)
+        name = f"{one.run_key} {one.arm} r{one.replicate}"
+        print(printable(f"{time.strftime('%H:%M:%S')} {name}: {what}; {', '.join(facts)}"), flush=True)
+
+    def _picture(self, found: Sequence[Standing]) -> Any:
+        """Draw as many runs as the terminal has lines for, those at work first, and count them all."""
+        from rich.console import Group
+        from rich.text import Text
+
+        order = ("running", "failed", "interrupted", "queued", "evaluate", "new", "pruned", "done")
+        room = max(4, self._live.console.height - 6)
+        urgent = sorted(found, key=lambda one: order.index(one.state))[:room]
+        return Group(
+            status_table(urgent).rich(), Text(f"{count(len(found), 'run')}: {state_counts(s.state for s in found)}")
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------- why
+
+
+def history(events: Sequence[Event]) -> list[str]:
+    """Spell what happened to a run, one line an event; of checkpoints in a row the last."""
+    following = [*events[1:], None]
+    shown = [
+        event
+        for event, after in zip(events, following, strict=True)
+        if event.name != "checkpoint" or after is None or after.name != "checkpoint"
+    ]
+    return [_event_line(event) for event in shown]
+
+
+def _event_line(event: Event) -> str:
+    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time_ms / 1000))
+    told = {key: value for key, value in event.facts.items() if key not in ("attempt", "traceback")}
+    facts = " ".join(f"{key}={value}" for key, value in told.items() if value not in (None, ""))
+    fenced = "  (made again later)" if event.fenced else ""
+    return printable(f"{moment}  attempt {event.attempt}  {event.name}  {facts}".rstrip() + fenced)

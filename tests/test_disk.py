@@ -1,0 +1,90 @@
+"""Only what nothing needs any more can go."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness import disk
+from harness.records import RunDirectory, Status
+
+
+@pytest.fixture
+def done_run(tiny_run: Callable[..., Path]) -> RunDirectory:
+    """Return a done run with checkpoints of steps 4, 8 and 12."""
+    directory = RunDirectory(tiny_run())
+    (directory.path / "checkpoints").mkdir()
+    for step in (4, 8, 12):
+        content = b"x" * 100 * step
+        name = f"step-{step:08d}-{hashlib.sha256(content).hexdigest()}.pt"
+        (directory.path / "checkpoints" / name).write_bytes(content)
+    directory.set_status(Status("done", 12, 12, 1))
+    return directory
+
+
+def removable_steps(directory: RunDirectory) -> list[int]:
+    return sorted(int(one.path.name[5:13]) for one in disk.removable(directory))
+
+
+def leave_behind(path: Path, seconds: float) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"half")
+    os.utime(path, (time.time() - seconds,) * 2)
+    return path
+
+
+def test_of_a_done_run_all_checkpoints_but_the_last_can_go(done_run):
+    assert removable_steps(done_run) == [4, 8]
+    assert disk.remove(done_run) == 1200
+    assert removable_steps(done_run) == []
+    assert len(list((done_run.path / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize("state", ["interrupted", "failed", "queued"])
+def test_a_run_that_may_go_on_keeps_its_checkpoints(done_run, state):
+    done_run.set_status(Status(state, 8, 12, 1))
+    assert disk.removable(done_run) == []
+
+
+def test_what_a_study_wants_kept_is_kept(done_run):
+    facts = done_run.studies()["tiny"]
+    done_run.join_study("tiny", facts | {"records": facts["records"] | {"keep_every": 8}})
+    assert removable_steps(done_run) == [4]
+
+
+def test_when_the_last_checkpoint_is_damaged_the_one_before_it_stays(done_run):
+    [last] = (done_run.path / "checkpoints").glob("step-00000012-*")
+    last.write_bytes(b"damaged")
+    assert disk.removable(done_run) == []
+
+
+def test_a_run_at_work_is_not_touched(done_run):
+    with done_run.lock():
+        assert disk.removable(done_run) == []
+
+
+def test_what_a_killed_job_left_can_go_once_it_is_old(tiny_run):
+    directory = RunDirectory(tiny_run())
+    old = [
+        leave_behind(directory.path / "checkpoints" / "step-00000004.tmp", 2 * disk.LEFTOVER_SECONDS),
+        leave_behind(directory.path / ".status.json.12.34", 2 * disk.LEFTOVER_SECONDS),
+        leave_behind(directory.path / "arrays" / ".eval.npz", 2 * disk.LEFTOVER_SECONDS),
+    ]
+    leave_behind(directory.path / ".spec.json.12.34", 0)
+    assert sorted(one.path for one in disk.removable(directory)) == sorted(old)
+    assert disk.remove(directory) == 12
+    assert (directory.path / "spec.json").exists()
+
+
+def test_usage_is_told_by_kind(done_run):
+    leave_behind(done_run.path / "samples" / "a.png", 0)
+    leave_behind(done_run.path / "journal-0001.jsonl", 0)
+    used = disk.usage([done_run.path])
+    assert (used["checkpoints"], used["samples"], used["journals"]) == (2400, 4, 4)
+    assert used["other"] > 0
+    assert disk.usage([]) == {}

@@ -1,0 +1,130 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from harness.errors import RecordError, SpecError
+from harness.evaluation import Evaluator, image_grid, load_predict, sample_run
+from harness.registry import make_dataset, make_method
+from harness.spec import Ancestral, Ddim, DpmSolverPP, Evaluation, Fidelity, Nll, Resources, Sweep
+
+CPU = torch.device("cpu")
+
+
+def evaluator(run, **parts) -> Evaluator:
+    data = make_dataset(run.spec.data)
+    predict = make_method(run.spec, data, Resources(), CPU).predict("raw")
+    evaluation = Evaluation(**{"batch_size": 32} | parts).resolve(run.spec, inception=False)
+    return Evaluator(predict, run.spec, data, evaluation, CPU, evaluation.name)
+
+
+def test_likelihood_terms_add_up_to_the_bound(tiny_study):
+    found = evaluator(tiny_study()[0], nll=Nll(estimator="full", num_images=8)).measure()
+    curve = [value for _, value in found.curves["eval/L_t_bpd"]]
+    assert [t for t, _ in found.curves["eval/L_t_bpd"]] == list(range(30))
+    assert sum(curve) + found.metrics["eval/L_T_bpd"] == pytest.approx(found.metrics["eval/nll_bpd"], rel=1e-6)
+    assert curve[0] == pytest.approx(found.metrics["eval/L_0_bpd"])
+    assert found.protocol["likelihood"]["levels"] == 17
+
+
+def test_the_estimator_agrees_with_the_full_sum(tiny_study):
+    run = tiny_study("", "diffusion.num_timesteps=200")[0]
+    full = evaluator(run, nll=Nll(estimator="full", num_images=64)).measure().metrics
+    some = evaluator(run, nll=Nll(num_images=64, evaluations_per_image=20)).measure().metrics
+    error = abs(some["eval/nll_bpd"] - full["eval/nll_bpd"])
+    assert error < 4 * math.hypot(some["eval/nll_standard_error_bpd"], full["eval/nll_standard_error_bpd"])
+
+
+def test_beta_and_beta_tilde_are_two_evaluations_of_one_training(tiny_study):
+    run = tiny_study()[0]
+    nll = Nll(estimator="full", num_images=8)
+    large = evaluator(run, nll=nll, fixed_variance="large").measure().metrics["eval/nll_bpd"]
+    small = evaluator(run, nll=nll, fixed_variance="small").measure().metrics["eval/nll_bpd"]
+    assert large != small
+
+
+def test_the_gaussian_baseline_stands_beside_the_model(tiny_study):
+    found = evaluator(tiny_study()[0], nll=Nll(estimator="full", num_images=8)).measure()
+    assert 1.5 < found.metrics["eval/gaussian_baseline_bpd"] < 4.1  # 17 levels are 4.09 bits
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(), Ddim(), Ddim(eta=0.5), DpmSolverPP()])
+def test_samples_are_a_function_of_weights_protocol_and_seed(tiny_study, sampler):
+    run = tiny_study()[0]
+    with torch.inference_mode():
+        first, again, other = (evaluator(run, seed=seed).sample(sampler, 5, 40) for seed in (0, 0, 1))
+    assert first.shape == (40, 1, 8, 8)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_class_conditional_samples_take_the_classes_in_turn(tiny_study):
+    one, seen = evaluator(tiny_study("", "model.class_cond=true")[0]), []
+    object.__setattr__(one, "predict", lambda x, t, y: seen.append(y) or torch.zeros_like(x))
+    with torch.inference_mode():
+        one.sample(Ancestral(), 2, 40)
+    assert torch.cat(seen[::2]).tolist() == [i % 10 for i in range(40)]
+
+
+def test_fidelity_names_extractor_count_sampler_and_steps(tiny_study):
+    found = evaluator(tiny_study()[0], fidelity=Fidelity(num_samples=32, num_steps=3, sampler=Ddim(), k=4)).measure()
+    assert {
+        "eval/fid_digitsnet_32_ddim3",
+        "eval/precision_digitsnet_32_ddim3",
+        "eval/recall_digitsnet_32_ddim3",
+    } == set(found.metrics)
+    assert found.protocol["fidelity"] == {
+        "reference_images": 1442,
+        "reference": "train",
+        "prc_reference_images": 1442,
+        "k": 4,
+    }
+    assert found.protocol["extractor"]["test_accuracy"] >= 0.97
+
+
+def test_a_sweep_is_a_curve_over_the_number_of_steps(tiny_study):
+    found = evaluator(tiny_study()[0], sweep=Sweep(num_samples=32, samplers=(Ancestral(),), num_steps=(6, 2))).measure()
+    assert [steps for steps, _ in found.curves["sweep/fid_digitsnet_32_ancestral"]] == [2, 6]
+
+
+def test_samples_that_diverged_have_no_fid(tiny_study):
+    one = evaluator(tiny_study()[0], fidelity=Fidelity(num_samples=32, num_steps=2))
+    object.__setattr__(one, "predict", lambda x, t, y: torch.full_like(x, torch.nan))
+    assert math.isnan(one.measure().metrics["eval/fid_digitsnet_32_ancestral2"])
+
+
+def test_points_of_the_plane_are_measured_by_their_coordinates(tiny_study):
+    run = tiny_study(
+        "", "data=mog", "model={name: mlp, width: 16}", "diffusion.num_timesteps=10", "train.batch_size=8"
+    )[0]
+    found = evaluator(run, nll=Nll(num_images=16), fidelity=Fidelity(num_samples=64, num_steps=5), grid=64).measure()
+    assert {"eval/nll_bpd", "eval/fid_coordinates_64_ancestral5"} <= set(found.metrics)
+    assert "eval/gaussian_baseline_bpd" not in found.metrics
+    assert not found.pictures
+    assert found.arrays["eval_samples.npz"]["samples"].shape == (64, 2, 1, 1)
+
+
+def test_a_grid_keeps_every_pixel_sharp():
+    images = np.arange(5 * 2 * 2, dtype=np.uint8).reshape(5, 1, 2, 2)
+    grid = image_grid(images, min_tile_pixels=4)
+    assert grid.shape == (2 * 6 + 2, 3 * 6 + 2)
+    assert (grid[2:6, 2:6] == images[0, 0].repeat(2, 0).repeat(2, 1)).all()
+    assert image_grid(np.zeros((1, 3, 64, 64), np.uint8)).shape == (68, 68, 3)
+
+
+def test_a_run_without_a_checkpoint_cannot_be_sampled(tiny_run):
+    with pytest.raises(RecordError, match="no checkpoint yet"):
+        sample_run(tiny_run(), sampler=Ancestral(), num_steps=5, num_samples=4)
+
+
+def test_a_number_of_steps_that_the_chain_has_not_is_refused(tiny_run):
+    with pytest.raises(SpecError, match="--steps 31"):
+        sample_run(tiny_run(), sampler=Ancestral(), num_steps=31, num_samples=4)
+
+
+def test_untrained_weights_are_those_of_the_seed(tiny_run, tiny_study):
+    run = tiny_study()[0]
+    data = make_dataset(run.spec.data)
+    predict = load_predict(tiny_run(), run.spec, data, weights="untrained", device=CPU)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0, 5])
+    assert torch.equal(predict(x, t, None), make_method(run.spec, data, Resources(), CPU).predict("raw")(x, t, None))

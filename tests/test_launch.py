@@ -1,0 +1,317 @@
+"""Planning is reading; committing leaves what is done, takes up what is broken and begins what is absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness import launch
+from harness.errors import DataError, LaunchError, SpecError
+from harness.records import RunDirectory, Status
+from harness.spec import SCHEMA_VERSION, Resources
+from harness.study import Study, load_study
+
+EVALUATE = "evaluate: [{nll: {num_images: 16, evaluations_per_image: 4}}]\n"
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_study: Callable[..., list]) -> Callable[..., Study]:
+    """Return a function that loads the tiny study with extra lines of YAML."""
+
+    def load(extra: str = "", *sets: str) -> Study:
+        tiny_study(extra)
+        return load_study(tmp_path / "tiny.yaml", sets=sets)
+
+    return load
+
+
+def write(runs_folder: Path, run, status: Status) -> RunDirectory:
+    directory = RunDirectory(runs_folder / run.run_key)
+    directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
+    directory.set_status(status)
+    return directory
+
+
+def files_below(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+
+def test_without_records_every_run_is_new_and_planning_writes_nothing(tmp_path, study):
+    plan = launch.plan(study("replicates: 3\n"), tmp_path / "runs")
+    assert [planned.state for planned in plan.runs] == ["new"] * 3
+    assert len(plan.to_do) == 3
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "to_do"),
+    [
+        (Status("done", step=12), "done", False),
+        (Status("failed", step=3, reason="boom"), "failed", True),
+        (Status("interrupted", step=3), "interrupted", True),
+        (Status("running", step=3), "interrupted", True),  # nobody holds its lock: it was killed
+        (Status("queued"), "queued", False),
+        (Status("pruned"), "pruned", False),
+    ],
+)
+def test_a_run_is_to_do_unless_it_is_done_queued_or_pruned(tmp_path, study, status, state, to_do):
+    tiny = study()
+    write(tmp_path / "runs", tiny.runs[0], status)
+    before = files_below(tmp_path)
+    plan = launch.plan(tiny, tmp_path / "runs")
+    assert plan.runs[0].state == state
+    assert bool(plan.to_do) == to_do
+    assert files_below(tmp_path) == before
+
+
+def test_a_run_with_a_living_writer_is_left_alone(tmp_path, study):
+    tiny = study()
+    directory = write(tmp_path / "runs", tiny.runs[0], Status("running"))
+    with directory.lock():
+        plan = launch.plan(tiny, tmp_path / "runs")
+        assert plan.runs[0].state == "running"
+        assert not plan.to_do
+
+
+def test_a_done_run_of_which_more_is_asked_is_to_be_evaluated(tmp_path, study):
+    tiny = study(EVALUATE)
+    directory = write(tmp_path / "runs", tiny.runs[0], Status("done", step=12))
+    assert launch.plan(tiny, tmp_path / "runs").runs[0].state == "evaluate"
+    with directory.lock(), directory.open_journal(resumed_from_step=12) as journal:
+        journal.event("evaluation", key=tiny.runs[0].evaluations[0].key)
+    assert launch.plan(tiny, tmp_path / "runs").runs[0].state == "done"
+    another = study(EVALUATE.replace("16", "17"))
+    assert launch.plan(another, tmp_path / "runs").runs[0].state == "evaluate"
+
+
+def test_a_torn_line_is_no_evaluation(tmp_path, study):
+    tiny = study(EVALUATE)
+    directory = write(tmp_path / "runs", tiny.runs[0], Status("done", step=12))
+    with directory.lock(), directory.open_journal(resumed_from_step=12) as journal:
+        journal.event("evaluation", key=tiny.runs[0].evaluations[0].key)
+    path = directory.path / "journal-0001.jsonl"
+    path.write_bytes(path.read_bytes()[:-2])
+    assert launch.evaluated(directory.path) == set()
+
+
+def test_the_cost_is_what_is_left_at_the_recorded_throughput(tmp_path, study):
+    tiny = study("replicates: 2\n")
+    runs = tmp_path / "runs"
+    assert launch.plan(tiny, runs).training_seconds(launch.plan(tiny, runs).runs[0]) is None
+    write(runs, tiny.runs[1], Status("interrupted", step=8))
+    (runs / ".throughput").mkdir()
+    measured = {"seconds_per_step": 2.0, "device": "cpu", "threads": 1}
+    (runs / ".throughput" / f"{tiny.runs[0].spec.cost_key}.json").write_text(json.dumps(measured))
+    plan = launch.plan(tiny, runs)
+    assert [plan.training_seconds(planned) for planned in plan.runs] == [24.0, 8.0]
+    assert plan.device(plan.runs[0]) == "cpu"
+    done = replace(plan.runs[0], state="done")
+    assert plan.training_seconds(done) == 0.0
+
+
+def test_a_plan_as_json_has_exactly_the_promised_fields(tmp_path, study):
+    tiny = study()
+    run = tiny.runs[0]
+    assert launch.plan(tiny, tmp_path / "runs").as_json() == {
+        "study": "tiny",
+        "runs": [
+            {
+                "run_key": run.run_key,
+                "state": "new",
+                "arm": "base",
+                "replicate": 0,
+                "run_dir": str(tmp_path / "runs" / run.run_key),
+            }
+        ],
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- commit
+
+
+def test_missing_data_stop_a_submission_before_anything_is_written(tmp_path, study):
+    tiny = study(f"data_root: {tmp_path}/nowhere\n", "data=cifar10")
+    with pytest.raises(DataError, match=r"cifar10: missing"):
+        launch.commit(launch.plan(tiny, tmp_path / "runs"), cluster="debug", sync=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_cluster_is_refused_with_the_choices(tmp_path, study):
+    with pytest.raises(LaunchError, match=r"no cluster 'cloud'; the choices are local, debug, slurm"):
+        launch.commit(launch.plan(study(), tmp_path / "runs"), cluster="cloud")
+
+
+def test_what_is_known_of_a_run_stands_in_its_directory_before_a_job_starts(tmp_path, study):
+    tiny = study("replicates: 2\n")
+    plan = launch.plan(tiny, tmp_path / "runs")
+    assert launch._join(plan) == list(plan.runs)
+    for run in tiny.runs:
+        directory = RunDirectory(tmp_path / "runs" / run.run_key)
+        assert directory.spec() == run.spec.model_dump(mode="json")
+        assert directory.studies()["tiny"] == json.loads(json.dumps(run.facts()))
+    before = files_below(tmp_path)
+    assert launch._join(plan) == []
+    assert files_below(tmp_path) == before
+
+
+def test_a_failing_run_opens_no_debugger_and_stops_no_other(tmp_path, study, monkeypatch):
+    # Nothing could answer a debugger: reading its commands from here would raise.
+    monkeypatch.setattr(sys, "stdin", None)
+    tiny = study("arms: {explodes: {optim.lr: 1.0e+30}, learns: {}}\n")
+    plan = launch.plan(tiny, tmp_path / "runs")
+    submission = launch.commit(plan, cluster="debug", sync=False)
+    assert isinstance(submission, launch.WaitedFor)
+    assert submission.wait(lambda: None)
+    assert [status.state for _, status in submission.standing()] == ["failed", "done"]
+    [(failed, status)] = submission.unfinished()
+    assert failed.run.arm == "explodes"
+    assert status.reason
+
+    again = launch.commit(launch.plan(study(), tmp_path / "runs"), cluster="debug", sync=False)
+    assert again.runs == []  # the learning arm is this study's only run, and done
+
+
+def test_an_error_of_the_worker_itself_opens_no_debugger_and_is_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    worker = launch.Worker((tmp_path / "runs" / "abcd",), tmp_path / "no_such_folder", 1)
+    executor = launch._executor(tmp_path / "jobs", "debug")
+    submission = launch.DebugSubmission([], tmp_path, [executor.submit(worker, "debug")])
+    with pytest.raises(FileNotFoundError, match="no_such_folder"):
+        submission.wait(lambda: None)
+
+
+def test_a_run_is_claimed_once_in_a_submission(tmp_path, tiny_run, capsys):
+    (tmp_path / "jobs" / "claims").mkdir(parents=True)
+    run = tiny_run()
+    (tmp_path / "jobs" / "claims" / run.name).write_text("another worker")
+    launch.Worker((run,), tmp_path / "jobs", 1, sync=False)("debug")
+    assert capsys.readouterr().out == ""
+    assert RunDirectory(run).status().state == "new"
+
+
+def test_a_run_that_another_submission_works_on_is_left_alone(tmp_path, tiny_run, capsys):
+    (tmp_path / "jobs" / "claims").mkdir(parents=True)
+    run = tiny_run()
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from harness.records import RunDirectory\n"
+            "with RunDirectory(Path(sys.argv[1])).lock(): print('held', flush=True); sys.stdin.read()",
+            str(run),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout.readline() == "held\n"
+    launch.Worker((run,), tmp_path / "jobs", 1, sync=False)("debug")
+    holder.communicate()
+    assert f"in use by process {holder.pid}" in capsys.readouterr().out
+    assert RunDirectory(run).attempts() == []
+
+
+# ------------------------------------------------------------------------------------------------------- this machine
+
+
+def test_the_visible_gpus_are_those_that_the_environment_names(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert launch.visible_gpus() == ["3", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert launch.visible_gpus() == []
+
+
+def test_processes_that_start_get_their_threads_and_the_environment_is_put_back(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with launch._thread_environment(3):
+        assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "3"
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in os.environ
+
+
+def test_a_worker_does_not_hear_ctrl_c():
+    program = "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    with launch._ignoring_sigint():
+        heard = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert heard.stdout == "True\n"
+    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+
+
+# --------------------------------------------------------------------------------------------------------------- SLURM
+
+
+def profile(tmp_path: Path, text: str) -> launch.Profile:
+    (tmp_path / "cluster.yaml").write_text(text)
+    return launch.load_profile(tmp_path / "cluster.yaml")
+
+
+def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp_path):
+    cluster = profile(tmp_path, "partition: gpu\ngpus: 1\ncpus: 8\ntime_minutes: 240\nsetup: [module load cuda]\n")
+    asked = launch.slurm_parameters(Resources(cpus=2), cluster)
+    assert asked["cpus_per_task"] == 2  # the study
+    assert asked["gpus_per_node"] == 1  # the cluster
+    assert asked["mem_gb"] == 4.0  # the default
+    assert asked["timeout_min"] == 240
+    assert asked["slurm_partition"] == "gpu"
+    assert asked["slurm_setup"] == ["module load cuda"]
+    assert asked["slurm_array_parallelism"] == 64
+    assert launch.slurm_parameters(Resources(), cluster, jobs=3)["slurm_array_parallelism"] == 3
+    assert launch.slurm_parameters(Resources(threads=6, cpus=2), cluster)["cpus_per_task"] == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (
+            "partition: gpu\npartiton: x\n",
+            LaunchError,
+            r"cluster.yaml:2: partiton: unknown key; did you mean 'partition'\?",
+        ),
+        ("gpus: many\n", LaunchError, r"cluster.yaml:1: gpus: input should be a valid integer"),
+        ("- gpu\n", LaunchError, r"cluster.yaml:1: a profile is a mapping, such as partition: gpu"),
+        ("a: [\n", SpecError, r"cluster.yaml:2: not YAML"),
+    ],
+)
+def test_a_bad_profile_is_refused_with_file_and_line(tmp_path, text, error, message):
+    with pytest.raises(error, match=message):
+        profile(tmp_path, text)
+
+
+def test_a_missing_profile_is_named(tmp_path):
+    with pytest.raises(LaunchError, match=r"none.yaml: cannot be read: No such file or directory"):
+        launch.load_profile(tmp_path / "none.yaml")
+
+
+def test_an_empty_profile_is_a_cluster_without_peculiarities(tmp_path):
+    assert profile(tmp_path, "") == launch.Profile()
+
+
+# ---------------------------------------------------------------------------------------------------------------- logs
+
+
+def test_a_run_finds_its_own_lines_in_the_newest_log(tmp_path):
+    for stamp, job in (("20260101-000000-1", "11"), ("20260102-000000-1", "12")):
+        folder = tmp_path / ".jobs" / "tiny" / stamp
+        (folder / "claims").mkdir(parents=True)
+        (folder / "claims" / "aaaa").write_text(job)
+        text = f"submitit\n== run bbbb now\nnot mine\n== run aaaa now\nmine, job {job}\n"
+        (folder / f"{job}_0_log.out").write_text(text)
+    log, lines = launch.log_of(tmp_path, "aaaa")
+    assert log == tmp_path / ".jobs" / "tiny" / "20260102-000000-1" / "12_0_log.out"
+    assert lines == ["== run aaaa now", "mine, job 12"]
+
+
+def test_a_run_that_no_job_took_has_no_log(tmp_path):
+    assert launch.log_of(tmp_path, "aaaa") == (None, [])
