@@ -55,6 +55,10 @@ class Document:
             keys = keys[:-1]
         return self.marks.get(keys, Mark("study", 0))
 
+    def below(self, above: Keys) -> Callable[[Keys, Keys], Mark]:
+        """Return what finds the places of a part that stands at `above`."""
+        return lambda keys, culprit: self.mark((*above, *keys))
+
 
 def _fail(mark: Mark, path: str, what: str) -> SpecError:
     return SpecError(_line(mark, path, what))
@@ -629,7 +633,7 @@ def _evaluation_entries(document: Document, arm_names: set[str], num_replicates:
                     _dotted((*keys, "replicates")),
                     f"no replicate {replicate}; choices: 0 to {num_replicates - 1}",
                 )
-        evaluation = _validate(Evaluation, protocol, lambda at, _, keys=keys: document.mark((*keys, *at)), keys)
+        evaluation = _validate(Evaluation, protocol, document.below(keys), keys)
         taken = {part for one in found if one.evaluation.name == evaluation.name for part in one.evaluation.parts}
         twice = [part for part in evaluation.parts if part in taken]
         if twice:

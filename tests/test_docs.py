@@ -1,0 +1,59 @@
+"""What the pages say is true: their examples load, and the files that they name exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness import spec
+from harness.study import STUDY_PARTS, load_study
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "howto" / "write_a_study.md"
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+NUM_RUNS = {"cosine-or-linear": 6, "smaller-lr": 6, "widths": 15, "which-sigma": 6, "on-a-gpu": 6}
+
+
+def name_of(example):
+    return re.search(r"^study: (.*)$", example, re.MULTILINE).group(1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for example in EXAMPLES:
+        (tmp_path / f"{name_of(example)}.yaml").write_text(example)
+    return tmp_path
+
+
+def test_the_page_has_these_examples():
+    assert [name_of(example) for example in EXAMPLES] == list(NUM_RUNS)
+
+
+@pytest.mark.parametrize("name", NUM_RUNS)
+def test_an_example_of_a_study_loads_with_its_number_of_runs_and_no_warning(folder, name):
+    study = load_study(folder / f"{name}.yaml")
+    assert len(study.runs) == NUM_RUNS[name]
+    assert study.warnings() == []
+
+
+def test_an_example_on_another_machine_has_the_same_keys(folder):
+    here, there = (load_study(folder / f"{name}.yaml").runs for name in ("cosine-or-linear", "on-a-gpu"))
+    assert [run.run_key for run in here] == [run.run_key for run in there]
+
+
+@pytest.mark.parametrize("text", re.findall(r"`--set ([^`]*=[^`]*)`", PAGE.read_text().replace("path=value", "")))
+def test_an_example_of_set_works(folder, text):
+    assert load_study(folder / "cosine-or-linear.yaml", sets=["diffusion.schedule=cosine", "arms=null", text]).runs
+
+
+def test_the_page_names_every_field_of_a_study_and_every_field_of_an_evaluation():
+    text = PAGE.read_text()
+    for field in (*STUDY_PARTS, *spec.RunSpec.model_fields, *spec.Evaluation.model_fields, "resources", "records"):
+        if field not in ("seed", "batch_size"):
+            assert re.search(rf"\b{field}\b", text), field
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/**/*.md")), ids=lambda page: page.stem)
+def test_the_files_that_a_page_names_exist(page):
+    for path in re.findall(r"`((?:harness|tests|experiments|docs|slurm|analysis)/[\w./]*)`", page.read_text()):
+        assert (ROOT / path).exists(), path
