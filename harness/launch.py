@@ -574,12 +574,21 @@ def _lost_in_the_queue(plan: Plan) -> list[PlannedRun]:
     queued = [planned for planned in plan.runs if planned.state == "queued"]
     if not queued or not shutil.which("squeue"):
         return []
+    known = queued_in_slurm()
+    return [planned for planned in queued if job_of(plan.runs_folder, planned.run_key)[1] not in known]
+
+
+def queued_in_slurm() -> set[str]:
+    """Return the user's jobs that wait or run, array tasks one by one.
+
+    Raises:
+        LaunchError: squeue does not answer.
+    """
     query = ["squeue", "--noheader", "--array", "--format=%i", "--me"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise LaunchError(f"squeue does not answer, so queued runs may be queued still: {answer.stderr.strip()}")
-    known = set(answer.stdout.split())
-    return [planned for planned in queued if job_of(plan.runs_folder, planned.run_key)[1] not in known]
+    return set(answer.stdout.split())
 
 
 CLUSTERS: dict[str, Callable[..., Submission]] = {
