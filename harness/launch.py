@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -327,9 +328,8 @@ def commit(
             from harness.tracking import sync_run
 
             sync_run(planned.directory, tracking_uri=uri)
-    folder = (
-        plan.runs_folder / ".jobs" / plan.study.name / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    ).absolute()
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
+    folder = (plan.runs_folder / ".jobs" / plan.study.name / stamp).absolute()
     if runs:
         (folder / "claims").mkdir(parents=True)
     return CLUSTERS[cluster](plan, runs, folder, jobs=jobs, profile=profile or Profile(), sync=sync, tracking_uri=uri)

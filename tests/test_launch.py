@@ -328,7 +328,7 @@ def wait_for(done: Callable[[], object], seconds: float = 180) -> None:
 def test_what_slurm_refuses_leaves_the_states_as_they_were(tmp_path, study, slurm):
     tiny = study()
     write(tmp_path / "runs", tiny.runs[0], Status("interrupted", step=4))
-    with pytest.raises(LaunchError, match="SLURM did not take the jobs: .*nvalid partition"):
+    with pytest.raises(LaunchError, match=r"SLURM did not take the jobs: .*nvalid partition"):
         submit_to_slurm(tiny, tmp_path / "runs", partition="no_such_partition")
     assert launch.plan(tiny, tmp_path / "runs").runs[0].state == "interrupted"
 
