@@ -16,6 +16,7 @@ import click
 from harness.errors import HarnessError, LaunchError, SpecError
 
 if TYPE_CHECKING:
+    from harness.launch import WaitedFor
     from harness.records import RunDirectory
     from harness.study import Study
     from harness.views import Standing
@@ -38,6 +39,10 @@ def cli() -> None:
     """Ablations and scaling studies of diffusion models: one YAML study in, runs, records and figures out."""
 
 
+def _default_runs() -> str:
+    return os.environ.get("HARNESS_RUNS") or "runs"
+
+
 _study = click.argument("study", type=click.Path(path_type=Path))
 _sets = click.option(
     "--set", "sets", multiple=True, metavar="PATH=VALUE", help="Set any field for once, as in --set train.steps=100."
@@ -46,7 +51,7 @@ _runs = click.option(
     "--runs",
     "runs_folder",
     type=click.Path(path_type=Path, file_okay=False),
-    default=lambda: os.environ.get("HARNESS_RUNS", "runs"),
+    default=_default_runs,
     show_default="HARNESS_RUNS, else ./runs",
     help="Folder of the run directories.",
 )
@@ -113,14 +118,14 @@ def submit(
     for note in submission.notes:
         click.echo(note)
     if not isinstance(submission, launch.WaitedFor):
-        click.echo(f"follow: harness status {study} --watch")
+        click.echo(f"follow: harness status {study}{_runs_option(runs_folder)} --watch")
         return
     with views.Follower(lambda: [views.standing(one.directory, name) for one in submission.runs]) as follower:
         ended_by_itself = submission.wait(follower.tick)
-    _say_how_it_ended(submission, study, ended_by_itself)
+    _say_how_it_ended(submission, study, runs_folder, ended_by_itself)
 
 
-def _say_how_it_ended(submission: Any, study: Path, ended_by_itself: bool) -> None:
+def _say_how_it_ended(submission: WaitedFor, study: Path, runs_folder: Path, ended_by_itself: bool) -> None:
     from harness import views
 
     unfinished = submission.unfinished()
@@ -135,9 +140,14 @@ def _say_how_it_ended(submission: Any, study: Path, ended_by_itself: bool) -> No
         click.echo(f"a worker was killed (out of memory?); its log: {log}", err=True)
     if not unfinished:
         return
-    first = unfinished[0][0].run_key
-    click.echo(f"`harness why {first}` tells more; submit again resumes: harness submit {study}")
+    first, option = unfinished[0][0].run_key, _runs_option(runs_folder)
+    click.echo(f"`harness why {first}{option}` tells more; submit again resumes: harness submit {study}{option}")
     sys.exit(1 if ended_by_itself else INTERRUPTED_EXIT_CODE)
+
+
+def _runs_option(runs_folder: Path) -> str:
+    """Return what a proposed command needs, to mean the same runs."""
+    return "" if runs_folder == Path(_default_runs()) else f" --runs {runs_folder}"
 
 
 def _load(study: Path, sets: Sequence[str] = ()) -> Study:

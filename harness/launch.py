@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -335,9 +336,8 @@ def commit(
             from harness.tracking import sync_run
 
             sync_run(planned.directory, tracking_uri=uri)
-    folder = (
-        plan.runs_folder / ".jobs" / plan.study.name / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    ).absolute()
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
+    folder = (plan.runs_folder / ".jobs" / plan.study.name / stamp).absolute()
     if runs:
         (folder / "claims").mkdir(parents=True)
     return CLUSTERS[cluster](plan, runs, folder, jobs=jobs, profile=profile or Profile(), sync=sync, tracking_uri=uri)
@@ -596,12 +596,21 @@ def _lost_in_the_queue(plan: Plan) -> list[PlannedRun]:
     queued = [planned for planned in plan.runs if planned.state == "queued"]
     if not queued or not shutil.which("squeue"):
         return []
+    known = queued_in_slurm()
+    return [planned for planned in queued if job_of(plan.runs_folder, planned.run_key)[1] not in known]
+
+
+def queued_in_slurm() -> set[str]:
+    """Return the user's jobs that wait or run, array tasks one by one.
+
+    Raises:
+        LaunchError: squeue does not answer.
+    """
     query = ["squeue", "--noheader", "--array", "--format=%i", "--me"]
     answer = subprocess.run(query, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         raise LaunchError(f"squeue does not answer, so queued runs may be queued still: {answer.stderr.strip()}")
-    known = set(answer.stdout.split())
-    return [planned for planned in queued if job_of(plan.runs_folder, planned.run_key)[1] not in known]
+    return set(answer.stdout.split())
 
 
 CLUSTERS: dict[str, Callable[..., Submission]] = {

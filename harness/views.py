@@ -144,13 +144,14 @@ def _cost(plan: Plan, members: Sequence[PlannedRun]) -> str:
 
 def _total_cost(plan: Plan) -> str:
     unknown = 0
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     for planned in plan.runs:
         left = plan.training_seconds(planned)
         if left is None:
             unknown += 1
         elif left:
-            seconds[plan.device(planned) or "cpu"] += left
+            kind = plan.device(planned) or "cpu"
+            seconds[kind] = seconds.get(kind, 0.0) + left
     said = [f"{duration(total)} of one {'GPU' if kind == 'cuda' else kind.upper()}" for kind, total in seconds.items()]
     if unknown:
         said.append(f"an unknown time for {count(unknown, 'run')} (nothing alike has been measured yet)")

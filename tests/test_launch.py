@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -296,6 +298,69 @@ def test_a_missing_profile_is_named(tmp_path):
 
 def test_an_empty_profile_is_a_cluster_without_peculiarities(tmp_path):
     assert profile(tmp_path, "") == launch.Profile()
+
+
+def _slurm_answers() -> bool:
+    if not shutil.which("sinfo"):
+        return False
+    return subprocess.run(["sinfo", "--noheader"], capture_output=True, timeout=20, check=False).returncode == 0
+
+
+@pytest.fixture(scope="session")
+def slurm() -> None:
+    if not _slurm_answers():
+        (pytest.fail if os.environ.get("HARNESS_REQUIRE_SLURM") else pytest.skip)("no SLURM answers here")
+
+
+def submit_to_slurm(study: Study, runs_folder: Path, **profile) -> launch.Submission:
+    facts = launch.Profile(time_minutes=20, memory_gib=1.5, **profile)
+    return launch.commit(launch.plan(study, runs_folder), cluster="slurm", profile=facts, sync=False)
+
+
+def wait_for(done: Callable[[], object], seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.2)
+
+
+@pytest.mark.slurm
+def test_what_slurm_refuses_leaves_the_states_as_they_were(tmp_path, study, slurm):
+    tiny = study()
+    write(tmp_path / "runs", tiny.runs[0], Status("interrupted", step=4))
+    with pytest.raises(LaunchError, match=r"SLURM did not take the jobs: .*nvalid partition"):
+        submit_to_slurm(tiny, tmp_path / "runs", partition="no_such_partition")
+    assert launch.plan(tiny, tmp_path / "runs").runs[0].state == "interrupted"
+
+
+@pytest.mark.slurm
+def test_an_array_waits_its_turn_is_not_submitted_twice_and_is_again_after_a_cancel(tmp_path, study, slurm):
+    tiny = study("replicates: 3\n")
+    runs = tmp_path / "runs"
+    first = submit_to_slurm(tiny, runs, max_parallel=1)
+    assert len(first.jobs) == 3
+    assert len({job.job_id.split("_")[0] for job in first.jobs}) == 1
+    assert submit_to_slurm(tiny, runs).runs == []
+    subprocess.run(["scancel", first.jobs[2].job_id], check=True)
+    wait_for(lambda: first.jobs[2].job_id not in launch.queued_in_slurm())
+    again = submit_to_slurm(tiny, runs)
+    assert [planned.run.replicate for planned in again.runs] == [2]
+    wait_for(lambda: not first.unfinished())
+    assert not again.unfinished()
+
+
+@pytest.mark.slurm
+def test_a_job_that_is_told_to_leave_writes_a_checkpoint_and_comes_back(tmp_path, study, slurm):
+    tiny = study("", "train.steps=1500")
+    submission = submit_to_slurm(tiny, tmp_path / "runs")
+    directory = submission.runs[0].directory
+    wait_for(lambda: directory.latest())
+    subprocess.run(["scancel", "--signal=USR2", submission.jobs[0].job_id], check=True)
+    wait_for(lambda: not submission.unfinished())
+    assert [event.facts["reason"][:18] for event in directory.events("interrupted")] == ["stopped by SIGUSR2"]
+    resumed = [event.facts["resumed_from_step"] for event in directory.events("started")]
+    assert len(resumed) == 2
+    assert resumed[1] > 0
 
 
 # ---------------------------------------------------------------------------------------------------------------- logs
