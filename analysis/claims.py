@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 RULE = (
     "Replicates that share a seed are compared in pairs. Three pairs or more: supported or contradicted where the 95 % "
     "t-interval of the difference leaves out 0. Two: suggests, where the ranges do not overlap. Else inconclusive. "
-    "No correction for the number of comparisons."
+    "No correction for the number of comparisons. Small data and short trainings may differ from the papers' for good "
+    "reasons: a verdict is about these runs."
 )
 
 
@@ -240,8 +241,9 @@ def _sampler_contrasts(
             steps = [step for step in sorted(mine.keys() & theirs.keys()) if wanted(step)]
             if steps:
                 context = f"{run.arm}, {' '.join(map(str, steps))} steps"
-                pair = tuple(float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (mine, theirs))
-                pairs.setdefault((context, run.extractor(one.asked["sweep"])), []).append(pair)
+                middle = [float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (mine, theirs)]
+                key = (context, run.extractor(one.asked["sweep"]))
+                pairs.setdefault(key, []).append((middle[0], middle[1]))
     for (context, extractor), values in pairs.items():
         yield Contrast(context, ours, other, f"FID ({extractor})", tuple(values))
 

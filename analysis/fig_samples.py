@@ -10,37 +10,47 @@ from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.runs import RunRecord, arm_index, by_arm
+from harness.data.facts import DATASET_FACTS
 
 TITLE = "Samples"
 NEEDS = "an evaluation with grid"
-SIDE = 6  # pictures along each side of an arm's grid
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return, for each arm, the first samples of its first measured replicate; `pictures` is uint8 [n, C, H, W], or
-    [n, 2, 1, 1] float where the data are points of the plane.
+    """Return, for each arm, the first samples of its first measured replicate.
+
+    `pictures` is uint8 [n, C, H, W], or float [n, 2, 1, 1] where the data are points of the plane. Class-conditional
+    models draw the classes in turn, so with `columns` classes a column of the grid is a class.
     """
     index = arm_index(runs)
-    rows = []
+    rows: list[dict] = []
     for arm, replicates in by_arm(runs).items():
         found: dict[str, dict] = {}
         for run in replicates:
             for one in run.measured("grid"):
                 samples = run.arrays(f"{one.prefix}_samples.npz").get("samples")
                 if samples is not None and one.name not in found:
-                    count = len(samples) if samples.shape[-1] == 1 else SIDE**2
+                    columns = _columns(run)
+                    count = len(samples) if samples.shape[-1] == 1 else columns * min(columns, 6)
                     about = {"evaluation": one.name, "arm": arm, "arm_index": index[arm], "replicate": run.replicate}
-                    found[one.name] = {**about, "run_key": run.run_key, "pictures": samples[:count]}
+                    drawn = {"run_key": run.run_key, "columns": columns, "pictures": samples[:count]}
+                    found[one.name] = about | drawn
         rows += found.values()
-    columns = ["evaluation", "arm", "arm_index", "replicate", "run_key", "pictures"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["evaluation", "arm_index"], kind="stable")
+    names = ["evaluation", "arm", "arm_index", "replicate", "run_key", "columns", "pictures"]
+    return pd.DataFrame(rows, columns=names).sort_values(["evaluation", "arm_index"], kind="stable")
+
+
+def _columns(run: RunRecord) -> int:
+    classes = DATASET_FACTS[run.spec["data"]["name"]].num_classes
+    return classes if run.spec["model"]["class_cond"] and classes and classes <= 10 else 6
 
 
 def draw(frame: pd.DataFrame) -> Figure:
     columns = min(len(frame), 3 if len(frame) in (3, 5, 6, 9) else 4)
     rows = -(-len(frame) // columns)
-    size = min(1.72, style.TWO_COLUMNS / columns)
-    figure, panels = style.subplots(rows, columns, width=size * columns + 0.1, height=(size + 0.22) * rows)
+    size = min(2.3, style.TWO_COLUMNS / columns)
+    tall = max(min(grid, 6) / grid for grid in frame["columns"])
+    figure, panels = style.subplots(rows, columns, width=size * columns, height=(size * tall + 0.22) * rows)
     several = frame["evaluation"].nunique() > 1
     for axes in panels.flat:
         axes.set_axis_off()
@@ -49,27 +59,28 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes.scatter(*one["pictures"].reshape(-1, 2).T, s=1, color=style.INK, lw=0, alpha=0.5)
             axes.set_aspect("equal")
         else:
-            axes.imshow(tile(one["pictures"]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axes.imshow(tile(one["pictures"], one["columns"]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         title = f"{one['arm']} ({one['evaluation']})" if several else one["arm"]
         axes.set_title(title, color=style.arm_style(one["arm_index"])["color"])
     return figure
 
 
-def tile(pictures: np.ndarray) -> np.ndarray:
-    """Lay uint8 pictures [n, C, H, W] out in rows of SIDE with a thin gap; [h, w] for grey, [h, w, 3] for colour."""
+def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
+    """Lay uint8 pictures [n, C, H, W] out in rows of `columns` with a thin gap; [h, w], or [h, w, 3] for colour."""
     count, channels, size, _ = pictures.shape
     enlarge = max(1, 32 // size)  # so that the gap between small pictures stays thin
     pictures = pictures.repeat(enlarge, 2).repeat(enlarge, 3).transpose(0, 2, 3, 1)
     step = size * enlarge + 2
-    canvas = np.full((-(-count // SIDE) * step - 2, min(SIDE, count) * step - 2, channels), 255, np.uint8)
+    canvas = np.full((-(-count // columns) * step - 2, min(columns, count) * step - 2, channels), 255, np.uint8)
     for number, picture in enumerate(pictures):
-        top, left = (place * step for place in divmod(number, SIDE))
+        top, left = (place * step for place in divmod(number, columns))
         canvas[top : top + step - 2, left : left + step - 2] = picture
     return canvas[:, :, 0] if channels == 1 else canvas
 
 
 def caption(frame: pd.DataFrame) -> str:
+    classes = " A column is a class." if (frame["columns"] != 6).all() else ""
     return (
-        "The first samples of one replicate of each arm, none picked. All arms start from the same noise, so pictures "
-        "at the same place may be compared."
+        f"The first samples of one replicate of each arm, none picked.{classes} All arms start from the same noise, so "
+        "pictures at the same place may be compared."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ from analysis.runs import RunRecord, arm_index
 
 TITLE = "FID against sampling steps"
 NEEDS = "an evaluation with sweep"
-_LINES = {"ancestral": "-", "ddim": "--", "dpmpp_2m": ":"}
+_LINES: dict[str, Any] = {"ancestral": "-", "ddim": "--", "dpmpp_2m": ":"}
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:

@@ -48,8 +48,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         law = _fit([compute_of[arm] for arm in ordered], [values[arm] for arm in ordered])
         for arm in ordered:
             about = {"series": name, "metric": metric, "protocol": protocol, "arm": arm}
-            compute = {"compute_multiply_adds": compute_of[arm]}
-            rows.append(about | compute | summarise(values[arm])._asdict() | _fit_columns(law))
+            at = {"compute_multiply_adds": compute_of[arm]}
+            rows.append({**about, **at, **summarise(values[arm])._asdict(), **_fit_columns(law)})
     columns = ["series", "metric", "protocol", "arm", "compute_multiply_adds", "n", "mean", "low", "high", "kind"]
     return pd.DataFrame(rows, columns=[*columns, *_fit_columns(None)])
 

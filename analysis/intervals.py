@@ -9,6 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
 
 
 class Summary(NamedTuple):
@@ -21,7 +22,7 @@ class Summary(NamedTuple):
     kind: str
 
 
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Return Student's interval of the mean, mean -/+ t_{n-1} s / sqrt(n).
 
     Args:
@@ -30,9 +31,9 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     """
     from scipy.stats import t
 
-    values = np.asarray(values, float)
-    half = t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    found = np.asarray(values, float)
+    half = t.ppf((1 + level) / 2, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
+    return float(found.mean() - half), float(found.mean() + half)
 
 
 def summarise(values: Iterable[float]) -> Summary:
@@ -60,12 +61,14 @@ def summarise_by(frame: pd.DataFrame, keys: list[str], value: str) -> pd.DataFra
 
 
 def spell(values: Sequence[float], digits: int) -> str:
-    """Write replicates for a table: `3.17 ± 0.02`, `3.15 / 3.19`, `3.17`, or a dash."""
+    """Write replicates for a table: `3.17 ± 0.02`, `3.15 / 3.19`, `3.17`, `–`; `3.17, 1 NaN` where one diverged."""
     found = [value for value in values if not np.isnan(value)]
     summary = summarise(found)
+    text = " / ".join(f"{value:.{digits}f}" for value in found)
     if summary.kind == "interval":
-        return f"{summary.mean:.{digits}f} ± {summary.high - summary.mean:.{digits}f}"
-    return " / ".join(f"{value:.{digits}f}" for value in found) or "–"
+        text = f"{summary.mean:.{digits}f} ± {summary.high - summary.mean:.{digits}f}"
+    diverged = f"{len(values) - len(found)} NaN" if len(found) < len(values) else ""
+    return ", ".join(filter(None, [text, diverged])) or "–"
 
 
 def say_bands(kinds: Iterable[str]) -> str:

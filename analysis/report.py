@@ -57,6 +57,7 @@ class Shown:
     stem: str
     title: str
     caption: str
+    wide: bool
 
 
 @dataclass
@@ -133,11 +134,13 @@ def _figure(
     versions = tuple(sorted({run.code_version for run in runs}))
     keys = tuple(run.run_key for run in runs)
     provenance = style.Provenance(module.TITLE, folder, keys, versions, command)
-    style.save(module.draw(frame), frame, out / folder / name, provenance)
+    figure = module.draw(frame)
+    style.save(figure, frame, out / folder / name, provenance)
     caption = module.caption(frame)
     if runs:
-        caption += f" From {count_states(runs)}."
-    return Shown(f"{folder}/{name}", module.TITLE, caption), frame
+        caption += f" The study has {count_states(runs)}."
+    wide = bool(runs) or figure.get_figwidth() > style.ONE_COLUMN * 1.5
+    return Shown(f"{folder}/{name}", module.TITLE, caption, wide), frame
 
 
 # ---------------------------------------------------------------------------------------------------------------- page
@@ -192,10 +195,14 @@ def _shown(one: Shown) -> str:
     stem = _text(one.stem)
     files = " ".join(f'<a href="{stem}.{kind}">{kind.upper()}</a>' for kind in ("png", "pdf", "csv"))
     return (
-        f'<figure><a href="{stem}.png"><img src="{stem}.png" alt="{_text(one.title)}" loading="lazy"></a>'
+        f'<figure class="{"wide" if one.wide else "half"}"><a href="{stem}.png">'
+        f'<img src="{stem}.png" alt="{_text(one.title)}" loading="lazy"></a>'
         f"<figcaption><b>{_text(one.title)}.</b> {_text(one.caption)} "
         f'<span class="files">{files}</span></figcaption></figure>'
     )
+
+
+_COLOUR_OF = {"supported": "good", "suggests": "good", "contradicted": "bad", "suggests the opposite": "bad"}
 
 
 def _claims(section: Section) -> str:
@@ -206,13 +213,16 @@ def _claims(section: Section) -> str:
             f"<small>{_text(claim.source)}</small></td></tr>"
         )
         for one in claim.contrasts:
-            verdict = f'<span class="verdict {one.verdict.split()[0]}">{_text(one.verdict)}</span>'
+            verdict = f'<span class="verdict {_COLOUR_OF.get(one.verdict, "")}">{_text(one.verdict)}</span>'
             lines.append(
                 f"<tr><td>{verdict}</td><td>{_text(one.context)}</td><td>{one.metric}: {_text(one.numbers())}</td></tr>"
             )
     caption = _text(claims.RULE)
     link = f'<span class="files"><a href="{_text(section.name)}/claims.csv">CSV</a></span>'
     return "\n".join([*lines, f'</table></div><p class="caption">{caption} {link}</p>'])
+
+
+_STATE_COLOUR = {"done": "good", "failed": "bad", "interrupted": "bad"}
 
 
 def _runs(runs: list[RunRecord]) -> str:
@@ -226,7 +236,8 @@ def _runs(runs: list[RunRecord]) -> str:
         steps = f"{run.status.step:,} of {run.spec['train']['steps']:,}"
         lines.append(
             f"<tr><td><code>{run.run_key}</code></td><td>{_text(run.arm)}</td><td>{run.replicate}</td>"
-            f'<td>{run.spec["seed"]}</td><td><span class="state {run.state}">{run.state}</span></td><td>{steps}</td>'
+            f'<td>{run.spec["seed"]}</td><td><span class="state {_STATE_COLOUR.get(run.state, "")}">{run.state}</span>'
+            f"</td><td>{steps}</td>"
             f"<td>{_text(run.code_version)}</td><td>{_text(said)}</td></tr>"
         )
     return "\n".join([*lines, "</tbody></table></div></details>"])
@@ -268,12 +279,12 @@ nav a {{ display: inline-block; margin: .2rem .5rem .2rem 0; padding: .15rem .7r
 .figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.4rem;
   margin-top: 1.6rem; align-items: start }}
 figure {{ margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; overflow: hidden }}
-figure img {{ display: block; width: 100%; height: auto; max-height: 34rem; object-fit: contain; background: #fff;
+figure img {{ display: block; width: 100%; height: auto; max-height: 38rem; object-fit: contain; background: #fff;
   padding: .7rem }}
 figcaption, .caption {{ font-size: .875rem; color: var(--soft) }}
 figcaption {{ padding: .8rem 1rem 1rem; border-top: 1px solid var(--line) }} figcaption b {{ color: var(--ink) }}
 .files a {{ font-size: .78rem; padding: 0 .35rem; border: 1px solid var(--line); border-radius: .3rem }}
-.wide {{ overflow-x: auto }}
+figure.wide {{ grid-column: 1 / -1 }} div.wide {{ overflow-x: auto }}
 table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; background: var(--card);
   border: 1px solid var(--line); width: 100% }}
 th, td {{ padding: .42rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }}
@@ -285,8 +296,7 @@ tr.baseline td {{ color: var(--soft); font-style: italic }}
 .claims td:last-child {{ width: 100%; white-space: normal }}
 tr.claim td {{ padding-top: .7rem; border-top: 1px solid var(--line); white-space: normal }}
 .verdict, .state {{ font-size: .8rem; font-weight: 600; color: var(--open) }}
-.supported, .suggests, .done {{ color: var(--good) }}
-.contradicted, .failed {{ color: var(--bad) }}
+.good {{ color: var(--good) }} .bad {{ color: var(--bad) }}
 details {{ margin-top: 1.4rem }} summary {{ cursor: pointer; color: var(--link); margin-bottom: .6rem }}
 .runs {{ font-size: .82rem }} .runs td:last-child {{ white-space: normal; color: var(--soft) }}
 footer {{ margin-top: 3rem; color: var(--soft); font-size: .85rem }}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 
 from harness.errors import RecordError
 from harness.records import STATES, RunDirectory, Status
-from harness.spec import Evaluation, Objective, Schedule, choices, extractor_name
+from harness.spec import Objective, Schedule, choices, extractor_name
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def load_runs(runs_folder: Path | str, study: str | None = None) -> list[RunReco
     Runs come in the order of their studies, arms (schedule, objective, name) and replicates. One whose records cannot
     be read is kept, as failed, with the reason: a figure must be able to count it.
     """
-    records = []
+    records: list[RunRecord] = []
     for path in sorted(Path(runs_folder).glob("[!.]*/spec.json")):
         directory = RunDirectory(path.parent)
         studies = {name: facts for name, facts in directory.studies().items() if study in (None, name)}
@@ -192,23 +193,17 @@ def _records(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunR
 
 
 def _measurements(directory: RunDirectory, asked: list[dict], prefixes: dict[str, str]) -> Iterator[Measurement]:
-    import json
+    """Find what the study asked for among what was measured.
 
-    for evaluation in asked:
-        key = _evaluation_key(repr(evaluation), evaluation)
-        if key in prefixes:
-            path = directory.path / "evaluations" / f"{key}.json"
-            protocol = json.loads(path.read_text()) if path.exists() else {}
-            yield Measurement(evaluation["name"], prefixes[key], evaluation, protocol)
-
-
-_KEYS: dict[str, str] = {}
-
-
-def _evaluation_key(text: str, evaluation: dict) -> str:
-    if text not in _KEYS:
-        _KEYS[text] = Evaluation.model_validate(evaluation).key
-    return _KEYS[text]
+    Protocols are compared as they were written, not by keys made anew: a later version of the harness, whose protocols
+    have more parts, still draws the records of an earlier one.
+    """
+    for key, prefix in prefixes.items():
+        path = directory.path / "evaluations" / f"{key}.json"
+        protocol = json.loads(path.read_text()) if path.exists() else {}
+        evaluation = protocol.get("evaluation")
+        if evaluation in asked:
+            yield Measurement(evaluation["name"], prefix, evaluation, protocol)
 
 
 def _curves(directory: RunDirectory) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 # Okabe and Ito (2008) without the yellow, which white paper swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)))  # where two curves coincide, both stay visible
+LINES: Any = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)))  # where two curves coincide, both stay visible
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#222222"
 
 ONE_COLUMN, TWO_COLUMNS = 3.4, 6.9  # inches, of a two-column paper
 DPI = 200
 
-_RC = {
+_RC: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same bytes everywhere
     "font.size": 8,
     "axes.titlesize": 8.5,
@@ -83,7 +83,7 @@ def plain_log_numbers(axes: Axes) -> None:
     low, high = axes.get_ylim()
     decades = np.log10(high / low)
     if decades < 0.7:
-        axes.yaxis.set_major_locator(FixedLocator(MaxNLocator(6).tick_values(low, high)))
+        axes.yaxis.set_major_locator(FixedLocator(MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)))
     else:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,), numticks=12))
     axes.yaxis.set_minor_locator(NullLocator())

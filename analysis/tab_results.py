@@ -124,7 +124,7 @@ def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
 
 
 def caption(frame: pd.DataFrame) -> str:
-    n = int(frame.loc[frame["model"] == TRAINED, "n"].max())
+    n = frame.loc[frame["model"] == TRAINED, "n"].max()
     how = {1: "One replicate.", 2: "Both values of two replicates; no interval."}.get(
         n, "Mean ± half of the 95 % t-interval over replicates, from three on."
     )
