@@ -6,8 +6,9 @@ can be done inside the job, later from a checkpoint, or twice with the same numb
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data import Dataset, to_uint8
-from harness.diffusion import SAMPLERS, Denoised, GaussianDiffusion, denoiser, space_timesteps
+from harness.data import Dataset, Split, to_uint8
+from harness.diffusion import (
+    SAMPLERS,
+    Denoised,
+    GaussianDiffusion,
+    UniformSampler,
+    denoiser,
+    guided,
+    skip_fraction,
+    space_timesteps,
+)
 from harness.errors import RecordError, SpecError
-from harness.methods.gaussian import Predict
+from harness.methods.gaussian import GaussianMethod, Predict
 from harness.metrics import likelihood
-from harness.randomness import Streams
+from harness.randomness import Permutations, Streams
 from harness.records import RunDirectory
 from harness.registry import make_dataset, make_method, make_process, parameters
 from harness.spec import (
@@ -30,8 +40,11 @@ from harness.spec import (
     Evaluation,
     Fidelity,
     Nll,
+    NoiseScale,
+    RateDistortion,
     Resources,
     RunSpec,
+    Skip,
     Sweep,
     section_counts,
 )
@@ -67,6 +80,8 @@ class Evaluator:
     Args:
         predict: network(x_t, t of the original chain, y) -> output.
         prefix: of the metrics' names, usually "eval".
+        told: hears of progress.
+        method, timesteps: of the training, for what is measured on its gradients.
     """
 
     predict: Predict
@@ -76,6 +91,8 @@ class Evaluator:
     device: torch.device
     prefix: str = "eval"
     told: Told = lambda what, done, total: None
+    method: GaussianMethod | None = None
+    timesteps: UniformSampler | None = None
 
     def measure(self, *, only_likelihood: bool = False) -> Measured:
         """Measure everything that the protocol asks for (or the likelihood alone, as during training)."""
@@ -92,6 +109,12 @@ class Evaluator:
                 self._grid(wanted.grid, samples, measured)
             if wanted.sweep:
                 self._sweep(wanted.sweep, measured)
+            if wanted.skip:
+                self._skip(wanted.skip, measured)
+            if wanted.rate_distortion:
+                self._rate_distortion(wanted.rate_distortion, measured)
+        if wanted.noise_scale:
+            self._noise_scale(wanted.noise_scale, measured)
         return measured
 
     def process(self, decoder: str = "tanh") -> GaussianDiffusion:
@@ -103,12 +126,7 @@ class Evaluator:
     # -- likelihood
 
     def _likelihood(self, nll: Nll, measured: Measured, *, with_curve: bool) -> None:
-        split = self.data.test if self.evaluation.split == "test" else self.data.train
-        count = min(nll.num_images or len(split), len(split))
-        # A fixed choice of images, spread over the split: the same for every arm and replicate.
-        rows = np.sort(np.random.default_rng(self.evaluation.seed).permutation(len(split))[:count])
-        x_0 = self.data.to_unit(split.images[rows]).to(self.device)
-        y = torch.from_numpy(split.labels[rows]).to(self.device) if self.spec.model.class_cond else None
+        split, rows, x_0, y = self._images(nll.num_images)
         options: dict[str, Any] = {"seed": self.evaluation.seed, "batch_size": self.evaluation.batch_size}
         if nll.estimator == "stratified":
             options["evaluations_per_image"] = nll.evaluations_per_image
@@ -153,16 +171,87 @@ class Evaluator:
             gaussian = likelihood.gaussian_baseline_bpd(self.data.train.images[:], split.images[rows], self.data.levels)
             measured.metrics[f"{prefix}/gaussian_baseline_bpd"] = gaussian
 
+    def _images(self, num_images: int | None) -> tuple[Split, np.ndarray, Tensor, Tensor | None]:
+        """Choose images of the protocol's split: the same for every arm and replicate."""
+        split = self.data.test if self.evaluation.split == "test" else self.data.train
+        count = min(num_images or len(split), len(split))
+        rows = np.sort(np.random.default_rng(self.evaluation.seed).permutation(len(split))[:count])
+        x_0 = self.data.to_unit(split.images[rows]).to(self.device)
+        y = torch.from_numpy(split.labels[rows]).to(self.device) if self.spec.model.class_cond else None
+        return split, rows, x_0, y
+
+    def _rate_distortion(self, wanted: RateDistortion, measured: Measured) -> None:
+        from harness.metrics.rate_distortion import rate_distortion
+
+        assert wanted.num_steps is not None, "resolved"
+        _, rows, x_0, y = self._images(wanted.num_images)
+        found = rate_distortion(
+            self.process().respaced(space_timesteps(self.spec.diffusion.num_timesteps, str(wanted.num_steps))),
+            self.predict,
+            x_0,
+            y,
+            seed=self.evaluation.seed,
+            batch_size=self.evaluation.batch_size,
+            clip=wanted.clip,
+            progress=lambda done, total: self.told("rate-distortion", done, total),
+        )
+        measured.metrics |= {
+            f"{self.prefix}/rate_bpd": float(found.rate_bpd[-1]),
+            f"{self.prefix}/distortion_rmse": float(found.distortion_rmse[-1]),
+        }
+        measured.arrays[f"{self.prefix}_rate_distortion.npz"] = {
+            "reverse_steps": found.reverse_steps,
+            "rate_bpd": found.rate_bpd,
+            "distortion_rmse": found.distortion_rmse,
+            "image_index": rows,
+        }
+
+    def _noise_scale(self, wanted: NoiseScale, measured: Measured) -> None:
+        """Measure on fresh batches of the training split, t drawn as training would draw it now."""
+        from harness.metrics.noise_scale import measure_noise_scale
+
+        assert self.method is not None and self.timesteps is not None, "only within a job"
+        method, timesteps, train = self.method, self.timesteps, self.data.train
+        streams = Streams(self.evaluation.seed, self.device)
+        order = Permutations(len(train), self.evaluation.seed)
+
+        def losses() -> Iterator[Tensor]:
+            for batch in range(wanted.num_big * wanted.small_per_big):
+                self.told("gradient noise", batch, wanted.num_big * wanted.small_per_big)
+                rows = order.batch(batch, wanted.batch_size).numpy()
+                x_0 = self.data.to_unit(train.images[rows]).to(self.device)
+                y = torch.from_numpy(train.labels[rows]).to(self.device) if self.spec.model.class_cond else None
+                t, weight = timesteps.at(streams.uniform("noise_scale_t", batch, len(rows)))
+                noise = streams.normal("noise_scale", batch, tuple(x_0.shape))
+                yield (method.terms(x_0, y, t, noise)["loss"] * weight).mean()
+
+        method.network.eval()
+        scale = measure_noise_scale(
+            list(method.network.parameters()),
+            losses(),
+            batch_size=wanted.batch_size,
+            small_per_big=wanted.small_per_big,
+        )
+        measured.metrics[f"{self.prefix}/gradient_noise_scale"] = scale
+
     # -- samples
 
-    def sample(self, sampler: Ancestral | Ddim | DpmSolverPP, num_steps: int, num_samples: int) -> Tensor:
-        """Draw samples, [N, C, H, W] on the CPU; class-conditional models take the classes in turn."""
+    def sample(
+        self, sampler: Ancestral | Ddim | DpmSolverPP, num_steps: int, num_samples: int, *, skipped: float = 0.0
+    ) -> Tensor:
+        """Draw samples, [N, C, H, W] on the CPU; class-conditional models take the classes in turn.
+
+        Args:
+            skipped: fraction of the chain's start that is left out, in [0, 1).
+        """
         kept = space_timesteps(self.spec.diffusion.num_timesteps, section_counts(sampler, num_steps))
         process = self.process().respaced(kept)
         streams = Streams(self.evaluation.seed, self.device)
         options = {key: value for key, value in parameters(sampler).items() if key != "spacing"}
         batch, samples = self.evaluation.batch_size, []
-        total = num_samples * len(kept)
+        first = skip_fraction(process, skipped)
+        total = num_samples * (first + 1)
+        hidden = self.data.num_classes  # the class that means "not told"
         for chunk, start in enumerate(range(0, num_samples, batch)):
             count = min(batch, num_samples - start)
             x_T = streams.normal("x_T", chunk, (count, self.data.channels, *[self.data.image_size] * 2))
@@ -170,22 +259,28 @@ class Evaluator:
             if self.spec.model.class_cond:
                 label = torch.arange(start, start + count, device=self.device) % self.data.num_classes
 
-            def network(x_t: Tensor, t: Tensor, label: Tensor | None = label) -> Tensor:
-                return self.predict(x_t, t, label)
+            network = partial(self._network, label)
+            if self.evaluation.guidance != 1 and label is not None:
+                free = partial(self._network, torch.full_like(label, hidden))
+                network = guided(network, free, self.evaluation.guidance)
 
             def on_step(t: int, x: Tensor, denoised: Denoised, start: int = start, count: int = count) -> None:
-                self.told("sampling", start * len(kept) + count * (len(kept) - t), total)
+                self.told("sampling", start * (first + 1) + count * (first + 1 - t), total)
 
             x_0 = SAMPLERS[sampler.name](
                 denoiser(process, network, clip=self.data.levels is not None),
                 x_T,
                 process,
                 generator=streams.generator("sampling", chunk),
+                start=first,
                 on_step=on_step,
                 **options,
             )
             samples.append(x_0.cpu())
         return torch.cat(samples)
+
+    def _network(self, label: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.predict(x_t, t, label)
 
     def pictures(self, samples: Tensor) -> Tensor:
         """Turn samples into what an extractor sees: uint8, or the values themselves where data are continuous."""
@@ -195,6 +290,7 @@ class Evaluator:
         from harness.metrics.fidelity import frechet_distance, precision_recall, reference_features, spread
 
         extractor = self._extractor(wanted.extractor, measured)
+        assert wanted.num_steps is not None, "resolved"
         samples = self.sample(wanted.sampler, wanted.num_steps, wanted.num_samples)
         features = self._features(extractor, samples)
         reference = reference_features(extractor, self.data, split=wanted.reference)
@@ -225,6 +321,18 @@ class Evaluator:
                 features = self._features(extractor, self.sample(sampler, num_steps, wanted.num_samples))
                 curve.append((num_steps, frechet_distance(reference, features)))
 
+    def _skip(self, wanted: Skip, measured: Measured) -> None:
+        from harness.metrics.fidelity import frechet_distance, reference_features
+
+        assert wanted.num_steps is not None, "resolved"
+        extractor = self._extractor(wanted.extractor, measured)
+        reference = reference_features(extractor, self.data, split=wanted.reference)
+        how = f"{extractor.name}_{wanted.num_samples}_{wanted.sampler.name}{wanted.num_steps}"
+        curve = measured.curves[f"{self.prefix}/fid_{how}_by_skipped_percent"] = []
+        for fraction in sorted(wanted.fractions):
+            samples = self.sample(wanted.sampler, wanted.num_steps, wanted.num_samples, skipped=fraction)
+            curve.append((round(100 * fraction), frechet_distance(reference, self._features(extractor, samples))))
+
     def _features(self, extractor: Any, samples: Tensor) -> Tensor:
         features = extractor.features(self.pictures(samples))
         # uint8 knows no NaN: a sample that diverged would pass for some shade of grey.
@@ -245,8 +353,8 @@ class Evaluator:
 
     def _grid(self, count: int, samples: Tensor | None, measured: Measured) -> None:
         if samples is None or len(samples) < count:
-            wanted = self.evaluation.fidelity or Fidelity(num_steps=self.spec.diffusion.num_timesteps)
-            samples = self.sample(wanted.sampler, wanted.num_steps, count)
+            wanted = self.evaluation.fidelity or Fidelity(num_steps=None)
+            samples = self.sample(wanted.sampler, wanted.num_steps or self.spec.diffusion.num_timesteps, count)
         measured.arrays[f"{self.prefix}_samples.npz"] = {"samples": self.pictures(samples[:count]).numpy()}
         if self.data.levels is not None:
             measured.pictures[f"{self.prefix}_samples.png"] = image_grid(to_uint8(samples[:count]).numpy())

@@ -212,9 +212,19 @@ class _Job:
                     if self.stop_signal:
                         raise Interrupted
 
-                evaluator = Evaluator(predict, self.spec, data, evaluation, training.device, prefix, told)
+                evaluator = Evaluator(
+                    predict,
+                    self.spec,
+                    data,
+                    evaluation,
+                    training.device,
+                    prefix,
+                    told,
+                    training.method,
+                    training.timesteps,
+                )
                 measured = evaluator.measure()
-            measured.metrics[f"{prefix}/duration_seconds"] = time.monotonic() - began
+            measured.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began
             self._record(evaluation, prefix, measured)
 
     def _record(self, evaluation: Evaluation, prefix: str, measured: Measured) -> None:
@@ -236,8 +246,9 @@ class _Job:
         for name, curve in measured.curves.items():
             for at, value in curve:
                 self.journal.metrics(at, {name: value}, at=step)
-        parts = [part for part in ("nll", "fidelity", "sweep", "grid") if getattr(evaluation, part)]
-        self.journal.event("evaluation", key=evaluation.key, evaluation=evaluation.name, prefix=prefix, parts=parts)
+        self.journal.event(
+            "evaluation", key=evaluation.key, evaluation=evaluation.name, prefix=prefix, parts=evaluation.parts
+        )
         self.journal.sync()
 
     def _prefix(self, evaluation: Evaluation) -> str:
@@ -247,8 +258,7 @@ class _Job:
             for event in self.directory.events("evaluation")
             for part in event.facts["parts"]
         }
-        parts = [part for part in ("nll", "fidelity", "sweep", "grid") if getattr(evaluation, part)]
-        clash = any(taken.get((evaluation.name, part), evaluation.key) != evaluation.key for part in parts)
+        clash = any(taken.get((evaluation.name, part), evaluation.key) != evaluation.key for part in evaluation.parts)
         return f"{evaluation.name}_{evaluation.key[:6]}" if clash else evaluation.name
 
     # -- records

@@ -50,7 +50,10 @@ def make_process(
 def make_network(spec: RunSpec, data: Dataset, *, activation_checkpointing: bool = False) -> nn.Module:
     """Build the network with the initial weights of the run's seed: the same on every device."""
     out_channels = data.channels * (2 if spec.diffusion.var_type in LEARNED else 1)
-    num_classes = data.num_classes if spec.model.class_cond else None
+    num_classes = None
+    if spec.model.class_cond:
+        assert data.num_classes is not None, "the spec's validation asks for labels"
+        num_classes = data.num_classes + bool(spec.model.label_dropout)  # the last class then means "not told"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(spec.seed, "init"))
         if isinstance(spec.model, UNet):

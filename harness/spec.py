@@ -198,8 +198,8 @@ class LossSecondMoment(Part):
     history_per_term: int = Field(10, ge=1, le=1000)
     uniform_prob: float = Field(0.001, ge=0, le=1)
 
-    def median_steps_to_warm(self, num_timesteps: int, batch_size: int) -> int:
-        """Return the number of steps after which, in half of all trainings, every t has been drawn often enough.
+    def steps_to_warm(self, num_timesteps: int, batch_size: int) -> int:
+        """Return the number of steps after which, in 95 % of all trainings, every t has been drawn often enough.
 
         Under uniform draws the counts are near Poisson, so P(warm) = P(count >= history_per_term)^T.
         """
@@ -214,7 +214,7 @@ class LossSecondMoment(Part):
         low, high = 0.5, float(num_timesteps * (self.history_per_term + 100) * 10)
         while high - low > 0.5:
             middle = (low + high) / 2
-            low, high = (low, middle) if warm_probability(middle) >= 0.5 else (middle, high)
+            low, high = (low, middle) if warm_probability(middle) >= 0.95 else (middle, high)
         return math.ceil(high / batch_size)
 
 
@@ -236,6 +236,7 @@ class UNet(Part):
     dropout: float = Field(0.0, ge=0, lt=1)
     use_scale_shift_norm: bool = True
     class_cond: bool = False
+    label_dropout: float = Field(0.0, ge=0, lt=1)  # share of labels hidden in training, for classifier-free guidance
     rescale_timesteps: bool = True  # the network sees 1000 t / T
 
     def resolutions(self, image_size: int) -> list[int]:
@@ -249,6 +250,7 @@ class MLP(Part):
     width: int = Field(128, ge=1, le=65536)
     depth: int = Field(3, ge=1, le=100)
     class_cond: bool = False
+    label_dropout: float = Field(0.0, ge=0, lt=1)
     rescale_timesteps: bool = True
 
 
@@ -316,6 +318,8 @@ class RunSpec(Part):
             )
         if self.model.class_cond and not facts.num_classes:
             raise ValueError(f"model.class_cond: data {self.data.name} has no labels")
+        if self.model.label_dropout and not self.model.class_cond:
+            raise ValueError("model.label_dropout hides labels, but model.class_cond is false: there are none")
         if isinstance(self.model, UNet):
             self._unet_fits_images(self.model, self.data.pixels)
         return self
@@ -348,11 +352,11 @@ class RunSpec(Part):
         found = []
         sampler, steps = self.timestep_sampler, self.train.steps
         if isinstance(sampler, LossSecondMoment):
-            needed = sampler.median_steps_to_warm(self.diffusion.num_timesteps, self.train.batch_size)
+            needed = sampler.steps_to_warm(self.diffusion.num_timesteps, self.train.batch_size)
             if needed > steps:
                 found.append(
-                    f"timestep_sampler loss_second_moment stays uniform: with T = {self.diffusion.num_timesteps} and "
-                    f"batches of {self.train.batch_size} it needs about {needed} steps to become warm, "
+                    f"timestep_sampler loss_second_moment may stay uniform to the end: with "
+                    f"T = {self.diffusion.num_timesteps} and batches of {self.train.batch_size} it needs about {needed} steps to be warm for certain, "
                     f"train.steps is {steps}"
                 )
         kept = self.train.ema_rate**steps
@@ -424,7 +428,7 @@ class Fidelity(Part):
 
     num_samples: int = Field(10_000, ge=16)
     sampler: Sampler = Ancestral()
-    num_steps: int = Field(250, ge=1)
+    num_steps: int | None = Field(250, ge=1)  # None: the whole chain
     extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
     reference: Literal["train", "test"] = "train"
     k: int = Field(3, ge=1)  # neighbours of precision and recall; IDDPM's table 4 has 5, the ADM line 3
@@ -441,6 +445,33 @@ class Sweep(Part):
     reference: Literal["train", "test"] = "train"
 
 
+class Skip(Part):
+    """FID when the first fraction of the reverse chain is skipped (IDDPM, figure 4)."""
+
+    num_samples: int = Field(10_000, ge=16)
+    sampler: Sampler = Ancestral()
+    num_steps: int | None = Field(None, ge=1)  # of the chain before anything is skipped; None: the whole
+    fractions: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.0, 0.05, 0.1, 0.15, 0.2), min_length=1)
+    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    reference: Literal["train", "test"] = "train"
+
+
+class RateDistortion(Part):
+    """Progressive lossy coding (DDPM, figure 5): rate and distortion against reverse steps."""
+
+    num_images: int | None = Field(None, ge=1)  # None: the whole split
+    num_steps: int | None = Field(None, ge=1)  # None: the whole chain
+    clip: bool = True
+
+
+class NoiseScale(Part):
+    """The gradient noise scale of the run's objective and timestep sampler (IDDPM, figure 7), at the raw weights."""
+
+    batch_size: int = Field(32, ge=1)
+    small_per_big: int = Field(8, ge=2)  # the big batch, in small ones
+    num_big: int = Field(16, ge=1)
+
+
 class Evaluation(Part):
     """A protocol: what is measured on a finished run's weights, and how. `name` is the prefix of its metrics."""
 
@@ -450,9 +481,13 @@ class Evaluation(Part):
     fixed_variance: Literal["small", "large"] = "large"  # beta-tilde or beta, where var_type is fixed
     seed: int = Field(0, ge=0, lt=2**31)
     batch_size: int = Field(256, ge=1)
+    guidance: float = Field(1.0, ge=0)  # of samples, by dropped labels; 1 is the conditional network alone
     nll: Nll | None = None
     fidelity: Fidelity | None = None
     sweep: Sweep | None = None
+    skip: Skip | None = None
+    rate_distortion: RateDistortion | None = None
+    noise_scale: NoiseScale | None = None
     grid: int | None = Field(None, ge=1, le=1024)  # sampled images in the picture
     every: int | None = Field(None, ge=1)  # also every so many steps of training (likelihood alone)
 
@@ -466,7 +501,8 @@ class Evaluation(Part):
     @property
     def parts(self) -> list[str]:
         """Return what it measures."""
-        return [part for part in ("nll", "fidelity", "sweep", "grid") if getattr(self, part) is not None]
+        kinds = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid")
+        return [part for part in kinds if getattr(self, part) is not None]
 
     @property
     def key(self) -> str:
@@ -485,18 +521,32 @@ class Evaluation(Part):
         """
         if self.every is not None and self.nll is None:
             raise ValueError("every: needs an nll to measure during training")
-        change: dict[str, Any] = {}
+        if not self.parts:
+            raise ValueError(
+                f"evaluation {self.name!r} measures nothing; give it one of nll, fidelity, sweep, grid, ..."
+            )
+        if self.guidance != 1 and not spec.model.label_dropout:
+            raise ValueError("guidance needs a network that was trained with model.label_dropout, such as 0.1")
+        if self.noise_scale and self.weights != "raw":
+            raise ValueError("noise_scale is measured where training stands: say weights: raw")
+        num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
         if spec.diffusion.var_type != "fixed":
             change["fixed_variance"] = "large"  # moot: one key for one measurement
-        for part in ("fidelity", "sweep"):
+        for part in ("fidelity", "sweep", "skip"):
             wanted = getattr(self, part)
             if wanted is None:
                 continue
-            counts = [wanted.num_steps] if part == "fidelity" else wanted.num_steps
-            for sampler in [wanted.sampler] if part == "fidelity" else wanted.samplers:
-                for count in counts:
-                    space_timesteps(spec.diffusion.num_timesteps, section_counts(sampler, count))
-            change[part] = wanted.model_copy(update={"extractor": self._extractor(wanted.extractor, spec, inception)})
+            closed: dict[str, Any] = {"extractor": self._extractor(wanted.extractor, spec, inception)}
+            if part != "sweep":
+                closed["num_steps"] = wanted.num_steps or num_timesteps
+            change[part] = wanted.model_copy(update=closed)
+            for sampler in wanted.samplers if part == "sweep" else [wanted.sampler]:
+                for count in wanted.num_steps if part == "sweep" else [closed["num_steps"]]:
+                    space_timesteps(num_timesteps, section_counts(sampler, count))
+        if self.rate_distortion:
+            num_steps = self.rate_distortion.num_steps or num_timesteps
+            space_timesteps(num_timesteps, str(num_steps))
+            change["rate_distortion"] = self.rate_distortion.model_copy(update={"num_steps": num_steps})
         return self.model_copy(update=change)
 
     @staticmethod

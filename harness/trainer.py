@@ -35,6 +35,7 @@ class Batches:
     def __init__(self, spec: RunSpec, data: Dataset, streams: Streams):
         images, labels = data.train.images, data.train.labels
         self._data, self._streams, self._flip = data, streams, spec.data.horizontal_flip
+        self._label_dropout = spec.model.label_dropout
         self._order = Permutations(len(images), spec.seed)
         self._batch_size = spec.train.batch_size
         self._images: Any = images
@@ -55,7 +56,13 @@ class Batches:
         if self._flip:
             mirrored = self._streams.uniform("flip", step, len(rows)) < 0.5
             x_0 = torch.where(mirrored.view(-1, 1, 1, 1), x_0.flip(-1), x_0)
-        return x_0, None if self._labels is None else self._labels[here]
+        if self._labels is None:
+            return x_0, None
+        y = self._labels[here]
+        if self._label_dropout:
+            hidden = self._streams.uniform("label_dropout", step, len(rows)) < self._label_dropout
+            y = torch.where(hidden, self._data.num_classes, y)
+        return x_0, y
 
 
 class Window:

@@ -6,8 +6,22 @@ import torch
 
 from harness.errors import RecordError, SpecError
 from harness.evaluation import Evaluator, image_grid, load_predict, sample_run
-from harness.registry import make_dataset, make_method
-from harness.spec import Ancestral, Ddim, DpmSolverPP, Evaluation, Fidelity, Nll, Resources, Sweep
+from harness.randomness import Streams
+from harness.registry import make_dataset, make_method, make_timestep_sampler
+from harness.spec import (
+    Ancestral,
+    Ddim,
+    DpmSolverPP,
+    Evaluation,
+    Fidelity,
+    Nll,
+    NoiseScale,
+    RateDistortion,
+    Resources,
+    Skip,
+    Sweep,
+)
+from harness.trainer import Batches
 
 CPU = torch.device("cpu")
 
@@ -15,7 +29,7 @@ CPU = torch.device("cpu")
 def evaluator(run, **parts) -> Evaluator:
     data = make_dataset(run.spec.data)
     predict = make_method(run.spec, data, Resources(), CPU).predict("raw")
-    evaluation = Evaluation(**{"batch_size": 32} | parts).resolve(run.spec, inception=False)
+    evaluation = Evaluation(**{"batch_size": 32, **({} if parts.keys() - {"seed"} else {"grid": 4})} | parts).resolve(run.spec, inception=False)
     return Evaluator(predict, run.spec, data, evaluation, CPU, evaluation.name)
 
 
@@ -128,3 +142,70 @@ def test_untrained_weights_are_those_of_the_seed(tiny_run, tiny_study):
     predict = load_predict(tiny_run(), run.spec, data, weights="untrained", device=CPU)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([0, 5])
     assert torch.equal(predict(x, t, None), make_method(run.spec, data, Resources(), CPU).predict("raw")(x, t, None))
+
+
+def test_the_whole_chain_is_walked_where_no_number_of_steps_is_said(tiny_study):
+    found = evaluator(tiny_study()[0], fidelity=Fidelity(num_samples=16, num_steps=None)).measure()
+    assert "eval/fid_digitsnet_16_ancestral30" in found.metrics
+
+
+def test_skipping_the_start_of_the_chain_saves_its_steps(tiny_study):
+    one, seen = evaluator(tiny_study()[0], skip=Skip(num_samples=16, num_steps=10, fractions=(0.0, 0.3))), []
+    object.__setattr__(one, "predict", lambda x, t, y: seen.append(int(t[0])) or torch.zeros_like(x))
+    found = one.measure()
+    assert [percent for percent, _ in found.curves["eval/fid_digitsnet_16_ancestral10_by_skipped_percent"]] == [0, 30]
+    assert len(seen) == 10 + 7
+
+
+def test_rate_and_distortion_end_where_the_bound_says(tiny_study):
+    run = tiny_study()[0]
+    found = evaluator(run, rate_distortion=RateDistortion(num_images=8)).measure()
+    bound = evaluator(run, nll=Nll(estimator="full", num_images=8)).measure().metrics
+    # What has arrived before the last step, and what the decoder then adds, are the bound: of two draws of the noise.
+    rate = found.metrics["eval/rate_bpd"]
+    assert rate + bound["eval/L_0_bpd"] == pytest.approx(bound["eval/nll_bpd"], rel=0.05)
+    assert found.arrays["eval_rate_distortion.npz"]["distortion_rmse"].shape == (30,)
+
+
+def test_the_gradient_noise_scale_is_that_of_the_runs_own_objective(tiny_study):
+    run = tiny_study("objective: vlb\n", "diffusion.var_type=learned_range")[0]
+    data = make_dataset(run.spec.data)
+    method = make_method(run.spec, data, Resources(), CPU)
+    for weight in method.network.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    wanted = Evaluation(weights="raw", noise_scale=NoiseScale(batch_size=8, small_per_big=4, num_big=6))
+    one = Evaluator(
+        method.predict("raw"),
+        run.spec,
+        data,
+        wanted,
+        CPU,
+        method=method,
+        timesteps=make_timestep_sampler(run.spec, CPU),
+    )
+    first, again = (one.measure().metrics["eval/gradient_noise_scale"] for _ in range(2))
+    assert first == again and first > 0
+
+
+def test_guidance_of_one_is_the_conditional_network_and_of_zero_the_unconditional(tiny_study):
+    run = tiny_study("", "model.class_cond=true", "model.label_dropout=0.1")[0]
+    data, seen = make_dataset(run.spec.data), []
+
+    def predict(x, t, y):
+        seen.append(y)
+        return torch.where((y == 10).view(-1, 1, 1, 1), x, -x)
+
+    def samples(guidance):
+        evaluation = Evaluation(guidance=guidance, grid=4).resolve(run.spec, inception=False)
+        return Evaluator(predict, run.spec, data, evaluation, CPU).sample(Ddim(), 3, 4)
+
+    conditional, free = samples(1.0), samples(0.0)
+    assert not torch.equal(conditional, free)
+    assert {int(y[0]) for y in seen} == {0, 10}
+
+
+def test_hidden_labels_are_the_class_after_the_last(tiny_study):
+    spec = tiny_study("", "model.class_cond=true", "model.label_dropout=0.25", "train.batch_size=512")[0].spec
+    y = Batches(spec, make_dataset(spec.data), Streams(0))(0)[1]
+    assert 0.15 < (y == 10).float().mean() < 0.35
+    assert y.max() == 10 and y.min() == 0

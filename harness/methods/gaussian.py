@@ -74,10 +74,7 @@ class GaussianMethod:
         self.optimizer.zero_grad(set_to_none=True)
         parts = []
         for rows in _slices(len(x_0), self._microbatch):
-            label = None if y is None else y[rows]
-            x_t = self.process.q_sample(x_0[rows], t[rows], noise[rows])
-            output = self._forward(self.network, x_t, t[rows], label)
-            terms = self.objective(self.process, output, x_0[rows], x_t, t[rows], noise[rows])
+            terms = self.terms(x_0[rows], None if y is None else y[rows], t[rows], noise[rows])
             (terms["loss"] * weight[rows]).sum().div(len(x_0)).backward()
             parts.append({name: term.detach() for name, term in terms.items()})
         weights = list(self.network.parameters())
@@ -90,6 +87,11 @@ class GaussianMethod:
         with torch.no_grad():
             self._average(list(self.ema.parameters()), weights, step)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} | {"grad_norm": grad_norm}
+
+    def terms(self, x_0: Tensor, y: Tensor | None, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Give the objective's terms of a batch at the present weights, [B] each, ready for a backward pass."""
+        x_t = self.process.q_sample(x_0, t, noise)
+        return self.objective(self.process, self._forward(self.network, x_t, t, y), x_0, x_t, t, noise)
 
     def predict(self, weights: str = "ema") -> Predict:
         """Return the network with the chosen weights ("ema" or "raw"), in eval mode, on the original chain's t."""
