@@ -108,7 +108,8 @@ def submit(
     facts = launch.load_profile(profile) if profile else None
     submission = launch.commit(planned, cluster=cluster, jobs=jobs, profile=facts, sync=not no_sync)
     name = planned.study.name
-    left_alone = [one for one in planned.runs if one not in submission.runs]
+    submitted = {one.run_key for one in submission.runs}
+    left_alone = [one for one in planned.runs if one.run_key not in submitted]
     if left_alone:
         click.echo(f"left alone: {views.state_counts(one.state for one in left_alone)}")
     if not submission.runs:
@@ -131,16 +132,15 @@ def _say_how_it_ended(submission: WaitedFor, study: Path, runs_folder: Path, end
     unfinished = submission.unfinished()
     num_done = len(submission.runs) - len(unfinished)
     click.echo(f"{num_done} of {views.count(len(submission.runs), 'run')} done")
-    for planned, status in unfinished:
-        why = f": {status.reason}" if status.reason else ""
-        click.echo(
-            views.printable(f"  {planned.run_key} {planned.run.arm} r{planned.run.replicate} {status.state}{why}")
-        )
+    for planned in unfinished:
+        why = f": {planned.status.reason}" if planned.status.reason else ""
+        name = f"{planned.run_key} {planned.run.arm} r{planned.run.replicate}"
+        click.echo(views.printable(f"  {name} {planned.state}{why}"))
     for log in submission.logs_of_killed():
         click.echo(f"a worker was killed (out of memory?); its log: {log}", err=True)
     if not unfinished:
         return
-    first, option = unfinished[0][0].run_key, _runs_option(runs_folder)
+    first, option = unfinished[0].run_key, _runs_option(runs_folder)
     click.echo(f"`harness why {first}{option}` tells more; submit again resumes: harness submit {study}{option}")
     sys.exit(1 if ended_by_itself else INTERRUPTED_EXIT_CODE)
 

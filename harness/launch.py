@@ -13,16 +13,19 @@ run directory, and all that it finds out is written there, so little but paths i
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -31,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from harness.errors import HarnessError, LaunchError
+from harness.errors import HarnessError, LaunchError, TrackingError
 from harness.records import RunDirectory, Status
 from harness.spec import SCHEMA_VERSION, Part, Resources
 from harness.study import Mark, Run, Study, did_you_mean, parse_yaml
@@ -113,15 +116,15 @@ class Plan:
 def plan(study: Study, runs_folder: Path) -> Plan:
     """Look up where every run of a study stands; read only, and 1,000 runs take a fraction of a second."""
     present = set(os.listdir(runs_folder)) if runs_folder.is_dir() else set()  # noqa: PTH208 (one call for all runs)
-    planned = []
-    for run in study.runs:
-        path = runs_folder / run.run_key
-        status = RunDirectory(path).status() if run.run_key in present else Status()
-        state = status.state
-        if state == "done" and any(evaluation.key not in evaluated(path) for evaluation in run.evaluations):
-            state = "evaluate"
-        planned.append(PlannedRun(run, path, state, status))
-    return Plan(study, runs_folder, tuple(planned))
+    return Plan(study, runs_folder, tuple(_look_up(run, runs_folder / run.run_key, present) for run in study.runs))
+
+
+def _look_up(run: Run, path: Path, present: set[str]) -> PlannedRun:
+    status = RunDirectory(path).status() if path.name in present else Status()
+    state = status.state
+    if state == "done" and any(evaluation.key not in evaluated(path) for evaluation in run.evaluations):
+        state = "evaluate"
+    return PlannedRun(run, path, state, status)
 
 
 def evaluated(run_directory: Path) -> set[str]:
@@ -199,16 +202,16 @@ class Submission:
     jobs: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def standing(self) -> list[tuple[PlannedRun, Status]]:
+    def now(self) -> list[PlannedRun]:
         """Return each run that was submitted with where it stands now."""
-        return [(planned, planned.directory.status()) for planned in self.runs]
+        return [_look_up(planned.run, planned.path, {planned.run_key}) for planned in self.runs]
+
+    def unfinished(self) -> list[PlannedRun]:
+        return [planned for planned in self.now() if planned.state not in ("done", "pruned")]
 
     def logs_of_killed(self) -> list[Path]:
         """Return the logs of workers that ended without a word."""
         return []
-
-    def unfinished(self) -> list[tuple[PlannedRun, Status]]:
-        return [(planned, status) for planned, status in self.standing() if status.state not in ("done", "pruned")]
 
 
 class WaitedFor(Submission):
@@ -221,9 +224,15 @@ class WaitedFor(Submission):
 
 @dataclass
 class LocalSubmission(WaitedFor):
-    """Workers on this machine, and one process that carries all their records to MLflow."""
+    """Workers on this machine, and one process that carries all their records to MLflow.
 
-    syncing: BackgroundSync | None = None
+    They start when they are waited for, so that there is no moment at which Ctrl-C would leave them behind.
+    """
+
+    workers: list[Worker] = field(default_factory=list)
+    sync: bool = True
+    tracking_uri: str | None = None
+    _syncing: BackgroundSync | None = None
 
     def wait(self, tick: Callable[[], None]) -> bool:
         """Wait for the workers, calling `tick` twice a second; return whether nobody asked to stop.
@@ -232,17 +241,35 @@ class LocalSubmission(WaitedFor):
         """
         with _sigterm_is_ctrl_c():
             try:
+                self._start()
                 while self.alive():
                     tick()
                     time.sleep(0.5)
                 return True
             except KeyboardInterrupt:
+                print("stopping at the next step, with a checkpoint; Ctrl-C again does not wait", file=sys.stderr)
                 self.stop(tick)
                 return False
             finally:
                 tick()
-                if self.syncing:
-                    self.syncing.close()
+                if self._syncing:
+                    self._syncing.close()
+
+    def _start(self) -> None:
+        if not self.workers:
+            return
+        executor = _executor(self.folder, "local", timeout_min=LOCAL_TIMEOUT_MINUTES)
+        # Workers inherit that SIGINT is ignored: Ctrl-C reaches us alone, and we ask them to stop gently.
+        with _ignoring_sigint():
+            for worker in self.workers:
+                with _thread_environment(worker.threads):
+                    self.jobs.append(executor.submit(worker))
+            if self.sync:
+                from harness.tracking import BackgroundSync
+
+                # One for all workers: mlflow takes seconds of a core to import, as long as some runs take to train.
+                directories = [planned.directory for planned in self.runs]
+                self._syncing = BackgroundSync(directories, self.folder, tracking_uri=self.tracking_uri)
 
     def alive(self) -> list[Any]:
         return [job for job in self.jobs if not job.done()]
@@ -282,7 +309,7 @@ class DebugSubmission(WaitedFor):
             return False
         finally:
             tick()
-        return not any(status.state == "interrupted" for _, status in self.standing())
+        return not any(planned.state == "interrupted" for planned in self.now())
 
 
 @contextlib.contextmanager
@@ -331,16 +358,16 @@ def commit(
         from harness.tracking import initialise_store
 
         uri = initialise_store(tracking_uri)
-    for planned in _join(plan):
-        if sync and planned.state == "done":  # no job will tell MLflow that it is a member of this study now
-            from harness.tracking import sync_run
-
-            sync_run(planned.directory, tracking_uri=uri)
+    joined = _join(plan)
+    notes = _tell_mlflow([planned for planned in joined if planned.state == "done"], uri) if uri else []
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
     folder = (plan.runs_folder / ".jobs" / plan.study.name / stamp).absolute()
     if runs:
         (folder / "claims").mkdir(parents=True)
-    return CLUSTERS[cluster](plan, runs, folder, jobs=jobs, profile=profile or Profile(), sync=sync, tracking_uri=uri)
+    launch = CLUSTERS[cluster]
+    submission = launch(plan, runs, folder, jobs=jobs, profile=profile or Profile(), sync=sync, tracking_uri=uri)
+    submission.notes.extend(notes)
+    return submission
 
 
 def _require_data(runs: list[PlannedRun]) -> None:
@@ -355,15 +382,31 @@ def _require_data(runs: list[PlannedRun]) -> None:
 
 def _join(plan: Plan) -> list[PlannedRun]:
     """Write what every run of the study is and what the study says of it; return those of which this is news."""
-    plan.runs_folder.mkdir(parents=True, exist_ok=True)
-    changed = []
-    for planned in plan.runs:
+
+    def write(planned: PlannedRun) -> bool:
         facts = planned.run.facts()
         directory = planned.directory.create(planned.run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        if directory.studies().get(plan.study.name) != json.loads(json.dumps(facts)):
+        news = directory.studies().get(plan.study.name) != json.loads(json.dumps(facts))
+        if news:
             directory.join_study(plan.study.name, facts)
-            changed.append(planned)
-    return changed
+        return news
+
+    plan.runs_folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(16) as pool:  # most of it is waiting for the disk
+        news = list(pool.map(write, plan.runs))
+    return list(itertools.compress(plan.runs, news))
+
+
+def _tell_mlflow(joined: list[PlannedRun], uri: str) -> list[str]:
+    """Show done runs in the study that they are members of now, since no job will; return what could not be told."""
+    from harness.tracking import sync_run
+
+    try:
+        for planned in joined:
+            sync_run(planned.directory, tracking_uri=uri)
+    except TrackingError as error:
+        return [f"{error}; `harness sync` will carry the runs that were done before"]
+    return []
 
 
 # ------------------------------------------------------------------------------------------------------ this machine
@@ -427,7 +470,7 @@ def _launch_local(
     sync: bool,
     tracking_uri: str | None,
 ) -> Submission:
-    submission = LocalSubmission(runs, folder)
+    submission = LocalSubmission(runs, folder, sync=sync, tracking_uri=tracking_uri)
     if not runs:
         return submission
     cores = available_cores()
@@ -436,18 +479,9 @@ def _launch_local(
     jobs = min(jobs or len(gpus) or max(1, cores // wish), len(runs))
     threads = max(1, cores // jobs)
     queue = tuple(planned.path.absolute() for planned in runs)
-    executor = _executor(folder, "local", timeout_min=LOCAL_TIMEOUT_MINUTES)
-    # Workers inherit that SIGINT is ignored: Ctrl-C reaches us alone, and we ask them to stop gently.
-    with _thread_environment(threads), _ignoring_sigint():
-        for index in range(jobs):
-            gpu = gpus[index % len(gpus)] if len(gpus) > 1 else os.environ.get("CUDA_VISIBLE_DEVICES")
-            submission.jobs.append(executor.submit(Worker(queue, folder, threads, gpu, sync=False)))
-        if sync:
-            from harness.tracking import BackgroundSync
-
-            # One for all workers: mlflow takes seconds of a core to import, as long as some runs take to train.
-            directories = [planned.directory for planned in runs]
-            submission.syncing = BackgroundSync(directories, folder, tracking_uri=tracking_uri)
+    for index in range(jobs):
+        gpu = gpus[index % len(gpus)] if len(gpus) > 1 else os.environ.get("CUDA_VISIBLE_DEVICES")
+        submission.workers.append(Worker(queue, folder, threads, gpu, sync=False))
     one = "1 worker" if jobs == 1 else f"{jobs} workers"
     submission.notes.append(f"{one} on {cores} cores, {threads} each; logs: {folder}")
     return submission

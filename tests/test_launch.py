@@ -167,6 +167,22 @@ def test_what_is_known_of_a_run_stands_in_its_directory_before_a_job_starts(tmp_
     assert files_below(tmp_path) == before
 
 
+def test_a_store_that_cannot_be_reached_keeps_nobody_from_submitting(tmp_path, study):
+    (tmp_path / "mlflow.db").write_text("no database")
+    tiny = study()
+    write(tmp_path / "runs", tiny.runs[0], Status("done", step=12))
+    planned = launch.plan(tiny, tmp_path / "runs").runs
+    [note] = launch._tell_mlflow(list(planned), f"sqlite:///{tmp_path}/mlflow.db")
+    assert note.endswith("is not a database; `harness sync` will carry the runs that were done before")
+
+
+def test_a_run_whose_further_evaluation_did_not_begin_is_not_finished(tmp_path, study):
+    tiny = study(EVALUATE)
+    write(tmp_path / "runs", tiny.runs[0], Status("done", step=12))
+    submission = launch.Submission(list(launch.plan(tiny, tmp_path / "runs").runs), tmp_path)
+    assert [planned.state for planned in submission.unfinished()] == ["evaluate"]
+
+
 def test_a_failing_run_opens_no_debugger_and_stops_no_other(tmp_path, study, monkeypatch):
     # Nothing could answer a debugger: reading its commands from here would raise.
     monkeypatch.setattr(sys, "stdin", None)
@@ -175,10 +191,10 @@ def test_a_failing_run_opens_no_debugger_and_stops_no_other(tmp_path, study, mon
     submission = launch.commit(plan, cluster="debug", sync=False)
     assert isinstance(submission, launch.WaitedFor)
     assert submission.wait(lambda: None)
-    assert [status.state for _, status in submission.standing()] == ["failed", "done"]
-    [(failed, status)] = submission.unfinished()
+    assert [planned.state for planned in submission.now()] == ["failed", "done"]
+    [failed] = submission.unfinished()
     assert failed.run.arm == "explodes"
-    assert status.reason
+    assert failed.status.reason
 
     again = launch.commit(launch.plan(study(), tmp_path / "runs"), cluster="debug", sync=False)
     assert again.runs == []  # the learning arm is this study's only run, and done
