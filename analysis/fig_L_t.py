@@ -69,7 +69,7 @@ def caption(frame: pd.DataFrame) -> str:
     many = int(frame["n"].max())
     bands = f"Bands: range over {many} replicates. " if many > 1 else ""
     return (
-        "Each term of the variational bound on the test split (left) and the share of the bound that the steps up to t "
+        "Each term of the variational bound (left) and the share of the bound that the steps up to t "
         f"carry (right); IDDPM, figure 2. {bands}Half of the bound lies in the first "
         f"{half.min()} {f'to {half.max()} ' if half.max() > half.min() else ''}steps, depending on the arm."
     )

@@ -17,7 +17,7 @@ BINS = 60
 LABELS = {
     "mse": ("Prediction error", "mean squared error"),
     "bound": ("Bound on training batches", "$T \\times L_t$ (bits/dim)"),
-    "nll": ("NLL on the test split", "bits/dim"),
+    "nll": ("NLL", "bits/dim"),
 }
 
 

@@ -61,21 +61,24 @@ def record(directory: RunDirectory, run: Run, evaluation: Evaluation, numbers: d
         journal.event("evaluation", key=evaluation.key, evaluation=name, prefix=name, parts=parts)
 
 
-@pytest.fixture
-def study_runs(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function that writes a study's runs with given numbers and returns their folder.
+class StudyRuns:
+    """Writes a study's runs with given numbers into a folder."""
 
-    `numbers(run)` gives nll, fid, precision, recall, ancestral, ddim, compute; a `state` other than done leaves the run
-    without measurements.
-    """
+    def __init__(self, home: Path):
+        self.home = home
 
-    def make(extra: str, numbers: Numbers, folder: str = "runs") -> Path:
-        path = tmp_path / "study.yaml"
+    def __call__(self, extra: str, numbers: Numbers, folder: str = "runs") -> Path:
+        """Return the folder of the runs.
+
+        `numbers(run)` may give nll, fid, precision, recall, ancestral, ddim, compute, and a state; a run that is not
+        done is left without measurements.
+        """
+        path = self.home / "study.yaml"
         path.write_text(STUDY + extra)
         for run in load_study(path).runs:
             found = {"nll": 3.0, "fid": 10.0, "precision": 0.5, "recall": 0.4, "ancestral": 5.0, "ddim": 4.0}
             found |= {"compute": 1e9, "state": "done"} | numbers(run)
-            directory = RunDirectory(tmp_path / folder / run.run_key)
+            directory = RunDirectory(self.home / folder / run.run_key)
             directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
             directory.join_study(run.study, run.facts())
             directory.write_environment(1, {"harness": "1.2.3", "threads": 1})
@@ -86,8 +89,15 @@ def study_runs(tmp_path: Path) -> Callable[..., Path]:
                 journal.event("checkpoint", step=100)
             directory.set_status(Status(state=found["state"], step=100, num_steps=100))
             for evaluation in run.evaluations if found["state"] == "done" else ():
-                values = found | ({"nll": 5.0} if evaluation.weights == "untrained" else {})
-                record(directory, run, evaluation, values)
-        return tmp_path / folder
+                record(directory, run, evaluation, found | ({"nll": 5.0} if evaluation.weights == "untrained" else {}))
+        return self.home / folder
 
-    return make
+
+@pytest.fixture
+def study_runs(tmp_path: Path) -> StudyRuns:
+    return StudyRuns(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def study_runs_of_module(tmp_path_factory: pytest.TempPathFactory) -> StudyRuns:
+    return StudyRuns(tmp_path_factory.mktemp("study"))

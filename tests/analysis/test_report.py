@@ -1,4 +1,5 @@
-import re
+import contextlib
+import io
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -33,49 +34,61 @@ class Links(HTMLParser):
         self.ids |= {value for name, value in attrs if name == "id"}
 
 
-@pytest.fixture
-def some_runs(study_runs):
-    return study_runs(STUDY, lambda run: {"nll": 3.0 + run.replicate / 100 - (run.arm == "cosine") / 10})
+@pytest.fixture(scope="module")
+def some_runs(study_runs_of_module):
+    return study_runs_of_module(STUDY, lambda run: {"nll": 3.0 + run.replicate / 100 - (run.arm == "cosine") / 10})
 
 
-def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_claims(some_runs, tmp_path, capsys):
-    out = tmp_path / "figures"
-    page = report(some_runs, out)
-    written = set(files(out))
-    expected = {f"schedules/{name}" for name in WITHOUT_RUNS} | {
-        f"small/{name}" for name in set(OF_A_STUDY) - {"scaling"}
-    }
-    assert written == (
-        {f"{stem}.{kind}" for stem in expected for kind in ("png", "pdf", "csv")}
+@pytest.fixture(scope="module")
+def drawn(some_runs, tmp_path_factory):
+    """The report of `some_runs`, and what was said meanwhile."""
+    out, said = tmp_path_factory.mktemp("figures"), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        report(some_runs, out)
+    return out, said.getvalue()
+
+
+def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_claims(some_runs, drawn):
+    out, said = drawn
+    names = set(OF_A_STUDY) - {"scaling"}
+    stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names}
+    assert set(files(out)) == (
+        {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
         | {"index.html", "small/results.csv", "small/results.md", "small/claims.csv"}
     )
-    assert re.findall("small: no .*", capsys.readouterr().out) == [
+    assert said.splitlines() == [
         "small: no scaling figure: it needs arms that differ in size or length of training, and their measurements"
     ]
-    text = page.read_text()
+    text = (out / "index.html").read_text()
     for run in some_runs.glob("[!.]*"):
         assert run.name in text
     assert "supported" in text
     assert "6 runs, all done" in text
 
 
-def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(some_runs, tmp_path):
-    page = report(some_runs, tmp_path / "figures")
-    links = Links(page.read_text())
+def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
+    out, _ = drawn
+    text = (out / "index.html").read_text()
+    links = Links(text)
     assert len(links.found) > 30
     for link in links.found:
         if link.startswith("#"):
             assert link[1:] in links.ids
         else:
-            assert (page.parent / link).is_file(), link
-    assert "http" not in page.read_text()
+            assert (out / link).is_file(), link
+    assert "http" not in text
 
 
-def test_the_same_records_give_the_same_bytes(some_runs, tmp_path):
-    report(some_runs, tmp_path / "one")
-    report(some_runs, tmp_path / "two")
-    report(some_runs, tmp_path / "two")
-    assert files(tmp_path / "one") == files(tmp_path / "two")
+def test_another_process_draws_the_same_bytes_without_torch_mlflow_or_pyplot(some_runs, drawn, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from analysis.report import report\n"
+        "report(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "print(*({'torch', 'mlflow', 'optuna', 'submitit', 'matplotlib.pyplot'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", script, str(some_runs), str(tmp_path)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
+    assert files(tmp_path) == files(drawn[0])
 
 
 def test_failed_runs_are_counted_in_every_caption_and_their_reason_stands_in_the_list(study_runs, tmp_path):
@@ -100,17 +113,6 @@ def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path, c
     assert "no run in" in (said := capsys.readouterr().err)
     assert said.strip().endswith("belongs to study 'smal'; choices: small")
     assert not (tmp_path / "figures").exists()
-
-
-def test_figures_never_load_torch_mlflow_or_pyplot(some_runs, tmp_path):
-    script = (
-        "import sys; from pathlib import Path; from analysis.report import report\n"
-        "report(Path(sys.argv[1]), Path(sys.argv[2]))\n"
-        "print(*({'torch', 'mlflow', 'optuna', 'submitit', 'matplotlib.pyplot'} & set(sys.modules)))"
-    )
-    command = [sys.executable, "-c", script, str(some_runs), str(tmp_path / "figures")]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == ""
 
 
 @pytest.mark.slow
