@@ -72,8 +72,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         title, unit = LABELS[curve]
         axes.set(yscale="log", xlabel="iterations", ylabel=unit, title=title)
         style.plain_log_numbers(axes)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4 if len(names) % 3 else 3))
+    style.legend_below(figure, panels[0])
     return figure
 
 

@@ -62,7 +62,7 @@ evaluate:
     frame = tab_results.data(load_runs(study_runs(extra, lambda run: {})))
     rows = [row for row in tab_results.rows(frame) if row["model"] == "trained"]
     assert [row["note"] for row in rows] == ["eval", "eval_small"]
-    assert "Fixed variance (base · eval_small): σ² = β̃." in tab_results.caption(frame)
+    assert "Where the variance is fixed (eval_small): σ² = β̃." in tab_results.caption(frame)
 
 
 def test_markdown_and_html_show_the_same_cells(study_runs):
