@@ -240,7 +240,7 @@ def _sampler_contrasts(
             mine, theirs = curves.get(ours, {}), curves.get(other, {})
             steps = [step for step in sorted(mine.keys() & theirs.keys()) if wanted(step)]
             if steps:
-                context = f"{run.arm}, {' '.join(map(str, steps))} steps"
+                context = f"{run.arm} at {', '.join(map(str, steps))} steps"
                 middle = [float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (mine, theirs)]
                 key = (context, run.extractor(one.asked["sweep"]))
                 pairs.setdefault(key, []).append((middle[0], middle[1]))

@@ -43,14 +43,15 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> Figure:
     evaluations = list(frame["evaluation"].unique())
-    figure, panels = style.subplots(len(evaluations), 2, height=2.75 * len(evaluations))
+    figure, panels = style.subplots(len(evaluations), 2, height=2.6 * len(evaluations) + 0.4)
     for (left, right), evaluation in zip(panels, evaluations, strict=True):
         for arm, part in frame[frame["evaluation"] == evaluation].groupby("arm", sort=False):
             look = style.arm_style(part["arm_index"].iloc[0])
             colour, line = look["color"], look["linestyle"]
             known = part[part["mean"] > 0]
+            low = known["low"].where(known["low"] > 0, known["mean"])
             left.plot(known["t"], known["mean"], color=colour, linestyle=line, linewidth=1.2)
-            left.fill_between(known["t"], known["low"].clip(lower=1e-12), known["high"], color=colour, alpha=0.18, lw=0)
+            left.fill_between(known["t"], low, known["high"], color=colour, alpha=0.18, lw=0)
             right.plot(part["t"], part["share"], color=colour, linestyle=line, label=arm)
         several = f" ({evaluation})" if len(evaluations) > 1 else ""
         for axes in (left, right):
@@ -60,7 +61,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         left.set_title(f"Terms of the bound{several}")
         right.set(xlabel="diffusion step t", ylabel="share of the bound up to t", ylim=(0, 1.02))
         right.set_title("Where the bits are")
-        right.legend(loc="lower right")
+    style.legend_below(figure, panels[0, 1])
     return figure
 
 
@@ -68,8 +69,9 @@ def caption(frame: pd.DataFrame) -> str:
     half = frame[frame["share"] >= 0.5].groupby(["evaluation", "arm"], sort=False)["t"].min()
     many = int(frame["n"].max())
     bands = f"Bands: range over {many} replicates. " if many > 1 else ""
+    low, high = int(half.min()), int(half.max())
+    first = f"{low} to {high} steps, depending on the arm" if high > low else f"{low} step{'s' if low > 1 else ''}"
     return (
-        "Each term of the variational bound on the test split (left) and the share of the bound that the steps up to t "
-        f"carry (right); IDDPM, figure 2. {bands}Half of the bound lies in the first "
-        f"{half.min()} {f'to {half.max()} ' if half.max() > half.min() else ''}steps, depending on the arm."
+        "Each term of the variational bound (left) and the share of the bound that the steps up to t carry (right); "
+        f"IDDPM, figure 2. {bands}Half of the bound lies in the first {first}."
     )

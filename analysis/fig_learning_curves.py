@@ -17,7 +17,7 @@ BINS = 60
 LABELS = {
     "mse": ("Prediction error", "mean squared error"),
     "bound": ("Bound on training batches", "$T \\times L_t$ (bits/dim)"),
-    "nll": ("NLL on the test split", "bits/dim"),
+    "nll": ("NLL", "bits/dim"),
 }
 
 
@@ -72,8 +72,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         title, unit = LABELS[curve]
         axes.set(yscale="log", xlabel="iterations", ylabel=unit, title=title)
         style.plain_log_numbers(axes)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4 if len(names) % 3 else 3))
+    style.legend_below(figure, panels[0])
     return figure
 
 

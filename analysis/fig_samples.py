@@ -61,7 +61,8 @@ def draw(frame: pd.DataFrame) -> Figure:
         else:
             axes.imshow(tile(one["pictures"], one["columns"]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         title = f"{one['arm']} ({one['evaluation']})" if several else one["arm"]
-        axes.set_title(title, color=style.arm_style(one["arm_index"])["color"])
+        letters = min(8.5, size * 72 / (0.68 * len(title)))  # points: a long name still fits its panel
+        axes.set_title(title, color=style.arm_style(one["arm_index"])["color"], fontsize=letters)
     return figure
 
 

@@ -47,10 +47,10 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> Figure:
     protocols = list(frame["protocol"].unique())
-    figure, (panels,) = style.subplots(1, len(protocols), width=max(4.6, 3.4 * len(protocols)), height=3.0)
+    figure, (panels,) = style.subplots(1, len(protocols), width=2.2 + 3.4 * len(protocols), height=3.0)
+    several = frame.groupby("arm")["variance"].nunique().max() > 1
     for axes, protocol in zip(panels, protocols, strict=True):
         shown = frame[frame["protocol"] == protocol]
-        several = shown.groupby("arm")["variance"].nunique().max() > 1
         for (_, variance, sampler), part in shown.groupby(["arm", "variance", "sampler"], sort=False):
             part, look = part.sort_values("num_steps"), style.arm_style(part["arm_index"].iloc[0])
             face = "white" if several and variance == "β̃" else look["color"]
@@ -64,22 +64,25 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes.set_xticks(ticks, list(map(str, ticks)))
         axes.set_xticks([], minor=True)
         style.plain_log_numbers(axes)
-        arms = shown.drop_duplicates("arm")
-        handles = [
-            Line2D([], [], color=look["color"], marker=look["marker"], linestyle="", label=arm)
-            for arm, look in zip(arms["arm"], map(style.arm_style, arms["arm_index"]), strict=True)
-        ]
-        handles += [
-            Line2D([], [], color=style.INK, linestyle=_LINES[name], label=name) for name in shown["sampler"].unique()
-        ]
-        if several:
-            handles += [
-                Line2D([], [], color=style.INK, marker="o", markerfacecolor=face, linestyle="", label=f"σ² = {name}")
-                for name, face in (("β", style.INK), ("β̃", "white"))
-            ]
-        axes.legend(handles=handles, loc="best")
-        axes.set_title(TITLE)
+        axes.set_title(TITLE if len(protocols) == 1 else protocol)
+    figure.legend(handles=_handles(frame, several), loc="outside right upper")
     return figure
+
+
+def _handles(frame: pd.DataFrame, several_variances: bool) -> list[Line2D]:
+    """Return a legend by arm, sampler and, where an arm has both, fixed variance: a + b + c lines, not a x b x c."""
+    arms = frame.drop_duplicates("arm").sort_values("arm_index")
+    looks = [style.arm_style(index) for index in arms["arm_index"]]
+    handles = [
+        Line2D([], [], color=look["color"], marker=look["marker"], linestyle="", label=arm)
+        for arm, look in zip(arms["arm"], looks, strict=True)
+    ]
+    for name in frame["sampler"].unique():
+        handles.append(Line2D([], [], color=style.INK, linestyle=_LINES[name], label=name))
+    for name, face in (("β", style.INK), ("β̃", "white")) if several_variances else ():
+        face_only: dict[str, Any] = {"color": style.INK, "marker": "o", "markerfacecolor": face, "linestyle": ""}
+        handles.append(Line2D([], [], label=f"σ² = {name}", **face_only))
+    return handles
 
 
 def caption(frame: pd.DataFrame) -> str:

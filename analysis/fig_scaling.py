@@ -142,7 +142,8 @@ def caption(frame: pd.DataFrame) -> str:
     else:
         fit = "Dashed: a + (b C)⁻ᶜ by least squares, a fitted too (IDDPM chose its own by hand)."
     if frame["fit_c_low"].notna().any():
-        fit += " In brackets: 95 % of a bootstrap of the exponent over replicates."
+        few = " (of two: too narrow by about a third)" if frame["n"].max() == 2 else ""
+        fit += f" In brackets: 95 % of a bootstrap of the exponent over replicates{few}."
     return (
         f"Measurements against the training's compute in {UNIT}, counted on the network (forward and backward, without "
         f"optimizer and EMA); IDDPM, figure 10. {say_bands(frame['kind']).capitalize()}. {fit}"

@@ -57,7 +57,7 @@ class Shown:
     stem: str
     title: str
     caption: str
-    wide: bool
+    width_inches: float
 
 
 @dataclass
@@ -139,8 +139,7 @@ def _figure(
     caption = module.caption(frame)
     if runs:
         caption += f" The study has {count_states(runs)}."
-    wide = bool(runs) or figure.get_figwidth() > style.ONE_COLUMN * 1.5
-    return Shown(f"{folder}/{name}", module.TITLE, caption, wide), frame
+    return Shown(f"{folder}/{name}", module.TITLE, caption, figure.get_figwidth()), frame
 
 
 # ---------------------------------------------------------------------------------------------------------------- page
@@ -195,8 +194,8 @@ def _shown(one: Shown) -> str:
     stem = _text(one.stem)
     files = " ".join(f'<a href="{stem}.{kind}">{kind.upper()}</a>' for kind in ("png", "pdf", "csv"))
     return (
-        f'<figure class="{"wide" if one.wide else "half"}"><a href="{stem}.png">'
-        f'<img src="{stem}.png" alt="{_text(one.title)}" loading="lazy"></a>'
+        f'<figure class="{"half" if one.width_inches <= style.ONE_COLUMN * 1.3 else "wide"}"><a href="{stem}.png">'
+        f'<img src="{stem}.png" alt="{_text(one.title)}" style="max-width: {round(one.width_inches * 150)}px"></a>'
         f"<figcaption><b>{_text(one.title)}.</b> {_text(one.caption)} "
         f'<span class="files">{files}</span></figcaption></figure>'
     )
@@ -279,8 +278,8 @@ nav a {{ display: inline-block; margin: .2rem .5rem .2rem 0; padding: .15rem .7r
 .figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.4rem;
   margin-top: 1.6rem; align-items: start }}
 figure {{ margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; overflow: hidden }}
-figure img {{ display: block; width: 100%; height: auto; max-height: 38rem; object-fit: contain; background: #fff;
-  padding: .7rem }}
+figure > a {{ display: block; background: #fff; padding: .7rem }}
+figure img {{ display: block; width: 100%; height: auto; margin: 0 auto }}  /* max-width: letters of one size */
 figcaption, .caption {{ font-size: .875rem; color: var(--soft) }}
 figcaption {{ padding: .8rem 1rem 1rem; border-top: 1px solid var(--line) }} figcaption b {{ color: var(--ink) }}
 .files a {{ font-size: .78rem; padding: 0 .35rem; border: 1px solid var(--line); border-radius: .3rem }}

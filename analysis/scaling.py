@@ -59,9 +59,10 @@ def fit_power_law(compute: Sequence[float], values: Sequence[float], a: float | 
     slopes = centred @ logs / (centred @ centred)
     intercepts = logs.mean(0) - slopes * x.mean()
     errors = ((candidates + np.exp(intercepts + np.outer(x, slopes)) - y[:, None]) ** 2).sum(0)
-    best = int(np.argmin(np.where(slopes < 0, errors, np.inf)))
-    if slopes[best] >= 0:
+    falls = slopes < -1e-9  # beyond what rounding makes of equal values
+    if not falls.any():
         return None
+    best = int(np.argmin(np.where(falls, errors, np.inf)))
     c = -float(slopes[best])
     return PowerLaw(float(candidates[best]), float(np.exp(-intercepts[best] / c)), c, points - 2 - free)
 

@@ -92,6 +92,14 @@ def plain_log_numbers(axes: Axes) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """Name the curves of all panels once, below them, in up to four columns."""
+    handles, names = axes.get_legend_handles_labels()
+    longest = max(map(len, names), default=1)
+    columns = max(1, min(4 if len(names) % 4 == 0 else 3, int(figure.get_figwidth() * 15 / (longest + 7)), len(names)))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a figure comes from; stands in the PNG's and the PDF's own metadata."""

@@ -33,7 +33,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         for one in run.measurements:
             for model, arm, metric, how, value in _values(run, one):
                 # Two evaluations of one name in one study hold different parts, so no value is overwritten here.
-                found.setdefault((model, arm, one.name, metric, *how), {})[run.replicate] = value
+                name = one.name if model != GAUSSIAN else ""
+                found.setdefault((model, arm, name, metric, *how), {})[run.replicate] = value
     rows = []
     for (model, arm, evaluation, metric, extractor, protocol, variance), values in found.items():
         about = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "evaluation": evaluation}
@@ -108,19 +109,21 @@ def protocols(frame: pd.DataFrame) -> str:
         part = trained[trained["metric"].isin(metrics)]
         for protocol in part["protocol"].unique():
             said.append(f"{name}{_whose(part, 'protocol', protocol)}: {protocol}.")
-    for variance in filter(None, trained["fixed_variance"].unique()):
-        said.append(f"Fixed variance{_whose(trained, 'fixed_variance', variance)}: σ² = {variance}.")
+    fixed = trained[trained["fixed_variance"] != ""]
+    for variance in fixed["fixed_variance"].unique():
+        said.append(f"Where the variance is fixed{_whose(fixed, 'fixed_variance', variance)}: σ² = {variance}.")
     return " ".join(said)
 
 
 def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
-    """Name the arms (and evaluations) that a value belongs to, unless it belongs to all."""
+    """Name the evaluations or arms that a value belongs to, whichever tell it apart; nobody where it belongs to all."""
     if frame[column].nunique() == 1:
         return ""
-    mine = frame[frame[column] == value].drop_duplicates(["arm", "evaluation"])
-    several = frame["evaluation"].nunique() > 1
-    names = [f"{arm} · {one}" if several else arm for arm, one in zip(mine["arm"], mine["evaluation"], strict=True)]
-    return f" ({', '.join(names)})"
+    for owner in ("evaluation", "arm"):
+        if frame.groupby(owner)[column].nunique().max() == 1:
+            return f" ({', '.join(frame.loc[frame[column] == value, owner].unique())})"
+    mine = frame.loc[frame[column] == value].drop_duplicates(["arm", "evaluation"])
+    return f" ({', '.join(mine['arm'] + ' · ' + mine['evaluation'])})"
 
 
 def caption(frame: pd.DataFrame) -> str:

@@ -1,0 +1,97 @@
+import pytest
+
+from analysis import claims
+from analysis.claims import Contrast
+from analysis.runs import load_runs
+
+GRID = """
+grid:
+  diffusion.schedule: [linear, cosine]
+  objective & diffusion.var_type: [[simple, fixed], [hybrid, learned_range], [vlb, learned_range]]
+replicates: {replicates}
+evaluate: [{evaluation}]
+"""
+NLL = "{nll: {}}"
+FULL = "{nll: {}, fidelity: {num_samples: 64, num_steps: 10}}"
+
+
+def grid(replicates, evaluation):
+    return GRID.replace("{replicates}", str(replicates)).replace("{evaluation}", evaluation)
+
+
+def contrast(*pairs):
+    return Contrast("context", "ours", "other", "NLL", pairs)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"),
+    [
+        ([(3.0, 3.1), (2.0, 2.1), (1.0, 1.11)], "supported"),  # paired: the replicates differ far more than the arms
+        ([(3.1, 3.0), (2.1, 2.0), (1.11, 1.0)], "contradicted"),
+        ([(3.0, 3.1), (3.0, 3.1), (3.1, 2.9)], "inconclusive"),
+        ([(3.0, 3.2), (3.1, 3.3)], "suggests"),
+        ([(3.2, 3.0), (3.3, 3.1)], "suggests the opposite"),
+        ([(3.0, 3.2), (3.25, 3.3)], "inconclusive"),  # two pairs, and the ranges overlap
+        ([(1.0, 9.0)], "inconclusive"),  # one replicate decides nothing
+    ],
+)
+def test_the_verdict_follows_the_rule(pairs, verdict):
+    assert contrast(*pairs).verdict == verdict
+
+
+def test_the_numbers_stand_beside_the_verdict():
+    said = contrast((3.0, 3.1), (2.0, 2.1), (1.0, 1.11)).numbers()
+    assert said == "ours 2, other 2.103; difference -0.103 [-0.118, -0.089], 3 pairs"
+    assert contrast((1.0, 2.0)).numbers() == "ours 1, other 2; difference -1, 1 pair"
+
+
+def as_in_the_paper(run):
+    nll = {"simple": 3.26, "hybrid": 3.17, "vlb": 2.94}[run.spec.objective.name]
+    fid = {"simple": 3.05, "hybrid": 3.19, "vlb": 11.47}[run.spec.objective.name]
+    linear = 0.1 * (run.spec.diffusion.schedule.name == "linear")
+    return {"nll": nll + linear + 0.001 * run.replicate, "fid": fid + linear + 0.001 * run.replicate}
+
+
+def test_the_papers_own_numbers_support_the_papers_claims(study_runs):
+    found = claims.judge(load_runs(study_runs(grid(3, FULL), as_in_the_paper)))
+    assert [len(claim.contrasts) for claim in found] == [3, 2, 4, 4]
+    assert {one.verdict for claim in found for one in claim.contrasts} == {"supported"}
+    assert [one.context for one in found[0].contrasts] == ["simple", "hybrid", "vlb"]
+    assert found[3].contrasts[0].metric == "FID (digitsnet)"
+    table = claims.table(found)
+    assert len(table) == 13
+    assert table["pairs"][0] == "3.26/3.36 3.261/3.361 3.262/3.362"
+
+
+def test_replicates_are_paired_by_their_seed_and_a_missing_one_costs_its_partner(study_runs):
+    def numbers(run):
+        failed = run.arm == "linear-simple" and run.replicate == 1
+        return {"nll": 3 + run.replicate, "state": "failed" if failed else "done"}
+
+    cosine = claims.cosine_beats_linear(load_runs(study_runs(grid(3, NLL), numbers)))
+    assert cosine.contrasts[0].pairs == ((3.0, 3.0), (5.0, 5.0))
+    assert cosine.contrasts[1].pairs == ((3.0, 3.0), (4.0, 4.0), (5.0, 5.0))
+
+
+def test_arms_that_differ_in_something_else_too_are_not_compared(study_runs):
+    extra = """
+arms:
+  one: {diffusion.schedule: linear, optim.lr: 1.0e-3}
+  two: {diffusion.schedule: cosine, optim.lr: 2.0e-3}
+evaluate: [{nll: {}}]
+"""
+    assert claims.judge(load_runs(study_runs(extra, lambda run: {}))) == []
+
+
+def test_samplers_are_compared_on_the_same_weights_on_both_sides_of_50_steps(study_runs):
+    extra = "replicates: 3\nevaluate: [{sweep: {num_steps: [5, 10, 25, 50], num_samples: 64}}]\n"
+    runs = load_runs(study_runs(extra, lambda run: {"ancestral": 5.0, "ddim": 4.0 + run.replicate / 100}))
+    few, many = claims.judge(runs)
+    assert (few.contrasts[0].verdict, few.contrasts[0].context) == ("supported", "base at 5, 10, 25 steps")
+    assert many.contrasts[0].verdict == "contradicted"
+    assert many.contrasts[0].pairs[0] == pytest.approx((7.0, 6.0))
+    assert few.contrasts[0].pairs[0] == pytest.approx(((24 * 14 * 8) ** (1 / 3), (25 * 15 * 9) ** (1 / 3)))
+
+
+def test_a_claim_that_no_record_speaks_to_is_left_out(study_runs):
+    assert claims.judge(load_runs(study_runs("", lambda run: {}))) == []

@@ -1,0 +1,158 @@
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from analysis import (
+    fig_alpha_bar,
+    fig_beta_ratio,
+    fig_forward_noising,
+    fig_L_t,
+    fig_learning_curves,
+    fig_samples,
+    fig_sampling_steps,
+    style,
+)
+from analysis.runs import load_runs
+
+ARMS = "grid: {diffusion.schedule: [linear, cosine]}\nreplicates: 2\n"
+
+
+class TestSchedules:
+    def test_the_ratio_of_variances_meets_every_value_recomputed_from_the_paper(self):
+        frame = fig_beta_ratio.data()
+        known = frame.dropna(subset="reference")
+        assert len(known) == 15
+        np.testing.assert_allclose(known["ratio"], known["reference"], atol=5e-5)  # they have four decimals
+
+    def test_alpha_bar_meets_every_value_recomputed_from_the_paper(self):
+        known = fig_alpha_bar.data().dropna(subset="reference")
+        assert len(known) == 8
+        np.testing.assert_allclose(known["alpha_bar"], known["reference"], rtol=2e-2, atol=5e-5)
+        early = known[known["u"] < 1]  # the last cosine value has two digits
+        np.testing.assert_allclose(early["alpha_bar"], early["reference"], rtol=5e-4)
+
+    def test_forward_noising_begins_with_the_picture_and_ends_with_the_noise(self):
+        from sklearn.datasets import load_digits
+
+        frame = fig_forward_noising.data()
+        x_0 = load_digits().images[fig_forward_noising.PICTURE] / 8 - 1
+        noise = np.random.default_rng(0).standard_normal((8, 8))
+        for _, strip in frame.groupby("schedule"):
+            np.testing.assert_array_equal(strip.iloc[0]["picture"], x_0)
+            np.testing.assert_allclose(strip.iloc[-1]["picture"], noise, atol=0.01)
+            assert strip["alpha_bar"].is_monotonic_decreasing
+
+
+class TestLt:
+    def test_terms_are_the_mean_and_range_of_the_arrays(self, study_runs):
+        folder = study_runs(ARMS + "evaluate: [{nll: {}}]\n", lambda run: {"nll": 2.0 + run.replicate})
+        frame = fig_L_t.data(load_runs(folder))
+        first = frame[(frame["arm"] == "linear") & (frame["t"] == 1)].iloc[0]
+        assert (first["n"], first["low"], first["mean"], first["high"]) == (2, 1.0, 1.25, 1.5)
+        assert first["share"] == pytest.approx(0.5)
+        last = frame[frame["t"] == 50]
+        assert last["share"].tolist() == pytest.approx([1, 1])
+
+    def test_a_t_that_the_estimate_left_out_stays_empty(self, study_runs):
+        folder = study_runs("evaluate: [{nll: {}}]\n", lambda run: {})
+        (run,) = load_runs(folder)
+        L_t = np.array([4.0, np.nan, 2.0, 1.0])
+        np.savez(run.folder / "arrays" / "eval_likelihood.npz", L_t_bpd=L_t)
+        frame = fig_L_t.data([run])
+        assert frame["n"].tolist() == [1, 0, 1, 1]
+        assert np.isnan(frame["mean"][1])
+        np.testing.assert_allclose(frame["share"], [0.4, 0.7, 0.9, 1.0])
+
+
+class TestLearningCurves:
+    def test_curves_are_means_over_bins_and_the_bound_is_T_times_a_term(self, study_runs):
+        (run,) = load_runs(study_runs("", lambda run: {}))
+        frame = fig_learning_curves.data([run])
+        bound = frame[frame["curve"] == "bound"]
+        np.testing.assert_allclose(bound["mean"], 50 / np.arange(10, 101, 10))
+        assert not (frame["curve"] == "nll").any(), "one point is no curve"
+
+    def test_a_long_training_is_binned(self, study_runs):
+        (run,) = load_runs(study_runs("", lambda run: {}))
+        run.spec["train"]["steps"] = 1200  # bins of 20 iterations: two log lines in each
+        mse = fig_learning_curves.data([run]).query("curve == 'mse'")
+        assert mse["iteration"].tolist() == [20, 40, 60, 80, 100]
+        assert mse["mean"].iloc[0] == pytest.approx((1 + 0.5) / 2)
+
+    def test_the_nll_is_drawn_where_it_was_measured_during_training(self, study_runs):
+        (run,) = load_runs(study_runs("evaluate: [{nll: {}, every: 50}]\n", lambda run: {"nll": 2.0}))
+        run.curves["eval/nll_bpd"] = (np.array([50, 100]), np.array([3.0, 2.0]))
+        nll = fig_learning_curves.data([run]).query("curve == 'nll'")
+        assert dict(zip(nll["iteration"], nll["mean"], strict=True)) == {50: 3.0, 100: 2.0}
+
+
+class TestSamplingSteps:
+    STUDY = ARMS + "evaluate: [{sweep: {num_steps: [5, 10], num_samples: 64}, arms: [cosine]}]\n"
+
+    def test_a_swept_arm_keeps_its_colour_when_others_are_not_swept(self, study_runs):
+        frame = fig_sampling_steps.data(load_runs(study_runs(self.STUDY, lambda run: {"ddim": 1.0 + run.replicate})))
+        assert set(frame["arm"]) == {"cosine"}
+        assert set(frame["arm_index"]) == {1}
+        assert set(frame["protocol"]) == {"digitsnet, 64 samples"}
+        five = frame[(frame["sampler"] == "ddim") & (frame["num_steps"] == 5)].iloc[0]
+        assert (five["n"], five["low"], five["mean"], five["high"]) == (2, 21.0, 21.5, 22.0)
+
+    def test_readings_with_either_fixed_variance_stand_apart(self, study_runs):
+        extra = """
+evaluate:
+  - {name: eval, sweep: {num_steps: [5], num_samples: 64}, fixed_variance: large}
+  - {name: eval_small, sweep: {num_steps: [5], num_samples: 64}, fixed_variance: small}
+"""
+        frame = fig_sampling_steps.data(load_runs(study_runs(extra, lambda run: {})))
+        assert set(frame["variance"]) == {"β", "β̃"}
+        assert isinstance(fig_sampling_steps.draw(frame), Figure)
+
+
+class TestSamples:
+    def test_each_arm_shows_the_first_samples_of_its_first_replicate(self, study_runs):
+        runs = load_runs(study_runs(ARMS + "evaluate: [{grid: 40}]\n", lambda run: {}))
+        frame = fig_samples.data(runs)
+        assert frame["arm"].tolist() == ["linear", "cosine"]
+        assert frame["replicate"].tolist() == [0, 0]
+        expected = runs[0].arrays("eval_samples.npz")["samples"][:36]
+        np.testing.assert_array_equal(frame["pictures"][0], expected)
+
+    def test_a_conditional_models_columns_are_its_classes(self, study_runs):
+        extra = "arms: {conditional: {model.class_cond: true}}\nevaluate: [{grid: 64}]\n"
+        runs = load_runs(study_runs(extra, lambda run: {}))
+        (one,) = fig_samples.data(runs).to_dict("records")
+        assert (one["columns"], len(one["pictures"])) == (10, 60)
+
+    def test_tiles_lie_row_by_row_with_a_gap(self):
+        pictures = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(32, 2).repeat(32, 3) * 10
+        canvas = fig_samples.tile(pictures, 2)
+        assert canvas.shape == (66, 66)
+        assert (canvas[:32, :32] == 0).all()
+        assert (canvas[:32, 34:] == 10).all()
+        assert (canvas[34:, :32] == 20).all()
+        assert (canvas[32:34] == 255).all()
+        assert (canvas[34:, 34:] == 255).all()
+
+
+class TestStyle:
+    def test_the_first_21_arms_all_look_different(self):
+        looks = {(str(look["color"]), str(look["linestyle"])) for look in map(style.arm_style, range(21))}
+        assert len(looks) == 21
+
+    def test_arrays_stand_in_the_csv_by_their_digest(self, tmp_path):
+        style.write_csv(pd.DataFrame({"a": [1.0], "b": [np.zeros((2, 3))]}), tmp_path / "x.csv")
+        row = (tmp_path / "x.csv").read_text().splitlines()[1]
+        assert row.startswith("1,float64 2x3 sha256:")
+
+    def test_figures_say_in_their_metadata_which_runs_they_were_made_from(self, tmp_path):
+        from PIL import Image
+
+        about = style.Provenance("Title", "small", ("b" * 16, "a" * 16), ("0.1.0",), "python -m analysis.report small")
+        style.save(fig_alpha_bar.draw(fig_alpha_bar.data()), pd.DataFrame(), tmp_path / "x", about)
+        said = Image.open(tmp_path / "x.png").text["Description"]
+        for part in ("study small", "2 runs", about.runs_digest, "a" * 16, "code 0.1.0", "python -m analysis.report"):
+            assert part in said
+        pdf = (tmp_path / "x.pdf").read_bytes()
+        assert about.runs_digest.encode() in pdf
+        assert b"CreationDate" not in pdf

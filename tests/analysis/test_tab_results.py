@@ -1,0 +1,81 @@
+from analysis import tab_results
+from analysis.runs import load_runs
+
+EVALUATE = """
+grid: {diffusion.schedule: [linear, cosine]}
+evaluate:
+  - {name: eval, nll: {}, fidelity: {num_samples: 64, num_steps: 10}}
+  - {name: eval_untrained, weights: untrained, nll: {}, arms: [cosine], replicates: [0]}
+"""
+
+
+def table(study_runs, replicates, numbers):
+    return tab_results.data(load_runs(study_runs(EVALUATE + f"replicates: {replicates}\n", numbers)))
+
+
+def nll(run):
+    return {"nll": 3.0 + 0.1 * run.replicate - 0.5 * (run.arm == "cosine")}
+
+
+def test_three_replicates_give_an_interval_two_both_values_and_one_the_value(study_runs, tmp_path):
+    cells = []
+    for replicates in (1, 2, 3):
+        frame = tab_results.data(
+            load_runs(study_runs(EVALUATE + f"replicates: {replicates}\n", nll, folder=f"runs{replicates}"))
+        )
+        cells.append(tab_results.rows(frame)[0]["nll"])
+    assert cells == ["3.000", "3.000 / 3.100", "3.100 ± 0.248"]
+
+
+def test_the_untrained_network_and_the_gaussian_stand_beside_and_are_never_the_best(study_runs):
+    rows = tab_results.rows(table(study_runs, 2, lambda run: nll(run) | {"nll": nll(run)["nll"] + 9}))
+    assert [(row["model"], row["arm"], row["nll"]) for row in rows[2:]] == [
+        ("untrained network", "cosine", "5.000"),
+        ("Gaussian per pixel", "", "2.500"),
+    ]
+    assert [row["best"] for row in rows[2:]] == [set(), set()]
+    assert "nll" in rows[1]["best"], "the cosine arm is the best of the trained ones"
+
+
+def test_missing_replicates_are_said(study_runs):
+    rows = tab_results.rows(
+        table(study_runs, 3, lambda run: {"state": "failed" if (run.arm, run.replicate) == ("cosine", 1) else "done"})
+    )
+    assert [row["replicates"] for row in rows] == ["3", "2 of 3", "1", ""]
+
+
+def test_a_distance_in_another_networks_features_is_never_called_plain_fid(study_runs):
+    frame = table(study_runs, 1, lambda run: {})
+    assert tab_results.heads(frame)["fid"] == "FID (digitsnet) ↓"
+    caption = tab_results.caption(frame)
+    assert "64 samples of ancestral 10 steps against the train split, k = 3" in caption
+    assert "stratified sum over t on 355 test images" in caption
+    assert "σ² = β." in caption
+
+
+def test_readings_with_either_fixed_variance_are_two_rows(study_runs):
+    extra = """
+evaluate:
+  - {name: eval, nll: {}, fixed_variance: large}
+  - {name: eval_small, nll: {}, fixed_variance: small}
+"""
+    frame = tab_results.data(load_runs(study_runs(extra, lambda run: {})))
+    rows = [row for row in tab_results.rows(frame) if row["model"] == "trained"]
+    assert [row["note"] for row in rows] == ["eval", "eval_small"]
+    assert "Where the variance is fixed (eval_small): σ² = β̃." in tab_results.caption(frame)
+
+
+def test_markdown_and_html_show_the_same_cells(study_runs):
+    frame = table(study_runs, 2, nll)
+    markdown, page = tab_results.markdown(frame), tab_results.as_html(frame)
+    for row in tab_results.rows(frame):
+        for metric in ("nll", "fid", "precision", "recall"):
+            if metric in row:
+                assert row[metric] in markdown
+                assert row[metric] in page
+    assert "| **2.500 / 2.600** |" in markdown
+    assert "<b>2.500 / 2.600</b>" in page
+
+
+def test_no_measurement_gives_an_empty_table(study_runs):
+    assert tab_results.data(load_runs(study_runs("", lambda run: {}))).empty
