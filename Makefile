@@ -34,8 +34,8 @@ test: setup  ## Run all tests
 check: setup  ## Format, lint, types and the fast tests: under a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(TYPED)
-	$(BIN)/python -m pytest -q -m "not slow and not slurm and not gpu"
+	$(BIN)/mypy --follow-imports=silent $(TYPED)
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not slurm and not gpu"
 
 figures: setup  ## Draw every figure again from the records in runs/
 	$(BIN)/python -m analysis.report

@@ -16,17 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data import Dataset, Split, to_uint8
-from harness.diffusion import (
-    SAMPLERS,
-    Denoised,
-    GaussianDiffusion,
-    UniformSampler,
-    denoiser,
-    guided,
-    skip_fraction,
-    space_timesteps,
-)
+from harness.data.base import Dataset, Split, to_uint8
+from harness.diffusion.process import Denoised, GaussianDiffusion
+from harness.diffusion.respacing import space_timesteps
+from harness.diffusion.samplers import SAMPLERS, Network, denoiser, guided, skip_fraction
+from harness.diffusion.timesteps import UniformSampler
 from harness.errors import RecordError, SpecError
 from harness.methods.gaussian import GaussianMethod, Predict
 from harness.metrics import likelihood
@@ -259,7 +253,7 @@ class Evaluator:
             if self.spec.model.class_cond:
                 label = torch.arange(start, start + count, device=self.device) % self.data.num_classes
 
-            network = partial(self._network, label)
+            network: Network = partial(self._network, label)
             if self.evaluation.guidance != 1 and label is not None:
                 free = partial(self._network, torch.full_like(label, hidden))
                 network = guided(network, free, self.evaluation.guidance)

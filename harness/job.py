@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -23,7 +24,7 @@ import torch
 
 from harness import __version__
 from harness.checkpoint import Checkpoints
-from harness.data import Dataset
+from harness.data.base import Dataset
 from harness.errors import HarnessError
 from harness.evaluation import Evaluator, Measured, load_predict, save_png
 from harness.progress import Progress
@@ -258,6 +259,9 @@ class _Job:
             for event in self.directory.events("evaluation")
             for part in event.facts["parts"]
         }
+        for other in self.request.evaluations:
+            for part in other.parts:
+                taken.setdefault((other.name, part), other.key)
         clash = any(taken.get((evaluation.name, part), evaluation.key) != evaluation.key for part in evaluation.parts)
         return f"{evaluation.name}_{evaluation.key[:6]}" if clash else evaluation.name
 
@@ -298,6 +302,7 @@ class _Job:
     def _record_environment(self, attempt: int, device: torch.device, data: Dataset) -> None:
         facts: dict[str, Any] = {
             "harness": __version__,
+            "code_version": code_version(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "host": platform.node(),
@@ -360,6 +365,17 @@ class _Job:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def code_version() -> str:
+    """Return the version with the commit that the code was run from, marked when files differ from it."""
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return __version__  # installed from an archive, or no git here
+    return f"{__version__}+g{found}"
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -7,8 +7,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from harness.data import DATASETS, Dataset
-from harness.diffusion import OBJECTIVES, SCHEDULES, TIMESTEP_SAMPLERS, GaussianDiffusion, UniformSampler
+from harness.data.base import Dataset
+from harness.data.sources import DATASETS
+from harness.diffusion.objectives import OBJECTIVES
+from harness.diffusion.process import GaussianDiffusion
+from harness.diffusion.schedules import SCHEDULES
+from harness.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformSampler
 from harness.errors import DataError
 from harness.methods.gaussian import GaussianMethod
 from harness.models import MODELS

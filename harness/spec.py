@@ -356,8 +356,8 @@ class RunSpec(Part):
             if needed > steps:
                 found.append(
                     f"timestep_sampler loss_second_moment may stay uniform to the end: with "
-                    f"T = {self.diffusion.num_timesteps} and batches of {self.train.batch_size} it needs about {needed} steps to be warm for certain, "
-                    f"train.steps is {steps}"
+                    f"T = {self.diffusion.num_timesteps} and batches of {self.train.batch_size} it is sure to be warm "
+                    f"after {needed} steps, train.steps is {steps}"
                 )
         kept = self.train.ema_rate**steps
         if kept > 0.1:

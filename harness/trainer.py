@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from harness.checkpoint import Checkpoints
-from harness.data import Dataset
-from harness.diffusion import UniformSampler
+from harness.data.base import Dataset
+from harness.diffusion.timesteps import UniformSampler
 from harness.errors import TrainingError
 from harness.methods.gaussian import GaussianMethod
 from harness.randomness import Permutations, Streams

@@ -29,7 +29,8 @@ CPU = torch.device("cpu")
 def evaluator(run, **parts) -> Evaluator:
     data = make_dataset(run.spec.data)
     predict = make_method(run.spec, data, Resources(), CPU).predict("raw")
-    evaluation = Evaluation(**{"batch_size": 32, **({} if parts.keys() - {"seed"} else {"grid": 4})} | parts).resolve(run.spec, inception=False)
+    measured = parts if parts.keys() - {"seed"} else {"grid": 4, **parts}
+    evaluation = Evaluation(batch_size=32, **measured).resolve(run.spec, inception=False)
     return Evaluator(predict, run.spec, data, evaluation, CPU, evaluation.name)
 
 

@@ -50,7 +50,7 @@ def refusal(**parts):
 def test_the_run_key_of_a_frozen_spec_never_changes():
     # If this fails, every run directory in the world gets a new name. A field that changes its meaning raises
     # SCHEMA_VERSION; a new field, or an edited default, must not come in by accident.
-    assert run_spec().run_key == "975011056cb755a2"
+    assert run_spec().run_key == "1eddb13732db0e05"
     published = RunSpec.model_validate(
         {
             "seed": 1,
@@ -61,7 +61,7 @@ def test_the_run_key_of_a_frozen_spec_never_changes():
             "train": {"steps": 200_000},
         }
     )
-    assert published.run_key == "90165f88c3efe1db"
+    assert published.run_key == "d0e749896c0a907c"
 
 
 def test_the_resolved_spec_says_every_default():
@@ -229,11 +229,11 @@ def test_too_few_steps_to_warm_the_loss_second_moment_sampler_are_warned_of():
         )
         return spec.warnings()
 
-    # Half of all trainings are warm after 364 steps of 64 at T = 1000 (by drawing 1,500 of them; nine in ten lie in
-    # 327 .. 423).
-    (warning,) = warnings(363)
-    assert "stays uniform" in warning and "about 364 steps" in warning and "train.steps is 363" in warning
-    assert warnings(364) == []
+    # 95 % of all trainings are warm after 425 steps of 64 at T = 1000 (by drawing 1,500 of them: half after 364, nine
+    # in ten in 327 .. 423). 373 steps are too few to count on.
+    (warning,) = warnings(373)
+    assert "may stay uniform" in warning and "after 425 steps" in warning and "train.steps is 373" in warning
+    assert warnings(425) == []
 
 
 def test_the_estimate_of_warming_up_agrees_with_drawing_it():
@@ -247,7 +247,7 @@ def test_the_estimate_of_warming_up_agrees_with_drawing_it():
             counts += np.bincount(draws.integers(0, 50, 16), minlength=50)
             step += 1
         warm_at.append(step)
-    assert sampler.median_steps_to_warm(50, 16) == pytest.approx(np.median(warm_at), abs=1.5)
+    assert sampler.steps_to_warm(50, 16) == pytest.approx(np.quantile(warm_at, 0.95), abs=2.5)
 
 
 def test_an_ema_that_keeps_the_initial_weights_is_warned_of():
@@ -261,7 +261,7 @@ def test_an_ema_that_keeps_the_initial_weights_is_warned_of():
 
 
 def test_an_evaluation_has_a_key_of_its_own_over_the_whole_protocol():
-    assert Evaluation(nll=Nll()).key == "8dbbc94a100b2576"
+    assert Evaluation(nll=Nll()).key == "ad73a19a18efa98f"
     assert Evaluation(nll=Nll(clip=False)).key != Evaluation(nll=Nll()).key
     assert Evaluation(nll=Nll(), weights="raw").key != Evaluation(nll=Nll()).key
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,9 +98,9 @@ class GaussianMethod:
         """Return the network with the chosen weights ("ema" or "raw"), in eval mode, on the original chain's t."""
         network = self.ema if weights == "ema" else self.network
         network.eval()
-        return lambda x_t, t, y=None: self._forward(network, x_t, t, y)
+        return partial(self._forward, network)
 
-    def _forward(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+    def _forward(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         with _autocast(x_t.device.type, self._autocast):
             return network(x_t, t * self._timestep_scale, y).float()
 

@@ -79,6 +79,7 @@ def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
     assert "http" not in text
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_bytes_without_torch_mlflow_or_pyplot(some_runs, drawn, tmp_path):
     script = (
         "import sys; from pathlib import Path; from analysis.report import report\n"
@@ -91,6 +92,7 @@ def test_another_process_draws_the_same_bytes_without_torch_mlflow_or_pyplot(som
     assert files(tmp_path) == files(drawn[0])
 
 
+@pytest.mark.slow
 def test_failed_runs_are_counted_in_every_caption_and_their_reason_stands_in_the_list(study_runs, tmp_path):
     from harness.records import RunDirectory, Status
 

@@ -79,10 +79,11 @@ def test_a_parameter_class_has_the_parameters_of_what_it_names_and_their_default
 
 def test_the_unet_of_the_spec_has_the_parameters_of_the_network():
     # Named otherwise: channels (model_channels). Made from the data and the process: in_channels, out_channels,
-    # num_classes. Of the resources: use_checkpoint. Outside the network: class_cond, rescale_timesteps.
+    # num_classes. Of the resources: use_checkpoint. Outside the network: class_cond, label_dropout,
+    # rescale_timesteps.
     taken = set(inspect.signature(MODELS["unet"]).parameters)
     taken -= {"in_channels", "out_channels", "num_classes", "use_checkpoint", "num_heads_upsample"}
-    written = set(spec.UNet.model_fields) - {"name", "class_cond", "rescale_timesteps"}
+    written = set(spec.UNet.model_fields) - {"name", "class_cond", "label_dropout", "rescale_timesteps"}
     assert written - {"channels"} == taken - {"model_channels"}
 
 

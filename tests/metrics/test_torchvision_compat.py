@@ -1,3 +1,5 @@
+import pytest
+
 """In subprocesses, because an import that failed, and what cured it, stay with a process."""
 
 import subprocess
@@ -8,6 +10,7 @@ def run(program: str) -> str:
     return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 def test_torch_fidelity_imports_whatever_build_of_torchvision_lies_beside_torch():
     assert run(
         "from harness.metrics.torchvision_compat import ensure_torchvision, torch_fidelity\n"
