@@ -43,6 +43,7 @@ def test_likelihood_terms_add_up_to_the_bound(tiny_study):
     assert found.protocol["likelihood"]["levels"] == 17
 
 
+@pytest.mark.slow
 def test_the_estimator_agrees_with_the_full_sum(tiny_study):
     run = tiny_study("", "diffusion.num_timesteps=200")[0]
     full = evaluator(run, nll=Nll(estimator="full", num_images=64)).measure().metrics
@@ -108,6 +109,7 @@ def test_samples_that_diverged_have_no_fid(tiny_study):
     assert math.isnan(one.measure().metrics["eval/fid_digitsnet_32_ancestral2"])
 
 
+@pytest.mark.slow
 def test_points_of_the_plane_are_measured_by_their_coordinates(tiny_study):
     run = tiny_study(
         "", "data=mog", "model={name: mlp, width: 16}", "diffusion.num_timesteps=10", "train.batch_size=8"

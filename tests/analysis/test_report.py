@@ -104,6 +104,7 @@ def test_failed_runs_are_counted_in_every_caption_and_their_reason_stands_in_the
     assert "loss &lt;is&gt; not a number" in text
 
 
+@pytest.mark.slow
 def test_without_runs_the_closed_forms_are_drawn_all_the_same(tmp_path, capsys):
     assert main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "figures")]) == 0
     assert "no runs yet" in capsys.readouterr().out

@@ -48,6 +48,7 @@ def test_layers_are_counted_as_by_hand():
     assert forward_compute(network, torch.zeros(2, 3, 4, 4)) == Compute(2 * (16 * 3 * 8 * 9 + 8 * 16 * 5))
 
 
+@pytest.mark.slow
 def test_the_work_done_again_under_activation_checkpointing_is_counted():
     plain = training_step_compute(*iddpm_unet(64, 32))
     recomputed = training_step_compute(*iddpm_unet(64, 32, use_checkpoint=True))

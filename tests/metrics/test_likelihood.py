@@ -138,6 +138,7 @@ def test_a_small_budget_on_a_short_chain_is_as_honest(short_chain):
     assert abs(errors.mean()) < 3 * errors.std() / math.sqrt(1000)
 
 
+@pytest.mark.slow
 def test_with_fresh_noise_the_interval_covers_the_closed_form(long_chain):
     truth = exact_total(long_chain)
     runs = [stratified_nll(*model(long_chain), seed=seed, batch_size=4096, clip=False) for seed in range(300)]

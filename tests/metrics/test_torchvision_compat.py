@@ -1,9 +1,9 @@
-import pytest
-
 """In subprocesses, because an import that failed, and what cured it, stay with a process."""
 
 import subprocess
 import sys
+
+import pytest
 
 
 def run(program: str) -> str:
@@ -19,6 +19,7 @@ def test_torch_fidelity_imports_whatever_build_of_torchvision_lies_beside_torch(
     ).endswith("recall\n")
 
 
+@pytest.mark.slow
 def test_operators_are_declared_only_where_the_plain_import_fails():
     assert run(
         "import torch\n"

@@ -56,6 +56,7 @@ def test_the_flags_that_set_the_published_runs_apart():
     assert linear == {"upsample_cond": 4000, "lsun_uncond_bs128": 1000, "lsun_uncond_bs64": 1000}
 
 
+@pytest.mark.slow
 def test_a_random_checkpoint_goes_in_and_out_bit_for_bit(tmp_path):
     torch.manual_seed(0)
     network = build_published("cifar10_uncond")
