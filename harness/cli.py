@@ -262,7 +262,6 @@ def sample(
     known = choices(Sampler)
     if sampler not in known:
         raise SpecError(f"--sampler {sampler}: unknown; {did_you_mean(sampler, list(known))}")
-    roots = [facts["data_root"] for facts in directory.studies().values() if facts.get("data_root")]
     from harness.evaluation import sample_run
 
     with Progress(f"sample {directory.key[:8]}") as progress:
@@ -273,10 +272,37 @@ def sample(
             num_samples=num_samples,
             seed=seed,
             weights=weights,
-            data_root=roots[-1] if roots else None,
             told=lambda what, done, total: progress.update(done, total, what),
         )
     click.echo(path)
+
+
+@cli.command("import-checkpoint")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--as", "name", required=True, metavar="NAME", help="Which one: imagenet64_uncond, cifar10_uncond, ...")
+@_runs
+def import_checkpoint(file: Path, name: str, runs_folder: Path) -> None:
+    """Make a finished run of a checkpoint that openai/improved-diffusion published."""
+    from harness import published
+
+    directory = published.import_checkpoint(file, name, runs_folder)
+    click.echo(f"{directory.key} is {name}; sample it: harness sample {directory.key[:8]} --n 16")
+    click.echo(f"evaluate it by a study that says `extends: {directory.path / 'study.yaml'}`, and what to measure")
+
+
+@cli.command("export-checkpoint")
+@click.argument("run")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True)
+@click.option("--step", type=click.IntRange(0), help="Of a kept checkpoint.  [default: the newest]")
+@_runs
+def export_checkpoint(run: str, file: Path, weights: str, step: int | None, runs_folder: Path) -> None:
+    """Write a run's weights as a file that openai/improved-diffusion's scripts load."""
+    from harness import published
+
+    directory = _find_run(run, runs_folder)
+    done = published.export_checkpoint(directory.path, file, weights=weights, step=step)
+    click.echo(f"{file}: the {weights} weights of {directory.key} at step {done}")
 
 
 @cli.command()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.data.base import Dataset, Split, to_uint8
+from harness.data.facts import DatasetFacts
 from harness.diffusion.process import Denoised, GaussianDiffusion
 from harness.diffusion.respacing import space_timesteps
 from harness.diffusion.samplers import SAMPLERS, Network, denoiser, guided, skip_fraction
@@ -26,7 +27,7 @@ from harness.methods.gaussian import GaussianMethod, Predict
 from harness.metrics import likelihood
 from harness.randomness import Permutations, Streams
 from harness.records import RunDirectory
-from harness.registry import make_dataset, make_method, make_process, parameters
+from harness.registry import make_method, make_process, parameters
 from harness.spec import (
     Ancestral,
     Ddim,
@@ -80,7 +81,7 @@ class Evaluator:
 
     predict: Predict
     spec: RunSpec
-    data: Dataset
+    data: Any  # Dataset; for samples alone the declared DatasetFacts will do
     evaluation: Evaluation
     device: torch.device
     prefix: str = "eval"
@@ -381,7 +382,13 @@ def save_png(path: Path, picture: np.ndarray) -> None:
 
 
 def load_predict(
-    run_folder: Path, spec: RunSpec, data: Dataset, *, weights: str, device: torch.device, step: int | None = None
+    run_folder: Path,
+    spec: RunSpec,
+    data: Dataset | DatasetFacts,
+    *,
+    weights: str,
+    device: torch.device,
+    step: int | None = None,
 ) -> Predict:
     """Load a run's network from a checkpoint (the newest by default); `untrained` needs none.
 
@@ -409,7 +416,6 @@ def sample_run(
     num_samples: int,
     seed: int = 0,
     weights: str = "ema",
-    data_root: str | None = None,
     told: Told = lambda what, done, total: None,
 ) -> Path:
     """Draw samples from a run's newest checkpoint, whether it is finished or not.
@@ -428,7 +434,7 @@ def sample_run(
     except ValueError as error:
         raise SpecError(f"--steps {num_steps}: {error}") from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = make_dataset(spec.data, data_root)
+    data = spec.data.facts  # the images themselves need not be here
     predict = load_predict(run_directory.path, spec, data, weights=weights, device=device)
     evaluation = Evaluation(name="samples", seed=seed, weights=weights)
     evaluator = Evaluator(predict, spec, data, evaluation, device, told=told)

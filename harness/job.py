@@ -25,7 +25,7 @@ import torch
 from harness import __version__
 from harness.checkpoint import Checkpoints
 from harness.data.base import Dataset
-from harness.errors import HarnessError
+from harness.errors import CheckpointError, HarnessError
 from harness.evaluation import Evaluator, Measured, load_predict, save_png
 from harness.progress import Progress
 from harness.records import Journal, RunDirectory, Status, SystemMetrics, replace_file
@@ -140,6 +140,8 @@ class _Job:
         )
         checkpoints = Checkpoints(self.directory.path / "checkpoints", keep_every=self.request.records.keep_every or 0)
         found = checkpoints.latest(device)
+        if spec.imported_sha256 and not found:
+            raise CheckpointError("the weights come from a file that is not here: `harness import-checkpoint` it first")
         if found:
             training.load_state_dict(found[1])
             del found

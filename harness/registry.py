@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from harness.data.base import Dataset
+from harness.data.facts import DatasetFacts
 from harness.data.sources import DATASETS
 from harness.diffusion.objectives import OBJECTIVES
 from harness.diffusion.process import GaussianDiffusion
@@ -51,8 +52,12 @@ def make_process(
     return GaussianDiffusion(betas, mean_type=diffusion.mean_type, var_type=var_type, levels=levels, decoder=decoder)
 
 
-def make_network(spec: RunSpec, data: Dataset, *, activation_checkpointing: bool = False) -> nn.Module:
-    """Build the network with the initial weights of the run's seed: the same on every device."""
+def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_checkpointing: bool = False) -> nn.Module:
+    """Build the network with the initial weights of the run's seed: the same on every device.
+
+    Args:
+        data: of which only the declared facts matter, so that a network can be built where the images are not.
+    """
     out_channels = data.channels * (2 if spec.diffusion.var_type in LEARNED else 1)
     num_classes = None
     if spec.model.class_cond:
@@ -77,7 +82,9 @@ def make_network(spec: RunSpec, data: Dataset, *, activation_checkpointing: bool
         return MODELS["mlp"](data.channels, out_channels, spec.model.width, spec.model.depth, num_classes)
 
 
-def make_method(spec: RunSpec, data: Dataset, resources: Resources, device: torch.device) -> GaussianMethod:
+def make_method(
+    spec: RunSpec, data: Dataset | DatasetFacts, resources: Resources, device: torch.device
+) -> GaussianMethod:
     """Build what trains: the network on its device, the objective, the optimizer and the EMA."""
     network = make_network(spec, data, activation_checkpointing=resources.activation_checkpointing).to(device)
     optim, steps = spec.optim, spec.train.steps

@@ -286,6 +286,7 @@ class RunSpec(Part):
     """One training: all that its weights depend on, and only that."""
 
     seed: int = Field(0, ge=0, lt=2**31)
+    imported_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # weights from a file: trained elsewhere
     data: Data
     diffusion: Diffusion = Diffusion()
     objective: Objective = Simple()

@@ -46,6 +46,7 @@ ROOMS = {
         *("trainer", "evaluation", "registry", "checkpoint", "tracking", "records", "snapshot", "spec"),
         *("data", "metrics", "progress", "errors"),
     },
+    "published": {"trainer", "registry", "checkpoint", "records", "models", "spec", "errors"},
     "launch": {"job", "registry", "trainer", "snapshot", "tracking", "records", "study", "spec", "progress", "errors"},
     "disk": {"records", "errors"},
     "views": {"launch", "disk", "tracking", "records", "study", "spec", "progress", "errors"},
