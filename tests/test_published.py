@@ -44,7 +44,7 @@ def test_the_specs_say_what_the_readme_says(name, steps, objective, sampler, res
 
 
 def test_the_upsampler_is_refused_with_the_way_to_load_it():
-    with pytest.raises(CheckpointError, match="is an upsampler.*load_published"):
+    with pytest.raises(CheckpointError, match=r"is an upsampler.*load_published"):
         published_spec("upsample_cond")
 
 
