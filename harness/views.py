@@ -230,14 +230,14 @@ def _size_of(run_directory: Path) -> tuple[int, int]:
 
 
 def last_nll(run_directory: Path) -> float | None:
-    """Return the newest likelihood in the journals, found from their ends without reading them as a whole."""
+    """Return the newest `eval/nll_bpd` in the journals, found from their ends without reading them as a whole."""
     for path in sorted(run_directory.glob("journal-*.jsonl"), reverse=True):
         data = path.read_bytes()
-        at = data.rfind(b'/nll_bpd": ')
+        at = data.rfind(b'"eval/nll_bpd": ')
         if at >= 0 and b"\n" in data[at:]:
             line = data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)]
             values = json.loads(line[9:])["metrics"]
-            return next(value for key, value in values.items() if key.endswith("/nll_bpd"))
+            return values["eval/nll_bpd"]
     return None
 
 

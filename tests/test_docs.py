@@ -57,3 +57,17 @@ def test_the_page_names_every_field_of_a_study_and_every_field_of_an_evaluation(
 def test_the_files_that_a_page_names_exist(page):
     for path in re.findall(r"`((?:harness|tests|experiments|docs|slurm|analysis)/[\w./]*)`", page.read_text()):
         assert (ROOT / path).exists(), path
+
+
+def test_the_readmes_study_loads(tmp_path):
+    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "study.yaml").write_text(example.replace("extends: ", f"extends: {ROOT}/"))
+    study = load_study(tmp_path / "study.yaml")
+    assert len(study.runs) == 12
+    assert study.warnings() == []
+
+
+def test_the_example_of_a_cluster_is_a_profile():
+    from harness.launch import load_profile
+
+    assert load_profile(ROOT / "slurm/clusters/example.yaml").partition == "gpu"

@@ -1,0 +1,95 @@
+"""What things cost, measured side by side in one run: `make bench`. Ratios travel between machines, seconds do not.
+
+Prints a table; nothing here is asserted, since machines are noisy.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HARNESS = str(Path(sys.executable).with_name("harness"))
+
+
+def seconds(action: Callable[[], object], repeats: int = 5) -> float:
+    """Return the median duration of an action, after one that is not counted."""
+    action()
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def command(*arguments: str) -> Callable[[], object]:
+    return lambda: subprocess.run(arguments, check=True, capture_output=True, cwd=ROOT)
+
+
+def command_line(folder: Path) -> None:
+    """Whole processes, the interpreter's start included."""
+    thousand = folder / "thousand.yaml"
+    digits = ROOT / "experiments/base/digits.yaml"
+    rates = ", ".join(f"{1e-4 * (1 + i / 100):.6f}" for i in range(100))
+    thousand.write_text(
+        f"study: thousand\nextends: {digits}\ngrid: {{optim.lr: [{rates}]}}\nreplicates: 10\n"
+        "evaluate:\n  - {nll: {}, fidelity: {num_samples: 500, num_steps: 50}}\n"
+    )
+    bare = seconds(command(sys.executable, "-c", "pass"))
+    for label, arguments in {
+        "harness --help": ("--help",),
+        "harness plan --json, 1,000 new runs": ("plan", str(thousand), "--json", "--runs", str(folder / "runs")),
+    }.items():
+        taken = seconds(command(HARNESS, *arguments))
+        print(f"{label:45s} {taken:8.3f} s   {taken / bare:6.1f} x an empty interpreter")
+
+
+def records(folder: Path) -> None:
+    """The journal, beside a training step of the laptop's network."""
+    import torch
+
+    from harness.records import RunDirectory
+    from harness.registry import make_dataset, make_method, make_timestep_sampler
+    from harness.spec import Resources
+    from harness.study import load_study
+    from harness.trainer import Batches, Streams, Training, Window
+
+    torch.set_num_threads(1)
+    run = load_study(ROOT / "experiments/base/digits.yaml").runs[0]
+    data, cpu = make_dataset(run.spec.data), torch.device("cpu")
+    training = Training(
+        run.spec, make_method(run.spec, data, Resources(), cpu), make_timestep_sampler(run.spec, cpu), cpu
+    )
+    streams = Streams(0)
+    batches, window = Batches(run.spec, data, streams), Window(run.spec.diffusion.num_timesteps, cpu)
+    x_0, y = batches(0)
+    t, weight = training.timesteps.at(streams.uniform("timestep", 0, len(x_0)))
+    noise = streams.normal("noise", 0, tuple(x_0.shape))
+    step = seconds(lambda: training.method.step(0, x_0, y, t, weight, noise), 20)
+    terms = training.method.step(0, x_0, y, t, weight, noise)
+    directory = RunDirectory(folder / "runs" / run.run_key).create(run.resolved, 1)
+    values = {f"train/metric_{i}": 0.5 for i in range(10)}
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        append = seconds(lambda: journal.metrics(1, values), 500) / len(values)
+    around = seconds(
+        lambda: (batches(0), streams.normal("noise", 0, tuple(x_0.shape)), window.add(0, t, weight, terms)), 50
+    )
+    print(f"{'training step, 64 images of 8x8, one thread':45s} {step:8.3f} s   {64 / step:6.0f} images a second")
+    print(f"{'journal, one metric':45s} {1e6 * append:8.1f} us  {append / step:8.4%} of a step")
+    print(f"{'data, noise and sums around a step':45s} {1e3 * around:8.2f} ms  {around / step:8.2%} of a step")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        command_line(Path(folder))
+        records(Path(folder))
+
+
+if __name__ == "__main__":
+    main()
