@@ -249,9 +249,17 @@ def logs(run: str, runs_folder: Path) -> None:
 @click.option("--n", "num_samples", type=click.IntRange(1), default=64, show_default=True, help="Images.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--weights", type=click.Choice(["ema", "raw", "untrained"]), default="ema", show_default=True)
+@click.option("--low-res", type=click.Path(path_type=Path), help="An upsampler's small images, a uint8 npz.")
 @_runs
 def sample(
-    run: str, sampler: str, steps: int | None, num_samples: int, seed: int, weights: str, runs_folder: Path
+    run: str,
+    sampler: str,
+    steps: int | None,
+    num_samples: int,
+    seed: int,
+    weights: str,
+    low_res: Path | None,
+    runs_folder: Path,
 ) -> None:
     """Draw images from a run's newest checkpoint; the spec inside it says all else."""
     from harness.progress import Progress
@@ -272,6 +280,7 @@ def sample(
             num_samples=num_samples,
             seed=seed,
             weights=weights,
+            low_res=low_res,
             told=lambda what, done, total: progress.update(done, total, what),
         )
     click.echo(path)

@@ -6,6 +6,7 @@ can be done inside the job, later from a checkpoint, or twice with the same numb
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -232,12 +233,19 @@ class Evaluator:
     # -- samples
 
     def sample(
-        self, sampler: Ancestral | Ddim | DpmSolverPP, num_steps: int, num_samples: int, *, skipped: float = 0.0
+        self,
+        sampler: Ancestral | Ddim | DpmSolverPP,
+        num_steps: int,
+        num_samples: int,
+        *,
+        skipped: float = 0.0,
+        low_res: Tensor | None = None,
     ) -> Tensor:
         """Draw samples, [N, C, H, W] on the CPU; class-conditional models take the classes in turn.
 
         Args:
             skipped: fraction of the chain's start that is left out, in [0, 1).
+            low_res: [N, C, h, w], in [-1, 1], what an upsampler enlarges.
         """
         kept = space_timesteps(self.spec.diffusion.num_timesteps, section_counts(sampler, num_steps))
         process = self.process().respaced(kept)
@@ -254,9 +262,10 @@ class Evaluator:
             if self.spec.model.class_cond:
                 label = torch.arange(start, start + count, device=self.device) % self.data.num_classes
 
-            network: Network = partial(self._network, label)
+            given = {} if low_res is None else {"low_res": low_res[start : start + count].to(self.device)}
+            network: Network = partial(self._network, label, **given)
             if self.evaluation.guidance != 1 and label is not None:
-                free = partial(self._network, torch.full_like(label, hidden))
+                free = partial(self._network, torch.full_like(label, hidden), **given)
                 network = guided(network, free, self.evaluation.guidance)
 
             def on_step(t: int, x: Tensor, denoised: Denoised, start: int = start, count: int = count) -> None:
@@ -274,8 +283,8 @@ class Evaluator:
             samples.append(x_0.cpu())
         return torch.cat(samples)
 
-    def _network(self, label: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
-        return self.predict(x_t, t, label)
+    def _network(self, label: Tensor | None, x_t: Tensor, t: Tensor, **given: Tensor) -> Tensor:
+        return self.predict(x_t, t, label, **given)
 
     def pictures(self, samples: Tensor) -> Tensor:
         """Turn samples into what an extractor sees: uint8, or the values themselves where data are continuous."""
@@ -416,16 +425,21 @@ def sample_run(
     num_samples: int,
     seed: int = 0,
     weights: str = "ema",
+    low_res: Path | None = None,
     told: Told = lambda what, done, total: None,
 ) -> Path:
     """Draw samples from a run's newest checkpoint, whether it is finished or not.
+
+    Args:
+        low_res: npz of the small images that an upsampler enlarges, uint8 [N, C, h, w] or [N, h, w, C], the first
+            array of the file; there are then at most N samples.
 
     Returns:
         the PNG of the grid; the uint8 images lie beside it as npz. Points of the plane have the npz alone.
 
     Raises:
         RecordError: the run has no checkpoint yet.
-        SpecError: the chain has no such number of steps.
+        SpecError: the chain has no such number of steps, or an upsampler has nothing to enlarge.
     """
     run_directory = RunDirectory(run_folder)
     spec = RunSpec.model_validate(run_directory.spec())
@@ -433,13 +447,15 @@ def sample_run(
         space_timesteps(spec.diffusion.num_timesteps, section_counts(sampler, num_steps))
     except ValueError as error:
         raise SpecError(f"--steps {num_steps}: {error}") from None
+    small = _small_images(spec, low_res)
+    num_samples = num_samples if small is None else min(num_samples, len(small))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = spec.data.facts  # the images themselves need not be here
     predict = load_predict(run_directory.path, spec, data, weights=weights, device=device)
     evaluation = Evaluation(name="samples", seed=seed, weights=weights)
     evaluator = Evaluator(predict, spec, data, evaluation, device, told=told)
     with torch.inference_mode():
-        samples = evaluator.pictures(evaluator.sample(sampler, num_steps, num_samples)).numpy()
+        samples = evaluator.pictures(evaluator.sample(sampler, num_steps, num_samples, low_res=small)).numpy()
     folder = run_directory.path / "samples"
     folder.mkdir(exist_ok=True)
     stem = f"{sampler.name}{num_steps}_seed{seed}_{weights}"
@@ -448,3 +464,26 @@ def sample_run(
         return folder / f"{stem}.npz"
     save_png(folder / f"{stem}.png", image_grid(samples))
     return folder / f"{stem}.png"
+
+
+def _small_images(spec: RunSpec, path: Path | None) -> Tensor | None:
+    """Read what an upsampler is to enlarge, scaled to [-1, 1]; None for a model that needs no such thing."""
+    size = getattr(spec.model, "low_res_size", None)
+    if not size:
+        if path is not None:
+            raise SpecError("--low-res: this run is no upsampler")
+        return None
+    if path is None:
+        raise SpecError(f"this run is an upsampler: give it images of {size} pixels with --low-res FILE.npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = file[file.files[0]]
+    except (OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
+        raise SpecError(f"--low-res {path}: cannot be read as npz: {error}") from None
+    if images.ndim == 4 and images.shape[-1] in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.dtype != np.uint8 or images.shape[1:] != (3, size, size):
+        raise SpecError(
+            f"--low-res {path}: uint8 images of 3x{size}x{size} are needed, not {images.dtype} {list(images.shape)}"
+        )
+    return torch.from_numpy(images.copy()).float() / 127.5 - 1

@@ -32,17 +32,17 @@ def published_spec(name: str, sha256: str | None = None) -> RunSpec:
         sha256: of the file; None for a training of one's own by these flags.
 
     Raises:
-        CheckpointError: no such name, or the upsampler, which no spec describes: it needs small images as its input.
+        CheckpointError: no such name.
+        pydantic.ValidationError: the upsampler without a file; it can be sampled here, not trained.
     """
     entry = published(name)
-    if entry.low_res_size is not None:
-        raise CheckpointError(
-            f"{name} is an upsampler: it is given images of {entry.low_res_size} pixels, and no data set here pairs "
-            "them with large ones. Its weights load with harness.models.openai_checkpoint.load_published"
-        )
     network, diffusion, training = entry.network, entry.diffusion, entry.training
     size, num_timesteps = entry.image_size, diffusion["num_timesteps"]
-    data = {64: {"name": "imagenet64"}, 32: {"name": "cifar10"}}
+    data = {64: {"name": "imagenet64"}, 32: {"name": "cifar10"}}.get(size)
+    if data is None:
+        num_classes = network.get("num_classes")
+        folder = "imagenet" if num_classes else "lsun_bedroom"
+        data = {"name": "image_folder", "path": folder, "image_size": size, "num_classes": num_classes}
     lambda_vlb = 0.001 if diffusion["rescale_learned_sigmas"] else 1 / num_timesteps
     resampled = training["schedule_sampler"] == "loss-second-moment"
     steps = re.search(r"_(\d+)K", entry.file)
@@ -50,7 +50,7 @@ def published_spec(name: str, sha256: str | None = None) -> RunSpec:
     return RunSpec.model_validate(
         {
             "imported_sha256": sha256,
-            "data": data.get(size, {"name": "image_folder", "path": "lsun_bedroom", "image_size": size}),
+            "data": data,
             "diffusion": {
                 "num_timesteps": num_timesteps,
                 "schedule": diffusion["schedule"],
@@ -69,6 +69,7 @@ def published_spec(name: str, sha256: str | None = None) -> RunSpec:
                 "use_scale_shift_norm": network["use_scale_shift_norm"],
                 "class_cond": network.get("num_classes") is not None,
                 "rescale_timesteps": diffusion["rescale_timesteps"],
+                "low_res_size": entry.low_res_size,
             },
             "optim": {"lr": training["lr"]},
             "train": {"steps": 1000 * int(steps[1]), "batch_size": training["batch_size"]},

@@ -16,7 +16,7 @@ from harness.diffusion.schedules import SCHEDULES
 from harness.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformSampler
 from harness.errors import DataError
 from harness.methods.gaussian import GaussianMethod
-from harness.models import MODELS
+from harness.models import MODELS, SuperResUNet
 from harness.randomness import derive_seed
 from harness.spec import LEARNED, Diffusion, Part, Resources, RunSpec, UNet
 from harness.spec import Data as DataSpec
@@ -66,7 +66,7 @@ def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_chec
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(spec.seed, "init"))
         if isinstance(spec.model, UNet):
-            return MODELS["unet"](
+            return (SuperResUNet if spec.model.low_res_size else MODELS["unet"])(
                 in_channels=data.channels,
                 model_channels=spec.model.channels,
                 out_channels=out_channels,

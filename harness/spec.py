@@ -238,6 +238,7 @@ class UNet(Part):
     class_cond: bool = False
     label_dropout: float = Field(0.0, ge=0, lt=1)  # share of labels hidden in training, for classifier-free guidance
     rescale_timesteps: bool = True  # the network sees 1000 t / T
+    low_res_size: int | None = Field(None, ge=2)  # an upsampler: pixels of the small image that it is given
 
     def resolutions(self, image_size: int) -> list[int]:
         return [image_size // 2**level for level in range(len(self.channel_mult))]
@@ -321,6 +322,10 @@ class RunSpec(Part):
             raise ValueError(f"model.class_cond: data {self.data.name} has no labels")
         if self.model.label_dropout and not self.model.class_cond:
             raise ValueError("model.label_dropout hides labels, but model.class_cond is false: there are none")
+        if isinstance(self.model, UNet) and self.model.low_res_size and not self.imported_sha256:
+            raise ValueError(
+                "model.low_res_size: upsamplers are imported and sampled here, not trained; `harness import-checkpoint`"
+            )
         if isinstance(self.model, UNet):
             self._unet_fits_images(self.model, self.data.pixels)
         return self
@@ -526,6 +531,8 @@ class Evaluation(Part):
             raise ValueError(
                 f"evaluation {self.name!r} measures nothing; give it one of nll, fidelity, sweep, grid, ..."
             )
+        if isinstance(spec.model, UNet) and spec.model.low_res_size:
+            raise ValueError("an upsampler needs small images: `harness sample RUN --low-res FILE.npz`")
         if self.guidance != 1 and not spec.model.label_dropout:
             raise ValueError("guidance needs a network that was trained with model.label_dropout, such as 0.1")
         if self.noise_scale and self.weights != "raw":

@@ -548,9 +548,13 @@ class BackgroundSync:
         try:
             return self._process.wait(wait_seconds) == 0
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
             return False
+
+    def kill(self) -> None:
+        """End it at once; what it was sending, the next sync sends again, and once."""
+        self._process.kill()
+        self._process.wait()
 
 
 def _follow(run_directories: list[RunDirectory], uri: str, every_seconds: float) -> int:

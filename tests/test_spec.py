@@ -50,7 +50,7 @@ def refusal(**parts):
 def test_the_run_key_of_a_frozen_spec_never_changes():
     # If this fails, every run directory in the world gets a new name. A field that changes its meaning raises
     # SCHEMA_VERSION; a new field, or an edited default, must not come in by accident.
-    assert run_spec().run_key == "dfcfee8c8cbe07dc"
+    assert run_spec().run_key == "566baaac0e8635f3"
     published = RunSpec.model_validate(
         {
             "seed": 1,
@@ -61,7 +61,7 @@ def test_the_run_key_of_a_frozen_spec_never_changes():
             "train": {"steps": 200_000},
         }
     )
-    assert published.run_key == "985ab85fcf971d06"
+    assert published.run_key == "994fb2b764699dbb"
 
 
 def test_the_resolved_spec_says_every_default():

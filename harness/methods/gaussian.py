@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from harness.diffusion.process import GaussianDiffusion
 
 Objective = Callable[..., dict[str, Tensor]]
-Predict = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Predict = Callable[..., Tensor]  # (x_t, t of the original chain, y or None; an upsampler also low_res=) -> output
 
 
 class GaussianMethod:
@@ -100,9 +100,9 @@ class GaussianMethod:
         network.eval()
         return partial(self._forward, network)
 
-    def _forward(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def _forward(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None = None, **given: Tensor) -> Tensor:
         with _autocast(x_t.device.type, self._autocast):
-            return network(x_t, t * self._timestep_scale, y).float()
+            return network(x_t, t * self._timestep_scale, y, **given).float()
 
     def state_dict(self) -> dict[str, Any]:
         """Give everything that the next step depends on."""

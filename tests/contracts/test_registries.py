@@ -83,7 +83,7 @@ def test_the_unet_of_the_spec_has_the_parameters_of_the_network():
     # rescale_timesteps.
     taken = set(inspect.signature(MODELS["unet"]).parameters)
     taken -= {"in_channels", "out_channels", "num_classes", "use_checkpoint", "num_heads_upsample"}
-    written = set(spec.UNet.model_fields) - {"name", "class_cond", "label_dropout", "rescale_timesteps"}
+    written = set(spec.UNet.model_fields) - {"name", "class_cond", "label_dropout", "rescale_timesteps", "low_res_size"}
     assert written - {"channels"} == taken - {"model_channels"}
 
 
