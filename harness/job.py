@@ -152,6 +152,7 @@ class _Job:
         with SystemMetrics(self.journal, lambda: self.step, extra=_gpu_gauges(device)), self._signals():
             with Progress(f"train {self.directory.key[:8]}", shown=self.shown) as progress:
                 self._train(training, data, checkpoints, progress)
+            self._record_compute(training, data)
             self._evaluate_at_end(training, data)
 
     def _train(self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress) -> None:
@@ -180,7 +181,7 @@ class _Job:
             on_log=on_log,
             stop_requested=lambda: bool(self.stop_signal),
         )
-        self._record_cost((time.monotonic() - began) / (training.step - first), training, data)
+        self._record_throughput((time.monotonic() - began) / (training.step - first), training.device)
 
     # -- evaluation
 
@@ -249,9 +250,9 @@ class _Job:
         for name, curve in measured.curves.items():
             for at, value in curve:
                 self.journal.metrics(at, {name: value}, at=step)
-        self.journal.event(
-            "evaluation", key=evaluation.key, evaluation=evaluation.name, prefix=prefix, parts=evaluation.parts
-        )
+        # With its step, so that it is fenced with its rows when the last checkpoint turns out to be damaged.
+        facts = {"key": evaluation.key, "evaluation": evaluation.name, "prefix": prefix, "parts": evaluation.parts}
+        self.journal.event("evaluation", step=step, **facts)
         self.journal.sync()
 
     def _prefix(self, evaluation: Evaluation) -> str:
@@ -317,9 +318,18 @@ class _Job:
         }
         self.directory.write_environment(attempt, facts)
 
-    def _record_cost(self, seconds_per_step: float, training: Training, data: Dataset) -> None:
-        """Keep what a step took, for `plan`, and the arithmetic of the whole training, for the scaling figures."""
+    def _record_throughput(self, seconds_per_step: float, device: torch.device) -> None:
+        """Keep what a step took, for `plan`."""
+        folder = self.directory.path.parent / ".throughput"
+        folder.mkdir(exist_ok=True)
+        fact = {"seconds_per_step": seconds_per_step, "device": device.type, "threads": torch.get_num_threads()}
+        replace_file(folder / f"{self.spec.cost_key}.json", json.dumps(fact), durable=False)
+
+    def _record_compute(self, training: Training, data: Dataset) -> None:
+        """Record the arithmetic of the whole training, for the scaling figures, unless an earlier attempt has."""
         assert self.journal is not None
+        if self.directory.history("compute/parameters")[0]:
+            return
         from harness.metrics.flops import training_step_compute
 
         shape = (1, data.channels, data.image_size, data.image_size)
@@ -333,14 +343,6 @@ class _Job:
             "compute/parameters": float(sum(weight.numel() for weight in training.method.network.parameters())),
         }
         self.journal.metrics(self.spec.train.steps, compute)
-        folder = self.directory.path.parent / ".throughput"
-        folder.mkdir(exist_ok=True)
-        fact = {
-            "seconds_per_step": seconds_per_step,
-            "device": training.device.type,
-            "threads": torch.get_num_threads(),
-        }
-        replace_file(folder / f"{self.spec.cost_key}.json", json.dumps(fact), durable=False)
 
     # -- the process
 

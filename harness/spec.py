@@ -527,6 +527,8 @@ class Evaluation(Part):
         """
         if self.every is not None and self.nll is None:
             raise ValueError("every: needs an nll to measure during training")
+        if self.every is not None and self.weights == "untrained":
+            raise ValueError("every: the untrained weights do not change during training")
         if not self.parts:
             raise ValueError(
                 f"evaluation {self.name!r} measures nothing; give it one of nll, fidelity, sweep, grid, ..."

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.checkpoint import Checkpoints
+from harness.checkpoint import Checkpoints, DamagedCheckpointWarning
 from harness.errors import RecordError
 from harness.job import work
 from harness.records import RunDirectory
@@ -113,6 +113,30 @@ def test_a_second_job_is_refused_while_the_first_works(tiny_run):
     folder = tiny_run()
     with RunDirectory(folder).lock(), pytest.raises(RecordError, match=f"process {os.getpid()}"):
         run_job(folder)
+
+
+def test_a_damaged_last_checkpoint_is_trained_and_evaluated_again_to_the_same_numbers(tiny_run):
+    folder = tiny_run(EVALUATE, "records.keep_every=5")
+    run_job(folder)
+    weights, before = final_weights(folder), results(folder)
+    newest = max((folder / "checkpoints").glob("step-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(DamagedCheckpointWarning):
+        assert run_job(folder) == "done"
+    assert RunDirectory(folder).events("started")[1].facts["resumed_from_step"] == 10
+    assert sorted(results(folder)) == sorted(before)
+    assert all(torch.equal(weights[name], value) for name, value in final_weights(folder).items())
+    assert RunDirectory(folder).problems() == []
+
+
+def test_a_run_killed_between_training_and_evaluation_loses_no_row(tiny_run, monkeypatch):
+    unbroken, killed = tiny_run(EVALUATE, folder="a"), tiny_run(EVALUATE, folder="b")
+    run_job(unbroken)
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.job._Job._record_compute", lambda *_: (_ for _ in ()).throw(MemoryError("killed here")))
+        assert run_job(killed) == "failed"
+    assert run_job(killed) == "done"
+    assert sorted(results(unbroken)) == sorted(results(killed))
 
 
 def start_job(folder: Path) -> subprocess.Popen:
