@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.base import Dataset, Split, to_uint8
+from harness.data.base import Dataset, Split, spread, to_uint8
 from harness.data.facts import DatasetFacts
 from harness.diffusion.process import Denoised, GaussianDiffusion
 from harness.diffusion.respacing import space_timesteps
@@ -48,6 +48,9 @@ from harness.spec import extractor_name as name_of_extractor
 
 Told = Callable[[str, int, int], None]
 """Hears of progress: what is being done, how much of it, of how much."""
+
+
+BASELINE_IMAGES = 50_000  # that the Gaussian baseline is fitted to; all of ImageNet would not fit into memory
 
 
 @dataclass
@@ -164,7 +167,8 @@ class Evaluator:
             "padded_share": self.data.padded_share,
         }
         if self.data.levels is not None:
-            gaussian = likelihood.gaussian_baseline_bpd(self.data.train.images[:], split.images[rows], self.data.levels)
+            known = self.data.train.images[spread(len(self.data.train), BASELINE_IMAGES)]
+            gaussian = likelihood.gaussian_baseline_bpd(known, split.images[rows], self.data.levels)
             measured.metrics[f"{prefix}/gaussian_baseline_bpd"] = gaussian
 
     def _images(self, num_images: int | None) -> tuple[Split, np.ndarray, Tensor, Tensor | None]:
@@ -291,7 +295,7 @@ class Evaluator:
         return samples if self.data.levels is None else to_uint8(samples)
 
     def _fidelity(self, wanted: Fidelity, measured: Measured) -> Tensor:
-        from harness.metrics.fidelity import frechet_distance, precision_recall, reference_features, spread
+        from harness.metrics.fidelity import frechet_distance, precision_recall, reference_features
 
         extractor = self._extractor(wanted.extractor, measured)
         assert wanted.num_steps is not None, "resolved"

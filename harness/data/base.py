@@ -228,6 +228,12 @@ def check_sum(path: Path, content: bytes, expected: str, algorithm: str = "md5")
     return f"{algorithm}:{found}"
 
 
+def spread(count: int, n: int | None) -> np.ndarray:
+    """Choose n of `count` rows without replacement, by a fixed seed and in order; all of them if n is None or more."""
+    rows = np.arange(count)
+    return rows if n is None or n >= count else np.sort(np.random.default_rng(0).permutation(rows)[:n])
+
+
 def stamp(paths: Sequence[Path], *also: Any) -> str:
     """Name files by path, size and time of change (sha256, hex): the key under which what they hold is cached."""
     facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.base import Dataset
+from harness.data.base import Dataset, spread
 from harness.data.cache import cache_folder, publish
 from harness.errors import DataError
 from harness.metrics.features import Extractor
@@ -103,9 +103,3 @@ def reference_features(extractor: Extractor, dataset: Dataset, n: int | None = N
         with publish(cached) as temporary, temporary.open("wb") as file:
             np.save(file, torch.cat(features).numpy())
     return torch.from_numpy(np.load(cached))
-
-
-def spread(count: int, n: int | None) -> np.ndarray:
-    """Choose n of `count` rows without replacement, by a fixed seed and in order; all of them if n is None or more."""
-    rows = np.arange(count)
-    return rows if n is None or n >= count else np.sort(np.random.default_rng(0).permutation(rows)[:n])
