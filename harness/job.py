@@ -360,8 +360,10 @@ class _Job:
         def stop(number: int, _: object) -> None:
             self.stop_signal = signal.Signals(number).name
 
+        # A worker that was begun with SIGINT ignored is not to hear Ctrl-C: who began it hears it, and asks by SIGTERM.
+        deaf = {number for number in [signal.SIGINT] if signal.getsignal(number) == signal.SIG_IGN}
         try:
-            before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+            before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS if number not in deaf}
         except ValueError:  # not the main thread: whoever owns it handles signals
             before = {}
         try:

@@ -170,6 +170,19 @@ def test_a_run_killed_by_sigkill_and_resumed_ends_in_the_bits_of_an_unbroken_one
     assert results(unbroken) == results(killed)
 
 
+def test_a_worker_that_ignores_sigint_goes_on_ignoring_it(tiny_run, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        seen = []
+        monkeypatch.setattr(
+            "harness.job._Job._evaluate_at_end", lambda *_: seen.append(signal.getsignal(signal.SIGINT))
+        )
+        run_job(tiny_run())
+        assert seen == [signal.SIG_IGN]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_to_stop_checkpoints_at_the_next_step(tiny_run, number):

@@ -261,10 +261,11 @@ def test_processes_that_start_get_their_threads_and_the_environment_is_put_back(
 
 def test_a_worker_does_not_hear_ctrl_c():
     program = "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    before = signal.getsignal(signal.SIGINT)
     with launch._ignoring_sigint():
         heard = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert heard.stdout == "True\n"
-    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 # --------------------------------------------------------------------------------------------------------------- SLURM
