@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -214,12 +215,12 @@ class Submission:
         return []
 
 
-class WaitedFor(Submission):
+class WaitedFor(Submission, ABC):
     """One that ends while `submit` looks on."""
 
+    @abstractmethod
     def wait(self, tick: Callable[[], None]) -> bool:
         """Wait until the work has ended; return whether it ended by itself, not because somebody asked it to stop."""
-        raise NotImplementedError
 
 
 @dataclass
