@@ -6,7 +6,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PORT   ?= 5000
 STUDY  ?= experiments/laptop/iddpm_digits.yaml
 TYPED  := harness/errors.py harness/spec.py harness/study.py harness/records.py harness/tracking.py harness/launch.py \
-          harness/cli.py harness/views.py harness/progress.py analysis
+          harness/cluster.py harness/cli harness/views.py harness/progress.py analysis
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check figures ui bench clean

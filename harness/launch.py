@@ -33,12 +33,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
-
+from harness.cluster import Profile, queued_in_slurm, slurm_parameters
 from harness.errors import HarnessError, LaunchError, TrackingError
 from harness.records import RunDirectory, Status
-from harness.spec import SCHEMA_VERSION, Part, Resources
-from harness.study import Mark, Run, Study, did_you_mean, parse_yaml
+from harness.spec import SCHEMA_VERSION, Resources
+from harness.study import Run, Study
 
 if TYPE_CHECKING:
     from harness.tracking import BackgroundSync
@@ -140,55 +139,6 @@ def evaluated(run_directory: Path) -> set[str]:
             if b'"event": "evaluation"' in line:
                 keys.add(json.loads(line[9:])["facts"].get("key"))
     return keys
-
-
-# ------------------------------------------------------------------------------------------------------------- profile
-
-
-class Profile(Part):
-    """The facts of a cluster (slurm/clusters/*.yaml). What a study says in `resources` goes before what stands here."""
-
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    time_minutes: int | None = Field(None, ge=1)
-    gpus: int | None = Field(None, ge=0)
-    cpus: int | None = Field(None, ge=1)
-    memory_gib: float | None = Field(None, gt=0)
-    max_parallel: int = Field(64, ge=1)  # runs of one array at a time
-    setup: tuple[str, ...] = ()  # shell lines before the job: module load cuda
-
-    def need(self, resources: Resources, name: str) -> Any:
-        """Return what the study says, else what this cluster gives, else the default."""
-        here = getattr(self, name)
-        return here if here is not None and name not in resources.model_fields_set else getattr(resources, name)
-
-
-def load_profile(path: Path) -> Profile:
-    """Read a cluster's facts.
-
-    Raises:
-        LaunchError: the file cannot be read, or says what a profile cannot hold: `file:line: key: what is wrong`.
-        SpecError: it is not plain YAML.
-    """
-    try:
-        value, marks = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise LaunchError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(value, dict | None):
-        raise LaunchError(f"{path}:1: a profile is a mapping, such as partition: gpu")
-    try:
-        return Profile.model_validate(value or {})
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = problem["loc"][0]
-            what = problem["msg"][0].lower() + problem["msg"][1:]
-            if problem["type"] == "extra_forbidden":
-                what = f"unknown key; {did_you_mean(str(key), list(Profile.model_fields))}"
-            lines.append(f"{marks.get((key,), Mark(str(path), 1))}: {key}: {what}")
-        raise LaunchError("\n".join(lines)) from None
 
 
 # ---------------------------------------------------------------------------------------------------------- submission
@@ -590,25 +540,6 @@ class Task:
         return DelayedSubmission(self, path)
 
 
-def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = None) -> dict[str, Any]:
-    """Return what submitit asks of SLURM for one class of resources."""
-    cpus = max(profile.need(resources, "cpus"), resources.threads or 1)
-    return {
-        "timeout_min": profile.need(resources, "time_minutes"),
-        "cpus_per_task": cpus,
-        "gpus_per_node": profile.need(resources, "gpus") or None,
-        "mem_gb": profile.need(resources, "memory_gib"),
-        "slurm_partition": profile.partition,
-        "slurm_account": profile.account,
-        "slurm_qos": profile.qos,
-        "slurm_constraint": profile.constraint,
-        "slurm_array_parallelism": jobs or profile.max_parallel,
-        "slurm_setup": list(profile.setup) or None,
-        # Since 22.05 srun does not take the number over from sbatch, and the task would be bound to one core.
-        "slurm_srun_args": [f"--cpus-per-task={cpus}"],
-    }
-
-
 def _launch_slurm(
     plan: Plan, runs: list[PlannedRun], folder: Path, *, jobs: int | None, profile: Profile, **options: Any
 ) -> Submission:
@@ -644,19 +575,6 @@ def _lost_in_the_queue(plan: Plan) -> list[PlannedRun]:
         return []
     known = queued_in_slurm()
     return [planned for planned in queued if job_of(plan.runs_folder, planned.run_key)[1] not in known]
-
-
-def queued_in_slurm() -> set[str]:
-    """Return the user's jobs that wait or run, array tasks one by one.
-
-    Raises:
-        LaunchError: squeue does not answer.
-    """
-    query = ["squeue", "--noheader", "--array", "--format=%i", "--me"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
-    if answer.returncode != 0:
-        raise LaunchError(f"squeue does not answer, so queued runs may be queued still: {answer.stderr.strip()}")
-    return set(answer.stdout.split())
 
 
 CLUSTERS: dict[str, Callable[..., Submission]] = {

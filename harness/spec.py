@@ -601,10 +601,19 @@ class Resources(Part):
     microbatch: int | None = Field(None, ge=1)  # gradient accumulation: examples per forward pass
     activation_checkpointing: bool = False
     deterministic: bool = False  # CUDA: bit-exact resume, slower kernels
-    gpus: int = Field(0, ge=0)
-    cpus: int = Field(1, ge=1)
+    nodes: int = Field(1, ge=1)  # of one run: more than one process trains it by torch.distributed
+    gpus_per_node: int = Field(0, ge=0)
+    processes_per_node: int | None = Field(None, ge=1)  # None: one a GPU, without GPUs one
+    cpus: int = Field(1, ge=1)  # of each process
     memory_gib: float = Field(4.0, gt=0)
     time_minutes: int = Field(24 * 60, ge=1)
+    pack: int = Field(1, ge=1)  # small runs that share the cores and GPUs of one SLURM job
+    canary: bool = False  # SLURM: the array waits until its first run has made 50 steps
+
+    @property
+    def num_processes(self) -> int:
+        """Return how many processes train one run."""
+        return self.nodes * (self.processes_per_node or max(1, self.gpus_per_node))
 
 
 class Records(Part):

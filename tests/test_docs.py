@@ -68,6 +68,6 @@ def test_the_readmes_study_loads(tmp_path):
 
 
 def test_the_example_of_a_cluster_is_a_profile():
-    from harness.launch import load_profile
+    from harness.cluster import load_profile
 
     assert load_profile(ROOT / "slurm/clusters/example.yaml").partition == "gpu"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import launch
+from harness import cluster, launch
 from harness.errors import DataError, LaunchError, SpecError
 from harness.records import RunDirectory, Status
 from harness.spec import SCHEMA_VERSION, Resources
@@ -271,14 +271,16 @@ def test_a_worker_does_not_hear_ctrl_c():
 # --------------------------------------------------------------------------------------------------------------- SLURM
 
 
-def profile(tmp_path: Path, text: str) -> launch.Profile:
+def profile(tmp_path: Path, text: str) -> cluster.Profile:
     (tmp_path / "cluster.yaml").write_text(text)
-    return launch.load_profile(tmp_path / "cluster.yaml")
+    return cluster.load_profile(tmp_path / "cluster.yaml")
 
 
 def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp_path):
-    cluster = profile(tmp_path, "partition: gpu\ngpus: 1\ncpus: 8\ntime_minutes: 240\nsetup: [module load cuda]\n")
-    asked = launch.slurm_parameters(Resources(cpus=2), cluster)
+    gpu_cluster = profile(
+        tmp_path, "partition: gpu\ngpus_per_node: 1\ncpus: 8\ntime_minutes: 240\nsetup: [module load cuda]\n"
+    )
+    asked = cluster.slurm_parameters(Resources(cpus=2), gpu_cluster)
     assert asked["cpus_per_task"] == 2  # the study
     assert asked["gpus_per_node"] == 1  # the cluster
     assert asked["mem_gb"] == 4.0  # the default
@@ -286,8 +288,8 @@ def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp
     assert asked["slurm_partition"] == "gpu"
     assert asked["slurm_setup"] == ["module load cuda"]
     assert asked["slurm_array_parallelism"] == 64
-    assert launch.slurm_parameters(Resources(), cluster, jobs=3)["slurm_array_parallelism"] == 3
-    assert launch.slurm_parameters(Resources(threads=6, cpus=2), cluster)["cpus_per_task"] == 6
+    assert cluster.slurm_parameters(Resources(), gpu_cluster, jobs=3)["slurm_array_parallelism"] == 3
+    assert cluster.slurm_parameters(Resources(threads=6, cpus=2), gpu_cluster)["cpus_per_task"] == 6
 
 
 @pytest.mark.parametrize(
@@ -298,7 +300,7 @@ def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp
             LaunchError,
             r"cluster.yaml:2: partiton: unknown key; did you mean 'partition'\?",
         ),
-        ("gpus: many\n", LaunchError, r"cluster.yaml:1: gpus: input should be a valid integer"),
+        ("gpus_per_node: many\n", LaunchError, r"cluster.yaml:1: gpus_per_node: input should be a valid integer"),
         ("- gpu\n", LaunchError, r"cluster.yaml:1: a profile is a mapping, such as partition: gpu"),
         ("a: [\n", SpecError, r"cluster.yaml:2: not YAML"),
     ],
@@ -310,11 +312,11 @@ def test_a_bad_profile_is_refused_with_file_and_line(tmp_path, text, error, mess
 
 def test_a_missing_profile_is_named(tmp_path):
     with pytest.raises(LaunchError, match=r"none.yaml: cannot be read: No such file or directory"):
-        launch.load_profile(tmp_path / "none.yaml")
+        cluster.load_profile(tmp_path / "none.yaml")
 
 
 def test_an_empty_profile_is_a_cluster_without_peculiarities(tmp_path):
-    assert profile(tmp_path, "") == launch.Profile()
+    assert profile(tmp_path, "") == cluster.Profile()
 
 
 def _slurm_answers() -> bool:
@@ -330,7 +332,7 @@ def slurm() -> None:
 
 
 def submit_to_slurm(study: Study, runs_folder: Path, **profile) -> launch.Submission:
-    facts = launch.Profile(time_minutes=20, memory_gib=1.5, **profile)
+    facts = cluster.Profile(time_minutes=20, memory_gib=1.5, **profile)
     return launch.commit(launch.plan(study, runs_folder), cluster="slurm", profile=facts, sync=False)
 
 
@@ -359,7 +361,7 @@ def test_an_array_waits_its_turn_is_not_submitted_twice_and_is_again_after_a_can
     assert len({job.job_id.split("_")[0] for job in first.jobs}) == 1
     assert submit_to_slurm(tiny, runs).runs == []
     subprocess.run(["scancel", first.jobs[2].job_id], check=True)
-    wait_for(lambda: first.jobs[2].job_id not in launch.queued_in_slurm())
+    wait_for(lambda: first.jobs[2].job_id not in cluster.queued_in_slurm())
     again = submit_to_slurm(tiny, runs)
     assert [planned.run.replicate for planned in again.runs] == [2]
     wait_for(lambda: not first.unfinished())

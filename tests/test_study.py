@@ -252,7 +252,7 @@ def test_resources_records_and_evaluations_are_outside_the_run_key(study):
     (plain,) = study("").runs
     (dressed,) = study(
         """\
-        resources: {threads: 1, gpus: 1, microbatch: 8}
+        resources: {threads: 1, gpus_per_node: 1, microbatch: 8}
         records: {keep_every: 10}
         evaluate: [{name: eval, nll: {}}]
         data_root: /data
@@ -260,7 +260,7 @@ def test_resources_records_and_evaluations_are_outside_the_run_key(study):
         """
     ).runs
     assert dressed.run_key == plain.run_key
-    assert (dressed.resources.gpus, dressed.records.keep_every, dressed.data_root) == (1, 10, "/data")
+    assert (dressed.resources.gpus_per_node, dressed.records.keep_every, dressed.data_root) == (1, 10, "/data")
 
 
 def test_an_arm_of_resources_alone_is_the_same_run_twice(refused):
@@ -377,7 +377,7 @@ def test_a_wrong_evaluation_is_told_with_its_place(refused, entry, message):
         ("model: {class_cond: 1}", "study.yaml:3: model.class_cond: input should be a valid boolean, not 1"),
         ("train: fast", "study.yaml:3: train: a mapping is expected, not 'fast'"),
         ("data: {name: image_folder, path: a}", "study.yaml:3: data.image_size: is required"),
-        ("resources: {gpu: 1}", "study.yaml:3: resources.gpu: unknown key; did you mean 'gpus'?"),
+        ("resources: {cpu: 1}", "study.yaml:3: resources.cpu: unknown key; did you mean 'cpus'?"),
         (
             "records: {log_every: 0}",
             "study.yaml:3: records.log_every: input should be greater than or equal to 1, not 0",

@@ -42,7 +42,7 @@ def test_every_published_study_is_planned_without_data_and_begins_with_its_quest
     for run in study.runs:
         assert run.spec.train.ema_rate == 0.9999
         assert run.spec.optim.weight_decay == 0
-        assert run.resources.gpus == 1
+        assert run.resources.gpus_per_node == 1
         assert run.evaluations
 
 
@@ -274,7 +274,7 @@ def test_every_laptop_study_is_planned_without_data_and_without_a_warning(path):
     study = load_study(path)
     assert study.runs and study.warnings() == []
     assert path.read_text().startswith("# ")
-    assert all(run.resources.gpus == 0 for run in study.runs)
+    assert all(run.resources.gpus_per_node == 0 for run in study.runs)
 
 
 def test_the_laptop_scaling_study_has_three_widths_at_equal_data_and_two_replicates():

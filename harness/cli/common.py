@@ -1,0 +1,118 @@
+"""What several verbs share: options, and the ways to name a study or a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harness.errors import LaunchError
+
+if TYPE_CHECKING:
+    from harness.records import RunDirectory
+    from harness.study import Study
+
+MIN_PREFIX = 4
+
+
+def default_runs() -> str:
+    return os.environ.get("HARNESS_RUNS") or "runs"
+
+
+study_file = click.argument("study", type=click.Path(path_type=Path))
+set_option = click.option(
+    "--set", "sets", multiple=True, metavar="PATH=VALUE", help="Set any field for once, as in --set train.steps=100."
+)
+runs_folder_option = click.option(
+    "--runs",
+    "runs_folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=default_runs,
+    show_default="HARNESS_RUNS, else ./runs",
+    help="Folder of the run directories.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+
+
+def load(study: Path, sets: Sequence[str] = ()) -> Study:
+    from harness.study import load_study
+
+    weights = os.environ.get("HARNESS_INCEPTION_WEIGHTS")
+    return load_study(study, sets=sets, inception=bool(weights) and Path(str(weights)).is_file())
+
+
+def same_runs(runs_folder: Path) -> str:
+    """Return what a proposed command needs, to mean the same runs."""
+    return "" if runs_folder == Path(default_runs()) else f" --runs {runs_folder}"
+
+
+def all_runs(runs_folder: Path) -> list[RunDirectory]:
+    from harness.records import RunDirectory
+
+    return [RunDirectory(path.parent) for path in sorted(runs_folder.glob("[!.]*/spec.json"))]
+
+
+def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
+    """Return a study's name and its runs, in the order of the file; all runs when none is named.
+
+    Raises:
+        LaunchError: no run belongs to a study of that name.
+    """
+    from harness.records import RunDirectory
+
+    if study is None:
+        return None, all_runs(runs_folder)
+    if study.endswith((".yaml", ".yml")) or Path(study).is_file():
+        loaded = load(Path(study))
+        present = [runs_folder / run.run_key for run in loaded.runs]
+        directories = [RunDirectory(path) for path in present if (path / "spec.json").exists()]
+        if not directories:
+            raise LaunchError(f"study {loaded.name} has no runs in {runs_folder} yet: harness submit {study}")
+        return loaded.name, directories
+    members = [one for one in all_runs(runs_folder) if (one.path / "studies" / f"{study}.json").is_file()]
+    members.sort(key=lambda one: [one.studies()[study].get(key) for key in ("arm", "replicate")])
+    if not members:
+        names = sorted({path.stem for path in runs_folder.glob("[!.]*/studies/[!.]*.json")})
+        raise LaunchError(f"no study {study!r} in {runs_folder}; {_choices(names, 'it is empty')}")
+    return study, members
+
+
+def studies_or_run(what: str | None, runs_folder: Path) -> list[RunDirectory]:
+    try:
+        return members(what, runs_folder)[1]
+    except LaunchError as no_study:
+        try:
+            return [find_run(str(what), runs_folder)]
+        except LaunchError:
+            raise no_study from None
+
+
+def find_run(prefix: str, runs_folder: Path) -> RunDirectory:
+    """Return the run whose key begins so.
+
+    Raises:
+        LaunchError: the prefix is too short, or fits no run or several; the message lists them.
+    """
+    if len(prefix) < MIN_PREFIX:
+        raise LaunchError(f"{prefix!r} is too short for a run: give {MIN_PREFIX} digits of its key or more")
+    runs = all_runs(runs_folder)
+    found = [directory for directory in runs if directory.key.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise LaunchError(f"{prefix!r} fits {len(found)} runs; {_choices(map(_label, found), '')}")
+    raise LaunchError(f"no run {prefix!r} in {runs_folder}; {_choices(map(_label, runs), 'it is empty')}")
+
+
+def _label(directory: RunDirectory) -> str:
+    arms = sorted({f"{facts.get('arm')} r{facts.get('replicate')}" for facts in directory.studies().values()})
+    return f"{directory.key} ({', '.join(arms)})"
+
+
+def _choices(names: Iterable[str], none: str) -> str:
+    names = list(names)
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return f"choices: {', '.join(names[:10])}{more}" if names else none

@@ -1,0 +1,137 @@
+"""status, why, logs, sample: looking at runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.cli.common import find_run, json_option, members, runs_folder_option
+from harness.errors import LaunchError, SpecError
+
+if TYPE_CHECKING:
+    from harness.views import Standing
+
+
+@click.command()
+@click.argument("study", required=False)
+@click.option("--watch", "--live", is_flag=True, help="Keep looking until nothing is left to run; Ctrl-C ends it.")
+@json_option
+@runs_folder_option
+def status(study: str | None, watch: bool, as_json: bool, runs_folder: Path) -> None:
+    """Show where runs stand: of a study (its file or its name), or all."""
+    from harness import views
+
+    name, directories = members(study, runs_folder)
+
+    def gather() -> list[Standing]:
+        return [views.standing(directory, name) for directory in directories]
+
+    if as_json:
+        click.echo(views.status_json(gather()))
+        return
+    if not directories:
+        click.echo(f"no runs in {runs_folder}")
+        return
+    if watch:
+        _watch(gather)
+        return
+    found = gather()
+    views.status_table(found).show()
+    click.echo(f"{views.count(len(found), 'run')}: {views.state_counts(one.state for one in found)}")
+
+
+def _watch(gather: Any) -> None:
+    import contextlib
+    import time
+
+    from harness import views
+
+    with contextlib.suppress(KeyboardInterrupt), views.Follower(gather) as follower:
+        follower.tick()
+        while any(one.state in ("new", "queued", "running") for one in gather()):
+            time.sleep(1.0)
+            follower.tick()
+
+
+@click.command()
+@click.argument("run")
+@click.option("--lines", default=20, show_default=True, help="Lines of the log's end.")
+@runs_folder_option
+def why(run: str, lines: int, runs_folder: Path) -> None:
+    """Explain a run: what happened to it, why it stands where it stands, and the end of its log."""
+    from harness import launch, views
+
+    directory = find_run(run, runs_folder)
+    found = views.standing(directory)
+    click.echo(f"{found.run_key} {found.arm} r{found.replicate} of {', '.join(found.studies) or 'no study'}")
+    for line in views.history(directory.events()):
+        click.echo(f"  {line}")
+    reason = f": {found.reason}" if found.reason else ""
+    click.echo(views.printable(f"{found.state} at step {found.step} of {found.num_steps}{reason}"))
+    log, text = launch.log_of(runs_folder, directory.key)
+    if log:
+        click.echo(f"log: {log}")
+    for line in text[-lines:]:
+        click.echo(f"  {views.printable(line)}")
+
+
+@click.command()
+@click.argument("run")
+@runs_folder_option
+def logs(run: str, runs_folder: Path) -> None:
+    """Print what the newest job of a run wrote."""
+    from harness import launch
+
+    directory = find_run(run, runs_folder)
+    log, text = launch.log_of(runs_folder, directory.key)
+    if log is None:
+        raise LaunchError(
+            f"run {directory.key} has no log: no job of `harness submit` has begun it (debug jobs keep none)"
+        )
+    click.echo("\n".join(text))
+
+
+@click.command()
+@click.argument("run")
+@click.option("--sampler", default="ddim", show_default=True, help="ancestral, ddim or dpmpp_2m.")
+@click.option("--steps", type=click.IntRange(1), help="Steps of the sampler.  [default: 50, or T where that is less]")
+@click.option("--n", "num_samples", type=click.IntRange(1), default=64, show_default=True, help="Images.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option("--weights", type=click.Choice(["ema", "raw", "untrained"]), default="ema", show_default=True)
+@click.option("--low-res", type=click.Path(path_type=Path), help="An upsampler's small images, a uint8 npz.")
+@runs_folder_option
+def sample(
+    run: str,
+    sampler: str,
+    steps: int | None,
+    num_samples: int,
+    seed: int,
+    weights: str,
+    low_res: Path | None,
+    runs_folder: Path,
+) -> None:
+    """Draw images from a run's newest checkpoint; the spec inside it says all else."""
+    from harness.progress import Progress
+    from harness.spec import Sampler, choices
+    from harness.study import did_you_mean
+
+    directory = find_run(run, runs_folder)
+    known = choices(Sampler)
+    if sampler not in known:
+        raise SpecError(f"--sampler {sampler}: unknown; {did_you_mean(sampler, list(known))}")
+    from harness.evaluation import sample_run
+
+    with Progress(f"sample {directory.key[:8]}") as progress:
+        path = sample_run(
+            directory.path,
+            sampler=known[sampler](),  # type: ignore[arg-type]
+            num_steps=steps or min(50, directory.spec()["diffusion"]["num_timesteps"]),
+            num_samples=num_samples,
+            seed=seed,
+            weights=weights,
+            low_res=low_res,
+            told=lambda what, done, total: progress.update(done, total, what),
+        )
+    click.echo(path)

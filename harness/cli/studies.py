@@ -1,0 +1,102 @@
+"""plan, submit: what a study asks for, and having it done."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harness.cli.common import json_option, load, runs_folder_option, same_runs, set_option, study_file
+from harness.errors import LaunchError
+
+if TYPE_CHECKING:
+    from harness.launch import WaitedFor
+
+INTERRUPTED_EXIT_CODE = 130
+
+
+@click.command()
+@study_file
+@json_option
+@click.option("--all", "everything", is_flag=True, help="Show every run, not the first 40.")
+@set_option
+@runs_folder_option
+def plan(study: Path, as_json: bool, everything: bool, sets: tuple[str, ...], runs_folder: Path) -> None:
+    """Show what a study asks for, where each run stands and what is left to pay. Changes nothing."""
+    from harness import launch
+
+    planned = launch.plan(load(study, sets), runs_folder)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(planned.as_json()))
+        return
+    from harness import views
+
+    views.show_plan(planned, limit=None if everything else 40)
+
+
+@click.command()
+@study_file
+@click.option("--cluster", default="local", metavar="local|debug|slurm", show_default=True, help="Where to run.")
+@click.option("--jobs", type=click.IntRange(1), help="Workers (local), or runs at a time (slurm).")
+@click.option("--profile", type=click.Path(path_type=Path), help="Facts of the SLURM cluster, a YAML file.")
+@click.option("--no-sync", is_flag=True, help="Don't carry the records to MLflow; `harness sync` does it later.")
+@set_option
+@runs_folder_option
+def submit(
+    study: Path,
+    cluster: str,
+    jobs: int | None,
+    profile: Path | None,
+    no_sync: bool,
+    sets: tuple[str, ...],
+    runs_folder: Path,
+) -> None:
+    """Run all of a study that is not done yet. Safe to repeat: done runs are skipped, broken ones go on."""
+    from harness import launch, views
+    from harness.cluster import load_profile
+
+    planned = launch.plan(load(study, sets), runs_folder)
+    if profile and cluster != "slurm":
+        raise LaunchError("--profile describes a SLURM cluster; add --cluster slurm")
+    facts = load_profile(profile) if profile else None
+    submission = launch.commit(planned, cluster=cluster, jobs=jobs, profile=facts, sync=not no_sync)
+    name = planned.study.name
+    submitted = {one.run_key for one in submission.runs}
+    left_alone = [one for one in planned.runs if one.run_key not in submitted]
+    if left_alone:
+        click.echo(f"left alone: {views.state_counts(one.state for one in left_alone)}")
+    if not submission.runs:
+        click.echo("nothing to submit")
+        return
+    click.echo(f"submitted: {views.count(len(submission.runs), 'run')}")
+    for note in submission.notes:
+        click.echo(note)
+    if not isinstance(submission, launch.WaitedFor):
+        click.echo(f"follow: harness status {study}{same_runs(runs_folder)} --watch")
+        return
+    with views.Follower(lambda: [views.standing(one.directory, name) for one in submission.runs]) as follower:
+        ended_by_itself = submission.wait(follower.tick)
+    _say_how_it_ended(submission, study, runs_folder, ended_by_itself)
+
+
+def _say_how_it_ended(submission: WaitedFor, study: Path, runs_folder: Path, ended_by_itself: bool) -> None:
+    from harness import views
+
+    unfinished = submission.unfinished()
+    num_done = len(submission.runs) - len(unfinished)
+    click.echo(f"{num_done} of {views.count(len(submission.runs), 'run')} done")
+    for planned in unfinished:
+        why = f": {planned.status.reason}" if planned.status.reason else ""
+        name = f"{planned.run_key} {planned.run.arm} r{planned.run.replicate}"
+        click.echo(views.printable(f"  {name} {planned.state}{why}"))
+    for log in submission.logs_of_killed():
+        click.echo(f"a worker was killed (out of memory?); its log: {log}", err=True)
+    if not unfinished:
+        return
+    first, option = unfinished[0].run_key, same_runs(runs_folder)
+    click.echo(f"`harness why {first}{option}` tells more; submit again resumes: harness submit {study}{option}")
+    sys.exit(1 if ended_by_itself else INTERRUPTED_EXIT_CODE)

@@ -1,0 +1,101 @@
+"""A SLURM cluster: its facts (slurm/clusters/*.yaml), what we ask of it, and what it says of our jobs. No submitit."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from harness.errors import LaunchError
+from harness.spec import Part, Resources
+from harness.study import Mark, did_you_mean, parse_yaml
+
+
+class Profile(Part):
+    """The facts of a cluster. What a study says in `resources` goes before what stands here."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time_minutes: int | None = Field(None, ge=1)
+    gpus_per_node: int | None = Field(None, ge=0)
+    cpus: int | None = Field(None, ge=1)
+    memory_gib: float | None = Field(None, gt=0)
+    pack: int | None = Field(None, ge=1)
+    max_parallel: int = Field(64, ge=1)  # jobs of one array at a time
+    max_array_size: int | None = Field(None, ge=1)  # None: what `scontrol show config` says
+    modules: tuple[str, ...] = ()  # loaded before the job: cuda/12.4
+    setup: tuple[str, ...] = ()  # more shell lines before the job
+    scratch: str | None = None  # a folder on the compute node for temporary files; may name $SLURM_JOB_ID
+    preempt_mode: Literal["requeue", "cancel"] = "requeue"  # cancel: SLURM ends a preempted job for good
+    tracking_uri: str | None = None  # an MLflow server
+    compute_nodes_reach_server: bool = False  # else `harness sync --watch` on the login node carries the records
+
+    def need(self, resources: Resources, name: str) -> Any:
+        """Return what the study says, else what this cluster gives, else the default."""
+        here = getattr(self, name)
+        return here if here is not None and name not in resources.model_fields_set else getattr(resources, name)
+
+
+def load_profile(path: Path) -> Profile:
+    """Read a cluster's facts.
+
+    Raises:
+        LaunchError: the file cannot be read, or says what a profile cannot hold: `file:line: key: what is wrong`.
+        SpecError: it is not plain YAML.
+    """
+    try:
+        value, marks = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(value, dict | None):
+        raise LaunchError(f"{path}:1: a profile is a mapping, such as partition: gpu")
+    try:
+        return Profile.model_validate(value or {})
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = problem["loc"][0]
+            what = problem["msg"][0].lower() + problem["msg"][1:]
+            if problem["type"] == "extra_forbidden":
+                what = f"unknown key; {did_you_mean(str(key), list(Profile.model_fields))}"
+            lines.append(f"{marks.get((key,), Mark(str(path), 1))}: {key}: {what}")
+        raise LaunchError("\n".join(lines)) from None
+
+
+def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = None) -> dict[str, Any]:
+    """Return what submitit asks of SLURM for one class of resources."""
+    cpus = max(profile.need(resources, "cpus"), resources.threads or 1)
+    scratch = [f'export TMPDIR="{profile.scratch}"', 'mkdir -p "$TMPDIR"'] if profile.scratch else []
+    setup = [*(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
+    return {
+        "timeout_min": profile.need(resources, "time_minutes"),
+        "nodes": resources.nodes,
+        "cpus_per_task": cpus,
+        "gpus_per_node": profile.need(resources, "gpus_per_node") or None,
+        "mem_gb": profile.need(resources, "memory_gib"),
+        "slurm_partition": profile.partition,
+        "slurm_account": profile.account,
+        "slurm_qos": profile.qos,
+        "slurm_constraint": profile.constraint,
+        "slurm_array_parallelism": jobs or profile.max_parallel,
+        "slurm_setup": setup or None,
+        # Since 22.05 srun does not take the number over from sbatch, and the task would be bound to one core.
+        "slurm_srun_args": [f"--cpus-per-task={cpus}"],
+    }
+
+
+def queued_in_slurm() -> set[str]:
+    """Return the user's jobs that wait or run, array tasks one by one.
+
+    Raises:
+        LaunchError: squeue does not answer.
+    """
+    query = ["squeue", "--noheader", "--array", "--format=%i", "--me"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        raise LaunchError(f"squeue does not answer, so queued runs may be queued still: {answer.stderr.strip()}")
+    return set(answer.stdout.split())
