@@ -20,6 +20,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -195,17 +196,21 @@ def _read(root: Path, apart: list[str], copy_to: Path | None = None) -> Files:
     """Hash every file of the tree; with `copy_to`, write what was hashed."""
     sizes, links = {}, set()
     for path in _paths(root):
-        if not path.startswith(tuple(apart)) and os.path.lexists(root / path):  # git lists what was deleted, too
-            status = os.lstat(root / path)
-            sizes[path] = status.st_size
-            links |= {path} if stat.S_ISLNK(status.st_mode) else set()
+        if not path.startswith(tuple(apart)):
+            with suppress(FileNotFoundError, NotADirectoryError):  # git lists what was deleted, too
+                status = os.lstat(root / path)
+                sizes[path] = status.st_size
+                links |= {path} if stat.S_ISLNK(status.st_mode) else set()
     # A tracked folder that was replaced by a link: git lists the link, and what was in the folder.
     sizes = {path: size for path, size in sizes.items() if links.isdisjoint(_parents(path))}
     _require_small(root, sizes)
     names = {*sizes, *(parent for path in sizes for parent in _parents(path))}
     files = {}
     for path in sorted(sizes):
-        kind, content = _follow(root, path, names) if path in links else _content(root / path)
+        try:
+            kind, content = _follow(root, path, names) if path in links else _content(root / path)
+        except FileNotFoundError:  # deleted this instant
+            continue
         files[path] = _fingerprint(kind, content)
         if copy_to:
             _write(copy_to / path, kind, content)
@@ -238,7 +243,7 @@ def _listed_by_git(root: Path) -> list[str]:
 
 def _walk(folder: Path, root: Path | None = None) -> list[str]:
     """List the files below a folder, without bytecode caches."""
-    found = []
+    found: list[str] = []
     for here, folders, names in os.walk(folder):
         names += [name for name in folders if Path(here, name).is_symlink()]
         folders[:] = [name for name in folders if name != "__pycache__"]
