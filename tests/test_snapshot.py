@@ -245,7 +245,10 @@ def test_a_work_tree_that_git_refuses_is_not_taken_for_a_folder_without_git(tree
 
 
 def test_the_variables_of_a_git_hook_do_not_mislead(tree, store, tmp_path, monkeypatch):
+    write(tree / "tracked.log", "")  # ignored, but this repository knows it
+    git(tree, "add", "--force", "tracked.log")
     before = snapshot.take(store, tree)
+    assert "tracked.log" in files(before)
     git(tmp_path, "init", "-q", "other")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "nothing"))
