@@ -63,8 +63,8 @@ def take(store: Path, root: Path | None = None, *, leave_out: Iterable[Path] = (
         leave_out: folders that are not code though git does not ignore them, such as that of the runs.
 
     Raises:
-        LaunchError: the tree is larger than 200 MB, links to a folder outside it, cannot be read or copied, or does not
-            stand still; or the snapshot that is there was changed by hand.
+        LaunchError: the tree is empty or larger than 200 MB, links to a folder outside it, cannot be read or copied, or
+            does not stand still; or the snapshot that is there was changed by hand.
         RecordError: another process has been copying for minutes.
     """
     root = Path(root or Path(harness.__file__).parents[1]).resolve()
@@ -72,6 +72,8 @@ def take(store: Path, root: Path | None = None, *, leave_out: Iterable[Path] = (
     apart = [os.path.relpath(Path(folder).resolve(), root) + os.sep for folder in (store, *leave_out)]
     try:
         files = _read(root, apart)
+        if not files:
+            raise LaunchError(f"{root} holds no code of the harness")
         return _present(store, files) or _stage(store, root, apart, files)
     except OSError as error:
         raise LaunchError(f"the code in {root} cannot be frozen: {error.strerror}: {error.filename}") from error
@@ -221,11 +223,8 @@ def _paths(root: Path) -> list[str]:
     """List the files that are code: those of the snapshot when the root is one, else git's, else the package's."""
     if snapshot := find(root.parent, root.name):
         return list(snapshot.manifest["files"])
-    listed = _listed_by_git(root)
-    # A wheel may be installed below a work tree of something else; then git has never heard of it.
-    if "harness/__init__.py" in listed and ((root / ".git").exists() or _git(root, "ls-files", "harness")):
-        return listed
-    return _walk(root / "harness", root)
+    listed = _listed_by_git(root) if _in_git(root) else []
+    return listed if "harness/__init__.py" in listed else _walk(root / "harness", root)
 
 
 def _listed_by_git(root: Path) -> list[str]:
@@ -344,11 +343,16 @@ def _git(root: Path, *arguments: str) -> bytes | None:
     return None
 
 
+def _in_git(root: Path) -> bool:
+    """Tell whether git looks after the harness: a wheel may lie below the work tree of something else."""
+    return (root / ".git").exists() or bool(_git(root, "ls-files", "harness"))
+
+
 def _origin(root: Path) -> dict:
     """Return where the tree came from: its root, commit and branch, and whether anything in it was uncommitted."""
     if snapshot := find(root.parent, root.name):
         return {key: snapshot.manifest[key] for key in ("root", "git")}
-    answer = _git(root, "status", "--porcelain=v2", "--branch", "--", ".")
+    answer = _git(root, "status", "--porcelain=v2", "--branch", "--", ".") if _in_git(root) else None
     if answer is None:
         return {"root": str(root), "git": None}
     lines = answer.decode(errors="replace").splitlines()

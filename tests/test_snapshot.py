@@ -199,7 +199,8 @@ def test_a_wheel_installed_below_a_work_tree_of_something_else_is_the_package_al
     site = tree / "env" / "site-packages"
     shutil.copytree(tree / "harness", site / "harness")
     write(site / "numpy" / "__init__.py", "")
-    assert files(snapshot.take(store, site)) == [MANIFEST, "harness/__init__.py", "harness/show.py"]
+    taken = snapshot.take(store, site)
+    assert files(taken) == [MANIFEST, "harness/__init__.py", "harness/show.py"] and taken.manifest["git"] is None
 
 
 def test_a_tree_that_is_a_folder_of_a_larger_work_tree_is_taken_by_git(tree, store, tmp_path):
@@ -236,6 +237,12 @@ def test_a_tree_that_is_too_large_is_refused_by_the_names_of_its_large_folders(t
         snapshot.take(store, tree)
     write(tree / ".gitignore", "/data/\n")
     assert "weights/x" in files(snapshot.take(store, tree))
+
+
+def test_a_folder_without_the_harness_is_refused(store, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LaunchError, match="holds no code"):
+        snapshot.take(store, tmp_path / "empty")
 
 
 def test_a_work_tree_that_git_refuses_is_not_taken_for_a_folder_without_git(tree, store):
