@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import __version__
+from harness import __version__, snapshot
 from harness.checkpoint import Checkpoints
 from harness.data.base import Dataset
 from harness.errors import CheckpointError, HarnessError
@@ -72,6 +72,8 @@ def work(
     tracking_uri: str | None = None,
     sync: bool = True,
     show_progress: bool = True,
+    wait_seconds: float = 0.0,
+    stop_after_steps: int | None = None,
 ) -> str:
     """Train and evaluate one run until all that its studies ask for is done.
 
@@ -82,6 +84,8 @@ def work(
         tracking_uri: MLflow's store; None means the default one.
         sync: carry the records to MLflow meanwhile, from a process of its own.
         show_progress: bars, or lines without a terminal.
+        wait_seconds: how long to wait for another writer, which may have died on another machine.
+        stop_after_steps: interrupt the training after that many steps of this attempt, with a checkpoint.
 
     Returns:
         the state in which the run is left: done, failed or interrupted.
@@ -90,7 +94,7 @@ def work(
         RecordError: another process works on this run.
     """
     run_directory = RunDirectory(Path(run_folder))
-    with run_directory.lock(), ExitStack() as stack:
+    with run_directory.lock(wait_seconds), ExitStack() as stack:
         if sync:
             from harness.tracking import BackgroundSync
 
@@ -98,6 +102,7 @@ def work(
                 BackgroundSync([run_directory], run_directory.path / "tracking", tracking_uri=tracking_uri)
             )
         job = _Job(run_directory, threads, show_progress)
+        job.stop_after_steps = stop_after_steps
         try:
             job.run()
         except Interrupted:
@@ -120,6 +125,7 @@ class _Job:
         self.threads = threads
         self.shown = show_progress
         self.state, self.stop_signal = "running", ""
+        self.stop_after_steps: int | None = None
         self.journal: Journal | None = None
         self.step = 0
         self._status_written = 0.0
@@ -171,6 +177,11 @@ class _Job:
             if step < self.spec.train.steps:
                 self._evaluate_during(training, data, step)
 
+        def stop_requested() -> bool:
+            if self.stop_after_steps and training.step - first >= self.stop_after_steps:
+                self.stop_signal = self.stop_signal or f"request after {self.stop_after_steps} steps"
+            return bool(self.stop_signal)
+
         train(
             training,
             data,
@@ -179,7 +190,7 @@ class _Job:
             records=self.request.records,
             measure=measure,
             on_log=on_log,
-            stop_requested=lambda: bool(self.stop_signal),
+            stop_requested=stop_requested,
         )
         self._record_throughput((time.monotonic() - began) / (training.step - first), training.device)
 
@@ -306,6 +317,7 @@ class _Job:
         facts: dict[str, Any] = {
             "harness": __version__,
             "code_version": code_version(),
+            "code_snapshot": snapshot.current(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "host": platform.node(),

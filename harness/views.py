@@ -10,12 +10,15 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from harness import launch
+from harness.cluster import JobFacts, read_queue
+from harness.errors import LaunchError
 from harness.launch import Plan, PlannedRun
 from harness.progress import duration
 from harness.records import Event, RunDirectory
@@ -180,6 +183,8 @@ class Standing:
     nll_bpd: float | None  # of the last evaluation
     reason: str
     run_dir: str
+    job: str = ""  # SLURM's, as squeue spells it
+    node: str = ""
 
     def row(self) -> tuple[str, ...]:
         running = self.state == "running"
@@ -192,16 +197,23 @@ class Standing:
             duration(self.eta_seconds) if running and self.eta_seconds is not None else "-",
             "-" if self.loss is None else f"{self.loss:.4f}",
             "-" if self.nll_bpd is None else f"{self.nll_bpd:.4f}",
+            self.job or "-",
+            self.node or "-",
             self.reason,
         )
 
 
-STANDING_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd", "why")
+STANDING_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd", "job", "node", "why")
 
 
-def standing(directory: RunDirectory, study: str | None = None) -> Standing:
-    """Gather what `status` says of a run; its arm and replicate are those of `study`, else of its first study."""
-    status = directory.status()
+def standings(directories: Sequence[RunDirectory], study: str | None = None) -> list[Standing]:
+    """Gather what `status` says of runs; arm and replicate are those of `study`, else of a run's first study."""
+    found = launch.look([directory.path for directory in directories])
+    return [_standing(directory, study, found[directory.key]) for directory in directories]
+
+
+def _standing(directory: RunDirectory, study: str | None, here: launch.Standing) -> Standing:
+    status, job = here.status, here.job
     num_steps, batch_size = _size_of(directory.path)
     studies = directory.studies()
     facts = studies.get(study or next(iter(studies), ""), {})
@@ -220,6 +232,8 @@ def standing(directory: RunDirectory, study: str | None = None) -> Standing:
         nll_bpd=last_nll(directory.path) if status.attempt else None,
         reason=status.reason,
         run_dir=str(directory.path),
+        job=job.job_id if job else "",
+        node=job.node if job and job.live else "",
     )
 
 
@@ -322,20 +336,59 @@ class Follower:
 # ----------------------------------------------------------------------------------------------------------------- why
 
 
-def history(events: Sequence[Event]) -> list[str]:
-    """Spell what happened to a run, one line an event; of checkpoints in a row the last."""
+def chain(directory: RunDirectory) -> list[str]:
+    """Spell what happened to a run, as its journal and SLURM know it together, one line an event, oldest first.
+
+    Of checkpoints in a row the last is told. Where SLURM is not, or has forgotten, the run directory alone tells.
+    """
+    events = directory.events()
     following = [*events[1:], None]
-    shown = [
-        event
+    told = [
+        (event.time_ms / 1000, _event_line(event))
         for event, after in zip(events, following, strict=True)
         if event.name != "checkpoint" or after is None or after.name != "checkpoint"
     ]
-    return [_event_line(event) for event in shown]
+    claims = launch.claims(directory.path.parent, [directory.key]).get(directory.key, [])
+    try:
+        jobs = read_queue(job for claim in claims if claim.on_slurm for job in claim.jobs)
+    except LaunchError:
+        jobs = {}
+    for claim in claims:
+        told.extend(_claim_lines(claim, jobs, directory.key))
+    moments = sorted(told, key=lambda line: line[0])
+    return [printable(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}  {what}") for at, what in moments]
+
+
+def _claim_lines(claim: launch.Claim, jobs: Mapping[str, JobFacts], run_key: str) -> Iterator[tuple[float, str]]:
+    facts = claim.submission
+    if not facts:
+        return
+    job = f", job {claim.jobs[0]}" if claim.on_slurm and claim.jobs else ""
+    yield facts["time"], f"submitted by {facts['user']} ({facts['cluster']}{job})"
+    for job_id in claim.jobs:
+        lives = jobs[job_id].lives if job_id in jobs else ()
+        for number, life in enumerate(lives):
+            if life.start and life.node:
+                again = "again " if number or job_id != claim.jobs[0] else ""
+                yield _seconds(life.start), f"SLURM starts job {job_id} {again}on {life.node}"
+            if life.end and life.state not in ("RUNNING", "PENDING"):
+                by = f" by {jobs[job_id].user}" if life.state == "CANCELLED" and jobs[job_id].user else ""
+                code = f", exit code {life.exit_code}" if life.exit_code not in ("", "0:0") else ""
+                yield _seconds(life.end), f"SLURM ends job {job_id}: {life.state}{by}{code}"
+    if by := claim.cancelled_by(run_key):
+        yield (claim.folder / "cancelled" / run_key).stat().st_mtime, f"cancelled by {by}"
+
+
+def _seconds(local: str) -> float:
+    return time.mktime(time.strptime(local, "%Y-%m-%dT%H:%M:%S"))
 
 
 def _event_line(event: Event) -> str:
-    moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time_ms / 1000))
     told = {key: value for key, value in event.facts.items() if key not in ("attempt", "traceback")}
     facts = " ".join(f"{key}={value}" for key, value in told.items() if value not in (None, ""))
     fenced = "  (made again later)" if event.fenced else ""
-    return printable(f"{moment}  attempt {event.attempt}  {event.name}  {facts}".rstrip() + fenced)
+    if event.name == "started":
+        begun = f"resumed at step {event.facts['resumed_from_step']}" if event.facts["resumed_from_step"] else "started"
+        facts = f"on {event.facts['host']} (attempt {event.attempt}, process {event.facts['pid']})"
+        return f"{begun} {facts}{fenced}"
+    return f"{event.name}  {facts}".rstrip() + fenced

@@ -252,7 +252,7 @@ def test_the_visible_gpus_are_those_that_the_environment_names(monkeypatch):
 def test_processes_that_start_get_their_threads_and_the_environment_is_put_back(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    with launch._thread_environment(3):
+    with launch._environment(launch._thread_environment(3)):
         assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "3"
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS" not in os.environ
@@ -285,7 +285,7 @@ def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp
     assert asked["mem_gb"] == 4.0  # the default
     assert asked["timeout_min"] == 240
     assert asked["slurm_partition"] == "gpu"
-    assert asked["slurm_setup"] == ["module load cuda"]
+    assert asked["slurm_setup"][-2:] == ["trap harness_requeue_the_killed EXIT", "module load cuda"]
     assert asked["slurm_array_parallelism"] == 64
     assert cluster.slurm_parameters(Resources(), gpu_cluster, jobs=3)["slurm_array_parallelism"] == 3
     assert cluster.slurm_parameters(Resources(threads=6, cpus=2), gpu_cluster)["cpus_per_task"] == 6

@@ -26,7 +26,7 @@ def status(study: str | None, watch: bool, as_json: bool, runs_folder: Path) -> 
     name, directories = members(study, runs_folder)
 
     def gather() -> list[Standing]:
-        return [views.standing(directory, name) for directory in directories]
+        return views.standings(directories, name)
 
     if as_json:
         click.echo(views.status_json(gather()))
@@ -64,9 +64,9 @@ def why(run: str, lines: int, runs_folder: Path) -> None:
     from harness import launch, views
 
     directory = find_run(run, runs_folder)
-    found = views.standing(directory)
+    [found] = views.standings([directory])
     click.echo(f"{found.run_key} {found.arm} r{found.replicate} of {', '.join(found.studies) or 'no study'}")
-    for line in views.history(directory.events()):
+    for line in views.chain(directory):
         click.echo(f"  {line}")
     reason = f": {found.reason}" if found.reason else ""
     click.echo(views.printable(f"{found.state} at step {found.step} of {found.num_steps}{reason}"))
@@ -79,18 +79,42 @@ def why(run: str, lines: int, runs_folder: Path) -> None:
 
 @click.command()
 @click.argument("run")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written; Ctrl-C ends it.")
 @runs_folder_option
-def logs(run: str, runs_folder: Path) -> None:
+def logs(run: str, follow: bool, runs_folder: Path) -> None:
     """Print what the newest job of a run wrote."""
+    import contextlib
+
     from harness import launch
 
     directory = find_run(run, runs_folder)
     log, text = launch.log_of(runs_folder, directory.key)
-    if log is None:
+    if log is None and not follow:
         raise LaunchError(
             f"run {directory.key} has no log: no job of `harness submit` has begun it (debug jobs keep none)"
         )
-    click.echo("\n".join(text))
+    if text:
+        click.echo("\n".join(text))
+    if follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            _follow(runs_folder, directory.key, len(text))
+
+
+def _follow(runs_folder: Path, run_key: str, shown: int) -> None:
+    """Print the lines that are added; of a log that is another one now, from its beginning."""
+    import time
+
+    from harness import launch
+
+    log = launch.log_path(runs_folder, run_key)
+    while True:
+        time.sleep(0.5)
+        newest, text = launch.log_of(runs_folder, run_key)
+        if newest != log or len(text) < shown:
+            log, shown = newest, 0
+        for line in text[shown:]:
+            click.echo(line)
+        shown = len(text)
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +12,7 @@ from harness.cli.common import json_option, load, runs_folder_option, same_runs,
 from harness.errors import LaunchError
 
 if TYPE_CHECKING:
-    from harness.launch import WaitedFor
+    from harness.launch import Plan, WaitedFor
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -43,6 +43,7 @@ def plan(study: Path, as_json: bool, everything: bool, sets: tuple[str, ...], ru
 @click.option("--cluster", default="local", metavar="local|debug|slurm", show_default=True, help="Where to run.")
 @click.option("--jobs", type=click.IntRange(1), help="Workers (local), or runs at a time (slurm).")
 @click.option("--profile", type=click.Path(path_type=Path), help="Facts of the SLURM cluster, a YAML file.")
+@click.option("--new-code", is_flag=True, help="Go on with today's code, not with that which a run began with.")
 @click.option("--no-sync", is_flag=True, help="Don't carry the records to MLflow; `harness sync` does it later.")
 @set_option
 @runs_folder_option
@@ -51,36 +52,65 @@ def submit(
     cluster: str,
     jobs: int | None,
     profile: Path | None,
+    new_code: bool,
     no_sync: bool,
     sets: tuple[str, ...],
     runs_folder: Path,
 ) -> None:
     """Run all of a study that is not done yet. Safe to repeat: done runs are skipped, broken ones go on."""
-    from harness import launch, views
+    from harness import launch
     from harness.cluster import load_profile
 
     planned = launch.plan(load(study, sets), runs_folder)
     if profile and cluster != "slurm":
         raise LaunchError("--profile describes a SLURM cluster; add --cluster slurm")
     facts = load_profile(profile) if profile else None
-    submission = launch.commit(planned, cluster=cluster, jobs=jobs, profile=facts, sync=not no_sync)
-    name = planned.study.name
+    _offer_to_cancel_orphans(planned, runs_folder)
+    submit_and_follow(
+        planned, runs_folder, cluster=cluster, jobs=jobs, profile=facts, sync=not no_sync, new_code=new_code
+    )
+
+
+def submit_and_follow(planned: Plan, runs_folder: Path, **options: Any) -> None:
+    """Submit what a plan has to do; look on where it runs here, and say how to where it does not."""
+    from harness import launch, views
+
+    study, name = planned.study.path, planned.study.name
+    submission = launch.commit(planned, **options)
     submitted = {one.run_key for one in submission.runs}
     left_alone = [one for one in planned.runs if one.run_key not in submitted]
     if left_alone:
         click.echo(f"left alone: {views.state_counts(one.state for one in left_alone)}")
+    if submission.runs:
+        click.echo(f"submitted: {views.count(len(submission.runs), 'run')}")
+    for note in submission.notes:
+        click.echo(note)
     if not submission.runs:
         click.echo("nothing to submit")
         return
-    click.echo(f"submitted: {views.count(len(submission.runs), 'run')}")
-    for note in submission.notes:
-        click.echo(note)
     if not isinstance(submission, launch.WaitedFor):
         click.echo(f"follow: harness status {study}{same_runs(runs_folder)} --watch")
         return
-    with views.Follower(lambda: [views.standing(one.directory, name) for one in submission.runs]) as follower:
+    directories = [one.directory for one in submission.runs]
+    with views.Follower(lambda: views.standings(directories, name)) as follower:
         ended_by_itself = submission.wait(follower.tick)
     _say_how_it_ended(submission, study, runs_folder, ended_by_itself)
+
+
+def _offer_to_cancel_orphans(planned: Plan, runs_folder: Path) -> None:
+    """Deal with what still waits or runs for this study, though its file no longer asks for it."""
+    from harness import launch, views
+
+    orphans = launch.orphans(planned)
+    if not orphans:
+        return
+    said = f"{views.count(len(orphans), 'run')} of this study still at work, though its file no longer asks for them"
+    if sys.stdin.isatty():
+        if click.confirm(f"{said}: {' '.join(one.key for one in orphans)}. Cancel?"):
+            launch.cancel(orphans)
+        return
+    keys = " ".join(one.key for one in orphans)
+    click.echo(f"{said}; to cancel: harness cancel {keys}{same_runs(runs_folder)}")
 
 
 def _say_how_it_ended(submission: WaitedFor, study: Path, runs_folder: Path, ended_by_itself: bool) -> None:

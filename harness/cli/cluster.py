@@ -1,0 +1,67 @@
+"""cancel, retry: changing one's mind about runs, from any shell and as often as one likes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.cli.common import load, runs_folder_option, set_option, studies_or_run, study_file
+from harness.cli.studies import submit_and_follow
+from harness.errors import LaunchError
+
+
+@click.command()
+@click.argument("what", nargs=-1, required=True, metavar="STUDY|RUN...")
+@runs_folder_option
+def cancel(what: tuple[str, ...], runs_folder: Path) -> None:
+    """Stop what waits or runs, of studies or runs; a checkpoint is kept, and `submit` goes on from it."""
+    from harness import launch, views
+
+    directories = {directory.key: directory for one in what for directory in studies_or_run(one, runs_folder)}
+    stopped = launch.cancel(list(directories.values()))
+    click.echo(f"cancelled: {views.count(len(stopped), 'run')}" if stopped else "nothing waits or runs")
+
+
+@click.command()
+@study_file
+@click.option("--failed", is_flag=True, help="The failed ones, also those that were killed again and again.")
+@click.option("--killed", is_flag=True, help="Those whose process or job was killed.")
+@click.option("--cluster", metavar="local|debug|slurm", help="Where to run.  [default: as submitted last]")
+@click.option("--jobs", type=click.IntRange(1), help="Workers (local), or runs at a time (slurm).")
+@click.option("--profile", type=click.Path(path_type=Path), help="Facts of the SLURM cluster, a YAML file.")
+@click.option("--new-code", is_flag=True, help="Go on with today's code, not with that which a run began with.")
+@click.option("--no-sync", is_flag=True, help="Don't carry the records to MLflow; `harness sync` does it later.")
+@set_option
+@runs_folder_option
+def retry(
+    study: Path,
+    failed: bool,
+    killed: bool,
+    cluster: str | None,
+    jobs: int | None,
+    profile: Path | None,
+    new_code: bool,
+    no_sync: bool,
+    sets: tuple[str, ...],
+    runs_folder: Path,
+) -> None:
+    """Begin failed runs again from their newest checkpoint, with the options of the last submission."""
+    from harness import launch
+    from harness.cluster import load_profile
+
+    if not failed and not killed:
+        raise LaunchError("say which: --failed, --killed or both")
+    planned = launch.plan(load(study, sets), runs_folder)
+    options = launch.last_options(planned)
+    if cluster and cluster != options["cluster"]:
+        options = {"cluster": cluster, "jobs": None, "profile": None}
+    if jobs:
+        options["jobs"] = jobs
+    if profile:
+        options["profile"] = load_profile(profile)
+    chosen = launch.select_retries(planned, failed=failed, killed=killed)
+    if not chosen.runs:
+        click.echo("nothing to retry")
+        return
+    submit_and_follow(chosen, runs_folder, **options, sync=not no_sync, new_code=new_code)
