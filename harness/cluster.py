@@ -75,12 +75,12 @@ def load_profile(path: Path) -> Profile:
 def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = None) -> dict[str, Any]:
     """Return what submitit asks of SLURM for one class of resources; of an array, `jobs` at a time."""
     cpus = max(profile.need(resources, "cpus"), resources.threads or 1)
-    gpus = profile.need(resources, "gpus_per_node")
+    gpus, minutes = profile.need(resources, "gpus_per_node"), profile.need(resources, "time_minutes")
     processes = resources.processes_per_node or (max(1, gpus) if resources.num_processes > 1 else 1)
     scratch = [f'export TMPDIR="{profile.scratch}"', 'mkdir -p "$TMPDIR"'] if profile.scratch else []
     setup = [*_REQUEUE_THE_KILLED, *(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
     return {
-        "timeout_min": profile.need(resources, "time_minutes"),
+        "timeout_min": minutes,
         "nodes": resources.nodes,
         "tasks_per_node": processes,
         "cpus_per_task": cpus,
@@ -90,6 +90,7 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
         "slurm_account": profile.account,
         "slurm_qos": profile.qos,
         "slurm_constraint": profile.constraint,
+        "slurm_signal_delay_s": min(90, 15 * minutes),  # before the time limit, to write a checkpoint
         "slurm_array_parallelism": jobs or profile.max_parallel,
         "slurm_setup": setup,
         # Since 22.05 srun does not take the number over from sbatch, and the task would be bound to one core.

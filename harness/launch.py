@@ -22,6 +22,7 @@ import getpass
 import itertools
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -302,10 +303,15 @@ def killed_without_progress(path: Path) -> str | None:
         return None
     last = started[-1].facts
     place = f"at step {last['resumed_from_step']} without progress"
+    return _killed_again_and_again(path, len(attempts), place, last["host"])
+
+
+def _killed_again_and_again(path: Path, times: int, place: str, host: str) -> str:
     _, text = log_of(path.parent, path.name, whole=True)
+    host = os.environ.get("SLURMD_NODENAME", host)
     out_of_memory = re.search(r"exceeded (job|step) memory|exceeded memory limit|oom[-_ ]kill|OUT_OF_MEMORY", text)
-    what = f"OUT_OF_MEMORY on {last['host']}; ask for more memory_gib" if out_of_memory else f"on {last['host']}"
-    return f"killed {len(attempts)} times {place}: {what}, then `harness retry`"
+    what = f"OUT_OF_MEMORY on {host}; ask for more memory_gib" if out_of_memory else f"on {host}"
+    return f"killed {times} times {place}: {what}, then `harness retry`"
 
 
 def _forgiven(path: Path) -> int:
@@ -534,7 +540,8 @@ def commit(
 def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[str, dict[str, snapshot.Snapshot]]:
     """Freeze today's code; return its id, and by run the code that it works with.
 
-    A run that has a checkpoint goes on with the code that it began with, so that it never mixes two versions. Further evaluations of a run that is done are today's business.
+    A run that has a checkpoint goes on with the code that it began with, so that it never mixes two versions. Further
+    evaluations of a run that is done are today's business.
     """
     store = plan.runs_folder.absolute() / ".code"
     today = snapshot.take(store, leave_out=[plan.runs_folder])
@@ -702,7 +709,9 @@ def _launch_debug(
 def _executor(folder: Path, cluster: str, **parameters: Any) -> Any:
     import submitit
 
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    # Not 3 time limits: a long run has as many as it needs, and one without progress ends itself.
+    limits = {"slurm_max_num_timeout": 1_000_000} if cluster == "slurm" else {}
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **limits)
     executor.update_parameters(stderr_to_stdout=True, **parameters)
     return executor
 
@@ -804,11 +813,21 @@ class Task:
         if _is_cancelled(self.folder, path):
             return False
         directory = RunDirectory(path)
-        if reason := killed_without_progress(path):
+        if reason := killed_without_progress(path) or self._killed_before_it_began(path):
             print(f"{path.name}: {reason}", flush=True)
             directory.set_status(replace(directory.status(), state="failed", reason=reason))
             return False
         return directory.status().state not in ("done", "failed", "pruned")
+
+    def _killed_before_it_began(self, path: Path) -> str | None:
+        """Count starts that did not come as far as a journal: memory may not even suffice to import torch."""
+        (self.folder / "begun").mkdir(exist_ok=True)
+        begun, attempts = self.folder / "begun" / path.name, str(len(RunDirectory(path).attempts()))
+        earlier = begun.read_text().split() if begun.exists() else []
+        begun.write_text("\n".join([*earlier, attempts]))
+        if earlier[-ATTEMPTS_WITHOUT_PROGRESS:] == [attempts] * ATTEMPTS_WITHOUT_PROGRESS:
+            return _killed_again_and_again(path, ATTEMPTS_WITHOUT_PROGRESS, "before it began", platform.node())
+        return None
 
     def _work_here(self, path: Path) -> str:
         def hear(number: int, _: object) -> NoReturn:
@@ -875,6 +894,9 @@ class Task:
         job_id = slurm.this_job()
         if not told or job_id is None or all(_is_cancelled(self.folder, path) for path in paths):
             return
+        if told != "killed":
+            for path in paths:
+                (self.folder / "begun" / path.name).unlink(missing_ok=True)
         preempted = told != "killed" and slurm.was_preempted(job_id)
         if preempted and self.preemption_cancels:
             number = job_id.split("_")[0]
@@ -1041,7 +1063,8 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
                 raise LaunchError(f"run {directory.key} is worked on by {owner['host']}: cancel it there")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(owner["pid"], signal.SIGTERM)
-    slurm.cancel([job_id for job_id, claim in jobs.items() if _nobody_needs(job_id, claim)])
+    needed = {job_id for folder in {claim.folder for claim in jobs.values()} for job_id in _needed(folder)}
+    slurm.cancel([job_id for job_id in jobs if job_id not in needed])
     return live
 
 
@@ -1050,14 +1073,15 @@ def _mark_cancelled(folder: Path, run_key: str, by: str) -> None:
     (folder / "cancelled" / run_key).write_text(by)
 
 
-def _nobody_needs(job_id: str, claim: Claim) -> bool:
-    """Tell whether all runs of a job are cancelled or have ended."""
-    for path in (claim.folder / "claims").iterdir():
-        if path.read_text().split()[-1:] == [job_id] and not (claim.folder / "cancelled" / path.name).exists():
-            state = RunDirectory(claim.folder.parents[2] / path.name).status().state
+def _needed(folder: Path) -> set[str]:
+    """Return the jobs of a submission that still have a run which is neither cancelled nor at its end."""
+    needed = set()
+    for path in (folder / "claims").iterdir():
+        if not (folder / "cancelled" / path.name).exists():
+            state = RunDirectory(folder.parents[2] / path.name).status().state
             if state in ("queued", "running", "interrupted"):
-                return False
-    return True
+                needed.update(path.read_text().split()[-1:])
+    return needed
 
 
 def select_retries(plan: Plan, *, failed: bool, killed: bool) -> Plan:

@@ -375,8 +375,8 @@ def _claim_lines(claim: launch.Claim, jobs: Mapping[str, JobFacts], run_key: str
                 by = f" by {jobs[job_id].user}" if life.state == "CANCELLED" and jobs[job_id].user else ""
                 code = f", exit code {life.exit_code}" if life.exit_code not in ("", "0:0") else ""
                 yield _seconds(life.end), f"SLURM ends job {job_id}: {life.state}{by}{code}"
-    if by := claim.cancelled_by(run_key):
-        yield (claim.folder / "cancelled" / run_key).stat().st_mtime, f"cancelled by {by}"
+    if who := claim.cancelled_by(run_key):
+        yield (claim.folder / "cancelled" / run_key).stat().st_mtime, f"cancelled by {who}"
 
 
 def _seconds(local: str) -> float:
