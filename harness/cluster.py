@@ -90,7 +90,7 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
         "slurm_account": profile.account,
         "slurm_qos": profile.qos,
         "slurm_constraint": profile.constraint,
-        "slurm_signal_delay_s": min(90, 15 * minutes),  # before the time limit, to write a checkpoint
+        "slurm_signal_delay_s": min(90, 6 * minutes),  # before the time limit, to write a checkpoint
         "slurm_array_parallelism": jobs or profile.max_parallel,
         "slurm_setup": setup,
         # Since 22.05 srun does not take the number over from sbatch, and the task would be bound to one core.

@@ -841,6 +841,9 @@ class Task:
             state = _work(path, self.threads, self.sync, self.tracking_uri, wait_seconds=wait, **options)
         except _Told as told:
             return str(told)
+        finally:
+            for number in (signal.SIGUSR2, signal.SIGTERM):  # what is told now is no news
+                signal.signal(number, signal.SIG_IGN)
         return _heard(path) if state == "interrupted" else ""
 
     def _work_side_by_side(self, paths: list[Path]) -> str:
@@ -894,10 +897,10 @@ class Task:
         job_id = slurm.this_job()
         if not told or job_id is None or all(_is_cancelled(self.folder, path) for path in paths):
             return
-        if told != "killed":
+        preempted = told != "killed" and slurm.was_preempted(job_id)
+        if preempted:
             for path in paths:
                 (self.folder / "begun" / path.name).unlink(missing_ok=True)
-        preempted = told != "killed" and slurm.was_preempted(job_id)
         if preempted and self.preemption_cancels:
             number = job_id.split("_")[0]
             successor = slurm.submit_again(self.folder / f"{number}_submission.sh", job_id)
