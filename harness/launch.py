@@ -259,7 +259,7 @@ def _merge(status: Status, key: str, claim: Claim | None, job: JobFacts | None, 
 def _why_it_waits(claim: Claim, job: JobFacts) -> str:
     if not job.waits:
         return f"starts on {job.node}" if job.state == "RUNNING" else f"leaves {job.node}"
-    if job.reason == "Dependency" and _canary(claim, job.job_id):
+    if job.reason in ("Dependency", "None") and _canary(claim, job.job_id):
         return "waits for its canary"
     return f"({job.reason})"
 

@@ -342,7 +342,7 @@ def chain(directory: RunDirectory) -> list[str]:
     Of checkpoints in a row the last is told. Where SLURM is not, or has forgotten, the run directory alone tells.
     """
     events = directory.events()
-    following = [*events[1:], None]
+    following = [*events, None][1:]
     told = [
         (event.time_ms / 1000, _event_line(event))
         for event, after in zip(events, following, strict=True)

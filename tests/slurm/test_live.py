@@ -27,14 +27,15 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 MAX_ARRAY_SIZE = 8
+SLOWLY = ("records.checkpoint_every_seconds=0",)  # a checkpoint after each step, so that there is time to disturb it
 STUDY = """
 study: live
 data: digits
 diffusion: {num_timesteps: 30, schedule: cosine}
 model: {channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], num_heads: 1}
 optim: {lr: 1.0e-3}
-train: {steps: 1500, batch_size: 16, ema_rate: 0.8}
-records: {log_every: 5, checkpoint_every_seconds: 1.0}
+train: {steps: 300, batch_size: 16, ema_rate: 0.8}
+records: {log_every: 5, checkpoint_every_seconds: 60}
 resources: {device: cpu, threads: 1}
 """
 
@@ -84,19 +85,19 @@ def live(start_slurm, tmp_path_factory) -> Iterator[Live]:
 def scenarios(live) -> dict[str, launch.Submission]:
     """Submit everything; the tests below disturb what they are about."""
     submitted = {
-        "time_limit": live.submit("time_limit", time_minutes=1),
-        "preempted": live.submit("preempted", constraint="preempted"),
+        "time_limit": live.submit("time_limit", sets=SLOWLY, time_minutes=1),
+        "preempted": live.submit("preempted", sets=SLOWLY, constraint="preempted"),
         "cancelled_for_good": live.submit(
-            "cancelled_for_good", constraint="preempted", partition="cancel", preempt_mode="cancel"
+            "cancelled_for_good", sets=SLOWLY, constraint="preempted", partition="cancel", preempt_mode="cancel"
         ),
-        "crash": live.submit("crash", constraint="crashes"),
+        "crash": live.submit("crash", sets=SLOWLY, constraint="crashes"),
         "memory": live.submit("memory", memory_gib=0.15),
-        "cancel": live.submit("cancel", "replicates: 2\n", max_parallel=1),
+        "cancel": live.submit("cancel", "replicates: 2\n", SLOWLY, max_parallel=1),
         "undisturbed": live.submit("undisturbed", "replicates: 3\n", pack=3, cpus=3, memory_gib=3),
     }
     for name in ("preempted", "cancelled_for_good", "crash"):
         wait_for(submitted[name].runs[0].directory.latest)
-    ask("sbatch", "--partition=high", "--nodelist=n2", "--ntasks=16", "--output=/dev/null", "--wrap=sleep 3")
+    ask("sbatch", "--partition=high", "--nodelist=n2", "--nodes=1", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
     live.slurm.crash("n3")
     time.sleep(2)
     live.slurm.revive("n3")
@@ -179,6 +180,7 @@ def test_where_preemption_cancels_a_job_submits_its_own_successor(scenarios, und
 
 def test_a_run_at_its_time_limit_goes_on_where_it_was(scenarios, undisturbed):
     [run] = ended(scenarios["time_limit"]).runs
+    assert len(resumed_at(run.directory)) > 1
     undisturbed(run.directory)
 
 
@@ -224,7 +226,7 @@ def test_cancel_stops_what_runs_and_what_waits_and_submit_goes_on(live, scenario
 
 
 def test_a_killed_run_of_a_shared_job_leaves_the_others_and_comes_back(live, undisturbed):
-    submission = live.submit("pack", "replicates: 3\n", pack=3, cpus=3, memory_gib=3)
+    submission = live.submit("pack", "replicates: 3\n", SLOWLY, pack=3, cpus=3, memory_gib=3)
     assert len(submission.jobs) == 1
     directory = submission.runs[0].directory
     wait_for(directory.latest)
