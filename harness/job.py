@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness import __version__
+from harness import __version__, snapshot
 from harness.checkpoint import Checkpoints
 from harness.data.base import Dataset
 from harness.errors import CheckpointError, HarnessError
@@ -306,6 +306,7 @@ class _Job:
         facts: dict[str, Any] = {
             "harness": __version__,
             "code_version": code_version(),
+            "code_snapshot": snapshot.current(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "host": platform.node(),
@@ -376,6 +377,9 @@ class _Job:
 def code_version() -> str:
     """Return the version with the commit that the code was run from, marked when files differ from it."""
     root = Path(__file__).resolve().parents[1]
+    if frozen := snapshot.find(root.parent, root.name):  # git would answer for whatever work tree the runs lie in
+        origin = frozen.manifest["git"]
+        return f"{__version__}+g{origin['commit'][:12]}{'-dirty' * origin['dirty']}" if origin else __version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
