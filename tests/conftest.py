@@ -1,9 +1,14 @@
-"""What several tests need: small real runs on the embedded digits."""
+"""What several tests need: small real runs on the embedded digits, and a live SLURM."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import random
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,3 +55,77 @@ def tiny_run(tmp_path: Path, tiny_study: Callable[..., list]) -> Callable[..., P
         return directory.path
 
     return make
+
+
+DEVCLUSTER = Path(__file__).parents[1] / "slurm" / "devcluster" / "devcluster.sh"
+
+
+class DevCluster:
+    """A live SLURM of the tests' own, with its state in one folder."""
+
+    def __init__(self, folder: Path, **knobs: object) -> None:
+        self.folder = folder
+        self.env = {"SLURM_CONF": str(folder / "etc" / "slurm.conf")}
+        self._command("start", PORT=_free_ports(10), **knobs)
+
+    def crash(self, node: str) -> None:
+        """Let `node`, such as n2, die with its jobs."""
+        self._command("crash", node)
+
+    def revive(self, node: str) -> None:
+        """Bring `node` back, and wait until it takes jobs."""
+        self._command("revive", node)
+
+    def stop(self) -> None:
+        """Cancel the jobs, end the daemons and delete the database, which is large."""
+        self._command("stop")
+        shutil.rmtree(self.folder / "database")
+
+    def _command(self, verb: str, *arguments: str, **knobs: object) -> None:
+        environment = os.environ | {name: str(value) for name, value in knobs.items()}
+        done = subprocess.run(
+            [DEVCLUSTER, verb, self.folder, *arguments], env=environment, stderr=subprocess.PIPE, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def _free_ports(count: int) -> int:
+    """Return the first of `count` neighbouring free ports, below those that the kernel hands out by itself."""
+    while True:
+        # At random, so that sessions side by side do not look at the same ports at the same time.
+        first = random.SystemRandom().randrange(20_000, 32_000, count)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as sockets:
+            for port in range(first, first + count):
+                sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+
+
+@pytest.fixture(scope="session")
+def start_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., DevCluster]]:
+    """Return a function that starts a SLURM, with knobs such as MAXARRAY=21, which lives as long as the session."""
+    # As the script does: the daemons' folder is not in every user's PATH.
+    path = os.environ["PATH"] + ":/usr/sbin"
+    missing = [name for name in ("slurmctld", "slurmdbd", "munged", "mariadbd") if not shutil.which(name, path=path)]
+    if missing:
+        complain = pytest.fail if os.environ.get("HARNESS_REQUIRE_SLURM") == "1" else pytest.skip
+        complain(
+            f"no SLURM here: {', '.join(missing)} missing (slurm/devcluster/devcluster.sh start says what to install)"
+        )
+    with contextlib.ExitStack() as clusters:
+
+        def start(**knobs: object) -> DevCluster:
+            cluster = DevCluster(tmp_path_factory.mktemp("slurm"), **knobs)
+            clusters.callback(cluster.stop)
+            return cluster
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def slurm(start_slurm: Callable[..., DevCluster]) -> Iterator[DevCluster]:
+    """Start the SLURM of this session at the first test that wants it, and point everything at it."""
+    cluster = start_slurm()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.env.items():
+            patch.setenv(name, value)
+        yield cluster

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -317,18 +316,6 @@ def test_a_missing_profile_is_named(tmp_path):
 
 def test_an_empty_profile_is_a_cluster_without_peculiarities(tmp_path):
     assert profile(tmp_path, "") == cluster.Profile()
-
-
-def _slurm_answers() -> bool:
-    if not shutil.which("sinfo"):
-        return False
-    return subprocess.run(["sinfo", "--noheader"], capture_output=True, timeout=20, check=False).returncode == 0
-
-
-@pytest.fixture(scope="session")
-def slurm() -> None:
-    if not _slurm_answers():
-        (pytest.fail if os.environ.get("HARNESS_REQUIRE_SLURM") else pytest.skip)("no SLURM answers here")
 
 
 def submit_to_slurm(study: Study, runs_folder: Path, **profile) -> launch.Submission:
