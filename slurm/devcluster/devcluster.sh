@@ -19,7 +19,7 @@ MEM=${MEM:-4000}             # MiB of each node
 GPUS=${GPUS:-2}              # of each node; they only set CUDA_VISIBLE_DEVICES
 PORT=${PORT:-16800}          # and the NODES + 1 ports after it
 MAXARRAY=${MAXARRAY:-1001}   # SLURM's MaxArraySize: the largest index of an array is one less
-GRACE=${GRACE:-10}           # seconds from a preempted job's warning to its end
+GRACE=${GRACE:-10}           # seconds from a preempted job's warning to its end, at least (SLURM looks now and then)
 
 VERB=${1:-} DIR=$(realpath -m "${2:-${TMPDIR:-/tmp}/devcluster-$(id -un)}") NODE=${3:-}
 export SLURM_CONF=$DIR/etc/slurm.conf PATH=$PATH:/usr/sbin
@@ -145,21 +145,36 @@ END
 }
 
 # ----------------------------------------------------------------------------------------------------------- processes
-# No pid files, which outlive their processes: whatever belongs to this cluster has its SLURM_CONF in the environment,
-# and whatever runs on one of its nodes, daemon or job, has SLURMD_NODENAME besides.
+# No pid files, which outlive their processes. Whatever belongs to this cluster has its SLURM_CONF in the environment, and
+# what runs on one of its nodes has SLURMD_NODENAME besides. Only slurmstepd, which keeps a job, writes its title over its
+# environment; but it holds the log of its node open.
 
 processes() { # NAME... : pids of this cluster's daemons of these names
     local file
     for file in $(grep -lsxzF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ); do
-        case " $* " in *" $(cat "${file%environ}comm" 2>/dev/null) "*) basename "${file%/environ}" ;; esac
+        case " $* " in *" $(cat "${file%environ}comm" 2>/dev/null) "*) pid_of "$file" ;; esac
     done
 }
 
-processes_on() { # NODE-PATTERN : pids of everything on these nodes
+processes_on() { # NODE : pids of everything that runs there
     local file
     for file in $(grep -lsxzF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ); do
-        if grep -qsxz "SLURMD_NODENAME=$1" "$file"; then basename "${file%/environ}"; fi
+        if grep -qsxzF "SLURMD_NODENAME=$1" "$file"; then pid_of "$file"; fi
     done
+    for file in $(find /proc/[0-9]*/fd -lname "$DIR/log/slurmd-$1.log" 2>/dev/null); do pid_of "$file"; done
+}
+
+pid_of() { # FILE in /proc
+    cut -d/ -f3 <<<"$1"
+}
+
+kill_node() { # NODE : stop everything before the first one dies, or a job's keeper would live to report it as failed
+    local signal
+    for signal in STOP KILL; do processes_on "$1" | xargs --no-run-if-empty kill -$signal 2>/dev/null || true; done
+}
+
+nodes() {
+    sed -n 's/^NodeName=\([^ ]*\).*/\1/p' "$SLURM_CONF" 2>/dev/null || true
 }
 
 spawn() { # NAME COMMAND... : in the background, in a session of its own, its output in log/NAME.out
@@ -261,14 +276,14 @@ stop() {
         done
     fi
     for name in slurmd slurmctld slurmdbd mariadbd munged; do end $name; done
-    processes_on 'n[0-9]*' | xargs --no-run-if-empty kill -KILL 2>/dev/null || true # steps outlive slurmd
+    for node in $(nodes); do kill_node "$node"; done # jobs outlive their slurmd
 }
 
 status() {
     local name count expected up=0
     for name in munged mariadbd slurmdbd slurmctld slurmd; do
         expected=1
-        [ $name != slurmd ] || expected=$(grep -cs ^NodeName= "$SLURM_CONF" || true)
+        [ $name != slurmd ] || expected=$(nodes | wc -l)
         count=$(processes $name | wc -l)
         echo "$name: $count of $expected"
         [ "$count" = "$expected" ] || up=1
@@ -279,7 +294,7 @@ status() {
 
 crash() {
     # Not by `scontrol update state=down` alone: a live slurmd would start the job again on the very same node.
-    processes_on "$NODE" | xargs --no-run-if-empty kill -KILL
+    kill_node "$NODE"
     scontrol update nodename="$NODE" state=down reason=crash
 }
 
@@ -293,7 +308,7 @@ case $VERB in
     start | stop | status) $VERB ;;
     env) echo "export SLURM_CONF=$(printf %q "$SLURM_CONF")" ;;
     crash | revive)
-        grep -qs "^NodeName=$NODE " "$SLURM_CONF" || die "no node '$NODE' in $DIR: usage: $0 $VERB DIR NODE"
+        nodes | grep -qx "$NODE" || die "no node '$NODE' in $DIR: usage: $0 $VERB DIR NODE"
         $VERB
         ;;
     *) die "usage: $0 start|stop|status|env [DIR], or $0 crash|revive DIR NODE" ;;
