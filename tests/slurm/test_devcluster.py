@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.cluster import load_profile
+
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "devcluster" / "devcluster.sh"
 
@@ -57,6 +59,14 @@ def runs(job: str) -> bool:
 @pytest.mark.slurm
 def test_a_job_sees_the_gpus_that_it_asked_for(slurm):
     assert said("srun", "--gpus-per-node=2", "printenv", "CUDA_VISIBLE_DEVICES") == "0,1"
+
+
+@pytest.mark.slurm
+def test_its_profile_is_one_that_it_takes(slurm):
+    profile = load_profile(REPOSITORY / "slurm" / "clusters" / "dev.yaml")
+    memory = profile.memory_gib * profile.max_parallel / 2  # that is, on one of two nodes
+    asked = (f"--partition={profile.partition}", f"--cpus-per-task={profile.cpus}", f"--mem={memory * 1024:.0f}")
+    assert said("srun", *asked, f"--time={profile.time_minutes}", "printenv", "SLURM_JOB_PARTITION") == "main"
 
 
 @pytest.mark.slurm
