@@ -31,6 +31,7 @@ from harness.progress import Progress
 from harness.records import Journal, RunDirectory, Status, SystemMetrics, replace_file
 from harness.registry import make_dataset, make_method, make_timestep_sampler
 from harness.spec import Evaluation, Records, Resources, RunSpec
+from harness.throughput import Throughput, cpu_name, record
 from harness.trainer import Interrupted, Training, train
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
@@ -320,11 +321,19 @@ class _Job:
         self.directory.write_environment(attempt, facts)
 
     def _record_throughput(self, seconds_per_step: float, device: torch.device) -> None:
-        """Keep what a step took, for `plan`."""
-        folder = self.directory.path.parent / ".throughput"
-        folder.mkdir(exist_ok=True)
-        fact = {"seconds_per_step": seconds_per_step, "device": device.type, "threads": torch.get_num_threads()}
-        replace_file(folder / f"{self.spec.cost_key}.json", json.dumps(fact), durable=False)
+        """Keep what a step took and what a checkpoint weighs, for `plan`."""
+        checkpoints = (self.directory.path / "checkpoints").glob("step-*.pt")
+        fact = Throughput(
+            self.spec.cost_key,
+            seconds_per_step,
+            device=device.type,
+            device_name=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+            threads=torch.get_num_threads(),
+            num_processes=self.request.resources.num_processes,
+            precision=self.spec.train.precision,
+            checkpoint_bytes=max((path.stat().st_size for path in checkpoints), default=None),
+        )
+        record(self.directory.path.parent, fact)
 
     def _record_compute(self, training: Training, data: Dataset) -> None:
         """Record the arithmetic of the whole training, for the scaling figures, unless an earlier attempt has."""

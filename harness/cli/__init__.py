@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from harness.cli import checkpoints, records, runs, studies
+from harness.cli import checkpoints, preflight, records, runs, studies
 from harness.errors import HarnessError
 
 
@@ -29,6 +29,7 @@ def cli() -> None:
 
 VERBS = (
     *(studies.plan, studies.submit),
+    *(preflight.doctor, preflight.calibrate),
     *(runs.status, runs.why, runs.logs, runs.sample),
     *(records.sync, records.clean),
     *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),
