@@ -264,13 +264,12 @@ def require_within_budget(
         )
     total = sum(one for one in hours if one is not None)
     if total > budget:
-        # (in a study of many arms the dearest says most)
         arms: dict[str, float] = {}
         for planned, one in zip(plan.runs, hours, strict=True):
             arms[planned.run.arm] = arms.get(planned.run.arm, 0.0) + (one or 0.0)
         dearest = max(arms, key=lambda arm: arms[arm])
         raise LaunchError(
-            f"over budget: {total:.3g} hours are left to train, budget_gpu_hours is {budget:g}; nothing was submitted. "
+            f"over budget: {total:.3g} device hours are left to train, budget_gpu_hours is {budget:g}; nothing was submitted. "
             f"The dearest arm is {dearest} with {arms[dearest]:.3g}; `harness plan {plan.study.path}` shows each run"
         )
 

@@ -17,9 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -89,12 +88,16 @@ def examine_cluster(
     slurm, findings = Slurm.ask()
     yield from findings
     if slurm is not None:
-        yield from check_partition(slurm, profile, classes(plan))
-        yield from check_account(slurm, profile)
-        yield from check_arrays(slurm, profile)
-        yield from check_preemption(slurm, profile)
-        yield from check_time_limits(profile, classes(plan))
-        yield from _would_be_taken(profile, classes(plan))
+        judged = [
+            *check_partition(slurm, profile, classes(plan)),
+            *check_account(slurm, profile),
+            *check_arrays(slurm, profile),
+            *check_preemption(slurm, profile),
+            *check_time_limits(profile, classes(plan)),
+        ]
+        yield from judged
+        if all(one.level != "problem" for one in judged):  # else it would say the same in SLURM's words
+            yield from _would_be_taken(profile, classes(plan))
     yield from _runs_folder(runs_folder, plan)
     yield from check_store(profile, store_uri(profile.tracking_uri), _file_system)
     if plan:
@@ -179,6 +182,14 @@ def gpus_of(gres: str) -> int:
     return sum(int(number) for number in re.findall(r"(?:^|,)gpu(?::[^:,]+)?:(\d+)(?=,|$)", plain))
 
 
+_UNUSABLE = {"DOWN", "DRAIN", "DRAINED", "DRAINING", "ERROR", "FAIL", "FAILING", "MAINT", "NOT_RESPONDING", "UNKNOWN"}
+
+
+def is_usable(state: str) -> bool:
+    """Tell whether a node takes jobs, from states such as IDLE, MIXED+DRAIN, DOWN* or IDLE+CLOUD+POWERED_DOWN."""
+    return not state.endswith("*") and _UNUSABLE.isdisjoint(state.split("+"))
+
+
 def check_partition(slurm: Slurm, profile: Profile, wanted: Mapping[str, Resources]) -> Iterator[Finding]:
     """Hold the partition and its nodes against what each class of runs asks for."""
     name = profile.partition
@@ -201,7 +212,7 @@ def check_partition(slurm: Slurm, profile: Profile, wanted: Mapping[str, Resourc
         if value and allowed != "ALL" and value not in allowed.split(","):
             yield problem(f"partition {name} does not take {value}; its {key}: {allowed}")
     members = [node for node in slurm.nodes if name in node.get("Partitions", "").split(",")]
-    usable = [node for node in members if not re.search(r"DOWN|DRAIN|FAIL|MAINT|NOT_RESPONDING|\*", node["State"])]
+    usable = [node for node in members if is_usable(node["State"])]
     if len(usable) < len(members):
         yield warning(
             f"{len(members) - len(usable)} of the {count(len(members), 'node')} of {name} are down or drained"
@@ -226,34 +237,29 @@ def _check_nodes(
     asked: Mapping[str, Any],
 ) -> Iterator[Finding]:
     processes = resources.num_processes // resources.nodes
-    need = {
-        "cores": asked["cpus_per_task"] * processes,
-        "GiB of memory": asked["mem_gb"],
-        "GPUs": asked["gpus_per_node"] or 0,
-    }
+    need = {"core": asked["cpus_per_task"] * processes, "GPU": asked["gpus_per_node"] or 0, "GiB": asked["mem_gb"]}
 
     def has(node: Mapping[str, str]) -> dict[str, float]:
-        cores = int(node.get("CPUEfctv") or node["CPUTot"])
-        return {
-            "cores": cores,
-            "GiB of memory": int(node["RealMemory"]) / 1024,
-            "GPUs": gpus_of(node.get("Gres", "")),
-        }
+        cores = int(node.get("CPUEfctv") or node["CPUTot"])  # less those that SLURM keeps for itself, where it says so
+        return {"core": cores, "GPU": gpus_of(node.get("Gres", "")), "GiB": int(node["RealMemory"]) / 1024}
 
     def fit(nodes: Sequence[Mapping[str, str]]) -> int:
         return sum(all(has(node)[what] >= number for what, number in need.items()) for node in nodes)
 
-    spelt = ", ".join(f"{number:g} {what}" for what, number in need.items() if number)
+    def spell(amounts: Mapping[str, float]) -> str:
+        things = [count(int(amounts[what]), what) for what in ("core", "GPU") if amounts[what]]
+        return ", ".join([*things, f"{amounts['GiB']:.3g} GiB of memory"])
+
+    spelt = spell(need)
     if fit(usable) >= resources.nodes:
         yield ok(f"{who}: {fit(usable)} of the {count(len(members), 'node')} of {name} have {spelt}")
     elif fit(members) >= resources.nodes:
         yield warning(f"{who}: jobs will wait: the nodes of {name} with {spelt} are down or drained now")
     else:
         most = {what: max((has(node)[what] for node in members), default=0) for what in need}
-        largest = ", ".join(f"{number:.4g} {what}" for what, number in most.items())
         yield problem(
-            f"{who}: {resources.nodes} node(s) with {spelt} are asked for, {name} has {fit(members)}; "
-            f"its nodes have at most {largest}: change resources in the study, or cpus, memory_gib, gpus_per_node here"
+            f"{who}: {count(resources.nodes, 'node')} with {spelt} asked for, {name} has {fit(members)}; its nodes have at "
+            f"most {spell(most)}: change resources in the study, or cpus, memory_gib and gpus_per_node in the profile"
         )
 
 
@@ -325,6 +331,7 @@ def check_preemption(slurm: Slurm, profile: Profile) -> Iterator[Finding]:
 
 
 def check_time_limits(profile: Profile, wanted: Mapping[str, Resources]) -> Iterator[Finding]:
+    """Find limits so short that submitit cannot tell a preemption from the limit."""
     for who, resources in wanted.items():
         limit = profile.need(resources, "time_minutes")
         if limit <= SUBMITIT_MINUTES:
@@ -335,6 +342,7 @@ def check_time_limits(profile: Profile, wanted: Mapping[str, Resources]) -> Iter
 
 
 def _would_be_taken(profile: Profile, wanted: Mapping[str, Resources]) -> Iterator[Finding]:
+    """Ask SLURM itself, which knows rules of the house that no table shows; nothing is submitted."""
     for who, resources in wanted.items():
         options = errand.sbatch_options(resources, profile)
         done = _run("sbatch", "--test-only", *options, "--wrap=true")
@@ -373,13 +381,13 @@ def _runs_folder(folder: Path, plan: Plan | None) -> Iterator[Finding]:
     need = sum(one for one in sizes if one)
     said = f"runs folder {folder}: can be written; {size(left)} {what} are free"
     if need > left:
-        yield problem(f"{said}, but the checkpoints of the study will take {size(need)}; `harness clean` frees some")
+        yield problem(f"{said}, but the checkpoints of the study take {size(need)}: `harness clean` shows what can go")
     elif left < LITTLE_DISK_GIB * 2**30:
         yield warning(f"{said}; that is little: `harness clean` shows what can go")
     elif plan and None in sizes:
         yield ok(f"{said}; what checkpoints will take, `harness calibrate {plan.study.path}` measures")
     else:
-        yield ok(said + (f", the checkpoints of the study will take {size(need)}" if need else ""))
+        yield ok(said + (f", the checkpoints of the study take {size(need)}" if need else ""))
 
 
 def nearest(folder: Path) -> Path:
@@ -402,7 +410,7 @@ def quota_left(folder: Path) -> int | None:
 
 def read_quota(text: str, source: str | None) -> int | None:
     """Read `quota -w` or `lfs quota -q`: file system, used, quota and limit in KiB; 0 is no limit, * marks excess."""
-    for line in text.splitlines():
+    for line in re.sub(r"\n\s+(?=\d)", " ", text).splitlines():  # a long name stands on a line of its own
         words = line.split()
         numbers = [word.strip("*[]") for word in words[1:4]]
         if len(numbers) == 3 and all(map(str.isdigit, numbers)) and source in (None, words[0]):
@@ -456,7 +464,7 @@ def _extractors(plan: Plan) -> Iterator[Finding]:
 # --------------------------------------------------------------------------------------------------------- the tracking
 
 
-def check_store(profile: Profile, uri: str, file_system: Any = _file_system) -> Iterator[Finding]:
+def check_store(profile: Profile, uri: str, file_system: Callable[[Path], str] = _file_system) -> Iterator[Finding]:
     """Hold MLflow's store against who would write it: jobs never write SQLite over a shared file system."""
     if uri.startswith(("http://", "https://")):
         error = server_error(uri)

@@ -120,6 +120,8 @@ def _ended(job_id: str, answer: Path, log: Path) -> Errand:
 def _state(job_id: str) -> str | None:
     """Return where the job stands in SLURM's words, None when it has ended."""
     done = _ask("squeue", "--noheader", f"--jobs={job_id}", "--states=all", "--format=%T (%r)")
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return "UNKNOWN (squeue does not answer)"  # a busy controller says nothing of the job
     state = done.stdout.strip()
     working = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "PREEMPTED")
     return state if state.startswith(working) else None

@@ -66,11 +66,11 @@ ROOMS = {
     },
     "errand": {"cluster", "spec", "errors"},
     "calibrate": {
-        *("launch", "views", "errand", "throughput", "trainer", "registry", "checkpoint", "cluster", "records"),
-        *("study", "spec", "data", "errors"),
+        *("launch", "errand", "throughput", "job", "trainer", "registry", "checkpoint", "cluster"),
+        *("records", "spec", "errors"),
     },
     "doctor": {
-        *("launch", "views", "errand", "registry", "cluster", "tracking", "records", "study", "spec", "errors"),
+        *("launch", "views", "errand", "registry", "cluster", "tracking", "records", "spec", "errors"),
     },
     "disk": {"records", "errors"},
     "views": {"launch", "cluster", "disk", "tracking", "records", "study", "spec", "progress", "errors"},
