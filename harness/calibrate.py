@@ -269,8 +269,8 @@ def require_within_budget(
             arms[planned.run.arm] = arms.get(planned.run.arm, 0.0) + (one or 0.0)
         dearest = max(arms, key=lambda arm: arms[arm])
         raise LaunchError(
-            f"over budget: {total:.3g} device hours are left to train, budget_gpu_hours is {budget:g}; nothing was submitted. "
-            f"The dearest arm is {dearest} with {arms[dearest]:.3g}; `harness plan {plan.study.path}` shows each run"
+            f"over budget: {total:.3g} device hours are left to train, budget_gpu_hours is {budget:g}; "
+            f"nothing was submitted. The dearest arm is {dearest} with {arms[dearest]:.3g}; `harness plan {plan.study.path}` shows each run"
         )
 
 

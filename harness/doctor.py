@@ -258,8 +258,8 @@ def _check_nodes(
     else:
         most = {what: max((has(node)[what] for node in members), default=0) for what in need}
         yield problem(
-            f"{who}: {count(resources.nodes, 'node')} with {spelt} asked for, {name} has {fit(members)}; its nodes have at "
-            f"most {spell(most)}: change resources in the study, or cpus, memory_gib and gpus_per_node in the profile"
+            f"{who}: {count(resources.nodes, 'node')} with {spelt} asked for, {name} has {fit(members)}; its nodes have "
+            f"at most {spell(most)}: change resources in the study, or cpus, memory_gib and gpus_per_node in the profile"
         )
 
 
