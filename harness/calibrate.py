@@ -270,7 +270,8 @@ def require_within_budget(
         dearest = max(arms, key=lambda arm: arms[arm])
         raise LaunchError(
             f"over budget: {total:.3g} device hours are left to train, budget_gpu_hours is {budget:g}; "
-            f"nothing was submitted. The dearest arm is {dearest} with {arms[dearest]:.3g}; `harness plan {plan.study.path}` shows each run"
+            f"nothing was submitted. The dearest arm is {dearest} with {arms[dearest]:.3g}; "
+            f"`harness plan {plan.study.path}` shows each run"
         )
 
 

@@ -213,10 +213,9 @@ def check_partition(slurm: Slurm, profile: Profile, wanted: Mapping[str, Resourc
             yield problem(f"partition {name} does not take {value}; its {key}: {allowed}")
     members = [node for node in slurm.nodes if name in node.get("Partitions", "").split(",")]
     usable = [node for node in members if is_usable(node["State"])]
-    if len(usable) < len(members):
-        yield warning(
-            f"{len(members) - len(usable)} of the {count(len(members), 'node')} of {name} are down or drained"
-        )
+    lost = [node["NodeName"] for node in members if not is_usable(node["State"])]
+    if lost:
+        yield warning(f"of the {count(len(members), 'node')} of {name}, down or drained are: {', '.join(lost[:8])}")
     limit = partition.get("MaxTime", "UNLIMITED")
     for who, resources in wanted.items():
         asked = slurm_parameters(resources, profile)
@@ -258,8 +257,8 @@ def _check_nodes(
     else:
         most = {what: max((has(node)[what] for node in members), default=0) for what in need}
         yield problem(
-            f"{who}: {count(resources.nodes, 'node')} with {spelt} asked for, {name} has {fit(members)}; its nodes have "
-            f"at most {spell(most)}: change resources in the study, or cpus, memory_gib and gpus_per_node in the profile"
+            f"{who}: {count(resources.nodes, 'node')} with {spelt} asked for, {name} has {fit(members)}; its nodes "
+            f"have at most {spell(most)}: change resources in the study, or cpus, memory_gib, gpus_per_node in the profile"
         )
 
 

@@ -317,7 +317,7 @@ def test_a_job_that_saw_nothing_wrong_is_ok_all_over():
     assert {one.level for one in found} == {"ok"}
 
 
-# ---------------------------------------------------------------------------------------------------------- this machine
+# -------------------------------------------------------------------------------------------------------- this machine
 
 
 def test_a_laptop_that_is_ready_is_ok_all_over(tmp_path, tiny_study, monkeypatch):
