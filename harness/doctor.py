@@ -258,7 +258,7 @@ def _check_nodes(
         most = {what: max((has(node)[what] for node in members), default=0) for what in need}
         yield problem(
             f"{who}: {count(resources.nodes, 'node')} with {spelt} asked for, {name} has {fit(members)}; its nodes "
-            f"have at most {spell(most)}: change resources in the study, or cpus, memory_gib, gpus_per_node in the profile"
+            f"have at most {spell(most)}: change resources in the study, or cpus, memory_gib, gpus_per_node here"
         )
 
 

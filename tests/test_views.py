@@ -75,7 +75,7 @@ def test_states_are_counted_in_the_order_in_which_they_follow():
 
 def test_a_plan_adds_up_what_is_known_and_says_what_is_not(tmp_path, tiny_study, capsys):
     tiny_study("arms: {small: {}, wide: {model.channels: 16}}\nreplicates: 2\nbudget_gpu_hours: 40\n")
-    study = load_study(tmp_path / "tiny.yaml")
+    study = load_study(tmp_path / "tiny.yaml", sets=["resources.device=auto"])
     folder = tmp_path / "runs" / ".throughput"
     folder.mkdir(parents=True)
     measured = {"seconds_per_step": 100.0, "device": "cuda", "threads": 1, "checkpoint_bytes": 2**20}
