@@ -65,24 +65,21 @@ def calibrate(
     Raises:
         LaunchError: SLURM does not take the job, or it does not end in time or ends without an answer.
     """
-    classes: dict[tuple, list[PlannedRun]] = {}
+    classes: dict[Resources, dict[str, list[PlannedRun]]] = {}
     for planned in plan.runs:
-        device = target_device(planned, cluster, profile)
-        if plan.training_seconds(planned, device) is None or (not only_unknown and _has_steps_left(planned)):
-            resources = planned.run.resources
-            classes.setdefault((resources, planned.run.spec.cost_key), []).append(planned)
-    by_resources: dict[Resources, list[list[PlannedRun]]] = {}
-    for (resources, _), members in classes.items():
-        by_resources.setdefault(resources, []).append(members)
+        left = plan.training_seconds(planned, target_device(planned, cluster, profile))
+        if left is None or (left and not only_unknown):
+            by_cost = classes.setdefault(planned.run.resources, {})
+            by_cost.setdefault(planned.run.spec.cost_key, []).append(planned)
     found = []
-    for resources, groups in by_resources.items():
+    for resources, by_cost in classes.items():
         threads = resources.threads or max(1, available_cores() // max(1, len(plan.to_do)))
         if cluster == "slurm":
             threads = errand.slurm_parameters(resources, profile or Profile())["cpus_per_task"]
-        wanted = [_wanted(group[0]) for group in groups]
+        wanted = [_wanted(group[0]) for group in by_cost.values()]
         request = {"steps": steps, "threads": threads, "wanted": wanted}
         answers = _answers(request, resources, plan, cluster, profile, timeout_seconds, told)
-        for group, answer in zip(groups, answers, strict=True):
+        for group, answer in zip(by_cost.values(), answers, strict=True):
             fact = Throughput(**answer["fact"]) if "fact" in answer else None
             if fact:
                 throughput.record(plan.runs_folder, fact)
@@ -99,10 +96,6 @@ def target_device(planned: PlannedRun, cluster: str, profile: Profile | None = N
     if cluster == "slurm":
         return "cuda" if (profile or Profile()).need(resources, "gpus_per_node") else "cpu"
     return "cuda" if visible_gpus() else "cpu"
-
-
-def _has_steps_left(planned: PlannedRun) -> bool:
-    return planned.state not in ("done", "evaluate", "pruned")
 
 
 def _wanted(planned: PlannedRun) -> dict[str, Any]:
@@ -129,10 +122,12 @@ def _answers(
         folder = Path(name)
         (folder / REQUEST).write_text(json.dumps(request))
         if cluster == "slurm":
-            minutes, facts = JOB_MINUTES, profile or Profile()
             sent = errand.send(
-                *("harness.calibrate", folder, resources, facts),
-                minutes=minutes,
+                "harness.calibrate",
+                folder,
+                resources,
+                profile or Profile(),
+                minutes=JOB_MINUTES,
                 timeout_seconds=timeout_seconds,
                 told=told,
             )

@@ -451,9 +451,7 @@ def _extractors(plan: Plan) -> Iterator[Finding]:
         if getattr(evaluation, part)
     }
     if weights and not Path(weights).is_file():
-        yield problem(
-            f"HARNESS_INCEPTION_WEIGHTS names {weights}, and there is no such file: `extractor: auto` passes by"
-        )
+        yield problem(f"HARNESS_INCEPTION_WEIGHTS names {weights}, which is not there: mend or unset it")
     elif "inception" in wanted:
         yield ok(f"Inception's weights: {weights}")
     elif wanted:
