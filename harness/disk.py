@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -13,6 +15,7 @@ from pathlib import Path
 from harness.records import RunDirectory
 
 LEFTOVER_SECONDS = 600.0  # a younger one may still be written
+SCORES = "scores.json"  # beside checkpoints: what the metric that the spec names was at their steps
 _CHECKPOINT = re.compile(r"step-(\d{8,})-([0-9a-f]{64})\.pt")
 
 
@@ -23,6 +26,30 @@ class Removable:
     path: Path
     num_bytes: int
     why: str
+
+
+def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
+    """Return the checkpoints in a folder with their steps, whole or not, in ascending order."""
+    found = [(match, path) for path in folder.glob("step-*.pt") if (match := _CHECKPOINT.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def scores(folder: Path, metric: str | None = None) -> dict[int, float]:
+    """Return what a metric was at each checkpoint's step, smaller being better; None: whatever metric is recorded."""
+    try:
+        stored = json.loads((folder / SCORES).read_text())
+    except FileNotFoundError:
+        return {}
+    if metric not in (None, stored["metric"]):
+        return {}
+    steps = {step for step, _ in checkpoint_files(folder)}
+    return {int(step): score for step, score in stored["scores"].items() if int(step) in steps}
+
+
+def best_step(folder: Path, metric: str | None = None) -> int | None:
+    """Return the step of the best checkpoint that is there, the earliest of equals."""
+    found = scores(folder, metric)
+    return min(found, key=lambda step: (found[step], step), default=None)
 
 
 def usage(run_directories: Iterable[Path]) -> Counter[str]:
@@ -73,7 +100,7 @@ def _leftovers(run_directory: Path) -> list[Path]:
 
 def _old_checkpoints(run_directory: RunDirectory) -> list[Path]:
     folder = run_directory.path / "checkpoints"
-    found = sorted((match, path) for path in folder.glob("step-*.pt") if (match := _step(path)) is not None)
+    found = checkpoint_files(folder)
     if len(found) < 2:
         return []
     newest = found[-1][1]
@@ -81,12 +108,9 @@ def _old_checkpoints(run_directory: RunDirectory) -> list[Path]:
         if hashlib.file_digest(file, "sha256").hexdigest() not in newest.name:
             return []  # the newest is damaged, so the one before it is what resumes and evaluates
     every = [facts.get("records", {}).get("keep_every") for facts in run_directory.studies().values()]
-    return [path for step, path in found[:-1] if not any(interval and step % interval == 0 for interval in every)]
-
-
-def _step(path: Path) -> int | None:
-    match = _CHECKPOINT.fullmatch(path.name)
-    return int(match[1]) if match else None
+    best = best_step(folder)
+    by_interval = {step for step, _ in found if any(interval and step % interval == 0 for interval in every)}
+    return [path for step, path in found[:-1] if step != best and step not in by_interval]
 
 
 def _size(path: Path) -> int:

@@ -28,11 +28,12 @@ from harness.data.base import Dataset
 from harness.errors import CheckpointError, HarnessError
 from harness.evaluation import Evaluator, Measured, load_predict, save_png
 from harness.progress import Progress
-from harness.records import Journal, RunDirectory, Status, SystemMetrics, replace_file
+from harness.lineage import parent_of
+from harness.records import Journal, RunDirectory, Status, SystemMetrics, differences, replace_file
 from harness.registry import make_dataset, make_method, make_timestep_sampler
 from harness.spec import Evaluation, Records, Resources, RunSpec
 from harness.throughput import Throughput, cpu_name, record
-from harness.trainer import Interrupted, Training, train
+from harness.trainer import Interrupted, Training, save, train
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _STATUS_EVERY_SECONDS = 1.0
@@ -46,6 +47,7 @@ class Request:
     resources: Resources
     records: Records
     data_root: str | None
+    scored_by: Evaluation | None = None  # measures records.best, during training and at the end
 
     @classmethod
     def of(cls, run_directory: RunDirectory) -> Request:
@@ -58,12 +60,11 @@ class Request:
             for evaluation in map(Evaluation.model_validate, one["evaluations"])
         }
         last = facts[-1] if facts else {}
-        return cls(
-            tuple(evaluations.values()),
-            Resources.model_validate(last.get("resources", {})),
-            Records.model_validate(last.get("records", {})),
-            last.get("data_root"),
-        )
+        records = Records.model_validate(last.get("records", {}))
+        wanted = map(Evaluation.model_validate, last.get("evaluations", []))
+        scored_by = next((one for one in wanted if one.every and f"{one.name}/nll_bpd" == records.best), None)
+        resources = Resources.model_validate(last.get("resources", {}))
+        return cls(tuple(evaluations.values()), resources, records, last.get("data_root"), scored_by)
 
 
 def work(
@@ -139,22 +140,43 @@ class _Job:
         training = Training(
             spec, make_method(spec, data, resources, device), make_timestep_sampler(spec, device), device
         )
-        checkpoints = Checkpoints(self.directory.path / "checkpoints", keep_every=self.request.records.keep_every or 0)
+        scored_by, keep_every = self.request.scored_by, self.request.records.keep_every or 0
+        metric = f"{self.request.records.best} of {scored_by.key}" if scored_by else None
+        checkpoints = Checkpoints(self.directory.path / "checkpoints", keep_every=keep_every, metric=metric)
         found = checkpoints.latest(device)
         if spec.imported_sha256 and not found:
             raise CheckpointError("the weights come from a file that is not here: `harness import-checkpoint` it first")
         if found:
+            self._require_same_spec(*found)
             training.load_state_dict(found[1])
-            del found
+        elif spec.continue_from:
+            self._take_over(training)
         self.step = training.step
         self.journal = self.directory.open_journal(resumed_from_step=training.step)
+        if spec.continue_from and not found:
+            self.journal.event("continued", run_key=spec.continue_from, step=training.step)
+            save(training, self.journal, checkpoints)  # from here on the run needs its parent no more
+        del found
         self._record_environment(self.journal.attempt, device, data)
         self._write_status("running", force=True)
         with SystemMetrics(self.journal, lambda: self.step, extra=_gpu_gauges(device)), self._signals():
             with Progress(f"train {self.directory.key[:8]}", shown=self.shown) as progress:
                 self._train(training, data, checkpoints, progress)
             self._record_compute(training, data)
-            self._evaluate_at_end(training, data)
+            self._evaluate_at_end(training, data, checkpoints)
+
+    def _require_same_spec(self, step: int, state: dict[str, Any]) -> None:
+        """Raise CheckpointError if a checkpoint is of another spec than the run directory's."""
+        stored = {"schema_version": state["schema_version"], "spec": state["spec"]}
+        asked = {"schema_version": self.directory.schema_version(), "spec": self.directory.spec()}
+        if found := differences(stored, asked):
+            raise CheckpointError("\n  ".join([f"the checkpoint of step {step} is of another spec:", *found]))
+
+    def _take_over(self, training: Training) -> None:
+        """Begin in the final state of the run that this one continues."""
+        parent, step = parent_of(self.spec, self.directory.path.parent)
+        state = Checkpoints(parent.path / "checkpoints").load(step, training.device)
+        training.load_state_dict(state)
 
     def _train(self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress) -> None:
         assert self.journal is not None
@@ -168,9 +190,8 @@ class _Job:
             progress.update(step, self.spec.train.steps, f"loss {self._loss:.4f}")
             self._write_status("running")
 
-        def measure(step: int) -> None:
-            if step < self.spec.train.steps:
-                self._evaluate_during(training, data, step)
+        def measure(step: int) -> float | None:
+            return self._evaluate_during(training, data, step) if step < self.spec.train.steps else None
 
         train(
             training,
@@ -186,15 +207,21 @@ class _Job:
 
     # -- evaluation
 
-    def _evaluate_during(self, training: Training, data: Dataset, step: int) -> None:
+    def _evaluate_during(self, training: Training, data: Dataset, step: int) -> float | None:
+        """Measure what is due at a step; return the score of its checkpoint, if that is among it."""
         assert self.journal is not None
+        score = None
         for evaluation in self.request.evaluations:
             if evaluation.every and step % evaluation.every == 0:
                 predict = training.method.predict(evaluation.weights)
                 evaluator = Evaluator(predict, self.spec, data, evaluation, training.device, self._prefix(evaluation))
-                self.journal.metrics(step, evaluator.measure(only_likelihood=True).metrics)
+                metrics = evaluator.measure(only_likelihood=True).metrics
+                self.journal.metrics(step, metrics)
+                if evaluation == self.request.scored_by:
+                    score = metrics[f"{evaluator.prefix}/nll_bpd"]
+        return score
 
-    def _evaluate_at_end(self, training: Training, data: Dataset) -> None:
+    def _evaluate_at_end(self, training: Training, data: Dataset, checkpoints: Checkpoints) -> None:
         assert self.journal is not None
         done = {event.facts["key"] for event in self.directory.events("evaluation") if not event.fenced}
         for evaluation in self.request.evaluations:
@@ -229,6 +256,8 @@ class _Job:
                     training.timesteps,
                 )
                 measured = evaluator.measure()
+            if evaluation == self.request.scored_by:
+                checkpoints.record_score(training.step, measured.metrics[f"{prefix}/nll_bpd"])
             measured.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began
             self._record(evaluation, prefix, measured)
 

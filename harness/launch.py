@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from harness import throughput
 from harness.cluster import Profile, queued_in_slurm, slurm_parameters
 from harness.errors import HarnessError, LaunchError, TrackingError
+from harness.lineage import parent_of
 from harness.records import RunDirectory, Status
 from harness.spec import SCHEMA_VERSION, Resources
 from harness.study import Run, Study
@@ -140,9 +141,17 @@ class Plan:
 
 
 def plan(study: Study, runs_folder: Path) -> Plan:
-    """Look up where every run of a study stands; read only, and 1,000 runs take a fraction of a second."""
+    """Look up where every run of a study stands; read only, and 1,000 runs take a fraction of a second.
+
+    Raises:
+        SpecError: a run is to go on from one that it cannot go on from.
+    """
     present = set(os.listdir(runs_folder)) if runs_folder.is_dir() else set()  # noqa: PTH208 (one call for all runs)
-    return Plan(study, runs_folder, tuple(_look_up(run, runs_folder / run.run_key, present) for run in study.runs))
+    runs = tuple(_look_up(run, runs_folder / run.run_key, present) for run in study.runs)
+    for planned in runs:
+        if planned.run.spec.continue_from and planned.state == "new":
+            parent_of(planned.run.spec, runs_folder)
+    return Plan(study, runs_folder, runs)
 
 
 def _look_up(run: Run, path: Path, present: set[str]) -> PlannedRun:

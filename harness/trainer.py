@@ -142,7 +142,7 @@ def train(
     journal: Journal,
     checkpoints: Checkpoints,
     records: Records,
-    measure: Callable[[int], None],
+    measure: Callable[[int], float | None],
     on_log: Callable[[int, dict[str, float]], None],
     stop_requested: Callable[[], bool],
 ) -> None:
@@ -154,7 +154,8 @@ def train(
         journal: takes the metrics; one row batch every records.log_every steps.
         checkpoints: where the state goes: by time, every records.keep_every steps, at a stop and at the end.
         records: how often.
-        measure: called with the number of steps done after each; evaluates where that is due.
+        measure: called with the number of steps done after each; evaluates where that is due, and returns the metric
+            that decides which checkpoint is best where it was measured.
         on_log: called with each log line, for people who watch.
         stop_requested: asked after each step.
 
@@ -193,22 +194,22 @@ def train(
             if not training.was_warm and timesteps.warm:
                 training.was_warm = True
                 journal.event("timestep_sampler_warm", step=done)
-        measure(done)
+        score = measure(done)
         stopping = stop_requested() and not finished
         by_time = time.monotonic() - last_saved >= records.checkpoint_every_seconds
         by_step = records.keep_every and done % records.keep_every == 0
-        if finished or stopping or by_time or by_step:
+        if finished or stopping or by_time or by_step or score is not None:
             _refuse_bad_numbers(window, batches, spec)
-            save(training, journal, checkpoints)
+            save(training, journal, checkpoints, score)
             last_saved = time.monotonic()
         if stopping:
             raise Interrupted
 
 
-def save(training: Training, journal: Journal, checkpoints: Checkpoints) -> None:
+def save(training: Training, journal: Journal, checkpoints: Checkpoints, score: float | None = None) -> None:
     """Make the state durable, and only then say so in the journal: rows up to here cannot change any more."""
     journal.sync()
-    checkpoints.save(training.step, training.state_dict())
+    checkpoints.save(training.step, training.state_dict(), score=score)
     journal.event("checkpoint", step=training.step)
     journal.sync()
 

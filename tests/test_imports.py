@@ -37,14 +37,17 @@ ROOMS = {
     "throughput": {"records"},
     # names become objects, and a run is worked on
     "registry": {"spec", "diffusion", "models", "data", "methods", "metrics", "randomness", "errors"},
-    "checkpoint": {"records", "errors"},
+    "lineage": {"records", "spec", "errors"},
+    "disk": {"records", "errors"},
+    "archive": {"disk", "records", "spec", "errors"},
+    "checkpoint": {"disk", "records", "errors"},
     "evaluation": {
         *("registry", "checkpoint", "records", "spec"),
         *("diffusion", "models", "data", "methods", "metrics", "randomness", "progress", "errors"),
     },
     "trainer": {"registry", "checkpoint", "records", "spec", "diffusion", "data", "methods", "randomness", "errors"},
     "job": {
-        *("trainer", "evaluation", "registry", "checkpoint", "tracking", "records", "snapshot", "spec"),
+        *("trainer", "evaluation", "registry", "checkpoint", "tracking", "lineage", "records", "snapshot", "spec"),
         "throughput",
         *("data", "metrics", "progress", "errors"),
     },
@@ -52,6 +55,7 @@ ROOMS = {
     "cluster": {"study", "spec", "errors"},
     "launch": {
         "cluster",
+        "lineage",
         "job",
         "registry",
         "trainer",
@@ -72,7 +76,6 @@ ROOMS = {
     "doctor": {
         *("launch", "views", "errand", "registry", "cluster", "tracking", "records", "spec", "errors"),
     },
-    "disk": {"records", "errors"},
     "views": {"launch", "cluster", "disk", "tracking", "records", "study", "spec", "progress", "errors"},
     "search": {"launch", "tracking", "records", "study", "spec", "errors"},
     "analysis": {"tracking", "records", "study", "spec", "diffusion", "data", "errors"},
@@ -102,7 +105,9 @@ TORCH_FREE = (
     "errand",
     "calibrate",
     "doctor",
+    "lineage",
     "disk",
+    "archive",
     "views",
     "progress",
     "cli",
