@@ -237,11 +237,9 @@ def import_study(path: Path, runs_folder: Path, *, figures: Path | None = None) 
 def _unpack(path: Path, staging: Path) -> dict[str, Any]:
     """Unpack into the staging folder, checking everything; return the manifest."""
     limit = MAX_EXPANSION * path.stat().st_size + SMALL_BYTES
-    with (
-        path.open("rb") as file,
-        _decompressed(file) as content,
-        tarfile.open(fileobj=cast(IO[bytes], _Bounded(content, limit)), mode="r:") as tar,
-    ):
+    with path.open("rb") as file, _decompressed(file) as content:
+        bounded = _Bounded(content, limit)
+        tar = tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r:")  # noqa: SIM115 (it holds no file of its own)
         first = tar.next()
         if first is None or first.name != MANIFEST or not first.isreg() or first.size > SMALL_BYTES:
             raise RecordError(f"it does not begin with {MANIFEST}")
@@ -249,6 +247,8 @@ def _unpack(path: Path, staging: Path) -> dict[str, Any]:
         seen: set[str] = set()
         while (member := tar.next()) is not None:
             _unpack_one(tar, member, manifest["files"], seen, staging)
+        while bounded.read(_CHUNK_BYTES):
+            pass  # to the end, where gzip has its own checksum, that of the manifest too
     if missing := sorted(manifest["files"].keys() - seen):
         raise RecordError(f"{len(missing)} files are missing, the first is {missing[0]}")
     return manifest
@@ -386,9 +386,7 @@ def _require_run(folder: Path) -> None:
 def _differences(run_directory: Path, key: str, manifest: dict[str, Any]) -> list[str]:
     """Say in which files a run that is here differs from the archive's, the first five."""
     prefix = f"runs/{key}/"
-    theirs = {
-        name.removeprefix(prefix): facts for name, facts in manifest["files"].items() if name.startswith(prefix)
-    }
+    theirs = {name.removeprefix(prefix): facts for name, facts in manifest["files"].items() if name.startswith(prefix)}
     ours = _files_of(RunDirectory(run_directory), manifest["checkpoints"])
     ours = {name: path for name, path in ours.items() if name.endswith(SUFFIXES)}
     found = []

@@ -21,7 +21,7 @@ _CHECKPOINT = re.compile(r"step-(\d{8,})-([0-9a-f]{64})\.pt")
 
 @dataclass(frozen=True)
 class Removable:
-    """A file that can go, and why."""
+    """A file or folder that can go, and why."""
 
     path: Path
     num_bytes: int
@@ -89,6 +89,54 @@ def remove(run_directory: RunDirectory) -> int:
         for one in found:
             one.path.unlink(missing_ok=True)
     return sum(one.num_bytes for one in found)
+
+
+def removable_folders(runs_folder: Path) -> list[Removable]:
+    """Return what can go beside the runs: copies of code that none of them ran on, and folders of finished jobs."""
+    directories = {path.parent.name: RunDirectory(path.parent) for path in runs_folder.glob("[!.]*/spec.json")}
+    states = {key: directory.status().state for key, directory in directories.items()}
+    code = "code that no run was made by"
+    jobs = "logs and pickles of finished jobs"
+    return [
+        *(Removable(path, _size_below(path), code) for path in _unused_code(runs_folder, directories, states)),
+        *(Removable(path, _size_below(path), jobs) for path in _finished_jobs(runs_folder, states)),
+    ]
+
+
+def remove_folder(found: Removable) -> int:
+    """Remove a folder that can go; return how many bytes that freed."""
+    shutil.rmtree(found.path, ignore_errors=True)
+    return found.num_bytes
+
+
+def _unused_code(runs_folder: Path, directories: dict[str, RunDirectory], states: dict[str, str]) -> list[Path]:
+    if {"queued", "running"} & set(states.values()):
+        return []  # a job that has not begun yet has not said which code it will import
+    used = {entry.get("code_snapshot") for one in directories.values() for entry in one.environments()}
+    return [path for path in (runs_folder / ".code").glob("[!.]*") if path.name not in used and _is_old(path)]
+
+
+def _finished_jobs(runs_folder: Path, states: dict[str, str]) -> list[Path]:
+    """Find submissions all of whose runs are done or gone, or were submitted again later: nothing reads their logs."""
+    newest: dict[str, Path] = {}
+    submissions = sorted((runs_folder / ".jobs").glob("*/*"), key=lambda path: path.name)
+    claims = {folder: [claim.name for claim in folder.glob("claims/*")] for folder in submissions}
+    for folder, keys in claims.items():
+        newest |= dict.fromkeys(keys, folder)
+    return [
+        folder
+        for folder, keys in claims.items()
+        if all(states.get(key, "done") in ("done", "pruned") or newest[key] != folder for key in keys)
+        and all(map(_is_old, [folder, *folder.rglob("*")]))
+    ]
+
+
+def _is_old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > LEFTOVER_SECONDS
+
+
+def _size_below(folder: Path) -> int:
+    return sum(_size(path) for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def _leftovers(run_directory: Path) -> list[Path]:

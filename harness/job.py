@@ -27,8 +27,8 @@ from harness.checkpoint import Checkpoints
 from harness.data.base import Dataset
 from harness.errors import CheckpointError, HarnessError
 from harness.evaluation import Evaluator, Measured, load_predict, save_png
-from harness.progress import Progress
 from harness.lineage import parent_of
+from harness.progress import Progress
 from harness.records import Journal, RunDirectory, Status, SystemMetrics, differences, replace_file
 from harness.registry import make_dataset, make_method, make_timestep_sampler
 from harness.spec import Evaluation, Records, Resources, RunSpec

@@ -31,7 +31,7 @@ VERBS = (
     *(studies.plan, studies.submit),
     *(preflight.doctor, preflight.calibrate),
     *(runs.status, runs.why, runs.logs, runs.sample),
-    *(records.sync, records.clean),
+    *(records.sync, records.clean, records.export, records.import_),
     *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),
 )
 for verb in VERBS:
