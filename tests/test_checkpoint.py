@@ -47,9 +47,9 @@ def test_a_score_belongs_to_its_step_and_counts_only_with_its_checkpoint(checkpo
     checkpoints.save(1, state(1), score=3.0)
     checkpoints.record_score(2, 1.0)  # as if the process had died before the checkpoint was renamed
     assert checkpoints.best_step() == 1
-    checkpoints.save(2, state(2))
+    checkpoints.save(2, state(2), score=2.0)
     checkpoints.save(3, state(3), score=float("nan"))
-    assert checkpoints.best_step() == 1
+    assert checkpoints.best_step() == 2
     checkpoints.record_score(3, 0.5)  # measured once the training had ended
     assert checkpoints.best_step() == 3
 
