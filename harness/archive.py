@@ -103,12 +103,13 @@ def export_study(
         left_out.append(name)
         del sources[name]
     files = {name: {"bytes": source.stat().st_size, "sha256": _sha256(source)} for name, source in sources.items()}
+    num_bytes = sum(source.stat().st_size for source in sources.values())
     manifest = {
         "format": FORMAT,
         "study": study,
         "harness": __version__,
         "checkpoints": checkpoints,
-        "counts": {"runs": len(run_directories), "files": len(files), "bytes": sum(f["bytes"] for f in files.values())},
+        "counts": {"runs": len(run_directories), "files": len(files), "bytes": num_bytes},
         "runs": {directory.key: _joining_order(directory) for directory in run_directories},
         "files": files,
     }
@@ -126,8 +127,7 @@ def export_study(
         raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    counts = cast(dict[str, int], manifest["counts"])
-    return Exported(path, counts["runs"], counts["files"], counts["bytes"], _sha256(path), tuple(left_out))
+    return Exported(path, len(run_directories), len(files), num_bytes, _sha256(path), tuple(left_out))
 
 
 def _files_of(directory: RunDirectory, checkpoints: WhichCheckpoints) -> dict[str, Path]:

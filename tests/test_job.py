@@ -138,8 +138,8 @@ BEST = "evaluate:\n  - {nll: {estimator: full, num_images: 4}, every: 4}\n"
 
 
 def test_the_best_checkpoint_by_the_metric_that_the_spec_names_is_kept_with_the_score_of_its_own_step(tiny_run):
-    # A rate at which training soon gets worse: the best is an early one, which would be gone otherwise.
-    folder = tiny_run(BEST, "records.best=eval/nll_bpd", "optim.lr=0.05", "train.steps=24", "train.ema_rate=0")
+    # A rate at which training only gets worse: the best is an early one, which would be gone otherwise.
+    folder = tiny_run(BEST, "records.best=eval/nll_bpd", "optim.lr=1.0", "train.steps=24", "train.ema_rate=0")
     assert run_job(folder) == "done"
     steps, values = RunDirectory(folder).history("eval/nll_bpd")
     assert steps == [4, 8, 12, 16, 20, 24]
