@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, cast
+from typing import IO, Any, Literal, cast, get_args
 
 from harness import __version__
 from harness.disk import best_step, checkpoint_files
@@ -40,6 +40,8 @@ MAX_EXPANSION = 100  # what an archive may unpack to, in its own sizes; journals
 SMALL_BYTES = 64 << 20  # beside what any archive may unpack to, and more than its manifest may have
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"(?:runs/[0-9a-f]{16}|figures)(?:/[^\W_][\w.+=,@-]{0,149}){1,6}")
+
+_STUDY = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 WhichCheckpoints = Literal["none", "newest", "all"]
 
@@ -294,13 +296,14 @@ def _checked_manifest(text: bytes, limit: int, staging: Path) -> dict[str, Any]:
         if manifest["format"] != FORMAT:
             raise RecordError(f"its format is {manifest['format']!r}, and this harness reads {FORMAT}")
         sizes = [facts["bytes"] for facts in files.values()]
-        plain = all(type(size) is int and size >= 0 for size in sizes)
-        study_is_a_name = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", manifest["study"]) and (
-            ".." not in manifest["study"]
+        plain = (
+            _STUDY.fullmatch(manifest["study"]),
+            manifest["checkpoints"] in get_args(WhichCheckpoints),
+            all(type(size) is int and size >= 0 for size in sizes),
+            all(type(facts["sha256"]) is str for facts in files.values()),
+            all(type(names) is list and all(type(name) is str for name in names) for names in runs.values()),
         )
-        if not (plain and study_is_a_name and all(type(facts["sha256"]) is str for facts in files.values())):
-            raise ValueError
-        if not all(type(names) is list and all(type(name) is str for name in names) for names in runs.values()):
+        if not all(plain):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise RecordError(f"its {MANIFEST} is not one of ours") from None

@@ -99,6 +99,7 @@ def removable_folders(runs_folder: Path) -> list[Removable]:
     jobs = "logs and pickles of finished jobs"
     return [
         *(Removable(path, _size_below(path), code) for path in _unused_code(runs_folder, directories, states)),
+        *(Removable(path, _size_below(path), "left by a killed import") for path in _killed_imports(runs_folder)),
         *(Removable(path, _size_below(path), jobs) for path in _finished_jobs(runs_folder, states)),
     ]
 
@@ -116,18 +117,26 @@ def _unused_code(runs_folder: Path, directories: dict[str, RunDirectory], states
     return [path for path in (runs_folder / ".code").glob("[!.]*") if path.name not in used and _is_old(path)]
 
 
+def _killed_imports(runs_folder: Path) -> list[Path]:
+    return [path for path in runs_folder.glob(".import-*") if all(map(_is_old, [path, *path.rglob("*")]))]
+
+
 def _finished_jobs(runs_folder: Path, states: dict[str, str]) -> list[Path]:
-    """Find submissions all of whose runs are done or gone, or were submitted again later: nothing reads their logs."""
+    """Find submissions all of whose runs are done, gone, or submitted again and at rest: nothing reads their logs."""
     newest: dict[str, Path] = {}
     submissions = sorted((runs_folder / ".jobs").glob("*/*"), key=lambda path: path.name)
     claims = {folder: [claim.name for claim in folder.glob("claims/*")] for folder in submissions}
     for folder, keys in claims.items():
         newest |= dict.fromkeys(keys, folder)
+
+    def finished(folder: Path, key: str) -> bool:
+        state = states.get(key, "done")
+        return state in ("done", "pruned") or (newest[key] != folder and state not in ("queued", "running"))
+
     return [
         folder
         for folder, keys in claims.items()
-        if all(states.get(key, "done") in ("done", "pruned") or newest[key] != folder for key in keys)
-        and all(map(_is_old, [folder, *folder.rglob("*")]))
+        if all(finished(folder, key) for key in keys) and all(map(_is_old, [folder, *folder.rglob("*")]))
     ]
 
 

@@ -136,14 +136,21 @@ def test_code_that_no_attempt_ran_on_and_jobs_of_done_runs_can_go(beside):
     assert sorted(path.name for path in (beside / ".code").iterdir()) == ["aaaa", "bbbb"]
 
 
+def test_what_a_killed_import_left_can_go(beside):
+    write(beside / ".import-12" / "runs" / "x" / "spec.json")
+    assert ".import-12" not in folders(beside)
+    age(beside / ".import-12")
+    assert ".import-12" in folders(beside)
+
+
 def test_of_a_run_that_failed_the_last_log_stays(beside, done_run):
     done_run.set_status(Status("failed", 7, 12, 1))
     assert folders(beside) == ["20260101-000000-1", "cccc"]
 
 
-def test_while_a_run_waits_no_code_goes_since_it_has_not_said_which_it_needs(beside, done_run):
+def test_while_a_run_waits_neither_its_jobs_nor_code_go_since_it_has_not_said_which_it_needs(beside, done_run):
     done_run.set_status(Status("queued", 0, 12, 0))
-    assert folders(beside) == ["20260101-000000-1"]
+    assert folders(beside) == []
 
 
 def test_a_submission_and_a_copy_of_code_that_are_young_stay(beside):

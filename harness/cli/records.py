@@ -126,8 +126,9 @@ def clean(study: str | None, yes: bool, runs_folder: Path) -> None:
         click.echo("nothing that is safe to remove")
         return
     for reason in sorted({one.why for one in found}):
-        these = [one.num_bytes for one in found if one.why == reason]
-        click.echo(f"safe to remove: {len(these)}, {views.size(sum(these))}: {reason}")
+        these = [one for one in found if one.why == reason]
+        kind = views.count(len(these), "folder" if these[0].path.is_dir() else "file")
+        click.echo(f"safe to remove: {kind}, {views.size(sum(one.num_bytes for one in these))}: {reason}")
     if not yes and not sys.stdin.isatty():
         click.echo("nothing removed; --yes removes them")
         return
