@@ -11,6 +11,7 @@ CPU: the device is not waited for, and a process that died is noticed there at o
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import re
@@ -138,6 +139,9 @@ class Group:
         """Take part in nothing any more; the others may go on or end. Harmless to repeat."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+            # DistributedDataParallel refers to itself in a circle and would keep the connections, with threads that
+            # abort the interpreter when it ends before them.
+            gc.collect()
 
 
 @contextmanager
@@ -160,9 +164,7 @@ def join(place: Place, *, cuda: bool, command: Sequence[str]) -> Iterator[Group]
     others: list[subprocess.Popen] = []
     group = Group(place.rank, place.size)
     try:
-        store = dist.TCPStore(
-            place.address, place.port, is_master=holds, timeout=MEETING, wait_for_workers=False
-        )
+        store = dist.TCPStore(place.address, place.port, is_master=holds, timeout=MEETING, wait_for_workers=False)
     except dist.DistError as error:
         raise TrainingError(
             f"the first process of this run does not answer at {place.address}:{place.port}: {error}"

@@ -409,8 +409,10 @@ class _Job:
 
     def _another_process(self) -> list[str]:
         """Return the command that starts another process of this run."""
-        code = f"import sys; from harness.job import work; sys.exit(work(sys.argv[1], threads={self.threads}) == 'failed')"
-        return [sys.executable, "-c", code, str(self.directory.path)]
+        # _exit: after an error torch's threads may still be there, and would turn the end into an abort.
+        code = f"work(sys.argv[1], threads={self.threads}) == 'failed'"
+        code = f"import os, sys; from harness.job import work; os._exit({code})"
+        return [sys.executable, "-u", "-c", code, str(self.directory.path)]
 
     def _set_threads(self) -> None:
         """Fix the number of threads at the first start and use it again ever after."""
