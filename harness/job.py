@@ -82,8 +82,8 @@ def work(
 
     Args:
         run_folder: a run directory with its spec and its studies.
-        threads: CPU threads for a run that starts now, shared by the processes that are begun here; one that was started before keeps its own number, because
-            another number gives other bits.
+        threads: CPU threads for a run that starts now, shared by the processes that are begun here; one that was
+            started before keeps its own number, because another number gives other bits.
         tracking_uri: MLflow's store; None means the default one.
         sync: carry the records to MLflow meanwhile, from a process of its own.
         show_progress: bars, or lines without a terminal.
@@ -125,7 +125,7 @@ def work(
 
 
 def _help(job: _Job) -> str:
-    """Train with the first process of the run, and leave the records to it; errors are in the log, and it hears them."""
+    """Train with the first process of the run, which keeps the records and hears of errors."""
     try:
         job.run()
     except Interrupted:
