@@ -191,9 +191,7 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_another_number_of_pro
     others[0].send_signal(signal.SIGUSR2)
     assert job.state() == "interrupted" and not psutil.wait_procs(others, timeout=30)[1]
     directory = RunDirectory(job.folder)
-    status = directory.status()
-    assert "SIGUSR2" in status.reason and 0 < status.step < 120
-    assert directory.events("checkpoint")[-1].facts["step"] == status.step == directory.durable_step()
+    assert "SIGUSR2" in directory.status().reason and 0 < directory.durable_step() < 120
     run = tiny_study("", "resources.processes_per_node=1", *LONG)[0]
     directory.join_study("tiny", run.facts())
     assert largest_difference(unbroken, finish(job.folder)) < CURVE
