@@ -97,7 +97,7 @@ class GaussianMethod:
         # Processes have their gradients averaged, where those of their rows add up.
         divisor = (batch_size or len(x_0)) / self._num_processes
         for rows in _slices(len(x_0), self._microbatch):
-            with self._keeping_to_itself(until_last=rows.stop >= len(x_0)):
+            with self._keeping_to_itself(last=rows.stop >= len(x_0)):
                 terms = self.terms(x_0[rows], None if y is None else y[rows], t[rows], noise[rows])
                 (terms["loss"] * weight[rows]).sum().div(divisor).backward()
             parts.append({name: term.detach() for name, term in terms.items()})
@@ -123,10 +123,11 @@ class GaussianMethod:
         network.eval()
         return partial(self._forward, network)
 
-    def _keeping_to_itself(self, *, until_last: bool) -> AbstractContextManager:
+    def _keeping_to_itself(self, *, last: bool) -> AbstractContextManager:
         """Add a microbatch's gradients up here; the last one's backward pass tells the sums to the other processes."""
-        together = isinstance(self._replica, DistributedDataParallel)
-        return self._replica.no_sync() if together and not until_last else nullcontext()
+        if last or not isinstance(self._replica, DistributedDataParallel):
+            return nullcontext()
+        return self._replica.no_sync()
 
     def _forward(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor | None = None, **given: Tensor) -> Tensor:
         with _autocast(x_t.device.type, self._autocast):
