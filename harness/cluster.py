@@ -74,6 +74,7 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
     return {
         "timeout_min": profile.need(resources, "time_minutes"),
         "nodes": resources.nodes,
+        "tasks_per_node": resources.num_processes // resources.nodes,
         "cpus_per_task": cpus,
         "gpus_per_node": profile.need(resources, "gpus_per_node") or None,
         "mem_gb": profile.need(resources, "memory_gib"),

@@ -2,6 +2,9 @@
 
 All that is needed lies in the run directory: the spec, and what the studies that the run belongs to ask for. So a job
 that was killed, requeued or started twice needs no arguments that could be stale.
+
+Of the processes of a distributed run each does this job. The first keeps the records and evaluates, when the others,
+who only help to train, have gone.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import torch
 from harness import __version__, snapshot
 from harness.checkpoint import Checkpoints
 from harness.data.base import Dataset
+from harness.distributed import Group, Place, find_place, join
 from harness.errors import CheckpointError, HarnessError
 from harness.evaluation import Evaluator, Measured, load_predict, save_png
 from harness.lineage import parent_of
@@ -79,19 +83,26 @@ def work(
 
     Args:
         run_folder: a run directory with its spec and its studies.
-        threads: CPU threads for a run that starts now; one that was started before keeps its own number, because
-            another number gives other bits.
+        threads: CPU threads for a run that starts now, shared by the processes that are begun here; one that was
+            started before keeps its own number, because another number gives other bits.
         tracking_uri: MLflow's store; None means the default one.
         sync: carry the records to MLflow meanwhile, from a process of its own.
         show_progress: bars, or lines without a terminal.
 
     Returns:
-        the state in which the run is left: done, failed or interrupted.
+        the state in which the run is left: done, failed or interrupted. Of a process that only helped to train: done,
+        when it could.
 
     Raises:
         RecordError: another process works on this run.
+        LaunchError: the run is distributed, and its processes cannot meet.
     """
     run_directory = RunDirectory(Path(run_folder))
+    place = find_place(Request.of(run_directory).resources.num_processes)
+    if threads and place.starts_others:
+        threads = max(1, threads // place.size)
+    if place.rank:
+        return _help(_Job(run_directory, threads, False, place))
     with run_directory.lock(), ExitStack() as stack:
         if sync:
             from harness.tracking import BackgroundSync
@@ -99,7 +110,7 @@ def work(
             stack.enter_context(
                 BackgroundSync([run_directory], run_directory.path / "tracking", tracking_uri=tracking_uri)
             )
-        job = _Job(run_directory, threads, show_progress)
+        job = _Job(run_directory, threads, show_progress, place)
         try:
             job.run()
         except Interrupted:
@@ -114,12 +125,25 @@ def work(
     return job.state
 
 
+def _help(job: _Job) -> str:
+    """Train with the first process of the run, which keeps the records and hears of errors."""
+    try:
+        job.run()
+    except Interrupted:
+        return "interrupted"
+    except Exception:
+        traceback.print_exc()
+        return "failed"
+    return "done"
+
+
 class _Job:
-    def __init__(self, run_directory: RunDirectory, threads: int | None, show_progress: bool):
+    def __init__(self, run_directory: RunDirectory, threads: int | None, show_progress: bool, place: Place):
         self.directory = run_directory
         self.spec = RunSpec.model_validate(run_directory.spec())
         self.request = Request.of(run_directory)
         self.threads = threads
+        self.place = place
         self.shown = show_progress
         self.state, self.stop_signal = "running", ""
         self.journal: Journal | None = None
@@ -133,17 +157,42 @@ class _Job:
     def run(self) -> None:
         """Load, train and evaluate."""
         self._set_threads()
+        cuda = self.request.resources.device != "cpu" and torch.cuda.is_available()
+        with join(self.place, cuda=cuda, command=self._another_process()) as group:
+            device = choose_device(self.request.resources.device, self.place)
+            data = make_dataset(self.spec.data, self.request.data_root)
+            training, checkpoints = self._take_up(data, device, group)
+            if not group.is_first:
+                with self._signals(), Progress("", shown=False) as progress:
+                    self._train(training, data, checkpoints, progress, group)
+                return
+            self.journal = self.directory.open_journal(resumed_from_step=training.step)
+            if self.spec.continue_from and not checkpoints.steps():
+                self.journal.event("continued", run_key=self.spec.continue_from, step=training.step)
+                save(training, self.journal, checkpoints)  # from here on the run needs its parent no more
+            self._record_environment(self.journal.attempt, device, data, group)
+            self._write_status("running", force=True)
+            with SystemMetrics(self.journal, lambda: self.step, extra=_gpu_gauges(device)), self._signals():
+                with Progress(f"train {self.directory.key[:8]}", shown=self.shown) as progress:
+                    self._train(training, data, checkpoints, progress, group)
+                group.leave()
+                self._record_compute(training, data)
+                self._evaluate_at_end(training, data, checkpoints)
+
+    def _take_up(self, data: Dataset, device: torch.device, group: Group) -> tuple[Training, Checkpoints]:
+        """Return the training as its newest whole checkpoint left it: on every process the one that the first found."""
         resources, spec = self.request.resources, self.spec
-        device = choose_device(resources.device)
         torch.use_deterministic_algorithms(resources.deterministic)
-        data = make_dataset(spec.data, self.request.data_root)
         training = Training(
             spec, make_method(spec, data, resources, device), make_timestep_sampler(spec, device), device
         )
         scored_by, keep_every = self.request.scored_by, self.request.records.keep_every or 0
         metric = f"{self.request.records.best} of {scored_by.key}" if scored_by else None
         checkpoints = Checkpoints(self.directory.path / "checkpoints", keep_every=keep_every, metric=metric)
-        found = checkpoints.latest(device)
+        found = checkpoints.latest(device) if group.is_first else None
+        step = group.agree(found[0] if found else -1)
+        if not group.is_first and step >= 0:
+            found = step, checkpoints.load(step, device)
         if spec.imported_sha256 and not found:
             raise CheckpointError("the weights come from a file that is not here: `harness import-checkpoint` it first")
         if found:
@@ -152,18 +201,7 @@ class _Job:
         elif spec.continue_from:
             self._take_over(training)
         self.step = training.step
-        self.journal = self.directory.open_journal(resumed_from_step=training.step)
-        if spec.continue_from and not found:
-            self.journal.event("continued", run_key=spec.continue_from, step=training.step)
-            save(training, self.journal, checkpoints)  # from here on the run needs its parent no more
-        del found
-        self._record_environment(self.journal.attempt, device, data)
-        self._write_status("running", force=True)
-        with SystemMetrics(self.journal, lambda: self.step, extra=_gpu_gauges(device)), self._signals():
-            with Progress(f"train {self.directory.key[:8]}", shown=self.shown) as progress:
-                self._train(training, data, checkpoints, progress)
-            self._record_compute(training, data)
-            self._evaluate_at_end(training, data, checkpoints)
+        return training, checkpoints
 
     def _require_same_spec(self, step: int, state: dict[str, Any]) -> None:
         """Raise CheckpointError if a checkpoint is of another spec than the run directory's."""
@@ -178,8 +216,9 @@ class _Job:
         state = Checkpoints(parent.path / "checkpoints").load(step, training.device)
         training.load_state_dict(state)
 
-    def _train(self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress) -> None:
-        assert self.journal is not None
+    def _train(
+        self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress, group: Group
+    ) -> None:
         if training.step >= self.spec.train.steps:
             return
         began, first = time.monotonic(), training.step
@@ -193,6 +232,13 @@ class _Job:
         def measure(step: int) -> float | None:
             return self._evaluate_during(training, data, step) if step < self.spec.train.steps else None
 
+        def stop_requested() -> bool:
+            """Tell whether any process was asked to stop, so that all do at the same step and for the same reason."""
+            number = group.agree(signal.Signals[self.stop_signal] if self.stop_signal else 0)
+            if number:
+                self.stop_signal = signal.Signals(number).name
+            return bool(number)
+
         train(
             training,
             data,
@@ -201,9 +247,12 @@ class _Job:
             records=self.request.records,
             measure=measure,
             on_log=on_log,
-            stop_requested=lambda: bool(self.stop_signal),
+            stop_requested=stop_requested,
+            group=group,
         )
-        self._record_throughput((time.monotonic() - began) / (training.step - first), training.device)
+        training.method.distribute(1)
+        if self.journal:
+            self._record_throughput((time.monotonic() - began) / (training.step - first), training.device)
 
     # -- evaluation
 
@@ -332,7 +381,7 @@ class _Job:
             )
         )
 
-    def _record_environment(self, attempt: int, device: torch.device, data: Dataset) -> None:
+    def _record_environment(self, attempt: int, device: torch.device, data: Dataset, group: Group) -> None:
         facts: dict[str, Any] = {
             "harness": __version__,
             "code_version": code_version(),
@@ -340,6 +389,8 @@ class _Job:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "host": platform.node(),
+            "num_processes": group.size,
+            "hosts": list(group.hosts),  # of the processes, by rank
             "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
             "threads": torch.get_num_threads(),
             "deterministic": self.request.resources.deterministic,
@@ -385,6 +436,13 @@ class _Job:
 
     # -- the process
 
+    def _another_process(self) -> list[str]:
+        """Return the command that starts another process of this run."""
+        # _exit: after an error torch's threads may still be there, and would turn the end into an abort.
+        code = f"work(sys.argv[1], threads={self.threads}) == 'failed'"
+        code = f"import os, sys; from harness.job import work; os._exit({code})"
+        return [sys.executable, "-u", "-c", code, str(self.directory.path)]
+
     def _set_threads(self) -> None:
         """Fix the number of threads at the first start and use it again ever after."""
         environments = self.directory.environments()
@@ -426,8 +484,10 @@ def code_version() -> str:
     return f"{__version__}+g{found}"
 
 
-def choose_device(wanted: str) -> torch.device:
-    """Return the device that a run computes on; `auto` takes a CUDA device where there is one.
+def choose_device(wanted: str, place: Place = Place()) -> torch.device:  # noqa: B008 (it is frozen)
+    """Return the device that a process computes on; `auto` takes a CUDA device where there is one.
+
+    The processes on a node take its devices in turn; SLURM may have left each process one of its own.
 
     Raises:
         HarnessError: cuda is asked for and not there.
@@ -436,6 +496,9 @@ def choose_device(wanted: str) -> torch.device:
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         raise HarnessError("resources.device: cuda, but torch sees no CUDA device here; take auto or cpu")
+    if wanted == "cuda" and place.size > 1:
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        return torch.device(wanted, torch.cuda.current_device())
     return torch.device(wanted)
 
 

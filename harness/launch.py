@@ -472,7 +472,11 @@ def _launch_local(
         return submission
     cores = available_cores()
     gpus = visible_gpus() if any(planned.run.resources.device != "cpu" for planned in runs) else []
-    wish = max(planned.run.resources.threads or 1 for planned in runs)
+    processes = max(
+        planned.run.resources.num_processes for planned in runs
+    )  # of one run: one a GPU where there are any
+    wish = max((planned.run.resources.threads or 1) * planned.run.resources.num_processes for planned in runs)
+    gpus = [",".join(gpus[first : first + processes]) for first in range(0, len(gpus), processes)]
     jobs = min(jobs or len(gpus) or max(1, cores // wish), len(runs))
     threads = max(1, cores // jobs)
     queue = tuple(planned.path.absolute() for planned in runs)

@@ -45,10 +45,14 @@ ROOMS = {
         *("registry", "checkpoint", "records", "spec"),
         *("diffusion", "models", "data", "methods", "metrics", "randomness", "progress", "errors"),
     },
-    "trainer": {"registry", "checkpoint", "records", "spec", "diffusion", "data", "methods", "randomness", "errors"},
+    "distributed": {"errors"},
+    "trainer": {
+        *("registry", "checkpoint", "distributed", "records", "spec"),
+        *("diffusion", "data", "methods", "randomness", "errors"),
+    },
     "job": {
-        *("trainer", "evaluation", "registry", "checkpoint", "tracking", "lineage", "records", "snapshot", "spec"),
-        "throughput",
+        *("trainer", "distributed", "evaluation", "registry", "checkpoint", "tracking", "lineage", "records"),
+        *("snapshot", "throughput", "spec"),
         *("data", "metrics", "progress", "errors"),
     },
     "published": {"trainer", "registry", "checkpoint", "records", "models", "spec", "errors"},
