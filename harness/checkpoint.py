@@ -11,19 +11,18 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import pickle
-import re
 import warnings
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
+from harness.disk import SCORES, best_step, checkpoint_files, scores
 from harness.errors import CheckpointError
 from harness.records import replace_file, sync_folder
-
-_NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{64})\.pt")
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -37,12 +36,13 @@ class Checkpoints:
         folder: made when absent.
         keep_last: how many of the newest to keep.
         keep_every: also keep the steps that are multiples of it (0: none).
+        metric: what scores are of; those of another metric, or of another protocol, are forgotten.
     """
 
-    def __init__(self, folder: Path, keep_last: int = 2, keep_every: int = 0):
+    def __init__(self, folder: Path, keep_last: int = 2, keep_every: int = 0, metric: str | None = None):
         assert keep_last >= 1
         self.folder = Path(folder)
-        self.keep_last, self.keep_every = keep_last, keep_every
+        self.keep_last, self.keep_every, self.metric = keep_last, keep_every, metric
 
     def save(self, step: int, state: dict[str, Any], *, score: float | None = None) -> Path:
         """Write a checkpoint, then remove those that need not be kept; it is durable when this returns.
@@ -51,7 +51,7 @@ class Checkpoints:
             step: training steps done; a file of a later step is a leftover of a damaged future and is removed.
             state: tensors and plain values, nested in dicts, lists and tuples; by custom with the spec inside, so that
                 sampling and evaluation need no flags.
-            score: the metric that the spec names, smaller is better; the best checkpoint is kept for good.
+            score: the metric at this very step, smaller is better; the best checkpoint is kept for good.
 
         Raises:
             CheckpointError: the disk is full (earlier checkpoints stay as they are), or the state holds something that
@@ -79,16 +79,16 @@ class Checkpoints:
                 f"{self.folder}: the checkpoint of step {step} cannot be written: {what}; earlier ones are intact"
             ) from error
         path = self.folder / f"step-{step:08d}-{hashing.digest.hexdigest()}.pt"
+        if score is not None:  # before the rename: a score without its checkpoint is passed over, not so the reverse
+            self.record_score(step, score)
         temporary.rename(path)
         sync_folder(self.folder)
-        if score is not None and (self.best_step() is None or score < self._best()["score"]):
-            replace_file(self.folder / "best.json", json.dumps({"step": step, "score": score}), durable=True)
         self._prune(path, step)
         return path
 
     def latest(self, map_location: str | torch.device = "cpu") -> tuple[int, dict[str, Any]] | None:
         """Load the newest checkpoint that is whole; warn by name of each damaged one that is passed over."""
-        for step, path in reversed(self._files()):
+        for step, path in reversed(checkpoint_files(self.folder)):
             try:
                 return step, self._load(path, map_location)
             except CheckpointError as error:
@@ -101,27 +101,26 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none (the message lists those that are), or it is damaged.
         """
-        for found, path in self._files():
+        for found, path in checkpoint_files(self.folder):
             if found == step:
                 return self._load(path, map_location)
         raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps() or 'none'}")
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, whole or not, in ascending order."""
-        return sorted({step for step, _ in self._files()})
+        return sorted({step for step, _ in checkpoint_files(self.folder)})
 
     def best_step(self) -> int | None:
-        """Return the step with the smallest score so far."""
-        best = self._best()
-        return best["step"] if best and best["step"] in self.steps() else None
+        """Return the step of the checkpoint with the smallest score, None where none has one."""
+        return best_step(self.folder, self.metric)
 
-    def _best(self) -> dict:
-        path = self.folder / "best.json"
-        return json.loads(path.read_text()) if path.exists() else {}
-
-    def _files(self) -> list[tuple[int, Path]]:
-        found = [(match, path) for path in self.folder.glob("step-*.pt") if (match := _NAME.fullmatch(path.name))]
-        return sorted((int(match[1]), path) for match, path in found)
+    def record_score(self, step: int, score: float) -> None:
+        """Say what the metric was at the step of a checkpoint; one that is not a number is no score."""
+        if not math.isfinite(score):
+            return
+        known = {**scores(self.folder, self.metric), step: float(score)}
+        text = json.dumps({"metric": self.metric, "scores": known})
+        replace_file(self.folder / SCORES, text, durable=True)
 
     def _load(self, path: Path, map_location: str | torch.device) -> dict[str, Any]:
         with path.open("rb") as file:
@@ -136,11 +135,13 @@ class Checkpoints:
             ) from error
 
     def _prune(self, newest: Path, step: int) -> None:
-        keep = {*[found for found in self.steps() if found <= step][-self.keep_last :], self.best_step()}
-        for found, path in self._files():
-            by_interval = self.keep_every and found % self.keep_every == 0 and found <= step
-            same_step = found == step and path != newest
-            if same_step or not (found in keep or by_interval):
+        for found, path in checkpoint_files(self.folder):
+            if found > step or (found == step and path != newest):
+                path.unlink()
+        keep = {*self.steps()[-self.keep_last :], self.best_step()}
+        for found, path in checkpoint_files(self.folder):
+            by_interval = self.keep_every and found % self.keep_every == 0
+            if not (found in keep or by_interval):
                 path.unlink()
 
 

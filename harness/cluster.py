@@ -76,13 +76,12 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
     """Return what submitit asks of SLURM for one class of resources; of an array, `jobs` at a time."""
     cpus = max(profile.need(resources, "cpus"), resources.threads or 1)
     gpus, minutes = profile.need(resources, "gpus_per_node"), profile.need(resources, "time_minutes")
-    processes = resources.processes_per_node or (max(1, gpus) if resources.num_processes > 1 else 1)
     scratch = [f'export TMPDIR="{profile.scratch}"', 'mkdir -p "$TMPDIR"'] if profile.scratch else []
     setup = [*_REQUEUE_THE_KILLED, *(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
     return {
         "timeout_min": minutes,
         "nodes": resources.nodes,
-        "tasks_per_node": processes,
+        "tasks_per_node": resources.num_processes // resources.nodes,
         "cpus_per_task": cpus,
         "gpus_per_node": gpus or None,
         "mem_gb": profile.need(resources, "memory_gib"),

@@ -429,12 +429,14 @@ def sample_run(
     num_samples: int,
     seed: int = 0,
     weights: str = "ema",
+    step: int | None = None,
     low_res: Path | None = None,
     told: Told = lambda what, done, total: None,
 ) -> Path:
-    """Draw samples from a run's newest checkpoint, whether it is finished or not.
+    """Draw samples from a run's checkpoint, whether it is finished or not.
 
     Args:
+        step: of a kept checkpoint; None for the newest.
         low_res: npz of the small images that an upsampler enlarges, uint8 [N, C, h, w] or [N, h, w, C], the first
             array of the file; there are then at most N samples.
 
@@ -455,14 +457,14 @@ def sample_run(
     num_samples = num_samples if small is None else min(num_samples, len(small))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = spec.data.facts  # the images themselves need not be here
-    predict = load_predict(run_directory.path, spec, data, weights=weights, device=device)
+    predict = load_predict(run_directory.path, spec, data, weights=weights, device=device, step=step)
     evaluation = Evaluation(name="samples", seed=seed, weights=weights)
     evaluator = Evaluator(predict, spec, data, evaluation, device, told=told)
     with torch.inference_mode():
         samples = evaluator.pictures(evaluator.sample(sampler, num_steps, num_samples, low_res=small)).numpy()
     folder = run_directory.path / "samples"
     folder.mkdir(exist_ok=True)
-    stem = f"{sampler.name}{num_steps}_seed{seed}_{weights}"
+    stem = f"{sampler.name}{num_steps}_seed{seed}_{weights}" + ("" if step is None else f"_step{step}")
     np.savez(folder / f"{stem}.npz", samples=samples)
     if data.levels is None:
         return folder / f"{stem}.npz"

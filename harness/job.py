@@ -2,6 +2,9 @@
 
 All that is needed lies in the run directory: the spec, and what the studies that the run belongs to ask for. So a job
 that was killed, requeued or started twice needs no arguments that could be stale.
+
+Of the processes of a distributed run each does this job. The first keeps the records and evaluates, when the others,
+who only help to train, have gone.
 """
 
 from __future__ import annotations
@@ -25,13 +28,16 @@ import torch
 from harness import __version__, snapshot
 from harness.checkpoint import Checkpoints
 from harness.data.base import Dataset
+from harness.distributed import Group, Place, find_place, join
 from harness.errors import CheckpointError, HarnessError
 from harness.evaluation import Evaluator, Measured, load_predict, save_png
+from harness.lineage import parent_of
 from harness.progress import Progress
-from harness.records import Journal, RunDirectory, Status, SystemMetrics, replace_file
+from harness.records import Journal, RunDirectory, Status, SystemMetrics, differences, replace_file
 from harness.registry import make_dataset, make_method, make_timestep_sampler
 from harness.spec import Evaluation, Records, Resources, RunSpec
-from harness.trainer import Interrupted, Training, train
+from harness.throughput import Throughput, cpu_name, record
+from harness.trainer import Interrupted, Training, save, train
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _STATUS_EVERY_SECONDS = 1.0
@@ -45,6 +51,7 @@ class Request:
     resources: Resources
     records: Records
     data_root: str | None
+    scored_by: Evaluation | None = None  # measures records.best, during training and at the end
 
     @classmethod
     def of(cls, run_directory: RunDirectory) -> Request:
@@ -57,12 +64,11 @@ class Request:
             for evaluation in map(Evaluation.model_validate, one["evaluations"])
         }
         last = facts[-1] if facts else {}
-        return cls(
-            tuple(evaluations.values()),
-            Resources.model_validate(last.get("resources", {})),
-            Records.model_validate(last.get("records", {})),
-            last.get("data_root"),
-        )
+        records = Records.model_validate(last.get("records", {}))
+        wanted = map(Evaluation.model_validate, last.get("evaluations", []))
+        scored_by = next((one for one in wanted if one.every and f"{one.name}/nll_bpd" == records.best), None)
+        resources = Resources.model_validate(last.get("resources", {}))
+        return cls(tuple(evaluations.values()), resources, records, last.get("data_root"), scored_by)
 
 
 def work(
@@ -79,8 +85,8 @@ def work(
 
     Args:
         run_folder: a run directory with its spec and its studies.
-        threads: CPU threads for a run that starts now; one that was started before keeps its own number, because
-            another number gives other bits.
+        threads: CPU threads for a run that starts now, shared by the processes that are begun here; one that was
+            started before keeps its own number, because another number gives other bits.
         tracking_uri: MLflow's store; None means the default one.
         sync: carry the records to MLflow meanwhile, from a process of its own.
         show_progress: bars, or lines without a terminal.
@@ -88,12 +94,19 @@ def work(
         stop_after_steps: interrupt the training after that many steps of this attempt, with a checkpoint.
 
     Returns:
-        the state in which the run is left: done, failed or interrupted.
+        the state in which the run is left: done, failed or interrupted. Of a process that only helped to train: done,
+        when it could.
 
     Raises:
         RecordError: another process works on this run.
+        LaunchError: the run is distributed, and its processes cannot meet.
     """
     run_directory = RunDirectory(Path(run_folder))
+    place = find_place(Request.of(run_directory).resources.num_processes)
+    if threads and place.starts_others:
+        threads = max(1, threads // place.size)
+    if place.rank:
+        return _help(_Job(run_directory, threads, False, place, stop_after_steps))
     with run_directory.lock(wait_seconds), ExitStack() as stack:
         if sync:
             from harness.tracking import BackgroundSync
@@ -101,8 +114,7 @@ def work(
             stack.enter_context(
                 BackgroundSync([run_directory], run_directory.path / "tracking", tracking_uri=tracking_uri)
             )
-        job = _Job(run_directory, threads, show_progress)
-        job.stop_after_steps = stop_after_steps
+        job = _Job(run_directory, threads, show_progress, place, stop_after_steps)
         try:
             job.run()
         except Interrupted:
@@ -117,15 +129,35 @@ def work(
     return job.state
 
 
+def _help(job: _Job) -> str:
+    """Train with the first process of the run, which keeps the records and hears of errors."""
+    try:
+        job.run()
+    except Interrupted:
+        return "interrupted"
+    except Exception:
+        traceback.print_exc()
+        return "failed"
+    return "done"
+
+
 class _Job:
-    def __init__(self, run_directory: RunDirectory, threads: int | None, show_progress: bool):
+    def __init__(
+        self,
+        run_directory: RunDirectory,
+        threads: int | None,
+        show_progress: bool,
+        place: Place,
+        stop_after_steps: int | None = None,
+    ):
         self.directory = run_directory
         self.spec = RunSpec.model_validate(run_directory.spec())
         self.request = Request.of(run_directory)
         self.threads = threads
+        self.place = place
         self.shown = show_progress
         self.state, self.stop_signal = "running", ""
-        self.stop_after_steps: int | None = None
+        self.stop_after_steps = stop_after_steps
         self.journal: Journal | None = None
         self.step = 0
         self._status_written = 0.0
@@ -137,32 +169,68 @@ class _Job:
     def run(self) -> None:
         """Load, train and evaluate."""
         self._set_threads()
+        cuda = self.request.resources.device != "cpu" and torch.cuda.is_available()
+        with join(self.place, cuda=cuda, command=self._another_process()) as group:
+            device = choose_device(self.request.resources.device, self.place)
+            data = make_dataset(self.spec.data, self.request.data_root)
+            training, checkpoints = self._take_up(data, device, group)
+            if not group.is_first:
+                with self._signals(), Progress("", shown=False) as progress:
+                    self._train(training, data, checkpoints, progress, group)
+                return
+            self.journal = self.directory.open_journal(resumed_from_step=training.step)
+            if self.spec.continue_from and not checkpoints.steps():
+                self.journal.event("continued", run_key=self.spec.continue_from, step=training.step)
+                save(training, self.journal, checkpoints)  # from here on the run needs its parent no more
+            self._record_environment(self.journal.attempt, device, data, group)
+            self._write_status("running", force=True)
+            with SystemMetrics(self.journal, lambda: self.step, extra=_gpu_gauges(device)), self._signals():
+                with Progress(f"train {self.directory.key[:8]}", shown=self.shown) as progress:
+                    self._train(training, data, checkpoints, progress, group)
+                group.leave()
+                self._record_compute(training, data)
+                self._evaluate_at_end(training, data, checkpoints)
+
+    def _take_up(self, data: Dataset, device: torch.device, group: Group) -> tuple[Training, Checkpoints]:
+        """Return the training as its newest whole checkpoint left it: on every process the one that the first found."""
         resources, spec = self.request.resources, self.spec
-        device = choose_device(resources.device)
         torch.use_deterministic_algorithms(resources.deterministic)
-        data = make_dataset(spec.data, self.request.data_root)
         training = Training(
             spec, make_method(spec, data, resources, device), make_timestep_sampler(spec, device), device
         )
-        checkpoints = Checkpoints(self.directory.path / "checkpoints", keep_every=self.request.records.keep_every or 0)
-        found = checkpoints.latest(device)
+        scored_by, keep_every = self.request.scored_by, self.request.records.keep_every or 0
+        metric = f"{self.request.records.best} of {scored_by.key}" if scored_by else None
+        checkpoints = Checkpoints(self.directory.path / "checkpoints", keep_every=keep_every, metric=metric)
+        found = checkpoints.latest(device) if group.is_first else None
+        step = group.agree(found[0] if found else -1)
+        if not group.is_first and step >= 0:
+            found = step, checkpoints.load(step, device)
         if spec.imported_sha256 and not found:
             raise CheckpointError("the weights come from a file that is not here: `harness import-checkpoint` it first")
         if found:
+            self._require_same_spec(*found)
             training.load_state_dict(found[1])
-            del found
+        elif spec.continue_from:
+            self._take_over(training)
         self.step = training.step
-        self.journal = self.directory.open_journal(resumed_from_step=training.step)
-        self._record_environment(self.journal.attempt, device, data)
-        self._write_status("running", force=True)
-        with SystemMetrics(self.journal, lambda: self.step, extra=_gpu_gauges(device)), self._signals():
-            with Progress(f"train {self.directory.key[:8]}", shown=self.shown) as progress:
-                self._train(training, data, checkpoints, progress)
-            self._record_compute(training, data)
-            self._evaluate_at_end(training, data)
+        return training, checkpoints
 
-    def _train(self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress) -> None:
-        assert self.journal is not None
+    def _require_same_spec(self, step: int, state: dict[str, Any]) -> None:
+        """Raise CheckpointError if a checkpoint is of another spec than the run directory's."""
+        stored = {"schema_version": state["schema_version"], "spec": state["spec"]}
+        asked = {"schema_version": self.directory.schema_version(), "spec": self.directory.spec()}
+        if found := differences(stored, asked):
+            raise CheckpointError("\n  ".join([f"the checkpoint of step {step} is of another spec:", *found]))
+
+    def _take_over(self, training: Training) -> None:
+        """Begin in the final state of the run that this one continues."""
+        parent, step = parent_of(self.spec, self.directory.path.parent)
+        state = Checkpoints(parent.path / "checkpoints").load(step, training.device)
+        training.load_state_dict(state)
+
+    def _train(
+        self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress, group: Group
+    ) -> None:
         if training.step >= self.spec.train.steps:
             return
         began, first = time.monotonic(), training.step
@@ -173,13 +241,16 @@ class _Job:
             progress.update(step, self.spec.train.steps, f"loss {self._loss:.4f}")
             self._write_status("running")
 
-        def measure(step: int) -> None:
-            if step < self.spec.train.steps:
-                self._evaluate_during(training, data, step)
+        def measure(step: int) -> float | None:
+            return self._evaluate_during(training, data, step) if step < self.spec.train.steps else None
 
         def stop_requested() -> bool:
-            if self.stop_after_steps and training.step - first >= self.stop_after_steps:
-                self.stop_signal = self.stop_signal or f"request after {self.stop_after_steps} steps"
+            """Tell whether any process was asked to stop, so that all do at the same step and for the same reason."""
+            number = group.agree(signal.Signals[self.stop_signal] if self.stop_signal else 0)
+            if number:
+                self.stop_signal = signal.Signals(number).name
+            elif self.stop_after_steps and training.step - first >= self.stop_after_steps:  # the same step for all
+                self.stop_signal = f"request after {self.stop_after_steps} steps"
             return bool(self.stop_signal)
 
         train(
@@ -191,20 +262,29 @@ class _Job:
             measure=measure,
             on_log=on_log,
             stop_requested=stop_requested,
+            group=group,
         )
-        self._record_throughput((time.monotonic() - began) / (training.step - first), training.device)
+        training.method.distribute(1)
+        if self.journal:
+            self._record_throughput((time.monotonic() - began) / (training.step - first), training.device)
 
     # -- evaluation
 
-    def _evaluate_during(self, training: Training, data: Dataset, step: int) -> None:
+    def _evaluate_during(self, training: Training, data: Dataset, step: int) -> float | None:
+        """Measure what is due at a step; return the score of its checkpoint, if that is among it."""
         assert self.journal is not None
+        score = None
         for evaluation in self.request.evaluations:
             if evaluation.every and step % evaluation.every == 0:
                 predict = training.method.predict(evaluation.weights)
                 evaluator = Evaluator(predict, self.spec, data, evaluation, training.device, self._prefix(evaluation))
-                self.journal.metrics(step, evaluator.measure(only_likelihood=True).metrics)
+                metrics = evaluator.measure(only_likelihood=True).metrics
+                self.journal.metrics(step, metrics)
+                if evaluation == self.request.scored_by:
+                    score = metrics[f"{evaluator.prefix}/nll_bpd"]
+        return score
 
-    def _evaluate_at_end(self, training: Training, data: Dataset) -> None:
+    def _evaluate_at_end(self, training: Training, data: Dataset, checkpoints: Checkpoints) -> None:
         assert self.journal is not None
         done = {event.facts["key"] for event in self.directory.events("evaluation") if not event.fenced}
         for evaluation in self.request.evaluations:
@@ -239,6 +319,8 @@ class _Job:
                     training.timesteps,
                 )
                 measured = evaluator.measure()
+            if evaluation == self.request.scored_by:
+                checkpoints.record_score(training.step, measured.metrics[f"{prefix}/nll_bpd"])
             measured.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began
             self._record(evaluation, prefix, measured)
 
@@ -313,7 +395,7 @@ class _Job:
             )
         )
 
-    def _record_environment(self, attempt: int, device: torch.device, data: Dataset) -> None:
+    def _record_environment(self, attempt: int, device: torch.device, data: Dataset, group: Group) -> None:
         facts: dict[str, Any] = {
             "harness": __version__,
             "code_version": code_version(),
@@ -321,6 +403,8 @@ class _Job:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "host": platform.node(),
+            "num_processes": group.size,
+            "hosts": list(group.hosts),  # of the processes, by rank
             "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
             "threads": torch.get_num_threads(),
             "deterministic": self.request.resources.deterministic,
@@ -331,11 +415,19 @@ class _Job:
         self.directory.write_environment(attempt, facts)
 
     def _record_throughput(self, seconds_per_step: float, device: torch.device) -> None:
-        """Keep what a step took, for `plan`."""
-        folder = self.directory.path.parent / ".throughput"
-        folder.mkdir(exist_ok=True)
-        fact = {"seconds_per_step": seconds_per_step, "device": device.type, "threads": torch.get_num_threads()}
-        replace_file(folder / f"{self.spec.cost_key}.json", json.dumps(fact), durable=False)
+        """Keep what a step took and what a checkpoint weighs, for `plan`."""
+        checkpoints = (self.directory.path / "checkpoints").glob("step-*.pt")
+        fact = Throughput(
+            self.spec.cost_key,
+            seconds_per_step,
+            device=device.type,
+            device_name=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+            threads=torch.get_num_threads(),
+            num_processes=self.request.resources.num_processes,
+            precision=self.spec.train.precision,
+            checkpoint_bytes=max((path.stat().st_size for path in checkpoints), default=None),
+        )
+        record(self.directory.path.parent, fact)
 
     def _record_compute(self, training: Training, data: Dataset) -> None:
         """Record the arithmetic of the whole training, for the scaling figures, unless an earlier attempt has."""
@@ -357,6 +449,13 @@ class _Job:
         self.journal.metrics(self.spec.train.steps, compute)
 
     # -- the process
+
+    def _another_process(self) -> list[str]:
+        """Return the command that starts another process of this run."""
+        # _exit: after an error torch's threads may still be there, and would turn the end into an abort.
+        code = f"work(sys.argv[1], threads={self.threads}) == 'failed'"
+        code = f"import os, sys; from harness.job import work; os._exit({code})"
+        return [sys.executable, "-u", "-c", code, str(self.directory.path)]
 
     def _set_threads(self) -> None:
         """Fix the number of threads at the first start and use it again ever after."""
@@ -388,6 +487,9 @@ class _Job:
 def code_version() -> str:
     """Return the version with the commit that the code was run from, marked when files differ from it."""
     root = Path(__file__).resolve().parents[1]
+    if frozen := snapshot.find(root.parent, root.name):  # git would answer for whatever work tree the runs lie in
+        origin = frozen.manifest["git"]
+        return f"{__version__}+g{origin['commit'][:12]}{'-dirty' * origin['dirty']}" if origin else __version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
@@ -396,8 +498,10 @@ def code_version() -> str:
     return f"{__version__}+g{found}"
 
 
-def choose_device(wanted: str) -> torch.device:
-    """Return the device that a run computes on; `auto` takes a CUDA device where there is one.
+def choose_device(wanted: str, place: Place = Place()) -> torch.device:  # noqa: B008 (it is frozen)
+    """Return the device that a process computes on; `auto` takes a CUDA device where there is one.
+
+    The processes on a node take its devices in turn; SLURM may have left each process one of its own.
 
     Raises:
         HarnessError: cuda is asked for and not there.
@@ -406,6 +510,9 @@ def choose_device(wanted: str) -> torch.device:
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         raise HarnessError("resources.device: cuda, but torch sees no CUDA device here; take auto or cpu")
+    if wanted == "cuda" and place.size > 1:
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        return torch.device(wanted, torch.cuda.current_device())
     return torch.device(wanted)
 
 

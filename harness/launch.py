@@ -42,12 +42,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from harness import cluster as slurm
-from harness import snapshot
+from harness import snapshot, throughput
 from harness.cluster import JobFacts, Profile, slurm_parameters
 from harness.errors import HarnessError, LaunchError, TrackingError
+from harness.lineage import parent_of
 from harness.records import RunDirectory, Status, replace_file
 from harness.spec import SCHEMA_VERSION, Resources
 from harness.study import Run, Study
+from harness.throughput import Throughput
 
 if TYPE_CHECKING:
     from harness.tracking import BackgroundSync
@@ -93,25 +95,49 @@ class Plan:
         return [planned for planned in self.runs if planned.state in TO_DO]
 
     @cached_property
-    def _throughput(self) -> dict[str, dict]:
-        """What jobs measured, by the cost_key of their spec."""
-        paths = (self.runs_folder / ".throughput").glob("[!.]*.json")
-        return {path.stem: json.loads(path.read_text()) for path in paths}
+    def _throughput(self) -> dict[str, list[Throughput]]:
+        return throughput.load(self.runs_folder)
 
-    def training_seconds(self, planned: PlannedRun) -> float | None:
-        """Estimate what is left to train from the recorded throughput of the same network, images, batch and precision.
+    def measured(self, planned: PlannedRun, device: str | None = None) -> Throughput | None:
+        """Return what a step of this network, these images, this batch and precision was measured to take.
 
-        None where nothing alike has been measured. Evaluations are not in it.
+        The newest fact counts. One of another kind of device than the run asks for, or of another number of processes,
+        says nothing of this run.
+
+        Args:
+            device: cpu or cuda; None means what the run's resources say, either where they leave it open.
         """
+        spec, resources = planned.run.spec, planned.run.resources
+        if device is None and resources.device != "auto":
+            device = resources.device
+        elif device is None and resources.gpus_per_node:
+            device = "cuda"
+        for fact in self._throughput.get(spec.cost_key, ()):
+            if fact.device == (device or fact.device) and fact.num_processes == resources.num_processes:
+                return fact
+        return None
+
+    def training_seconds(self, planned: PlannedRun, device: str | None = None) -> float | None:
+        """Estimate what is left to train; None where nothing alike has been measured. Evaluations are not in it."""
         if planned.state in ("done", "evaluate", "pruned"):
             return 0.0
-        spec = planned.run.spec
-        measured = self._throughput.get(spec.cost_key) if self._throughput else None
-        return measured["seconds_per_step"] * (spec.train.steps - planned.status.step) if measured else None
+        measured = self.measured(planned, device)
+        steps_left = planned.run.spec.train.steps - planned.status.step
+        return measured.seconds_per_step * steps_left if measured else None
 
-    def device(self, planned: PlannedRun) -> str | None:
-        """Return the kind of device that the estimate was measured on."""
-        return self._throughput.get(planned.run.spec.cost_key, {}).get("device") if self._throughput else None
+    def device_hours(self, planned: PlannedRun, device: str | None = None) -> float | None:
+        """Estimate what is left to train in hours of one device: a GPU, or the cores of a process where it has none."""
+        seconds = self.training_seconds(planned, device)
+        return None if seconds is None else seconds * planned.run.resources.num_processes / 3600
+
+    def checkpoint_bytes(self, planned: PlannedRun) -> int | None:
+        """Estimate the disk that a run will take for checkpoints: the last two, and those that its records keep."""
+        if planned.state in ("done", "evaluate", "pruned"):
+            return 0
+        sizes = [fact.checkpoint_bytes for fact in self._throughput.get(planned.run.spec.cost_key, ())]
+        num_bytes = next((one for one in sizes if one), None)  # the same on every device
+        keep_every, steps = planned.run.records.keep_every, planned.run.spec.train.steps
+        return num_bytes * (2 + (steps // keep_every if keep_every else 0)) if num_bytes else None
 
     def as_json(self) -> dict[str, Any]:
         runs = [
@@ -128,10 +154,18 @@ class Plan:
 
 
 def plan(study: Study, runs_folder: Path) -> Plan:
-    """Look up where every run of a study stands; read only, and 1,000 runs take a fraction of a second."""
+    """Look up where every run of a study stands; read only, and 1,000 runs take a fraction of a second.
+
+    Raises:
+        SpecError: a run is to go on from one that it cannot go on from.
+    """
     present = set(os.listdir(runs_folder)) if runs_folder.is_dir() else set()  # noqa: PTH208 (one call for all runs)
     found = look([runs_folder / run.run_key for run in study.runs if run.run_key in present])
-    return Plan(study, runs_folder, tuple(_planned(run, runs_folder / run.run_key, found) for run in study.runs))
+    runs = tuple(_planned(run, runs_folder / run.run_key, found) for run in study.runs)
+    for planned in runs:
+        if planned.run.spec.continue_from and planned.state == "new":
+            parent_of(planned.run.spec, runs_folder)
+    return Plan(study, runs_folder, runs)
 
 
 def _planned(run: Run, path: Path, found: dict[str, Standing]) -> PlannedRun:
@@ -670,7 +704,11 @@ def _launch_local(
         return submission
     cores = available_cores()
     gpus = visible_gpus() if any(planned.run.resources.device != "cpu" for planned in runs) else []
-    wish = max(planned.run.resources.threads or 1 for planned in runs)
+    processes = max(
+        planned.run.resources.num_processes for planned in runs
+    )  # of one run: one a GPU where there are any
+    wish = max((planned.run.resources.threads or 1) * planned.run.resources.num_processes for planned in runs)
+    gpus = [",".join(gpus[first : first + processes]) for first in range(0, len(gpus), processes)]
     jobs = min(jobs or len(gpus) or max(1, cores // wish), len(runs))
     threads = max(1, cores // jobs)
     queues: dict[str, list[Path]] = {}
@@ -796,7 +834,8 @@ class Task:
 
     def __call__(self, paths: tuple[Path, ...]) -> None:
         if int(os.environ.get("SLURM_PROCID", "0")) > 0:  # it only helps to train
-            _work(paths[0], self.threads, False, None)
+            options = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
+            _work(paths[0], self.threads, False, None, **options)
             return
         told = ""
         to_do = [path for path in paths if self._is_to_do(path)]

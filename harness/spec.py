@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from harness.data.facts import DATASET_FACTS, DatasetFacts
 from harness.diffusion.respacing import space_timesteps
@@ -288,6 +288,7 @@ class RunSpec(Part):
 
     seed: int = Field(0, ge=0, lt=2**31)
     imported_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # weights from a file: trained elsewhere
+    continue_from: str | None = Field(None, pattern="^[0-9a-f]{16}$")  # run_key of a done run that is trained further
     data: Data
     diffusion: Diffusion = Diffusion()
     objective: Objective = Simple()
@@ -295,6 +296,12 @@ class RunSpec(Part):
     model: Model = UNet()
     optim: Optim = Optim()
     train: Train
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_parent(self, handler: Any) -> dict[str, Any]:
+        # The field is younger than run directories are: a spec that does not use it is spelt, and hashed, as before.
+        spelt = handler(self)
+        return spelt if self.continue_from else {key: one for key, one in spelt.items() if key != "continue_from"}
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> RunSpec:
@@ -322,6 +329,8 @@ class RunSpec(Part):
             raise ValueError(f"model.class_cond: data {self.data.name} has no labels")
         if self.model.label_dropout and not self.model.class_cond:
             raise ValueError("model.label_dropout hides labels, but model.class_cond is false: there are none")
+        if self.continue_from and self.imported_sha256:
+            raise ValueError("continue_from trains a run further, imported_sha256 is not trained at all: drop one")
         if isinstance(self.model, UNet) and self.model.low_res_size and not self.imported_sha256:
             raise ValueError(
                 "model.low_res_size: upsamplers are imported and sampled here, not trained; `harness import-checkpoint`"
@@ -351,7 +360,7 @@ class RunSpec(Part):
     @cached_property
     def run_key(self) -> str:
         """Return 16 hex digits of sha256 over the canonical JSON of the whole resolved spec and the schema version."""
-        return _digest({"schema_version": SCHEMA_VERSION, "spec": self.model_dump(mode="json")})
+        return digest({"schema_version": SCHEMA_VERSION, "spec": self.model_dump(mode="json")})
 
     def warnings(self) -> list[str]:
         """Say what is legal and probably not meant."""
@@ -376,7 +385,7 @@ class RunSpec(Part):
     @property
     def cost_key(self) -> str:
         """Return a digest of all that decides what a training step costs: network, images, batch, precision."""
-        return _digest(
+        return digest(
             {
                 "model": self.model.model_dump(mode="json"),
                 "data": [self.data.name, self.data.pixels],
@@ -513,7 +522,7 @@ class Evaluation(Part):
     @property
     def key(self) -> str:
         """Return 16 hex digits over the whole protocol."""
-        return _digest({"schema_version": SCHEMA_VERSION, "evaluation": self.model_dump(mode="json")})
+        return digest({"schema_version": SCHEMA_VERSION, "evaluation": self.model_dump(mode="json")})
 
     def resolve(self, spec: RunSpec, *, inception: bool) -> Evaluation:
         """Return this protocol with nothing left open for `spec`: extractors named, moot choices at their default.
@@ -620,6 +629,7 @@ class Records(Part):
     log_every: int = Field(10, ge=1)  # steps
     checkpoint_every_seconds: float = Field(60.0, ge=0)
     keep_every: int | None = Field(None, ge=1)  # steps; every such checkpoint stays
+    best: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]*/\w+$")  # the checkpoint with the least of it stays
 
 
 def canonical_json(value: Any) -> str:
@@ -627,5 +637,6 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Return the 16 hex digits that stand for plain values."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]

@@ -418,6 +418,7 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
                 for entry in entries
                 if entry.applies(variant.arm, replicate)
             )
+            _require_best(parts[2], evaluations, _place_of(document, overrides, ("records", "best")))
             changed = {o.path: o.value for o in overrides}
             run = Run(name, variant.arm, replicate, spec, changed, evaluations, parts[1], parts[2], data_root)
             if run.run_key in owner:
@@ -437,6 +438,14 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
     if not runs:
         raise _fail(document.mark(("exclude",)), "exclude", "every run is excluded")
     return Study(name, path, tuple(runs), budget)
+
+
+def _require_best(records: Records, evaluations: Sequence[Evaluation], mark: Mark) -> None:
+    """Refuse a metric of the best checkpoint that no evaluation gives during training."""
+    given = [f"{one.name}/nll_bpd" for one in evaluations if one.every]
+    if records.best is not None and records.best not in given:
+        known = did_you_mean(records.best, given) if given else "none has `every` and an nll"
+        raise _fail(mark, "records.best", f"no evaluation gives {records.best!r} during training; {known}")
 
 
 def _reseed(spec: RunSpec, seed: int) -> RunSpec:
@@ -753,12 +762,18 @@ def _name_of(kind: type[Part]) -> str | None:
     return kind.model_fields["name"].default if "name" in kind.model_fields else None
 
 
+def _place_of(document: Document, overrides: Sequence[Override], keys: Keys) -> Mark:
+    """Return where a run's value was written: by its arm, by --set, or in the file's base."""
+    for override in reversed(overrides):
+        if override.keys == tuple(map(str, keys[: len(override.keys)])):
+            return override.mark
+    return document.mark(keys)
+
+
 def _validate_run(value: dict, document: Document, overrides: Sequence[Override]) -> tuple[RunSpec, Resources, Records]:
     def where(keys: Keys, culprit: Keys) -> Mark:
-        for override in reversed(overrides):
-            if override.keys == tuple(map(str, culprit[: len(override.keys)])):
-                return override.mark
-        return overrides[-1].mark if overrides and not keys else document.mark(culprit)
+        said = any(override.keys == tuple(map(str, culprit[: len(override.keys)])) for override in overrides)
+        return overrides[-1].mark if overrides and not keys and not said else _place_of(document, overrides, culprit)
 
     def side(part: str) -> Callable[[Keys, Keys], Mark]:
         return lambda keys, _: where((part, *keys), (part, *keys))

@@ -29,7 +29,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -490,6 +490,98 @@ def _comparable(value: float) -> float | str:
     if math.isnan(value):
         return "nan"
     return math.copysign(sys.float_info.max, value) if math.isinf(value) else value
+
+
+# --------------------------------------------------------------------------------------------------------------- watch
+
+
+MAX_PAUSE_SECONDS = 600.0
+
+
+def watch(
+    gather: Callable[[], Sequence[RunDirectory]],
+    say: Callable[[str], None],
+    *,
+    tracking_uri: str | None = None,
+    every_seconds: float = 30.0,
+    for_ever: bool = False,
+) -> None:
+    """Carry records to MLflow again and again, until all is there and nothing is left to run.
+
+    This is what a login node does for compute nodes that cannot reach the server. An outage is waited out: the pause
+    between tries doubles, up to ten minutes.
+
+    Args:
+        gather: finds the runs, anew before each pass.
+        say: takes a plain line of what is new.
+        for_ever: go on when nothing is left to run.
+    """
+    passes = _Passes(tracking_uri)
+    told, pause, away = "", every_seconds, False
+    while True:
+        num_rows, news, error = passes.carry(gather())
+        if num_rows:
+            say(f"{num_rows} rows carried")
+        if error:
+            pause = min(2 * pause, MAX_PAUSE_SECONDS) if away else every_seconds
+            say(f"{error}; trying again in {pause:.0f} s")
+        elif away:
+            pause = every_seconds
+            say("the store is back")
+        away = error is not None
+        if news != told:
+            say(news)
+            told = news
+        if not (for_ever or away or passes.left_to_do):
+            return
+        time.sleep(pause)
+
+
+class _Passes:
+    """Passes over many runs that leave out those in which nothing has changed since they were carried."""
+
+    def __init__(self, tracking_uri: str | None):
+        self.tracking_uri = tracking_uri
+        self.left_to_do = False
+        self._carried: dict[str, Any] = {}
+
+    def carry(self, run_directories: Sequence[RunDirectory]) -> tuple[int, str, TrackingError | None]:
+        """Return how many rows were sent, where the runs stand and what is wrong, and why the store is away."""
+        num_rows, lines, error = 0, [], None
+        states: Counter[str] = Counter()
+        self.left_to_do = False
+        for run_directory in run_directories:
+            status = run_directory.status()
+            states[status.state] += 1
+            self.left_to_do |= _goes_on(status)
+            # Taken first: what changes while the run is carried is carried next time.
+            seen = (status.state, _files_seen(run_directory))
+            if error or self._carried.get(run_directory.key) == seen:
+                continue
+            try:
+                report = sync_run(run_directory, tracking_uri=self.tracking_uri, wait_seconds=5.0)
+            except TrackingError as away:
+                error = away  # for the others too
+            except HarnessError as refusal:
+                self.left_to_do = True
+                lines.append(f"{run_directory.key} is left for the next pass: {refusal}")
+            else:
+                self._carried[run_directory.key] = seen
+                num_rows += sum(study.num_rows_sent for study in report.studies.values())
+                lines.extend(f"{run_directory.key}: {problem}" for problem in report.problems)
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no runs yet"
+        return num_rows, "\n".join([*lines, counts]), error
+
+
+def _goes_on(status: Status) -> bool:
+    """Tell whether more is to come of a run; SLURM requeues one that was stopped by its notice of the end, SIGUSR2."""
+    waiting = status.state in ("new", "queued", "running")
+    return waiting or (status.state == "interrupted" and "SIGUSR2" in status.reason)
+
+
+def _files_seen(run_directory: RunDirectory) -> list[tuple[str, list[int]]]:
+    folder = run_directory.path
+    return [(path.name, _stamp(path)) for pattern in ("*.json*", "studies/*.json") for path in folder.glob(pattern)]
 
 
 # ---------------------------------------------------------------------------------------------------------- background

@@ -2,6 +2,7 @@
 
 Nothing in a step waits for the device and nothing talks to a server. What a step draws is a function of the seed and
 the step's number (randomness.py), so a run that was killed anywhere and resumed ends in the bits of an unbroken one.
+Where several processes train one run, each goes through this loop with its rows of the batch (distributed.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from harness.checkpoint import Checkpoints
 from harness.data.base import Dataset
 from harness.diffusion.timesteps import UniformSampler
+from harness.distributed import Group
 from harness.errors import TrainingError
 from harness.methods.gaussian import GaussianMethod
 from harness.randomness import Permutations, Streams
@@ -47,20 +49,20 @@ class Batches:
         """Return which training images a step sees, [B]."""
         return self._order.batch(step, self._batch_size)
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return a step's x_0, [B, C, H, W], and labels, [B] or None."""
-        rows = self.indices(step)
+    def __call__(self, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+        """Return a step's x_0, [B, C, H, W], and labels, [B] or None; of some rows of the batch, if so told."""
+        rows = self.indices(step)[share]
         here = rows.to(self._streams.device, non_blocking=True)
         stored = self._images[here] if isinstance(self._images, Tensor) else self._images[rows.numpy()]
         x_0 = self._data.to_unit(stored).to(self._streams.device, non_blocking=True)
         if self._flip:
-            mirrored = self._streams.uniform("flip", step, len(rows)) < 0.5
+            mirrored = self._streams.uniform("flip", step, self._batch_size)[share] < 0.5
             x_0 = torch.where(mirrored.view(-1, 1, 1, 1), x_0.flip(-1), x_0)
         if self._labels is None:
             return x_0, None
         y = self._labels[here]
         if self._label_dropout:
-            hidden = self._streams.uniform("label_dropout", step, len(rows)) < self._label_dropout
+            hidden = self._streams.uniform("label_dropout", step, self._batch_size)[share] < self._label_dropout
             y = torch.where(hidden, self._data.num_classes, y)
         return x_0, y
 
@@ -139,24 +141,28 @@ def train(
     training: Training,
     data: Dataset,
     *,
-    journal: Journal,
+    journal: Journal | None,
     checkpoints: Checkpoints,
     records: Records,
-    measure: Callable[[int], None],
+    measure: Callable[[int], float | None],
     on_log: Callable[[int, dict[str, float]], None],
     stop_requested: Callable[[], bool],
+    group: Group | None = None,
 ) -> None:
     """Train to the last step, from wherever `training` stands.
 
     Args:
         training: the state, fresh or from a checkpoint; changed in place.
         data: its training split is used.
-        journal: takes the metrics; one row batch every records.log_every steps.
+        journal: takes the metrics; one row batch every records.log_every steps. None: this process only helps another
+            one to train, which keeps the records.
         checkpoints: where the state goes: by time, every records.keep_every steps, at a stop and at the end.
         records: how often.
-        measure: called with the number of steps done after each; evaluates where that is due.
+        measure: called with the number of steps done after each; evaluates where that is due, and returns the metric
+            that decides which checkpoint is best where it was measured.
         on_log: called with each log line, for people who watch.
-        stop_requested: asked after each step.
+        stop_requested: asked after each step; the processes of a group must all say the same.
+        group: the processes that train this run; None: this one alone.
 
     Raises:
         TrainingError: a loss or gradient is not a number; the last good checkpoint stays.
@@ -164,21 +170,25 @@ def train(
     """
     spec, method, timesteps, window = training.spec, training.method, training.timesteps, training.window
     streams = Streams(spec.seed, training.device)
-    batches = Batches(spec, data, streams)
+    batches, batch_size = Batches(spec, data, streams), spec.train.batch_size
+    group = group or Group()
+    share = group.share(batch_size)
+    method.distribute(group.size)
     last_saved, log_time, log_step = time.monotonic(), time.monotonic(), training.step
 
     for step in range(training.step, spec.train.steps):
-        x_0, y = batches(step)
-        t, weight = timesteps.at(streams.uniform("timestep", step, len(x_0)))
-        noise = streams.normal("noise", step, tuple(x_0.shape))
-        streams.seed_dropout(step)
-        terms = method.step(step, x_0, y, t, weight, noise)
+        x_0, y = batches(step, share)
+        t, weight = timesteps.at(streams.uniform("timestep", step, batch_size))
+        noise = streams.normal("noise", step, (batch_size, *x_0.shape[1:]))
+        streams.seed_dropout(step, group.rank)
+        terms = method.step(step, x_0, y, t[share], weight[share], noise[share], batch_size=batch_size)
+        terms = group.gather(terms, share, batch_size)
         timesteps.update(t, terms["loss"])
         window.add(step, t, weight, terms)
 
         training.step = done = step + 1
         finished = done == spec.train.steps
-        if done % records.log_every == 0 or finished:
+        if journal and (done % records.log_every == 0 or finished):
             _refuse_bad_numbers(window, batches, spec)
             now = time.monotonic()
             speed = (done - log_step) / (now - log_time)
@@ -186,29 +196,29 @@ def train(
             values = window.flush() | {
                 "train/lr": method.optimizer.param_groups[0]["lr"],
                 "perf/steps_per_second": speed,
-                "perf/images_per_second": speed * len(x_0),
+                "perf/images_per_second": speed * batch_size,
             }
             journal.metrics(done, values)
             on_log(done, values)
             if not training.was_warm and timesteps.warm:
                 training.was_warm = True
                 journal.event("timestep_sampler_warm", step=done)
-        measure(done)
+        score = measure(done) if journal else None
         stopping = stop_requested() and not finished
         by_time = time.monotonic() - last_saved >= records.checkpoint_every_seconds
         by_step = records.keep_every and done % records.keep_every == 0
-        if finished or stopping or by_time or by_step:
+        if journal and (finished or stopping or by_time or by_step or score is not None):
             _refuse_bad_numbers(window, batches, spec)
-            save(training, journal, checkpoints)
+            save(training, journal, checkpoints, score)
             last_saved = time.monotonic()
         if stopping:
             raise Interrupted
 
 
-def save(training: Training, journal: Journal, checkpoints: Checkpoints) -> None:
+def save(training: Training, journal: Journal, checkpoints: Checkpoints, score: float | None = None) -> None:
     """Make the state durable, and only then say so in the journal: rows up to here cannot change any more."""
     journal.sync()
-    checkpoints.save(training.step, training.state_dict())
+    checkpoints.save(training.step, training.state_dict(), score=score)
     journal.event("checkpoint", step=training.step)
     journal.sync()
 

@@ -80,6 +80,10 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.1f} TiB"
 
 
+def device_hours(hours: float) -> str:
+    return f"{hours:.3g}" if hours >= 0.001 else "<0.001"
+
+
 def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -112,18 +116,18 @@ def _arms(plan: Plan) -> Table:
     for planned in plan.runs:
         arms.setdefault(planned.run.arm, []).append(planned)
     rows = [
-        (arm, str(len(members)), state_counts(p.state for p in members), _cost(plan, members))
+        (arm, str(len(members)), state_counts(p.state for p in members), *_cost(plan, members))
         for arm, members in arms.items()
     ]
-    return Table(("arm", "runs", "state", "training left"), rows)
+    return Table(("arm", "runs", "state", *_COST_HEADERS), rows)
 
 
 def _runs(plan: Plan, shown: Sequence[PlannedRun]) -> Table:
     rows = [
-        (p.run_key, p.run.arm, str(p.run.replicate), _overrides(p.run.overrides), p.state, _cost(plan, [p]))
+        (p.run_key, p.run.arm, str(p.run.replicate), _overrides(p.run.overrides), p.state, *_cost(plan, [p]))
         for p in shown
     ]
-    return Table(("run", "arm", "replicate", "what differs", "state", "training left"), rows)
+    return Table(("run", "arm", "replicate", "what differs", "state", *_COST_HEADERS), rows)
 
 
 def _overrides(overrides: Mapping[str, Any]) -> str:
@@ -137,30 +141,52 @@ def _brief(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _cost(plan: Plan, members: Sequence[PlannedRun]) -> str:
-    seconds = [plan.training_seconds(planned) for planned in members]
-    known = [one for one in seconds if one is not None]
-    if len(known) < len(seconds):
-        return "?" if not sum(known) else f"{duration(sum(known))} + ?"
-    return duration(sum(known)) if sum(known) else "-"
+_COST_HEADERS = ("training left", "device hours", "checkpoints")
+
+
+def _cost(plan: Plan, members: Sequence[PlannedRun]) -> tuple[str, str, str]:
+    return (
+        _sum_known([plan.training_seconds(planned) for planned in members], duration),
+        _sum_known([plan.device_hours(planned) for planned in members], device_hours),
+        _sum_known([plan.checkpoint_bytes(planned) for planned in members], size),
+    )
+
+
+def _sum_known(amounts: Sequence[float | None], spell: Callable[[float], str]) -> str:
+    """Spell a sum, with `?` for what nobody has measured: 40 min, ?, 40 min + ?, - for nothing."""
+    known = sum(one for one in amounts if one is not None)
+    parts = [spell(known)] if known else []
+    return " + ".join(parts + ["?"] * (None in amounts)) or "-"
+
+
+def cost_sentence(plan: Plan, device: str | None = None) -> str:
+    """Say what is left to train in device hours, by the device that each estimate was measured on."""
+    hours: dict[tuple[str, str], float] = {}
+    unknown = 0
+    for planned in plan.runs:
+        left, measured = plan.device_hours(planned, device), plan.measured(planned, device)
+        if left is None:
+            unknown += 1
+        elif left and measured:
+            where = (measured.device, measured.device_name)
+            hours[where] = hours.get(where, 0.0) + left
+    said = [
+        f"{device_hours(amount)} {'GPU ' * (kind == 'cuda')}hours on {name}" for (kind, name), amount in hours.items()
+    ]
+    if unknown:
+        said.append(f"an unknown time for {count(unknown, 'run')} (nothing alike has been measured yet)")
+    return ", ".join(said)
 
 
 def _total_cost(plan: Plan) -> str:
-    unknown = 0
-    seconds: dict[str, float] = {}
-    for planned in plan.runs:
-        left = plan.training_seconds(planned)
-        if left is None:
-            unknown += 1
-        elif left:
-            kind = plan.device(planned) or "cpu"
-            seconds[kind] = seconds.get(kind, 0.0) + left
-    said = [f"{duration(total)} of one {'GPU' if kind == 'cuda' else kind.upper()}" for kind, total in seconds.items()]
-    if unknown:
-        said.append(f"an unknown time for {count(unknown, 'run')} (nothing alike has been measured yet)")
     budget = plan.study.budget_gpu_hours
     limit = f"; budget: {budget:g} GPU hours" if budget is not None else ""
-    return f"training left: {', '.join(said)}, without evaluations{limit}" if said else f"training left: none{limit}"
+    said = cost_sentence(plan)
+    if not said:
+        return f"training left: none{limit}"
+    disk = _sum_known([plan.checkpoint_bytes(planned) for planned in plan.runs], size)
+    hint = f"\nwhat is unknown: `harness calibrate {plan.study.path}` measures it" if "unknown" in said else ""
+    return f"training left: {said}, without evaluations{limit}\ncheckpoints will take: {disk}{hint}"
 
 
 # -------------------------------------------------------------------------------------------------------------- status

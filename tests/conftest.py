@@ -58,6 +58,7 @@ def tiny_run(tmp_path: Path, tiny_study: Callable[..., list]) -> Callable[..., P
 
 
 DEVCLUSTER = Path(__file__).parents[1] / "slurm" / "devcluster" / "devcluster.sh"
+SLURM_PROGRAMS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch")
 
 
 class DevCluster:
@@ -103,9 +104,8 @@ def _free_ports(count: int) -> int:
 @pytest.fixture(scope="session")
 def start_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., DevCluster]]:
     """Return a function that starts a SLURM, with knobs such as MAXARRAY=21, which lives as long as the session."""
-    # As the script does: the daemons' folder is not in every user's PATH.
-    path = os.environ["PATH"] + ":/usr/sbin"
-    missing = [name for name in ("slurmctld", "slurmdbd", "munged", "mariadbd") if not shutil.which(name, path=path)]
+    path = os.environ["PATH"] + ":/usr/sbin"  # as the script does: the daemons' folder is not in every user's PATH
+    missing = [name for name in SLURM_PROGRAMS if not shutil.which(name, path=path)]
     if missing:
         complain = pytest.fail if os.environ.get("HARNESS_REQUIRE_SLURM") == "1" else pytest.skip
         complain(

@@ -43,6 +43,40 @@ def test_the_last_two_the_best_and_every_nth_are_kept(tmp_path):
     assert checkpoints.steps() == [3, 4, 8, 9]
 
 
+def test_a_score_belongs_to_its_step_and_counts_only_with_its_checkpoint(checkpoints):
+    checkpoints.save(1, state(1), score=3.0)
+    checkpoints.record_score(2, 1.0)  # as if the process had died before the checkpoint was renamed
+    assert checkpoints.best_step() == 1
+    checkpoints.save(2, state(2), score=2.0)
+    checkpoints.save(3, state(3), score=float("nan"))
+    assert checkpoints.best_step() == 2
+    checkpoints.record_score(3, 0.5)  # measured once the training had ended
+    assert checkpoints.best_step() == 3
+
+
+def test_of_equal_scores_the_earliest_is_best(checkpoints):
+    for step in (1, 2):
+        checkpoints.save(step, state(step), score=2.0)
+    assert checkpoints.best_step() == 1
+
+
+def test_scores_of_another_metric_do_not_count(tmp_path):
+    Checkpoints(tmp_path, metric="eval/nll_bpd of one protocol").save(1, state(1), score=1.0)
+    other = Checkpoints(tmp_path, metric="eval/nll_bpd of another")
+    assert other.best_step() is None
+    other.save(2, state(2), score=5.0)
+    assert other.best_step() == 2
+
+
+def test_a_best_checkpoint_of_a_damaged_future_goes_with_it(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(10, state(10), score=2.0)
+    checkpoints.save(20, state(20), score=1.0)
+    checkpoints.save(15, state(15), score=3.0)
+    assert checkpoints.steps() == [10, 15]
+    assert checkpoints.best_step() == 10
+
+
 def test_a_step_that_has_no_checkpoint_is_refused_with_those_that_have(checkpoints):
     checkpoints.save(10, state(10))
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 7; it has \[10\]"):

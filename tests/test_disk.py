@@ -57,6 +57,12 @@ def test_what_a_study_wants_kept_is_kept(done_run):
     assert removable_steps(done_run) == [4]
 
 
+def test_the_best_checkpoint_is_kept(done_run):
+    text = '{"metric": "eval/nll_bpd of x", "scores": {"4": 1.0, "8": 0.5, "6": 0.1, "12": 0.7}}'
+    (done_run.path / "checkpoints" / disk.SCORES).write_text(text)
+    assert removable_steps(done_run) == [4]
+
+
 def test_when_the_last_checkpoint_is_damaged_the_one_before_it_stays(done_run):
     [last] = (done_run.path / "checkpoints").glob("step-00000012-*")
     last.write_bytes(b"damaged")
@@ -88,3 +94,67 @@ def test_usage_is_told_by_kind(done_run):
     assert (used["checkpoints"], used["samples"], used["journals"]) == (2400, 4, 4)
     assert used["other"] > 0
     assert disk.usage([]) == {}
+
+
+# -- beside the runs
+
+
+def write(path: Path, text: str = "x") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def age(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        os.utime(path, (time.time() - 2 * disk.LEFTOVER_SECONDS,) * 2)
+
+
+@pytest.fixture
+def beside(done_run) -> Path:
+    """Give the done run's folder code that it used and code that it did not, and a submission that it was part of."""
+    runs_folder = done_run.path.parent
+    done_run.write_environment(1, {"code_snapshot": "aaaa"})
+    done_run.write_environment(2, {"code_snapshot": "bbbb"})
+    for name in ("aaaa", "bbbb", "cccc"):
+        write(runs_folder / ".code" / name / "harness" / "a.py")
+    for stamp in ("20260101-000000-1", "20260102-000000-1"):
+        write(runs_folder / ".jobs" / "tiny" / stamp / "claims" / done_run.key, "17_0")
+        write(runs_folder / ".jobs" / "tiny" / stamp / "17_0_log.out")
+    age(runs_folder / ".code")
+    age(runs_folder / ".jobs")
+    return runs_folder
+
+
+def folders(runs_folder: Path) -> list[str]:
+    return sorted(one.path.name for one in disk.removable_folders(runs_folder))
+
+
+def test_code_that_no_attempt_ran_on_and_jobs_of_done_runs_can_go(beside):
+    assert folders(beside) == ["20260101-000000-1", "20260102-000000-1", "cccc"]
+    assert sum(map(disk.remove_folder, disk.removable_folders(beside))) == 1 + 2 * (4 + 1)
+    assert folders(beside) == []
+    assert sorted(path.name for path in (beside / ".code").iterdir()) == ["aaaa", "bbbb"]
+
+
+def test_what_a_killed_import_left_can_go(beside):
+    write(beside / ".import-12" / "runs" / "x" / "spec.json")
+    assert ".import-12" not in folders(beside)
+    age(beside / ".import-12")
+    assert ".import-12" in folders(beside)
+
+
+def test_of_a_run_that_failed_the_last_log_stays(beside, done_run):
+    done_run.set_status(Status("failed", 7, 12, 1))
+    assert folders(beside) == ["20260101-000000-1", "cccc"]
+
+
+def test_while_a_run_waits_neither_its_jobs_nor_code_go_since_it_has_not_said_which_it_needs(beside, done_run):
+    done_run.set_status(Status("queued", 0, 12, 0))
+    assert folders(beside) == []
+
+
+def test_a_submission_and_a_copy_of_code_that_are_young_stay(beside):
+    (beside / ".code" / "cccc").touch()
+    for folder in (beside / ".jobs" / "tiny").iterdir():
+        (folder / "17_0_log.out").touch()
+    assert folders(beside) == []

@@ -1,6 +1,8 @@
 """One job, one run: whatever happens to it, the record is true and the next job goes on."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from harness.checkpoint import Checkpoints, DamagedCheckpointWarning
-from harness.errors import RecordError
+from harness.cli import cli
+from harness.disk import best_step, scores
+from harness.errors import CheckpointError, RecordError
 from harness.job import work
 from harness.records import RunDirectory
 
@@ -127,6 +132,71 @@ def test_a_damaged_last_checkpoint_is_trained_and_evaluated_again_to_the_same_nu
     assert sorted(results(folder)) == sorted(before)
     assert all(torch.equal(weights[name], value) for name, value in final_weights(folder).items())
     assert RunDirectory(folder).problems() == []
+
+
+BEST = "evaluate:\n  - {nll: {estimator: full, num_images: 4}, every: 4}\n"
+
+
+def test_the_best_checkpoint_by_the_metric_that_the_spec_names_is_kept_with_the_score_of_its_own_step(tiny_run):
+    # A rate at which training only gets worse: the best is an early one, which would be gone otherwise.
+    folder = tiny_run(BEST, "records.best=eval/nll_bpd", "optim.lr=1.0", "train.steps=24", "train.ema_rate=0")
+    assert run_job(folder) == "done"
+    steps, values = RunDirectory(folder).history("eval/nll_bpd")
+    assert steps == [4, 8, 12, 16, 20, 24]
+    best = steps[values.index(min(values))]
+    assert best < 20, values
+    checkpoints = Checkpoints(folder / "checkpoints")
+    assert checkpoints.steps() == [best, 20, 24]
+    assert best_step(folder / "checkpoints") == best
+    known = scores(folder / "checkpoints")
+    assert known == {step: value for step, value in zip(steps, values, strict=True) if step in checkpoints.steps()}
+
+
+def test_the_last_step_is_scored_by_the_evaluation_at_the_end(tiny_run):
+    folder = tiny_run(BEST, "records.best=eval/nll_bpd", "train.steps=10")
+    run_job(folder)
+    assert scores(folder / "checkpoints")[10] == RunDirectory(folder).history("eval/nll_bpd")[1][-1]
+
+
+def test_verbs_take_the_best_checkpoint_and_refuse_where_there_is_none(tiny_run):
+    folder = tiny_run(BEST, "records.best=eval/nll_bpd", "train.steps=10")
+    run_job(folder)
+    best = json.loads((folder / "checkpoints" / "scores.json").read_text())
+    (folder / "checkpoints" / "scores.json").write_text(json.dumps(best | {"scores": {"8": 1.0, "10": 2.0}}))
+    common = ["--runs", str(folder.parent)]
+    sampled = ["sample", folder.name, "--step", "best", "--steps", "5", "--n", "2", *common]
+    assert "_step8.png" in CliRunner().invoke(cli, sampled).output
+    exported = ["export-checkpoint", folder.name, str(folder / "x.pt"), "--step", "best", *common]
+    assert "at step 8\n" in CliRunner().invoke(cli, exported).output
+    (folder / "checkpoints" / "scores.json").unlink()
+    refused = CliRunner().invoke(cli, exported).exception
+    assert isinstance(refused, CheckpointError)
+    assert "no best checkpoint: its studies name no metric in records.best" in str(refused)
+
+
+def test_a_checkpoint_of_another_spec_is_refused_with_the_difference(tiny_run):
+    folder, other = tiny_run("", folder="a"), tiny_run("", "optim.lr=0.5", "train.steps=13", folder="b")
+    run_job(folder)
+    shutil.copytree(folder / "checkpoints", other / "checkpoints")
+    assert run_job(other) == "failed"
+    assert RunDirectory(other).status().reason.splitlines() == [
+        "the checkpoint of step 12 is of another spec:",
+        "  spec.optim.lr: stored 0.001, now 0.5",
+        "  spec.train.steps: stored 12, now 13",
+    ]
+    assert not [event for event in RunDirectory(other).events() if event.name == "checkpoint"]
+
+
+def test_a_run_directory_of_another_spec_is_refused_on_the_command_line_with_the_difference(tiny_run, tmp_path):
+    folder = tiny_run()
+    stored = json.loads((folder / "spec.json").read_text())
+    stored["spec"]["optim"]["lr"] = 0.5
+    (folder / "spec.json").write_text(json.dumps(stored))
+    submit = ["submit", str(tmp_path / "tiny.yaml"), "--no-sync", "--runs", str(folder.parent)]
+    refused = CliRunner().invoke(cli, submit).exception
+    assert isinstance(refused, RecordError)
+    assert str(refused) == f"{folder} belongs to another spec:\n  spec.optim.lr: stored 0.5, now 0.001"
+    assert RunDirectory(folder).attempts() == []
 
 
 def test_a_run_killed_between_training_and_evaluation_loses_no_row(tiny_run, monkeypatch):

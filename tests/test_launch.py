@@ -116,7 +116,7 @@ def test_the_cost_is_what_is_left_at_the_recorded_throughput(tmp_path, study):
     (runs / ".throughput" / f"{tiny.runs[0].spec.cost_key}.json").write_text(json.dumps(measured))
     plan = launch.plan(tiny, runs)
     assert [plan.training_seconds(planned) for planned in plan.runs] == [24.0, 8.0]
-    assert plan.device(plan.runs[0]) == "cpu"
+    assert plan.measured(plan.runs[0]).device == "cpu"
     done = replace(plan.runs[0], state="done")
     assert plan.training_seconds(done) == 0.0
 

@@ -64,6 +64,19 @@ def test_the_run_key_of_a_frozen_spec_never_changes():
     assert published.run_key == "994fb2b764699dbb"
 
 
+def test_a_spec_without_a_parent_is_spelt_as_before_there_were_parents():
+    # So the frozen keys above stand, and run directories of before are not of another spec.
+    assert "continue_from" not in run_spec().model_dump(mode="json")
+    child = run_spec(continue_from="566baaac0e8635f3")
+    assert child.model_dump(mode="json")["continue_from"] == "566baaac0e8635f3"
+    assert child.run_key not in (run_spec().run_key, run_spec(continue_from="566baaac0e8635f4").run_key)
+    assert RunSpec.model_validate(child.model_dump(mode="json")) == child
+
+
+def test_weights_from_a_file_and_from_a_run_are_refused_together():
+    assert "drop one" in refusal(continue_from="566baaac0e8635f3", imported_sha256="a" * 64)
+
+
 def test_the_resolved_spec_says_every_default():
     stored = run_spec().model_dump(mode="json")
     assert stored["diffusion"] == {

@@ -579,3 +579,33 @@ def test_a_warning_is_said_once_with_the_arms_that_it_concerns(study):
     )
     (warning,) = loaded.warnings()
     assert warning.startswith("a, b: train.ema_rate 0.9999 over 400 steps keeps 96%")
+
+
+# ------------------------------------------------------------------------------------- the best checkpoint, and parents
+
+
+CURVE = "evaluate: [{name: eval, nll: {}}, {name: curve, nll: {}, every: 100}]\n"
+
+
+def test_the_metric_of_the_best_checkpoint_is_one_that_an_evaluation_gives_during_training(study, refused):
+    (run,) = study(CURVE + "records: {best: curve/nll_bpd}").runs
+    assert run.records.best == "curve/nll_bpd"
+    said = refused(CURVE + "records: {best: eval/nll_bpd}")
+    assert said.startswith("study.yaml:4: records.best: no evaluation gives 'eval/nll_bpd' during training; ")
+    assert "'curve/nll_bpd'" in refused(CURVE + "records: {best: curve/nll}")
+    assert "none has `every` and an nll" in refused("records: {best: eval/nll_bpd}")
+
+
+def test_a_metric_that_only_some_runs_are_measured_by_is_refused_where_an_arm_or_set_names_it(study, refused):
+    only_a = "evaluate: [{arms: [a], nll: {}, every: 100}]\n"
+    assert study(only_a + "arms: {a: {records.best: eval/nll_bpd}, b: {optim.lr: 1.0}}").runs[1].records.best is None
+    said = refused(only_a + "arms:\n  a: {}\n  b: {records.best: eval/nll_bpd, optim.lr: 1.0}")
+    assert said.startswith("study.yaml:6: records.best: no evaluation gives")
+    with pytest.raises(SpecError, match=r"--set records\.best=x/y: records\.best: no evaluation gives 'x/y'"):
+        study(CURVE, sets=["records.best=x/y"])
+
+
+def test_arms_may_continue_different_runs(study):
+    keys = {"a": "0123456789abcdef", "b": "fedcba9876543210"}
+    loaded = study("arms:\n" + "".join(f"  {arm}: {{continue_from: '{key}'}}\n" for arm, key in keys.items()))
+    assert {run.arm: run.spec.continue_from for run in loaded.runs} == keys

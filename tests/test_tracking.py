@@ -4,6 +4,7 @@ import http.server
 import math
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -17,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import TrackingError
-from harness.records import RunDirectory, Status
-from harness.tracking import BackgroundSync, check, initialise_store, params_of, store_uri, sync_run
+from harness.records import FolderLock, RunDirectory, Status
+from harness.tracking import BackgroundSync, check, initialise_store, params_of, store_uri, sync_run, watch
 
 
 @pytest.fixture(scope="module")
@@ -493,6 +494,92 @@ class TestBackground:
             server.shutdown()
             server.server_close()
         sync_run(run)
+        assert check(run).ok
+
+
+class TestWatch:
+    """`watch` itself, in this process; what it says is also where these tests step in."""
+
+    def watched(self, run, act=lambda line: None, **options):
+        """Watch until it ends by itself, calling `act` with each line that it says; return the lines."""
+        lines = []
+
+        def say(text):
+            lines.extend(text.splitlines())
+            act(text)
+
+        watch(lambda: [run], say, every_seconds=0.01, **options)
+        return lines
+
+    def test_it_ends_when_all_is_carried_and_nothing_is_left_to_run(self, run, store):
+        attempt(run, 0, range(1, 11), checkpoints=[10], state="queued")
+
+        def act(text):
+            if text == "1 queued":
+                attempt(run, 10, range(11, 21), checkpoints=[20])
+
+        assert self.watched(run, act) == ["20 rows carried", "1 queued", "20 rows carried", "1 done"]
+        assert stored_rows(store, run) == journalled_rows(run)
+
+    def test_an_outage_is_waited_out_with_pauses_that_grow(self, run, tmp_path, fresh_database):
+        attempt(run, 0, range(1, 11), checkpoints=[10])
+        database = tmp_path / "mlflow.db"
+        database.write_text("no database")
+        outages = []
+
+        def act(text):
+            if "trying again" in text:
+                outages.append(text)
+                if len(outages) == 4:
+                    shutil.copy(fresh_database, database)
+
+        lines = self.watched(run, act, tracking_uri=f"sqlite:///{database}")
+        assert [line for line in lines if line not in outages] == ["1 done", "20 rows carried", "the store is back"]
+        assert all("is not an MLflow database" in line for line in outages)
+        assert stored_rows(f"sqlite:///{database}", run) == journalled_rows(run)
+
+    def test_the_pause_between_tries_doubles_up_to_ten_minutes(self, run, tmp_path, monkeypatch):
+        attempt(run, 0, [1], checkpoints=[1])
+        (tmp_path / "mlflow.db").write_text("no database")
+        pauses = []
+
+        def sleep(seconds):
+            pauses.append(seconds)
+            if len(pauses) == 7:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("harness.tracking.time.sleep", sleep)
+        with pytest.raises(KeyboardInterrupt):
+            watch(lambda: [run], lambda text: None, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", every_seconds=30)
+        assert pauses == [30, 60, 120, 240, 480, 600, 600]
+
+    def test_a_run_that_slurm_requeues_is_waited_for_and_one_that_was_cancelled_is_not(self, run, store):
+        attempt(run, 0, range(1, 11), checkpoints=[10], state="interrupted")
+        assert self.watched(run) == ["20 rows carried", "1 interrupted"]
+        run.set_status(Status("interrupted", 10, 20, 1, "stopped by SIGUSR2; submit again and it goes on"))
+        lines = self.watched(run, lambda _: attempt(run, 10, range(11, 21), checkpoints=[20]))
+        assert lines[-1] == "1 done"
+
+    @pytest.mark.slow
+    def test_a_run_that_another_process_carries_is_left_to_it_and_looked_at_again(self, run, store):
+        attempt(run, 0, range(1, 11), checkpoints=[10])
+        lock = FolderLock(run.path / "tracking" / "lock", "the MLflow record")
+        lock.acquire()
+        lines = self.watched(run, lambda text: lock.release() if "is in use by process" in text else None)
+        assert f"{run.key} is left for the next pass: the MLflow record of run {run.key} is in use" in lines[0]
+        assert lines[1:] == ["1 done", "20 rows carried", "1 done"]
+
+    @pytest.mark.slow
+    def test_ctrl_c_ends_the_verb_in_good_order(self, run, store):
+        attempt(run, 0, range(1, 11), checkpoints=[10])
+        command = [sys.executable, "-u", "-m", "harness.cli", "sync", "--watch", "--runs", str(run.path.parent)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        said = [process.stdout.readline(), process.stdout.readline()]
+        process.send_signal(signal.SIGINT)
+        said.append(process.communicate(timeout=30)[0])
+        assert [line[9:] for line in said[:2]] == ["20 rows carried\n", "1 done\n"]
+        assert said[2] == "stopped; what is not carried yet, the next `harness sync` carries\n"
+        assert process.returncode == 0
         assert check(run).ok
 
 

@@ -75,22 +75,24 @@ def test_states_are_counted_in_the_order_in_which_they_follow():
 
 def test_a_plan_adds_up_what_is_known_and_says_what_is_not(tmp_path, tiny_study, capsys):
     tiny_study("arms: {small: {}, wide: {model.channels: 16}}\nreplicates: 2\nbudget_gpu_hours: 40\n")
-    study = load_study(tmp_path / "tiny.yaml")
+    study = load_study(tmp_path / "tiny.yaml", sets=["resources.device=auto"])
     folder = tmp_path / "runs" / ".throughput"
     folder.mkdir(parents=True)
-    measured = {"seconds_per_step": 100.0, "device": "cuda", "threads": 1}
+    measured = {"seconds_per_step": 100.0, "device": "cuda", "threads": 1, "checkpoint_bytes": 2**20}
     (folder / f"{study.runs[0].spec.cost_key}.json").write_text(json.dumps(measured))
     views.show_plan(launch.plan(study, tmp_path / "runs"))
     shown = capsys.readouterr().out.splitlines()
     assert shown[2:5] == [
-        "arm    runs  state  training left",
-        "small  2     2 new  40 min",
-        "wide   2     2 new  ?",
+        "arm    runs  state  training left  device hours  checkpoints",
+        "small  2     2 new  40 min         0.667         4.0 MiB",
+        "wide   2     2 new  ?              ?             ?",
     ]
-    assert shown[-1] == (
-        "training left: 40 min of one GPU, an unknown time for 2 runs (nothing alike has been measured yet), "
-        "without evaluations; budget: 40 GPU hours"
-    )
+    assert shown[-3:] == [
+        "training left: 0.667 GPU hours on cuda, an unknown time for 2 runs (nothing alike has been measured yet), "
+        "without evaluations; budget: 40 GPU hours",
+        "checkpoints will take: 4.0 MiB + ?",
+        f"what is unknown: `harness calibrate {tmp_path / 'tiny.yaml'}` measures it",
+    ]
 
 
 def test_what_differs_is_spelt_briefly():
@@ -113,7 +115,7 @@ def test_images_per_second_become_steps_per_second(tiny_run):
     directory = RunDirectory(tiny_run())
     with directory.lock():
         directory.set_status(Status("running", 6, 12, 1, images_per_second=40.0))
-        found = views.standing(directory)
+        [found] = views.standings([directory])
     assert found.steps_per_second == 40.0 / 16
     assert (found.arm, found.replicate, found.num_steps, found.studies) == ("base", 0, 12, ("tiny",))
 

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from harness.cli import checkpoints, cluster, records, runs, studies
+from harness.cli import checkpoints, cluster, preflight, records, runs, studies
 from harness.errors import HarnessError
 
 
@@ -30,8 +30,9 @@ def cli() -> None:
 VERBS = (
     *(studies.plan, studies.submit),
     *(cluster.cancel, cluster.retry),
+    *(preflight.doctor, preflight.calibrate),
     *(runs.status, runs.why, runs.logs, runs.sample),
-    *(records.sync, records.clean),
+    *(records.sync, records.clean, records.export, records.import_),
     *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),
 )
 for verb in VERBS:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import find_run, runs_folder_option
+from harness.cli.common import checkpoint_step, find_run, runs_folder_option, step_option
 
 
 @click.command("import-checkpoint")
@@ -26,12 +26,12 @@ def import_checkpoint(file: Path, name: str, runs_folder: Path) -> None:
 @click.argument("run")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True)
-@click.option("--step", type=click.IntRange(0), help="Of a kept checkpoint.  [default: the newest]")
+@step_option
 @runs_folder_option
-def export_checkpoint(run: str, file: Path, weights: str, step: int | None, runs_folder: Path) -> None:
+def export_checkpoint(run: str, file: Path, weights: str, step: str | None, runs_folder: Path) -> None:
     """Write a run's weights as a file that openai/improved-diffusion's scripts load."""
     from harness import published
 
     directory = find_run(run, runs_folder)
-    done = published.export_checkpoint(directory.path, file, weights=weights, step=step)
+    done = published.export_checkpoint(directory.path, file, weights=weights, step=checkpoint_step(directory, step))
     click.echo(f"{file}: the {weights} weights of {directory.key} at step {done}")

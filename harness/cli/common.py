@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.errors import LaunchError
+from harness.errors import CheckpointError, LaunchError
 
 if TYPE_CHECKING:
     from harness.records import RunDirectory
@@ -42,6 +42,31 @@ def load(study: Path, sets: Sequence[str] = ()) -> Study:
 
     weights = os.environ.get("HARNESS_INCEPTION_WEIGHTS")
     return load_study(study, sets=sets, inception=bool(weights) and Path(str(weights)).is_file())
+
+
+step_option = click.option(
+    "--step", metavar="STEP|best", help="Of a kept checkpoint, or the best by records.best.  [default: the newest]"
+)
+
+
+def checkpoint_step(directory: RunDirectory, wanted: str | None) -> int | None:
+    """Return the step that `--step` means; None is the newest checkpoint's.
+
+    Raises:
+        CheckpointError: it is no step, or no checkpoint of the run has been scored.
+    """
+    if wanted is None:
+        return None
+    if wanted != "best":
+        if not wanted.isdecimal():
+            raise CheckpointError(f"--step {wanted}: a number of steps, or best")
+        return int(wanted)
+    from harness.disk import best_step
+
+    step = best_step(directory.path / "checkpoints")
+    if step is None:
+        raise CheckpointError(f"run {directory.key} has no best checkpoint: its studies name no metric in records.best")
+    return step
 
 
 def same_runs(runs_folder: Path) -> str:

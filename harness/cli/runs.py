@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.common import find_run, json_option, members, runs_folder_option
+from harness.cli.common import (
+    checkpoint_step,
+    find_run,
+    json_option,
+    members,
+    runs_folder_option,
+    step_option,
+)
 from harness.errors import LaunchError, SpecError
 
 if TYPE_CHECKING:
@@ -124,6 +131,7 @@ def _follow(runs_folder: Path, run_key: str, shown: int) -> None:
 @click.option("--n", "num_samples", type=click.IntRange(1), default=64, show_default=True, help="Images.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--weights", type=click.Choice(["ema", "raw", "untrained"]), default="ema", show_default=True)
+@step_option
 @click.option("--low-res", type=click.Path(path_type=Path), help="An upsampler's small images, a uint8 npz.")
 @runs_folder_option
 def sample(
@@ -133,10 +141,11 @@ def sample(
     num_samples: int,
     seed: int,
     weights: str,
+    step: str | None,
     low_res: Path | None,
     runs_folder: Path,
 ) -> None:
-    """Draw images from a run's newest checkpoint; the spec inside it says all else."""
+    """Draw images from a run's checkpoint; the spec inside it says all else."""
     from harness.progress import Progress
     from harness.spec import Sampler, choices
     from harness.study import did_you_mean
@@ -155,6 +164,7 @@ def sample(
             num_samples=num_samples,
             seed=seed,
             weights=weights,
+            step=checkpoint_step(directory, step),
             low_res=low_res,
             told=lambda what, done, total: progress.update(done, total, what),
         )

@@ -59,12 +59,14 @@ def submit(
 ) -> None:
     """Run all of a study that is not done yet. Safe to repeat: done runs are skipped, broken ones go on."""
     from harness import launch
+    from harness.calibrate import require_within_budget
     from harness.cluster import load_profile
 
     planned = launch.plan(load(study, sets), runs_folder)
     if profile and cluster != "slurm":
         raise LaunchError("--profile describes a SLURM cluster; add --cluster slurm")
     facts = load_profile(profile) if profile else None
+    require_within_budget(planned, cluster=cluster, profile=facts, told=click.echo)
     _offer_to_cancel_orphans(planned, runs_folder)
     submit_and_follow(
         planned, runs_folder, cluster=cluster, jobs=jobs, profile=facts, sync=not no_sync, new_code=new_code

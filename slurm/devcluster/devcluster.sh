@@ -2,7 +2,7 @@
 # A whole SLURM on one machine, for rehearsing a study on a laptop and for the tests. Two nodes with two pretended GPUs
 # each, accounting, arrays, preemption and node failures; only on the loopback interface, without systemd, in 4 seconds.
 #
-#   devcluster.sh start  [DIR]              start it, with all of its state in DIR (a second time: take the state up again)
+#   devcluster.sh start  [DIR]              start it, with all of its state in DIR; what is there is taken up again
 #   devcluster.sh stop   [DIR]              cancel the jobs and end every daemon
 #   devcluster.sh status [DIR]              daemons and nodes; succeeds only if everything is up
 #   devcluster.sh env    [DIR]              eval "$(devcluster.sh env)" points sbatch, squeue and harness at it
@@ -10,7 +10,7 @@
 #   devcluster.sh revive DIR NODE           and comes back
 #
 # Partitions: `main` (the default) and `cancel` give way to `high`; their jobs are requeued and cancelled, respectively.
-# Knobs of `start` are variables of the environment, below. Clusters with another DIR and another PORT live side by side.
+# Knobs of `start` are variables of the environment, below. Clusters with different DIR and PORT live side by side.
 set -euo pipefail
 
 NODES=${NODES:-2}            # called n1, n2, ...
@@ -145,9 +145,9 @@ END
 }
 
 # ----------------------------------------------------------------------------------------------------------- processes
-# No pid files, which outlive their processes. Whatever belongs to this cluster has its SLURM_CONF in the environment, and
-# what runs on one of its nodes has SLURMD_NODENAME besides. Only slurmstepd, which keeps a job, writes its title over its
-# environment; but it holds the log of its node open.
+# No pid files, which outlive their processes. Whatever belongs to this cluster has its SLURM_CONF in the environment,
+# and what runs on one of its nodes has SLURMD_NODENAME besides. Only slurmstepd, which keeps a job, writes its title
+# over its environment; but it holds the log of its node open.
 
 processes() { # NAME... : pids of this cluster's daemons of these names
     local file
@@ -183,7 +183,7 @@ spawn() { # NAME COMMAND... : in the background, in a session of its own, its ou
     setsid "$@" </dev/null >>"$DIR/log/$name.out" 2>&1 &
 }
 
-wait_for() { # NAME COMMAND... : until the command succeeds; tell the end of NAME's logs if the last spawned process dies
+wait_for() { # NAME COMMAND... : until the command succeeds; complain with the end of NAME's logs if NAME dies
     local name=$1 deadline=$((SECONDS + 60)) pid=$!
     shift
     until "$@" >/dev/null 2>&1; do

@@ -97,7 +97,15 @@ def scenarios(live) -> dict[str, launch.Submission]:
     }
     for name in ("preempted", "cancelled_for_good", "crash"):
         wait_for(submitted[name].runs[0].directory.latest)
-    ask("sbatch", "--partition=high", "--nodelist=n2", "--nodes=1", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+    ask(
+        "sbatch",
+        "--partition=high",
+        "--nodelist=n2",
+        "--nodes=1",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=sleep 3",
+    )
     live.slurm.crash("n3")
     time.sleep(2)
     live.slurm.revive("n3")
