@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness import cluster, launch
+from harness.cluster import JobFacts
 from harness.errors import DataError, LaunchError, SpecError
 from harness.records import RunDirectory, Status
 from harness.spec import SCHEMA_VERSION, Resources
@@ -367,6 +368,103 @@ def test_a_job_that_is_told_to_leave_writes_a_checkpoint_and_comes_back(tmp_path
     resumed = [event.facts["resumed_from_step"] for event in directory.events("started")]
     assert len(resumed) == 2
     assert resumed[1] > 0
+
+
+# ------------------------------------------------------------------------------------------------ where a run stands
+
+
+def claim_of(tmp_path: Path, run_key: str, job_id: str = "7_0", **facts) -> launch.Claim:
+    folder = tmp_path / "runs" / ".jobs" / "tiny" / f"20260101-{time.monotonic_ns()}"
+    (folder / "claims").mkdir(parents=True)
+    (folder / "claims" / run_key).write_text(job_id)
+    (folder / "submission.json").write_text(json.dumps({"cluster": "slurm", "runs": [run_key], "profile": {}} | facts))
+    return launch.Claim(folder, (job_id,))
+
+
+@pytest.mark.parametrize(
+    ("status", "job", "state", "reason"),
+    [
+        (Status("queued"), JobFacts("7_0", "PENDING", reason="Priority", live=True), "queued", "(Priority)"),
+        (Status("queued"), JobFacts("7_0", "RUNNING", "n1", live=True), "queued", "starts on n1"),
+        (Status("queued"), JobFacts("7_0", "CANCELLED", user="ada"), "interrupted", "CANCELLED by ada"),
+        (Status("queued"), None, "interrupted", "SLURM no longer knows its job 7_0"),
+        # A checkpoint was written and SLURM will begin the job again: nobody is to submit the run a second time.
+        (
+            Status("interrupted", reason="stopped by SIGUSR2"),
+            JobFacts("7_0", "PENDING", reason="BeginTime", live=True),
+            "queued",
+            "(BeginTime); requeued, stopped by SIGUSR2",
+        ),
+        (
+            Status("running", step=3),  # and nobody holds its lock
+            JobFacts("7_0", "OUT_OF_MEMORY", "n1", start="2026-01-01T00:00:00"),
+            "interrupted",
+            "killed: OUT_OF_MEMORY on n1",
+        ),
+        (Status("interrupted", reason="stopped by SIGTERM"), None, "interrupted", "stopped by SIGTERM"),
+        (Status("failed", reason="boom"), JobFacts("7_0", "COMPLETING", live=True), "failed", "boom"),
+    ],
+)
+def test_what_slurm_says_completes_what_the_run_directory_says(
+    tmp_path, study, monkeypatch, status, job, state, reason
+):
+    tiny = study()
+    directory = write(tmp_path / "runs", tiny.runs[0], status)
+    claim_of(tmp_path, directory.key)
+    monkeypatch.setattr(cluster, "read_queue", lambda jobs: {"7_0": job} if job and set(jobs) == {"7_0"} else {})
+    found = launch.plan(tiny, tmp_path / "runs").runs[0]
+    assert (found.state, found.status.reason) == (state, reason)
+
+
+def test_a_run_that_was_cancelled_says_by_whom(tmp_path, study, monkeypatch):
+    tiny = study()
+    directory = write(tmp_path / "runs", tiny.runs[0], Status("interrupted", reason="stopped by SIGTERM"))
+    claim = claim_of(tmp_path, directory.key)
+    launch._mark_cancelled(claim.folder, directory.key, "ada")
+    monkeypatch.setattr(cluster, "read_queue", lambda jobs: {})
+    assert launch.plan(tiny, tmp_path / "runs").runs[0].status.reason == "cancelled by ada"
+
+
+def attempt(directory: RunDirectory, step: int, *events: str) -> None:
+    with directory.lock(), directory.open_journal(resumed_from_step=step) as journal:
+        for name in events:
+            journal.event(name, step=step)
+
+
+def test_three_kills_without_progress_leave_a_run_failed_until_a_retry(tmp_path, study):
+    tiny = study()
+    runs = tmp_path / "runs"
+    directory = write(runs, tiny.runs[0], Status("running"))
+    attempt(directory, 0, "checkpoint")
+    for _ in range(2):
+        attempt(directory, 4)
+    assert launch.plan(tiny, runs).runs[0].state == "interrupted"
+    attempt(directory, 4)
+    plan = launch.plan(tiny, runs)
+    assert plan.runs[0].state == "failed"
+    assert plan.runs[0].status.reason.startswith("killed 3 times at step 4 without progress: on ")
+    assert launch.commit(plan, cluster="debug", sync=False).runs == []
+    again = launch.select_retries(plan, failed=True, killed=False)
+    assert [planned.run_key for planned in again.to_do] == [directory.key]
+    assert launch.killed_without_progress(directory.path) is None
+
+
+@pytest.mark.parametrize("word", ["checkpoint", "evaluation", "interrupted"])
+def test_progress_and_a_clean_end_are_no_failures(tmp_path, study, word):
+    directory = write(tmp_path / "runs", study().runs[0], Status("running"))
+    for words in ((), (word,), ()):
+        attempt(directory, 4, *words)
+    assert launch.killed_without_progress(directory.path) is None
+
+
+def test_what_a_changed_study_no_longer_asks_for_is_found_unless_another_study_does(tmp_path, study):
+    before = study("replicates: 3\n")
+    runs = tmp_path / "runs"
+    for run in before.runs:
+        write(runs, run, Status("queued")).join_study("tiny", run.facts())
+    RunDirectory(runs / before.runs[2].run_key).join_study("another", {})
+    plan = launch.plan(study("replicates: 1\n"), runs)
+    assert [orphan.key for orphan in launch.orphans(plan)] == [before.runs[1].run_key]
 
 
 # ---------------------------------------------------------------------------------------------------------------- logs

@@ -188,7 +188,7 @@ def test_on_a_terminal_a_table_is_redrawn_with_those_at_work_first(monkeypatch):
 # ----------------------------------------------------------------------------------------------------------------- why
 
 
-def test_a_history_keeps_the_last_of_many_checkpoints_and_hides_tracebacks(tiny_run):
+def test_a_chain_of_events_keeps_the_last_of_many_checkpoints_and_hides_tracebacks(tiny_run):
     directory = RunDirectory(tiny_run())
     with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
         for step in (2, 4, 6):
@@ -196,7 +196,8 @@ def test_a_history_keeps_the_last_of_many_checkpoints_and_hides_tracebacks(tiny_
         journal.event("failed", reason="boom", traceback="Traceback ...")
     with directory.lock(), directory.open_journal(resumed_from_step=4):
         pass
-    lines = [line.split("  ", 1)[1] for line in views.history(directory.events())]
-    assert lines[0].startswith("attempt 1  started  resumed_from_step=0 host=")
-    assert lines[1:3] == ["attempt 1  checkpoint  step=6  (made again later)", "attempt 1  failed  reason=boom"]
-    assert lines[3].startswith("attempt 2  started  resumed_from_step=4 host=")
+    lines = [line.split("  ", 1)[1] for line in views.chain(directory)]
+    assert lines[0].startswith("started on ")
+    assert lines[1:3] == ["checkpoint  step=6  (made again later)", "failed  reason=boom"]
+    assert lines[3].startswith("resumed at step 4 on ")
+    assert "(attempt 2, process " in lines[3]

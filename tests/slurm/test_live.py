@@ -1,7 +1,7 @@
 """A live SLURM: whatever it does to a run, the run ends in the weights of one that nobody disturbed.
 
-Three nodes: n1 is calm, n2 gives way to the high partition, n3 crashes. All scenarios are submitted at once and go on side by
-side, each in a folder of its own; every test waits for its own.
+Three nodes: n1 is calm, n2 gives way to the high partition, n3 crashes. All scenarios are submitted at once and go on
+side by side, each in a folder of its own; every test waits for its own.
 """
 
 from __future__ import annotations
