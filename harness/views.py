@@ -212,7 +212,8 @@ class Standing:
     job: str = ""  # SLURM's, as squeue spells it
     node: str = ""
 
-    def row(self) -> tuple[str, ...]:
+    def row(self, *, slurm: bool = False) -> tuple[str, ...]:
+        """Return the cells of `status`; of SLURM's two only when they are asked for."""
         running = self.state == "running"
         return (
             self.run_key,
@@ -223,13 +224,12 @@ class Standing:
             duration(self.eta_seconds) if running and self.eta_seconds is not None else "-",
             "-" if self.loss is None else f"{self.loss:.4f}",
             "-" if self.nll_bpd is None else f"{self.nll_bpd:.4f}",
-            self.job or "-",
-            self.node or "-",
+            *((self.job or "-", self.node or "-") if slurm else ()),
             self.reason,
         )
 
 
-STANDING_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd", "job", "node", "why")
+STANDING_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd", "why")
 
 
 def standings(directories: Sequence[RunDirectory], study: str | None = None) -> list[Standing]:
@@ -282,7 +282,9 @@ def last_nll(run_directory: Path) -> float | None:
 
 
 def status_table(found: Sequence[Standing]) -> Table:
-    return Table(STANDING_HEADERS, [one.row() for one in found])
+    slurm = any(one.job for one in found)
+    headers = [*STANDING_HEADERS[:-1], *(("job", "node") if slurm else ()), STANDING_HEADERS[-1]]
+    return Table(headers, [one.row(slurm=slurm) for one in found])
 
 
 def status_json(found: Sequence[Standing]) -> str:

@@ -220,6 +220,8 @@ def test_status_as_json_has_every_field(tmp_path, runs):
         "nll_bpd": 3.25,
         "reason": "the disk is full",
         "run_dir": str(runs[0].path),
+        "job": "",
+        "node": "",
     }
 
 
@@ -248,7 +250,7 @@ def test_a_study_that_was_never_submitted_says_how(tmp_path, tiny_study):
 def test_why_tells_the_events_and_the_reason(tmp_path, runs):
     shown = invoke("why", runs[1].key[:6], "--runs", tmp_path / "runs").output.splitlines()
     assert shown[0] == f"{runs[1].key} fast r0 of tiny"
-    assert re.search(r"attempt 1  started  resumed_from_step=0 host=\S+ pid=\d+$", shown[1])
+    assert re.search(r"started on \S+ \(attempt 1, process \d+\)$", shown[1])
     assert shown[2].endswith("attempt 1  failed  reason=the disk is full")
     assert shown[3] == "failed at step 7 of 12: the disk is full"
 

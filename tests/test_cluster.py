@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 
 import pytest
 
@@ -50,9 +52,6 @@ def test_a_successor_inherits_nothing_of_its_job_but_where_slurm_is(monkeypatch)
 
 @pytest.mark.slurm
 def test_a_job_is_followed_from_its_wait_to_its_end(slurm, tmp_path):
-    import subprocess
-    import time
-
     command = ["sbatch", "--parsable", "--array=0-1", "--hold", "--output=/dev/null", "--wrap=exit 3"]
     number = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     names = [f"{number}_0", f"{number}_1"]
@@ -61,9 +60,11 @@ def test_a_job_is_followed_from_its_wait_to_its_end(slurm, tmp_path):
     cluster.cancel([names[1]])
     subprocess.run(["scontrol", "release", number], check=True)
     deadline = time.monotonic() + 60
-    while any(job.live for job in (found := cluster.read_queue(names)).values()):
+    found = waiting
+    while len(found) < 2 or any(job.live for job in found.values()):  # sacct may lag behind squeue
         assert time.monotonic() < deadline
         time.sleep(0.2)
+        found = cluster.read_queue(names)
     assert (found[names[0]].state, found[names[0]].exit_code, found[names[0]].restarts) == ("FAILED", "3:0", 0)
     assert found[names[1]].how_it_ended().startswith("CANCELLED by ")
     cluster.cancel(names)  # again, and nothing happens

@@ -92,7 +92,6 @@ def scenarios(live) -> dict[str, launch.Submission]:
         ),
         "crash": live.submit("crash", sets=SLOWLY, constraint="crashes"),
         "memory": live.submit("memory", memory_gib=0.15),
-        "cancel": live.submit("cancel", "replicates: 2\n", SLOWLY, max_parallel=1),
         "undisturbed": live.submit("undisturbed", "replicates: 3\n", pack=3, cpus=3, memory_gib=3),
     }
     for name in ("preempted", "cancelled_for_good", "crash"):
@@ -217,11 +216,9 @@ def test_over_memory_is_left_failed_after_three_kills_and_a_retry_with_more_ends
     undisturbed(run.directory)
 
 
-def test_cancel_stops_what_runs_and_what_waits_and_submit_goes_on(live, scenarios, undisturbed):
-    submission = scenarios["cancel"]
-    first = submission.runs[0]
-    if first.directory.status().state != "done":
-        wait_for(first.directory.latest)
+def test_cancel_stops_what_runs_and_what_waits_and_submit_goes_on(live, undisturbed):
+    submission = live.submit("cancel", "replicates: 2\n", SLOWLY, max_parallel=1)
+    wait_for(submission.runs[0].directory.latest)
     assert "cancelled: " in live.harness("cancel", "cancel", "live")
     wait_for(lambda: all(one.state not in ("running", "queued") for one in submission.now()))
     assert {one.status.reason for one in submission.unfinished()} == {f"cancelled by {os.environ.get('USER', 'root')}"}
