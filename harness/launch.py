@@ -305,7 +305,7 @@ def _why_it_ended(claim: Claim, job: JobFacts | None) -> str:
         if died.state == "failed" and (job is None or job.state == "CANCELLED"):
             return f"its canary failed: {died.reason or died.state}"
     if job is None:
-        return f"SLURM no longer knows its job {claim.job_id}"
+        return f"SLURM no longer knows its job {claim.job_id}: cancelled before it began"
     if job.state == "COMPLETED":
         return f"its job {job.job_id} ended without it"
     return f"killed: {job.how_it_ended()}" if job.start else job.how_it_ended()

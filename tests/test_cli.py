@@ -251,7 +251,7 @@ def test_why_tells_the_events_and_the_reason(tmp_path, runs):
     shown = invoke("why", runs[1].key[:6], "--runs", tmp_path / "runs").output.splitlines()
     assert shown[0] == f"{runs[1].key} fast r0 of tiny"
     assert re.search(r"started on \S+ \(attempt 1, process \d+\)$", shown[1])
-    assert shown[2].endswith("attempt 1  failed  reason=the disk is full")
+    assert shown[2].endswith("failed  reason=the disk is full")
     assert shown[3] == "failed at step 7 of 12: the disk is full"
 
 

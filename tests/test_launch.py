@@ -387,7 +387,7 @@ def claim_of(tmp_path: Path, run_key: str, job_id: str = "7_0", **facts) -> laun
         (Status("queued"), JobFacts("7_0", "PENDING", reason="Priority", live=True), "queued", "(Priority)"),
         (Status("queued"), JobFacts("7_0", "RUNNING", "n1", live=True), "queued", "starts on n1"),
         (Status("queued"), JobFacts("7_0", "CANCELLED", user="ada"), "interrupted", "CANCELLED by ada"),
-        (Status("queued"), None, "interrupted", "SLURM no longer knows its job 7_0"),
+        (Status("queued"), None, "interrupted", "SLURM no longer knows its job 7_0: cancelled before it began"),
         # A checkpoint was written and SLURM will begin the job again: nobody is to submit the run a second time.
         (
             Status("interrupted", reason="stopped by SIGUSR2"),
