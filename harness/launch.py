@@ -227,7 +227,7 @@ class LocalSubmission(WaitedFor):
         """
         with _sigterm_is_ctrl_c():
             try:
-                self._start()
+                self.start()
                 while self.alive():
                     tick()
                     time.sleep(0.5)
@@ -252,7 +252,8 @@ class LocalSubmission(WaitedFor):
         except HarnessError as error:
             print(f"not all records have reached MLflow; `harness sync` carries them later: {error}", file=sys.stderr)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begin the work; `wait` does, but a search looks after many submissions at once."""
         if not self.workers:
             return
         executor = _executor(self.folder, "local", timeout_min=LOCAL_TIMEOUT_MINUTES)
