@@ -563,8 +563,11 @@ class Workers(ABC):
         """Return how many more runs can begin."""
         return 1_000_000
 
-    def stop(self) -> None:  # noqa: B027 (some have nothing to stop)
-        """Ask for checkpoints, and wait until they are written."""
+    def wait(self) -> None:  # noqa: B027 (jobs of a cluster need nobody)
+        """Wait until the processes on this machine have ended."""
+
+    def stop(self) -> None:  # noqa: B027
+        """Ask the processes on this machine for checkpoints, and wait until they have ended."""
 
 
 class LocalWorkers(Workers):
@@ -599,6 +602,10 @@ class LocalWorkers(Workers):
     def room(self) -> int:
         self._forget_ended()
         return self._jobs - len(self._submissions)
+
+    def wait(self) -> None:
+        while self.room() < self._jobs:
+            time.sleep(0.1)
 
     def stop(self) -> None:
         for _, submission in self._submissions.values():
@@ -718,9 +725,9 @@ class Coordinator:
         deadline = time.monotonic() + self.search.settings.timeout_seconds
         while True:
             self._settle()
-            if time.monotonic() < deadline:
-                self._ask()
-            if not self.running:
+            wants_more = time.monotonic() < deadline and self._ask()
+            if not self.running and not wants_more:
+                self.workers.wait()
                 return self._num_finished() >= self.search.settings.trials
             time.sleep(self.workers.every_seconds)
 
@@ -764,11 +771,15 @@ class Coordinator:
 
     # -- asking
 
-    def _ask(self) -> None:
+    def _ask(self) -> bool:
+        """Ask for as many trials as there is room for; return whether more are wanted when there is."""
         settings = self.search.settings
-        while len(self.running) < settings.parallel and self.workers.room() > 0:
+        while True:
             trials = self.study.get_trials(deepcopy=False)
             names = [trial.state.name for trial in trials]
+            finished = names.count("COMPLETE") + names.count("PRUNED")
+            if finished + len(self.running) >= settings.trials:
+                return False
             last = names[-MAX_FAILURES_IN_A_ROW:]
             if len(last) == MAX_FAILURES_IN_A_ROW and set(last) == {"FAIL"}:
                 failed = read_trials(self.folder)[-1]
@@ -776,12 +787,11 @@ class Coordinator:
                     f"the last {len(last)} trials failed, so the search stops; the last one: {failed.reason}; "
                     f"`harness why {failed.run_keys[0]}` tells more"
                 )
-            finished = names.count("COMPLETE") + names.count("PRUNED")
-            if finished + len(self.running) >= settings.trials:
-                return
-            if settings.sampler == "grid" and len(trials) >= _grid_size(self.search) and "RUNNING" not in names:
-                self.say("the grid has no more points")
-                return
+            lost = names.count("RUNNING") > len(self.running)
+            if settings.sampler == "grid" and len(trials) >= _grid_size(self.search) and not lost:
+                return False
+            if len(self.running) >= settings.parallel or self.workers.room() <= 0:
+                return True
             self._begin(self._next_trial())
 
     def _next_trial(self) -> _Trial:
