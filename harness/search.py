@@ -1144,22 +1144,22 @@ def importances(search: Search, study: optuna.Study) -> dict[str, Any]:
         raise ValueError("importances need four complete trials at least")
     random = default_rng(search.settings.seed)
 
-    def of(trials: Sequence[optuna.trial.FrozenTrial], index: int) -> dict[str, float]:
+    def of(trials: Sequence[optuna.trial.FrozenTrial], index: int, num_trees: int) -> dict[str, float]:
         sample = optuna.create_study(directions=study.directions)
         sample.add_trials(trials)
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=search.settings.seed)
+        evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=num_trees, seed=search.settings.seed)
         return optuna.importance.get_param_importances(
             sample, evaluator=evaluator, target=lambda trial: trial.values[index]
         )
 
     found: dict[str, Any] = {"num_trials": len(complete), "metrics": {}}
     for index, metric in enumerate(search.metrics):
-        shares = of(complete, index)
+        shares = of(complete, index, 64)
         resampled = []
         for _ in range(NUM_RESAMPLES):
             picked = [complete[row] for row in random.integers(0, len(complete), len(complete))]
             with contextlib.suppress(ValueError, RuntimeError):
-                resampled.append(of(picked, index))
+                resampled.append(of(picked, index, 16))
         rows = {}
         for path, share in shares.items():
             drawn = sorted(one.get(path, 0.0) for one in resampled)
