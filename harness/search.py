@@ -716,7 +716,6 @@ class Coordinator:
                 self.workers.stop()
                 raise
             finally:
-                self._write_importances()
                 self.carry()
         finally:
             lock.release()
@@ -975,11 +974,6 @@ class Coordinator:
                 self.say(f"{error}; `harness sync` carries the runs later")
             self._store_is_away = True
 
-    def _write_importances(self) -> None:
-        with contextlib.suppress(ValueError, RuntimeError):  # too few trials, or all of them alike
-            found = importances(self.search, self.study)
-            replace_file(self.folder / "importances.json", json.dumps(found, indent=2), durable=False)
-
 
 def brief(value: Any) -> str:
     if isinstance(value, float):
@@ -1167,3 +1161,11 @@ def importances(search: Search, study: optuna.Study) -> dict[str, Any]:
             rows[path] = {"share": share, "low": low, "high": high}
         found["metrics"][metric.name] = rows
     return found
+
+
+def write_importances(search: Search, folder: Path) -> None:
+    """Leave the importances where the figures find them; where there are too few trials, or all are alike, none."""
+    _quiet()
+    with contextlib.suppress(ValueError, RuntimeError):
+        found = importances(search, open_study(search, folder))
+        replace_file(folder / "importances.json", json.dumps(found, indent=2), durable=False)

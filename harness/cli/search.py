@@ -198,10 +198,14 @@ def _show_best(search: Search, runs_folder: Path) -> None:
 
 def _draw(search: Search, runs_folder: Path) -> None:
     """Draw the figures where analysis/ is at hand; MLflow then shows them with the search."""
+    from harness.search import write_importances
+
+    folder = search.folder(runs_folder)
+    write_importances(search, folder)
     with contextlib.suppress(ImportError):
         from analysis.fig_search import draw_all
 
-        draw_all(runs_folder, search.name, search.folder(runs_folder) / "figures")
+        draw_all(runs_folder, search.name, folder / "figures")
 
 
 def _plain(text: str) -> str:
