@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from analysis import style
 from analysis.runs import RunRecord, load_runs
 
-MAP = "viridis_r"  # light is bad, dark is good, in grey too
+MAP = "viridis"  # dark is good, light is bad, in grey too
 GREY = "#9a9a9a"
 SPREAD = 1.15  # of the kernel that joins the points of a contour, in its own bandwidths
 SHORT = {"objective.lambda_vlb": "λ", "diffusion.schedule.s": "s"}
@@ -240,7 +240,8 @@ def _draw_history(frame: pd.DataFrame) -> Figure:
             above = (whole["value"] > high + room) | (whole["value"] < low - room)
             edge = high + room if direction == "minimize" else low - room
             axes.plot(whole["order"][above], np.full(above.sum(), edge), "^" if direction == "minimize" else "v",
-                      color=style.COLOURS[5], clip_on=False, label="beyond the axis" if above.any() else None)  # fmt: skip
+                      color=style.COLOURS[5], clip_on=False,
+                      label="beyond the axis" if above.any() else None)  # fmt: skip
         axes.set(xlabel="trials that have ended", ylabel=metric, title=metric if len(metrics) > 1 else "")
     style.legend_below(figure, panels[0])
     return figure
@@ -264,13 +265,14 @@ def _draw_contour(frame: pd.DataFrame) -> Figure:
         surface = _smooth(np.column_stack(units), np.clip(part["value"], low, high), grid)
         ends = [np.linspace(*span, 81) for span in spans]
         ends = [10**end if row[f"log_{a}"] else end for a, end in zip("xy", ends, strict=True)]
-        colours = MAP if row["direction"] == "minimize" else MAP.removesuffix("_r")
+        colours = MAP if row["direction"] == "minimize" else f"{MAP}_r"
         filled = axes.contourf(
             *ends, surface, levels, cmap=colours, extend="max" if high < part["value"].max() else "neither"
         )
         axes.contour(*ends, surface, levels[::2], colors="white", linewidths=0.4, alpha=0.6)
         axes.scatter(part["position_x"], part["position_y"], c=np.clip(part["value"], low, high), cmap=colours,
-                     vmin=levels[0], vmax=levels[-1], s=26, edgecolors="white", linewidths=0.8, clip_on=False, zorder=3)  # fmt: skip
+                     vmin=levels[0], vmax=levels[-1], s=26, edgecolors="white",
+                     linewidths=0.8, clip_on=False, zorder=3)  # fmt: skip
         best = part.loc[part["value"].idxmin() if row["direction"] == "minimize" else part["value"].idxmax()]
         axes.plot(best["position_x"], best["position_y"], "*", color=style.COLOURS[1], markersize=13,
                   markeredgecolor="white", markeredgewidth=0.8, zorder=4, clip_on=False)  # fmt: skip
@@ -348,13 +350,17 @@ def _draw_pareto(frame: pd.DataFrame) -> Figure:
     steps = "steps-post" if row["direction_y"] == "minimize" else "steps-pre"
     axes.plot(front["value_x"], front["value_y"], color=style.COLOURS[1], drawstyle=steps, linewidth=1.0, zorder=3)
     axes.plot(front["value_x"], front["value_y"], "D", color=style.COLOURS[1], label="Pareto front", zorder=4)
-    for one in front.itertuples():
-        axes.annotate(f"{one.trial}", (one.value_x, one.value_y), (5, 4), textcoords="offset points", fontsize=7)
     for axis in "xy":
         low, high = _clip(frame[f"value_{axis}"], row[f"direction_{axis}"])
         room = 0.08 * ((high - low) or 1.0)
         getattr(axes, f"set_{axis}lim")(low - room, high + room)
     axes.set(xlabel=row["metric_x"], ylabel=row["metric_y"])
+    named: list[np.ndarray] = []
+    for one in front.itertuples():  # as many numbers as do not stand upon each other
+        at = axes.transAxes.inverted().transform(axes.transData.transform((one.value_x, one.value_y)))
+        if all(np.abs(at - other).max() > 0.06 for other in named):
+            named.append(at)
+            axes.annotate(f"{one.trial}", (one.value_x, one.value_y), (-5, -9), textcoords="offset points", fontsize=7)
     axes.legend(loc="upper right")
     return figure
 
@@ -367,7 +373,7 @@ def _draw_parallel(frame: pd.DataFrame) -> Figure:
     figure, ((axes,),) = style.subplots(width=min(style.TWO_COLUMNS, 1.5 + 1.7 * (len(paths) + 1)), height=3.0)
     low, high = _clip(frame["value"], direction)
     norm = Normalize(low, high if high > low else low + 1)
-    colours = MAP if direction == "minimize" else MAP.removesuffix("_r")
+    colours = MAP if direction == "minimize" else f"{MAP}_r"
     shade = ScalarMappable(norm, colours)
     columns = [frame[frame["parameter"] == path].set_index("trial") for path in paths]
     heights = [_height(column) for column in columns]
@@ -385,13 +391,14 @@ def _draw_parallel(frame: pd.DataFrame) -> Figure:
         axes.vlines(place, 0, 1, color=style.INK, linewidth=0.8, zorder=4)
         for at, text in ticks:
             axes.annotate(text, (place, at), (-4, 0), textcoords="offset points", ha="right", va="center", fontsize=7,
-                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75}, zorder=5)  # fmt: skip
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75},
+                          zorder=5)  # fmt: skip
     axes.vlines(len(columns), 0, 1, color=style.INK, linewidth=0.8, zorder=4)
     for at in (0.0, 0.5, 1.0):
         axes.annotate(f"{low + at * (high - low):.3g}", (len(columns), at), (4, 0), textcoords="offset points",
                       va="center", fontsize=7, zorder=5)  # fmt: skip
     axes.set_xticks(range(len(columns) + 1), [*(_name(path) for path in paths), metric])
-    axes.set(yticks=[], xlim=(-0.45, len(columns) + 0.35), ylim=(-0.04, 1.04))
+    axes.set(yticks=[], xlim=(-0.2, len(columns) + 0.2), ylim=(-0.04, 1.04))
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -430,8 +437,8 @@ def _caption_history(frame: pd.DataFrame) -> str:
 def _caption_contour(frame: pd.DataFrame) -> str:
     return (
         f"The {frame['trial'].nunique()} trials (points) over {_name(frame['parameter_x'].iloc[0])} and "
-        f"{_name(frame['parameter_y'].iloc[0])}; the surface joins them by a Gaussian kernel and knows nothing where there "
-        "are no points. Star: the best. Other parameters, if any, vary from point to point."
+        f"{_name(frame['parameter_y'].iloc[0])}; the surface joins them by a Gaussian kernel and knows nothing where "
+        "there are no points. Star: the best. Other parameters, if any, vary from point to point."
     )
 
 
@@ -441,13 +448,15 @@ def _caption_slices(frame: pd.DataFrame) -> str:
 
 def _caption_importances(frame: pd.DataFrame) -> str:
     return (
-        f"Each parameter's share of the variance, by fANOVA on {frame['num_trials'].iloc[0]} trials (Hutter et al. 2014). "
-        "Lines: 10 % to 90 % over bootstrap samples of the trials; where they overlap, the order is not settled."
+        f"Each parameter's share of the variance, by fANOVA on {frame['num_trials'].iloc[0]} trials (Hutter et al. "
+        "2014). Lines: 10 % to 90 % over bootstrap samples of the trials; where they overlap, the order is not settled."
     )
 
 
 def _caption_pareto(frame: pd.DataFrame) -> str:
-    return f"{frame['on_front'].sum()} of {len(frame)} trials are beaten by none in both metrics; their numbers stand by them."
+    return (
+        f"{frame['on_front'].sum()} of {len(frame)} trials are beaten by none in both metrics; their numbers by them."
+    )
 
 
 def _caption_parallel(frame: pd.DataFrame) -> str:

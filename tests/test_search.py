@@ -20,12 +20,15 @@ from harness.errors import LaunchError, RecordError, SpecError
 from harness.records import FolderLock, RunDirectory, Status
 from harness.search import (
     Coordinator,
+    LocalWorkers,
+    SlurmWorkers,
     Workers,
     best_study,
     first_suggestions,
     front,
     load_search,
     mend_journal,
+    metrics_of,
     open_study,
     read_trials,
 )
@@ -112,7 +115,7 @@ def points(search, runs_folder):
     return [trial.point for trial in read_trials(search.folder(runs_folder))]
 
 
-# ------------------------------------------------------------------------------------------------------- what is refused
+# ------------------------------------------------------------------------------------------------------ what is refused
 
 
 REFUSED = {
@@ -141,14 +144,23 @@ REFUSED = {
         LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1], logg: true"),
         ["search.yaml:16:", "did you mean 'log'?"],
     ),
-    "no range at all": (LAMBDA_S.replace("{float: [1.0e-5, 1.0e-1], log: true}", "0.1"), ["search.yaml:16:", "say one of"]),
-    "an unknown sampler": (LAMBDA_S + "  sampler: tpu\n", ["search.yaml:20: search.sampler: unknown value 'tpu'", "'tpe'"]),
+    "no range at all": (
+        LAMBDA_S.replace("{float: [1.0e-5, 1.0e-1], log: true}", "0.1"),
+        ["search.yaml:16:", "say one of"],
+    ),
+    "an unknown sampler": (
+        LAMBDA_S + "  sampler: tpu\n",
+        ["search.yaml:20: search.sampler: unknown value 'tpu'", "'tpe'"],
+    ),
     "an unknown word of the search": (LAMBDA_S + "  trails: 4\n", ["search.yaml:20:", "did you mean 'trials'?"]),
     "a metric that nothing gives": (
         LAMBDA_S.replace("eval/nll_bpd", "eval/nll"),
         ["search.yaml:18: search.metrics.0: eval/nll is ambiguous; choices: eval/nll_bpd, eval/nll_standard_error_bpd"],
     ),
-    "a metric of no evaluation": (LAMBDA_S.replace("eval/nll_bpd", "eval/fid"), ["search.yaml:18:", "no evaluation gives"]),
+    "a metric of no evaluation": (
+        LAMBDA_S.replace("eval/nll_bpd", "eval/fid"),
+        ["search.yaml:18:", "no evaluation gives"],
+    ),
     "pruning by several objectives": (
         LAMBDA_S.replace("[{eval/nll_bpd: minimize}]", "[{eval/nll_bpd: minimize}, {eval/L_0_bpd: minimize}]")
         + "  pruner: median\n",
@@ -174,12 +186,15 @@ REFUSED = {
         ["search.yaml:16: search.space.objective.lambda_vlb.when: never holds"],
     ),
     "a parameter of a part that another choice has not": (
-        "search: {space: {diffusion.schedule: {choices: [linear, cosine]}, diffusion.schedule.s: {float: [0.01, 0.1]}}, "
-        "metrics: [{eval/nll_bpd: minimize}], trials: 2}",
+        "search: {space: {diffusion.schedule: {choices: [linear, cosine]}, "
+        "diffusion.schedule.s: {float: [0.01, 0.1]}}, metrics: [{eval/nll_bpd: minimize}], trials: 2}",
         ["search.yaml:13: diffusion.schedule.s: unknown key"],
     ),
     "arms": (LAMBDA_S + "arms: {a: {optim.lr: 0.1}}\n", ["search.yaml:20: arms: a search has no arms"]),
-    "the seed": (LAMBDA_S.replace("objective.lambda_vlb: {float: [1.0e-5, 1.0e-1], log: true}", "seed: {int: [0, 9]}"), ["seeds are replicates"]),
+    "the seed": (
+        LAMBDA_S.replace("objective.lambda_vlb: {float: [1.0e-5, 1.0e-1], log: true}", "seed: {int: [0, 9]}"),
+        ["search.yaml:16: seed: seeds are replicates"],
+    ),
     "a timeout without a unit": (LAMBDA_S + "  timeout: 90\n", ["search.yaml:20: search.timeout:"]),
 }  # fmt: skip
 
@@ -276,7 +291,7 @@ def test_samplers_ask_for_different_points_within_the_bounds_also_after_a_restar
     assert all(1e-5 <= point["objective.lambda_vlb"] <= 1e-1 for point in found)
 
 
-# ------------------------------------------------------------------------------------------------ asking, telling, dying
+# ----------------------------------------------------------------------------------------------- asking, telling, dying
 
 
 def test_the_optimum_of_a_planted_quadratic_is_found(make, tmp_path):
@@ -521,6 +536,154 @@ def test_the_best_trial_as_a_study_is_the_same_run(make, tmp_path):
     assert study.name == "hunt-best"
     assert [run.run_key for run in study.runs] == best.run_keys
     assert study.runs[0].evaluations == search.trial(best.number, best.point).runs[0].evaluations
+
+
+# ------------------------------------------------------------------------------------------------------------ real runs
+
+REAL = """
+search:
+  space:
+    optim.lr: {float: [1.0e-4, 1.0e-1], log: true}
+    diffusion.schedule.s: {float: [1.0e-3, 1.0e-1], log: true}
+  metrics: [{eval/nll_bpd: minimize}]
+  trials: 3
+  parallel: 2
+"""
+
+
+def start_run(search, runs, point):
+    """Write the directory of one real run of the search, as launching it would."""
+    run = search.trial(0, point).runs[0]
+    directory = RunDirectory(runs / run.run_key)
+    directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
+    directory.join_study(run.study, run.facts())
+    return directory
+
+
+def test_a_run_that_is_to_be_pruned_ends_at_its_next_step_and_keeps_its_checkpoint(make, tmp_path):
+    from harness.job import work
+
+    directory = start_run(make(REAL), tmp_path / "runs", {"optim.lr": 1e-3})
+    directory.request_pruning("eval/nll_bpd 9 at step 10 (median)")
+    assert work(directory.path, sync=False, show_progress=False) == "pruned"
+    status = directory.status()
+    assert status.state == "pruned"
+    assert directory.durable_step() == 1
+    assert status.reason == "eval/nll_bpd 9 at step 10 (median)"
+    assert [event.name for event in directory.events()][-1] == "pruned"
+    assert list((directory.path / "checkpoints").iterdir())
+
+
+def test_a_pruned_run_is_killed_in_mlflow_with_its_state_as_a_tag(make, tmp_path):
+    import mlflow
+
+    from harness.job import work
+    from harness.tracking import sync_run
+
+    directory = start_run(make(REAL), tmp_path / "runs", {"optim.lr": 1e-3})
+    directory.request_pruning("hopeless")
+    work(directory.path, sync=False, show_progress=False)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = sync_run(directory, tracking_uri=uri).studies["hunt"].run_id
+    run = mlflow.MlflowClient(uri).get_run(run_id)
+    assert (run.info.status, run.data.tags["state"], run.data.tags["reason"]) == ("KILLED", "pruned", "hopeless")
+
+
+def test_the_metrics_that_plan_knows_are_those_that_a_run_gives(make, tmp_path):
+    from harness.job import work
+
+    base = BASE[: BASE.index("evaluate:")] + (
+        "evaluate:\n  - {name: eval, nll: {num_images: 16, evaluations_per_image: 4}, "
+        "fidelity: {num_samples: 32, num_steps: 5, prc_reference: 32}, "
+        "rate_distortion: {num_images: 4, num_steps: 5}}\n"
+        "  - {name: eval_noise, weights: raw, noise_scale: {batch_size: 4, small_per_big: 2, num_big: 2}}\n"
+    )
+    search = make(REAL, base=base)
+    run = search.trial(0, {"optim.lr": 1e-3}).runs[0]
+    directory = start_run(search, tmp_path / "runs", {"optim.lr": 1e-3})
+    assert work(directory.path, sync=False, show_progress=False) == "done"
+    known = {f"{one.name}/{name}" for one in run.evaluations for name in metrics_of(one, run.spec)}
+    given = {row.key for row in directory.rows() if row.key.startswith("eval") and row.step == row.at}
+    assert known == given - {"eval/L_t_bpd"}
+
+
+@pytest.mark.slow
+def test_a_search_on_this_machine_survives_killed_workers_and_shows_itself_in_mlflow(make, tmp_path):
+    import mlflow
+
+    search = make(REAL, "train.steps=300")
+    runs, said, killed = tmp_path / "runs", [], []
+
+    class Killing(LocalWorkers):
+        def at_work(self, run_keys):
+            busy = super().at_work(run_keys)
+            for key in busy:  # each run's first worker, once it has begun to train
+                owner = RunDirectory(runs / key).writer()
+                if owner and key not in killed and RunDirectory(runs / key).status().step:
+                    killed.append(key)
+                    os.kill(owner["pid"], signal.SIGKILL)
+            return busy
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    workers = Killing(runs, 2, 2)
+    assert Coordinator(search, runs, workers, tracking_uri=uri, say=said.append).run()
+    trials = read_trials(search.folder(runs))
+    assert killed and {trial.state for trial in trials} == {"complete"} and len(trials) == 3
+    for key in killed:
+        assert len(RunDirectory(runs / key).attempts()) == 2
+        assert any(f"run {key} goes on from step" in line for line in said)
+
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("hunt")
+    by_name = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent = by_name.pop("search hunt")
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_name.values()} == {parent.info.run_id}
+    assert set(by_name) == {f"{trial.arm} r0" for trial in trials}
+    for trial in trials:
+        assert float(by_name[f"{trial.arm} r0"].data.params["optim.lr"]) == trial.point["optim.lr"]
+    (best, *_) = front(trials, search.metrics)
+    assert parent.info.status == "FINISHED" and parent.data.params["space.optim.lr"] == "0.0001 to 0.1, log"
+    assert parent.data.tags["best_trial"] == best.arm and parent.data.tags["finished"] == "3 of 3"
+    assert parent.data.metrics["best/eval/nll_bpd"] == best.values["eval/nll_bpd"]
+
+
+@pytest.mark.slow
+def test_a_hopeless_trial_is_pruned_while_it_trains(make, tmp_path):
+    """The first trials are good; the last one's learning rate makes it the worst by far."""
+    base = BASE.replace("evaluations_per_image: 4}}", "evaluations_per_image: 4}, every: 20}")
+    text = """
+search:
+  space: {optim.lr: {choices: [1.0e-2, 2.0e-2, 3.0e-2, 4.0e-2, 5.0e-2, 1.0e-7]}}
+  metrics: [{eval/nll_bpd: minimize}]
+  sampler: grid
+  pruner: median
+  seed: 1
+  trials: 6
+"""
+    search = make(text, "train.steps=1500", base=base)
+    runs = tmp_path / "runs"
+    assert Coordinator(search, runs, LocalWorkers(runs, 1, 1), sync=False, say=lambda line: None).run()
+    trials = read_trials(search.folder(runs))
+    hopeless = trials[-1]  # the seed puts it last: before five complete trials, the median prunes nothing
+    assert hopeless.point == {"optim.lr": 1e-7}
+    directory = RunDirectory(runs / hopeless.run_keys[0])
+    assert hopeless.state == directory.status().state == "pruned"
+    assert "(median)" in hopeless.reason and directory.status().reason == hopeless.reason
+    assert 20 <= directory.durable_step() < 1500
+    assert open_study(search, search.folder(runs)).trials[-1].state.name == "PRUNED"
+
+
+@pytest.mark.slurm
+def test_a_search_on_slurm_with_four_workers(make, tmp_path, slurm):
+    search = make(REAL, "search.trials=6", "search.parallel=4", "resources.memory_gib=1")
+    runs = tmp_path / "runs"
+    workers = SlurmWorkers(runs, 4, None, sync=False)
+    assert Coordinator(search, runs, workers, sync=False, say=lambda line: None).run()
+    trials = read_trials(search.folder(runs))
+    assert len(trials) == 6 and {trial.state for trial in trials} == {"complete"}
+    began = [RunDirectory(runs / trial.run_keys[0]).events("started")[0].facts for trial in trials]
+    assert len({facts["slurm_job_id"] for facts in began}) == 6
+    assert sum(trial.asked_seconds < min(one.ended_seconds for one in trials) for trial in trials) == 4
 
 
 if __name__ == "__main__":  # the coordinator that is killed
