@@ -326,7 +326,7 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
 def _draw_importances(frame: pd.DataFrame) -> Figure:
     metrics = list(frame["metric"].unique())
     paths = list(dict.fromkeys(frame.sort_values("share")["parameter"]))
-    figure, ((axes,),) = style.subplots(width=style.ONE_COLUMN * 1.3, height=0.9 + 0.32 * len(paths) * len(metrics))
+    figure, ((axes,),) = style.subplots(width=style.ONE_COLUMN * 1.3, height=1.4 + 0.3 * len(paths) * len(metrics))
     thick = 0.8 / len(metrics)
     for index, metric in enumerate(metrics):
         part = frame[frame["metric"] == metric].set_index("parameter").reindex(paths).fillna(0.0)

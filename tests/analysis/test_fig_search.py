@@ -92,7 +92,7 @@ def test_the_report_shows_the_figures_of_a_search_and_of_a_study_none_of_them(se
     page = report(searched, tmp_path / "figures").read_text()
     for name, picture in fig_search.FIGURES.items():
         for kind in ("png", "pdf", "csv"):
-            assert (tmp_path / "figures" / "small" / f"{name}.{kind}").stat().st_size > 100
+            assert (tmp_path / "figures" / "small" / f"{name}.{kind}").stat().st_size > 50
         assert picture.TITLE in page
     plain = study_runs("", lambda run: {}, folder="plain")
     assert not fig_search.is_search(load_runs(plain, "small"))
