@@ -92,8 +92,8 @@ def work(
         show_progress: bars, or lines without a terminal.
 
     Returns:
-        the state in which the run is left: done, failed, pruned or interrupted. Of a process that only helped to train: done,
-        when it could.
+        the state in which the run is left: done, failed, pruned or interrupted. Of a process that only helped to
+        train: done, when it could.
 
     Raises:
         RecordError: another process works on this run.
