@@ -649,9 +649,9 @@ class SlurmWorkers(Workers):
         from harness.cluster import queued_in_slurm
 
         queued = queued_in_slurm()
-        found = {key for key in run_keys if launch.job_of(self._runs_folder, key)[1] in queued}
-        self._busy = (self._busy - run_keys) | found
-        return found
+        asked = run_keys | self._busy  # jobs of trials that have ended leave their room
+        self._busy = {key for key in asked if launch.job_of(self._runs_folder, key)[1] in queued}
+        return run_keys & self._busy
 
     def room(self) -> int:
         return (self._jobs or 1_000_000) - len(self._busy)
@@ -815,7 +815,7 @@ class Coordinator:
 
     def _settle(self) -> None:
         keys = {key for trial in self.running for key in trial.record.run_keys}
-        at_work = self.workers.at_work(keys) if keys else set()
+        at_work = self.workers.at_work(keys)
         for trial in list(self.running):
             self._settle_one(trial, at_work)
 
