@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import itertools
 import json
 import math
@@ -378,8 +377,6 @@ def _refuse_what_optuna_refuses(search: Search) -> None:
             raise fail(sampler, "cmaes moves in numbers that always take part; Optuna would draw the others at random")
         if len(search.space) < 2:
             raise fail(sampler, "cmaes needs two parameters at least; take tpe or gp")
-        if importlib.util.find_spec("cmaes") is None:
-            raise fail(sampler, "cmaes is a package of its own, and not installed: pip install cmaes")
     if settings.sampler == "grid":
         num_points = 1
         for parameter in search.space:

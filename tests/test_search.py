@@ -280,7 +280,7 @@ def test_a_grid_is_walked_once_and_ends_though_points_of_it_fail(make, tmp_path)
     assert not finished and states == {"complete": 4, "failed": 2}
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "qmc", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "qmc", "random"])
 def test_samplers_ask_for_different_points_within_the_bounds_also_after_a_restart(make, tmp_path, sampler):
     search = make(LAMBDA_S + f"  sampler: {sampler}\n", "search.trials=4")
     hunt(search, tmp_path / "runs")
