@@ -29,6 +29,7 @@ from analysis import (
     fig_samples,
     fig_sampling_steps,
     fig_scaling,
+    fig_search,
     style,
     tab_results,
 )
@@ -103,7 +104,10 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
 
 def _section(runs_folder: Path, out: Path, study: str) -> Section:
     section = Section(study, load_runs(runs_folder, study))
-    for name, module in OF_A_STUDY.items():
+    figures: dict[str, ModuleType | fig_search.Picture] = {**OF_A_STUDY}
+    if fig_search.is_search(section.runs):
+        figures |= fig_search.FIGURES
+    for name, module in figures.items():
         shown, frame = _figure(out, study, name, module, section.runs)
         if shown:
             section.figures.append(shown)
@@ -125,7 +129,7 @@ def _section(runs_folder: Path, out: Path, study: str) -> Section:
 
 
 def _figure(
-    out: Path, folder: str, name: str, module: ModuleType, runs: list[RunRecord]
+    out: Path, folder: str, name: str, module: ModuleType | fig_search.Picture, runs: list[RunRecord]
 ) -> tuple[Shown | None, pd.DataFrame]:
     frame = module.data(runs)
     if frame.empty:

@@ -40,6 +40,8 @@ from harness.throughput import Throughput, cpu_name, record
 from harness.trainer import Interrupted, Training, save, train
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+_PRUNED = "pruning"  # in the place of a signal's name
+_STOP_NUMBERS = {"": 0, **{one.name: int(one) for one in _STOP_SIGNALS}, _PRUNED: 1000}  # what processes agree on
 _STATUS_EVERY_SECONDS = 1.0
 
 
@@ -94,8 +96,8 @@ def work(
         stop_after_steps: interrupt the training after that many steps of this attempt, with a checkpoint.
 
     Returns:
-        the state in which the run is left: done, failed or interrupted. Of a process that only helped to train: done,
-        when it could.
+        the state in which the run is left: done, failed, pruned or interrupted. Of a process that only helped to
+        train: done, when it could.
 
     Raises:
         RecordError: another process works on this run.
@@ -118,6 +120,9 @@ def work(
         try:
             job.run()
         except Interrupted:
+            if job.stop_signal == _PRUNED:
+                job.leave("pruned", run_directory.pruning_requested())
+                return job.state
             job.leave("interrupted", f"stopped by {job.stop_signal}; submit again and it goes on")
         except HarnessError as error:
             job.leave("failed", str(error))
@@ -246,9 +251,11 @@ class _Job:
 
         def stop_requested() -> bool:
             """Tell whether any process was asked to stop, so that all do at the same step and for the same reason."""
-            number = group.agree(signal.Signals[self.stop_signal] if self.stop_signal else 0)
+            if not self.stop_signal and self.directory.pruning_requested():
+                self.stop_signal = _PRUNED
+            number = group.agree(_STOP_NUMBERS[self.stop_signal])
             if number:
-                self.stop_signal = signal.Signals(number).name
+                self.stop_signal = next(name for name, one in _STOP_NUMBERS.items() if one == number)
             elif self.stop_after_steps and training.step - first >= self.stop_after_steps:  # the same step for all
                 self.stop_signal = f"request after {self.stop_after_steps} steps"
             return bool(self.stop_signal)

@@ -407,7 +407,7 @@ class LocalSubmission(WaitedFor):
         """
         with _sigterm_is_ctrl_c():
             try:
-                self._start()
+                self.start()
                 while self.alive():
                     tick()
                     time.sleep(0.5)
@@ -432,7 +432,8 @@ class LocalSubmission(WaitedFor):
         except HarnessError as error:
             print(f"not all records have reached MLflow; `harness sync` carries them later: {error}", file=sys.stderr)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begin the work; `wait` does, but a search looks after many submissions at once."""
         if not self.workers:
             return
         executor = _executor(self.folder, "local", timeout_min=LOCAL_TIMEOUT_MINUTES)
@@ -1149,6 +1150,12 @@ def last_options(plan: Plan) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- logs
+
+
+def job_of(runs_folder: Path, run_key: str) -> tuple[Path | None, str]:
+    """Return the newest submission's folder that took a run, and the name of submitit's job there."""
+    newest = claims(runs_folder, [run_key]).get(run_key, [None])[-1]
+    return (newest.folder, newest.job_id) if newest else (None, "")
 
 
 def log_path(runs_folder: Path, run_key: str) -> Path | None:

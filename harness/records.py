@@ -555,6 +555,17 @@ class RunDirectory:
             return Status(**asdict(status) | {"state": "interrupted", "reason": reason})
         return status
 
+    def request_pruning(self, reason: str) -> None:
+        """Ask whoever works on this run to end it for good at the next step; its checkpoint stays."""
+        replace_file(self.path / "prune.json", json.dumps({"reason": reason}), durable=False)
+
+    def pruning_requested(self) -> str:
+        """Return the reason for which this run is to end, empty when it is not; cheap enough for every step."""
+        try:
+            return json.loads((self.path / "prune.json").read_text())["reason"]
+        except FileNotFoundError:
+            return ""
+
     # -- who writes
 
     @contextmanager

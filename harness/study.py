@@ -55,6 +55,10 @@ class Document:
             keys = keys[:-1]
         return self.marks.get(keys, Mark("study", 0))
 
+    def fail(self, keys: Keys, what: str) -> SpecError:
+        """Return the error that says what is wrong at `keys`, with its file and line."""
+        return _fail(self.mark(keys), _dotted(keys), what)
+
     def below(self, above: Keys) -> Callable[[Keys, Keys], Mark]:
         """Return what finds the places of a part that stands at `above`."""
         return lambda keys, culprit: self.mark((*above, *keys))
@@ -339,19 +343,34 @@ def load_study(path: str | Path, *, sets: Sequence[str] = (), inception: bool = 
     Raises:
         SpecError: one line a mistake: `file:line: path: what is wrong; the choices`.
     """
-    path = Path(path)
-    document = _resolve_extends(path)
+    document, late = read_document(path, sets)
+    if "search" in document.value:
+        raise document.fail(("search",), "this file is a search: `harness search FILE` asks for its trials one by one")
+    return expand(document, Path(path), late, inception)
+
+
+def read_document(path: str | Path, sets: Sequence[str] = ()) -> tuple[Document, tuple[Override, ...]]:
+    """Read a file with all that it extends; `sets` that concern runs come back, to be laid over each run at last."""
+    document = _resolve_extends(Path(path))
     late: list[Override] = []
     for text in sets:
         override = _parse_set(text)
         head = override.path.split(".")[0]
-        if head in STUDY_PARTS:
+        if head in (*STUDY_PARTS, "search"):
             document.value = _put(document.value, override.keys, override.value, override.mark)
             kept = {keys: mark for keys, mark in document.marks.items() if keys[: len(override.keys)] != override.keys}
             document.marks = {**kept, override.keys: override.mark}
         else:
             late.append(override)
-    return _expand(document, path, tuple(late), inception)
+    return document, tuple(late)
+
+
+def is_search(path: str | Path) -> bool:
+    """Tell a search's file from a study's; one that cannot be read is none."""
+    try:
+        return "search" in read_document(path)[0].value
+    except SpecError:
+        return False
 
 
 def _parse_set(text: str) -> Override:
@@ -362,7 +381,8 @@ def _parse_set(text: str) -> Override:
     return Override(path, parse_yaml(value, str(mark))[0], mark)
 
 
-def _expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
+def expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
+    """Return the runs that a document describes, all of them validated."""
     value = document.value
     known = (*STUDY_PARTS, *RUN_PARTS, *SIDE_PARTS)
     for key in value:
@@ -537,16 +557,16 @@ def _grid(document: Document) -> list[list[Variant]]:
                     f"{len(paths)} paths move together, so every point is a list of {len(paths)} values, not {point!r}",
                 )
             rows.append(row)
-        labels = _labels(paths, rows)
+        names = labels(paths, rows)
         for index, row in enumerate(rows):
             mark = document.mark((*keys, index))
             values = [next(_overrides(document, keys, {path: value})) for path, value in zip(paths, row, strict=True)]
-            variants.append(Variant(labels[index], tuple(Override(o.path, o.value, mark) for o in values)))
+            variants.append(Variant(names[index], tuple(Override(o.path, o.value, mark) for o in values)))
         axes.append(variants)
     return axes
 
 
-def _labels(paths: list[str], rows: list[list[Any]]) -> list[str]:
+def labels(paths: list[str], rows: list[list[Any]]) -> list[str]:
     """Name the points of an axis as briefly as they stay apart: `hybrid`, `lr=0.001`, `channels=64`."""
 
     def label(path: str, value: Any, full: bool) -> str:
@@ -642,7 +662,7 @@ def _evaluation_entries(document: Document, arm_names: set[str], num_replicates:
                     _dotted((*keys, "replicates")),
                     f"no replicate {replicate}; choices: 0 to {num_replicates - 1}",
                 )
-        evaluation = _validate(Evaluation, protocol, document.below(keys), keys)
+        evaluation = validate(Evaluation, protocol, document.below(keys), keys)
         taken = {part for one in found if one.evaluation.name == evaluation.name for part in one.evaluation.parts}
         twice = [part for part in evaluation.parts if part in taken]
         if twice:
@@ -673,7 +693,7 @@ def _resolve_evaluation(
 _ADAPTERS: dict[type[Part], TypeAdapter] = {}
 
 
-def _validate(kind: type[Part], value: Any, where: Callable[[Keys, Keys], Mark], prefix: Keys = ()) -> Any:
+def validate(kind: type[Part], value: Any, where: Callable[[Keys, Keys], Mark], prefix: Keys = ()) -> Any:
     """Validate plain values as `kind`, strictly; turn pydantic's errors into our lines."""
     adapter = _ADAPTERS.setdefault(kind, TypeAdapter(kind))
     try:
@@ -778,7 +798,7 @@ def _validate_run(value: dict, document: Document, overrides: Sequence[Override]
     def side(part: str) -> Callable[[Keys, Keys], Mark]:
         return lambda keys, _: where((part, *keys), (part, *keys))
 
-    spec = _validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, where)
-    resources = _validate(Resources, value.get("resources") or {}, side("resources"), ("resources",))
-    records = _validate(Records, value.get("records") or {}, side("records"), ("records",))
+    spec = validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, where)
+    resources = validate(Resources, value.get("resources") or {}, side("resources"), ("resources",))
+    records = validate(Records, value.get("records") or {}, side("records"), ("records",))
     return spec, resources, records

@@ -248,30 +248,13 @@ class _StudySyncer:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
         self.cursor = {}  # another store, or the run was deleted there: send everything
-        experiment_id = self._experiment_id()
+        experiment_id = _experiment_id(self.client, self.uri, self.study)
         key = self.run_directory.key
         found = self.client.search_runs([experiment_id], f"tags.run_key = '{key}'")
         start_ms = self.run_directory.events()[0].time_ms
         run = found[0] if found else self.client.create_run(experiment_id, start_ms, {"run_key": key}, self._run_name())
         self._save_cursor(run_id=run.info.run_id)
         return run
-
-    def _experiment_id(self) -> str:
-        from mlflow.exceptions import MlflowException
-
-        experiment = self.client.get_experiment_by_name(self.study)
-        if experiment is None:
-            path = _sqlite_path(self.uri)
-            location = (_artifact_root(path) / self.study).as_uri() if path else None
-            try:
-                return self.client.create_experiment(self.study, artifact_location=location)
-            except MlflowException:  # another syncer was faster
-                experiment = self.client.get_experiment_by_name(self.study)
-                if experiment is None:
-                    raise
-        if experiment.lifecycle_stage != "active":
-            raise TrackingError(f"the experiment {self.study!r} was deleted in MLflow; restore it or rename the study")
-        return experiment.experiment_id
 
     def _run_name(self) -> str:
         return f"{self.facts.get('arm', 'run')} r{self.facts.get('replicate', 0)}"
@@ -301,6 +284,7 @@ class _StudySyncer:
             "loss": status.loss,
             "images_per_second": status.images_per_second,
             "eta_seconds": status.eta_seconds if status.state == "running" else None,
+            "mlflow.parentRunId": _parent_run_id(self.client, self.uri, self.run_directory, self.study),
         }
         # A value that was there and is gone must not stay behind; one that never was makes no tag.
         before = self.cursor.get("tags", {})
@@ -360,6 +344,24 @@ class _StudySyncer:
         replace_file(self.cursor_path, json.dumps(self.cursor, indent=1), durable=False)
 
 
+def _experiment_id(client: Any, uri: str, study: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None:
+        path = _sqlite_path(uri)
+        location = (_artifact_root(path) / study).as_uri() if path else None
+        try:
+            return client.create_experiment(study, artifact_location=location)
+        except MlflowException:  # another syncer was faster
+            experiment = client.get_experiment_by_name(study)
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage != "active":
+        raise TrackingError(f"the experiment {study!r} was deleted in MLflow; restore it or rename the study")
+    return experiment.experiment_id
+
+
 def _cursor_path(run_directory: RunDirectory, study: str, uri: str) -> Path:
     store = hashlib.sha256(uri.encode()).hexdigest()[:12]
     return run_directory.path / "tracking" / f"{study}-{store}.json"
@@ -414,6 +416,88 @@ def _infinite_values(rows: list[Row]) -> str:
         return ""
     more = f"; and {len(found) - 20} more" if len(found) > 20 else ""
     return "; ".join(found[:20]) + more + " (MLflow shows them as 1.8e308)"
+
+
+# -------------------------------------------------------------------------------------------------------------- search
+
+
+def sync_search(
+    folder: Path,
+    *,
+    params: dict[str, str],
+    tags: dict[str, str],
+    bests: Sequence[tuple[int, dict[str, float]]],
+    state: str,
+    tracking_uri: str | None = None,
+) -> str:
+    """Bring the parent run of a search up to date, beneath which MLflow shows its trials; return its run_id.
+
+    Args:
+        folder: the search's own, runs/.search/<name>; the pictures in its `figures` become artifacts.
+        params: the space and the budget; sent once, since MLflow's params never change.
+        tags: what changes: how far it is, its best trial.
+        bests: for each finished trial, in their order: Unix time in ms, and the best values so far by metric.
+        state: running, interrupted or done.
+
+    Raises:
+        TrackingError: the store cannot be reached or refuses; a repeat goes on from there.
+    """
+    uri = initialise_store(tracking_uri)
+    mlflow = _mlflow()
+    with _store_errors(uri):
+        from mlflow.entities import Metric, Param, RunTag
+
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        run_id = _search_run_id(client, uri, folder)
+        path = _search_cursor(folder, uri)
+        cursor = _read_cursor(path)
+        if not cursor.get("params_sent"):
+            sent = [Param(name, text[:MAX_PARAM_CHARACTERS]) for name, text in params.items()]
+            for start in range(0, len(sent), MAX_PARAMS_PER_BATCH):
+                client.log_batch(run_id, params=sent[start : start + MAX_PARAMS_PER_BATCH])
+        rows = [
+            Metric(key, value, time_ms, step)
+            for step, (time_ms, values) in enumerate(bests, 1)
+            if step > cursor.get("bests_sent", 0)
+            for key, value in values.items()
+        ]
+        for start in range(0, len(rows), MAX_METRICS_PER_BATCH):
+            client.log_batch(run_id, metrics=rows[start : start + MAX_METRICS_PER_BATCH])
+        client.log_batch(run_id, tags=[RunTag(name, text[:5000]) for name, text in (tags | {"state": state}).items()])
+        for picture in sorted((folder / "figures").glob("*.png")):
+            client.log_artifact(run_id, str(picture), "figures")
+        client.update_run(run_id, status=MLFLOW_STATUS[state])
+        facts = {"run_id": run_id, "params_sent": True, "bests_sent": len(bests)}
+        replace_file(path, json.dumps(facts), durable=False)
+    return run_id
+
+
+def _parent_run_id(client: Any, uri: str, run_directory: RunDirectory, study: str) -> str | None:
+    """Return the run of the search that this study is, None where it is no search."""
+    folder = run_directory.path.parent / ".search" / study
+    return _search_run_id(client, uri, folder) if folder.is_dir() else None
+
+
+def _search_run_id(client: Any, uri: str, folder: Path) -> str:
+    """Return the search's run in this store, made by whoever needs it first."""
+    path = _search_cursor(folder, uri)
+    if "run_id" not in _read_cursor(path):
+        lock = FolderLock(folder / "tracking", f"the MLflow record of search {folder.name}")
+        lock.acquire(60.0)
+        try:
+            if "run_id" not in _read_cursor(path):
+                experiment_id = _experiment_id(client, uri, folder.name)
+                found = client.search_runs([experiment_id], f"tags.search = '{folder.name}'")
+                tags = {"search": folder.name, "study": folder.name}
+                run = found[0] if found else client.create_run(experiment_id, None, tags, f"search {folder.name}")
+                replace_file(path, json.dumps({"run_id": run.info.run_id}), durable=False)
+        finally:
+            lock.release()
+    return _read_cursor(path)["run_id"]
+
+
+def _search_cursor(folder: Path, uri: str) -> Path:
+    return folder / f"tracking-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.json"
 
 
 # --------------------------------------------------------------------------------------------------------------- check

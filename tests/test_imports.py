@@ -81,7 +81,7 @@ ROOMS = {
         *("launch", "views", "errand", "registry", "cluster", "tracking", "records", "spec", "errors"),
     },
     "views": {"launch", "cluster", "disk", "tracking", "records", "study", "spec", "progress", "errors"},
-    "search": {"launch", "tracking", "records", "study", "spec", "errors"},
+    "search": {"launch", "cluster", "tracking", "records", "study", "spec", "errors"},
     "analysis": {"tracking", "records", "study", "spec", "diffusion", "data", "errors"},
     "cli": None,  # all
     "__main__": {"cli"},

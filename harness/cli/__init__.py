@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from harness.cli import checkpoints, cluster, preflight, records, runs, studies
+from harness.cli import checkpoints, cluster, preflight, records, runs, search, studies
 from harness.errors import HarnessError
 
 
@@ -28,7 +28,7 @@ def cli() -> None:
 
 
 VERBS = (
-    *(studies.plan, studies.submit),
+    *(studies.plan, studies.submit, search.search),
     *(cluster.cancel, cluster.retry),
     *(preflight.doctor, preflight.calibrate),
     *(runs.status, runs.why, runs.logs, runs.sample),

@@ -40,8 +40,13 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 def load(study: Path, sets: Sequence[str] = ()) -> Study:
     from harness.study import load_study
 
+    return load_study(study, sets=sets, inception=has_inception())
+
+
+def has_inception() -> bool:
+    """Tell whether Inception's weights are at hand."""
     weights = os.environ.get("HARNESS_INCEPTION_WEIGHTS")
-    return load_study(study, sets=sets, inception=bool(weights) and Path(str(weights)).is_file())
+    return bool(weights) and Path(str(weights)).is_file()
 
 
 step_option = click.option(

@@ -26,7 +26,13 @@ INTERRUPTED_EXIT_CODE = 130
 def plan(study: Path, as_json: bool, everything: bool, sets: tuple[str, ...], runs_folder: Path) -> None:
     """Show what a study asks for, where each run stands and what is left to pay. Changes nothing."""
     from harness import launch
+    from harness.study import is_search
 
+    if is_search(study):
+        from harness.cli.search import show_plan
+
+        show_plan(study, sets, runs_folder, as_json=as_json)
+        return
     planned = launch.plan(load(study, sets), runs_folder)
     if as_json:
         import json

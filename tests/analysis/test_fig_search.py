@@ -1,0 +1,106 @@
+"""The figures of a search, from records with planted numbers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from analysis import fig_search
+from analysis.report import report
+from analysis.runs import load_runs
+
+SPACE = [
+    {"path": "objective.lambda_vlb", "kind": "float", "low": 1e-5, "high": 1e-1, "log": True, "step": None},
+    {"path": "diffusion.schedule.s", "kind": "float", "low": 1e-4, "high": 1e-1, "log": True, "step": None},
+    {"path": "model.depth", "kind": "choices", "choices": {"2": 2, "3": 3}, "when": {"objective.name": ["hybrid"]}},
+]
+METRICS = [{"name": "eval/nll_bpd", "direction": "minimize"}, {"name": "eval/recall", "direction": "maximize"}]
+# (lambda, s, depth, nll, recall, state), in the order in which they ended
+TRIALS = [
+    (1e-4, 1e-2, 2, 4.0, 0.2, "complete"),
+    (1e-3, 1e-2, 3, 3.0, 0.5, "complete"),
+    (1e-2, 1e-3, None, 9.0, None, "pruned"),
+    (1e-2, 1e-4, 2, 3.5, 0.6, "complete"),
+    (1e-2, 1e-3, 3, 3.6, 0.4, "complete"),
+    (1e-1, 1e-1, 2, None, None, "failed"),
+]
+
+
+@pytest.fixture
+def searched(study_runs):
+    runs = study_runs("", lambda run: {})
+    folder = runs / ".search" / "small"
+    (folder / "trials").mkdir(parents=True)
+    definition = {"space": SPACE, "metrics": METRICS}
+    (folder / "search.json").write_text(json.dumps({"study": "small", "definition": definition}))
+    for number, (lambda_vlb, s, depth, nll, recall, state) in enumerate(TRIALS):
+        point = {"objective.lambda_vlb": lambda_vlb, "diffusion.schedule.s": s}
+        point |= {"model.depth": depth} if depth else {}
+        values = {"eval/nll_bpd": nll, "eval/recall": recall}
+        record = {"number": number, "point": point, "state": state, "ended_seconds": 10.0 + number}
+        record |= {"values": {name: value for name, value in values.items() if value}, "replicate_values": {}}
+        (folder / "trials" / f"trial-{number:04d}.json").write_text(json.dumps(record))
+    row = {"share": 0.7, "low": 0.5, "high": 0.9}
+    shares = {"num_trials": 4, "metrics": {"eval/nll_bpd": {"objective.lambda_vlb": row}}}
+    (folder / "importances.json").write_text(json.dumps(shares))
+    return runs
+
+
+def frame_of(name, searched):
+    return fig_search.FIGURES[name].data(load_runs(searched, "small"))
+
+
+def test_the_best_so_far_follows_complete_trials_in_the_direction_of_each_metric(searched):
+    frame = frame_of("search_history", searched)
+    nll, recall = (frame[frame["metric"] == one["name"]] for one in METRICS)
+    assert nll["best"].tolist() == [4.0, 3.0, 3.0, 3.0, 3.0]
+    assert recall["best"].tolist() == [0.2, 0.5, 0.5, 0.6, 0.6]
+    assert nll["state"].tolist().count("pruned") == 1 and 5 not in set(nll["trial"])
+
+
+def test_the_front_holds_what_nothing_beats_though_one_metric_is_maximised(searched):
+    frame = frame_of("search_pareto", searched)
+    assert frame.loc[frame["on_front"], "trial"].tolist() == [1, 3]
+
+
+def test_the_contour_takes_the_two_numbers_of_each_complete_trial(searched):
+    frame = frame_of("search_contour", searched)
+    assert frame["parameter_x"].unique().tolist() == ["objective.lambda_vlb"]
+    assert frame["parameter_y"].unique().tolist() == ["diffusion.schedule.s"]
+    nll = frame[frame["metric"] == "eval/nll_bpd"]
+    assert nll[["trial", "position_x", "position_y", "value"]].to_numpy().tolist() == [
+        [0, 1e-4, 1e-2, 4.0], [1, 1e-3, 1e-2, 3.0], [3, 1e-2, 1e-4, 3.5], [4, 1e-2, 1e-3, 3.6],
+    ]  # fmt: skip
+
+
+def test_the_surface_of_a_contour_stays_within_the_values_that_it_joins():
+    points = np.random.default_rng(0).random((12, 2))
+    values = points[:, 0]
+    surface = fig_search._smooth(points, values, np.linspace(0, 1, 11))
+    assert values.min() <= surface.min() < surface.max() <= values.max()
+    assert (np.diff(surface.mean(0)) > 0).all()  # and rises where they rise
+
+
+def test_a_choice_stands_at_its_place_and_a_parameter_that_takes_no_part_nowhere(searched):
+    frame = fig_search.trials(load_runs(searched, "small"))
+    depth = frame[(frame["parameter"] == "model.depth") & (frame["metric"] == "eval/nll_bpd")]
+    assert depth["position"].fillna(-1).tolist() == [0, 1, -1, 0, 1]
+    assert depth["label"].tolist() == ["2", "3", "", "2", "3"]
+
+
+def test_the_report_shows_the_figures_of_a_search_and_of_a_study_none_of_them(searched, study_runs, tmp_path, capsys):
+    page = report(searched, tmp_path / "figures").read_text()
+    for name, picture in fig_search.FIGURES.items():
+        for kind in ("png", "pdf", "csv"):
+            assert (tmp_path / "figures" / "small" / f"{name}.{kind}").stat().st_size > 50
+        assert picture.TITLE in page
+    plain = study_runs("", lambda run: {}, folder="plain")
+    assert not fig_search.is_search(load_runs(plain, "small"))
+    report(plain, tmp_path / "plain_figures")
+    assert not list((tmp_path / "plain_figures" / "small").glob("search_*"))
+
+
+def test_the_pictures_of_a_search_are_drawn_into_its_folder(searched):
+    out = searched / ".search" / "small" / "figures"
+    drawn = fig_search.draw_all(searched, "small", out)
+    assert [path.stem for path in drawn] == list(fig_search.FIGURES)
