@@ -6,10 +6,10 @@ JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PORT   ?= 5000
 STUDY  ?= experiments/laptop/iddpm_digits.yaml
 TYPED  := harness/errors.py harness/spec.py harness/study.py harness/records.py harness/tracking.py harness/launch.py \
-          harness/cluster.py harness/cli harness/views.py harness/progress.py analysis
+          harness/cluster.py harness/verify.py harness/cli harness/views.py harness/progress.py analysis
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check figures ui bench clean
+.PHONY: help setup demo test faults check figures ui bench clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ demo: setup  ## Run a real ablation on digits, from YAML to figures/index.html (
 
 test: setup  ## Run all tests
 	$(BIN)/python -m pytest
+
+faults: setup  ## Kill a training a hundred times, break servers and disks under it, and print the figures
+	KILLS=100 $(BIN)/python -m pytest -q tests/faults tests/test_verify.py
 
 check: setup  ## Format, lint, types and the fast tests: under a minute
 	$(BIN)/ruff format --check .

@@ -85,10 +85,33 @@ def records(folder: Path) -> None:
     print(f"{'data, noise and sums around a step':45s} {1e3 * around:8.2f} ms  {around / step:8.2%} of a step")
 
 
+def sync(folder: Path) -> None:
+    """From the journal into a new SQLite store of MLflow, and once more when there is nothing new."""
+    from harness.records import RunDirectory, Status
+    from harness.tracking import initialise_store, sync_run
+
+    uri, num_lines, values = f"sqlite:///{folder / 'mlflow.db'}", 2000, {f"train/metric_{i}": 0.5 for i in range(10)}
+    initialise_store(uri)
+    directory = RunDirectory(folder / "synced").create({"seed": 0}, 1)
+    directory.join_study("bench", {"arm": "a", "replicate": 0})
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        directory.set_status(Status("done", attempt=1))
+        journal.metrics(0, {"train/first": 0.5})
+        sync_run(directory, tracking_uri=uri)  # makes the experiment and the run
+        for step in range(1, num_lines + 1):
+            journal.metrics(step, values)
+    for label in ("first time", "repeated"):
+        began = time.perf_counter()
+        sent = sum(study.num_rows_sent for study in sync_run(directory, tracking_uri=uri).studies.values())
+        taken = time.perf_counter() - began
+        print(f"{f'sync into SQLite, {label}':45s} {taken:8.3f} s   {sent} rows, {sent / taken:,.0f} a second")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command_line(Path(folder))
         records(Path(folder))
+        sync(Path(folder))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ who only help to train, have gone.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from harness import __version__, snapshot
 from harness.checkpoint import Checkpoints
 from harness.data.base import Dataset
 from harness.distributed import Group, Place, find_place, join
-from harness.errors import CheckpointError, HarnessError
+from harness.errors import CheckpointError, HarnessError, RecordError
 from harness.evaluation import Evaluator, Measured, load_predict, save_png
 from harness.lineage import parent_of
 from harness.progress import Progress
@@ -43,6 +44,17 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 _PRUNED = "pruning"  # in the place of a signal's name
 _STOP_NUMBERS = {"": 0, **{one.name: int(one) for one in _STOP_SIGNALS}, _PRUNED: 1000}  # what processes agree on
 _STATUS_EVERY_SECONDS = 1.0
+# Beyond the spec: the same run under another value of these need not end in the same bits.
+BITS_DEPEND_ON = (
+    "torch",
+    "device",
+    "cpu_capability",
+    "threads",
+    "num_processes",
+    "microbatch",
+    "deterministic",
+    "data_digest",
+)
 
 
 @dataclass(frozen=True)
@@ -200,6 +212,8 @@ class _Job:
         """Return the training as its newest whole checkpoint left it: on every process the one that the first found."""
         resources, spec = self.request.resources, self.spec
         torch.use_deterministic_algorithms(resources.deterministic)
+        if resources.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins; cuBLAS asks for it
         training = Training(
             spec, make_method(spec, data, resources, device), make_timestep_sampler(spec, device), device
         )
@@ -371,16 +385,20 @@ class _Job:
     # -- records
 
     def leave(self, state: str, reason: str, trace: str = "") -> None:
-        """Write the run's final state for this attempt."""
+        """Write the run's final state for this attempt; where the disk takes nothing more, say it in the log."""
         self.state = state
-        if self.journal is None:  # it failed before it could begin
-            self.journal = self.directory.open_journal(resumed_from_step=self.directory.durable_step())
-        facts = {"reason": reason, "traceback": trace} if trace else {"reason": reason}
-        self.journal.event("finished" if state == "done" else state, **facts)
-        self.journal.close()
-        self._write_status(state, reason, force=True)
         if trace:
             print(trace, file=sys.stderr)
+        facts = {"reason": reason, "traceback": trace} if trace else {"reason": reason}
+        try:
+            if self.journal is None:  # it failed before it could begin
+                self.journal = self.directory.open_journal(resumed_from_step=self.directory.durable_step())
+            with self.journal:
+                self.journal.event("finished" if state == "done" else state, **facts)
+            self._write_status(state, reason, force=True)
+        except RecordError as error:
+            self.state = "failed"
+            print(f"{self.directory.key} {state}: {reason}; its records cannot say so: {error}", file=sys.stderr)
 
     def _write_status(self, state: str, reason: str = "", *, force: bool = False) -> None:
         now = time.monotonic()
@@ -413,13 +431,33 @@ class _Job:
             "num_processes": group.size,
             "hosts": list(group.hosts),  # of the processes, by rank
             "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
+            "microbatch": self.request.resources.microbatch,
             "deterministic": self.request.resources.deterministic,
             "data_digest": data.digest,
             "data_files": dict(data.files),
             "data_padded_share": data.padded_share,
         }
+        self._note_other_environment(facts)
         self.directory.write_environment(attempt, facts)
+
+    def _note_other_environment(self, facts: dict[str, Any]) -> None:
+        """Say in the records when a training goes on under other conditions than it was checkpointed under."""
+        assert self.journal is not None
+        checkpoints = [event for event in self.directory.events("checkpoint") if not event.fenced]
+        before = {one["attempt"]: one for one in self.directory.environments()}
+        if not checkpoints or not (old := before.get(checkpoints[-1].attempt)):
+            return
+        changes = [
+            f"{name} {old[name]} -> {facts[name]}"
+            for name in BITS_DEPEND_ON
+            if name in old and old[name] != facts[name]
+        ]
+        if changes:
+            told = f"{', '.join(changes)}: the bits may differ from here on"
+            self.journal.event("environment_changed", step=self.step, changes=told)
+            print(f"{self.directory.key}: {told}", file=sys.stderr)
 
     def _record_throughput(self, seconds_per_step: float, device: torch.device) -> None:
         """Keep what a step took and what a checkpoint weighs, for `plan`."""

@@ -144,7 +144,11 @@ class FolderLock:
         """Give the lock back; a number that somebody took over meanwhile stays theirs."""
         self._stop.set()
         if self._path:
-            replace_file(self._path, '{"released": true}', durable=False)
+            try:
+                replace_file(self._path, '{"released": true}', durable=False)
+            except RecordError:  # the disk is full: an empty file of long ago needs no room and says the same
+                os.truncate(self._path, 0)
+                os.utime(self._path, (0, 0))
             self._path = None
 
     def verify(self) -> None:

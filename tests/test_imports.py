@@ -81,6 +81,7 @@ ROOMS = {
         *("launch", "views", "errand", "registry", "cluster", "tracking", "records", "spec", "errors"),
     },
     "views": {"launch", "cluster", "disk", "tracking", "records", "study", "spec", "progress", "errors"},
+    "verify": {"job", "checkpoint", "lineage", "records", "study", "spec", "errors"},
     "search": {"launch", "cluster", "tracking", "records", "study", "spec", "errors"},
     "analysis": {"tracking", "records", "study", "spec", "diffusion", "data", "errors"},
     "cli": None,  # all
@@ -112,6 +113,7 @@ TORCH_FREE = (
     "lineage",
     "disk",
     "archive",
+    "verify",
     "views",
     "progress",
     "cli",

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from harness.cli import checkpoints, cluster, preflight, records, runs, search, studies
+from harness.cli import checkpoints, cluster, preflight, records, runs, search, studies, verify
 from harness.errors import HarnessError
 
 
@@ -34,6 +34,7 @@ VERBS = (
     *(runs.status, runs.why, runs.logs, runs.sample),
     *(records.sync, records.clean, records.export, records.import_),
     *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),
+    verify.verify_resume,
 )
 for verb in VERBS:
     cli.add_command(verb)

@@ -5,6 +5,9 @@ The damage is of two kinds: of the text (lines and tokens moved, doubled, lost, 
 valid join a run directory, as a submission does, and looks whether anything appeared elsewhere.
 """
 
+import contextlib
+import json
+import os
 import re
 import sys
 
@@ -13,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.errors import SpecError
-from harness.records import RunDirectory
+from harness.records import RunDirectory, safe_name
 from harness.spec import SCHEMA_VERSION, RunSpec
 from harness.study import load_study
 
@@ -163,9 +166,40 @@ def refused_or_valid(path):
             assert line.isprintable() and len(line) < 1000, repr(line)
         return None
     for run in study.runs[:3]:
+        for evaluation in run.evaluations:  # these names become those of files
+            assert safe_name(evaluation.name) and safe_name(evaluation.key)
         stored = run.spec.model_dump(mode="json")
         assert RunSpec.model_validate(stored).run_key == run.run_key  # what is stored gives the same key again
     return study
+
+
+written: list | None = None  # every path that is opened for writing, made, renamed or removed while it is watched
+
+
+def _watch(event, arguments):
+    if written is None:
+        return
+    if event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        written.append(arguments[0])
+    elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.rename", "os.link", "os.symlink"):
+        written.extend(one for one in arguments[:2] if isinstance(one, str | bytes | os.PathLike))
+
+
+sys.addaudithook(_watch)
+
+
+@contextlib.contextmanager
+def nothing_written_outside(folder):
+    """Hold all that this process writes, wherever it is, to lie in a folder."""
+    global written
+    written = []
+    try:
+        yield
+        paths = [os.path.realpath(os.fsdecode(path)) for path in written if not isinstance(path, int)]
+        outside = [path for path in paths if not path.startswith(f"{os.path.realpath(folder)}/")]
+        assert outside == [], outside
+    finally:
+        written = None
 
 
 def make_runs(study, runs):
@@ -192,10 +226,11 @@ def fuzz(tmp_path_factory, examples, joined):
     @given(damaged_studies())
     def one(content):
         path.write_bytes(content)
-        study = refused_or_valid(path)
-        counts["valid" if study else "refused"] += 1
-        if study and counts["valid"] <= joined:
-            make_runs(study, runs)
+        with nothing_written_outside(runs):
+            study = refused_or_valid(path)
+            counts["valid" if study else "refused"] += 1
+            if study and counts["valid"] <= joined:
+                make_runs(study, runs)
 
     one()
     outside = {str(p.relative_to(home)) for p in home.rglob("*") if runs not in p.parents}
@@ -215,6 +250,54 @@ def test_200_damaged_specs_are_valid_or_refused_with_their_place(tmp_path_factor
 def test_5000_damaged_specs_are_valid_or_refused_with_their_place(tmp_path_factory):
     counts = fuzz(tmp_path_factory, 5000, joined=100)
     assert min(counts.values()) > 250
+
+
+LEAVING = (
+    "../out",
+    "..",
+    "a/../../out",
+    "/tmp/out",
+    "~/out",
+    "a\nb",
+    "a\0b",
+    "a/b",
+    ".hidden",
+    "x" * 300,
+    "\ud800",
+    "-",
+    "",
+)
+PLACES = {
+    "study": "study: {}\nextends: base.yaml\n",
+    "arm": "study: s\nextends: base.yaml\narms: {{{}: {{seed: 1}}}}\n",
+    "evaluation": "study: s\nextends: base.yaml\nevaluate: [{{name: {}, nll: {{num_images: 4}}}}]\n",
+    "extends": "study: s\nextends: {}\n",
+    "data": "study: s\nextends: base.yaml\ndata: {{name: image_folder, path: {}, image_size: 32}}\n",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_name_that_leaves_its_folder_is_refused_or_writes_nothing_outside(tmp_path, place):
+    (tmp_path / "base.yaml").write_text(BASE)
+    path, runs, counts = tmp_path / "study.yaml", tmp_path / "runs", {"valid": 0, "refused": 0}
+    runs.mkdir()
+    for name in LEAVING:
+        path.write_text(PLACES[place].format(json.dumps(name)))
+        with nothing_written_outside(runs):
+            study = refused_or_valid(path)
+            if study:
+                make_runs(study, runs)
+        counts["valid" if study else "refused"] += 1
+    print(f"{place}: {len(LEAVING)} names that leave their folder: {counts}; nothing written outside", file=sys.stderr)
+    if place in ("study", "evaluation", "extends"):
+        assert counts["valid"] == 0
+
+
+def test_the_watch_sees_what_is_written_outside(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for write in (lambda p: p.write_text(""), lambda p: p.unlink(), lambda p: p.mkdir(), lambda p: p.rename(f"{p}2")):
+        with pytest.raises(AssertionError, match="outside"), nothing_written_outside(tmp_path / "runs"):
+            write(tmp_path / "outside")
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda text: text.split()[1])
