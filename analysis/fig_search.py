@@ -99,8 +99,8 @@ def _position(parameter: dict[str, Any], point: dict[str, Any]) -> dict[str, Any
     found = {"parameter": path, "log": bool(parameter.get("log"))}
     if parameter["kind"] == "choices":
         names, values = list(parameter["choices"]), list(parameter["choices"].values())
-        place = values.index(point[path]) if path in point else np.nan
-        label = names[place] if path in point else ""
+        index = values.index(point[path]) if path in point else None
+        place, label = (np.nan, "") if index is None else (index, names[index])
         return found | {
             "position": place,
             "label": label,
@@ -254,7 +254,10 @@ def _draw_contour(frame: pd.DataFrame) -> Figure:
         part = frame[frame["metric"] == metric]
         row = part.iloc[0]
         scales = [(lambda v: np.log10(v)) if row[f"log_{a}"] else (lambda v: np.asarray(v, float)) for a in "xy"]
-        spans = [scale([row[f"low_{a}"], row[f"high_{a}"]]) for a, scale in zip("xy", scales, strict=True)]
+        spans = []
+        for a, scale in zip("xy", scales, strict=True):
+            first, last = map(float, scale([row[f"low_{a}"], row[f"high_{a}"]]))
+            spans.append((first, last))
         units = [
             (scale(part[f"position_{a}"]) - span[0]) / (span[1] - span[0])
             for a, scale, span in zip("xy", scales, spans, strict=True)
@@ -281,7 +284,7 @@ def _draw_contour(frame: pd.DataFrame) -> Figure:
         axes.set(xlabel=_name(row["parameter_x"]), ylabel=_name(row["parameter_y"]), title=metric)
         axes.grid(False)
         bar = figure.colorbar(filled, ax=axes, ticks=levels[::3], format="%.3g", pad=0.02)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
     return figure
 
 
@@ -319,7 +322,7 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
             if column == 0:
                 axes.set_ylabel(metric)
     bar = figure.colorbar(ScalarMappable(colours, "Blues"), ax=panels, pad=0.01, aspect=40, label="order of the trials")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     return figure
 
 

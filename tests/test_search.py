@@ -355,7 +355,7 @@ def test_a_run_whose_worker_dies_again_and_again_without_progress_is_given_up(ma
     trials = read_trials(search.folder(tmp_path / "runs"))
     assert finished and [trial.state for trial in trials] == ["failed", "complete", "complete"]
     assert Counter(workers.started) == {trial.run_keys[0]: 3 for trial in trials}
-    assert "ended 3 times at step 0" in trials[0].reason
+    assert "3 times at step 0" in trials[0].reason
 
 
 def test_a_coordinator_that_dies_anywhere_is_taken_up_with_the_same_trials(make, tmp_path, monkeypatch):

@@ -104,9 +104,9 @@ def show_plan(file: Path, sets: Sequence[str], runs_folder: Path, *, as_json: bo
     click.echo(f"\nsampler {settings.sampler}, pruner {settings.pruner}, seed {settings.seed}")
     click.echo(f"budget: {views.count(runs, 'run')}{replicates}{limit}")
     planned = launch.plan(trials[0], runs_folder)
-    seconds = planned.training_seconds(planned.runs[0])
-    if seconds:
-        click.echo(f"training: about {duration(runs * seconds)} on one {planned.device(planned.runs[0])}, one by one")
+    seconds, measured = planned.training_seconds(planned.runs[0]), planned.measured(planned.runs[0])
+    if seconds and measured:
+        click.echo(f"training: about {duration(runs * seconds)} on one {measured.device_name}, one by one")
     click.echo("\nfirst suggestions (what is asked for before any trial has ended):")
     paths = [one.path for one in found.space]
     views.Table(
@@ -156,9 +156,9 @@ def _show_status(search: Search, runs_folder: Path) -> None:
         f"{states}; {left} of {search.settings.trials} left" + (f", about {duration(eta)}" if eta and left else "")
     )
     for trial in best[:1]:
-        values = ", ".join(f"{metric.name} {_value(trial, metric.name)}" for metric in search.metrics)
+        shown = ", ".join(f"{metric.name} {_value(trial, metric.name)}" for metric in search.metrics)
         front_size = f" (one of {len(best)} on the Pareto front)" if len(search.metrics) > 1 else ""
-        click.echo(f"best: {trial.arm}, {values}{front_size}")
+        click.echo(f"best: {trial.arm}, {shown}{front_size}")
 
 
 def _value(trial: TrialRecord, metric: str) -> str:
