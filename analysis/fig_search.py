@@ -216,8 +216,8 @@ def _clip(values: Iterable[float], direction: str) -> tuple[float, float]:
     low, high = found[0], found[-1]
     spread = np.median(np.abs(found - np.median(found))) or (high - low) or 1.0
     if direction == "minimize":
-        return low, min(high, np.median(found) + 4 * spread)
-    return max(low, np.median(found) - 4 * spread), high
+        return low, min(high, np.median(found) + 8 * spread)
+    return max(low, np.median(found) - 8 * spread), high
 
 
 def _draw_history(frame: pd.DataFrame) -> Figure:
@@ -226,22 +226,23 @@ def _draw_history(frame: pd.DataFrame) -> Figure:
     for axes, metric in zip(panels, metrics, strict=True):
         part = frame[frame["metric"] == metric]
         whole, pruned = part[part["state"] == "complete"], part[part["state"] == "pruned"]
-        axes.plot(whole["order"], whole["value"], "o", color=style.COLOURS[5], label="trial", zorder=2)
         if pruned["value"].notna().any():
             axes.plot(pruned["order"], pruned["value"], "x", color=GREY, label="pruned, as it stood", zorder=2)
         axes.step(part["order"], part["best"], where="post", color=style.COLOURS[0], label="best so far", zorder=3)
         direction = str(part["direction"].iloc[0])
         if len(whole):
             low, high = _clip(whole["value"], direction)
+            inside = whole["value"].between(low, high)
+            points = whole[inside]
+            axes.plot(points["order"], points["value"], "o", color=style.COLOURS[5], label="trial", zorder=2)
             room = 0.08 * ((high - low) or 1.0)
             axes.set_ylim(low - room, high + room)
             best = whole.loc[whole["value"].idxmin() if direction == "minimize" else whole["value"].idxmax()]
             axes.plot(best["order"], best["value"], "*", color=style.COLOURS[1], markersize=10, zorder=4)
-            above = (whole["value"] > high + room) | (whole["value"] < low - room)
             edge = high + room if direction == "minimize" else low - room
-            axes.plot(whole["order"][above], np.full(above.sum(), edge), "^" if direction == "minimize" else "v",
+            axes.plot(whole["order"][~inside], np.full((~inside).sum(), edge), "^" if direction == "minimize" else "v",
                       color=style.COLOURS[5], clip_on=False,
-                      label="beyond the axis" if above.any() else None)  # fmt: skip
+                      label=None if inside.all() else "beyond the axis")  # fmt: skip
         axes.set(xlabel="trials that have ended", ylabel=metric, title=metric if len(metrics) > 1 else "")
     style.legend_below(figure, panels[0])
     return figure
@@ -310,9 +311,12 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
             direction = str(part["direction"].iloc[0])
             low, high = _clip(frame.loc[frame["metric"] == metric, "value"], direction)
             room = 0.06 * ((high - low) or 1.0)
-            shown = np.clip(part["value"], low, high)
-            axes.scatter(part["position"], shown, c=part["order"], norm=colours, cmap="Blues", s=24,
-                         edgecolors=style.INK, linewidths=0.4, clip_on=False, zorder=3)  # fmt: skip
+            beyond = (part["value"] < low) | (part["value"] > high)
+            for which, marker in [(~beyond, "o"), (beyond, "^" if direction == "minimize" else "v")]:
+                shown = part[which]
+                axes.scatter(shown["position"], np.clip(shown["value"], low, high), c=shown["order"], norm=colours,
+                             cmap="Blues", s=24, marker=marker, edgecolors=style.INK, linewidths=0.4, clip_on=False,
+                             zorder=3)  # fmt: skip
             best = part.loc[part["value"].idxmin() if direction == "minimize" else part["value"].idxmax()]
             axes.plot(best["position"], best["value"], "*", color=style.COLOURS[1], markersize=11,
                       markeredgecolor="white", markeredgewidth=0.7, zorder=4)  # fmt: skip

@@ -60,11 +60,19 @@ def test_the_files_that_a_page_names_exist(page):
 
 
 def test_the_readmes_study_loads(tmp_path):
-    (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    example, _ = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "study.yaml").write_text(example.replace("extends: ", f"extends: {ROOT}/"))
     study = load_study(tmp_path / "study.yaml")
     assert len(study.runs) == 12
     assert study.warnings() == []
+
+
+def test_the_readmes_search_loads(tmp_path):
+    from harness.search import load_search
+
+    _, example = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "search.yaml").write_text(example.replace("extends: ", f"extends: {ROOT}/"))
+    assert load_search(tmp_path / "search.yaml").settings.trials == 20
 
 
 def test_the_example_of_a_cluster_is_a_profile():

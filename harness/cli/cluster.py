@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import load, runs_folder_option, set_option, studies_or_run, study_file
+from harness.cli.common import (
+    load,
+    profile_option,
+    read_profile,
+    runs_folder_option,
+    set_option,
+    studies_or_run,
+    study_file,
+)
 from harness.cli.studies import submit_and_follow
 from harness.errors import LaunchError
 
@@ -29,7 +37,7 @@ def cancel(what: tuple[str, ...], runs_folder: Path) -> None:
 @click.option("--killed", is_flag=True, help="Those whose process or job was killed.")
 @click.option("--cluster", metavar="local|debug|slurm", help="Where to run.  [default: as submitted last]")
 @click.option("--jobs", type=click.IntRange(1), help="Workers (local), or runs at a time (slurm).")
-@click.option("--profile", type=click.Path(path_type=Path), help="Facts of the SLURM cluster, a YAML file.")
+@profile_option
 @click.option("--new-code", is_flag=True, help="Go on with today's code, not with that which a run began with.")
 @click.option("--no-sync", is_flag=True, help="Don't carry the records to MLflow; `harness sync` does it later.")
 @set_option
@@ -48,7 +56,6 @@ def retry(
 ) -> None:
     """Begin failed runs again from their newest checkpoint, with the options of the last submission."""
     from harness import launch
-    from harness.cluster import load_profile
 
     if not failed and not killed:
         raise LaunchError("say which: --failed, --killed or both")
@@ -58,8 +65,8 @@ def retry(
         options = {"cluster": cluster, "jobs": None, "profile": None}
     if jobs:
         options["jobs"] = jobs
-    if profile:
-        options["profile"] = load_profile(profile)
+    if facts := read_profile(profile, options["cluster"]):
+        options["profile"] = facts
     chosen = launch.select_retries(planned, failed=failed, killed=killed)
     if not chosen.runs:
         click.echo("nothing to retry")

@@ -12,6 +12,7 @@ import click
 from harness.errors import CheckpointError, LaunchError
 
 if TYPE_CHECKING:
+    from harness.cluster import Profile
     from harness.records import RunDirectory
     from harness.study import Study
 
@@ -34,7 +35,26 @@ runs_folder_option = click.option(
     show_default="HARNESS_RUNS, else ./runs",
     help="Folder of the run directories.",
 )
+profile_option = click.option(
+    "--profile", type=click.Path(path_type=Path), metavar="NAME|FILE", help="Facts of the SLURM cluster."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+
+
+def read_profile(profile: Path | None, cluster: str = "slurm") -> Profile | None:
+    """Read the facts of a cluster; `mine` stands for slurm/clusters/mine.yaml.
+
+    Raises:
+        LaunchError: the file cannot be read or is wrong, or the runs would not go to a SLURM cluster.
+    """
+    from harness.cluster import load_profile
+
+    if profile is None:
+        return None
+    if cluster != "slurm":
+        raise LaunchError("--profile describes a SLURM cluster; add --cluster slurm")
+    named = Path("slurm", "clusters", f"{profile}.yaml")
+    return load_profile(named if not profile.exists() and named.exists() else profile)
 
 
 def load(study: Path, sets: Sequence[str] = ()) -> Study:

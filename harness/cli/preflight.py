@@ -7,17 +7,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import load, runs_folder_option, same_runs, set_option, study_file
-
-profile_option = click.option(
-    "--profile", type=click.Path(path_type=Path), metavar="NAME|FILE", help="Facts of the SLURM cluster."
-)
-
-
-def find_profile(profile: Path) -> Path:
-    """Let `--profile mine` stand for slurm/clusters/mine.yaml."""
-    named = Path("slurm", "clusters", f"{profile}.yaml")
-    return named if not profile.exists() and named.exists() else profile
+from harness.cli.common import load, profile_option, read_profile, runs_folder_option, same_runs, set_option, study_file
 
 
 @click.command()
@@ -29,12 +19,11 @@ def find_profile(profile: Path) -> Path:
 def doctor(study: Path | None, profile: Path | None, no_job: bool, timeout: float, runs_folder: Path) -> None:
     """Look whether this machine, or a cluster, is ready for a study, and say what to do where it is not."""
     from harness import launch, views
-    from harness.cluster import load_profile
     from harness.doctor import examine_cluster, examine_here
 
     planned = launch.plan(load(study), runs_folder) if study else None
-    if profile:
-        facts = load_profile(find_profile(profile))
+    facts = read_profile(profile)
+    if facts:
         findings = examine_cluster(facts, planned, runs_folder, timeout_seconds=None if no_job else timeout)
     else:
         findings = examine_here(planned, runs_folder)
@@ -69,13 +58,9 @@ def calibrate(
     """Time a few training steps of each kind of run that a study asks for, so that `plan` knows what it costs."""
     from harness import launch, views
     from harness.calibrate import calibrate as time_classes
-    from harness.cluster import load_profile
-    from harness.errors import LaunchError
 
-    if profile and cluster != "slurm":
-        raise LaunchError("--profile describes a SLURM cluster; add --cluster slurm")
     planned = launch.plan(load(study, sets), runs_folder)
-    facts = load_profile(find_profile(profile)) if profile else None
+    facts = read_profile(profile, cluster)
     found = time_classes(
         planned,
         cluster=cluster,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli.common import has_inception, runs_folder_option, same_runs, set_option
+from harness.cli.common import has_inception, profile_option, read_profile, runs_folder_option, same_runs, set_option
 from harness.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ NUM_SUGGESTIONS = 8
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--cluster", default="local", metavar="local|slurm", show_default=True, help="Where to run.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at a time.  [default: local: GPUs or cores, slurm: all]")
-@click.option("--profile", type=click.Path(path_type=Path), help="Facts of the SLURM cluster, a YAML file.")
+@profile_option
 @click.option("--no-sync", is_flag=True, help="Don't carry the records to MLflow; `harness sync` does it later.")
 @click.option("--status", "only_status", is_flag=True, help="Show the trials, the best value and what is left.")
 @click.option("--best", "only_best", is_flag=True, help="Write the best trial as a study's YAML, ready for submit.")
@@ -51,13 +51,10 @@ def search(
         return
     if cluster not in ("local", "slurm"):
         raise LaunchError(f"no cluster {cluster!r} for a search; the choices are local, slurm")
-    if profile and cluster != "slurm":
-        raise LaunchError("--profile describes a SLURM cluster; add --cluster slurm")
+    facts = read_profile(profile, cluster)
     workers: Workers
     if cluster == "slurm":
-        from harness.cluster import load_profile
-
-        workers = SlurmWorkers(runs_folder, jobs, load_profile(profile) if profile else None, sync=not no_sync)
+        workers = SlurmWorkers(runs_folder, jobs, facts, sync=not no_sync)
     else:
         workers = LocalWorkers(runs_folder, jobs, found.settings.parallel * found.settings.replicates)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.common import json_option, load, runs_folder_option, same_runs, set_option, study_file
-from harness.errors import LaunchError
+from harness.cli.common import (
+    json_option,
+    load,
+    profile_option,
+    read_profile,
+    runs_folder_option,
+    same_runs,
+    set_option,
+    study_file,
+)
 
 if TYPE_CHECKING:
     from harness.launch import Plan, WaitedFor
@@ -48,7 +56,7 @@ def plan(study: Path, as_json: bool, everything: bool, sets: tuple[str, ...], ru
 @study_file
 @click.option("--cluster", default="local", metavar="local|debug|slurm", show_default=True, help="Where to run.")
 @click.option("--jobs", type=click.IntRange(1), help="Workers (local), or runs at a time (slurm).")
-@click.option("--profile", type=click.Path(path_type=Path), help="Facts of the SLURM cluster, a YAML file.")
+@profile_option
 @click.option("--new-code", is_flag=True, help="Go on with today's code, not with that which a run began with.")
 @click.option("--no-sync", is_flag=True, help="Don't carry the records to MLflow; `harness sync` does it later.")
 @set_option
@@ -66,12 +74,9 @@ def submit(
     """Run all of a study that is not done yet. Safe to repeat: done runs are skipped, broken ones go on."""
     from harness import launch
     from harness.calibrate import require_within_budget
-    from harness.cluster import load_profile
 
     planned = launch.plan(load(study, sets), runs_folder)
-    if profile and cluster != "slurm":
-        raise LaunchError("--profile describes a SLURM cluster; add --cluster slurm")
-    facts = load_profile(profile) if profile else None
+    facts = read_profile(profile, cluster)
     require_within_budget(planned, cluster=cluster, profile=facts, told=click.echo)
     _offer_to_cancel_orphans(planned, runs_folder)
     submit_and_follow(
