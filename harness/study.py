@@ -703,7 +703,7 @@ def validate(kind: type[Part], value: Any, where: Callable[[Keys, Keys], Mark], 
         for problem in error.errors(include_url=False):
             if problem["type"] == "too_short" and problem["input"]:
                 continue  # a list is short only because its bad items were left out: those have lines of their own
-            keys = _real_keys(problem["loc"], value)
+            keys = _real_keys(problem["loc"], value, kind)
             path = _dotted((*prefix, *keys))
             what = _explain(problem, kind, keys, value)
             # A rule between parts has no place of its own; its message begins with the path at fault.
@@ -719,11 +719,18 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
 
 
-def _real_keys(loc: tuple, value: Any) -> Keys:
+def _real_keys(loc: tuple, value: Any, kind: type[Part]) -> Keys:
     """Drop the tags of discriminated unions, which pydantic puts among the keys."""
     keys: list[str | int] = []
+    places = [kind]
     for depth, part in enumerate(loc):
         name = value.get("name") if isinstance(value, dict) else value
+        if len(places) > 1 and part == name:  # a tag, even where a key of that name (an unknown one) is there too
+            places = [one for one in places if _name_of(one) == name]
+            continue
+        if isinstance(value, dict) and part in value:
+            field = places[0].model_fields.get(part) if places else None
+            places = _parts_in(field.annotation) if field else []
         indexed = isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value)
         if indexed or (isinstance(value, dict) and part in value):
             value = value[part]

@@ -300,6 +300,14 @@ def test_the_watch_sees_what_is_written_outside(tmp_path):
             write(tmp_path / "outside")
 
 
+def test_an_unknown_key_that_bears_the_name_of_its_part_is_refused_with_its_place(tmp_path):
+    # The fuzzer's find: {name: ddim, ddim: 0.5} was a KeyError.
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDIES[3].replace("{name: ddim, eta: 0.5}", "{name: ddim, ddim: 0.5}"))
+    with pytest.raises(SpecError, match=r"study\.yaml:5: evaluate\.0\.sweep\.samplers\.1\.ddim: unknown key; .*eta"):
+        load_study(path)
+
+
 @pytest.mark.parametrize("study", STUDIES, ids=lambda text: text.split()[1])
 def test_the_undamaged_studies_are_valid(tmp_path, study):
     (tmp_path / "base.yaml").write_text(BASE)
