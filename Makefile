@@ -29,7 +29,7 @@ demo: setup  ## Run a real ablation on digits, from YAML to figures/index.html (
 	@echo "Look at figures/index.html, and compare the runs with: make ui"
 
 test: setup  ## Run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4
 
 faults: setup  ## Kill a training a hundred times, break servers and disks under it, and print the figures
 	KILLS=100 $(BIN)/python -m pytest -q tests/faults tests/test_verify.py

@@ -174,6 +174,7 @@ def test_the_gradient_noise_scale_is_that_of_the_runs_own_objective(tiny_study):
     run = tiny_study("objective: vlb\n", "diffusion.var_type=learned_range")[0]
     data = make_dataset(run.spec.data)
     method = make_method(run.spec, data, Resources(), CPU)
+    torch.manual_seed(0)  # not whatever tests before this one left: some draws overflow
     for weight in method.network.parameters():
         torch.nn.init.normal_(weight, std=0.05)
     wanted = Evaluation(weights="raw", noise_scale=NoiseScale(batch_size=8, small_per_big=4, num_big=6))

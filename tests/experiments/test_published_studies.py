@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.study import load_study
+from harness.study import is_search, load_study
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 PUBLISHED = sorted(p for folder in ("iddpm", "ddpm") for p in (EXPERIMENTS / folder).glob("*.yaml"))
@@ -266,7 +266,7 @@ def millions(run):
     return sum(weight.numel() for weight in network.parameters()) / 1e6
 
 
-LAPTOP = sorted((EXPERIMENTS / "laptop").glob("*.yaml"))
+LAPTOP = [path for path in sorted((EXPERIMENTS / "laptop").glob("*.yaml")) if not is_search(path)]
 
 
 @pytest.mark.parametrize("path", LAPTOP, ids=lambda path: path.stem)
