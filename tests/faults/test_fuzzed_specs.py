@@ -269,10 +269,10 @@ LEAVING = (
 )
 PLACES = {
     "study": "study: {}\nextends: base.yaml\n",
-    "arm": "study: s\nextends: base.yaml\narms: {{{}: {{seed: 1}}}}\n",
+    "arm": "study: s\nextends: base.yaml\narms: {{{}: {{optim.lr: 0.5}}}}\n",
     "evaluation": "study: s\nextends: base.yaml\nevaluate: [{{name: {}, nll: {{num_images: 4}}}}]\n",
     "extends": "study: s\nextends: {}\n",
-    "data": "study: s\nextends: base.yaml\ndata: {{name: image_folder, path: {}, image_size: 32}}\n",
+    "data": "study: s\nextends: base.yaml\ndata: {{name: image_folder, path: {}, image_size: 8, num_classes: 2}}\n",
 }
 
 
@@ -281,6 +281,8 @@ def test_a_name_that_leaves_its_folder_is_refused_or_writes_nothing_outside(tmp_
     (tmp_path / "base.yaml").write_text(BASE)
     path, runs, counts = tmp_path / "study.yaml", tmp_path / "runs", {"valid": 0, "refused": 0}
     runs.mkdir()
+    path.write_text(PLACES[place].format("base.yaml" if place == "extends" else "fine"))
+    assert refused_or_valid(path)  # it is the name that is refused below, and nothing else
     for name in LEAVING:
         path.write_text(PLACES[place].format(json.dumps(name)))
         with nothing_written_outside(runs):
