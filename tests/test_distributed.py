@@ -189,7 +189,8 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_another_number_of_pro
     job.wait_for_checkpoint()
     others = job.others()
     others[0].send_signal(signal.SIGUSR2)
-    assert job.state() == "interrupted" and not psutil.wait_procs(others, timeout=30)[1]
+    assert job.state() == "interrupted", RunDirectory(job.folder).status().reason
+    assert not psutil.wait_procs(others, timeout=30)[1]
     directory = RunDirectory(job.folder)
     assert "SIGUSR2" in directory.status().reason and 0 < directory.durable_step() < 120
     run = tiny_study("", "resources.processes_per_node=1", *LONG)[0]

@@ -363,37 +363,6 @@ class TestStore:
         assert "http://***@127.0.0.1" in str(caught.value)
 
     @pytest.mark.slow
-    def test_sixteen_processes_may_meet_one_cold_store(self, tmp_path):
-        # mlflow is imported once and the process forked, which makes all of them arrive together.
-        script = """
-import os, sys
-from pathlib import Path
-import mlflow.store.tracking.sqlalchemy_store
-from harness.records import RunDirectory
-from harness.tracking import initialise_store, sync_run
-uri, *paths = sys.argv[1:]
-for path in paths:
-    if os.fork() == 0:
-        initialise_store(uri)
-        report = sync_run(RunDirectory(Path(path)), tracking_uri=uri)
-        os._exit(report.studies["noise-schedule"].num_rows_sent != 40)
-sys.exit(sum(os.wait()[1] != 0 for _ in paths))
-"""
-        uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-        runs = []
-        for number in range(16):
-            run = RunDirectory(tmp_path / f"run{number:02d}").create({"seed": number}, schema_version=1)
-            run.join_study("noise-schedule", {"arm": "cosine", "replicate": number})
-            attempt(run, 0, range(1, 21), checkpoints=[20])
-            runs.append(run)
-        start = time.perf_counter()
-        paths = [str(run.path) for run in runs]
-        done = subprocess.run([sys.executable, "-c", script, uri, *paths], capture_output=True, text=True)
-        print(f"16 processes on a cold store: {time.perf_counter() - start:.1f} s")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert all(check(run, tracking_uri=uri).ok for run in runs)
-
-    @pytest.mark.slow
     def test_ten_thousand_rows_go_into_sqlite_in_one_sending(self, run, store):
         attempt(run, 0, [1], checkpoints=[1])
         sync_run(run)  # creates the experiment and the run
