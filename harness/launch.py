@@ -1011,7 +1011,8 @@ def _launch_slurm(
                     _note_canary(folder, number, members[0].run_key)
                 size = sum(map(len, array))
                 said = f"{size} runs" if pack == 1 else f"{size} runs, {pack} to a job"
-                submission.notes.append(f"job {number}: {said}, {threads} cores each")
+                cores = "1 core" if threads == 1 else f"{threads} cores"
+                submission.notes.append(f"job {number}: {said}, {cores} each")
     submission.notes.append(f"logs: {folder}")
     return submission
 

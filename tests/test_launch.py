@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -338,6 +339,30 @@ def test_what_slurm_refuses_leaves_the_states_as_they_were(tmp_path, study, slur
     with pytest.raises(LaunchError, match=r"SLURM did not take the jobs: .*nvalid partition"):
         submit_to_slurm(tiny, tmp_path / "runs", partition="no_such_partition")
     assert launch.plan(tiny, tmp_path / "runs").runs[0].state == "interrupted"
+
+
+@pytest.mark.slurm
+def test_a_thousand_runs_are_a_handful_of_calls_of_sbatch_and_scancel(tmp_path, study, slurm, monkeypatch):
+    grid = ", ".join(f"{1e-3 * (1 + index):.3f}" for index in range(100))
+    many = study(f"grid: {{optim.lr: [{grid}]}}\nreplicates: 10\n")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sbatch", "scancel"):
+        (folder / name).write_text(f'#!/bin/sh\necho {name} >>{folder}/calls\nexec {shutil.which(name)} "$@"\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    subprocess.run(["scontrol", "update", "partitionname=main", "state=down"], check=True)  # none is to start
+    try:
+        began = time.perf_counter()
+        submission = submit_to_slurm(many, tmp_path / "runs", max_array_size=301)
+        print(f"1,000 runs were submitted in {time.perf_counter() - began:.1f} s")
+        assert len({job.job_id for job in submission.jobs}) == 1000
+        assert submit_to_slurm(many, tmp_path / "runs").runs == []
+        assert len(launch.cancel([planned.directory for planned in submission.runs])) == 1000
+        assert {planned.state for planned in launch.plan(many, tmp_path / "runs").runs} == {"interrupted"}
+    finally:
+        subprocess.run(["scontrol", "update", "partitionname=main", "state=up"], check=True)
+    assert (folder / "calls").read_text().split() == ["sbatch"] * 4 + ["scancel"] * 2  # 500 to a command line
 
 
 @pytest.mark.slurm
