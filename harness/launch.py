@@ -577,6 +577,9 @@ def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[st
 
     A run that has a checkpoint goes on with the code that it began with, so that it never mixes two versions. Further
     evaluations of a run that is done are today's business.
+
+    Raises:
+        LaunchError: the code that a run began with is no longer here, or was changed.
     """
     store = plan.runs_folder.absolute() / ".code"
     today = snapshot.take(store, leave_out=[plan.runs_folder])
@@ -584,7 +587,16 @@ def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[st
     for planned in runs:
         begun = planned.status.attempt and planned.state != "evaluate" and planned.directory.durable_step() > 0
         its_own = snapshot.of(planned.path) if begun and not new_code else None
-        code[planned.run_key] = (snapshot.find(store, its_own) if its_own else None) or today
+        found = snapshot.find(store, its_own) if its_own else today
+        if found is None:
+            raise LaunchError(
+                f"run {planned.run_key} began with code {its_own}, which is no longer in {store}; "
+                "--new-code goes on with today's"
+            )
+        code[planned.run_key] = found
+    for old in {one.id: one for one in code.values() if one.id != today.id}.values():
+        if wrong := snapshot.verify(old):
+            raise LaunchError(f"the code in {old.path} was changed ({', '.join(wrong[:5])}); --new-code takes today's")
     return today.id, code
 
 

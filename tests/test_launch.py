@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import cluster, launch
+from harness import cluster, launch, snapshot
 from harness.cluster import JobFacts
 from harness.errors import DataError, LaunchError, SpecError
 from harness.records import RunDirectory, Status
@@ -267,6 +267,47 @@ def test_a_worker_does_not_hear_ctrl_c():
         heard = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert heard.stdout == "True\n"
     assert signal.getsignal(signal.SIGINT) == before
+
+
+# ---------------------------------------------------------------------------------------------------------------- code
+
+
+@pytest.fixture
+def begun(tmp_path, study) -> tuple[launch.Plan, snapshot.Snapshot]:
+    """Return the plan of a run that has a checkpoint, made by the code of another day."""
+    (tmp_path / "tree" / "harness").mkdir(parents=True)
+    (tmp_path / "tree" / "harness" / "__init__.py").write_text("# of another day\n")
+    old = snapshot.take(tmp_path / "runs" / ".code", tmp_path / "tree")
+    tiny = study()
+    directory = write(tmp_path / "runs", tiny.runs[0], Status("interrupted", step=4, attempt=1))
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        journal.event("checkpoint", step=4)
+    directory.write_environment(1, {"code_snapshot": old.id})
+    return launch.plan(tiny, tmp_path / "runs"), old
+
+
+def code_of(plan: launch.Plan, *, new_code: bool = False) -> str:
+    _, code = launch._frozen_code(plan, plan.to_do, new_code)
+    return code[plan.runs[0].run_key].id
+
+
+def test_a_run_goes_on_with_the_code_that_it_began_with_unless_told_otherwise(begun):
+    plan, old = begun
+    assert code_of(plan) == old.id
+    assert code_of(plan, new_code=True) == snapshot.take(plan.runs_folder / ".code").id != old.id
+
+
+def test_a_run_whose_code_is_gone_or_was_changed_is_not_mixed_silently(begun):
+    plan, old = begun
+    file = old.path / "harness" / "__init__.py"
+    file.chmod(0o644)
+    file.write_text("# changed\n")
+    with pytest.raises(LaunchError, match=r"was changed \(harness/__init__.py\); --new-code"):
+        code_of(plan)
+    shutil.rmtree(old.path)
+    with pytest.raises(LaunchError, match=rf"began with code {old.id}, which is no longer in .*; --new-code"):
+        code_of(plan)
+    assert code_of(plan, new_code=True) != old.id
 
 
 # --------------------------------------------------------------------------------------------------------------- SLURM
