@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.common import members
 from harness.errors import LaunchError, RecordError, SpecError
 from harness.records import FolderLock, RunDirectory, Status
 from harness.search import (
@@ -318,6 +319,16 @@ def test_plan_shows_what_is_asked_for_first(make, tmp_path):
     search = make(LAMBDA_S, "search.trials=3")
     hunt(search, tmp_path / "runs")
     assert first_suggestions(search, 1) == points(search, tmp_path / "runs")[:1]
+
+
+def test_the_file_of_a_search_stands_for_the_runs_that_it_has_asked_for(make, tmp_path):
+    search = make(LAMBDA_S, "search.trials=3")
+    hunt(search, tmp_path / "runs")
+    name, directories = members(str(search.path), tmp_path / "runs")
+    assert name == "hunt"
+    assert [one.key for one in directories] == [
+        key for trial in read_trials(search.folder(tmp_path / "runs")) for key in trial.run_keys
+    ]
 
 
 def test_a_failed_run_is_told_and_another_trial_asked_until_the_number_is_reached(make, tmp_path):

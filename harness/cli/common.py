@@ -108,14 +108,21 @@ def all_runs(runs_folder: Path) -> list[RunDirectory]:
 def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
     """Return a study's name and its runs, in the order of the file; all runs when none is named.
 
+    The runs of a search are those that it has asked for so far.
+
     Raises:
         LaunchError: no run belongs to a study of that name.
     """
     from harness.records import RunDirectory
+    from harness.study import is_search
 
     if study is None:
         return None, all_runs(runs_folder)
-    if study.endswith((".yaml", ".yml")) or Path(study).is_file():
+    if (study.endswith((".yaml", ".yml")) or Path(study).is_file()) and is_search(study):
+        from harness.search import load_search
+
+        study = load_search(study, inception=has_inception()).name
+    elif study.endswith((".yaml", ".yml")) or Path(study).is_file():
         loaded = load(Path(study))
         present = [runs_folder / run.run_key for run in loaded.runs]
         directories = [RunDirectory(path) for path in present if (path / "spec.json").exists()]
