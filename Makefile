@@ -5,8 +5,8 @@ BIN    := $(VENV)/bin
 JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PORT   ?= 5000
 STUDY  ?= experiments/laptop/iddpm_digits.yaml
-TYPED  := harness/errors.py harness/spec.py harness/study.py harness/records.py harness/tracking.py harness/launch.py \
-          harness/cluster.py harness/verify.py harness/cli harness/views.py harness/progress.py analysis
+TYPED  := $(addprefix harness/, errors.py spec.py study.py records.py tracking.py launch.py cluster.py snapshot.py verify.py \
+          search.py archive.py doctor.py errand.py calibrate.py throughput.py disk.py views.py progress.py cli) analysis
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test faults check figures ui bench clean

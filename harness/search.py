@@ -41,6 +41,7 @@ from harness.study import (
     RUN_PARTS,
     Document,
     Keys,
+    Mark,
     Override,
     Run,
     Study,
@@ -152,7 +153,7 @@ class Metric:
     """What is made small or large: `eval/fid` stands for the one metric of evaluation `eval` that begins so."""
 
     name: str
-    direction: str
+    direction: Literal["minimize", "maximize"]
 
     def find(self, run: Run) -> tuple[Evaluation, str]:
         """Return the evaluation that gives it, and its whole name there without the prefix.
@@ -237,7 +238,7 @@ class Search:
         overrides = dict(sorted(chosen.items(), key=lambda item: item[0].count(".")))
         value = {key: one for key, one in self.document.value.items() if key != "search"}
         value |= {"arms": {arm: overrides}, "replicates": self.settings.replicates}
-        places = {("arms", arm, path): self.document.mark(_place(path)) for path in overrides}
+        places: dict[Keys, Mark] = {("arms", arm, path): self.document.mark(_place(path)) for path in overrides}
         return expand(Document(value, {**self.document.marks, **places}), self.path, self.late, self.inception)
 
     def definition(self) -> dict[str, Any]:
@@ -409,7 +410,7 @@ def _try_corners(search: Search) -> None:
         corners = [first, *({**first, path: one} for path, values in ends.items() for one in values[1:])]
     reached, tried = set(), set()
     for corner in corners:
-        point = search.choose(lambda parameter, corner=corner: corner[parameter.path])
+        point = search.choose(lambda parameter: corner[parameter.path])  # noqa: B023 (called at once)
         key = json.dumps(point)
         if key in tried:
             continue
