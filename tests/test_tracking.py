@@ -541,7 +541,13 @@ class TestWatch:
     def test_ctrl_c_ends_the_verb_in_good_order(self, run, store):
         attempt(run, 0, range(1, 11), checkpoints=[10])
         command = [sys.executable, "-u", "-m", "harness.cli", "sync", "--watch", "--runs", str(run.path.parent)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # these tests may run in the background
+        )
         said = [process.stdout.readline(), process.stdout.readline()]
         process.send_signal(signal.SIGINT)
         said.append(process.communicate(timeout=30)[0])
