@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import optuna
 import pytest
 
 from harness.cli.common import members
@@ -656,6 +657,25 @@ def test_a_search_on_this_machine_survives_killed_workers_and_shows_itself_in_ml
     assert parent.info.status == "FINISHED" and parent.data.params["space.optim.lr"] == "0.0001 to 0.1, log"
     assert parent.data.tags["best_trial"] == best.arm and parent.data.tags["finished"] == "3 of 3"
     assert parent.data.metrics["best/eval/nll_bpd"] == best.values["eval/nll_bpd"]
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband", "asha"])
+def test_each_pruner_ends_the_worst_of_many_curves_and_never_the_best(make, pruner):
+    base = BASE.replace("evaluations_per_image: 4}}", "evaluations_per_image: 4}, every: 1}")
+    study = open_study(make(LAMBDA_S + f"  pruner: {pruner}\n", base=base), None)
+
+    def is_pruned(level: float) -> bool:
+        trial = study.ask()
+        for step in range(1, 20):
+            trial.report(level + 1 / step, step)
+            if trial.should_prune():
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                return True
+        study.tell(trial, level)
+        return False
+
+    assert not any(is_pruned(1 - index / 20) for index in range(20))  # each better than all before it
+    assert any(is_pruned(9.0) for _ in range(4))  # hyperband begins some trials in a bracket that waits
 
 
 @pytest.mark.slow
