@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from analysis import style
 from analysis.runs import RunRecord, load_runs
@@ -243,6 +244,7 @@ def _draw_history(frame: pd.DataFrame) -> Figure:
             axes.plot(whole["order"][~inside], np.full((~inside).sum(), edge), "^" if direction == "minimize" else "v",
                       color=style.COLOURS[5], clip_on=False,
                       label=None if inside.all() else "beyond the axis")  # fmt: skip
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="trials that have ended", ylabel=metric, title=metric if len(metrics) > 1 else "")
     style.legend_below(figure, panels[0])
     return figure
@@ -325,7 +327,8 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
             axes.set_xlabel(_name(path) if row == len(metrics) - 1 else "")
             if column == 0:
                 axes.set_ylabel(metric)
-    bar = figure.colorbar(ScalarMappable(colours, "Blues"), ax=panels, pad=0.01, aspect=40, label="order of the trials")
+    bar = figure.colorbar(ScalarMappable(colours, "Blues"), ax=panels, pad=0.01, aspect=40,
+                          ticks=MaxNLocator(integer=True), label="order of the trials")  # fmt: skip
     bar.outline.set_visible(False)
     return figure
 
