@@ -34,7 +34,7 @@ test: setup  ## Run all tests
 faults: setup  ## Kill a training a hundred times, break servers and disks under it, and print the figures
 	KILLS=100 $(BIN)/python -m pytest -q tests/faults tests/test_verify.py
 
-check: setup  ## Format, lint, types and the fast tests: under a minute
+check: setup  ## Format, lint, types and the fast tests: about a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --follow-imports=silent $(TYPED)

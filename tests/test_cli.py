@@ -281,6 +281,7 @@ def test_logs_of_a_run_that_no_job_took_says_why(tmp_path, runs):
 # -------------------------------------------------------------------------------------------------------- sample, sync
 
 
+@pytest.mark.slow
 def test_sampling_refuses_an_unknown_sampler_and_a_run_without_weights(tmp_path, runs):
     folder = tmp_path / "runs"
     refused = invoke("sample", runs[0].key, "--sampler", "ddmi", "--runs", folder).exception

@@ -80,7 +80,11 @@ def largest_difference(one: dict[str, float], other: dict[str, float]) -> float:
     ("sampler", "sets", "processes"),
     [
         pytest.param(
-            LEARNING, ("train.batch_size=13", "resources.microbatch=3", "optim.grad_clip=0.5"), (2,), id="hard"
+            LEARNING,
+            ("train.batch_size=13", "resources.microbatch=3", "optim.grad_clip=0.5"),
+            (2,),
+            id="hard",
+            marks=pytest.mark.slow,
         ),
         pytest.param(LEARNING, ("train.batch_size=16",), (2, 4), id="second_moment", marks=pytest.mark.slow),
         pytest.param(("",), ("train.batch_size=16",), (2, 4), id="uniform", marks=pytest.mark.slow),

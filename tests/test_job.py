@@ -120,6 +120,7 @@ def test_a_second_job_is_refused_while_the_first_works(tiny_run):
         run_job(folder)
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_is_trained_and_evaluated_again_to_the_same_numbers(tiny_run):
     folder = tiny_run(EVALUATE, "records.keep_every=5")
     run_job(folder)
@@ -137,6 +138,7 @@ def test_a_damaged_last_checkpoint_is_trained_and_evaluated_again_to_the_same_nu
 BEST = "evaluate:\n  - {nll: {estimator: full, num_images: 4}, every: 4}\n"
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_by_the_metric_that_the_spec_names_is_kept_with_the_score_of_its_own_step(tiny_run):
     # A rate at which training only gets worse: the best is an early one, which would be gone otherwise.
     folder = tiny_run(BEST, "records.best=eval/nll_bpd", "optim.lr=1.0", "train.steps=24", "train.ema_rate=0")
@@ -199,6 +201,7 @@ def test_a_run_directory_of_another_spec_is_refused_on_the_command_line_with_the
     assert RunDirectory(folder).attempts() == []
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_training_and_evaluation_loses_no_row(tiny_run, monkeypatch):
     unbroken, killed = tiny_run(EVALUATE, folder="a"), tiny_run(EVALUATE, folder="b")
     run_job(unbroken)

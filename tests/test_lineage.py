@@ -47,6 +47,7 @@ def same(one, other) -> bool:
     return one == other
 
 
+@pytest.mark.slow
 def test_a_run_continued_to_twice_its_length_ends_in_the_bits_of_one_training(tiny_run):
     straight = tiny_run(HARD, *SETS, f"train.steps={2 * STEPS}")
     parent = tiny_run(HARD, *SETS, f"train.steps={STEPS}")

@@ -173,6 +173,7 @@ class TestOneWriter:
         with run.lock(), pytest.raises(RecordError, match=f"process {os.getpid()}"), run.lock():
             pass
 
+    @pytest.mark.slow
     def test_waiting_outlasts_a_writer_that_ends(self, run):
         process = start_writer(run, "time.sleep(0.5)")
         with run.lock(wait_seconds=20):
@@ -234,6 +235,7 @@ class TestOneWriter:
                 time.sleep(0.01)
             assert time.time() - path.stat().st_mtime < 5
 
+    @pytest.mark.slow
     def test_many_takers_of_live_and_stale_locks_never_hold_one_together(self, tmp_path):
         # Each process takes the lock again and again, and one time in eight dies in it; the others race for its lock.
         script = """

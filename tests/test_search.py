@@ -305,6 +305,7 @@ def test_the_optimum_of_a_planted_quadratic_is_found(make, tmp_path):
     assert abs(math.log10(best.point["diffusion.schedule.s"] / BEST_S)) < 0.15
 
 
+@pytest.mark.slow
 def test_one_seed_asks_for_the_same_64_trials_in_one_go_or_in_five_and_another_for_others(make, tmp_path):
     hunt(make(), tmp_path / "whole")
     for trials in (1, 7, 20, 41, 64):
@@ -586,6 +587,7 @@ def test_a_run_that_is_to_be_pruned_ends_at_its_next_step_and_keeps_its_checkpoi
     assert list((directory.path / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_pruned_run_is_killed_in_mlflow_with_its_state_as_a_tag(make, tmp_path):
     import mlflow
 

@@ -308,6 +308,7 @@ TAKE = """
 """
 
 
+@pytest.mark.slow
 def test_processes_that_take_at_once_end_with_one_whole_folder(tree, store):
     for number in range(200):
         write(tree / "many" / f"{number}.py", str(number))

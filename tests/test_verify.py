@@ -95,6 +95,7 @@ def test_a_run_that_continues_another_is_verified_from_there(study, tmp_path):
     assert directory.attempts() == [1]  # the parent was only read
 
 
+@pytest.mark.slow
 def test_a_training_that_is_too_short_to_be_killed_is_said_so(study, tmp_path, monkeypatch):
     run = load_study(study, sets=["train.steps=1", "evaluate=[]"]).runs[0]
     with pytest.raises(TrainingError, match="too short a training"):

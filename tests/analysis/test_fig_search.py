@@ -88,6 +88,7 @@ def test_a_choice_stands_at_its_place_and_a_parameter_that_takes_no_part_nowhere
     assert depth["label"].tolist() == ["2", "3", "", "2", "3"]
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_figures_of_a_search_and_of_a_study_none_of_them(searched, study_runs, tmp_path, capsys):
     page = report(searched, tmp_path / "figures").read_text()
     for name, picture in fig_search.FIGURES.items():
@@ -100,6 +101,7 @@ def test_the_report_shows_the_figures_of_a_search_and_of_a_study_none_of_them(se
     assert not list((tmp_path / "plain_figures" / "small").glob("search_*"))
 
 
+@pytest.mark.slow
 def test_the_pictures_of_a_search_are_drawn_into_its_folder(searched):
     out = searched / ".search" / "small" / "figures"
     drawn = fig_search.draw_all(searched, "small", out)

@@ -9,6 +9,8 @@ import pytest
 
 from analysis.report import OF_A_STUDY, WITHOUT_RUNS, main, report
 
+pytestmark = pytest.mark.slow  # each draws all the figures of a study
+
 REPO = Path(__file__).parents[2]
 STUDY = """
 grid: {diffusion.schedule: [linear, cosine]}

@@ -57,6 +57,7 @@ def small(digits, count=100):
     return dataclasses.replace(digits, train=train, digest=f"the first {count} digits")
 
 
+@pytest.mark.slow
 def test_training_and_loading_are_the_same_each_time_and_leave_random_state_and_threads_alone(
     digits, inception_weights, tmp_path, monkeypatch
 ):
@@ -143,6 +144,7 @@ def test_inception_takes_its_weights_from_the_environment_and_records_their_sha2
     assert not extractor.official  # these are random
 
 
+@pytest.mark.slow
 def test_inception_sees_grey_as_three_equal_channels(digits, inception_weights):
     extractor = load_extractor("inception", digits, weights=inception_weights)
     grey = digits.pictures(digits.test.images[:2])

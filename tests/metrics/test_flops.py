@@ -35,6 +35,7 @@ def test_a_forward_pass_costs_what_the_papers_networks_cost(width, image_size, g
     assert compute.flops == 2 * compute.multiply_adds
 
 
+@pytest.mark.slow
 def test_a_training_step_costs_three_forward_passes_less_the_gradient_of_the_data():
     unet, x, timesteps = iddpm_unet(128, 32)
     forward, step = forward_compute(unet, x, timesteps), training_step_compute(unet, x, timesteps)

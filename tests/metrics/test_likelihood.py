@@ -50,6 +50,7 @@ def test_the_full_sum_meets_the_closed_form_within_its_standard_error(short_chai
             assert found.L_t_bpd[some].sum() == pytest.approx(toy.L_t_bpd.mean(0)[some].sum(), rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_full_sums_standard_error_is_the_spread_over_seeds(short_chain):
     process, predict, x_0 = model(short_chain)
     runs = [full_nll(process, predict, x_0[:40], seed=seed, batch_size=4096, clip=False) for seed in range(200)]
@@ -123,6 +124,7 @@ def replays(table, evaluations_per_image, count):
     return np.array(errors) / np.array(standard_errors), np.array(errors)
 
 
+@pytest.mark.slow
 def test_over_1000_replays_the_interval_covers_the_full_sum_in_95_of_100(long_chain):
     terms = bound_terms(*model(long_chain), seed=0, batch_size=8192, clip=False)
     z, errors = replays(table_of(terms, 12, 4000), 40, 1000)

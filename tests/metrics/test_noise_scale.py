@@ -23,6 +23,7 @@ def test_expected_norms_give_the_noise_scale_exactly():
         assert scale.value == pytest.approx(NOISE / SIGNAL, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_measured_on_a_linear_model_it_is_the_trace_over_the_squared_mean():
     # The loss is x . w for x ~ N(MEAN, STD^2): each example's gradient is x itself.
     generator = torch.Generator().manual_seed(0)

@@ -167,6 +167,7 @@ def test_a_port_that_somebody_uses_is_named(tmp_path, slurm):
 
 
 @pytest.mark.parametrize(("required", "outcome"), [("0", "1 skipped"), ("1", "1 error")])
+@pytest.mark.slow
 def test_without_slurm_its_tests_are_skipped_unless_it_is_required(tmp_path, required, outcome):
     test = f"{__file__}::test_a_job_sees_the_gpus_that_it_asked_for"
     done = subprocess.run(
