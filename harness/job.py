@@ -153,6 +153,7 @@ def _help(job: _Job) -> str:
     except Interrupted:
         return "interrupted"
     except Exception:
+        # `join` has told the first process, whose record gives the reason; the traceback is for this process's own log.
         traceback.print_exc()
         return "failed"
     return "done"
