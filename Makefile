@@ -32,7 +32,7 @@ test: setup  ## Run all tests
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4
 
 faults: setup  ## Kill a training a hundred times, break servers and disks under it, and print the figures
-	KILLS=100 $(BIN)/python -m pytest -q tests/faults tests/test_verify.py
+	KILLS=100 $(BIN)/python -m pytest -q tests/system/faults tests/component/job/test_verify.py
 
 check: setup  ## Format, lint, types and the fast tests: about a minute
 	$(BIN)/ruff format --check .

@@ -18,7 +18,7 @@ import numpy as np
 
 from analysis.intervals import t_interval
 from analysis.runs import RunRecord
-from harness.spec import canonical_json
+from harness.spec.base import canonical_json
 
 if TYPE_CHECKING:
     import pandas as pd

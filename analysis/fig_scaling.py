@@ -14,7 +14,7 @@ from analysis import style
 from analysis.intervals import say_bands, summarise
 from analysis.runs import RunRecord
 from analysis.scaling import PowerLaw, bootstrap, fit_power_law
-from harness.spec import canonical_json
+from harness.spec.base import canonical_json
 
 TITLE = "Scaling with training compute"
 NEEDS = "arms that differ in size or length of training, and their measurements"

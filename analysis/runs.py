@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 
 from harness.errors import RecordError
-from harness.records import STATES, RunDirectory, Status
-from harness.spec import Objective, Schedule, choices, extractor_name
+from harness.records.directory import RunDirectory
+from harness.records.status import STATES, Status
+from harness.spec.base import choices
+from harness.spec.evaluation import extractor_name
+from harness.spec.run import Objective, Schedule
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def _records(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunR
     events, curves, problems = [], {}, []
     try:
         environment = (directory.environments() or [{}])[-1]
-        events = [event for event in directory.events("evaluation") if not event.fenced]
+        events = [event for event in directory.events("evaluation") if not event.superseded]
         curves = _curves(directory)
         problems = directory.problems()
     except (RecordError, ValueError) as error:

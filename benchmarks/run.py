@@ -53,12 +53,15 @@ def command_line(folder: Path) -> None:
 def records(folder: Path) -> None:
     """The journal, beside a training step of the laptop's network."""
     import torch
+    from harness.trainer import Streams
 
-    from harness.records import RunDirectory
+    from harness.records.directory import RunDirectory
     from harness.registry import make_dataset, make_method, make_timestep_sampler
-    from harness.spec import Resources
-    from harness.study import load_study
-    from harness.trainer import Batches, Streams, Training, Window
+    from harness.spec.resources import Resources
+    from harness.study.expand import load_study
+    from harness.training.batches import Batches
+    from harness.training.loop import Training
+    from harness.training.window import Window
 
     torch.set_num_threads(1)
     run = load_study(ROOT / "experiments/base/digits.yaml").runs[0]
@@ -87,13 +90,15 @@ def records(folder: Path) -> None:
 
 def sync(folder: Path) -> None:
     """From the journal into a new SQLite store of MLflow, and once more when there is nothing new."""
-    from harness.records import RunDirectory, Status
-    from harness.tracking import initialise_store, sync_run
+    from harness.records.directory import RunDirectory
+    from harness.records.status import Status
+    from harness.tracking.store import initialise_store
+    from harness.tracking.sync import sync_run
 
     uri, num_lines, values = f"sqlite:///{folder / 'mlflow.db'}", 2000, {f"train/metric_{i}": 0.5 for i in range(10)}
     initialise_store(uri)
     directory = RunDirectory(folder / "synced").create({"seed": 0}, 1)
-    directory.join_study("bench", {"arm": "a", "replicate": 0})
+    directory.add_to_study("bench", {"arm": "a", "replicate": 0})
     with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
         directory.set_status(Status("done", attempt=1))
         journal.metrics(0, {"train/first": 0.5})

@@ -18,11 +18,13 @@ from harness.errors import DataError
 from harness.methods.gaussian import GaussianMethod
 from harness.models import MODELS, SuperResUNet
 from harness.randomness import derive_seed
-from harness.spec import LEARNED, Diffusion, Part, Resources, RunSpec, UNet
-from harness.spec import Data as DataSpec
+from harness.spec.base import SpecModel
+from harness.spec.resources import Resources
+from harness.spec.run import LEARNED, Diffusion, RunSpec, UNet
+from harness.spec.run import Data as DataSpec
 
 
-def parameters(part: Part) -> dict:
+def parameters(part: SpecModel) -> dict:
     """Return a part's fields less its name: the keyword arguments of what it names."""
     return part.model_dump(exclude={"name"})
 

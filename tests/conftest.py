@@ -31,7 +31,7 @@ resources: {device: cpu, threads: 1}
 @pytest.fixture
 def tiny_study(tmp_path: Path) -> Callable[..., list]:
     """Return a function that plans the tiny study with extra lines of YAML and `--set`s."""
-    from harness.study import load_study
+    from harness.study.expand import load_study
 
     def plan(extra: str = "", *sets: str) -> list:
         path = tmp_path / "tiny.yaml"
@@ -44,14 +44,14 @@ def tiny_study(tmp_path: Path) -> Callable[..., list]:
 @pytest.fixture
 def tiny_run(tmp_path: Path, tiny_study: Callable[..., list]) -> Callable[..., Path]:
     """Return a function that writes the run directory of the tiny study's first run and returns its path."""
-    from harness.records import RunDirectory
-    from harness.spec import SCHEMA_VERSION
+    from harness.records.directory import RunDirectory
+    from harness.spec.base import SCHEMA_VERSION
 
     def make(extra: str = "", *sets: str, folder: str = "runs") -> Path:
         run = tiny_study(extra, *sets)[0]
         directory = RunDirectory(tmp_path / folder / run.run_key)
         directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        directory.join_study(run.study, run.facts())
+        directory.add_to_study(run.study, run.facts())
         return directory.path
 
     return make

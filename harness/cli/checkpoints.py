@@ -15,7 +15,7 @@ from harness.cli.common import checkpoint_step, find_run, runs_folder_option, st
 @runs_folder_option
 def import_checkpoint(file: Path, name: str, runs_folder: Path) -> None:
     """Make a finished run of a checkpoint that openai/improved-diffusion published."""
-    from harness import published
+    from harness.interop import improved_diffusion as published
 
     directory = published.import_checkpoint(file, name, runs_folder)
     click.echo(f"{directory.key} is {name}; sample it: harness sample {directory.key[:8]} --n 16")
@@ -30,7 +30,7 @@ def import_checkpoint(file: Path, name: str, runs_folder: Path) -> None:
 @runs_folder_option
 def export_checkpoint(run: str, file: Path, weights: str, step: str | None, runs_folder: Path) -> None:
     """Write a run's weights as a file that openai/improved-diffusion's scripts load."""
-    from harness import published
+    from harness.interop import improved_diffusion as published
 
     directory = find_run(run, runs_folder)
     done = published.export_checkpoint(directory.path, file, weights=weights, step=checkpoint_step(directory, step))

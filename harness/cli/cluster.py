@@ -24,11 +24,12 @@ from harness.errors import LaunchError
 @runs_folder_option
 def cancel(what: tuple[str, ...], runs_folder: Path) -> None:
     """Stop what waits or runs, of studies or runs; a checkpoint is kept, and `submit` goes on from it."""
-    from harness import launch, views
+    from harness import text
+    from harness.launch import manage
 
     directories = {directory.key: directory for one in what for directory in studies_or_run(one, runs_folder)}
-    stopped = launch.cancel(list(directories.values()))
-    click.echo(f"cancelled: {views.count(len(stopped), 'run')}" if stopped else "nothing waits or runs")
+    stopped = manage.cancel(list(directories.values()))
+    click.echo(f"cancelled: {text.count(len(stopped), 'run')}" if stopped else "nothing waits or runs")
 
 
 @click.command()
@@ -55,19 +56,19 @@ def retry(
     runs_folder: Path,
 ) -> None:
     """Begin failed runs again from their newest checkpoint, with the options of the last submission."""
-    from harness import launch
+    from harness.launch import manage, planning
 
     if not failed and not killed:
         raise LaunchError("say which: --failed, --killed or both")
-    planned = launch.plan(load(study, sets), runs_folder)
-    options = launch.last_options(planned)
+    planned = planning.plan(load(study, sets), runs_folder)
+    options = manage.last_options(planned)
     if cluster and cluster != options["cluster"]:
         options = {"cluster": cluster, "jobs": None, "profile": None}
     if jobs:
         options["jobs"] = jobs
     if facts := read_profile(profile, options["cluster"]):
         options["profile"] = facts
-    chosen = launch.select_retries(planned, failed=failed, killed=killed)
+    chosen = manage.select_retries(planned, failed=failed, killed=killed)
     if not chosen.runs:
         click.echo("nothing to retry")
         return

@@ -12,9 +12,9 @@ import click
 from harness.errors import CheckpointError, LaunchError
 
 if TYPE_CHECKING:
-    from harness.cluster import Profile
-    from harness.records import RunDirectory
-    from harness.study import Study
+    from harness.records.directory import RunDirectory
+    from harness.slurm.profile import Profile
+    from harness.study.model import Study
 
 MIN_PREFIX = 4
 
@@ -47,7 +47,7 @@ def read_profile(profile: Path | None, cluster: str = "slurm") -> Profile | None
     Raises:
         LaunchError: the file cannot be read or is wrong, or the runs would not go to a SLURM cluster.
     """
-    from harness.cluster import load_profile
+    from harness.slurm.profile import load_profile
 
     if profile is None:
         return None
@@ -58,7 +58,7 @@ def read_profile(profile: Path | None, cluster: str = "slurm") -> Profile | None
 
 
 def load(study: Path, sets: Sequence[str] = ()) -> Study:
-    from harness.study import load_study
+    from harness.study.expand import load_study
 
     return load_study(study, sets=sets, inception=has_inception())
 
@@ -86,7 +86,7 @@ def checkpoint_step(directory: RunDirectory, wanted: str | None) -> int | None:
         if not wanted.isdecimal():
             raise CheckpointError(f"--step {wanted}: a number of steps, or best")
         return int(wanted)
-    from harness.disk import best_step
+    from harness.records.disk import best_step
 
     step = best_step(directory.path / "checkpoints")
     if step is None:
@@ -100,7 +100,7 @@ def same_runs(runs_folder: Path) -> str:
 
 
 def all_runs(runs_folder: Path) -> list[RunDirectory]:
-    from harness.records import RunDirectory
+    from harness.records.directory import RunDirectory
 
     return [RunDirectory(path.parent) for path in sorted(runs_folder.glob("[!.]*/spec.json"))]
 
@@ -113,13 +113,13 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
     Raises:
         LaunchError: no run belongs to a study of that name.
     """
-    from harness.records import RunDirectory
-    from harness.study import is_search
+    from harness.records.directory import RunDirectory
+    from harness.study.expand import is_search
 
     if study is None:
         return None, all_runs(runs_folder)
     if (study.endswith((".yaml", ".yml")) or Path(study).is_file()) and is_search(study):
-        from harness.search import load_search
+        from harness.search.loading import load_search
 
         study = load_search(study, inception=has_inception()).name
     elif study.endswith((".yaml", ".yml")) or Path(study).is_file():

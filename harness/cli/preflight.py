@@ -18,10 +18,11 @@ from harness.cli.common import load, profile_option, read_profile, runs_folder_o
 @runs_folder_option
 def doctor(study: Path | None, profile: Path | None, no_job: bool, timeout: float, runs_folder: Path) -> None:
     """Look whether this machine, or a cluster, is ready for a study, and say what to do where it is not."""
-    from harness import launch, views
-    from harness.doctor import examine_cluster, examine_here
+    from harness import text
+    from harness.doctor.examine import examine_cluster, examine_here
+    from harness.launch import planning
 
-    planned = launch.plan(load(study), runs_folder) if study else None
+    planned = planning.plan(load(study), runs_folder) if study else None
     facts = read_profile(profile)
     if facts:
         findings = examine_cluster(facts, planned, runs_folder, timeout_seconds=None if no_job else timeout)
@@ -29,9 +30,9 @@ def doctor(study: Path | None, profile: Path | None, no_job: bool, timeout: floa
         findings = examine_here(planned, runs_folder)
     levels = []
     for one in findings:
-        click.echo(views.printable(f"{one.level:<8} {one.said}"))
+        click.echo(text.printable(f"{one.level:<8} {one.said}"))
         levels.append(one.level)
-    click.echo(f"{views.count(levels.count('problem'), 'problem')}, {views.count(levels.count('warning'), 'warning')}")
+    click.echo(f"{text.count(levels.count('problem'), 'problem')}, {text.count(levels.count('warning'), 'warning')}")
     if "problem" in levels:
         sys.exit(1)
 
@@ -56,10 +57,12 @@ def calibrate(
     runs_folder: Path,
 ) -> None:
     """Time a few training steps of each kind of run that a study asks for, so that `plan` knows what it costs."""
-    from harness import launch, views
-    from harness.calibrate import calibrate as time_classes
+    from harness import text
+    from harness.cli import tables
+    from harness.launch import planning
+    from harness.launch.calibrate import calibrate as time_classes
 
-    planned = launch.plan(load(study, sets), runs_folder)
+    planned = planning.plan(load(study, sets), runs_folder)
     facts = read_profile(profile, cluster)
     found = time_classes(
         planned,
@@ -81,11 +84,11 @@ def calibrate(
             continue
         speed = f"{one.batch_size / fact.seconds_per_step:.4g}"
         where = (
-            fact.device_name if fact.device == "cuda" else f"{fact.device_name}, {views.count(fact.threads, 'thread')}"
+            fact.device_name if fact.device == "cuda" else f"{fact.device_name}, {text.count(fact.threads, 'thread')}"
         )
         where += f", 1 of {fact.num_processes} processes timed" if fact.num_processes > 1 else ""
-        rows.append((arms, f"{fact.seconds_per_step:.4g}", speed, views.size(fact.checkpoint_bytes or 0), where))
-    views.Table(("arm", "seconds a step", "images/s", "checkpoint", "on"), rows).show()
+        rows.append((arms, f"{fact.seconds_per_step:.4g}", speed, text.size(fact.checkpoint_bytes or 0), where))
+    tables.Table(("arm", "seconds a step", "images/s", "checkpoint", "on"), rows).show()
     click.echo(f"what it costs: harness plan {study}{same_runs(runs_folder)}")
     if any(one.fact is None for one in found):
         sys.exit(1)

@@ -18,7 +18,7 @@ from harness.cli.common import (
 from harness.errors import LaunchError, SpecError
 
 if TYPE_CHECKING:
-    from harness.views import Standing
+    from harness.cli.status_view import StatusRow
 
 
 @click.command()
@@ -28,15 +28,16 @@ if TYPE_CHECKING:
 @runs_folder_option
 def status(study: str | None, watch: bool, as_json: bool, runs_folder: Path) -> None:
     """Show where runs stand: of a study (its file or its name), or all."""
-    from harness import views
+    from harness import text
+    from harness.cli import status_view, tables
 
     name, directories = members(study, runs_folder)
 
-    def gather() -> list[Standing]:
-        return views.standings(directories, name)
+    def gather() -> list[StatusRow]:
+        return status_view.status_rows(directories, name)
 
     if as_json:
-        click.echo(views.status_json(gather()))
+        click.echo(status_view.status_json(gather()))
         return
     if not directories:
         click.echo(f"no runs in {runs_folder}")
@@ -45,17 +46,17 @@ def status(study: str | None, watch: bool, as_json: bool, runs_folder: Path) -> 
         _watch(gather)
         return
     found = gather()
-    views.status_table(found).show()
-    click.echo(f"{views.count(len(found), 'run')}: {views.state_counts(one.state for one in found)}")
+    status_view.status_table(found).show()
+    click.echo(f"{text.count(len(found), 'run')}: {tables.state_counts(one.state for one in found)}")
 
 
 def _watch(gather: Any) -> None:
     import contextlib
     import time
 
-    from harness import views
+    from harness.cli import status_view
 
-    with contextlib.suppress(KeyboardInterrupt), views.Follower(gather) as follower:
+    with contextlib.suppress(KeyboardInterrupt), status_view.Follower(gather) as follower:
         follower.tick()
         while any(one.state in ("new", "queued", "running") for one in gather()):
             time.sleep(1.0)
@@ -68,20 +69,22 @@ def _watch(gather: Any) -> None:
 @runs_folder_option
 def why(run: str, lines: int, runs_folder: Path) -> None:
     """Explain a run: what happened to it, why it stands where it stands, and the end of its log."""
-    from harness import launch, views
+    from harness import text
+    from harness.cli import status_view, timeline
+    from harness.launch import claims
 
     directory = find_run(run, runs_folder)
-    [found] = views.standings([directory])
+    [found] = status_view.status_rows([directory])
     click.echo(f"{found.run_key} {found.arm} r{found.replicate} of {', '.join(found.studies) or 'no study'}")
-    for line in views.chain(directory):
+    for line in timeline.chain(directory):
         click.echo(f"  {line}")
     reason = f": {found.reason}" if found.reason else ""
-    click.echo(views.printable(f"{found.state} at step {found.step} of {found.num_steps}{reason}"))
-    log, text = launch.log_of(runs_folder, directory.key)
+    click.echo(text.printable(f"{found.state} at step {found.step} of {found.num_steps}{reason}"))
+    log, log_lines = claims.log_of(runs_folder, directory.key)
     if log:
         click.echo(f"log: {log}")
-    for line in text[-lines:]:
-        click.echo(f"  {views.printable(line)}")
+    for line in log_lines[-lines:]:
+        click.echo(f"  {text.printable(line)}")
 
 
 @click.command()
@@ -92,31 +95,31 @@ def logs(run: str, follow: bool, runs_folder: Path) -> None:
     """Print what the newest job of a run wrote."""
     import contextlib
 
-    from harness import launch
+    from harness.launch import claims
 
     directory = find_run(run, runs_folder)
-    log, text = launch.log_of(runs_folder, directory.key)
+    log, log_lines = claims.log_of(runs_folder, directory.key)
     if log is None and not follow:
         raise LaunchError(
             f"run {directory.key} has no log: no job of `harness submit` has begun it (debug jobs keep none)"
         )
-    if text:
-        click.echo("\n".join(text))
+    if log_lines:
+        click.echo("\n".join(log_lines))
     if follow:
         with contextlib.suppress(KeyboardInterrupt):
-            _follow(runs_folder, directory.key, len(text))
+            _follow(runs_folder, directory.key, len(log_lines))
 
 
 def _follow(runs_folder: Path, run_key: str, shown: int) -> None:
     """Print the lines that are added; of a log that is another one now, from its beginning."""
     import time
 
-    from harness import launch
+    from harness.launch import claims
 
-    log = launch.log_path(runs_folder, run_key)
+    log = claims.log_path(runs_folder, run_key)
     while True:
         time.sleep(0.5)
-        newest, text = launch.log_of(runs_folder, run_key)
+        newest, text = claims.log_of(runs_folder, run_key)
         if newest != log or len(text) < shown:
             log, shown = newest, 0
         for line in text[shown:]:
@@ -147,14 +150,15 @@ def sample(
 ) -> None:
     """Draw images from a run's checkpoint; the spec inside it says all else."""
     from harness.progress import Progress
-    from harness.spec import Sampler, choices
-    from harness.study import did_you_mean
+    from harness.spec.base import choices
+    from harness.spec.evaluation import Sampler
+    from harness.text import did_you_mean
 
     directory = find_run(run, runs_folder)
     known = choices(Sampler)
     if sampler not in known:
         raise SpecError(f"--sampler {sampler}: unknown; {did_you_mean(sampler, list(known))}")
-    from harness.evaluation import sample_run
+    from harness.evaluation.sampling import sample_run
 
     with Progress(f"sample {directory.key[:8]}") as progress:
         path = sample_run(

@@ -15,7 +15,8 @@ from harness.cli.common import has_inception, profile_option, read_profile, runs
 from harness.errors import LaunchError
 
 if TYPE_CHECKING:
-    from harness.search import Search, TrialRecord
+    from harness.search.space import Search
+    from harness.search.trials import TrialRecord
 
 INTERRUPTED_EXIT_CODE = 130
 NUM_SUGGESTIONS = 8
@@ -43,7 +44,9 @@ def search(
     runs_folder: Path,
 ) -> None:
     """Search a space: ask, run, tell, until all trials have ended. Safe to kill and to repeat."""
-    from harness.search import Coordinator, LocalWorkers, SlurmWorkers, Workers, load_search
+    from harness.search.coordinator import Coordinator
+    from harness.search.loading import load_search
+    from harness.search.workers import LocalWorkers, SlurmWorkers, Workers
 
     found = load_search(file, sets=sets, inception=has_inception())
     if only_status or only_best:
@@ -74,9 +77,13 @@ def show_plan(file: Path, sets: Sequence[str], runs_folder: Path, *, as_json: bo
     """Print a search's space, its budget and its first suggestions."""
     import json
 
-    from harness import launch, views
+    from harness import text
+    from harness.cli import tables
+    from harness.launch import planning
     from harness.progress import duration
-    from harness.search import brief, first_suggestions, load_search
+    from harness.search.coordinator import brief
+    from harness.search.loading import load_search
+    from harness.search.optuna_backend import first_suggestions
 
     found = load_search(file, sets=sets, inception=has_inception())
     settings = found.settings
@@ -87,26 +94,26 @@ def show_plan(file: Path, sets: Sequence[str], runs_folder: Path, *, as_json: bo
         suggestions = [{"point": point, "run_keys": one} for point, one in zip(points, keys, strict=True)]
         click.echo(json.dumps({"search": found.name, **found.definition(), "suggestions": suggestions}))
         return
-    click.echo(f"search {found.name}: {views.count(settings.trials, 'trial')}, {settings.parallel} at a time\n")
-    views.Table(("parameter", "space"), [(one.path, one.spell()) for one in found.space]).show()
+    click.echo(f"search {found.name}: {text.count(settings.trials, 'trial')}, {settings.parallel} at a time\n")
+    tables.Table(("parameter", "space"), [(one.path, one.spell()) for one in found.space]).show()
     click.echo()
     rows = []
     for metric in found.metrics:
         evaluation, name = metric.find(trials[0].runs[0])
         rows.append((f"{evaluation.name}/{name}", metric.direction))
-    views.Table(("metric", "aim"), rows).show()
+    tables.Table(("metric", "aim"), rows).show()
     runs = settings.trials * settings.replicates
     replicates = f", {settings.replicates} replicates each" if settings.replicates > 1 else ""
     limit = f", no new ones after {settings.timeout}" if settings.timeout else ""
     click.echo(f"\nsampler {settings.sampler}, pruner {settings.pruner}, seed {settings.seed}")
-    click.echo(f"budget: {views.count(runs, 'run')}{replicates}{limit}")
-    planned = launch.plan(trials[0], runs_folder)
+    click.echo(f"budget: {text.count(runs, 'run')}{replicates}{limit}")
+    planned = planning.plan(trials[0], runs_folder)
     seconds, measured = planned.training_seconds(planned.runs[0]), planned.measured(planned.runs[0])
     if seconds and measured:
         click.echo(f"training: about {duration(runs * seconds)} on one {measured.device_name}, one by one")
     click.echo("\nfirst suggestions (what is asked for before any trial has ended):")
     paths = [one.path for one in found.space]
-    views.Table(
+    tables.Table(
         ("trial", *paths, "run"),
         [
             (
@@ -122,9 +129,10 @@ def show_plan(file: Path, sets: Sequence[str], runs_folder: Path, *, as_json: bo
 
 
 def _show_status(search: Search, runs_folder: Path) -> None:
-    from harness import views
+    from harness.cli import tables
     from harness.progress import duration
-    from harness.search import FINISHED, brief, eta_seconds, front, read_trials
+    from harness.search.coordinator import brief
+    from harness.search.trials import FINISHED, eta_seconds, front, read_trials
 
     trials = read_trials(search.folder(runs_folder))
     if not trials:
@@ -140,7 +148,7 @@ def _show_status(search: Search, runs_folder: Path) -> None:
         note = trial.reason or ("served" if trial.served and len(trial.served) == len(trial.run_keys) else "")
         rows.append((trial.arm, _progress(trial, runs_folder), *point, *values, mark, note or trial.run_keys[0]))
     headers = ("trial", "state", *paths, *(metric.name for metric in search.metrics), "best", "run")
-    views.Table(headers, rows).show()
+    tables.Table(headers, rows).show()
     finished = sum(trial.state in FINISHED for trial in trials)
     states = ", ".join(
         f"{sum(trial.state == state for trial in trials)} {state}"
@@ -167,7 +175,7 @@ def _value(trial: TrialRecord, metric: str) -> str:
 
 def _progress(trial: TrialRecord, runs_folder: Path) -> str:
     """Say how a trial stands; of one that runs how far its runs are."""
-    from harness.records import RunDirectory
+    from harness.records.directory import RunDirectory
 
     if trial.state != "running":
         return trial.state
@@ -178,7 +186,7 @@ def _progress(trial: TrialRecord, runs_folder: Path) -> str:
 
 
 def _show_best(search: Search, runs_folder: Path) -> None:
-    from harness.search import best_study, front, read_trials
+    from harness.search.trials import best_study, front, read_trials
 
     best = front(read_trials(search.folder(runs_folder)), search.metrics)
     if not best:
@@ -195,7 +203,7 @@ def _show_best(search: Search, runs_folder: Path) -> None:
 
 def _draw(search: Search, runs_folder: Path) -> None:
     """Draw the figures where analysis/ is at hand; MLflow then shows them with the search."""
-    from harness.search import write_importances
+    from harness.search.importances import write_importances
 
     folder = search.folder(runs_folder)
     write_importances(search, folder)
@@ -206,6 +214,6 @@ def _draw(search: Search, runs_folder: Path) -> None:
 
 
 def _plain(text: str) -> str:
-    from harness.views import printable
+    from harness.text import printable
 
     return printable(text)

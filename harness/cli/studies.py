@@ -20,7 +20,8 @@ from harness.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from harness.launch import Plan, WaitedFor
+    from harness.launch.planning import Plan
+    from harness.launch.submission import BlockingSubmission
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -33,23 +34,23 @@ INTERRUPTED_EXIT_CODE = 130
 @runs_folder_option
 def plan(study: Path, as_json: bool, everything: bool, sets: tuple[str, ...], runs_folder: Path) -> None:
     """Show what a study asks for, where each run stands and what is left to pay. Changes nothing."""
-    from harness import launch
-    from harness.study import is_search
+    from harness.launch import planning
+    from harness.study.expand import is_search
 
     if is_search(study):
         from harness.cli.search import show_plan
 
         show_plan(study, sets, runs_folder, as_json=as_json)
         return
-    planned = launch.plan(load(study, sets), runs_folder)
+    planned = planning.plan(load(study, sets), runs_folder)
     if as_json:
         import json
 
         click.echo(json.dumps(planned.as_json()))
         return
-    from harness import views
+    from harness.cli import plan_view
 
-    views.show_plan(planned, limit=None if everything else 40)
+    plan_view.show_plan(planned, limit=None if everything else 40)
 
 
 @click.command()
@@ -72,10 +73,10 @@ def submit(
     runs_folder: Path,
 ) -> None:
     """Run all of a study that is not done yet. Safe to repeat: done runs are skipped, broken ones go on."""
-    from harness import launch
-    from harness.calibrate import require_within_budget
+    from harness.launch import planning
+    from harness.launch.calibrate import require_within_budget
 
-    planned = launch.plan(load(study, sets), runs_folder)
+    planned = planning.plan(load(study, sets), runs_folder)
     facts = read_profile(profile, cluster)
     require_within_budget(planned, cluster=cluster, profile=facts, told=click.echo)
     _offer_to_cancel_orphans(planned, runs_folder)
@@ -86,56 +87,60 @@ def submit(
 
 def submit_and_follow(planned: Plan, runs_folder: Path, **options: Any) -> None:
     """Submit what a plan has to do; look on where it runs here, and say how to where it does not."""
-    from harness import launch, views
+    from harness import text
+    from harness.cli import status_view, tables
+    from harness.launch.submission import BlockingSubmission
+    from harness.launch.submit import submit as submit_plan
 
     study, name = planned.study.path, planned.study.name
-    submission = launch.commit(planned, **options)
+    submission = submit_plan(planned, **options)
     submitted = {one.run_key for one in submission.runs}
     left_alone = [one for one in planned.runs if one.run_key not in submitted]
     if left_alone:
-        click.echo(f"left alone: {views.state_counts(one.state for one in left_alone)}")
+        click.echo(f"left alone: {tables.state_counts(one.state for one in left_alone)}")
     if submission.runs:
-        click.echo(f"submitted: {views.count(len(submission.runs), 'run')}")
+        click.echo(f"submitted: {text.count(len(submission.runs), 'run')}")
     for note in submission.notes:
         click.echo(note)
     if not submission.runs:
         click.echo("nothing to submit")
         return
-    if not isinstance(submission, launch.WaitedFor):
+    if not isinstance(submission, BlockingSubmission):
         click.echo(f"follow: harness status {study}{same_runs(runs_folder)} --watch")
         return
     directories = [one.directory for one in submission.runs]
-    with views.Follower(lambda: views.standings(directories, name)) as follower:
+    with status_view.Follower(lambda: status_view.status_rows(directories, name)) as follower:
         ended_by_itself = submission.wait(follower.tick)
     _say_how_it_ended(submission, study, runs_folder, ended_by_itself)
 
 
 def _offer_to_cancel_orphans(planned: Plan, runs_folder: Path) -> None:
     """Deal with what still waits or runs for this study, though its file no longer asks for it."""
-    from harness import launch, views
+    from harness import text
+    from harness.launch import manage
 
-    orphans = launch.orphans(planned)
+    orphans = manage.orphans(planned)
     if not orphans:
         return
-    said = f"{views.count(len(orphans), 'run')} of this study still at work, though its file no longer asks for them"
+    said = f"{text.count(len(orphans), 'run')} of this study still at work, though its file no longer asks for them"
     if sys.stdin.isatty():
         if click.confirm(f"{said}: {' '.join(one.key for one in orphans)}. Cancel?"):
-            launch.cancel(orphans)
+            manage.cancel(orphans)
         return
     keys = " ".join(one.key for one in orphans)
     click.echo(f"{said}; to cancel: harness cancel {keys}{same_runs(runs_folder)}")
 
 
-def _say_how_it_ended(submission: WaitedFor, study: Path, runs_folder: Path, ended_by_itself: bool) -> None:
-    from harness import views
+def _say_how_it_ended(submission: BlockingSubmission, study: Path, runs_folder: Path, ended_by_itself: bool) -> None:
+    from harness import text
 
     unfinished = submission.unfinished()
     num_done = len(submission.runs) - len(unfinished)
-    click.echo(f"{num_done} of {views.count(len(submission.runs), 'run')} done")
+    click.echo(f"{num_done} of {text.count(len(submission.runs), 'run')} done")
     for planned in unfinished:
         why = f": {planned.status.reason}" if planned.status.reason else ""
         name = f"{planned.run_key} {planned.run.arm} r{planned.run.replicate}"
-        click.echo(views.printable(f"  {name} {planned.state}{why}"))
+        click.echo(text.printable(f"  {name} {planned.state}{why}"))
     for log in submission.logs_of_killed():
         click.echo(f"a worker was killed (out of memory?); its log: {log}", err=True)
     if not unfinished:

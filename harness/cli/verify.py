@@ -23,7 +23,8 @@ def verify_resume(
     study: Path, kills: int, steps: int | None, everything: bool, sets: tuple[str, ...], runs_folder: Path
 ) -> None:
     """Prove that resume is exact: train each arm straight and killed-and-resumed, and compare all bits."""
-    from harness import verify, views
+    from harness import text
+    from harness.job import verify
 
     runs = load(study, sets).runs
     if not everything:
@@ -38,7 +39,7 @@ def verify_resume(
             click.echo(f"{name}: equal bit by bit after {len(found['ends'])} ends ({said})")
         else:
             num_different += 1
-            click.echo(views.printable(f"{name}: DIFFERENT: {found['first_difference']}; both sides: {found['kept']}"))
+            click.echo(text.printable(f"{name}: DIFFERENT: {found['first_difference']}; both sides: {found['kept']}"))
             hint = verify.advice(found)
             if hint:
                 click.echo(f"  {hint}")

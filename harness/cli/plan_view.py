@@ -1,0 +1,104 @@
+"""What `harness plan` shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from harness.cli.tables import Table, state_counts
+from harness.launch.planning import Plan, PlannedRun
+from harness.progress import duration
+from harness.text import count, device_hours, printable, size
+
+
+def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
+    """Print a plan: a summary by arm, the runs (the first `limit`), the warnings and what it costs."""
+    print(f"study {plan.study.name}: {count(len(plan.runs), 'run')}, {state_counts(p.state for p in plan.runs)}\n")
+    _arms(plan).show()
+    print()
+    _runs(plan, plan.runs[:limit]).show()
+    if limit is not None and len(plan.runs) > limit:
+        print(f"... and {len(plan.runs) - limit} more (--all shows them)")
+    print()
+    for warning in plan.study.warnings():
+        print(f"warning: {printable(warning)}")
+    print(_total_cost(plan))
+
+
+def _arms(plan: Plan) -> Table:
+    arms: dict[str, list[PlannedRun]] = {}
+    for planned in plan.runs:
+        arms.setdefault(planned.run.arm, []).append(planned)
+    rows = [
+        (arm, str(len(members)), state_counts(p.state for p in members), *_cost(plan, members))
+        for arm, members in arms.items()
+    ]
+    return Table(("arm", "runs", "state", *_COST_HEADERS), rows)
+
+
+def _runs(plan: Plan, shown: Sequence[PlannedRun]) -> Table:
+    rows = [
+        (p.run_key, p.run.arm, str(p.run.replicate), _overrides(p.run.overrides), p.state, *_cost(plan, [p]))
+        for p in shown
+    ]
+    return Table(("run", "arm", "replicate", "what differs", "state", *_COST_HEADERS), rows)
+
+
+def _overrides(overrides: Mapping[str, Any]) -> str:
+    return " ".join(f"{path}={_brief(value)}" for path, value in overrides.items()) or "-"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict) and "name" in value:
+        rest = ",".join(f"{key}={_brief(one)}" for key, one in value.items() if key != "name")
+        return f"{value['name']}({rest})" if rest else str(value["name"])
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+_COST_HEADERS = ("training left", "device hours", "checkpoints")
+
+
+def _cost(plan: Plan, members: Sequence[PlannedRun]) -> tuple[str, str, str]:
+    return (
+        _sum_known([plan.training_seconds(planned) for planned in members], duration),
+        _sum_known([plan.device_hours(planned) for planned in members], device_hours),
+        _sum_known([plan.checkpoint_bytes(planned) for planned in members], size),
+    )
+
+
+def _sum_known(amounts: Sequence[float | None], spell: Callable[[float], str]) -> str:
+    """Spell a sum, with `?` for what nobody has measured: 40 min, ?, 40 min + ?, - for nothing."""
+    known = sum(one for one in amounts if one is not None)
+    parts = [spell(known)] if known else []
+    return " + ".join(parts + ["?"] * (None in amounts)) or "-"
+
+
+def cost_sentence(plan: Plan, device: str | None = None) -> str:
+    """Say what is left to train in device hours, by the device that each estimate was measured on."""
+    hours: dict[tuple[str, str], float] = {}
+    unknown = 0
+    for planned in plan.runs:
+        left, measured = plan.device_hours(planned, device), plan.measured(planned, device)
+        if left is None:
+            unknown += 1
+        elif left and measured:
+            where = (measured.device, measured.device_name)
+            hours[where] = hours.get(where, 0.0) + left
+    said = [
+        f"{device_hours(amount)} {'GPU ' * (kind == 'cuda')}hours on {name}" for (kind, name), amount in hours.items()
+    ]
+    if unknown:
+        said.append(f"an unknown time for {count(unknown, 'run')} (nothing alike has been measured yet)")
+    return ", ".join(said)
+
+
+def _total_cost(plan: Plan) -> str:
+    budget = plan.study.budget_gpu_hours
+    limit = f"; budget: {budget:g} GPU hours" if budget is not None else ""
+    said = cost_sentence(plan)
+    if not said:
+        return f"training left: none{limit}"
+    disk = _sum_known([plan.checkpoint_bytes(planned) for planned in plan.runs], size)
+    hint = f"\nwhat is unknown: `harness calibrate {plan.study.path}` measures it" if "unknown" in said else ""
+    return f"training left: {said}, without evaluations{limit}\ncheckpoints will take: {disk}{hint}"

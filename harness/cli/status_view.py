@@ -1,0 +1,189 @@
+"""What `harness status` shows, once or while it changes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from harness.cli.tables import Table, state_counts
+from harness.launch import states
+from harness.progress import duration
+from harness.records.directory import RunDirectory
+from harness.text import count, printable
+
+NEWS_EVERY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class StatusRow:
+    """One line of `status`."""
+
+    run_key: str
+    studies: tuple[str, ...]
+    arm: str
+    replicate: int
+    state: str
+    step: int
+    num_steps: int
+    steps_per_second: float | None
+    eta_seconds: float | None
+    loss: float | None
+    nll_bpd: float | None  # of the last evaluation
+    reason: str
+    run_dir: str
+    job: str = ""  # SLURM's, as squeue spells it
+    node: str = ""
+
+    def row(self, *, slurm: bool = False) -> tuple[str, ...]:
+        """Return the cells of `status`; of SLURM's two only when they are asked for."""
+        running = self.state == "running"
+        return (
+            self.run_key,
+            f"{self.arm} r{self.replicate}",
+            self.state,
+            f"{self.step}/{self.num_steps}",
+            f"{self.steps_per_second:.3g}" if running and self.steps_per_second else "-",
+            duration(self.eta_seconds) if running and self.eta_seconds is not None else "-",
+            "-" if self.loss is None else f"{self.loss:.4f}",
+            "-" if self.nll_bpd is None else f"{self.nll_bpd:.4f}",
+            *((self.job or "-", self.node or "-") if slurm else ()),
+            self.reason,
+        )
+
+
+STATUS_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd", "why")
+
+
+def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -> list[StatusRow]:
+    """Gather what `status` says of runs; arm and replicate are those of `study`, else of a run's first study."""
+    found = states.read_run_states([directory.path for directory in directories])
+    return [_status_row(directory, study, found[directory.key]) for directory in directories]
+
+
+def _status_row(directory: RunDirectory, study: str | None, here: states.RunState) -> StatusRow:
+    status, job = here.status, here.job
+    num_steps, batch_size = _size_of(directory.path)
+    studies = directory.studies()
+    facts = studies.get(study or next(iter(studies), ""), {})
+    speed = status.images_per_second
+    return StatusRow(
+        run_key=directory.key,
+        studies=tuple(studies),
+        arm=facts.get("arm", "-"),
+        replicate=facts.get("replicate", 0),
+        state=status.state,
+        step=status.step,
+        num_steps=num_steps,
+        steps_per_second=speed / batch_size if speed else None,
+        eta_seconds=status.eta_seconds,
+        loss=status.loss,
+        nll_bpd=last_nll(directory.path) if status.attempt else None,
+        reason=status.reason,
+        run_dir=str(directory.path),
+        job=job.job_id if job else "",
+        node=job.node if job and job.live else "",
+    )
+
+
+@lru_cache(maxsize=100_000)
+def _size_of(run_directory: Path) -> tuple[int, int]:
+    train = RunDirectory(run_directory).spec()["train"]
+    return train["steps"], train["batch_size"]
+
+
+def last_nll(run_directory: Path) -> float | None:
+    """Return the newest `eval/nll_bpd` in the journals, found from their ends without reading them as a whole."""
+    for path in sorted(run_directory.glob("journal-*.jsonl"), reverse=True):
+        data = path.read_bytes()
+        at = data.rfind(b'"eval/nll_bpd": ')
+        if at >= 0 and b"\n" in data[at:]:
+            line = data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)]
+            values = json.loads(line[9:])["metrics"]
+            return values["eval/nll_bpd"]
+    return None
+
+
+def status_table(found: Sequence[StatusRow]) -> Table:
+    slurm = any(one.job for one in found)
+    headers = [*STATUS_HEADERS[:-1], *(("job", "node") if slurm else ()), STATUS_HEADERS[-1]]
+    return Table(headers, [one.row(slurm=slurm) for one in found])
+
+
+def status_json(found: Sequence[StatusRow]) -> str:
+    return json.dumps([asdict(one) for one in found], indent=1)
+
+
+class Follower:
+    """Show runs while they are worked on: a live table on a terminal, elsewhere a line whenever a state changes.
+
+    Args:
+        gather: tells where every run stands now.
+    """
+
+    def __init__(self, gather: Callable[[], Sequence[StatusRow]]):
+        self._gather = gather
+        self._live: Any = None
+        self._states: dict[str, str] = {}
+        self._last_news = time.monotonic()
+
+    def __enter__(self) -> Follower:
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self._live = Live(auto_refresh=False)
+            self._live.start()
+        else:
+            self._states = {one.run_key: one.state for one in self._gather()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def tick(self) -> None:
+        """Look again and show what is new."""
+        found = self._gather()
+        if self._live:
+            self._live.update(self._picture(found), refresh=True)
+            return
+        for one in found:
+            before = self._states[one.run_key]
+            if one.state != before:
+                self._states[one.run_key] = one.state
+                self._say(one, f"{before} -> {one.state}")
+        if time.monotonic() - self._last_news >= NEWS_EVERY_SECONDS:
+            self._last_news = time.monotonic()
+            for one in found:
+                if one.state == "running":
+                    self._say(one, "running")
+
+    def _say(self, one: StatusRow, what: str) -> None:
+        facts = [f"step {one.step}/{one.num_steps}"]
+        if one.state == "running" and one.eta_seconds is not None:
+            facts.append(f"{duration(one.eta_seconds)} left")
+        if one.loss is not None:
+            facts.append(f"loss {one.loss:.4f}")
+        if one.state == "done" and one.nll_bpd is not None:
+            facts.append(f"nll {one.nll_bpd:.4f} bits/dim")
+        if one.reason:
+            facts.append(one.reason)
+        name = f"{one.run_key} {one.arm} r{one.replicate}"
+        print(printable(f"{time.strftime('%H:%M:%S')} {name}: {what}; {', '.join(facts)}"), flush=True)
+
+    def _picture(self, found: Sequence[StatusRow]) -> Any:
+        """Draw as many runs as the terminal has lines for, those at work first, and count them all."""
+        from rich.console import Group
+        from rich.text import Text
+
+        order = ("running", "failed", "interrupted", "queued", "evaluate", "new", "pruned", "done")
+        room = max(4, self._live.console.height - 6)
+        urgent = sorted(found, key=lambda one: order.index(one.state))[:room]
+        return Group(
+            status_table(urgent).rich(), Text(f"{count(len(found), 'run')}: {state_counts(s.state for s in found)}")
+        )

@@ -1,0 +1,71 @@
+"""What `harness why` shows: what happened to a run, in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+
+from harness.errors import LaunchError
+from harness.launch.claims import Claim, claims_of
+from harness.records.directory import RunDirectory
+from harness.records.journal import Event
+from harness.slurm.commands import JobInfo, read_queue
+from harness.text import printable
+
+
+def chain(directory: RunDirectory) -> list[str]:
+    """Spell what happened to a run, as its journal and SLURM know it together, one line an event, oldest first.
+
+    Of checkpoints in a row the last is told. Where SLURM is not, or has forgotten, the run directory alone tells.
+    """
+    events = directory.events()
+    following = [*events, None][1:]
+    told = [
+        (event.time_ms / 1000, _event_line(event))
+        for event, after in zip(events, following, strict=True)
+        if event.name != "checkpoint" or after is None or after.name != "checkpoint"
+    ]
+    claims = claims_of(directory.path.parent, [directory.key]).get(directory.key, [])
+    try:
+        jobs = read_queue(job for claim in claims if claim.on_slurm for job in claim.jobs)
+    except LaunchError:
+        jobs = {}
+    for claim in claims:
+        told.extend(_claim_lines(claim, jobs, directory.key))
+    moments = sorted(told, key=lambda line: line[0])
+    return [printable(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}  {what}") for at, what in moments]
+
+
+def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo], run_key: str) -> Iterator[tuple[float, str]]:
+    facts = claim.submission
+    if not facts:
+        return
+    job = f", job {claim.jobs[0]}" if claim.on_slurm and claim.jobs else ""
+    yield facts["time"], f"submitted by {facts['user']} ({facts['cluster']}{job})"
+    for job_id in claim.jobs:
+        lives = jobs[job_id].lives if job_id in jobs else ()
+        for number, life in enumerate(lives):
+            if life.start and life.node:
+                again = "again " if number or job_id != claim.jobs[0] else ""
+                yield _seconds(life.start), f"SLURM starts job {job_id} {again}on {life.node}"
+            if life.end and life.state not in ("RUNNING", "PENDING"):
+                by = f" by {jobs[job_id].user}" if life.state == "CANCELLED" and jobs[job_id].user else ""
+                code = f", exit code {life.exit_code}" if life.exit_code not in ("", "0:0") else ""
+                yield _seconds(life.end), f"SLURM ends job {job_id}: {life.state}{by}{code}"
+    if who := claim.cancelled_by(run_key):
+        yield (claim.folder / "cancelled" / run_key).stat().st_mtime, f"cancelled by {who}"
+
+
+def _seconds(local: str) -> float:
+    return time.mktime(time.strptime(local, "%Y-%m-%dT%H:%M:%S"))
+
+
+def _event_line(event: Event) -> str:
+    told = {key: value for key, value in event.facts.items() if key not in ("attempt", "traceback")}
+    facts = " ".join(f"{key}={value}" for key, value in told.items() if value not in (None, ""))
+    superseded = "  (made again later)" if event.superseded else ""
+    if event.name == "started":
+        begun = f"resumed at step {event.facts['resumed_from_step']}" if event.facts["resumed_from_step"] else "started"
+        facts = f"on {event.facts['host']} (attempt {event.attempt}, process {event.facts['pid']})"
+        return f"{begun} {facts}{superseded}"
+    return f"{event.name}  {facts}".rstrip() + superseded

@@ -1,0 +1,85 @@
+"""`harness doctor`: what would go wrong in the queue is found before it, and each finding says what to do.
+
+What SLURM says is read first (`Slurm.ask`) and judged afterwards by plain functions. One trivial job with the profile's
+settings then looks at what cannot be seen from a login node: the compute node's Python, torch, GPU, files and network.
+No torch here, but for a STUDY, whose data sets are loaded.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.doctor.cluster import (
+    Slurm,
+    _would_be_taken,
+    check_account,
+    check_arrays,
+    check_partition,
+    check_preemption,
+    check_time_limits,
+    classes,
+)
+from harness.doctor.findings import Finding, problem
+from harness.doctor.machine import (
+    check_cores_and_memory,
+    check_data,
+    check_extractors,
+    check_python,
+    check_runs_folder,
+    check_torch,
+    file_system,
+)
+from harness.doctor.probe import run_trivial_job
+from harness.doctor.store import check_local_store, check_store
+from harness.launch.planning import Plan
+from harness.slurm.profile import Profile
+from harness.tracking.store import store_uri
+
+
+def examine_here(plan: Plan | None, runs_folder: Path) -> Iterator[Finding]:
+    """Look at this machine: Python, torch and its device, cores, memory, disk, MLflow's store, and a study's needs."""
+    yield check_python()
+    yield from check_torch(plan)
+    yield from check_cores_and_memory(plan)
+    yield from check_runs_folder(runs_folder, plan)
+    yield from check_local_store()
+    if plan:
+        yield from check_data(plan)
+        yield from check_extractors(plan)
+
+
+def examine_cluster(
+    profile: Profile, plan: Plan | None, runs_folder: Path, *, timeout_seconds: float | None
+) -> Iterator[Finding]:
+    """Look at a cluster from its login node, cheap questions first.
+
+    Args:
+        timeout_seconds: how long to wait for the trivial job; None sends none.
+    """
+    yield check_python()
+    missing = [name for name in ("sbatch", "squeue", "scancel", "scontrol", "srun") if not shutil.which(name)]
+    if missing:
+        yield problem(f"{', '.join(missing)} not here: run this on the cluster's login node, or load its SLURM module")
+        return
+    slurm, findings = Slurm.ask()
+    yield from findings
+    if slurm is not None:
+        judged = [
+            *check_partition(slurm, profile, classes(plan)),
+            *check_account(slurm, profile),
+            *check_arrays(slurm, profile),
+            *check_preemption(slurm, profile),
+            *check_time_limits(profile, classes(plan)),
+        ]
+        yield from judged
+        if all(one.level != "problem" for one in judged):  # else it would say the same in SLURM's words
+            yield from _would_be_taken(profile, classes(plan))
+    yield from check_runs_folder(runs_folder, plan)
+    yield from check_store(profile, store_uri(profile.tracking_uri), file_system)
+    if plan:
+        yield from check_data(plan)
+        yield from check_extractors(plan)
+    if slurm is not None and timeout_seconds is not None:
+        yield from run_trivial_job(profile, plan, runs_folder, timeout_seconds)

@@ -1,0 +1,79 @@
+"""Whether MLflow's store or server can be reached."""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from harness.doctor.findings import Finding, ok, problem, warning
+from harness.doctor.machine import SHARED_FILE_SYSTEMS, file_system, nearest
+from harness.errors import HarnessError
+from harness.slurm.profile import Profile
+from harness.tracking.store import store_uri
+
+SERVER_SECONDS = 5.0
+
+
+def check_store(profile: Profile, uri: str, file_system: Callable[[Path], str] = file_system) -> Iterator[Finding]:
+    """Hold MLflow's store against who would write it: jobs never write SQLite over a shared file system."""
+    if uri.startswith(("http://", "https://")):
+        error = server_error(uri)
+        if error:
+            yield problem(
+                f"the tracking server {uri} does not answer from here ({error}): start it, or mend tracking_uri"
+            )
+        else:
+            yield ok(f"the tracking server {uri} answers")
+        return
+    if not uri.startswith("sqlite:"):
+        yield warning(
+            f"store {_without_password(uri)}: not a server; only compute nodes that reach its database can write it"
+        )
+        return
+    if profile.compute_nodes_reach_server:
+        yield problem(
+            f"profile and store do not fit: jobs would write {uri} from the compute nodes, and SQLite does not bear "
+            "that; name a server in tracking_uri, or say compute_nodes_reach_server: false and run "
+            "`harness sync --watch` here"
+        )
+        return
+    kind = file_system(Path(uri.removeprefix("sqlite:///")))
+    if kind in SHARED_FILE_SYSTEMS:
+        yield warning(
+            f"store {uri} lies on a shared file system ({kind}), where SQLite's locks may fail: write it from this "
+            "node alone (`harness sync --watch`), or move it to a local disk by MLFLOW_TRACKING_URI, or start a server"
+        )
+    else:
+        yield ok(f"store {uri}: jobs do not write it, `harness sync --watch` on this node carries their records there")
+
+
+def server_error(uri: str) -> str:
+    """Ask a tracking server for its health; return what is wrong, nothing when it answers."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_SECONDS) as answer:
+            return "" if answer.status == 200 else f"status {answer.status}"
+    except (OSError, ValueError) as error:
+        return _without_password(str(getattr(error, "reason", None) or error))
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def check_local_store() -> Iterator[Finding]:
+    try:
+        uri = store_uri()
+    except HarnessError as error:
+        yield problem(str(error))
+        return
+    if uri.startswith(("http://", "https://")):
+        yield from check_store(Profile(), uri)
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    if os.access(path if path.exists() else nearest(path.parent), os.W_OK):
+        yield ok(f"MLflow's store: {_without_password(uri)}")
+    else:
+        yield problem(f"MLflow's store {path} cannot be written; name another in MLFLOW_TRACKING_URI=sqlite:///PATH.db")

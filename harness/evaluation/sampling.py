@@ -1,0 +1,124 @@
+"""A run's checkpoint as a network that samples: without flags, since the checkpoint carries its spec."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.data.base import Dataset
+from harness.data.facts import DatasetFacts
+from harness.diffusion.respacing import space_timesteps
+from harness.errors import RecordError, SpecError
+from harness.evaluation.evaluator import Evaluator, ProgressCallback
+from harness.evaluation.images import image_grid, save_png
+from harness.methods.gaussian import Predict
+from harness.records.directory import RunDirectory
+from harness.registry import make_method
+from harness.spec.evaluation import Ancestral, Ddim, DpmSolverPP, Evaluation, section_counts
+from harness.spec.resources import Resources
+from harness.spec.run import RunSpec
+
+
+def load_predict(
+    run_folder: Path,
+    spec: RunSpec,
+    data: Dataset | DatasetFacts,
+    *,
+    weights: str,
+    device: torch.device,
+    step: int | None = None,
+) -> Predict:
+    """Load a run's network from a checkpoint (the newest by default); `untrained` needs none.
+
+    Raises:
+        RecordError: the run has no checkpoint yet.
+    """
+    from harness.training.checkpoints import Checkpoints
+
+    method = make_method(spec, data, Resources(), device)
+    if weights == "untrained":
+        return method.predict("raw")
+    checkpoints = Checkpoints(run_folder / "checkpoints")
+    found = checkpoints.latest(device) if step is None else (step, checkpoints.load(step, device))
+    if found is None:
+        raise RecordError(f"run {run_folder.name} has no checkpoint yet; `harness status` tells how far it is")
+    method.load_state_dict(found[1]["method"])
+    return method.predict(weights)
+
+
+def sample_run(
+    run_folder: Path,
+    *,
+    sampler: Ancestral | Ddim | DpmSolverPP,
+    num_steps: int,
+    num_samples: int,
+    seed: int = 0,
+    weights: str = "ema",
+    step: int | None = None,
+    low_res: Path | None = None,
+    told: ProgressCallback = lambda what, done, total: None,
+) -> Path:
+    """Draw samples from a run's checkpoint, whether it is finished or not.
+
+    Args:
+        step: of a kept checkpoint; None for the newest.
+        low_res: npz of the small images that an upsampler enlarges, uint8 [N, C, h, w] or [N, h, w, C], the first
+            array of the file; there are then at most N samples.
+
+    Returns:
+        the PNG of the grid; the uint8 images lie beside it as npz. Points of the plane have the npz alone.
+
+    Raises:
+        RecordError: the run has no checkpoint yet.
+        SpecError: the chain has no such number of steps, or an upsampler has nothing to enlarge.
+    """
+    run_directory = RunDirectory(run_folder)
+    spec = RunSpec.model_validate(run_directory.spec())
+    try:
+        space_timesteps(spec.diffusion.num_timesteps, section_counts(sampler, num_steps))
+    except ValueError as error:
+        raise SpecError(f"--steps {num_steps}: {error}") from None
+    small = _small_images(spec, low_res)
+    num_samples = num_samples if small is None else min(num_samples, len(small))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = spec.data.facts  # the images themselves need not be here
+    predict = load_predict(run_directory.path, spec, data, weights=weights, device=device, step=step)
+    evaluation = Evaluation(name="samples", seed=seed, weights=weights)
+    evaluator = Evaluator(predict, spec, data, evaluation, device, told=told)
+    with torch.inference_mode():
+        samples = evaluator.pictures(evaluator.sample(sampler, num_steps, num_samples, low_res=small)).numpy()
+    folder = run_directory.path / "samples"
+    folder.mkdir(exist_ok=True)
+    stem = f"{sampler.name}{num_steps}_seed{seed}_{weights}" + ("" if step is None else f"_step{step}")
+    np.savez(folder / f"{stem}.npz", samples=samples)
+    if data.levels is None:
+        return folder / f"{stem}.npz"
+    save_png(folder / f"{stem}.png", image_grid(samples))
+    return folder / f"{stem}.png"
+
+
+def _small_images(spec: RunSpec, path: Path | None) -> Tensor | None:
+    """Read what an upsampler is to enlarge, scaled to [-1, 1]; None for a model that needs no such thing."""
+    size = getattr(spec.model, "low_res_size", None)
+    if not size:
+        if path is not None:
+            raise SpecError("--low-res: this run is no upsampler")
+        return None
+    if path is None:
+        raise SpecError(f"this run is an upsampler: give it images of {size} pixels with --low-res FILE.npz")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = file[file.files[0]]
+    except (OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
+        raise SpecError(f"--low-res {path}: cannot be read as npz: {error}") from None
+    if images.ndim == 4 and images.shape[-1] in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.dtype != np.uint8 or images.shape[1:] != (3, size, size):
+        raise SpecError(
+            f"--low-res {path}: uint8 images of 3x{size}x{size} are needed, not {images.dtype} {list(images.shape)}"
+        )
+    return torch.from_numpy(images.copy()).float() / 127.5 - 1

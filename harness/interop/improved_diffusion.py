@@ -1,0 +1,138 @@
+"""Weights in the layout of openai/improved-diffusion: published checkpoints become runs, and runs become such files.
+
+An imported run is a run like any other: its spec says how the weights were made, as far as the README tells, and which
+file they are. The file's sha256 is part of the identity, so it is never taken for a training of our own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import torch
+import yaml
+
+from harness.errors import CheckpointError
+from harness.interop.openai_checkpoint import load_published, published, save_published
+from harness.records.directory import RunDirectory
+from harness.records.files import replace_file
+from harness.records.status import Status
+from harness.registry import make_method, make_timestep_sampler
+from harness.spec.base import SCHEMA_VERSION
+from harness.spec.resources import Resources
+from harness.spec.run import RunSpec
+from harness.training.checkpoints import Checkpoints
+from harness.training.loop import Training, save
+
+STUDY = "imported"
+
+
+def published_spec(name: str, sha256: str | None = None) -> RunSpec:
+    """Write the spec of a published checkpoint, by the flags of its README.
+
+    Args:
+        name: a key of PUBLISHED, or the file's stem.
+        sha256: of the file; None for a training of one's own by these flags.
+
+    Raises:
+        CheckpointError: no such name.
+        pydantic.ValidationError: the upsampler without a file; it can be sampled here, not trained.
+    """
+    entry = published(name)
+    network, diffusion, training = entry.network, entry.diffusion, entry.training
+    size, num_timesteps = entry.image_size, diffusion["num_timesteps"]
+    data = {64: {"name": "imagenet64"}, 32: {"name": "cifar10"}}.get(size)
+    if data is None:
+        num_classes = network.get("num_classes")
+        folder = "imagenet" if num_classes else "lsun_bedroom"
+        data = {"name": "image_folder", "path": folder, "image_size": size, "num_classes": num_classes}
+    lambda_vlb = 0.001 if diffusion["rescale_learned_sigmas"] else 1 / num_timesteps
+    resampled = training["schedule_sampler"] == "loss-second-moment"
+    steps = re.search(r"_(\d+)K", entry.file)
+    assert steps, "every published file's name ends in its number of steps"
+    return RunSpec.model_validate(
+        {
+            "imported_sha256": sha256,
+            "data": data,
+            "diffusion": {
+                "num_timesteps": num_timesteps,
+                "schedule": diffusion["schedule"],
+                "var_type": "learned_range",
+            },
+            "objective": "vlb" if diffusion["use_kl"] else {"name": "hybrid", "lambda_vlb": lambda_vlb},
+            "timestep_sampler": "loss_second_moment" if resampled else "uniform",
+            "model": {
+                "name": "unet",
+                "channels": network["model_channels"],
+                "channel_mult": tuple(network["channel_mult"]),
+                "num_res_blocks": network["num_res_blocks"],
+                "attention_resolutions": tuple(size // factor for factor in network["attention_resolutions"]),
+                "num_heads": network["num_heads"],
+                "dropout": network.get("dropout", 0.0),
+                "use_scale_shift_norm": network["use_scale_shift_norm"],
+                "class_cond": network.get("num_classes") is not None,
+                "rescale_timesteps": diffusion["rescale_timesteps"],
+                "low_res_size": entry.low_res_size,
+            },
+            "optim": {"lr": training["lr"]},
+            "train": {"steps": 1000 * int(steps[1]), "batch_size": training["batch_size"]},
+        }
+    )
+
+
+def import_checkpoint(path: Path, name: str, runs_folder: Path) -> RunDirectory:
+    """Make a finished run of a file in the published layout; importing it again changes nothing.
+
+    The weights become both the EMA, which the published files are, and the raw ones.
+
+    Raises:
+        CheckpointError: the file is not what it is said to be.
+    """
+    state = load_published(path, name)
+    with path.open("rb") as file:
+        spec = published_spec(name, hashlib.file_digest(file, "sha256").hexdigest())
+    directory = RunDirectory(runs_folder / spec.run_key)
+    directory.create(spec.model_dump(mode="json"), SCHEMA_VERSION)
+    directory.add_to_study(STUDY, {"arm": published(name).file, "replicate": 0, "overrides": {}, "evaluations": []})
+    study = {"study": f"{STUDY}-{published(name).file}", **spec.model_dump(mode="json")}
+    replace_file(directory.path / "study.yaml", yaml.safe_dump(study, sort_keys=False), durable=False)
+    if directory.status().state == "done":
+        return directory
+    cpu = torch.device("cpu")
+    training = Training(
+        spec, make_method(spec, spec.data.facts, Resources(), cpu), make_timestep_sampler(spec, cpu), cpu
+    )
+    training.method.network.load_state_dict(state)
+    training.method.ema.load_state_dict(state)
+    training.step = spec.train.steps
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        journal.event("imported", file=path.name, sha256=spec.imported_sha256)
+        save(training, journal, Checkpoints(directory.path / "checkpoints"))
+        steps = spec.train.steps
+        directory.set_status(Status("done", step=steps, num_steps=steps, attempt=journal.attempt))
+    return directory
+
+
+def export_checkpoint(run_folder: Path, path: Path, *, weights: str = "ema", step: int | None = None) -> int:
+    """Write a run's weights as a file in the published layout.
+
+    Args:
+        weights: "ema", as the published files are, or "raw".
+        step: of a kept checkpoint; None for the newest.
+
+    Returns:
+        the step that they are of.
+
+    Raises:
+        CheckpointError: the run has no such checkpoint or no U-Net, or the file cannot be written.
+    """
+    run_directory = RunDirectory(run_folder)
+    if run_directory.spec()["model"]["name"] != "unet":
+        raise CheckpointError(f"run {run_directory.key} has no U-Net, which is what the published layout holds")
+    checkpoints = Checkpoints(run_directory.path / "checkpoints")
+    found = checkpoints.latest() if step is None else (step, checkpoints.load(step))
+    if found is None:
+        raise CheckpointError(f"run {run_directory.key} has no checkpoint yet")
+    save_published(found[1]["method"][{"ema": "ema", "raw": "network"}[weights]], path)
+    return found[0]

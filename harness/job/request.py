@@ -1,0 +1,38 @@
+"""What the studies of a run ask of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from harness.records.directory import RunDirectory
+from harness.spec.evaluation import Evaluation
+from harness.spec.resources import Records, Resources
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the studies of a run ask of it, together."""
+
+    evaluations: tuple[Evaluation, ...]
+    resources: Resources
+    records: Records
+    data_root: str | None
+    scored_by: Evaluation | None = None  # measures records.best, during training and at the end
+
+    @classmethod
+    def of(cls, run_directory: RunDirectory) -> Request:
+        """Read the run's studies; evaluations add up, for the rest the study that joined last decides."""
+        studies = sorted((run_directory.path / "studies").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
+        facts = [json.loads(path.read_text()) for path in studies]
+        evaluations = {
+            evaluation.key: evaluation
+            for one in facts
+            for evaluation in map(Evaluation.model_validate, one["evaluations"])
+        }
+        last = facts[-1] if facts else {}
+        records = Records.model_validate(last.get("records", {}))
+        wanted = map(Evaluation.model_validate, last.get("evaluations", []))
+        scored_by = next((one for one in wanted if one.every and f"{one.name}/nll_bpd" == records.best), None)
+        resources = Resources.model_validate(last.get("resources", {}))
+        return cls(tuple(evaluations.values()), resources, records, last.get("data_root"), scored_by)

@@ -1,0 +1,315 @@
+"""Proof of resume: train once straight through and once killed again and again, and compare what is left bit by bit.
+
+The killed side meets what happens on a cluster: SIGKILL, which leaves the training no instant to prepare, and SIGTERM,
+after which it saves itself. Both sides are real jobs in processes of their own, in a scratch folder beside the runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness import PACKAGE_ROOT
+from harness.errors import TrainingError
+from harness.records.directory import RunDirectory
+from harness.records.files import replace_file
+from harness.records.journal import is_measurement
+from harness.records.lineage import parent_of
+from harness.spec.base import SCHEMA_VERSION
+from harness.study.model import Run
+
+# Where the parts of a training's state_dict lie, by the names under which a certificate lists their digests.
+PARTS = {
+    "weights": "method.network",
+    "ema": "method.ema",
+    "optimizer": "method.optimizer",
+    "timestep_sampler": "timesteps",
+    "window": "window",
+}
+POLL_SECONDS = 0.002
+
+
+def verify_resume(
+    run: Run,
+    runs_folder: Path,
+    *,
+    kills: int = 3,
+    steps: int | None = None,
+    told: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train a run straight through and killed-and-resumed, compare the two, and certify what was found.
+
+    The spec alone decides when data, noise, dropout and timesteps are drawn, so both sides must end in the same bits.
+
+    Args:
+        run: of a study; where its run directory exists, the certificate goes there, to certificates/.
+        kills: SIGKILLs, at random steps; one SIGTERM comes on top.
+        steps: train only so far, by a spec that differs in train.steps alone; None means to the end. A run that
+            continues another counts from there.
+        told: hears of each thing that is done.
+
+    Returns:
+        the certificate; `verdict` is "equal" or "different", and then `first_difference` names the first.
+
+    Raises:
+        TrainingError: the run was imported, a side failed, or training ended before it could be killed.
+    """
+    if run.spec.imported_sha256:
+        raise TrainingError(f"{run.run_key}: its weights were imported, so there is no training to resume")
+    spec = run.spec.model_dump(mode="json")
+    parent, first_step = parent_of(run.spec, runs_folder) if run.spec.continue_from else (None, 0)
+    spec["train"]["steps"] = num_steps = min(first_step + (steps or run.spec.train.steps), run.spec.train.steps)
+    scratch_home = runs_folder / ".verify"
+    scratch_home.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{run.run_key}-", dir=scratch_home))
+    directory = RunDirectory(runs_folder / run.run_key)
+    threads = next((one["threads"] for one in directory.environments()), None)
+
+    if parent:
+        for side in ("straight", "killed"):
+            (scratch / side).mkdir()
+            (scratch / side / parent.key).symlink_to(parent.path.absolute())
+
+    told(f"training to step {num_steps} straight through")
+    began = time.monotonic()
+    straight = _prepare(scratch / "straight" / run.run_key, spec, run, run.records.checkpoint_every_seconds)
+    _finish(straight, threads)
+    # On this side checkpoints are to lie close between the kills, so that resumes begin at many different steps.
+    every = (time.monotonic() - began) / (8 * (kills + 1))
+    killed = _prepare(scratch / "killed" / run.run_key, spec, run, every)
+    ends = _kill(killed, threads, kills, first_step, num_steps, told)
+    told("going on to the end")
+    _finish(killed, threads)
+
+    certificate = {
+        "what": "one training straight through and one killed and resumed: state and result rows, bit by bit",
+        "run_key": run.run_key,
+        "steps": num_steps,
+        "steps_of_the_run": run.spec.train.steps,
+        "evaluations": [evaluation.name for evaluation in run.evaluations],
+        "ends": ends,
+        "environment": straight.environments()[0],
+        **_compare(straight, killed),
+        "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    environments = [*straight.environments(), *killed.environments()]
+    changed = {name for one in environments for name in one if one[name] != environments[0].get(name)} - {"attempt"}
+    if changed:
+        certificate["environment_differs_in"] = sorted(changed)
+    if certificate["verdict"] == "equal":
+        shutil.rmtree(scratch)
+        if not any(scratch_home.iterdir()):
+            scratch_home.rmdir()
+    else:
+        certificate["kept"] = str(scratch)
+    if (directory.path / "spec.json").exists():
+        folder = directory.path / "certificates"
+        folder.mkdir(exist_ok=True)
+        code = re.sub(r"[^\w.+-]", "_", certificate["environment"]["code_version"])
+        path = folder / f"resume-{code}.json"
+        replace_file(path, json.dumps(certificate, indent=2), durable=True)
+        certificate["certificate"] = str(path)
+    return certificate
+
+
+def advice(certificate: dict[str, Any]) -> str:
+    """Say what may explain a difference, where something is known to."""
+    environment = certificate["environment"]
+    if not environment["deterministic"] and environment["device"] != "cpu":
+        return "CUDA's fast kernels give other bits each time; resources.deterministic: true takes exact ones"
+    if certificate.get("environment_differs_in"):
+        return f"the two sides differ in {', '.join(certificate['environment_differs_in'])}"
+    return ""
+
+
+# ----------------------------------------------------------------------------------------------------------- two sides
+
+
+def _prepare(path: Path, spec: dict, run: Run, checkpoint_every_seconds: float) -> RunDirectory:
+    directory = RunDirectory(path).create(spec, SCHEMA_VERSION)
+    # The first rows tell where training stands, so a short one has to log more often than a long one.
+    log_every = min(run.records.log_every, max(1, spec["train"]["steps"] // 20))
+    records = run.records.model_copy(
+        update={"checkpoint_every_seconds": checkpoint_every_seconds, "log_every": log_every}
+    )
+    directory.add_to_study(run.study, run.facts() | {"records": records.model_dump(mode="json")})
+    return directory
+
+
+def _begin(directory: RunDirectory, threads: int | None) -> subprocess.Popen:
+    search_path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+    with (directory.path / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "harness.job.verify", str(directory.path), str(threads or 0)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": search_path},
+        )
+
+
+def _finish(directory: RunDirectory, threads: int | None) -> None:
+    process = _begin(directory, threads)
+    try:
+        process.wait()
+    finally:
+        process.kill()
+    status = directory.status()
+    if status.state != "done":
+        raise TrainingError(f"{directory.path} is {status.state}: {status.reason or 'see its log.txt'}")
+
+
+def _kill(
+    directory: RunDirectory,
+    threads: int | None,
+    kills: int,
+    first_step: int,
+    num_steps: int,
+    told: Callable[[str], None],
+) -> list[dict]:
+    """End the training `kills` times by SIGKILL and once by SIGTERM; return what each did."""
+    signals = [signal.SIGKILL] * kills + [signal.SIGTERM]
+    random.shuffle(signals)
+    ends = []
+    for index, number in enumerate(signals):
+        # One in each equal share of the first nine tenths, so that none finds the training already at its end.
+        target = first_step + 1 + int((index + random.random()) / len(signals) * 0.9 * (num_steps - first_step))
+        last_attempt = max(directory.attempts(), default=0)
+        process = _begin(directory, threads)
+        try:
+            while process.poll() is None and _logged_step(directory, last_attempt) < target:
+                time.sleep(POLL_SECONDS)
+            process.send_signal(number)
+            process.wait()
+        finally:
+            process.kill()
+        if directory.status().state != "interrupted":
+            raise TrainingError(
+                f"{directory.path}: {directory.status().state} before it could be ended at step {target} of {num_steps}"
+                f" ({directory.status().reason or 'too short a training: take fewer --kills or more --steps'})"
+            )
+        after, durable = _logged_step(directory, last_attempt), directory.durable_step()
+        told(f"{number.name} after the row of step {after}; a checkpoint of step {durable} is there")
+        ends.append({"signal": number.name, "after_the_row_of_step": after, "durable_step": durable})
+    return ends
+
+
+def _logged_step(directory: RunDirectory, last_attempt: int) -> int:
+    """Return the step of the newest row that was made after that attempt."""
+    row = directory.latest().get("train/loss")
+    return row.step if row and row.attempt > last_attempt else 0
+
+
+# ---------------------------------------------------------------------------------------------------------- comparison
+
+
+def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of a state_dict with their dotted paths."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
+    if items is None:
+        yield path, value
+        return
+    for key, item in items:
+        yield from flatten(item, f"{path}.{key}" if path else str(key))
+
+
+def digests(state: Any) -> dict[str, str]:
+    """Return the sha256 of every leaf of a state_dict by its path: of a tensor its dtype, shape and bytes."""
+    import torch
+
+    found = {}
+    for path, leaf in flatten(state):
+        if isinstance(leaf, torch.Tensor):
+            head = f"{leaf.dtype} {tuple(leaf.shape)}".encode()
+            data = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        else:
+            head, data = type(leaf).__name__.encode(), repr(leaf).encode()
+        found[path] = hashlib.sha256(head + b"\0" + data).hexdigest()
+    return found
+
+
+def results(directory: RunDirectory) -> list[tuple[str, int, float]]:
+    """Return the rows that must be the same each time, in the order of the journal; no timings, no system metrics."""
+    return [(row.key, row.step, row.value) for row in directory.rows() if not is_measurement(row.key)]
+
+
+def _compare(straight: RunDirectory, killed: RunDirectory) -> dict[str, Any]:
+    from harness.training.checkpoints import Checkpoints
+
+    (step, one), (other_step, other) = (
+        Checkpoints(directory.path / "checkpoints").latest() or (0, {}) for directory in (straight, killed)
+    )
+    assert step == other_step, "both are done"
+    digests_one = digests(one)
+    rows_one, rows_other = results(straight), results(killed)
+    difference = _first_row_difference(rows_one, rows_other) or first_state_difference(one, other, step)
+    parts = {}
+    for name, prefix in PARTS.items():
+        found = {path: digest for path, digest in digests_one.items() if path.startswith(f"{prefix}.")}
+        parts[name] = _together(found) if found else "has no state"
+    compared: dict[str, Any] = {
+        "verdict": "different" if difference else "equal",
+        "digests": parts | {"result_rows": hashlib.sha256(repr(rows_one).encode()).hexdigest()},
+        "num_state_entries": len(digests_one),
+        "num_result_rows": len(rows_one),
+    }
+    return compared | ({"first_difference": difference} if difference else {})
+
+
+def _together(found: dict[str, str]) -> str:
+    return hashlib.sha256("\n".join(f"{path} {found[path]}" for path in sorted(found)).encode()).hexdigest()
+
+
+def _first_row_difference(straight: list, killed: list) -> str | None:
+    """Name the first row that differs, which tells the step better than the final state does."""
+    for (key, step, value), (other_key, other_step, other) in zip(straight, killed, strict=False):
+        if (key, step, repr(value)) != (other_key, other_step, repr(other)):
+            if (key, step) != (other_key, other_step):
+                return f"row {key} at step {step}: the killed side has {other_key} at step {other_step} in its place"
+            return f"row {key} at step {step}: straight {value!r}, killed {other!r}"
+    return None if len(straight) == len(killed) else f"{len(straight)} rows straight, {len(killed)} killed"
+
+
+def first_state_difference(straight: Any, killed: Any, step: int) -> str | None:
+    """Name the first entry in which two state_dicts of a step differ, and by how much; None when all bits are equal."""
+    import torch
+
+    of_one, of_other = digests(straight), digests(killed)
+    straight, killed = dict(flatten(straight)), dict(flatten(killed))
+    for path in [*straight, *(path for path in killed if path not in straight)]:
+        if of_one.get(path) == of_other.get(path):
+            continue
+        one, other = straight.get(path), killed.get(path)
+        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and one.shape == other.shape:
+            distance = float((one.double() - other.double()).abs().max())
+            return f"{path} at step {step}: {int((one != other).sum())} of {one.numel()} values, by up to {distance:g}"
+        return f"{path} at step {step}: straight {_brief(one)}, killed {_brief(other)}"
+    return None
+
+
+def _brief(value: Any) -> str:
+    import torch
+
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+
+
+def _main(folder: str, threads: str) -> None:
+    from harness.job.job import work
+
+    work(Path(folder), threads=int(threads) or None, sync=False, show_progress=False)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,279 @@
+"""Cost before commitment: time a few training steps of each kind that a study asks for, and hold the sum to its budget.
+
+Steps are timed where the runs will be: in a process of its own on this machine, or in a short job on the target
+partition. They train in a scratch folder; of a run's own directory nothing is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness import PACKAGE_ROOT
+from harness.errors import HarnessError, LaunchError
+from harness.launch.planning import Plan, PlannedRun
+from harness.launch.processes import available_cores, visible_gpus
+from harness.records import throughput
+from harness.records.directory import RunDirectory
+from harness.records.files import replace_file
+from harness.records.throughput import Throughput, cpu_name
+from harness.slurm import probe as errand
+from harness.slurm.profile import Profile
+from harness.spec.base import SCHEMA_VERSION
+from harness.spec.resources import Records, Resources
+from harness.spec.run import RunSpec
+
+BLOCKS = 5  # timed ones; one more before them warms up
+JOB_MINUTES = 60
+REQUEST = "request.json"
+
+
+# ---------------------------------------------------------------------------------------------------------- measuring
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What came of one cost class: a fact, or why there is none."""
+
+    arms: tuple[str, ...]
+    batch_size: int
+    fact: Throughput | None
+    error: str = ""
+
+
+def calibrate(
+    plan: Plan,
+    *,
+    cluster: str = "local",
+    profile: Profile | None = None,
+    steps: int = 20,
+    only_unknown: bool = False,
+    timeout_seconds: float = 1800.0,
+    told: Callable[[str], None] = lambda _: None,
+) -> list[Calibrated]:
+    """Time some steps of each cost class of the runs that are left to train, and store what `plan` reads.
+
+    Args:
+        cluster: local, or slurm: one job for each class of resources, with the settings of the real jobs.
+        steps: timed steps of each class; a fifth more warms up.
+        only_unknown: leave out what has been measured on such a device already.
+        timeout_seconds: how long to wait for a job, in the queue and at work.
+        told: called with what happens meanwhile, for people who watch.
+
+    Raises:
+        LaunchError: SLURM does not take the job, or it does not end in time or ends without an answer.
+    """
+    classes: dict[Resources, dict[str, list[PlannedRun]]] = {}
+    for planned in plan.runs:
+        left = plan.training_seconds(planned, target_device(planned, cluster, profile))
+        if left is None or (left and not only_unknown):
+            by_cost = classes.setdefault(planned.run.resources, {})
+            by_cost.setdefault(planned.run.spec.cost_key, []).append(planned)
+    found = []
+    for resources, by_cost in classes.items():
+        threads = resources.threads or max(1, available_cores() // max(1, len(plan.to_do)))
+        if cluster == "slurm":
+            threads = errand.slurm_parameters(resources, profile or Profile())["cpus_per_task"]
+        wanted = [_wanted(group[0]) for group in by_cost.values()]
+        request = {"steps": steps, "threads": threads, "wanted": wanted}
+        answers = _answers(request, resources, plan, cluster, profile, timeout_seconds, told)
+        for group, answer in zip(by_cost.values(), answers, strict=True):
+            fact = Throughput(**answer["fact"]) if "fact" in answer else None
+            if fact:
+                throughput.record(plan.runs_folder, fact)
+            arms = tuple(dict.fromkeys(planned.run.arm for planned in group))
+            found.append(Calibrated(arms, group[0].run.spec.train.batch_size, fact, answer.get("error", "")))
+    return found
+
+
+def target_device(planned: PlannedRun, cluster: str, profile: Profile | None = None) -> str:
+    """Return the kind of device that a run would compute on: cpu or cuda."""
+    resources = planned.run.resources
+    if resources.device != "auto":
+        return resources.device
+    if cluster == "slurm":
+        return "cuda" if (profile or Profile()).need(resources, "gpus_per_node") else "cpu"
+    return "cuda" if visible_gpus() else "cpu"
+
+
+def _wanted(planned: PlannedRun) -> dict[str, Any]:
+    return {
+        "spec": planned.run.spec.model_dump(mode="json"),
+        "resources": planned.run.resources.model_dump(mode="json"),
+        "data_root": planned.run.data_root,
+    }
+
+
+def _answers(
+    request: dict[str, Any],
+    resources: Resources,
+    plan: Plan,
+    cluster: str,
+    profile: Profile | None,
+    timeout_seconds: float,
+    told: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Have `request` answered by a process here or by a job there."""
+    plan.runs_folder.mkdir(parents=True, exist_ok=True)
+    # Below the runs folder, which all nodes see.
+    with tempfile.TemporaryDirectory(prefix=".calibrate-", dir=plan.runs_folder, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        (folder / REQUEST).write_text(json.dumps(request))
+        if cluster == "slurm":
+            sent = errand.run_probe_job(
+                "harness.launch.calibrate",
+                folder,
+                resources,
+                profile or Profile(),
+                minutes=JOB_MINUTES,
+                timeout_seconds=timeout_seconds,
+                told=told,
+            )
+            if sent.answer is None and sent.waited_for:
+                raise LaunchError(
+                    f"calibration: job {sent.job_id} was {sent.waited_for} after {timeout_seconds:.0f} s and is "
+                    f"cancelled; try again later, or wait longer: harness calibrate {plan.study.path} --timeout SECONDS"
+                )
+            answer, log = sent.answer, sent.log
+        else:
+            path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+            threads = {"OMP_NUM_THREADS": str(request["threads"]), "PYTHONPATH": path}
+            command = [sys.executable, "-m", "harness.launch.calibrate", name]
+            done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, check=False)
+            answered = folder / errand.ANSWER
+            answer, log = answered.read_text() if answered.exists() else None, done.stderr
+        if answer is None:
+            last = " | ".join(log.strip().splitlines()[-3:]) or "it left no log (out of memory? a folder not shared?)"
+            raise LaunchError(f"calibration ended without an answer: {last}")
+        return json.loads(answer)
+
+
+def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, steps: int, scratch: Path) -> Throughput:
+    """Train some steps of a run by the real loop, and return what one takes and what a checkpoint weighs.
+
+    The loop waits for the device where it logs, so it logs at the ends of blocks alone. The first block warms up; of
+    the others the median counts. More than one process is timed as one with its share of the batch, so what they spend
+    on talking to each other is not in it.
+    """
+    import torch
+
+    from harness.job.environment import choose_device
+    from harness.registry import make_dataset, make_method, make_timestep_sampler
+    from harness.training.checkpoints import Checkpoints
+    from harness.training.loop import Training, train
+
+    block = max(1, steps // BLOCKS)
+    processes = resources.num_processes
+    share = max(1, spec.train.batch_size // processes)
+    short = spec.train.model_copy(update={"steps": block * (BLOCKS + 1), "batch_size": share})
+    timed = spec.model_copy(update={"train": short})
+    device = choose_device(resources.device)
+    torch.use_deterministic_algorithms(resources.deterministic)
+    data = make_dataset(spec.data, data_root)
+    training = Training(
+        timed, make_method(timed, data, resources, device), make_timestep_sampler(timed, device), device
+    )
+    directory = RunDirectory(scratch / spec.run_key).create(timed.model_dump(mode="json"), SCHEMA_VERSION)
+    speeds: list[float] = []
+    checkpoints = Checkpoints(directory.path / "checkpoints")
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        train(
+            training,
+            data,
+            journal=journal,
+            checkpoints=checkpoints,
+            records=Records(log_every=block, checkpoint_every_seconds=1e9),
+            measure=lambda step: None,
+            on_log=lambda step, values: speeds.append(values["perf/steps_per_second"]),
+            stop_requested=lambda: False,
+        )
+    (checkpoint,) = checkpoints.folder.glob("step-*.pt")
+    return Throughput(
+        spec.cost_key,
+        1 / statistics.median(speeds[1:]),
+        device=device.type,
+        device_name=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        threads=torch.get_num_threads(),
+        num_processes=processes,
+        precision=spec.train.precision,
+        checkpoint_bytes=checkpoint.stat().st_size,
+    )
+
+
+def main(folder: Path) -> None:
+    """Answer the request in a folder; what goes wrong with one class does not keep the others from being timed."""
+    import torch
+
+    request = json.loads((folder / REQUEST).read_text())
+    torch.set_num_threads(request["threads"])
+    answers: list[dict[str, Any]] = []
+    for one in request["wanted"]:
+        spec, resources = RunSpec.model_validate(one["spec"]), Resources.model_validate(one["resources"])
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                fact = time_steps(spec, resources, one["data_root"], steps=request["steps"], scratch=Path(scratch))
+                answers.append({"fact": asdict(fact)})
+            except (HarnessError, RuntimeError) as error:  # such as CUDA out of memory
+                answers.append({"error": " ".join(str(error).split())[:300]})
+    replace_file(folder / errand.ANSWER, json.dumps(answers), durable=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- budget
+
+
+def require_within_budget(
+    plan: Plan,
+    *,
+    cluster: str = "local",
+    profile: Profile | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Refuse a study whose training would take more than its budget; time what is unknown first.
+
+    What counts is what is left to train of the whole study. An hour of a run without a GPU counts as one of a GPU.
+
+    Raises:
+        LaunchError: over the budget, or the cost could not be found out; nothing is queued then.
+    """
+    budget = plan.study.budget_gpu_hours
+    if budget is None:
+        return
+
+    def hours_left(plan: Plan) -> list[float | None]:
+        return [plan.device_hours(planned, target_device(planned, cluster, profile)) for planned in plan.runs]
+
+    if None in hours_left(plan):
+        told("the study has a budget and its cost is not known yet: timing some steps first")
+        found = calibrate(plan, cluster=cluster, profile=profile, only_unknown=True, told=told)
+        if failed := [one for one in found if one.fact is None]:
+            raise LaunchError(f"{', '.join(failed[0].arms)}: no step could be timed: {failed[0].error}")
+        plan = replace(plan)  # which has read no facts yet
+    hours = hours_left(plan)
+    if None in hours:
+        raise LaunchError(
+            "the steps were timed on another kind of device than the study's resources ask for; "
+            "say resources.device and gpus_per_node as they are there"
+        )
+    total = sum(one for one in hours if one is not None)
+    if total > budget:
+        arms: dict[str, float] = {}
+        for planned, one in zip(plan.runs, hours, strict=True):
+            arms[planned.run.arm] = arms.get(planned.run.arm, 0.0) + (one or 0.0)
+        dearest = max(arms, key=lambda arm: arms[arm])
+        raise LaunchError(
+            f"over budget: {total:.3g} device hours are left to train, budget_gpu_hours is {budget:g}; "
+            f"nothing was submitted. The dearest arm is {dearest} with {arms[dearest]:.3g}; "
+            f"`harness plan {plan.study.path}` shows each run"
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

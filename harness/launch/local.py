@@ -1,0 +1,216 @@
+"""Workers on this machine, and one in this very process for debuggers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+from harness.launch.planning import Plan, PlannedRun
+from harness.launch.processes import (
+    available_cores,
+    make_executor,
+    process_environment,
+    thread_environment,
+    visible_gpus,
+)
+from harness.launch.submission import BlockingSubmission, Submission
+from harness.launch.worker import Worker
+from harness.records import snapshot
+from harness.slurm.profile import Profile
+
+if TYPE_CHECKING:
+    from harness.tracking.daemon import BackgroundSync
+
+
+LOCAL_TIMEOUT_MINUTES = 28 * 24 * 60  # submitit's own default would end a local worker after 2 minutes
+
+
+@dataclass
+class LocalSubmission(BlockingSubmission):
+    """Workers on this machine, and one process that carries all their records to MLflow.
+
+    They start when they are waited for, so that there is no moment at which Ctrl-C would leave them behind.
+    """
+
+    workers: list[tuple[Worker, dict[str, str]]] = field(default_factory=list)  # with variables for its process
+    sync: bool = True
+    tracking_uri: str | None = None
+    _syncing: BackgroundSync | None = None
+
+    def wait(self, tick: Callable[[], None]) -> bool:
+        """Wait for the workers, calling `tick` twice a second; return whether nobody asked to stop.
+
+        Ctrl-C and SIGTERM ask the workers to stop at the next step, with a checkpoint; a second Ctrl-C does not wait.
+        """
+        with _sigterm_is_ctrl_c():
+            try:
+                self.start()
+                while self.alive():
+                    tick()
+                    time.sleep(0.5)
+                return True
+            except KeyboardInterrupt:
+                print("stopping at the next step, with a checkpoint; Ctrl-C again does not wait", file=sys.stderr)
+                self.stop(tick)
+                return False
+            finally:
+                tick()
+                if self._syncing:
+                    self._carry_the_rest(self._syncing)
+
+    def _carry_the_rest(self, syncing: BackgroundSync) -> None:
+        """Bring MLflow up to date at our own priority: the other process has the lowest, and a busy machine."""
+        from harness.tracking.sync import sync_run
+
+        syncing.kill()
+        try:
+            for planned in self.runs:
+                sync_run(planned.directory, tracking_uri=self.tracking_uri)
+        except HarnessError as error:
+            print(f"not all records have reached MLflow; `harness sync` carries them later: {error}", file=sys.stderr)
+
+    def start(self) -> None:
+        """Begin the work; `wait` does, but a search looks after many submissions at once."""
+        if not self.workers:
+            return
+        executor = make_executor(self.folder, "local", timeout_min=LOCAL_TIMEOUT_MINUTES)
+        # Workers inherit that SIGINT is ignored: Ctrl-C reaches us alone, and we ask them to stop gently.
+        with _ignoring_sigint():
+            for worker, variables in self.workers:
+                with process_environment(thread_environment(worker.threads) | variables):
+                    self.jobs.append(executor.submit(worker))
+            if self.sync:
+                from harness.tracking.daemon import BackgroundSync
+
+                # One for all workers: mlflow takes seconds of a core to import, as long as some runs take to train.
+                directories = [planned.directory for planned in self.runs]
+                self._syncing = BackgroundSync(directories, self.folder, tracking_uri=self.tracking_uri)
+
+    def alive(self) -> list[Any]:
+        return [job for job in self.jobs if not job.done()]
+
+    def stop(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Ask the workers to write a checkpoint and end, and wait until they have."""
+        with contextlib.suppress(KeyboardInterrupt):
+            while alive := self.alive():
+                for job in alive:
+                    # Asked again each second, for a worker that was just starting has not heard the first time.
+                    # submitit's controller passes the signal on; its own cancel() would kill within a second.
+                    os.kill(int(job.job_id), signal.SIGTERM)
+                for _ in range(2):
+                    tick()
+                    time.sleep(0.5)
+
+    def logs_of_killed(self) -> list[Path]:
+        return [job.paths.stdout for job in self.jobs if job.done() and not job.paths.result_pickle.exists()]
+
+
+class DebugSubmission(BlockingSubmission):
+    """One worker in this very process, so that a debugger of the user's own can look at it."""
+
+    def wait(self, tick: Callable[[], None]) -> bool:
+        """Work here and now, which shows its own progress; return whether nobody asked to stop.
+
+        Raises:
+            Exception: whatever the worker itself stumbled over; what happens within a run is recorded there.
+        """
+        try:
+            for job in self.jobs:
+                # Not result(): submitit's DebugJob would open a debugger on an error and wait for ever.
+                error = job.exception()
+                if error is not None:
+                    raise error
+        except KeyboardInterrupt:
+            return False
+        finally:
+            tick()
+        return not any(planned.state == "interrupted" for planned in self.now())
+
+
+@contextlib.contextmanager
+def _sigterm_is_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def launch_local(
+    plan: Plan,
+    runs: list[PlannedRun],
+    folder: Path,
+    code: dict[str, snapshot.Snapshot],
+    *,
+    jobs: int | None,
+    profile: Profile,
+    sync: bool,
+    tracking_uri: str | None,
+) -> Submission:
+    submission = LocalSubmission(runs, folder, sync=sync, tracking_uri=tracking_uri)
+    if not runs:
+        return submission
+    cores = available_cores()
+    gpus = visible_gpus() if any(planned.run.resources.device != "cpu" for planned in runs) else []
+    processes = max(
+        planned.run.resources.num_processes for planned in runs
+    )  # of one run: one a GPU where there are any
+    wish = max((planned.run.resources.threads or 1) * planned.run.resources.num_processes for planned in runs)
+    gpus = [",".join(gpus[first : first + processes]) for first in range(0, len(gpus), processes)]
+    jobs = min(jobs or len(gpus) or max(1, cores // wish), len(runs))
+    threads = max(1, cores // jobs)
+    queues: dict[str, list[Path]] = {}
+    for planned in runs:
+        queues.setdefault(code[planned.run_key].id, []).append(planned.path.absolute())
+    # As a rule there is one; runs that go on with older code need workers that have imported it.
+    codes = {one.id: snapshot.environment(one) for one in code.values()}
+    jobs = max(jobs, len(queues))
+    for index in range(jobs):
+        gpu = gpus[index % len(gpus)] if len(gpus) > 1 else os.environ.get("CUDA_VISIBLE_DEVICES")
+        its_code = list(queues)[index % len(queues)]
+        worker = Worker(tuple(queues[its_code]), folder, threads, gpu, sync=False)
+        submission.workers.append((worker, codes[its_code]))
+    one = "1 worker" if jobs == 1 else f"{jobs} workers"
+    submission.notes.append(f"{one} on {cores} cores, {threads} each; logs: {folder}")
+    return submission
+
+
+def launch_debug(
+    plan: Plan,
+    runs: list[PlannedRun],
+    folder: Path,
+    code: dict[str, snapshot.Snapshot],
+    *,
+    jobs: int | None,
+    **options: Any,
+) -> Submission:
+    options.pop("profile")
+    submission = DebugSubmission(runs, folder)
+    if runs:
+        worker = Worker(tuple(planned.path.absolute() for planned in runs), folder, available_cores(), **options)
+        submission.jobs.append(make_executor(folder, "debug").submit(worker, "debug"))
+    return submission
+
+
+@contextlib.contextmanager
+def _ignoring_sigint() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,102 @@
+"""Changing one's mind: cancel, retry, and runs that nobody asks for any more."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import LaunchError
+from harness.launch.claims import Claim, claims_of, mark_cancelled, read_submission
+from harness.launch.planning import TO_DO, Plan
+from harness.launch.states import read_run_states
+from harness.records.directory import RunDirectory
+from harness.slurm import commands
+from harness.slurm.profile import Profile
+
+
+def orphans(plan: Plan) -> list[RunDirectory]:
+    """Return the runs that wait or run for this study alone, which no longer asks for them."""
+    asked = {planned.run_key for planned in plan.runs}
+    paths = [path.parents[1] for path in plan.runs_folder.glob(f"[!.]*/studies/{plan.study.name}.json")]
+    alone = [path for path in paths if path.name not in asked and len(list((path / "studies").glob("[!.]*.json"))) == 1]
+    found = read_run_states(alone)
+    return [RunDirectory(path) for path in alone if found[path.name].status.state in ("queued", "running")]
+
+
+def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
+    """Stop runs that wait or run, with a checkpoint of what is running; return those that were stopped now.
+
+    A job that several runs share is cancelled when nobody needs it; else it stops the cancelled ones itself.
+
+    Raises:
+        LaunchError: SLURM does not answer; or a run is worked on by another machine, where nobody listens.
+    """
+    if not directories:
+        return []
+    runs_folder = directories[0].path.parent
+    by = getpass.getuser()
+    taken = claims_of(runs_folder, (one.key for one in directories))
+    found = read_run_states([one.path for one in directories])
+    # Local workers claim a run when they begin it: those that wait in their queues are told here, too.
+    for path in (runs_folder / ".jobs").glob("*/*/submission.json"):
+        if read_submission(path.parent).get("cluster") != "slurm":
+            for key in {one.key for one in directories} & set(read_submission(path.parent)["runs"]):
+                if found[key].status.state in TO_DO or found[key].status.state == "running":
+                    mark_cancelled(path.parent, key, by)
+    live = [one for one in directories if found[one.key].status.state in ("queued", "running")]
+    jobs: dict[str, Claim] = {}
+    for directory in live:
+        claim = taken.get(directory.key, [None])[-1]
+        if claim is None:
+            continue
+        mark_cancelled(claim.folder, directory.key, by)
+        if claim.on_slurm and claim.job_id:
+            jobs[claim.job_id] = claim
+        elif owner := directory.writer():
+            if owner.get("host") != socket.gethostname():
+                raise LaunchError(f"run {directory.key} is worked on by {owner['host']}: cancel it there")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(owner["pid"], signal.SIGTERM)
+    needed = {job_id for folder in {claim.folder for claim in jobs.values()} for job_id in _needed(folder)}
+    commands.cancel([job_id for job_id in jobs if job_id not in needed])
+    return live
+
+
+def _needed(folder: Path) -> set[str]:
+    """Return the jobs of a submission that still have a run which is neither cancelled nor at its end."""
+    needed = set()
+    for path in (folder / "claims").iterdir():
+        if not (folder / "cancelled" / path.name).exists():
+            state = RunDirectory(folder.parents[2] / path.name).status().state
+            if state in ("queued", "running", "interrupted"):
+                needed.update(path.read_text().split()[-1:])
+    return needed
+
+
+def select_retries(plan: Plan, *, failed: bool, killed: bool) -> Plan:
+    """Return the failed and the killed runs of a plan, with what they did before forgiven."""
+    chosen = [
+        planned
+        for planned in plan.to_do
+        if (failed and planned.state == "failed")
+        or (killed and planned.state == "interrupted" and "killed" in planned.status.reason)
+    ]
+    for planned in chosen:
+        attempts = planned.directory.attempts()
+        (planned.path / "retried").write_text(str(max(attempts, default=0)))
+    return replace(plan, runs=tuple(replace(planned, state="interrupted") for planned in chosen))
+
+
+def last_options(plan: Plan) -> dict[str, Any]:
+    """Return `cluster`, `jobs` and `profile` of the newest submission of a study; the defaults if there was none."""
+    folders = sorted((plan.runs_folder / ".jobs" / plan.study.name).glob("*/submission.json"))
+    facts = read_submission(folders[-1].parent) if folders else {"cluster": "local", "jobs": None, "profile": {}}
+    options = {key: facts[key] for key in ("cluster", "jobs")}
+    return options | {"profile": Profile.model_validate(facts["profile"]) if facts["profile"] else None}

@@ -1,0 +1,107 @@
+"""Submit job arrays to SLURM."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import LaunchError
+from harness.launch.planning import Plan, PlannedRun
+from harness.launch.processes import make_executor, process_environment, thread_environment
+from harness.launch.slurm_job import Task
+from harness.launch.submission import Submission
+from harness.records import snapshot
+from harness.records.files import replace_file
+from harness.slurm import commands
+from harness.slurm.profile import Profile, slurm_parameters
+from harness.spec.resources import Resources
+
+
+def launch_slurm(
+    plan: Plan,
+    runs: list[PlannedRun],
+    folder: Path,
+    code: dict[str, snapshot.Snapshot],
+    *,
+    jobs: int | None,
+    profile: Profile,
+    **options: Any,
+) -> Submission:
+    submission = Submission(runs, folder)
+    if not runs:
+        return submission
+    largest = commands.max_array_size(profile)
+    classes: dict[tuple[Resources, str], list[PlannedRun]] = {}
+    for planned in runs:
+        classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)
+        # Before sbatch: a job may start, and say so, at once.
+        planned.directory.set_status(replace(planned.status, state="queued", reason=""))
+    for (resources, _), members in classes.items():
+        variables = snapshot.environment(code[members[0].run_key])
+        parameters = slurm_parameters(resources, profile, jobs)
+        pack = profile.need(resources, "pack") if resources.num_processes == 1 else 1
+        threads = max(1, parameters["cpus_per_task"] // pack)
+        task = Task(folder, threads, preemption_cancels=profile.preempt_mode == "cancel", **options)
+        parameters["name"] = f"harness-{plan.study.name}"
+        canary = resources.canary and len(members) > 1
+        packs = [members[first : first + pack] for first in range(0, len(members), pack)]
+        arrays = [packs[first : first + largest] for first in range(0, len(packs), largest)]
+        parallel = parameters["slurm_array_parallelism"]
+        with process_environment(_not_within_a_job() | thread_environment(threads) | variables):
+            if canary:
+                job = _sbatch(submission, replace(task, canary=True), [members[:1]], parameters)[0]
+                after = {"dependency": f"afterok:{job.job_id}", "kill-on-invalid-dep": "yes"}
+                parameters["slurm_additional_parameters"] = parameters["slurm_additional_parameters"] | after
+            for array in arrays:
+                share = max(1, parallel * len(array) // len(packs))  # of what may run at a time
+                limited = parameters | {"slurm_array_parallelism": share}
+                found = _sbatch(submission, task, array, limited)
+                number = found[0].job_id.split("_")[0]
+                if canary:
+                    _note_canary(folder, number, members[0].run_key)
+                size = sum(map(len, array))
+                said = f"{size} runs" if pack == 1 else f"{size} runs, {pack} to a job"
+                cores = "1 core" if threads == 1 else f"{threads} cores"
+                submission.notes.append(f"job {number}: {said}, {cores} each")
+    submission.notes.append(f"logs: {folder}")
+    return submission
+
+
+def _sbatch(submission: Submission, task: Task, packs: list[list[PlannedRun]], parameters: dict[str, Any]) -> list[Any]:
+    """Submit one job array, and write down which job has which run.
+
+    Raises:
+        LaunchError: sbatch refused; runs that have no job are left as they were.
+    """
+    try:
+        executor = make_executor(task.folder, "slurm", **parameters)
+        array = executor.map_array(task, [tuple(planned.path.absolute() for planned in pack) for pack in packs])
+    except Exception as error:
+        for planned in submission.runs:
+            if not (task.folder / "claims" / planned.run_key).exists():
+                planned.directory.set_status(planned.status)
+        raise LaunchError(f"SLURM did not take the jobs: {' '.join(str(error).split())[-400:]}") from error
+    for pack, job in zip(packs, array, strict=True):
+        for planned in pack:
+            claim = task.folder / "claims" / planned.run_key
+            with claim.open("a") as file:
+                file.write(f"{job.job_id}\n")
+    submission.jobs.extend(array)
+    return array
+
+
+def _note_canary(folder: Path, number: str, run_key: str) -> None:
+    path = folder / "submission.json"
+    facts = json.loads(path.read_text())
+    facts.setdefault("canaries", {})[number] = run_key
+    replace_file(path, json.dumps(facts, indent=1), durable=False)
+
+
+def _not_within_a_job() -> dict[str, str | None]:
+    """Name the variables by which an outer job, such as an interactive one, would change what we ask of sbatch."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    return dict.fromkeys(name for name in os.environ if name not in commands.outside_a_job())

@@ -1,0 +1,146 @@
+"""A study held against the records: which runs are absent, failed or interrupted, and their cost. Reads only."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.launch.states import RunState, read_run_states
+from harness.records import throughput
+from harness.records.directory import RunDirectory
+from harness.records.lineage import parent_of
+from harness.records.status import Status
+from harness.records.throughput import Throughput
+from harness.slurm.commands import JobInfo
+from harness.study.model import Run, Study
+
+TO_DO = ("new", "interrupted", "failed", "evaluate")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study and where it stands; `evaluate` is done, yet the study asks for more measurements."""
+
+    run: Run
+    path: Path
+    state: str
+    status: Status = field(default_factory=Status)
+    job: JobInfo | None = None  # what SLURM says of its newest job
+
+    @property
+    def run_key(self) -> str:
+        return self.run.run_key
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.path)
+
+
+@dataclass(frozen=True)
+class Plan:
+    study: Study
+    runs_folder: Path
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def to_do(self) -> list[PlannedRun]:
+        return [planned for planned in self.runs if planned.state in TO_DO]
+
+    @cached_property
+    def _throughput(self) -> dict[str, list[Throughput]]:
+        return throughput.load(self.runs_folder)
+
+    def measured(self, planned: PlannedRun, device: str | None = None) -> Throughput | None:
+        """Return what a step of this network, these images, this batch and precision was measured to take.
+
+        The newest fact counts. One of another kind of device than the run asks for, or of another number of processes,
+        says nothing of this run.
+
+        Args:
+            device: cpu or cuda; None means what the run's resources say, either where they leave it open.
+        """
+        spec, resources = planned.run.spec, planned.run.resources
+        if device is None and resources.device != "auto":
+            device = resources.device
+        elif device is None and resources.gpus_per_node:
+            device = "cuda"
+        for fact in self._throughput.get(spec.cost_key, ()):
+            if fact.device == (device or fact.device) and fact.num_processes == resources.num_processes:
+                return fact
+        return None
+
+    def training_seconds(self, planned: PlannedRun, device: str | None = None) -> float | None:
+        """Estimate what is left to train; None where nothing alike has been measured. Evaluations are not in it."""
+        if planned.state in ("done", "evaluate", "pruned"):
+            return 0.0
+        measured = self.measured(planned, device)
+        steps_left = planned.run.spec.train.steps - planned.status.step
+        return measured.seconds_per_step * steps_left if measured else None
+
+    def device_hours(self, planned: PlannedRun, device: str | None = None) -> float | None:
+        """Estimate what is left to train in hours of one device: a GPU, or the cores of a process where it has none."""
+        seconds = self.training_seconds(planned, device)
+        return None if seconds is None else seconds * planned.run.resources.num_processes / 3600
+
+    def checkpoint_bytes(self, planned: PlannedRun) -> int | None:
+        """Estimate the disk that a run will take for checkpoints: the last two, and those that its records keep."""
+        if planned.state in ("done", "evaluate", "pruned"):
+            return 0
+        sizes = [fact.checkpoint_bytes for fact in self._throughput.get(planned.run.spec.cost_key, ())]
+        num_bytes = next((one for one in sizes if one), None)  # the same on every device
+        keep_every, steps = planned.run.records.keep_every, planned.run.spec.train.steps
+        return num_bytes * (2 + (steps // keep_every if keep_every else 0)) if num_bytes else None
+
+    def as_json(self) -> dict[str, Any]:
+        runs = [
+            {
+                "run_key": planned.run_key,
+                "state": planned.state,
+                "arm": planned.run.arm,
+                "replicate": planned.run.replicate,
+                "run_dir": str(planned.path),
+            }
+            for planned in self.runs
+        ]
+        return {"study": self.study.name, "runs": runs}
+
+
+def plan(study: Study, runs_folder: Path) -> Plan:
+    """Look up where every run of a study stands; read only, and 1,000 runs take a fraction of a second.
+
+    Raises:
+        SpecError: a run is to go on from one that it cannot go on from.
+    """
+    present = set(os.listdir(runs_folder)) if runs_folder.is_dir() else set()  # noqa: PTH208 (one call for all runs)
+    found = read_run_states([runs_folder / run.run_key for run in study.runs if run.run_key in present])
+    runs = tuple(planned_run(run, runs_folder / run.run_key, found) for run in study.runs)
+    for planned in runs:
+        if planned.run.spec.continue_from and planned.state == "new":
+            parent_of(planned.run.spec, runs_folder)
+    return Plan(study, runs_folder, runs)
+
+
+def planned_run(run: Run, path: Path, found: dict[str, RunState]) -> PlannedRun:
+    here = found.get(run.run_key, RunState())
+    state = here.status.state
+    if state == "done" and any(evaluation.key not in evaluated(path) for evaluation in run.evaluations):
+        state = "evaluate"
+    return PlannedRun(run, path, state, here.status, here.job)
+
+
+def evaluated(run_directory: Path) -> set[str]:
+    """Return the keys of the protocols that a run was measured by.
+
+    Picks the few lines in question out of the journals instead of reading them whole, which is many times faster. That
+    is sound for a run that is done: its state says that nothing which stands is missing.
+    """
+    keys = set()
+    for path in run_directory.glob("journal-*.jsonl"):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            if b'"event": "evaluation"' in line:
+                keys.add(json.loads(line[9:])["facts"].get("key"))
+    return keys

@@ -1,0 +1,64 @@
+"""Cores, GPUs and variables of the processes that we start. The only file that imports submitit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def make_executor(folder: Path, cluster: str, **parameters: Any) -> Any:
+    import submitit
+
+    # Not 3 time limits: a long run has as many as it needs, and one without progress ends itself.
+    limits = {"slurm_max_num_timeout": 1_000_000} if cluster == "slurm" else {}
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **limits)
+    executor.update_parameters(stderr_to_stdout=True, **parameters)
+    return executor
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """Return the names that CUDA_VISIBLE_DEVICES has or could have here, found without torch."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is not None:
+        return [name.strip() for name in said.split(",") if name.strip()]
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, check=False)
+    return found.stdout.split() if found.returncode == 0 else []
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """Return the variables that tell libraries their number of threads; they read them once, when they load."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    return dict.fromkeys(names, str(threads))
+
+
+@contextlib.contextmanager
+def process_environment(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Give the processes that start meanwhile these variables; None takes one away."""
+    before = {name: os.environ.get(name) for name in variables}
+    for name, value in variables.items():
+        set_or_unset(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            set_or_unset(name, value)
+
+
+def set_or_unset(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

@@ -1,0 +1,413 @@
+"""A study as one file, to be read on another machine: its runs' records, and figures and checkpoints where asked.
+
+    manifest.json               first: study, harness version, counts, and the size and sha256 of every file below
+    runs/<run_key>/...          what the run directory holds, less its lock, its MLflow cursors and half-written files
+    figures/...                 what `make figures` drew for the study
+
+The same content gives the same bytes: nothing here knows the time, the user or the machine. An archive comes from
+elsewhere, so on import nothing is believed: a file that the manifest does not name, a name that leaves its folder, a
+link, a device or a checksum that does not fit ends it before anything is put in place, and no run is ever overwritten.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal, cast, get_args
+
+from harness import __version__
+from harness.errors import RecordError
+from harness.records.directory import RunDirectory
+from harness.records.disk import best_step, checkpoint_files
+from harness.records.files import sync_folder
+from harness.spec.base import digest
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SUFFIXES = (".json", ".jsonl", ".yaml", ".npz", ".png", ".pt", ".pdf", ".csv", ".md", ".html", ".txt", ".log")
+MAX_EXPANSION = 100  # what an archive may unpack to, in its own sizes; journals compress tenfold
+SMALL_BYTES = 64 << 20  # beside what any archive may unpack to, and more than its manifest may have
+_CHUNK_BYTES = 1 << 20
+_NAME = re.compile(r"(?:runs/[0-9a-f]{16}|figures)(?:/[^\W_][\w.+=,@-]{0,149}){1,6}")
+
+_STUDY = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+WhichCheckpoints = Literal["none", "newest", "all"]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote, and the names of files that it left out because they are of no kind that runs have."""
+
+    path: Path
+    num_runs: int
+    num_files: int
+    num_bytes: int
+    sha256: str
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did, by run_key, and how many figures it put in place."""
+
+    study: str
+    added: tuple[str, ...]
+    present: tuple[str, ...]
+    num_figures: int
+
+
+# -------------------------------------------------------------------------------------------------------------- export
+
+
+def export_study(
+    study: str,
+    run_directories: list[RunDirectory],
+    path: Path,
+    *,
+    checkpoints: WhichCheckpoints = "none",
+    figures: Path | None = None,
+) -> Exported:
+    """Write a study as one archive: a tar, compressed where the name ends in .gz or .tgz.
+
+    Args:
+        run_directories: the study's runs; nobody may be writing in them.
+        path: of the archive; replaced as a whole when it is there.
+        checkpoints: none, the newest of each run together with the best, or all that are kept.
+        figures: the study's folder of figures; left out where it does not exist.
+
+    Raises:
+        RecordError: a run is being worked on, a file changes meanwhile, or the archive cannot be written.
+    """
+    sources: dict[str, Path] = {}
+    left_out: list[str] = []
+    for directory in run_directories:
+        if owner := directory.writer():
+            raise RecordError(
+                f"run {directory.key} is at work (process {owner.get('pid')} on {owner.get('host')}); wait for its end"
+            )
+        for name, source in _files_of(directory, checkpoints).items():
+            sources[f"runs/{directory.key}/{name}"] = source
+    if figures and figures.is_dir():
+        sources |= {f"figures/{name}": source for name, source in _files_below(figures).items()}
+    for name in [name for name in sources if not _NAME.fullmatch(name) or not name.endswith(SUFFIXES)]:
+        left_out.append(name)
+        del sources[name]
+    files = {name: {"bytes": source.stat().st_size, "sha256": _sha256(source)} for name, source in sources.items()}
+    num_bytes = sum(source.stat().st_size for source in sources.values())
+    manifest = {
+        "format": FORMAT,
+        "study": study,
+        "harness": __version__,
+        "checkpoints": checkpoints,
+        "counts": {"runs": len(run_directories), "files": len(files), "bytes": num_bytes},
+        "runs": {directory.key: _joining_order(directory) for directory in run_directories},
+        "files": files,
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(temporary, compress=path.suffix in (".gz", ".tgz")) as tar:
+            text = json.dumps(manifest, indent=1, sort_keys=True).encode()
+            tar.addfile(_entry(MANIFEST, len(text)), io.BytesIO(text))
+            for name in sorted(sources):
+                _add(tar, name, sources[name], files[name])
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Exported(path, len(run_directories), len(files), num_bytes, _sha256(path), tuple(left_out))
+
+
+def _files_of(directory: RunDirectory, checkpoints: WhichCheckpoints) -> dict[str, Path]:
+    """Return what of a run goes into an archive, by its name in the run directory."""
+    found = _files_below(directory.path)
+    kept = checkpoint_files(directory.path / "checkpoints")
+    if checkpoints != "all":
+        best = best_step(directory.path / "checkpoints") if kept else None
+        kept = [] if checkpoints == "none" else [(step, file) for step, file in kept if step in (kept[-1][0], best)]
+    wanted = {f"checkpoints/{file.name}" for _, file in kept} | ({"checkpoints/scores.json"} if kept else set())
+    return {
+        name: source
+        for name, source in found.items()
+        if name.split("/")[0] not in ("lock", "tracking", "checkpoints") or name in wanted
+    }
+
+
+def _files_below(folder: Path) -> dict[str, Path]:
+    """Return the regular files below a folder by their names there; hidden ones are half-written, links lead away."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in name.split("/")):
+            found[name] = path
+    return found
+
+
+def _joining_order(directory: RunDirectory) -> list[str]:
+    """Return a run's studies in the order in which it joined them, which decides whose resources and records count."""
+    paths = (directory.path / "studies").glob("[!.]*.json")
+    return [path.stem for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))]
+
+
+@contextmanager
+def _writing(path: Path, *, compress: bool) -> Iterator[tarfile.TarFile]:
+    with path.open("wb") as file:
+        # No name and no time in gzip's header either, which tarfile's own "w:gz" would write.
+        stream: Any = gzip.GzipFile("", "wb", 6, file, mtime=0) if compress else file
+        with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            yield tar
+        if compress:
+            stream.close()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _entry(name: str, num_bytes: int) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)  # owner, time and mode are the same for all
+    entry.size = num_bytes
+    return entry
+
+
+def _add(tar: tarfile.TarFile, name: str, source: Path, facts: dict[str, Any]) -> None:
+    with source.open("rb") as file:
+        hashing = _Hashing(file)
+        tar.addfile(_entry(name, facts["bytes"]), cast(IO[bytes], hashing))
+    if hashing.digest.hexdigest() != facts["sha256"]:
+        raise RecordError(f"{source} changed while it was exported; try again")
+
+
+class _Hashing:
+    """Hash what is read from a file."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.digest.update(data)
+        return data
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------------- import
+
+
+def import_study(path: Path, runs_folder: Path, *, figures: Path | None = None) -> Imported:
+    """Put an archive's runs in place, all checked before the first; a run that is there already is left as it is.
+
+    Args:
+        figures: the folder that the study's figures go to, as a folder of the study's name, unless that is there.
+
+    Raises:
+        RecordError: the archive is damaged or not ours, a run here differs from its own, or is being written.
+    """
+    runs_folder.mkdir(parents=True, exist_ok=True)
+    staging = runs_folder / f".import-{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        try:
+            manifest = _unpack(path, staging)
+        except (RecordError, tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise RecordError(f"{path} is damaged, or no archive of a study: {error}") from error
+        return _put_in_place(manifest, staging, runs_folder, figures)
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be imported: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _unpack(path: Path, staging: Path) -> dict[str, Any]:
+    """Unpack into the staging folder, checking everything; return the manifest."""
+    limit = MAX_EXPANSION * path.stat().st_size + SMALL_BYTES
+    with path.open("rb") as file, _decompressed(file) as content:
+        bounded = _Bounded(content, limit)
+        tar = tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r:")  # noqa: SIM115 (it holds no file of its own)
+        first = tar.next()
+        if first is None or first.name != MANIFEST or not first.isreg() or first.size > SMALL_BYTES:
+            raise RecordError(f"it does not begin with {MANIFEST}")
+        manifest = _checked_manifest(_read_all(tar, first), limit, staging)
+        seen: set[str] = set()
+        while (member := tar.next()) is not None:
+            _unpack_one(tar, member, manifest["files"], seen, staging)
+        while bounded.read(_CHUNK_BYTES):
+            pass  # to the end, where gzip has its own checksum, that of the manifest too
+    if missing := sorted(manifest["files"].keys() - seen):
+        raise RecordError(f"{len(missing)} files are missing, the first is {missing[0]}")
+    return manifest
+
+
+def _decompressed(file: IO[bytes]) -> Any:
+    compressed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return gzip.GzipFile(fileobj=file, mode="rb") if compressed else file
+
+
+class _Bounded:
+    """Let tarfile read no further than a limit, and no more than some MiB at once: its headers have sizes, too."""
+
+    def __init__(self, file: Any, limit: int):
+        self._file, self._limit = file, limit
+
+    def read(self, size: int) -> bytes:
+        if size > SMALL_BYTES or self._file.tell() + size > self._limit + tarfile.RECORDSIZE:
+            raise RecordError("it unpacks to more than an archive of its size can hold")
+        return self._file.read(size)
+
+    def seek(self, position: int) -> int:
+        if position > self._limit + tarfile.RECORDSIZE:
+            raise RecordError("it unpacks to more than an archive of its size can hold")
+        return self._file.seek(position)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _read_all(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    content = tar.extractfile(member)
+    assert content is not None, "a regular file has content"
+    return content.read()
+
+
+def _checked_manifest(text: bytes, limit: int, staging: Path) -> dict[str, Any]:
+    """Return the manifest when it says what one has to say, and fits the disk."""
+    try:
+        manifest = json.loads(text)
+        files, runs = manifest["files"], manifest["runs"]
+        if manifest["format"] != FORMAT:
+            raise RecordError(f"its format is {manifest['format']!r}, and this harness reads {FORMAT}")
+        sizes = [facts["bytes"] for facts in files.values()]
+        plain = (
+            _STUDY.fullmatch(manifest["study"]),
+            manifest["checkpoints"] in get_args(WhichCheckpoints),
+            all(type(size) is int and size >= 0 for size in sizes),
+            all(type(facts["sha256"]) is str for facts in files.values()),
+            all(type(names) is list and all(type(name) is str for name in names) for names in runs.values()),
+        )
+        if not all(plain):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise RecordError(f"its {MANIFEST} is not one of ours") from None
+    for name in files:
+        if not _NAME.fullmatch(name) or ".." in name or not name.endswith(SUFFIXES):
+            raise RecordError(f"{name!r} is not the name of a file that runs or figures have")
+    named = {name.split("/")[1] for name in files if name.startswith("runs/")}
+    if named != runs.keys():
+        raise RecordError(f"its {MANIFEST} names other runs than its files")
+    if sum(sizes) > limit:
+        raise RecordError("it unpacks to more than an archive of its size can hold")
+    if sum(sizes) > shutil.disk_usage(staging).free:
+        raise RecordError(f"it unpacks to {sum(sizes) >> 20} MiB, more than the disk of {staging.parent} has left")
+    return manifest
+
+
+def _unpack_one(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, files: dict[str, Any], seen: set[str], staging: Path
+) -> None:
+    name = member.name
+    if not member.isreg() or member.issparse():
+        raise RecordError(f"{name!r} is not a plain file")
+    if name not in files:
+        raise RecordError(f"{name!r} is not in its {MANIFEST}")
+    if name in seen:
+        raise RecordError(f"{name!r} stands there twice")
+    seen.add(name)
+    if member.size != files[name]["bytes"]:
+        raise RecordError(f"{name} has {member.size} bytes, and its {MANIFEST} says {files[name]['bytes']}")
+    target = staging / PurePosixPath(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = tar.extractfile(member)
+    assert content is not None
+    found = hashlib.sha256()
+    with target.open("xb") as file:
+        while chunk := content.read(_CHUNK_BYTES):
+            found.update(chunk)
+            file.write(chunk)
+    if found.hexdigest() != files[name]["sha256"]:
+        raise RecordError(f"{name} is damaged: its checksum does not fit")
+
+
+def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, figures: Path | None) -> Imported:
+    new, present, wrong = [], [], []
+    for key in sorted(manifest["runs"]):
+        _require_run(staging / "runs" / key)
+        here = RunDirectory(runs_folder / key)
+        if not here.path.exists():
+            new.append(key)
+            continue
+        if owner := here.writer():
+            wrong.append(f"run {key} is being written by process {owner.get('pid')} on {owner.get('host')}")
+        elif found := _differences(here.path, key, manifest):
+            wrong.append(f"run {key} is here already and differs: {'; '.join(found)}")
+        else:
+            present.append(key)
+    if wrong:
+        raise RecordError("\n  ".join(["nothing was imported, for no run is ever overwritten:", *wrong]))
+    for key in new:
+        _keep_joining_order(staging / "runs" / key / "studies", manifest["runs"][key])
+        (staging / "runs" / key).rename(runs_folder / key)
+    sync_folder(runs_folder)
+    num_figures = 0
+    drawn = staging / "figures"
+    if figures and drawn.is_dir() and not (figures / manifest["study"]).exists():
+        num_figures = sum(path.is_file() for path in drawn.rglob("*"))
+        figures.mkdir(parents=True, exist_ok=True)
+        shutil.move(drawn, figures / manifest["study"])
+    return Imported(manifest["study"], tuple(new), tuple(present), num_figures)
+
+
+def _require_run(folder: Path) -> None:
+    """Raise RecordError unless a folder's name is the hash of the spec in it."""
+    try:
+        stored = json.loads((folder / "spec.json").read_text())
+        key = digest({"schema_version": stored["schema_version"], "spec": stored["spec"]})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise RecordError(f"run {folder.name} has no readable spec.json") from None
+    if key != folder.name:
+        raise RecordError(f"run {folder.name} holds the spec of run {key}")
+
+
+def _differences(run_directory: Path, key: str, manifest: dict[str, Any]) -> list[str]:
+    """Say in which files a run that is here differs from the archive's, the first five."""
+    prefix = f"runs/{key}/"
+    theirs = {name.removeprefix(prefix): facts for name, facts in manifest["files"].items() if name.startswith(prefix)}
+    ours = _files_of(RunDirectory(run_directory), manifest["checkpoints"])
+    ours = {name: path for name, path in ours.items() if name.endswith(SUFFIXES)}
+    found = []
+    for name in sorted(theirs.keys() | ours.keys()):
+        if name not in ours:
+            found.append(f"{name} is in the archive alone")
+        elif name not in theirs:
+            found.append(f"{name} is here alone")
+        elif _sha256(ours[name]) != theirs[name]["sha256"]:
+            found.append(f"{name} has other content")
+    return found if len(found) <= 5 else [*found[:5], f"and {len(found) - 5} more"]
+
+
+def _keep_joining_order(studies: Path, order: list[str]) -> None:
+    """Let the study that a run joined last be the last one again."""
+    now = time.time_ns()
+    for age, name in enumerate(reversed(order)):
+        path = studies / f"{PurePosixPath(name).name}.json"
+        if path.is_file():
+            os.utime(path, ns=(now - age * 10**9,) * 2)

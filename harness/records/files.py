@@ -1,0 +1,72 @@
+"""Files that are whole or absent, and names that never leave their folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+from harness.errors import RecordError
+
+
+def replace_file(path: Path, text: str, *, durable: bool) -> None:
+    """Put a whole new text in the place of a file, so that a reader sees the old or the new one and nothing between.
+
+    With `durable` it also survives a power cut; without, it costs two system calls less than a disk flush.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RecordError(f"{path}: cannot be written: {error.strerror}") from error
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the creation and renaming of files in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def safe_name(name: str) -> str:
+    """Return a name that may become a file name; refuse separators, `..`, newlines and other surprises.
+
+    Raises:
+        RecordError: the name is not made of letters, digits and `_ - . + = ,`, does not begin with a letter or digit,
+            or is longer than 100 characters.
+    """
+    if not re.fullmatch(r"[^\W_][\w.+=,-]{0,99}", name) or ".." in name:
+        raise RecordError(
+            f"{name!r} cannot be a file name: use letters, digits and _ - . + = , (a letter or digit first, no '..')"
+        )
+    return name
+
+
+def differences(stored: Any, asked: Any, path: str = "") -> list[str]:
+    """Say path by path where two resolved specs differ."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        lines = []
+        for key in [*stored, *(key for key in asked if key not in stored)]:
+            here = f"{path}.{key}" if path else str(key)
+            if key not in asked:
+                lines.append(f"{here}: stored {stored[key]!r}, now absent")
+            elif key not in stored:
+                lines.append(f"{here}: not stored, now {asked[key]!r}")
+            else:
+                lines.extend(differences(stored[key], asked[key], here))
+        return lines
+    # 1 == 1.0 == True in Python, but they are three different specs.
+    same = stored == asked and type(stored) is type(asked)
+    return [] if same else [f"{path}: stored {stored!r}, now {asked!r}"]

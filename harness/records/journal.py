@@ -1,0 +1,192 @@
+"""The journal of one attempt: a line a metric batch or event, appended, each with its checksum."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import threading
+import time
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import RecordError
+from harness.records.lock import FolderLock
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One value of one metric: `step` is what MLflow draws it at, `at` the training step at which it was made."""
+
+    key: str
+    value: float
+    step: int
+    at: int
+    time_ms: int
+    attempt: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened; `fenced` when it belongs to steps that a later attempt made again."""
+
+    name: str
+    facts: dict
+    time_ms: int
+    attempt: int
+    seq: int
+    superseded: bool = False
+
+
+def is_measurement(key: str) -> bool:
+    """Tell timings and system metrics, which differ each time, from results, which must not."""
+    return key.startswith(("system/", "perf/")) or key.endswith("_seconds")
+
+
+class Journal:
+    """Append the metrics and events of one attempt; safe to use from several threads.
+
+    Every line is in the operating system's hands when a call returns, so a SIGKILL loses nothing; `sync` puts it on the
+    disk. Call `sync` before a checkpoint is written, then `event("checkpoint", step=...)`, then `sync` again: a durable
+    checkpoint then never stands on rows that a power cut could take.
+    """
+
+    def __init__(self, path: Path, attempt: int, lock: FolderLock | None = None):
+        self.path, self.attempt = path, attempt
+        self._run_lock = lock
+        self._thread_lock = threading.Lock()
+        self._known_keys: set[str] = set()
+        self._seq = 0
+        self._size = 0
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+
+    def metrics(self, step: int, values: dict[str, float], *, at: int | None = None) -> None:
+        """Record metric values at a step.
+
+        Args:
+            step: where MLflow draws the point; for `eval/L_t_bpd` it is t.
+            values: NaN and infinities are kept.
+            at: training step at which the values were made (default: step); fencing and durability go by it.
+
+        Raises:
+            RecordError: a key that MLflow would refuse, or the disk is full.
+        """
+        if not self._known_keys.issuperset(values):
+            self._known_keys.update(_valid_key(key) for key in values)
+        row = {key: float(value) for key, value in values.items()}
+        self._append({"step": int(step), "at": int(step if at is None else at), "metrics": row})
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Record that something happened: started, checkpoint, evaluation, finished, failed, interrupted."""
+        self._append({"event": name, "facts": facts})
+
+    def sync(self) -> None:
+        """Put everything on the disk, and make sure that the run directory is still ours."""
+        if self._run_lock:
+            self._run_lock.verify()
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Sync and close; later calls fail."""
+        with self._thread_lock:
+            if self._file >= 0:
+                os.fsync(self._file)
+                os.close(self._file)
+                self._file = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _append(self, entry: dict) -> None:
+        with self._thread_lock:
+            self._seq += 1
+            body = json.dumps({"seq": self._seq, "ms": time.time_ns() // 1_000_000, **entry}).encode()
+            line = b"%08x %s\n" % (zlib.crc32(body), body)
+            try:
+                written = os.write(self._file, line)
+                if written < len(line):  # the disk filled up within the line
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                if self._file >= 0:
+                    os.ftruncate(self._file, self._size)
+                self._seq -= 1
+                raise RecordError(f"{self.path}: cannot be appended to: {error.strerror}") from error
+            self._size += len(line)
+
+
+def _valid_key(key: str) -> str:
+    if not re.fullmatch(r"[\w][\w\-. :/]{0,249}", key) or ".." in key or "//" in key or key.endswith("/"):
+        raise RecordError(f"{key!r} cannot be a metric: use letters, digits and _ - . : / (MLflow's rule)")
+    return key
+
+
+def attempt_number(journal: Path) -> int:
+    return int(journal.stem.removeprefix("journal-"))
+
+
+class AttemptFile:
+    """What has been read so far of one attempt's journal; `refresh` reads only what was appended since."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.attempt = attempt_number(path)
+        self.rows: list[Row] = []
+        self.events: list[Event] = []
+        self.damage: list[str] = []
+        self.torn_bytes = 0
+        self._offset = 0
+        self._num_lines = 0
+        self._seq = 0
+
+    @property
+    def resumed_from_step(self) -> int | None:
+        """The step whose checkpoint the attempt went on from; None when it died before it wrote a line."""
+        if not self._num_lines:
+            return None
+        if not self.events or self.events[0].seq != 1:
+            raise RecordError(f"{self.path}: the header line is damaged, so its rows cannot be placed")
+        return self.events[0].facts["resumed_from_step"]
+
+    def refresh(self) -> None:
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        *lines, torn = data.split(b"\n")
+        self.torn_bytes = len(torn)
+        self._offset += len(data) - len(torn)
+        for line in lines:
+            self._read(line)
+
+    def _read(self, line: bytes) -> None:
+        self._num_lines += 1
+        entry = parse_line(line)
+        if entry is None:
+            self.damage.append(f"{self.path.name}: line {self._num_lines} is damaged (its checksum does not fit)")
+            self._seq += 1
+            return
+        seq, time_ms = entry["seq"], entry["ms"]
+        if seq != self._seq + 1:
+            self.damage.append(f"{self.path.name}: entries {self._seq + 1} to {seq - 1} are missing")
+        self._seq = seq
+        if "event" in entry:
+            self.events.append(Event(entry["event"], entry["facts"], time_ms, self.attempt, seq))
+        else:
+            step, at = entry["step"], entry["at"]
+            self.rows.extend(
+                Row(key, value, step, at, time_ms, self.attempt, seq) for key, value in entry["metrics"].items()
+            )
+
+
+def parse_line(line: bytes) -> dict | None:
+    """Return a journal line's entry, or None when its checksum does not fit."""
+    checksum, _, body = line.partition(b" ")
+    if len(checksum) != 8 or checksum != b"%08x" % zlib.crc32(body):
+        return None
+    return json.loads(body)

@@ -1,0 +1,60 @@
+"""Which run goes on from which: `continue_from` names a done run, and the new run starts in its final state.
+
+The new run is a run of its own. Its run_key has the parent's in it, so it is never taken for one that was trained in
+one go, though under the same settings it ends in the same bits. Rows before its first step stay with the parent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.errors import SpecError
+from harness.records.directory import RunDirectory
+from harness.records.files import differences
+from harness.spec.run import RunSpec
+
+MAY_DIFFER = {
+    "train": ("steps", "ema_rate", "precision"),
+    "optim": ("lr", "warmup_steps", "decay", "grad_clip"),
+}
+"""What a continued run may say otherwise than its parent, the objective too: all else is in the state it takes over."""
+
+
+def parent_of(spec: RunSpec, runs_folder: Path) -> tuple[RunDirectory, int]:
+    """Return the run that a spec continues, and the step at which.
+
+    Raises:
+        SpecError: it is not here or not done, has trained as long already, or differs in what a continued run shares
+            with it; the message has the difference, or the runs that could be meant.
+    """
+    assert spec.continue_from is not None
+    parent = RunDirectory(runs_folder / spec.continue_from)
+    if not (parent.path / "spec.json").exists():
+        done = [path.parent for path in sorted(runs_folder.glob("[!.]*/spec.json"))]
+        names = [path.name for path in done if RunDirectory(path).status().state == "done"]
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        known = f"choices: {', '.join(names[:10])}{more}" if names else "no run there is done"
+        raise SpecError(f"continue_from: no run {parent.key} in {runs_folder}; {known}")
+    state = parent.status().state
+    if state != "done":
+        raise SpecError(f"continue_from: run {parent.key} is {state}; only a done run can be trained further")
+    stored = parent.spec()
+    step = stored["train"]["steps"]
+    found = differences(_shared(stored), _shared(spec.model_dump(mode="json")))
+    if found:
+        raise SpecError("\n  ".join([f"continue_from: run {parent.key} is of another kind:", *found]))
+    if spec.train.steps <= step:
+        raise SpecError(
+            f"continue_from: run {parent.key} has trained for {step} steps, so train.steps must be more than that, "
+            f"not {spec.train.steps}"
+        )
+    return parent, step
+
+
+def _shared(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a resolved spec in which parent and child must be equal."""
+    parts = {part: one for part, one in spec.items() if part not in ("objective", "continue_from", "imported_sha256")}
+    for part, names in MAY_DIFFER.items():
+        parts[part] = {name: one for name, one in parts[part].items() if name not in names}
+    return parts

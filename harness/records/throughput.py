@@ -1,0 +1,63 @@
+"""What a training step was measured to cost, on which device: written by trainings and by `calibrate`, read by `plan`.
+
+    runs/.throughput/<cost_key>-<digest of device and processes>.json
+
+So an hour of a laptop never stands for an hour of a cluster's GPU: each device keeps a fact of its own. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness.records.files import replace_file
+
+FOLDER = ".throughput"
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """A measured step of one cost class (`RunSpec.cost_key`)."""
+
+    cost_key: str
+    seconds_per_step: float
+    device: str  # cpu or cuda
+    device_name: str
+    threads: int  # of each process
+    num_processes: int = 1
+    precision: str = "fp32"
+    checkpoint_bytes: int | None = None
+
+
+def record(runs_folder: Path, fact: Throughput) -> None:
+    """Keep a fact in place of what was known of this cost class on this device."""
+    folder = runs_folder / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    where = hashlib.sha256(f"{fact.device_name} x {fact.num_processes}".encode()).hexdigest()[:8]
+    replace_file(folder / f"{fact.cost_key}-{where}.json", json.dumps(asdict(fact), indent=1), durable=False)
+
+
+def load(runs_folder: Path) -> dict[str, list[Throughput]]:
+    """Return all facts by cost_key, the newest first."""
+    paths = sorted((runs_folder / FOLDER).glob("[!.]*.json"), key=lambda path: -path.stat().st_mtime_ns)
+    found = defaultdict(list)
+    for path in paths:
+        values = json.loads(path.read_text())
+        # Version 0.1 named the kind of device alone, and the cost_key by the file.
+        fact = Throughput(**{"cost_key": path.stem, "device_name": values["device"], **values})
+        found[fact.cost_key].append(fact)
+    return dict(found)
+
+
+def cpu_name() -> str:
+    """Return the processor's name as its maker spells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,193 @@
+"""A search's file -> Search: its space is held against RunSpec at its corners before anything runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import SpecError
+from harness.search.space import Metric, Parameter, Search, Settings, space_keys
+from harness.study.axes import labels
+from harness.study.document import Document, Keys
+from harness.study.expand import read_document
+from harness.study.validate import validate
+from harness.text import did_you_mean
+
+MAX_CORNERS = 256
+
+
+STEP_PRUNERS = ("median", "hyperband", "asha")
+
+
+LEAST_REPLICATES = 3  # of Wilcoxon's test
+
+
+def load_search(path: str | Path, *, sets: Sequence[str] = (), inception: bool = False) -> Search:
+    """Read a search and hold it against everything that could refuse it later.
+
+    Args:
+        path: the YAML file.
+        sets: `path=value` for once, such as search.trials=4.
+        inception: whether Inception's weights are at hand.
+
+    Raises:
+        SpecError: one line a mistake: `file:line: path: what is wrong; the choices`.
+    """
+    document, late = read_document(path, sets)
+    for part in ("arms", "grid", "exclude", "replicates"):
+        if part in document.value:
+            where = "search.replicates" if part == "replicates" else "search.space, as choices: [...]"
+            raise document.fail((part,), f"a search has no {part} of its own; say it in {where}")
+    if "search" not in document.value:
+        raise SpecError(f"{path}: no search stands here; a study is submitted: `harness submit {path}`")
+    settings = validate(Settings, document.value["search"], document.below(("search",)), ("search",))
+    space = tuple(_parameter(document, path, entry) for path, entry in document.value["search"]["space"].items())
+    for override in late:
+        if override.path in {parameter.path for parameter in space}:
+            raise SpecError(f"{override.mark}: {override.path} is searched; narrow search.space instead")
+    metrics = tuple(_metrics(document))
+    name = str(document.value.get("study"))
+    search = Search(name, Path(path), settings, space, metrics, document, late, inception)
+    _refuse_what_optuna_refuses(search)
+    _try_corners(search)
+    return search
+
+
+def _parameter(document: Document, path: str, entry: Any) -> Parameter:
+    keys = space_keys(path)
+    kinds = [kind for kind in ("float", "int", "choices") if isinstance(entry, dict) and kind in entry]
+    if len(kinds) != 1:
+        raise document.fail(keys, "say one of float: [low, high], int: [low, high] and choices: [...]")
+    (kind,) = kinds
+    known = (kind, "when") if kind == "choices" else (kind, "log", "step", "when")
+    for key in entry:
+        if key not in known:
+            raise document.fail((*keys, key), f"unknown key; {did_you_mean(key, known)}")
+    when = {}
+    if not isinstance(entry.get("when", {}), dict):
+        raise document.fail((*keys, "when"), "a mapping of paths to values: {objective.name: hybrid}")
+    for about, wanted in entry.get("when", {}).items():
+        when[about] = tuple(wanted) if isinstance(wanted, list) else (wanted,)
+    if kind == "choices":
+        return Parameter(path, kind, choices=_choices(document, path, entry["choices"]), when=when)
+    numbers = (int,) if kind == "int" else (int, float)
+    bounds, log, step = entry[kind], entry.get("log", False), entry.get("step")
+    if not isinstance(bounds, list) or len(bounds) != 2 or any(type(one) not in numbers for one in bounds):
+        raise document.fail((*keys, kind), f"two numbers, [low, high]{' without a point' if kind == 'int' else ''}")
+    low, high = map(float if kind == "float" else int, bounds)
+    if low >= high:
+        raise document.fail((*keys, kind), f"low {low:g} must be less than high {high:g}")
+    if type(log) is not bool:
+        raise document.fail((*keys, "log"), f"true or false, not {log!r}")
+    if log and low <= 0:
+        raise document.fail((*keys, kind), f"a logarithmic range begins above 0, not at {low:g}")
+    if step is not None and (type(step) not in numbers or not 0 < step <= high - low):
+        raise document.fail((*keys, "step"), f"a number above 0 and at most {high - low:g}, not {step!r}")
+    if log and step is not None:
+        raise document.fail((*keys, "step"), "Optuna takes no step on a logarithmic range; drop one of them")
+    return Parameter(path, kind, low, high, log, step, when=when)
+
+
+def _choices(document: Document, path: str, values: Any) -> dict[Any, Any]:
+    """Give each choice the name that Optuna knows it by: itself where it is plain, else a short label."""
+    keys: Keys = (*space_keys(path), "choices")
+    if not isinstance(values, list) or not values:
+        raise document.fail(keys, f"a list of values, not {values!r}")
+    plain = all(one is None or isinstance(one, (bool, int, float, str)) for one in values)
+    names = values if plain else labels([path], [[one] for one in values])
+    if len(set(map(str, names))) < len(names):
+        raise document.fail(keys, "a value stands there twice")
+    return dict(zip(names, values, strict=True))
+
+
+def _metrics(document: Document) -> Iterator[Metric]:
+    seen = set()
+    for index, entry in enumerate(document.value["search"]["metrics"]):
+        keys: Keys = ("search", "metrics", index)
+        if len(entry) != 1:
+            raise document.fail(keys, "one metric an entry: - {eval/nll_bpd: minimize}")
+        for name, direction in entry.items():
+            if name in seen:
+                raise document.fail(keys, f"{name} stands there twice")
+            seen.add(name)
+            yield Metric(name, direction)
+
+
+def _refuse_what_optuna_refuses(search: Search) -> None:
+    settings, fail = search.settings, search.document.fail
+    several = len(search.metrics) > 1
+    sampler: Keys = ("search", "sampler")
+    pruner: Keys = ("search", "pruner")
+    if several and settings.pruner != "none":
+        raise fail(pruner, "Optuna prunes by one objective only, and there are several metrics; take pruner: none")
+    if several and settings.sampler == "cmaes":
+        raise fail(sampler, "cmaes follows one objective only, and there are several metrics; take nsga2 or tpe")
+    if settings.sampler == "cmaes":
+        if any(parameter.kind == "choices" or parameter.when for parameter in search.space):
+            raise fail(sampler, "cmaes moves in numbers that always take part; Optuna would draw the others at random")
+        if len(search.space) < 2:
+            raise fail(sampler, "cmaes needs two parameters at least; take tpe or gp")
+    if settings.sampler == "grid":
+        num_points = 1
+        for parameter in search.space:
+            points = parameter.points()
+            if points is None:
+                raise fail(space_keys(parameter.path), "a grid needs finitely many values: give a step, or choices")
+            if parameter.when:
+                raise fail(space_keys(parameter.path), "Optuna's grid knows no conditions; take another sampler")
+            num_points *= len(points)
+        if settings.trials > num_points:
+            raise fail(("search", "trials"), f"the grid has {num_points} points, fewer than {settings.trials} trials")
+    if settings.pruner == "wilcoxon" and settings.replicates < LEAST_REPLICATES:
+        raise fail(
+            pruner,
+            "wilcoxon compares trials replicate by replicate, as its steps: give search.replicates of "
+            f"{LEAST_REPLICATES} or more, or take median, hyperband or asha with an evaluation that has `every`",
+        )
+
+
+def _try_corners(search: Search) -> None:
+    """Hold the space against the spec where it is widest, and the metrics against what would be measured there."""
+    ends = {parameter.path: parameter.corners() for parameter in search.space}
+    whole = math.prod(map(len, ends.values())) <= MAX_CORNERS
+    if whole:
+        corners: Iterable[dict[str, Any]] = (
+            dict(zip(ends, corner, strict=True)) for corner in itertools.product(*ends.values())
+        )
+    else:
+        first = {path: values[0] for path, values in ends.items()}
+        corners = [first, *({**first, path: one} for path, values in ends.items() for one in values[1:])]
+    reached, tried = set(), set()
+    for corner in corners:
+        point = search.choose(lambda parameter: corner[parameter.path])  # noqa: B023 (called at once)
+        key = json.dumps(point)
+        if key in tried:
+            continue
+        tried.add(key)
+        reached |= set(point)
+        run = search.trial(0, point).runs[0]
+        for index, metric in enumerate(search.metrics):
+            keys: Keys = ("search", "metrics", index)
+            try:
+                evaluation, stem = metric.find(run)
+            except ValueError as error:
+                raise search.document.fail(keys, str(error)) from None
+            if search.settings.pruner in STEP_PRUNERS and not (evaluation.every and stem in _measured_in_training):
+                raise search.document.fail(
+                    ("search", "pruner"),
+                    f"{search.settings.pruner} needs {metric.name} during training: give the evaluation `every: STEPS` "
+                    f"and take one of {', '.join(f'{evaluation.name}/{name}' for name in _measured_in_training)}",
+                )
+    for parameter in search.space:
+        if whole and parameter.path not in reached:
+            raise search.document.fail(
+                (*space_keys(parameter.path), "when"),
+                "never holds; it may speak of parameters that stand above it, and of what the file says outright",
+            )
+
+
+_measured_in_training = ("nll_bpd", "nll_standard_error_bpd", "nll_images_standard_error_bpd", "L_0_bpd", "L_T_bpd")

@@ -1,0 +1,230 @@
+"""The space, the metrics and the settings of a search."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from harness.spec.base import SpecModel
+from harness.spec.evaluation import Evaluation, extractor_name
+from harness.spec.run import RunSpec
+from harness.study.axes import RUN_PARTS
+from harness.study.document import Document, Keys, SourceLocation
+from harness.study.expand import expand
+from harness.study.model import Override, Run, Study
+from harness.text import did_you_mean
+
+if TYPE_CHECKING:
+    import optuna
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class Settings(SpecModel):
+    """The part `search` of a file; its space and its metrics are read with more care below."""
+
+    space: dict[str, Any] = Field(min_length=1)
+    metrics: tuple[dict[str, Literal["minimize", "maximize"]], ...] = Field(min_length=1)
+    sampler: Literal["tpe", "gp", "cmaes", "nsga2", "qmc", "grid", "random"] = "tpe"
+    pruner: Literal["none", "median", "hyperband", "asha", "wilcoxon"] = "none"
+    trials: int = Field(ge=1, le=100_000)  # that end well, or are pruned
+    parallel: int = Field(1, ge=1, le=1000)  # trials at a time
+    replicates: int = Field(1, ge=1, le=100)  # runs of a trial, which differ in their seed
+    timeout: str | None = Field(None, pattern=r"^\d+(\.\d+)?[smhd]$")  # after which nothing more is asked
+    seed: int = Field(0, ge=0, lt=2**31)
+    storage: str | None = None  # of Optuna, a database's URL; None: a file beside the trials
+
+    @property
+    def timeout_seconds(self) -> float:
+        return float(self.timeout[:-1]) * _SECONDS[self.timeout[-1]] if self.timeout else math.inf
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One dimension of the space: a range, or choices, which Optuna knows by their labels.
+
+    Attributes:
+        when: path -> the values at which this parameter takes part; everywhere when empty.
+    """
+
+    path: str
+    kind: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    step: float | None = None
+    choices: Mapping[Any, Any] = field(default_factory=dict)
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def value(self, label: Any) -> Any:
+        """Return what goes into the spec for a value as Optuna has it."""
+        return self.choices[label] if self.kind == "choices" else label
+
+    def corners(self) -> list[Any]:
+        return list(self.choices) if self.kind == "choices" else [self.low, self.high]
+
+    def points(self) -> list[Any] | None:
+        """Return all values, or None where they are not finite."""
+        if self.kind == "choices":
+            return list(self.choices)
+        if self.log or (self.step is None and self.kind == "float"):
+            return None
+        step = self.step or 1
+        count = int((self.high - self.low) / step + 1e-9) + 1
+        return [type(self.low)(f"{self.low + index * step:.12g}") for index in range(count)]  # 0.3, not 0.3 + 4e-17
+
+    def suggest(self, trial: optuna.Trial) -> Any:
+        """Return the trial's value, asked for now unless it was before."""
+        if self.kind == "choices":
+            return trial.suggest_categorical(self.path, list(self.choices))
+        if self.kind == "int":
+            return trial.suggest_int(self.path, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
+
+    def about(self) -> dict[str, Any]:
+        """Return it as plain values, for the record and the figures."""
+        found: dict[str, Any] = {"path": self.path, "kind": self.kind}
+        if self.kind == "choices":
+            found["choices"] = dict(zip(map(str, self.choices), self.choices.values(), strict=True))
+        else:
+            found |= {"low": self.low, "high": self.high, "log": self.log, "step": self.step}
+        return found | ({"when": {path: list(values) for path, values in self.when.items()}} if self.when else {})
+
+    def spell(self) -> str:
+        """Say it in a few words: `1e-05 to 0.1, log`."""
+        text = " | ".join(map(str, self.choices)) if self.choices else f"{self.low:g} to {self.high:g}"
+        text += ", log" if self.log else ""
+        text += f", steps of {self.step:g}" if self.step else ""
+        when = " and ".join(f"{path} is {' or '.join(map(str, values))}" for path, values in self.when.items())
+        return f"{text}  (when {when})" if when else text
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is made small or large: `eval/fid` stands for the one metric of evaluation `eval` that begins so."""
+
+    name: str
+    direction: Literal["minimize", "maximize"]
+
+    def find(self, run: Run) -> tuple[Evaluation, str]:
+        """Return the evaluation that gives it, and its whole name there without the prefix.
+
+        Raises:
+            ValueError: none gives it, or it could be several.
+        """
+        prefix, _, stem = self.name.partition("/")
+        known = [(one, name) for one in run.evaluations for name in metrics_of(one, run.spec)]
+        mine = [(one, name) for one, name in known if one.name == prefix]
+        exact = [(one, name) for one, name in mine if name == stem]
+        found = exact or [(one, name) for one, name in mine if name.startswith(f"{stem}_")]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ValueError(f"{self.name} is ambiguous; choices: {', '.join(f'{prefix}/{name}' for _, name in found)}")
+        names = [f"{one.name}/{name}" for one, name in known]
+        if not names:
+            raise ValueError(f"nothing gives {self.name}: the file evaluates nothing that is a number; add `evaluate`")
+        raise ValueError(f"no evaluation gives {self.name}; {did_you_mean(self.name, names)}")
+
+    def better(self, one: float, other: float) -> bool:
+        return one < other if self.direction == "minimize" else one > other
+
+
+def metrics_of(evaluation: Evaluation, spec: RunSpec) -> list[str]:
+    """Return the names, without their prefix, of the single numbers that a resolved evaluation leaves of a run."""
+    names = []
+    if evaluation.nll:
+        names += ["nll_bpd", "nll_standard_error_bpd", "nll_images_standard_error_bpd", "L_0_bpd", "L_T_bpd"]
+    if part := evaluation.fidelity:
+        extractor = extractor_name(part.extractor, spec.data.name)
+        how = f"{extractor}_{part.num_samples}_{part.sampler.name}{part.num_steps}"
+        names += [f"{metric}_{how}" for metric in ("fid", "precision", "recall")]
+    if evaluation.rate_distortion:
+        names += ["rate_bpd", "distortion_rmse"]
+    if evaluation.noise_scale:
+        names.append("gradient_noise_scale")
+    return names
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search as its file says it."""
+
+    name: str
+    path: Path
+    settings: Settings
+    space: tuple[Parameter, ...]
+    metrics: tuple[Metric, ...]
+    document: Document = field(repr=False)
+    late: tuple[Override, ...] = ()
+    inception: bool = False
+
+    def choose(self, pick: Callable[[Parameter], Any]) -> dict[str, Any]:
+        """Return a point of the space: `pick` is asked for each parameter that takes part, in the file's order."""
+        chosen: dict[str, Any] = {}
+        for parameter in self.space:
+            if all(self._at(path, chosen) in wanted for path, wanted in parameter.when.items()):
+                chosen[parameter.path] = parameter.value(pick(parameter))
+        return chosen
+
+    def _at(self, path: str, chosen: Mapping[str, Any]) -> Any:
+        """Return the value at a path of the spec as it is so far: what is chosen, else what the file says."""
+        keys = path.split(".")
+        heads = [".".join(keys[:count]) for count in range(len(keys), 0, -1)]
+        head = next((head for head in heads if head in chosen), None)
+        value: Any = self.document.value if head is None else chosen[head]
+        for key in keys[0 if head is None else head.count(".") + 1 :]:
+            value = {"name": value} if isinstance(value, str) else value
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    def trial(self, number: int, chosen: Mapping[str, Any]) -> Study:
+        """Return a trial's runs: an arm of the study that is named after the search.
+
+        Raises:
+            SpecError: the runs cannot be; with the places of the parameters in the file.
+        """
+        arm = trial_name(number)
+        # A part before what lies in it: `objective`, then `objective.lambda_vlb`.
+        overrides = dict(sorted(chosen.items(), key=lambda item: item[0].count(".")))
+        value = {key: one for key, one in self.document.value.items() if key != "search"}
+        value |= {"arms": {arm: overrides}, "replicates": self.settings.replicates}
+        places: dict[Keys, SourceLocation] = {
+            ("arms", arm, path): self.document.mark(space_keys(path)) for path in overrides
+        }
+        return expand(Document(value, {**self.document.marks, **places}), self.path, self.late, self.inception)
+
+    def definition(self) -> dict[str, Any]:
+        """Return all that must not change while the search goes on, as plain values."""
+        value = self.document.value
+        return json.loads(
+            json.dumps(
+                {
+                    "space": [parameter.about() for parameter in self.space],
+                    "metrics": [asdict(metric) for metric in self.metrics],
+                    **self.settings.model_dump(include={"sampler", "pruner", "replicates", "seed"}),
+                    "spec": {key: value[key] for key in RUN_PARTS if key in value},
+                    "set": {override.path: override.value for override in self.late},
+                    "evaluate": value.get("evaluate", []),
+                    "inception": self.inception,
+                }
+            )
+        )
+
+    def folder(self, runs_folder: Path) -> Path:
+        return runs_folder / ".search" / self.name
+
+
+def trial_name(number: int) -> str:
+    return f"trial-{number:04d}"
+
+
+def space_keys(path: str) -> Keys:
+    return ("search", "space", path)

@@ -1,0 +1,108 @@
+"""The facts of a SLURM cluster (slurm/clusters/*.yaml), and what we ask of it for a class of resources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from harness.errors import LaunchError
+from harness.spec.base import SpecModel
+from harness.spec.resources import Resources
+from harness.study.document import SourceLocation, parse_yaml
+from harness.text import did_you_mean
+
+
+class Profile(SpecModel):
+    """The facts of a cluster. What a study says in `resources` goes before what stands here."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time_minutes: int | None = Field(None, ge=1)
+    gpus_per_node: int | None = Field(None, ge=0)
+    cpus: int | None = Field(None, ge=1)
+    memory_gib: float | None = Field(None, gt=0)
+    pack: int | None = Field(None, ge=1)
+    max_parallel: int = Field(64, ge=1)  # jobs of one array at a time
+    max_array_size: int | None = Field(None, ge=1)  # None: what `scontrol show config` says
+    modules: tuple[str, ...] = ()  # loaded before the job: cuda/12.4
+    setup: tuple[str, ...] = ()  # more shell lines before the job
+    scratch: str | None = None  # a folder on the compute node for temporary files; may name $SLURM_JOB_ID
+    preempt_mode: Literal["requeue", "cancel"] = "requeue"  # cancel: SLURM ends a preempted job for good
+    tracking_uri: str | None = None  # an MLflow server
+    compute_nodes_reach_server: bool = False  # else `harness sync --watch` on the login node carries the records
+
+    def need(self, resources: Resources, name: str) -> Any:
+        """Return what the study says, else what this cluster gives, else the default."""
+        here = getattr(self, name)
+        return here if here is not None and name not in resources.model_fields_set else getattr(resources, name)
+
+
+def load_profile(path: Path) -> Profile:
+    """Read a cluster's facts.
+
+    Raises:
+        LaunchError: the file cannot be read, or says what a profile cannot hold: `file:line: key: what is wrong`.
+        SpecError: it is not plain YAML.
+    """
+    try:
+        value, marks = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(value, dict | None):
+        raise LaunchError(f"{path}:1: a profile is a mapping, such as partition: gpu")
+    try:
+        return Profile.model_validate(value or {})
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = problem["loc"][0]
+            what = problem["msg"][0].lower() + problem["msg"][1:]
+            if problem["type"] == "extra_forbidden":
+                what = f"unknown key; {did_you_mean(str(key), list(Profile.model_fields))}"
+            lines.append(f"{marks.get((key,), SourceLocation(str(path), 1))}: {key}: {what}")
+        raise LaunchError("\n".join(lines)) from None
+
+
+def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = None) -> dict[str, Any]:
+    """Return what submitit asks of SLURM for one class of resources; of an array, `jobs` at a time."""
+    cpus = max(profile.need(resources, "cpus"), resources.threads or 1)
+    gpus, minutes = profile.need(resources, "gpus_per_node"), profile.need(resources, "time_minutes")
+    scratch = [f'export TMPDIR="{profile.scratch}"', 'mkdir -p "$TMPDIR"'] if profile.scratch else []
+    setup = [*_REQUEUE_THE_KILLED, *(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
+    return {
+        "timeout_min": minutes,
+        "nodes": resources.nodes,
+        "tasks_per_node": resources.num_processes // resources.nodes,
+        "cpus_per_task": cpus,
+        "gpus_per_node": gpus or None,
+        "mem_gb": profile.need(resources, "memory_gib"),
+        "slurm_partition": profile.partition,
+        "slurm_account": profile.account,
+        "slurm_qos": profile.qos,
+        "slurm_constraint": profile.constraint,
+        "slurm_signal_delay_s": min(90, 6 * minutes),  # before the time limit, to write a checkpoint
+        "slurm_array_parallelism": jobs or profile.max_parallel,
+        "slurm_setup": setup,
+        # Since 22.05 srun does not take the number over from sbatch, and the task would be bound to one core.
+        "slurm_srun_args": [f"--cpus-per-task={cpus}"],
+        "slurm_additional_parameters": {"requeue": True},  # after a node failure, whatever the cluster's default is
+    }
+
+
+# A task that was killed (out of memory, as a rule) ends its step alone: the batch script lives, and can have the job
+# begin again. One that SLURM is ending already, for whatever reason, is no longer RUNNING. An array's last task bears
+# the number of the whole array, which must not be requeued for it.
+_REQUEUE_THE_KILLED = (
+    "harness_requeue_the_killed() {",
+    "    local code=$? job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
+    "    job=${job:-$SLURM_JOB_ID}",
+    '    if [ "$code" -gt 128 ] && scontrol show job "$job" | grep -q "JobState=RUNNING"; then',
+    '        echo "killed (exit code $code): requeued" && scontrol requeue "$job"',
+    "    fi",
+    "}",
+    "trap harness_requeue_the_killed EXIT",
+)

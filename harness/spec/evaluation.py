@@ -1,0 +1,210 @@
+"""Evaluation: the protocol of a measurement on a run's weights. Adding one to a study trains nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from harness.diffusion.respacing import space_timesteps
+from harness.spec.base import SCHEMA_VERSION, SpecModel, digest, expand_name
+from harness.spec.run import RunSpec, UNet
+
+
+class Ancestral(SpecModel):
+    name: Literal["ancestral"] = "ancestral"
+    spacing: Literal["even", "ddim", "quad"] = "even"
+
+
+class Ddim(SpecModel):
+    name: Literal["ddim"] = "ddim"
+    eta: float = Field(0.0, ge=0, le=1)
+    spacing: Literal["even", "ddim", "quad"] = "ddim"  # IDDPM: constant stride, since the rounded even one hurt DDIM
+
+
+class DpmSolverPP(SpecModel):
+    name: Literal["dpmpp_2m"] = "dpmpp_2m"
+    spacing: Literal["even", "ddim", "quad"] = "even"
+    lower_order_final: bool = False  # steadier with few steps, at the cost of the second order at the end
+
+
+Sampler = Annotated[Ancestral | Ddim | DpmSolverPP, Field(discriminator="name"), BeforeValidator(expand_name)]
+
+
+def section_counts(sampler: Ancestral | Ddim | DpmSolverPP, num_steps: int) -> str:
+    """Spell a number of sampling steps as `space_timesteps` reads it: "50", "ddim50" or "quad50"."""
+    return {"even": "", "ddim": "ddim", "quad": "quad"}[sampler.spacing] + str(num_steps)
+
+
+class Nll(SpecModel):
+    """Bits/dim of the variational bound: the full sum over T, or an unbiased estimate of it with a standard error."""
+
+    estimator: Literal["full", "stratified"] = "stratified"
+    num_images: int | None = Field(None, ge=2)  # None: the whole split
+    evaluations_per_image: int = Field(40, ge=4)  # stratified only
+    clip: bool = True
+    decoder: Literal["tanh", "exact"] = "tanh"
+
+
+EXTRACTORS = ("auto", "inception", "classifier", "coordinates")
+
+
+class Fidelity(SpecModel):
+    """FID, precision and recall. `auto`: Inception where its weights are given, else the data's own classifier."""
+
+    num_samples: int = Field(10_000, ge=16)
+    sampler: Sampler = Ancestral()
+    num_steps: int | None = Field(250, ge=1)  # None: the whole chain
+    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    reference: Literal["train", "test"] = "train"
+    k: int = Field(3, ge=1)  # neighbours of precision and recall; IDDPM's table 4 has 5, the ADM line 3
+    prc_reference: int = Field(10_000, ge=16)  # reference images for them: 10,000 in the ADM line; FID takes all
+
+
+class Sweep(SpecModel):
+    """FID against the number of sampling steps (IDDPM, figure 8)."""
+
+    num_samples: int = Field(10_000, ge=16)
+    samplers: tuple[Sampler, ...] = Field((Ancestral(), Ddim()), min_length=1)
+    num_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((25, 50, 100, 200), min_length=1)
+    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    reference: Literal["train", "test"] = "train"
+
+
+class Skip(SpecModel):
+    """FID when the first fraction of the reverse chain is skipped (IDDPM, figure 4)."""
+
+    num_samples: int = Field(10_000, ge=16)
+    sampler: Sampler = Ancestral()
+    num_steps: int | None = Field(None, ge=1)  # of the chain before anything is skipped; None: the whole
+    fractions: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.0, 0.05, 0.1, 0.15, 0.2), min_length=1)
+    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    reference: Literal["train", "test"] = "train"
+
+
+class RateDistortion(SpecModel):
+    """Progressive lossy coding (DDPM, figure 5): rate and distortion against reverse steps."""
+
+    num_images: int | None = Field(None, ge=1)  # None: the whole split
+    num_steps: int | None = Field(None, ge=1)  # None: the whole chain
+    clip: bool = True
+
+
+class NoiseScale(SpecModel):
+    """The gradient noise scale of the run's objective and timestep sampler (IDDPM, figure 7), at the raw weights."""
+
+    batch_size: int = Field(32, ge=1)
+    small_per_big: int = Field(8, ge=2)  # the big batch, in small ones
+    num_big: int = Field(16, ge=1)
+
+
+class Evaluation(SpecModel):
+    """A protocol: what is measured on a finished run's weights, and how. `name` is the prefix of its metrics."""
+
+    name: str = Field("eval", pattern=r"^[a-z][a-z0-9_]{0,39}$")
+    split: Literal["test", "train"] = "test"  # of the likelihood
+    weights: Literal["ema", "raw", "untrained"] = "ema"  # untrained: the initial ones, a baseline
+    fixed_variance: Literal["small", "large"] = "large"  # beta-tilde or beta, where var_type is fixed
+    seed: int = Field(0, ge=0, lt=2**31)
+    batch_size: int = Field(256, ge=1)
+    guidance: float = Field(1.0, ge=0)  # of samples, by dropped labels; 1 is the conditional network alone
+    nll: Nll | None = None
+    fidelity: Fidelity | None = None
+    sweep: Sweep | None = None
+    skip: Skip | None = None
+    rate_distortion: RateDistortion | None = None
+    noise_scale: NoiseScale | None = None
+    grid: int | None = Field(None, ge=1, le=1024)  # sampled images in the picture
+    every: int | None = Field(None, ge=1)  # also every so many steps of training (likelihood alone)
+
+    @field_validator("name")
+    @classmethod
+    def _prefix_is_free(cls, name: str) -> str:
+        if name in ("train", "perf", "system", "sweep"):
+            raise ValueError(f"{name!r} is the prefix of other metrics; take eval or eval_something")
+        return name
+
+    @property
+    def parts(self) -> list[str]:
+        """Return what it measures."""
+        kinds = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid")
+        return [part for part in kinds if getattr(self, part) is not None]
+
+    @property
+    def key(self) -> str:
+        """Return 16 hex digits over the whole protocol."""
+        return digest({"schema_version": SCHEMA_VERSION, "evaluation": self.model_dump(mode="json")})
+
+    def resolve(self, spec: RunSpec, *, inception: bool) -> Evaluation:
+        """Return this protocol with nothing left open for `spec`: extractors named, moot choices at their default.
+
+        Args:
+            spec: the run to be evaluated.
+            inception: whether weights of Inception-V3 are at hand.
+
+        Raises:
+            ValueError: it asks for what this run cannot give.
+        """
+        if self.every is not None and self.nll is None:
+            raise ValueError("every: needs an nll to measure during training")
+        if self.every is not None and self.weights == "untrained":
+            raise ValueError("every: the untrained weights do not change during training")
+        if not self.parts:
+            raise ValueError(
+                f"evaluation {self.name!r} measures nothing; give it one of nll, fidelity, sweep, grid, ..."
+            )
+        if isinstance(spec.model, UNet) and spec.model.low_res_size:
+            raise ValueError("an upsampler needs small images: `harness sample RUN --low-res FILE.npz`")
+        if self.guidance != 1 and not spec.model.label_dropout:
+            raise ValueError("guidance needs a network that was trained with model.label_dropout, such as 0.1")
+        if self.noise_scale and self.weights != "raw":
+            raise ValueError("noise_scale is measured where training stands: say weights: raw")
+        num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
+        if spec.diffusion.var_type != "fixed":
+            change["fixed_variance"] = "large"  # moot: one key for one measurement
+        for part in ("fidelity", "sweep", "skip"):
+            wanted = getattr(self, part)
+            if wanted is None:
+                continue
+            closed: dict[str, Any] = {"extractor": self._extractor(wanted.extractor, spec, inception)}
+            if part != "sweep":
+                closed["num_steps"] = wanted.num_steps or num_timesteps
+            change[part] = wanted.model_copy(update=closed)
+            for sampler in wanted.samplers if part == "sweep" else [wanted.sampler]:
+                for count in wanted.num_steps if part == "sweep" else [closed["num_steps"]]:
+                    space_timesteps(num_timesteps, section_counts(sampler, count))
+        if self.rate_distortion:
+            num_steps = self.rate_distortion.num_steps or num_timesteps
+            space_timesteps(num_timesteps, str(num_steps))
+            change["rate_distortion"] = self.rate_distortion.model_copy(update={"num_steps": num_steps})
+        return self.model_copy(update=change)
+
+    @staticmethod
+    def _extractor(wanted: str, spec: RunSpec, inception: bool) -> str:
+        points = spec.data.name == "mog"
+        if (wanted == "coordinates") != points and wanted != "auto":
+            raise ValueError(f"extractor {wanted} does not fit data {spec.data.name}: coordinates are for mog, only")
+        if wanted == "inception" and not inception:
+            raise ValueError(
+                "extractor inception: name the file of its weights in HARNESS_INCEPTION_WEIGHTS "
+                "(torch-fidelity's weights-inception-2015-12-05-6726825d.pth), or take extractor: classifier"
+            )
+        if wanted == "classifier" and not spec.data.facts.num_classes:
+            raise ValueError(f"extractor classifier: data {spec.data.name} has no labels; take inception")
+        if wanted != "auto":
+            return wanted
+        if points:
+            return "coordinates"
+        if inception and spec.data.pixels >= 32:
+            return "inception"
+        if not spec.data.facts.num_classes:
+            raise ValueError(
+                f"data {spec.data.name} has no labels to train a feature extractor on: "
+                "name the file of Inception's weights in HARNESS_INCEPTION_WEIGHTS"
+            )
+        return "classifier"
+
+
+def extractor_name(extractor: str, data_name: str) -> str:
+    """Return the name under which a resolved extractor stands in a metric: inception, digitsnet, coordinates."""
+    return f"{data_name}net" if extractor == "classifier" else extractor

@@ -1,0 +1,363 @@
+"""RunSpec and its parts: what a run is, and what may be named in it.
+
+Frozen pydantic models that refuse unknown keys; every default is written out in the resolved spec that is stored with
+the run. This file imports no torch: `plan` and `status` answer at once on a login node. The names here and the
+registries' are held equal by tests/contracts/test_registries.py.
+
+Two identities follow from it:
+
+- `run_key(spec)`: all that the trained weights depend on, and only that. Resources, names and tags are outside.
+- `evaluation_key(evaluation)`: the protocol of a measurement on those weights. Adding one trains nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
+
+from harness.data.facts import DATASET_FACTS, DatasetFacts
+from harness.spec.base import SCHEMA_VERSION, SpecModel, digest, expand_name
+
+
+class _Data(SpecModel):
+    horizontal_flip: bool = False  # DDPM flips at random in training; IDDPM's code does not
+
+    @property
+    def facts(self) -> DatasetFacts:
+        return DATASET_FACTS[self.name]  # type: ignore[attr-defined]
+
+    @property
+    def pixels(self) -> int:
+        """Return the height and width of an image, padding included."""
+        size = self.facts.image_size
+        assert size is not None, "only image_folder leaves it open, and its spec says it"
+        return size
+
+
+class Digits(_Data):
+    name: Literal["digits"] = "digits"
+
+
+class Mnist(_Data):
+    name: Literal["mnist"] = "mnist"
+
+
+class FashionMnist(_Data):
+    name: Literal["fashion_mnist"] = "fashion_mnist"
+
+
+class Cifar10(_Data):
+    name: Literal["cifar10"] = "cifar10"
+    batches: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+
+    @field_validator("batches")
+    @classmethod
+    def _each_batch_once_and_in_order(cls, batches: tuple[int, ...]) -> tuple[int, ...]:
+        if list(batches) != sorted(set(batches)):
+            raise ValueError(f"name each batch once and in order: {sorted(set(batches))}")
+        return batches
+
+
+class ImageNet64(_Data):
+    name: Literal["imagenet64"] = "imagenet64"
+
+
+class ImageFolder(_Data):
+    name: Literal["image_folder"] = "image_folder"
+    path: str = Field(min_length=1, max_length=200)  # below data_root
+    image_size: int = Field(ge=4, le=1024)
+    test_fraction: float = Field(0.1, gt=0, lt=1)
+    seed: int = Field(0, ge=0, lt=2**31)  # of the split
+    num_classes: int | None = Field(None, ge=1)  # None: the names carry no labels, or they do not matter
+
+    @field_validator("path")
+    @classmethod
+    def _stays_below_data_root(cls, path: str) -> str:
+        if path.startswith(("/", "~")) or ".." in path.split("/") or not path.isprintable():
+            raise ValueError(f"{path!r} leaves data_root: give a plain path below it")
+        return path
+
+    @property
+    def facts(self) -> DatasetFacts:
+        return replace(DATASET_FACTS[self.name], image_size=self.image_size, num_classes=self.num_classes)
+
+
+class Mog(_Data):
+    name: Literal["mog"] = "mog"
+
+
+Data = Annotated[
+    Digits | Mnist | FashionMnist | Cifar10 | ImageNet64 | ImageFolder | Mog,
+    Field(discriminator="name"),
+    BeforeValidator(expand_name),
+]
+
+
+class Linear(SpecModel):
+    name: Literal["linear"] = "linear"
+
+
+class Cosine(SpecModel):
+    name: Literal["cosine"] = "cosine"
+    s: float = Field(0.008, ge=0, lt=1)
+
+
+Schedule = Annotated[Linear | Cosine, Field(discriminator="name"), BeforeValidator(expand_name)]
+
+
+LEARNED = ("learned", "learned_range")
+
+
+class Diffusion(SpecModel):
+    """The process. `var_type: fixed` leaves the choice between beta and beta-tilde to the evaluation."""
+
+    num_timesteps: int = Field(1000, ge=1, le=1_000_000)
+    schedule: Schedule = Linear()
+    mean_type: Literal["epsilon", "x_0", "previous_x", "v"] = "epsilon"
+    var_type: Literal["fixed", "fixed_small", "fixed_large", "learned", "learned_range"] = "fixed"
+
+    @model_validator(mode="after")
+    def _betas_stay_below_one(self) -> Diffusion:
+        if self.schedule.name == "linear" and self.num_timesteps < 21:
+            raise ValueError(
+                f"a linear schedule with num_timesteps = {self.num_timesteps} has beta_T = 20 / T >= 1; "
+                "take num_timesteps of 21 or more, or the cosine schedule"
+            )
+        return self
+
+
+class Simple(SpecModel):
+    """L_simple (DDPM, eq. 14): the mean squared error of the network's prediction."""
+
+    name: Literal["simple"] = "simple"
+
+
+class Hybrid(SpecModel):
+    """L_hybrid = L_simple + lambda_vlb L_vlb (IDDPM, eq. 16), the mean detached inside L_vlb."""
+
+    name: Literal["hybrid"] = "hybrid"
+    lambda_vlb: float = Field(0.001, ge=0)
+
+
+class Vlb(SpecModel):
+    """L_vlb (DDPM, eq. 5), in bits/dim."""
+
+    name: Literal["vlb"] = "vlb"
+
+
+class MinSnr(SpecModel):
+    """L_simple weighted by min(SNR, gamma) in x_0's terms (Hang et al. 2023)."""
+
+    name: Literal["min_snr"] = "min_snr"
+    gamma: float = Field(5.0, gt=0)
+
+
+Objective = Annotated[Simple | Hybrid | Vlb | MinSnr, Field(discriminator="name"), BeforeValidator(expand_name)]
+
+
+class Uniform(SpecModel):
+    name: Literal["uniform"] = "uniform"
+
+
+class LossSecondMoment(SpecModel):
+    """p_t ~ sqrt(E[L_t^2]) (IDDPM, eq. 18), uniform until every t has its history."""
+
+    name: Literal["loss_second_moment"] = "loss_second_moment"
+    history_per_term: int = Field(10, ge=1, le=1000)
+    uniform_prob: float = Field(0.001, ge=0, le=1)
+
+    def steps_to_warm(self, num_timesteps: int, batch_size: int) -> int:
+        """Return the number of steps after which, in 95 % of all trainings, every t has been drawn often enough.
+
+        Under uniform draws the counts are near Poisson, so P(warm) = P(count >= history_per_term)^T.
+        """
+
+        def warm_probability(draws: float) -> float:
+            mean = draws / num_timesteps
+            too_few = sum(
+                math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(self.history_per_term)
+            )
+            return math.exp(num_timesteps * math.log1p(-min(too_few, 1 - 1e-16)))
+
+        low, high = 0.5, float(num_timesteps * (self.history_per_term + 100) * 10)
+        while high - low > 0.5:
+            middle = (low + high) / 2
+            low, high = (low, middle) if warm_probability(middle) >= 0.95 else (middle, high)
+        return math.ceil(high / batch_size)
+
+
+TimestepSampler = Annotated[Uniform | LossSecondMoment, Field(discriminator="name"), BeforeValidator(expand_name)]
+
+
+class UNet(SpecModel):
+    """IDDPM's U-Net; `attention_resolutions` are in pixels (16 = where the feature map is 16x16), as in its flags."""
+
+    name: Literal["unet"] = "unet"
+    channels: int = Field(128, ge=1, le=4096)
+    channel_mult: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((1, 2, 2, 2), min_length=1, max_length=10)
+    num_res_blocks: int = Field(3, ge=1, le=32)
+    attention_resolutions: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (16, 8)
+    num_heads: int = Field(4, ge=1, le=128)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    use_scale_shift_norm: bool = True
+    class_cond: bool = False
+    label_dropout: float = Field(0.0, ge=0, lt=1)  # share of labels hidden in training, for classifier-free guidance
+    rescale_timesteps: bool = True  # the network sees 1000 t / T
+    low_res_size: int | None = Field(None, ge=2)  # an upsampler: pixels of the small image that it is given
+
+    def resolutions(self, image_size: int) -> list[int]:
+        return [image_size // 2**level for level in range(len(self.channel_mult))]
+
+
+class MLP(SpecModel):
+    """A small fully connected network for points of the plane."""
+
+    name: Literal["mlp"] = "mlp"
+    width: int = Field(128, ge=1, le=65536)
+    depth: int = Field(3, ge=1, le=100)
+    class_cond: bool = False
+    label_dropout: float = Field(0.0, ge=0, lt=1)
+    rescale_timesteps: bool = True
+
+
+def _default_to_unet(value: Any) -> Any:
+    return {"name": "unet", **value} if isinstance(value, dict) else expand_name(value)
+
+
+Model = Annotated[UNet | MLP, Field(discriminator="name"), BeforeValidator(_default_to_unet)]
+
+
+class Optim(SpecModel):
+    """AdamW; with weight_decay 0 it is the Adam of the papers."""
+
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    decay: Literal["none", "linear"] = "none"  # linear: to 0 at the last step
+    grad_clip: float | None = Field(None, gt=0)  # by the global norm
+
+
+class Train(SpecModel):
+    steps: int = Field(ge=1)
+    batch_size: int = Field(128, ge=1)  # global: over all processes and accumulated microbatches
+    ema_rate: float = Field(0.9999, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class RunSpec(SpecModel):
+    """One training: all that its weights depend on, and only that."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    imported_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # weights from a file: trained elsewhere
+    continue_from: str | None = Field(None, pattern="^[0-9a-f]{16}$")  # run_key of a done run that is trained further
+    data: Data
+    diffusion: Diffusion = Diffusion()
+    objective: Objective = Simple()
+    timestep_sampler: TimestepSampler = Uniform()
+    model: Model = UNet()
+    optim: Optim = Optim()
+    train: Train
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_parent(self, handler: Any) -> dict[str, Any]:
+        # The field is younger than run directories are: a spec that does not use it is spelt, and hashed, as before.
+        spelt = handler(self)
+        return spelt if self.continue_from else {key: one for key, one in spelt.items() if key != "continue_from"}
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> RunSpec:
+        var_type, objective, facts = self.diffusion.var_type, self.objective.name, self.data.facts
+        if objective == "hybrid" and var_type not in LEARNED:
+            raise ValueError(
+                f"objective hybrid trains the variance, but diffusion.var_type is {var_type}: "
+                "choose learned_range (IDDPM) or learned"
+            )
+        if objective in ("simple", "min_snr") and var_type != "fixed":
+            raise ValueError(
+                f"objective {objective} does not train the variance, so diffusion.var_type must be fixed, "
+                f"not {var_type}; choose beta or beta-tilde where it matters: evaluate[].fixed_variance: large | small"
+            )
+        if objective == "vlb" and var_type == "fixed":
+            raise ValueError(
+                "objective vlb weighs its terms by the variance, so diffusion.var_type cannot stay open: "
+                "choose learned_range, learned, fixed_small or fixed_large"
+            )
+        if (self.model.name == "mlp") != (self.data.name == "mog"):
+            raise ValueError(
+                f"model {self.model.name} does not fit data {self.data.name}: mlp is for mog, unet for images"
+            )
+        if self.model.class_cond and not facts.num_classes:
+            raise ValueError(f"model.class_cond: data {self.data.name} has no labels")
+        if self.model.label_dropout and not self.model.class_cond:
+            raise ValueError("model.label_dropout hides labels, but model.class_cond is false: there are none")
+        if self.continue_from and self.imported_sha256:
+            raise ValueError("continue_from trains a run further, imported_sha256 is not trained at all: drop one")
+        if isinstance(self.model, UNet) and self.model.low_res_size and not self.imported_sha256:
+            raise ValueError(
+                "model.low_res_size: upsamplers are imported and sampled here, not trained; `harness import-checkpoint`"
+            )
+        if isinstance(self.model, UNet):
+            self._unet_fits_images(self.model, self.data.pixels)
+        return self
+
+    @staticmethod
+    def _unet_fits_images(unet: UNet, image_size: int) -> None:
+        resolutions = unet.resolutions(image_size)
+        if image_size % 2 ** (len(unet.channel_mult) - 1):
+            raise ValueError(
+                f"model.channel_mult has {len(unet.channel_mult)} levels, "
+                f"but {image_size} pixels cannot be halved {len(unet.channel_mult) - 1} times"
+            )
+        for resolution in unet.attention_resolutions:
+            if resolution not in resolutions:
+                raise ValueError(
+                    f"model.attention_resolutions: the network never is at {resolution}x{resolution}; "
+                    f"choices: {', '.join(map(str, resolutions))}, or [] for none"
+                )
+        widths = {unet.channels * mult for mult in unet.channel_mult}
+        if unet.attention_resolutions and any(width % unet.num_heads for width in widths):
+            raise ValueError(f"model.num_heads {unet.num_heads} does not divide the widths {sorted(widths)}")
+
+    @cached_property
+    def run_key(self) -> str:
+        """Return 16 hex digits of sha256 over the canonical JSON of the whole resolved spec and the schema version."""
+        return digest({"schema_version": SCHEMA_VERSION, "spec": self.model_dump(mode="json")})
+
+    def warnings(self) -> list[str]:
+        """Say what is legal and probably not meant."""
+        found = []
+        sampler, steps = self.timestep_sampler, self.train.steps
+        if isinstance(sampler, LossSecondMoment):
+            needed = sampler.steps_to_warm(self.diffusion.num_timesteps, self.train.batch_size)
+            if needed > steps:
+                found.append(
+                    f"timestep_sampler loss_second_moment may stay uniform to the end: with "
+                    f"T = {self.diffusion.num_timesteps} and batches of {self.train.batch_size} it is sure to be warm "
+                    f"after {needed} steps, train.steps is {steps}"
+                )
+        kept = self.train.ema_rate**steps
+        if kept > 0.1:
+            found.append(
+                f"train.ema_rate {self.train.ema_rate} over {steps} steps keeps {kept:.0%} of the initial weights "
+                f"in the EMA; {1 - 10 / steps:.3g} would keep none"
+            )
+        return found
+
+    @property
+    def cost_key(self) -> str:
+        """Return a digest of all that decides what a training step costs: network, images, batch, precision."""
+        return digest(
+            {
+                "model": self.model.model_dump(mode="json"),
+                "data": [self.data.name, self.data.pixels],
+                "learned_variance": self.diffusion.var_type in LEARNED,
+                "vlb": self.objective.name in ("vlb", "hybrid"),
+                "batch_size": self.train.batch_size,
+                "precision": self.train.precision,
+            }
+        )

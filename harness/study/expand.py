@@ -1,0 +1,269 @@
+"""A YAML study -> a list of runs: extends, arms, grid, replicates, exclude. Every mistake gets its file and line.
+
+The dialect is YAML less its traps: `2e-4` is a number, bare `no` and `on` are refused, and so are duplicate keys,
+anchors, tags and merge keys. There are no loops and no interpolation; a study that needs logic is a Python function
+that returns specs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import SpecError
+from harness.spec.evaluation import Evaluation
+from harness.spec.resources import Records, Resources
+from harness.spec.run import RunSpec
+from harness.study.axes import MAX_RUNS, RUN_PARTS, SIDE_PARTS, read_exclusions, read_variants
+from harness.study.document import (
+    DOTTED_PATH,
+    Document,
+    Keys,
+    SourceLocation,
+    dotted,
+    parse_yaml,
+    resolve_extends,
+    set_in,
+    spec_error,
+)
+from harness.study.model import Override, Run, Study
+from harness.study.validate import validate
+from harness.text import did_you_mean
+
+STUDY_PARTS = ("study", "extends", "arms", "grid", "replicates", "exclude", "evaluate", "data_root", "budget_gpu_hours")
+
+
+def load_study(path: str | Path, *, sets: Sequence[str] = (), inception: bool = False) -> Study:
+    """Read, expand and validate a study.
+
+    Args:
+        path: the YAML file.
+        sets: `path=value` for once, as the command line gives them; they win over all that the file says.
+        inception: whether Inception's weights are at hand (decides what `extractor: auto` means).
+
+    Raises:
+        SpecError: one line a mistake: `file:line: path: what is wrong; the choices`.
+    """
+    document, late = read_document(path, sets)
+    if "search" in document.value:
+        raise document.fail(("search",), "this file is a search: `harness search FILE` asks for its trials one by one")
+    return expand(document, Path(path), late, inception)
+
+
+def read_document(path: str | Path, sets: Sequence[str] = ()) -> tuple[Document, tuple[Override, ...]]:
+    """Read a file with all that it extends; `sets` that concern runs come back, to be laid over each run at last."""
+    document = resolve_extends(Path(path))
+    late: list[Override] = []
+    for text in sets:
+        override = _parse_set(text)
+        head = override.path.split(".")[0]
+        if head in (*STUDY_PARTS, "search"):
+            document.value = set_in(document.value, override.keys, override.value, override.mark)
+            kept = {keys: mark for keys, mark in document.marks.items() if keys[: len(override.keys)] != override.keys}
+            document.marks = {**kept, override.keys: override.mark}
+        else:
+            late.append(override)
+    return document, tuple(late)
+
+
+def is_search(path: str | Path) -> bool:
+    """Tell a search's file from a study's; one that cannot be read is none."""
+    try:
+        return "search" in read_document(path)[0].value
+    except SpecError:
+        return False
+
+
+def _parse_set(text: str) -> Override:
+    path, equals, value = text.partition("=")
+    mark = SourceLocation(f"--set {text}", 0)
+    if not equals or not DOTTED_PATH.fullmatch(path):
+        raise SpecError(f"{mark}: write --set path=value, as in --set train.steps=100")
+    return Override(path, parse_yaml(value, str(mark))[0], mark)
+
+
+def expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
+    """Return the runs that a document describes, all of them validated."""
+    value = document.value
+    known = (*STUDY_PARTS, *RUN_PARTS, *SIDE_PARTS)
+    for key in value:
+        if key not in known:
+            raise spec_error(document.mark((key,)), key, f"unknown key; {did_you_mean(key, known)}")
+    name = value.get("study")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or ".." in name:
+        raise spec_error(
+            document.mark(("study",)),
+            "study",
+            "name the study in letters, digits, '.', '_' and '-' (at most 100, a letter or digit first, no '..'), "
+            f"not {name!r}",
+        )
+    replicates = value.get("replicates", 1)
+    if type(replicates) is not int or not 1 <= replicates <= 10_000:
+        raise spec_error(
+            document.mark(("replicates",)), "replicates", f"a number of runs from 1 to 10000, not {replicates!r}"
+        )
+    budget = value.get("budget_gpu_hours")
+    if budget is not None and (type(budget) not in (int, float) or budget < 0):
+        raise spec_error(document.mark(("budget_gpu_hours",)), "budget_gpu_hours", f"hours, 0 or more, not {budget!r}")
+    data_root = value.get("data_root")
+    if data_root is not None and not isinstance(data_root, str):
+        raise spec_error(document.mark(("data_root",)), "data_root", f"a folder's path, not {data_root!r}")
+
+    variants = read_variants(document)
+    if len(variants) * replicates > MAX_RUNS:
+        raise spec_error(
+            document.mark(("grid",)), "grid", f"{len(variants) * replicates} runs; at most {MAX_RUNS} in a study"
+        )
+    base = {key: value[key] for key in (*RUN_PARTS, *SIDE_PARTS) if key in value}
+    entries = _evaluation_entries(document, {variant.arm for variant in variants}, replicates)
+    excluded = read_exclusions(document)
+    runs: list[Run] = []
+    owner: dict[str, Run] = {}
+    resolved_evaluations: dict[tuple[int, str], Evaluation] = {}
+    for variant in variants:
+        overrides = (*variant.overrides, *late)
+        assembled = base
+        for override in overrides:
+            assembled = set_in(assembled, override.keys, override.value, override.mark)
+        parts = _validate_run(assembled, document, overrides)
+        # A list, not a generator: every rule is asked, so that none looks idle because an earlier one hit.
+        if any([rule.matches(variant.arm, parts[0]) for rule in excluded]):
+            continue
+        if parts[0].seed + replicates > 2**31:
+            raise spec_error(
+                document.mark(("seed",)), "seed", f"{parts[0].seed} and {replicates} replicates pass 2**31 - 1"
+            )
+        for replicate in range(replicates):
+            # Replicates differ in the seed alone, so only the first is validated.
+            spec = parts[0] if replicate == 0 else _reseed(parts[0], parts[0].seed + replicate)
+            evaluations = tuple(
+                _resolve_evaluation(entry, spec, inception, resolved_evaluations)
+                for entry in entries
+                if entry.applies(variant.arm, replicate)
+            )
+            _require_best(parts[2], evaluations, _place_of(document, overrides, ("records", "best")))
+            changed = {o.path: o.value for o in overrides}
+            run = Run(name, variant.arm, replicate, spec, changed, evaluations, parts[1], parts[2], data_root)
+            if run.run_key in owner:
+                twin = owner[run.run_key]
+                mark = variant.overrides[-1].mark if variant.overrides else document.mark(("arms",))
+                raise spec_error(
+                    mark,
+                    "",
+                    f"arms {twin.arm!r} (replicate {twin.replicate}) and {run.arm!r} (replicate {replicate}) are "
+                    "the same run: they differ in nothing that the weights depend on; drop one, or exclude it",
+                )
+            owner[run.run_key] = run
+            runs.append(run)
+    for rule in excluded:
+        if not rule.hits:
+            raise spec_error(rule.mark, "exclude", f"{rule.conditions} matches no run; drop it, or mend its values")
+    if not runs:
+        raise spec_error(document.mark(("exclude",)), "exclude", "every run is excluded")
+    return Study(name, path, tuple(runs), budget)
+
+
+def _require_best(records: Records, evaluations: Sequence[Evaluation], mark: SourceLocation) -> None:
+    """Refuse a metric of the best checkpoint that no evaluation gives during training."""
+    given = [f"{one.name}/nll_bpd" for one in evaluations if one.every]
+    if records.best is not None and records.best not in given:
+        known = did_you_mean(records.best, given) if given else "none has `every` and an nll"
+        raise spec_error(mark, "records.best", f"no evaluation gives {records.best!r} during training; {known}")
+
+
+def _reseed(spec: RunSpec, seed: int) -> RunSpec:
+    # model_copy shares nothing that depends on the seed except the cached key, which must go.
+    twin = spec.model_copy(update={"seed": seed})
+    twin.__dict__.pop("run_key", None)
+    return twin
+
+
+@dataclass(frozen=True)
+class _EvaluationEntry:
+    evaluation: Evaluation
+    arms: tuple[str, ...] | None
+    replicates: tuple[int, ...] | None
+    mark: SourceLocation
+    index: int
+
+    def applies(self, arm: str, replicate: int) -> bool:
+        return (self.arms is None or arm in self.arms) and (self.replicates is None or replicate in self.replicates)
+
+
+def _evaluation_entries(document: Document, arm_names: set[str], num_replicates: int) -> list[_EvaluationEntry]:
+    entries = document.value.get("evaluate", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise spec_error(document.mark(("evaluate",)), "evaluate", "a list of protocols: - {name: eval, nll: {}}")
+    found: list[_EvaluationEntry] = []
+    for index, entry in enumerate(entries):
+        keys: Keys = ("evaluate", index)
+        protocol = {key: value for key, value in entry.items() if key not in ("arms", "replicates")}
+        arms, replicates = entry.get("arms"), entry.get("replicates")
+        for key, wanted, kind in (("arms", arms, str), ("replicates", replicates, int)):
+            if wanted is not None and not (isinstance(wanted, list) and all(type(one) is kind for one in wanted)):
+                raise spec_error(document.mark((*keys, key)), dotted((*keys, key)), f"a list, not {wanted!r}")
+        for arm in arms or ():
+            if arm not in arm_names:
+                raise spec_error(
+                    document.mark((*keys, "arms")),
+                    dotted((*keys, "arms")),
+                    f"no arm is called {arm!r}; {did_you_mean(arm, sorted(arm_names))}",
+                )
+        for replicate in replicates or ():
+            if not 0 <= replicate < num_replicates:
+                raise spec_error(
+                    document.mark((*keys, "replicates")),
+                    dotted((*keys, "replicates")),
+                    f"no replicate {replicate}; choices: 0 to {num_replicates - 1}",
+                )
+        evaluation = validate(Evaluation, protocol, document.below(keys), keys)
+        taken = {part for one in found if one.evaluation.name == evaluation.name for part in one.evaluation.parts}
+        twice = [part for part in evaluation.parts if part in taken]
+        if twice:
+            raise spec_error(
+                document.mark(keys),
+                f"evaluate.{index}.name",
+                f"two evaluations called {evaluation.name!r} measure {' and '.join(twice)}; the name is the prefix of "
+                "their metrics, so give one of them another",
+            )
+        selection = (tuple(arms) if arms is not None else None, tuple(replicates) if replicates is not None else None)
+        found.append(_EvaluationEntry(evaluation, *selection, document.mark(keys), index))
+    return found
+
+
+def _resolve_evaluation(
+    entry: _EvaluationEntry, spec: RunSpec, inception: bool, known: dict[tuple[int, str], Any]
+) -> Evaluation:
+    # What an evaluation resolves to depends on these parts of the spec alone; a thousand runs share a few of them.
+    about = (entry.index, f"{spec.data!r} {spec.diffusion.var_type} {spec.diffusion.num_timesteps}")
+    if about not in known:
+        try:
+            known[about] = entry.evaluation.resolve(spec, inception=inception)
+        except ValueError as error:
+            raise spec_error(entry.mark, f"evaluate.{entry.index}", str(error)) from None
+    return known[about]
+
+
+def _place_of(document: Document, overrides: Sequence[Override], keys: Keys) -> SourceLocation:
+    """Return where a run's value was written: by its arm, by --set, or in the file's base."""
+    for override in reversed(overrides):
+        if override.keys == tuple(map(str, keys[: len(override.keys)])):
+            return override.mark
+    return document.mark(keys)
+
+
+def _validate_run(value: dict, document: Document, overrides: Sequence[Override]) -> tuple[RunSpec, Resources, Records]:
+    def where(keys: Keys, culprit: Keys) -> SourceLocation:
+        said = any(override.keys == tuple(map(str, culprit[: len(override.keys)])) for override in overrides)
+        return overrides[-1].mark if overrides and not keys and not said else _place_of(document, overrides, culprit)
+
+    def side(part: str) -> Callable[[Keys, Keys], SourceLocation]:
+        return lambda keys, _: where((part, *keys), (part, *keys))
+
+    spec = validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, where)
+    resources = validate(Resources, value.get("resources") or {}, side("resources"), ("resources",))
+    records = validate(Records, value.get("records") or {}, side("records"), ("records",))
+    return spec, resources, records

@@ -1,0 +1,86 @@
+"""Study and Run: what a study's file expands to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.spec.base import SCHEMA_VERSION
+from harness.spec.evaluation import Evaluation
+from harness.spec.resources import Records, Resources
+from harness.spec.run import RunSpec
+from harness.study.document import Keys, SourceLocation
+
+
+@dataclass(frozen=True)
+class Override:
+    path: str
+    value: Any
+    mark: SourceLocation
+
+    @property
+    def keys(self) -> Keys:
+        return tuple(self.path.split("."))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One point of the study before replication: a name for legends and what it changes."""
+
+    arm: str
+    overrides: tuple[Override, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One planned run: its spec (the identity), and what stands around it."""
+
+    study: str
+    arm: str
+    replicate: int
+    spec: RunSpec
+    overrides: Mapping[str, Any]
+    evaluations: tuple[Evaluation, ...] = ()
+    resources: Resources = field(default_factory=Resources)
+    records: Records = field(default_factory=Records)
+    data_root: str | None = None
+
+    @property
+    def run_key(self) -> str:
+        return self.spec.run_key
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the run directory keeps of this run's place in its study."""
+        return {
+            "arm": self.arm,
+            "replicate": self.replicate,
+            "overrides": dict(self.overrides),
+            "evaluations": [evaluation.model_dump(mode="json") for evaluation in self.evaluations],
+            "resources": self.resources.model_dump(mode="json"),
+            "records": self.records.model_dump(mode="json"),
+            "data_root": self.data_root,
+        }
+
+    @cached_property
+    def resolved(self) -> dict[str, Any]:
+        return {"schema_version": SCHEMA_VERSION, **self.spec.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class Study:
+    name: str
+    path: Path
+    runs: tuple[Run, ...]
+    budget_gpu_hours: float | None = None
+
+    def warnings(self) -> list[str]:
+        """Return each warning once, with the arms that it concerns."""
+        arms: dict[str, list[str]] = {}
+        for run in self.runs:
+            if run.replicate == 0:
+                for warning in run.spec.warnings():
+                    arms.setdefault(warning, []).append(run.arm)
+        return [f"{', '.join(names)}: {warning}" for warning, names in arms.items()]

@@ -1,0 +1,113 @@
+"""Hold plain values to a model of the spec; every mistake gets its file, line, path and choices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from harness.errors import SpecError
+from harness.spec.base import SpecModel
+from harness.study.document import Keys, SourceLocation, dotted, error_line
+from harness.text import did_you_mean
+
+_ADAPTERS: dict[type[SpecModel], TypeAdapter] = {}
+
+
+def validate(
+    kind: type[SpecModel], value: Any, where: Callable[[Keys, Keys], SourceLocation], prefix: Keys = ()
+) -> Any:
+    """Validate plain values as `kind`, strictly; turn pydantic's errors into our lines."""
+    adapter = _ADAPTERS.setdefault(kind, TypeAdapter(kind))
+    try:
+        return adapter.validate_python(_tuples(value), strict=True)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            if problem["type"] == "too_short" and problem["input"]:
+                continue  # a list is short only because its bad items were left out: those have lines of their own
+            keys = _real_keys(problem["loc"], value, kind)
+            path = dotted((*prefix, *keys))
+            what = _explain(problem, kind, keys, value)
+            # A rule between parts has no place of its own; its message begins with the path at fault.
+            culprit = keys or tuple(what.split()[0].rstrip(":").split("."))
+            lines.append(error_line(where(keys, culprit), path, what))
+        raise SpecError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _tuples(value: Any) -> Any:
+    """Strict validation wants tuples where YAML has lists."""
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
+    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
+
+
+def _real_keys(loc: tuple, value: Any, kind: type[SpecModel]) -> Keys:
+    """Drop the tags of discriminated unions, which pydantic puts among the keys."""
+    keys: list[str | int] = []
+    places = [kind]
+    for depth, part in enumerate(loc):
+        name = value.get("name") if isinstance(value, dict) else value
+        if len(places) > 1 and part == name:  # a tag, even where a key of that name (an unknown one) is there too
+            places = [one for one in places if _name_of(one) == name]
+            continue
+        if isinstance(value, dict) and part in value:
+            field = places[0].model_fields.get(part) if places else None
+            places = _parts_in(field.annotation) if field else []
+        indexed = isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value)
+        if indexed or (isinstance(value, dict) and part in value):
+            value = value[part]
+        elif part == name or depth < len(loc) - 1:
+            continue
+        keys.append(part)
+    return tuple(keys)
+
+
+def _explain(problem: Any, kind: type[SpecModel], keys: Keys, value: Any) -> str:
+    context, given = problem.get("ctx", {}), problem.get("input")
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"unknown key; {did_you_mean(str(keys[-1]), list(_place(kind, keys[:-1], value)[0].model_fields))}"
+        case "missing":
+            return "is required"
+        case "union_tag_invalid":
+            tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
+            return f"unknown name {context['tag']!r}; {did_you_mean(context['tag'], tags)} (choices: {', '.join(tags)})"
+        case "union_tag_not_found":
+            names = ", ".join(filter(None, map(_name_of, _place(kind, keys, value))))
+            return f"say which: name is one of {names}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"a mapping is expected, not {given!r}"
+        case "literal_error":
+            return f"unknown value {given!r}; choices: {context['expected']}"
+        case "value_error":
+            return str(context["error"])
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    shown = list(given) if isinstance(given, tuple) else given
+    return f"{message}, not {shown!r}" if not isinstance(given, dict) else message
+
+
+def _parts_in(annotation: Any) -> list[type[SpecModel]]:
+    """Return the Part classes that an annotation such as `tuple[Ancestral | Ddim, ...]` speaks of."""
+    if isinstance(annotation, type) and issubclass(annotation, SpecModel):
+        return [annotation]
+    return [part for argument in get_args(annotation) for part in _parts_in(argument)]
+
+
+def _place(kind: type[SpecModel], keys: Keys, value: Any) -> list[type[SpecModel]]:
+    """Return the classes that can stand at `keys`: several where a name is still to be said."""
+    places = [kind]
+    for key in keys:
+        if isinstance(value, dict):
+            places = _parts_in(places[0].model_fields[str(key)].annotation)
+            value = value.get(key)
+        else:
+            value = value[int(key)]
+        name = value.get("name") if isinstance(value, dict) else value
+        places = [one for one in places if _name_of(one) == name] or places
+    return places
+
+
+def _name_of(kind: type[SpecModel]) -> str | None:
+    return kind.model_fields["name"].default if "name" in kind.model_fields else None

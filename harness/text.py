@@ -1,0 +1,34 @@
+"""Words and numbers for people."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """Return `did you mean 'x'?` or the list of choices."""
+    close = difflib.get_close_matches(str(word), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"choices: {', '.join(known)}"
+
+
+def printable(text: object) -> str:
+    """Return one line without control characters, which could move the cursor or forge lines."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def size(num_bytes: float) -> str:
+    """Spell a size in binary units, the way disks are compared."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def device_hours(hours: float) -> str:
+    return f"{hours:.3g}" if hours >= 0.001 else "<0.001"
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

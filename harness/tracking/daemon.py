@@ -1,0 +1,205 @@
+"""Sync from a process of its own beside a job, or watch a folder: `python -m harness.tracking.daemon`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import PACKAGE_ROOT
+from harness.errors import HarnessError, TrackingError
+from harness.records.directory import RunDirectory
+from harness.records.status import Status
+from harness.tracking.store import store_uri
+from harness.tracking.sync import file_stamp, sync_run
+
+MAX_PAUSE_SECONDS = 600.0
+
+
+def watch(
+    gather: Callable[[], Sequence[RunDirectory]],
+    say: Callable[[str], None],
+    *,
+    tracking_uri: str | None = None,
+    every_seconds: float = 30.0,
+    for_ever: bool = False,
+) -> None:
+    """Carry records to MLflow again and again, until all is there and nothing is left to run.
+
+    This is what a login node does for compute nodes that cannot reach the server. An outage is waited out: the pause
+    between tries doubles, up to ten minutes.
+
+    Args:
+        gather: finds the runs, anew before each pass.
+        say: takes a plain line of what is new.
+        for_ever: go on when nothing is left to run.
+    """
+    passes = _Passes(tracking_uri)
+    told, pause, away = "", every_seconds, False
+    while True:
+        num_rows, news, error = passes.carry(gather())
+        if num_rows:
+            say(f"{num_rows} rows carried")
+        if error:
+            pause = min(2 * pause, MAX_PAUSE_SECONDS) if away else every_seconds
+            say(f"{error}; trying again in {pause:.0f} s")
+        elif away:
+            pause = every_seconds
+            say("the store is back")
+        away = error is not None
+        if news != told:
+            say(news)
+            told = news
+        if not (for_ever or away or passes.left_to_do):
+            return
+        time.sleep(pause)
+
+
+class _Passes:
+    """Passes over many runs that leave out those in which nothing has changed since they were carried."""
+
+    def __init__(self, tracking_uri: str | None):
+        self.tracking_uri = tracking_uri
+        self.left_to_do = False
+        self._carried: dict[str, Any] = {}
+
+    def carry(self, run_directories: Sequence[RunDirectory]) -> tuple[int, str, TrackingError | None]:
+        """Return how many rows were sent, where the runs stand and what is wrong, and why the store is away."""
+        num_rows, lines, error = 0, [], None
+        states: Counter[str] = Counter()
+        self.left_to_do = False
+        for run_directory in run_directories:
+            status = run_directory.status()
+            states[status.state] += 1
+            self.left_to_do |= _goes_on(status)
+            # Taken first: what changes while the run is carried is carried next time.
+            seen = (status.state, _files_seen(run_directory))
+            if error or self._carried.get(run_directory.key) == seen:
+                continue
+            try:
+                report = sync_run(run_directory, tracking_uri=self.tracking_uri, wait_seconds=5.0)
+            except TrackingError as away:
+                error = away  # for the others too
+            except HarnessError as refusal:
+                self.left_to_do = True
+                lines.append(f"{run_directory.key} is left for the next pass: {refusal}")
+            else:
+                self._carried[run_directory.key] = seen
+                num_rows += sum(study.num_rows_sent for study in report.studies.values())
+                lines.extend(f"{run_directory.key}: {problem}" for problem in report.problems)
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no runs yet"
+        return num_rows, "\n".join([*lines, counts]), error
+
+
+def _goes_on(status: Status) -> bool:
+    """Tell whether more is to come of a run; SLURM requeues one that was stopped by its notice of the end, SIGUSR2."""
+    waiting = status.state in ("new", "queued", "running")
+    return waiting or (status.state == "interrupted" and "SIGUSR2" in status.reason)
+
+
+def _files_seen(run_directory: RunDirectory) -> list[tuple[str, list[int]]]:
+    folder = run_directory.path
+    return [(path.name, file_stamp(path)) for pattern in ("*.json*", "studies/*.json") for path in folder.glob(pattern)]
+
+
+class BackgroundSync:
+    """Keep MLflow in step with runs while they train, from a process of its own at the lowest priority.
+
+    It never blocks a training: it reads the journals, waits out a dead or hanging server, and catches up. When the
+    process that began it ends, by SIGKILL too, it makes a last pass and ends. What it cannot deliver, `sync_run`
+    delivers later. Write the last status before `close`, so that the last pass carries it.
+
+    Args:
+        run_directories: of one job, or of all that one machine works on.
+        log_folder: takes sync.log.
+        every_seconds: time from one pass to the next.
+    """
+
+    def __init__(
+        self,
+        run_directories: Sequence[RunDirectory],
+        log_folder: Path,
+        *,
+        tracking_uri: str | None = None,
+        every_seconds: float = 15.0,
+    ):
+        search_path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+        log_folder.mkdir(parents=True, exist_ok=True)
+        arguments = [store_uri(tracking_uri), str(every_seconds)]
+        with (log_folder / "sync.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness.tracking.daemon", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": search_path},
+            )
+        assert self._process.stdin is not None
+        paths = [str(run_directory.path.absolute()) for run_directory in run_directories]
+        with contextlib.suppress(BrokenPipeError):  # it died at once; its log says why
+            self._process.stdin.write(json.dumps(paths).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def __enter__(self) -> BackgroundSync:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self, wait_seconds: float = 60.0) -> bool:
+        """Ask for the last pass and wait for it, no longer than told; return whether it succeeded."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            return self._process.wait(wait_seconds) == 0
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+
+    def kill(self) -> None:
+        """End it at once; what it was sending, the next sync sends again, and once."""
+        self._process.kill()
+        self._process.wait()
+
+
+def _follow(run_directories: list[RunDirectory], uri: str, every_seconds: float) -> int:
+    """Sync until standard input closes, which it does when the process that asked for it ends in whatever way."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # SLURM sends its signals to every process of the job
+    os.nice(19)
+    parent = os.getppid()
+    ended = False
+    while True:
+        # The parent is asked after as well: a process that it forked may hold its end of the pipe open.
+        ended = ended or bool(select.select([sys.stdin], [], [], every_seconds)[0]) or os.getppid() != parent
+        failed = False
+        for run_directory in run_directories:
+            try:
+                sync_run(run_directory, tracking_uri=uri)
+            except HarnessError as error:
+                print(time.strftime("%Y-%m-%d %H:%M:%S"), error, flush=True)
+                failed = True
+                if isinstance(error, TrackingError):
+                    break  # the store is away for the others too
+            except Exception:
+                traceback.print_exc()
+                failed = True
+        if ended:
+            return int(failed)
+
+
+if __name__ == "__main__":
+    uri, seconds = sys.argv[1:]
+    folders = json.loads(sys.stdin.buffer.readline() or b"[]")
+    sys.exit(_follow([RunDirectory(Path(folder)) for folder in folders], uri, float(seconds)))

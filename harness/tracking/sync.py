@@ -1,0 +1,282 @@
+"""Carry run directories into MLflow, each row exactly once; the only file that writes to MLflow.
+
+The run directory is the truth and MLflow the window on it. A metric row is sent only once it can never change (a
+checkpoint at or after its step is durable), because MLflow cannot take a row back; until then the live step, loss and
+ETA are tags, which are overwritten. Rows carry the journal's own times, so that sending one again is a no-op in
+MLflow's SQL stores, and a cursor per store and study makes a repeat cost only what is new. Losing it costs time, never
+rows.
+
+MLflow takes seconds to import, and its Python work in a thread of the training process was measured to slow small
+training steps threefold (they wait for the interpreter lock). So it is imported inside functions, and `BackgroundSync`
+is a process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.records.directory import RunDirectory
+from harness.records.files import replace_file
+from harness.records.journal import Row
+from harness.records.lock import FolderLock
+from harness.records.status import Status
+from harness.tracking.searches import parent_run_id
+from harness.tracking.store import (
+    MAX_METRICS_PER_BATCH,
+    MAX_PARAM_CHARACTERS,
+    MAX_PARAMS_PER_BATCH,
+    MLFLOW_STATUS,
+    experiment_id_of,
+    import_mlflow,
+    initialise_store,
+    read_cursor,
+    store_errors,
+)
+
+
+@dataclass
+class StudySync:
+    """What one pass carried into MLflow for one study of a run."""
+
+    run_id: str
+    num_rows_sent: int = 0
+    num_artifacts_sent: int = 0
+
+
+@dataclass
+class SyncReport:
+    """What one pass over a run did: per study what was sent, what waits for a checkpoint, what is wrong."""
+
+    run_key: str
+    studies: dict[str, StudySync] = field(default_factory=dict)
+    num_rows_waiting: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wait_seconds: float = 60.0) -> SyncReport:
+    """Carry everything that is new in a run directory into MLflow: one MLflow run for each study that it belongs to.
+
+    Args:
+        wait_seconds: how long to wait while another process syncs this same run.
+
+    Raises:
+        TrackingError: the store cannot be reached or refuses; what was sent stays, and a repeat goes on from there.
+        RecordError: another process syncs this run for longer than that.
+    """
+    uri = initialise_store(tracking_uri)
+    report = SyncReport(run_directory.key)
+    studies = run_directory.studies()
+    if not studies or not run_directory.attempts():
+        return report  # nothing has happened yet
+    lock = FolderLock(run_directory.path / "tracking" / "lock", f"the MLflow record of run {run_directory.key}")
+    lock.acquire(wait_seconds)
+    try:
+        mlflow = import_mlflow()
+        with store_errors(uri):
+            client = mlflow.MlflowClient(tracking_uri=uri)
+            for study, facts in studies.items():
+                _StudySyncer(client, uri, run_directory, study, facts, report).run()
+    finally:
+        lock.release()
+    return report
+
+
+class _StudySyncer:
+    """One pass for one study; the cursor is a JSON file in the run directory."""
+
+    def __init__(self, client: Any, uri: str, run_directory: RunDirectory, study: str, facts: dict, report: SyncReport):
+        self.client, self.uri, self.run_directory = client, uri, run_directory
+        self.study, self.facts, self.report = study, facts, report
+        self.cursor_path = _cursor_path(run_directory, study, uri)
+        self.cursor = read_cursor(self.cursor_path)
+
+    def run(self) -> None:
+        # Taken first: what changes while we read is read again next time.
+        stamps = self._stamps()
+        status = self.run_directory.status()
+        stored = self._find_or_create_run(status)
+        self.outcome = self.report.studies[self.study] = StudySync(stored.info.run_id)
+        if self.cursor.get("stamps") == stamps and self.cursor.get("state") == status.state:
+            self.report.num_rows_waiting = self.cursor["num_rows_waiting"]
+            self.report.problems = self.cursor["problems"]
+            return
+        rows, num_waiting = durable_rows(self.run_directory, status)
+        self.report.num_rows_waiting = num_waiting
+        self.report.problems = self.run_directory.problems()
+        self._send_params_and_tags(rows, status)
+        self._send_rows(rows)
+        self._send_artifacts()
+        self._send_status(stored, status)
+        self._save_cursor(
+            stamps=stamps, state=status.state, num_rows_waiting=num_waiting, problems=self.report.problems
+        )
+
+    def _stamps(self) -> dict[str, list[int]]:
+        names = ("journal-*.jsonl", "status.json", "spec.*", "environment.json", f"studies/{self.study}.json")
+        paths = [
+            path
+            for name in (*names, "evaluations/*", "arrays/*", "samples/*")
+            for path in self.run_directory.path.glob(name)
+        ]
+        return {str(path.relative_to(self.run_directory.path)): file_stamp(path) for path in sorted(paths)}
+
+    def _find_or_create_run(self, status: Status) -> Any:
+        """Return the run that the cursor names, else the one that bears our key, else a new one."""
+        from mlflow.exceptions import MlflowException
+
+        if "run_id" in self.cursor:
+            try:
+                run = self.client.get_run(self.cursor["run_id"])
+                if run.info.lifecycle_stage == "active":
+                    return run
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        self.cursor = {}  # another store, or the run was deleted there: send everything
+        experiment_id = experiment_id_of(self.client, self.uri, self.study)
+        key = self.run_directory.key
+        found = self.client.search_runs([experiment_id], f"tags.run_key = '{key}'")
+        start_ms = self.run_directory.events()[0].time_ms
+        run = found[0] if found else self.client.create_run(experiment_id, start_ms, {"run_key": key}, self._run_name())
+        self._save_cursor(run_id=run.info.run_id)
+        return run
+
+    def _run_name(self) -> str:
+        return f"{self.facts.get('arm', 'run')} r{self.facts.get('replicate', 0)}"
+
+    def _send_params_and_tags(self, rows: list[Row], status: Status) -> None:
+        from mlflow.entities import Param, RunTag
+
+        run_id = self.outcome.run_id
+        if not self.cursor.get("params_sent"):
+            params = [Param(name, value) for name, value in params_of(self.run_directory.spec()).items()]
+            for start in range(0, len(params), MAX_PARAMS_PER_BATCH):
+                self.client.log_batch(run_id, params=params[start : start + MAX_PARAMS_PER_BATCH])
+            self._save_cursor(params_sent=True)
+        environment = (self.run_directory.environments() or [{}])[-1]
+        tags = {
+            "run_key": self.run_directory.key,
+            "study": self.study,
+            "arm": self.facts.get("arm"),
+            "replicate": self.facts.get("replicate"),
+            "label": self.facts.get("label"),
+            "code_version": environment.get("code_version"),
+            "state": status.state,
+            "reason": status.reason,
+            "attempt": status.attempt,
+            "step": status.step,
+            "num_steps": status.num_steps,
+            "loss": status.loss,
+            "images_per_second": status.images_per_second,
+            "eta_seconds": status.eta_seconds if status.state == "running" else None,
+            "mlflow.parentRunId": parent_run_id(self.client, self.uri, self.run_directory, self.study),
+        }
+        # A value that was there and is gone must not stay behind; one that never was makes no tag.
+        before = self.cursor.get("tags", {})
+        texts = {name: "" if value is None else str(value)[:5000] for name, value in tags.items()}
+        texts["infinite_values"] = _infinite_values(rows)
+        changed = {name: text for name, text in texts.items() if before.get(name, "") != text}
+        if changed:
+            self.client.log_batch(run_id, tags=[RunTag(name, text) for name, text in changed.items()])
+            self._save_cursor(tags=texts)
+
+    def _send_rows(self, rows: list[Row]) -> None:
+        """Send what the cursor has not: rows past its step, and rows journalled after its last line."""
+        from mlflow.entities import Metric
+
+        sent_step, sent_line = self.cursor.get("sent_step", -1), tuple(self.cursor.get("sent_line", (0, 0)))
+        new = [row for row in rows if row.at > sent_step or (row.attempt, row.seq) > sent_line]
+        # In the order of their steps, so that after any batch the cursor can say "everything up to here".
+        new.sort(key=lambda row: (row.at, row.attempt, row.seq))
+        last_line = max(((row.attempt, row.seq) for row in rows), default=(0, 0))
+        rows_end = max((row.at for row in rows), default=-1)
+        for start in range(0, len(new), MAX_METRICS_PER_BATCH):
+            batch = new[start : start + MAX_METRICS_PER_BATCH]
+            metrics = [Metric(row.key, row.value, row.time_ms, row.step) for row in batch]
+            self.client.log_batch(self.outcome.run_id, metrics=metrics)
+            self.outcome.num_rows_sent += len(batch)
+            following = new[start + len(batch)].at if start + len(batch) < len(new) else rows_end + 1
+            self._save_cursor(sent_step=following - 1, sent_line=last_line)
+
+    def _send_artifacts(self) -> None:
+        sent = self.cursor.get("artifacts", {})
+        folder = self.run_directory.path
+        for pattern in ("spec.yaml", "environment.json", "evaluations/*.json", "arrays/*.npz", "samples/*.png"):
+            for path in sorted(folder.glob(pattern)):
+                name, stamp = str(path.relative_to(folder)), file_stamp(path)
+                if sent.get(name) != stamp:
+                    parent = path.parent.name if path.parent != folder else None
+                    self.client.log_artifact(self.outcome.run_id, str(path), parent)
+                    self.outcome.num_artifacts_sent += 1
+                    sent = {**sent, name: stamp}
+                    self._save_cursor(artifacts=sent)
+
+    def _send_status(self, stored: Any, status: Status) -> None:
+        asked = MLFLOW_STATUS[status.state]
+        name = self._run_name()
+        if asked in ("RUNNING", "SCHEDULED"):
+            if stored.info.status != asked or stored.info.run_name != name:
+                self.client.update_run(self.outcome.run_id, status=asked, name=name)
+            return
+        if stored.info.run_name != name:
+            self.client.update_run(self.outcome.run_id, name=name)
+        end_ms = self.run_directory.events()[-1].time_ms
+        if stored.info.status != asked or stored.info.end_time != end_ms:
+            self.client.set_terminated(self.outcome.run_id, asked, end_ms)
+
+    def _save_cursor(self, **facts: Any) -> None:
+        self.cursor = self.cursor | facts
+        replace_file(self.cursor_path, json.dumps(self.cursor, indent=1), durable=False)
+
+
+def _cursor_path(run_directory: RunDirectory, study: str, uri: str) -> Path:
+    store = hashlib.sha256(uri.encode()).hexdigest()[:12]
+    return run_directory.path / "tracking" / f"{study}-{store}.json"
+
+
+def file_stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def durable_rows(run_directory: RunDirectory, status: Status) -> tuple[list[Row], int]:
+    """Return the rows that can never change, and how many others wait for a checkpoint."""
+    rows = run_directory.rows()
+    if status.state in ("done", "pruned"):  # never resumed, so nothing of it is made again
+        return rows, 0
+    end = run_directory.durable_step()
+    durable = [row for row in rows if row.at <= end]
+    return durable, len(rows) - len(durable)
+
+
+def params_of(spec: dict) -> dict[str, str]:
+    """Flatten a resolved spec to MLflow params: dotted names, text as it is, all else as JSON."""
+    flat: dict[str, str] = {}
+
+    def visit(value: Any, path: str) -> None:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                visit(item, f"{path}.{key}" if path else str(key))
+            return
+        text = value if isinstance(value, str) else json.dumps(value)
+        if len(text) > MAX_PARAM_CHARACTERS:
+            note = f" ... ({len(text)} characters; whole in spec.yaml)"
+            text = text[: MAX_PARAM_CHARACTERS - len(note)] + note
+        flat[path] = text
+
+    visit(spec, "")
+    return flat
+
+
+def _infinite_values(rows: list[Row]) -> str:
+    """Name the infinities, which MLflow stores as the largest float without a word; NaN it keeps."""
+    found = [f"{row.key} at step {row.step}: {row.value}" for row in rows if math.isinf(row.value)]
+    if not found:
+        return ""
+    more = f"; and {len(found) - 20} more" if len(found) > 20 else ""
+    return "; ".join(found[:20]) + more + " (MLflow shows them as 1.8e308)"

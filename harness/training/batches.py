@@ -1,0 +1,50 @@
+"""The training split in the order of its permutations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.data.base import Dataset
+from harness.randomness import Permutations, Streams
+from harness.spec.run import RunSpec
+
+IN_MEMORY_BYTES = 4 << 30  # a training split up to this size lies on the device whole
+
+
+class Batches:
+    """The training split in the order of its permutations, scaled to [-1, 1], on the device."""
+
+    def __init__(self, spec: RunSpec, data: Dataset, streams: Streams):
+        images, labels = data.train.images, data.train.labels
+        self._data, self._streams, self._flip = data, streams, spec.data.horizontal_flip
+        self._label_dropout = spec.model.label_dropout
+        self._order = Permutations(len(images), spec.seed)
+        self._batch_size = spec.train.batch_size
+        self._images: Any = images
+        if images[:1].nbytes * len(images) <= IN_MEMORY_BYTES:
+            self._images = torch.from_numpy(images[:]).to(streams.device)
+        self._labels = torch.from_numpy(labels).to(streams.device) if spec.model.class_cond else None
+
+    def indices(self, step: int) -> Tensor:
+        """Return which training images a step sees, [B]."""
+        return self._order.batch(step, self._batch_size)
+
+    def __call__(self, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
+        """Return a step's x_0, [B, C, H, W], and labels, [B] or None; of some rows of the batch, if so told."""
+        rows = self.indices(step)[share]
+        here = rows.to(self._streams.device, non_blocking=True)
+        stored = self._images[here] if isinstance(self._images, Tensor) else self._images[rows.numpy()]
+        x_0 = self._data.to_unit(stored).to(self._streams.device, non_blocking=True)
+        if self._flip:
+            mirrored = self._streams.uniform("flip", step, self._batch_size)[share] < 0.5
+            x_0 = torch.where(mirrored.view(-1, 1, 1, 1), x_0.flip(-1), x_0)
+        if self._labels is None:
+            return x_0, None
+        y = self._labels[here]
+        if self._label_dropout:
+            hidden = self._streams.uniform("label_dropout", step, self._batch_size)[share] < self._label_dropout
+            y = torch.where(hidden, self._data.num_classes, y)
+        return x_0, y

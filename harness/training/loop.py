@@ -1,0 +1,158 @@
+"""The training loop, in the order of the science: data, time, noise, one step; then the records.
+
+Nothing in a step waits for the device and nothing talks to a server. What a step draws is a function of the seed and
+the step's number (randomness.py), so a run that was killed anywhere and resumed ends in the bits of an unbroken one.
+Where several processes train one run, each goes through this loop with its rows of the batch (distributed.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from harness.data.base import Dataset
+from harness.diffusion.timesteps import UniformSampler
+from harness.errors import TrainingError
+from harness.methods.gaussian import GaussianMethod
+from harness.randomness import Streams
+from harness.records.journal import Journal
+from harness.spec.base import SCHEMA_VERSION
+from harness.spec.resources import Records
+from harness.spec.run import RunSpec
+from harness.training.batches import Batches
+from harness.training.checkpoints import Checkpoints
+from harness.training.distributed import Group
+from harness.training.window import Window
+
+
+class Interrupted(Exception):
+    """Somebody asked the training to stop; its state is in a checkpoint."""
+
+
+class Training:
+    """All state that the next step depends on, named once: what a checkpoint holds."""
+
+    def __init__(self, spec: RunSpec, method: GaussianMethod, timesteps: UniformSampler, device: torch.device):
+        self.spec, self.method, self.timesteps, self.device = spec, method, timesteps, device
+        self.step = 0
+        self.window = Window(spec.diffusion.num_timesteps, device)
+        self.was_warm = timesteps.warm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state, with the spec, so that sampling and evaluation need no flags."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "spec": self.spec.model_dump(mode="json"),
+            "step": self.step,
+            "method": self.method.state_dict(),
+            "timesteps": self.timesteps.state_dict(),
+            "window": {"sums": self.window.sums.clone(), "steps": self.window.steps.clone()},
+            "was_warm": self.was_warm,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a checkpoint's state."""
+        self.step, self.was_warm = state["step"], state["was_warm"]
+        self.method.load_state_dict(state["method"])
+        self.timesteps.load_state_dict(state["timesteps"])
+        self.window.sums.copy_(state["window"]["sums"])
+        self.window.steps.copy_(state["window"]["steps"])
+
+
+def train(
+    training: Training,
+    data: Dataset,
+    *,
+    journal: Journal | None,
+    checkpoints: Checkpoints,
+    records: Records,
+    measure: Callable[[int], float | None],
+    on_log: Callable[[int, dict[str, float]], None],
+    stop_requested: Callable[[], bool],
+    group: Group | None = None,
+) -> None:
+    """Train to the last step, from wherever `training` stands.
+
+    Args:
+        training: the state, fresh or from a checkpoint; changed in place.
+        data: its training split is used.
+        journal: takes the metrics; one row batch every records.log_every steps. None: this process only helps another
+            one to train, which keeps the records.
+        checkpoints: where the state goes: by time, every records.keep_every steps, at a stop and at the end.
+        records: how often.
+        measure: called with the number of steps done after each; evaluates where that is due, and returns the metric
+            that decides which checkpoint is best where it was measured.
+        on_log: called with each log line, for people who watch.
+        stop_requested: asked after each step; the processes of a group must all say the same.
+        group: the processes that train this run; None: this one alone.
+
+    Raises:
+        TrainingError: a loss or gradient is not a number; the last good checkpoint stays.
+        Interrupted: stop_requested said so; the state is saved.
+    """
+    spec, method, timesteps, window = training.spec, training.method, training.timesteps, training.window
+    streams = Streams(spec.seed, training.device)
+    batches, batch_size = Batches(spec, data, streams), spec.train.batch_size
+    group = group or Group()
+    share = group.share(batch_size)
+    method.distribute(group.size)
+    last_saved, log_time, log_step = time.monotonic(), time.monotonic(), training.step
+
+    for step in range(training.step, spec.train.steps):
+        x_0, y = batches(step, share)
+        t, weight = timesteps.at(streams.uniform("timestep", step, batch_size))
+        noise = streams.normal("noise", step, (batch_size, *x_0.shape[1:]))
+        streams.seed_dropout(step, group.rank)
+        terms = method.step(step, x_0, y, t[share], weight[share], noise[share], batch_size=batch_size)
+        terms = group.gather(terms, share, batch_size)
+        timesteps.update(t, terms["loss"])
+        window.add(step, t, weight, terms)
+
+        training.step = done = step + 1
+        finished = done == spec.train.steps
+        if journal and (done % records.log_every == 0 or finished):
+            _refuse_bad_numbers(window, batches, spec)
+            now = time.monotonic()
+            speed = (done - log_step) / (now - log_time)
+            log_time, log_step = now, done
+            values = window.flush() | {
+                "train/lr": method.optimizer.param_groups[0]["lr"],
+                "perf/steps_per_second": speed,
+                "perf/images_per_second": speed * batch_size,
+            }
+            journal.metrics(done, values)
+            on_log(done, values)
+            if not training.was_warm and timesteps.warm:
+                training.was_warm = True
+                journal.event("timestep_sampler_warm", step=done)
+        score = measure(done) if journal else None
+        stopping = stop_requested() and not finished
+        by_time = time.monotonic() - last_saved >= records.checkpoint_every_seconds
+        by_step = records.keep_every and done % records.keep_every == 0
+        if journal and (finished or stopping or by_time or by_step or score is not None):
+            _refuse_bad_numbers(window, batches, spec)
+            save(training, journal, checkpoints, score)
+            last_saved = time.monotonic()
+        if stopping:
+            raise Interrupted
+
+
+def save(training: Training, journal: Journal, checkpoints: Checkpoints, score: float | None = None) -> None:
+    """Make the state durable, and only then say so in the journal: rows up to here cannot change any more."""
+    journal.sync()
+    checkpoints.save(training.step, training.state_dict(), score=score)
+    journal.event("checkpoint", step=training.step)
+    journal.sync()
+
+
+def _refuse_bad_numbers(window: Window, batches: Batches, spec: RunSpec) -> None:
+    bad = window.first_bad_step()
+    if bad is not None:
+        images = ", ".join(map(str, batches.indices(bad).tolist()[:8]))
+        raise TrainingError(
+            f"the loss or its gradient is not a number at step {bad} (training images {images}, ...); the last good "
+            f"checkpoint stays. A smaller optim.lr ({spec.optim.lr} now) or optim.grad_clip may help"
+        )

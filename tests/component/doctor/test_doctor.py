@@ -1,0 +1,415 @@
+"""`harness doctor`: each thing that goes wrong on clusters is found before the queue, and the finding says what to do.
+
+What SLURM says was recorded: of the one-machine cluster (22.05), and of GPU nodes as their owners document them.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from harness.cli import cli
+from harness.doctor import cluster, examine, machine, probe, store
+from harness.doctor.cluster import Slurm, read_config, read_records
+from harness.launch import planning
+from harness.slurm.profile import Profile
+from harness.spec.resources import Resources
+from harness.study.expand import load_study
+
+CONFIG = """\
+Configuration data as of 2026-11-22T19:27:34
+AccountingStorageEnforce = none
+AccountingStorageType   = accounting_storage/slurmdbd
+ClusterName             = bench
+JobRequeue              = 1
+MaxArraySize            = 1001
+PreemptMode             = REQUEUE
+PreemptType             = preempt/partition_prio
+SLURM_VERSION           = 22.05.8
+SlurmctldParameters     = preempt_send_user_signal
+
+Slurmctld(primary) at vm is UP
+"""
+PARTITION = (
+    "PartitionName={name} AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL AllocNodes=ALL Default={default} QoS=N/A "
+    "DefaultTime=00:10:00 DisableRootJobs=NO ExclusiveUser=NO GraceTime={grace} Hidden=NO MaxNodes=UNLIMITED "
+    "MaxTime={limit} MinNodes=0 LLN=NO MaxCPUsPerNode=UNLIMITED Nodes=n[1-2] PriorityJobFactor=1 PriorityTier=1 "
+    "RootOnly=NO ReqResv=NO OverSubscribe=NO OverTimeLimit=NONE PreemptMode={mode} State={state} TotalCPUs=16 "
+    "TotalNodes=2 SelectTypeParameters=NONE JobDefaults=(null) DefMemPerNode=UNLIMITED MaxMemPerNode=UNLIMITED "
+    "TRES=cpu=16,mem=8000M,node=2,billing=16,gres/gpu=4\n"
+)
+NODES = """\
+NodeName=n1 Arch=x86_64 CoresPerSocket=1  CPUAlloc=0 CPUEfctv=8 CPUTot=8 CPULoad=0.34 AvailableFeatures=(null) \
+ActiveFeatures=(null) Gres=gpu:2 NodeAddr=127.0.0.1 NodeHostName=vm Port=18831 Version=22.05.8 OS=Linux 6.18.44 #1 SMP \
+PREEMPT_DYNAMIC @0  RealMemory=4000 AllocMem=0 FreeMem=23139 Sockets=8 Boards=1 State=IDLE ThreadsPerCore=1 TmpDisk=0 \
+Weight=1 Owner=N/A MCS_label=N/A Partitions=main,high  BootTime=2026-11-22T15:55:49 CfgTRES=cpu=8,mem=4000M,billing=8
+NodeName=n2 Arch=x86_64 CoresPerSocket=1  CPUAlloc=0 CPUEfctv=8 CPUTot=8 CPULoad=2.79 AvailableFeatures=(null) \
+ActiveFeatures=(null) Gres=gpu:2 NodeAddr=127.0.0.1 NodeHostName=vm Port=18832 Version=22.05.8 OS=Linux 6.18.44 #1 SMP \
+PREEMPT_DYNAMIC @0  RealMemory=4000 AllocMem=0 FreeMem=21129 Sockets=8 Boards=1 State=IDLE+DRAIN ThreadsPerCore=1 \
+TmpDisk=0 Weight=1 Owner=N/A MCS_label=N/A Partitions=main,high  BootTime=2026-11-22T15:55:49 CfgTRES=cpu=8,mem=4000M \
+Reason=broken fan, ask Ada [root@2026-11-22T19:45:43]
+"""
+SMALL = {"the runs": Resources(cpus=2, memory_gib=1, time_minutes=60)}
+
+
+def a_partition(name="main", default="YES", grace="10", limit="UNLIMITED", mode="REQUEUE", state="UP") -> str:
+    return PARTITION.format(name=name, default=default, grace=grace, limit=limit, mode=mode, state=state)
+
+
+def a_slurm(*partitions: str, config: str = CONFIG, associations=None) -> Slurm:
+    found = read_records("".join(partitions or [a_partition(), a_partition("high", "NO", "0", mode="OFF")]))
+    by_name = {one["PartitionName"]: one for one in found}
+    mine = [{"account": "root", "partition": "", "qos": "normal,long", "default_qos": ""}]
+    return Slurm(read_config(config), by_name, read_records(NODES), mine if associations is None else associations)
+
+
+def said(findings, level: str) -> str:
+    return "\n".join(one.said for one in findings if one.level == level)
+
+
+def run_cli(*arguments: str | Path):
+    return CliRunner().invoke(cli, [str(one) for one in arguments])
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def test_what_slurm_says_is_read_by_key_though_values_have_spaces():
+    nodes = read_records(NODES)
+    assert [(node["NodeName"], node["State"], node["RealMemory"], node["Partitions"]) for node in nodes] == [
+        ("n1", "IDLE", "4000", "main,high"),
+        ("n2", "IDLE+DRAIN", "4000", "main,high"),
+    ]
+    config = read_config(CONFIG)
+    assert (config["MaxArraySize"], config["SlurmctldParameters"]) == ("1001", "preempt_send_user_signal")
+
+
+@pytest.mark.parametrize(
+    ("limit", "minutes"),
+    [
+        ("00:10:00", 10),
+        ("2-00:00:00", 2880),
+        ("1-12", 2160),
+        ("30", 30),
+        ("30:30", 30.5),
+        ("UNLIMITED", float("inf")),
+    ],
+)
+def test_a_time_limit_is_read_in_each_of_slurms_spellings(limit, minutes):
+    assert cluster.minutes(limit) == minutes
+
+
+@pytest.mark.parametrize(
+    ("gres", "number"),
+    [
+        ("(null)", 0),
+        ("gpu:2", 2),
+        ("gpu:8(S:0-1)", 8),
+        ("gpu:a100:4(S:0-3),lscratch:3200", 4),
+        ("gpu:a100:2,gpu:v100:2", 4),
+    ],
+)
+def test_gpus_are_counted_in_what_clusters_call_them(gres, number):
+    assert cluster.gpus_of(gres) == number
+
+
+@pytest.mark.parametrize(
+    ("state", "usable"),
+    [
+        ("IDLE", True),
+        ("MIXED+RESERVED", True),
+        ("IDLE+CLOUD+POWERED_DOWN", True),  # it is started for a job
+        ("IDLE+DRAIN", False),
+        ("DOWN*", False),
+        ("IDLE*", False),
+    ],
+)
+def test_a_node_is_usable_unless_it_is_down_drained_or_silent(state, usable):
+    assert cluster.is_usable(state) == usable
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "left"),
+    [
+        (
+            "Filesystem blocks quota limit grace files\n/dev/sdb1 100 80000 100000  50 80 100\n",
+            "/dev/sdb1",
+            79900 * 1024,
+        ),
+        ("/dev/sdb1 100000* 80000 100000 7days 50 80 100\n", "/dev/sdb1", 0),
+        ("/dev/sdb1 100 80000 100000  50 80 100\n", "/dev/sdc1", None),
+        ("       /lustre/home\n  1000       0    3000       -     10      0      0       -\n", None, 2000 * 1024),
+        ("       /lustre/home   1000       0       0       -     10      0      0       -\n", None, None),
+    ],
+)
+def test_a_quota_is_what_is_left_of_the_soft_limit_else_of_the_hard_one(text, source, left):
+    assert machine.read_quota(text, source) == left
+
+
+# --------------------------------------------------------------------------------------------------------------- SLURM
+
+
+def test_a_partition_that_is_not_there_is_a_problem_with_the_choices():
+    found = list(cluster.check_partition(a_slurm(), Profile(partition="gpu"), SMALL))
+    assert said(found, "problem") == ("there is no partition gpu; say partition: in the profile; choices: main, high")
+
+
+def test_a_partition_that_is_down_is_a_problem_and_those_that_are_up_are_named():
+    slurm = a_slurm(a_partition(state="DOWN"), a_partition("high", "NO"))
+    found = list(cluster.check_partition(slurm, Profile(partition="main"), SMALL))
+    assert said(found, "problem") == "partition main is DOWN: jobs would wait; up are: high"
+
+
+def test_a_drained_node_is_named_and_the_rest_suffices():
+    found = list(cluster.check_partition(a_slurm(), Profile(), SMALL))
+    assert said(found, "problem") == ""
+    assert said(found, "warning") == "of the 2 nodes of main, down or drained are: n2"
+    assert "the runs: 1 of the 2 nodes of main have 2 cores, 1 GiB of memory" in said(found, "ok")
+
+
+@pytest.mark.parametrize(
+    ("change", "level", "words"),
+    [
+        ({"memory_gib": 16}, "problem", "at most 8 cores, 2 GPUs, 3.91 GiB of memory"),
+        ({"cpus": 9}, "problem", "1 node with 9 cores"),
+        ({"gpus_per_node": 4}, "problem", "8 cores, 4 GPUs, 1 GiB of memory asked for, main has 0"),
+        ({"nodes": 3}, "problem", "3 nodes with 2 cores"),
+        ({"nodes": 2}, "warning", "jobs will wait"),
+        ({"time_minutes": 61}, "problem", "time_minutes 61 is over main's limit of 01:00:00; take 60 or less"),
+    ],
+)
+def test_what_no_node_has_and_no_limit_allows_is_a_problem_with_the_figures(change, level, words):
+    resources = {"the runs": Resources(**{**SMALL["the runs"].model_dump(exclude_unset=True), **change})}
+    found = cluster.check_partition(a_slurm(a_partition(limit="01:00:00")), Profile(), resources)
+    assert words in said(found, level)
+
+
+def test_account_and_qos_that_are_not_yours_are_problems_where_slurm_enforces_them():
+    enforcing = a_slurm(config=CONFIG.replace("Enforce = none", "Enforce = associations,limits"))
+    wrong = list(cluster.check_account(enforcing, Profile(account="physics")))
+    assert said(wrong, "problem") == "account physics is not one of yours; choices: root"
+    wrong = list(cluster.check_account(enforcing, Profile(qos="urgent")))
+    assert said(wrong, "problem") == "qos urgent is not one that you may use there; choices: long, normal"
+    assert "physics" in said(cluster.check_account(a_slurm(), Profile(account="physics")), "warning")
+    assert said(cluster.check_account(enforcing, Profile(account="root", qos="long")), "ok")
+    assert "no account" in said(cluster.check_account(a_slurm(associations=[]), Profile()), "warning")
+    silent = replace(a_slurm(), associations=None)
+    assert "sacctmgr does not answer" in said(cluster.check_account(silent, Profile()), "warning")
+
+
+def test_an_array_limit_over_the_clusters_is_a_problem():
+    assert "over the cluster's 1001" in said(cluster.check_arrays(a_slurm(), Profile(max_array_size=2000)), "problem")
+    assert said(cluster.check_arrays(a_slurm(), Profile()), "ok") == "arrays are split at 1001 jobs"
+    assert said(cluster.check_arrays(a_slurm(), Profile(max_array_size=100)), "ok") == "arrays are split at 100 jobs"
+
+
+@pytest.mark.parametrize(("mode", "profile"), [("CANCEL", "requeue"), ("REQUEUE", "cancel")])
+def test_a_profile_that_is_wrong_about_preemption_is_a_problem(mode, profile):
+    found = cluster.check_preemption(a_slurm(a_partition(mode=mode)), Profile(preempt_mode=profile))
+    assert f"preempt_mode: {mode.lower()}" in said(found, "problem")
+
+
+@pytest.mark.parametrize(
+    ("slurm", "lacking"),
+    [
+        (a_slurm(a_partition(grace="0")), "GraceTime > 0"),
+        (
+            a_slurm(config=CONFIG.replace("preempt_send_user_signal", "")),
+            "SlurmctldParameters=preempt_send_user_signal",
+        ),
+    ],
+)
+def test_a_preempted_job_that_would_hear_nothing_is_a_warning(slurm, lacking):
+    found = list(cluster.check_preemption(slurm, Profile()))
+    assert "gets no USR2" in said(found, "warning")
+    assert lacking in said(found, "warning")
+
+
+def test_a_partition_that_is_never_preempted_needs_no_signal():
+    found = list(cluster.check_preemption(a_slurm(), Profile(partition="high")))
+    assert [one.level for one in found] == ["ok"]
+
+
+def test_a_cluster_that_does_not_requeue_is_a_warning():
+    slurm = a_slurm(config=CONFIG.replace("JobRequeue              = 1", "JobRequeue              = 0"))
+    assert "SBATCH_REQUEUE=1" in said(cluster.check_preemption(slurm, Profile()), "warning")
+
+
+def test_limits_of_ten_minutes_and_less_are_a_warning():
+    for minutes, warned in ((10, True), (11, False)):
+        found = cluster.check_time_limits(Profile(), {"the runs": Resources(time_minutes=minutes)})
+        assert bool(said(found, "warning")) == warned
+
+
+# ----------------------------------------------------------------------------------------------------- store and server
+
+
+def test_a_sqlite_store_does_not_fit_compute_nodes_that_would_write_it():
+    profile = Profile(compute_nodes_reach_server=True)
+    found = store.check_store(profile, "sqlite:////home/me/mlflow.db", lambda path: "ext4")
+    assert "profile and store do not fit" in said(found, "problem")
+
+
+def test_a_sqlite_store_on_a_shared_file_system_is_a_warning():
+    for kind, level in (("ext4", "ok"), ("nfs4", "warning"), ("lustre", "warning")):
+        (one,) = store.check_store(Profile(), "sqlite:////home/me/mlflow.db", lambda path, kind=kind: kind)
+        assert one.level == level
+
+
+def test_a_server_is_asked_for_its_health():
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Health)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{server.server_port}"
+    assert said(store.check_store(Profile(), uri), "ok") == f"the tracking server {uri} answers"
+    server.shutdown()
+    server.server_close()
+    assert "does not answer from here" in said(store.check_store(Profile(), uri), "problem")
+
+
+# ------------------------------------------------------------------------------------------------------ the trivial job
+
+ANSWER = {
+    "host": "n1",
+    "time": 105.0,
+    "python": "3.11.7",
+    "torch": "2.13.0",
+    "torch_seconds": 3.0,
+    "gpus": ["NVIDIA H200"],
+    "missing": [],
+    "server_error": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "profile", "level", "words"),
+    [
+        ({}, {"gpus_per_node": 1}, "ok", "GPUs that the job was given: NVIDIA H200"),
+        ({"gpus": []}, {"gpus_per_node": 1}, "problem", "torch sees no CUDA device on n1"),
+        ({"torch": None, "torch_error": "No module named 'torch'"}, {}, "problem", "name modules: or setup:"),
+        ({"torch_seconds": 90.0}, {}, "warning", "imported in 90 s: slow"),
+        ({"time": 130.0}, {}, "warning", "differs from ours by 20 s"),
+        ({"time": 10.0}, {}, "problem", "differs from ours by 90 s"),
+        ({"missing": ["/data"]}, {}, "problem", "n1 does not see /data"),
+        ({"server_error": "timed out"}, {"compute_nodes_reach_server": True}, "problem", "reach_server: false"),
+        ({"server_error": ""}, {}, "ok", "compute_nodes_reach_server: true would spare"),
+    ],
+)
+def test_what_the_trivial_job_saw_is_judged(change, profile, level, words):
+    found = probe.check_answer(ANSWER | change, Profile(**profile), Resources(), 10.0, (100.0, 110.0))
+    assert words in said(found, level)
+
+
+def test_a_job_that_saw_nothing_wrong_is_ok_all_over():
+    found = probe.check_answer(ANSWER, Profile(gpus_per_node=1), Resources(), 10.0, (100.0, 110.0))
+    assert {one.level for one in found} == {"ok"}
+
+
+# -------------------------------------------------------------------------------------------------------- this machine
+
+
+def test_a_laptop_that_is_ready_is_ok_all_over(tmp_path, tiny_study, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_study()
+    done = run_cli("doctor", tmp_path / "tiny.yaml", "--runs", tmp_path / "runs")
+    assert done.exit_code == 0, done.output
+    assert "data digits: 1442 images" in done.output
+    assert re.search(r"^ok       torch \d", done.output, re.MULTILINE)
+    assert done.output.splitlines()[-1].startswith("0 problems")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]  # it looked, and left nothing
+
+
+def test_missing_data_and_a_runs_folder_that_cannot_be_written_are_problems_and_exit_1(
+    tmp_path, tiny_study, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tiny_study(f"arms: {{m: {{data: mnist}}}}\ndata_root: {tmp_path}\n")
+    done = run_cli("doctor", tmp_path / "tiny.yaml", "--runs", "/proc/runs")
+    assert done.exit_code == 1
+    assert "problem  runs folder /proc/runs: cannot be written" in done.output
+    assert "problem  data: mnist: missing train-images" in done.output
+    assert done.output.splitlines()[-1].startswith("2 problems")
+
+
+def test_weights_of_inception_that_are_not_there_are_a_problem(tmp_path, tiny_study, monkeypatch):
+    tiny_study("evaluate: [{fidelity: {num_samples: 16, num_steps: 5}}]\n")
+    plan = planning.plan(load_study(tmp_path / "tiny.yaml"), tmp_path / "runs")
+    assert said(machine.check_extractors(plan), "ok") == "extractors: classifier; Inception is not asked for"
+    monkeypatch.setenv("HARNESS_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
+    assert "none.pth" in said(machine.check_extractors(plan), "problem")
+
+
+def test_without_slurm_a_profile_cannot_be_examined_and_the_message_says_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = list(examine.examine_cluster(Profile(), None, tmp_path, timeout_seconds=None))
+    assert "on the cluster's login node" in said(found, "problem")
+
+
+# ------------------------------------------------------------------------------------------------------- a live cluster
+
+
+@pytest.fixture
+def profile(tmp_path):
+    """Return a function that writes a profile of the one-machine cluster with extra lines."""
+
+    def write(extra: str = "") -> Path:
+        path = tmp_path / "dev.yaml"
+        path.write_text(f"memory_gib: 1\ntime_minutes: 20\n{extra}")
+        return path
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_a_live_cluster_is_ok_and_its_trivial_job_answers(tmp_path, profile, slurm, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_cli("doctor", "--profile", profile("partition: main\n"), "--runs", tmp_path / "runs")
+    assert done.exit_code == 0, done.output
+    assert "trivial job: answered from" in done.output
+    assert not [line for line in done.output.splitlines() if line.startswith(("warning", "problem"))], done.output
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ("partition: none\n", "choices: main"),
+        ("partition: cancel\n", "preempt_mode: cancel"),
+        ("partition: main\nmax_array_size: 5000\n", "over the cluster's 1001"),
+        ("partition: main\nconstraint: a100\n", "SLURM would not take such a job"),
+        ("partition: main\ncompute_nodes_reach_server: true\n", "profile and store do not fit"),
+    ],
+)
+def test_what_is_wrong_with_a_profile_is_found_on_a_live_cluster(tmp_path, profile, slurm, monkeypatch, extra, words):
+    monkeypatch.chdir(tmp_path)
+    done = run_cli("doctor", "--profile", profile(extra), "--no-job")
+    assert done.exit_code == 1
+    assert any(line.startswith("problem") and words in line for line in done.output.splitlines()), done.output
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_a_job_that_waits_too_long_is_a_warning_and_one_that_fails_is_a_problem_with_its_last_words(
+    tmp_path, profile, slurm, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    done = run_cli("doctor", "--profile", profile("setup: [sleep 30]\n"), "--timeout", "1")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^warning  trivial job \d+ was \w+ .* after 1 s and is cancelled", done.output, re.MULTILINE)
+    done = run_cli("doctor", "--profile", profile("setup: [echo no such module, exit 1]\n"))
+    assert done.exit_code == 1
+    assert re.search(r"^problem  trivial job \d+ failed; .* no such module$", done.output, re.MULTILINE)

@@ -1,0 +1,217 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from harness.errors import RecordError, SpecError
+from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.images import image_grid
+from harness.evaluation.sampling import load_predict, sample_run
+from harness.randomness import Streams
+from harness.registry import make_dataset, make_method, make_timestep_sampler
+from harness.spec.evaluation import (
+    Ancestral,
+    Ddim,
+    DpmSolverPP,
+    Evaluation,
+    Fidelity,
+    Nll,
+    NoiseScale,
+    RateDistortion,
+    Skip,
+    Sweep,
+)
+from harness.spec.resources import Resources
+from harness.training.batches import Batches
+
+CPU = torch.device("cpu")
+
+
+def evaluator(run, **parts) -> Evaluator:
+    data = make_dataset(run.spec.data)
+    predict = make_method(run.spec, data, Resources(), CPU).predict("raw")
+    measured = parts if parts.keys() - {"seed"} else {"grid": 4, **parts}
+    evaluation = Evaluation(batch_size=32, **measured).resolve(run.spec, inception=False)
+    return Evaluator(predict, run.spec, data, evaluation, CPU, evaluation.name)
+
+
+def test_likelihood_terms_add_up_to_the_bound(tiny_study):
+    found = evaluator(tiny_study()[0], nll=Nll(estimator="full", num_images=8)).measure()
+    curve = [value for _, value in found.curves["eval/L_t_bpd"]]
+    assert [t for t, _ in found.curves["eval/L_t_bpd"]] == list(range(30))
+    assert sum(curve) + found.metrics["eval/L_T_bpd"] == pytest.approx(found.metrics["eval/nll_bpd"], rel=1e-6)
+    assert curve[0] == pytest.approx(found.metrics["eval/L_0_bpd"])
+    assert found.protocol["likelihood"]["levels"] == 17
+
+
+@pytest.mark.slow
+def test_the_estimator_agrees_with_the_full_sum(tiny_study):
+    run = tiny_study("", "diffusion.num_timesteps=200")[0]
+    full = evaluator(run, nll=Nll(estimator="full", num_images=64)).measure().metrics
+    some = evaluator(run, nll=Nll(num_images=64, evaluations_per_image=20)).measure().metrics
+    error = abs(some["eval/nll_bpd"] - full["eval/nll_bpd"])
+    assert error < 4 * math.hypot(some["eval/nll_standard_error_bpd"], full["eval/nll_standard_error_bpd"])
+
+
+def test_beta_and_beta_tilde_are_two_evaluations_of_one_training(tiny_study):
+    run = tiny_study()[0]
+    nll = Nll(estimator="full", num_images=8)
+    large = evaluator(run, nll=nll, fixed_variance="large").measure().metrics["eval/nll_bpd"]
+    small = evaluator(run, nll=nll, fixed_variance="small").measure().metrics["eval/nll_bpd"]
+    assert large != small
+
+
+def test_the_gaussian_baseline_stands_beside_the_model(tiny_study):
+    found = evaluator(tiny_study()[0], nll=Nll(estimator="full", num_images=8)).measure()
+    assert 1.5 < found.metrics["eval/gaussian_baseline_bpd"] < 4.1  # 17 levels are 4.09 bits
+
+
+@pytest.mark.parametrize("sampler", [Ancestral(), Ddim(), Ddim(eta=0.5), DpmSolverPP()])
+def test_samples_are_a_function_of_weights_protocol_and_seed(tiny_study, sampler):
+    run = tiny_study()[0]
+    with torch.inference_mode():
+        first, again, other = (evaluator(run, seed=seed).sample(sampler, 5, 40) for seed in (0, 0, 1))
+    assert first.shape == (40, 1, 8, 8)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_class_conditional_samples_take_the_classes_in_turn(tiny_study):
+    one, seen = evaluator(tiny_study("", "model.class_cond=true")[0]), []
+    object.__setattr__(one, "predict", lambda x, t, y: seen.append(y) or torch.zeros_like(x))
+    with torch.inference_mode():
+        one.sample(Ancestral(), 2, 40)
+    assert torch.cat(seen[::2]).tolist() == [i % 10 for i in range(40)]
+
+
+def test_fidelity_names_extractor_count_sampler_and_steps(tiny_study):
+    found = evaluator(tiny_study()[0], fidelity=Fidelity(num_samples=32, num_steps=3, sampler=Ddim(), k=4)).measure()
+    assert {
+        "eval/fid_digitsnet_32_ddim3",
+        "eval/precision_digitsnet_32_ddim3",
+        "eval/recall_digitsnet_32_ddim3",
+    } == set(found.metrics)
+    assert found.protocol["fidelity"] == {
+        "reference_images": 1442,
+        "reference": "train",
+        "prc_reference_images": 1442,
+        "k": 4,
+    }
+    assert found.protocol["extractor"]["test_accuracy"] >= 0.97
+
+
+def test_a_sweep_is_a_curve_over_the_number_of_steps(tiny_study):
+    found = evaluator(tiny_study()[0], sweep=Sweep(num_samples=32, samplers=(Ancestral(),), num_steps=(6, 2))).measure()
+    assert [steps for steps, _ in found.curves["sweep/fid_digitsnet_32_ancestral"]] == [2, 6]
+
+
+def test_samples_that_diverged_have_no_fid(tiny_study):
+    one = evaluator(tiny_study()[0], fidelity=Fidelity(num_samples=32, num_steps=2))
+    object.__setattr__(one, "predict", lambda x, t, y: torch.full_like(x, torch.nan))
+    assert math.isnan(one.measure().metrics["eval/fid_digitsnet_32_ancestral2"])
+
+
+@pytest.mark.slow
+def test_points_of_the_plane_are_measured_by_their_coordinates(tiny_study):
+    run = tiny_study(
+        "", "data=mog", "model={name: mlp, width: 16}", "diffusion.num_timesteps=10", "train.batch_size=8"
+    )[0]
+    found = evaluator(run, nll=Nll(num_images=16), fidelity=Fidelity(num_samples=64, num_steps=5), grid=64).measure()
+    assert {"eval/nll_bpd", "eval/fid_coordinates_64_ancestral5"} <= set(found.metrics)
+    assert "eval/gaussian_baseline_bpd" not in found.metrics
+    assert not found.pictures
+    assert found.arrays["eval_samples.npz"]["samples"].shape == (64, 2, 1, 1)
+
+
+def test_a_grid_keeps_every_pixel_sharp():
+    images = np.arange(5 * 2 * 2, dtype=np.uint8).reshape(5, 1, 2, 2)
+    grid = image_grid(images, min_tile_pixels=4)
+    assert grid.shape == (2 * 6 + 2, 3 * 6 + 2)
+    assert (grid[2:6, 2:6] == images[0, 0].repeat(2, 0).repeat(2, 1)).all()
+    assert image_grid(np.zeros((1, 3, 64, 64), np.uint8)).shape == (68, 68, 3)
+
+
+def test_a_run_without_a_checkpoint_cannot_be_sampled(tiny_run):
+    with pytest.raises(RecordError, match="no checkpoint yet"):
+        sample_run(tiny_run(), sampler=Ancestral(), num_steps=5, num_samples=4)
+
+
+def test_a_number_of_steps_that_the_chain_has_not_is_refused(tiny_run):
+    with pytest.raises(SpecError, match="--steps 31"):
+        sample_run(tiny_run(), sampler=Ancestral(), num_steps=31, num_samples=4)
+
+
+def test_untrained_weights_are_those_of_the_seed(tiny_run, tiny_study):
+    run = tiny_study()[0]
+    data = make_dataset(run.spec.data)
+    predict = load_predict(tiny_run(), run.spec, data, weights="untrained", device=CPU)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0, 5])
+    assert torch.equal(predict(x, t, None), make_method(run.spec, data, Resources(), CPU).predict("raw")(x, t, None))
+
+
+def test_the_whole_chain_is_walked_where_no_number_of_steps_is_said(tiny_study):
+    found = evaluator(tiny_study()[0], fidelity=Fidelity(num_samples=16, num_steps=None)).measure()
+    assert "eval/fid_digitsnet_16_ancestral30" in found.metrics
+
+
+def test_skipping_the_start_of_the_chain_saves_its_steps(tiny_study):
+    one, seen = evaluator(tiny_study()[0], skip=Skip(num_samples=16, num_steps=10, fractions=(0.0, 0.3))), []
+    object.__setattr__(one, "predict", lambda x, t, y: seen.append(int(t[0])) or torch.zeros_like(x))
+    found = one.measure()
+    assert [percent for percent, _ in found.curves["eval/fid_digitsnet_16_ancestral10_by_skipped_percent"]] == [0, 30]
+    assert len(seen) == 10 + 7
+
+
+def test_rate_and_distortion_end_where_the_bound_says(tiny_study):
+    run = tiny_study()[0]
+    found = evaluator(run, rate_distortion=RateDistortion(num_images=8)).measure()
+    bound = evaluator(run, nll=Nll(estimator="full", num_images=8)).measure().metrics
+    # What has arrived before the last step, and what the decoder then adds, are the bound: of two draws of the noise.
+    rate = found.metrics["eval/rate_bpd"]
+    assert rate + bound["eval/L_0_bpd"] == pytest.approx(bound["eval/nll_bpd"], rel=0.05)
+    assert found.arrays["eval_rate_distortion.npz"]["distortion_rmse"].shape == (30,)
+
+
+def test_the_gradient_noise_scale_is_that_of_the_runs_own_objective(tiny_study):
+    run = tiny_study("objective: vlb\n", "diffusion.var_type=learned_range")[0]
+    data = make_dataset(run.spec.data)
+    method = make_method(run.spec, data, Resources(), CPU)
+    torch.manual_seed(0)  # not whatever tests before this one left: some draws overflow
+    for weight in method.network.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    wanted = Evaluation(weights="raw", noise_scale=NoiseScale(batch_size=8, small_per_big=4, num_big=6))
+    one = Evaluator(
+        method.predict("raw"),
+        run.spec,
+        data,
+        wanted,
+        CPU,
+        method=method,
+        timesteps=make_timestep_sampler(run.spec, CPU),
+    )
+    first, again = (one.measure().metrics["eval/gradient_noise_scale"] for _ in range(2))
+    assert first == again and first > 0
+
+
+def test_guidance_of_one_is_the_conditional_network_and_of_zero_the_unconditional(tiny_study):
+    run = tiny_study("", "model.class_cond=true", "model.label_dropout=0.1")[0]
+    data, seen = make_dataset(run.spec.data), []
+
+    def predict(x, t, y):
+        seen.append(y)
+        return torch.where((y == 10).view(-1, 1, 1, 1), x, -x)
+
+    def samples(guidance):
+        evaluation = Evaluation(guidance=guidance, grid=4).resolve(run.spec, inception=False)
+        return Evaluator(predict, run.spec, data, evaluation, CPU).sample(Ddim(), 3, 4)
+
+    conditional, free = samples(1.0), samples(0.0)
+    assert not torch.equal(conditional, free)
+    assert {int(y[0]) for y in seen} == {0, 10}
+
+
+def test_hidden_labels_are_the_class_after_the_last(tiny_study):
+    spec = tiny_study("", "model.class_cond=true", "model.label_dropout=0.25", "train.batch_size=512")[0].spec
+    y = Batches(spec, make_dataset(spec.data), Streams(0))(0)[1]
+    assert 0.15 < (y == 10).float().mean() < 0.35
+    assert y.max() == 10 and y.min() == 0

@@ -1,0 +1,271 @@
+"""One job, one run: whatever happens to it, the record is true and the next job goes on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from harness.cli import cli
+from harness.errors import CheckpointError, RecordError
+from harness.job.job import work
+from harness.records.directory import RunDirectory
+from harness.records.disk import best_step, scores
+from harness.training.checkpoints import Checkpoints, DamagedCheckpointWarning
+
+EVALUATE = "evaluate:\n  - {nll: {estimator: full, num_images: 4}, grid: 4}\n"
+
+
+def run_job(folder: Path, **options) -> str:
+    return work(folder, **{"sync": False, "show_progress": False} | options)
+
+
+def final_weights(folder: Path) -> dict:
+    return Checkpoints(folder / "checkpoints").latest()[1]["method"]["ema"]
+
+
+def results(folder: Path) -> list:
+    return [
+        (row.key, row.step, row.value)
+        for row in RunDirectory(folder).rows()
+        if not row.key.startswith(("perf/", "system/")) and not row.key.endswith("_seconds")
+    ]
+
+
+def test_a_job_trains_evaluates_and_says_so(tiny_run):
+    folder = tiny_run(EVALUATE)
+    assert run_job(folder) == "done"
+    directory = RunDirectory(folder)
+    status = directory.status()
+    assert (status.state, status.step, status.num_steps, status.attempt) == ("done", 12, 12, 1)
+    assert [event.name for event in directory.events()] == ["started", "checkpoint", "evaluation", "finished"]
+    assert (folder / "samples/eval_samples.png").exists() and (folder / "arrays/eval_likelihood.npz").exists()
+    keys = {row.key for row in directory.rows()}
+    assert {
+        "train/loss",
+        "eval/nll_bpd",
+        "eval/L_t_bpd",
+        "compute/train_multiply_adds",
+        "perf/images_per_second",
+    } <= keys
+    environment = directory.environments()[0]
+    assert environment["threads"] == 1 and environment["torch"] == torch.__version__ and environment["data_digest"]
+
+
+def test_a_done_run_that_is_asked_for_another_evaluation_trains_nothing(tiny_run, tiny_study):
+    folder = tiny_run(EVALUATE)
+    run_job(folder)
+    weights, before = final_weights(folder), results(folder)
+    run = tiny_study("evaluate:\n  - {name: eval_raw, weights: raw, nll: {estimator: full, num_images: 4}}\n")[0]
+    RunDirectory(folder).add_to_study("another", run.facts())
+    assert run_job(folder) == "done"
+    added = [row for row in results(folder) if row not in before]
+    assert {key.split("/")[0] for key, _, _ in added} == {"eval_raw"}
+    assert all(torch.equal(weights[name], value) for name, value in final_weights(folder).items())
+
+
+def test_two_protocols_under_one_name_do_not_mix(tiny_run, tiny_study):
+    folder = tiny_run(EVALUATE)
+    run_job(folder)
+    run = tiny_study("evaluate:\n  - {weights: raw, nll: {estimator: full, num_images: 4}}\n")[0]
+    RunDirectory(folder).add_to_study("another", run.facts())
+    run_job(folder)
+    key = run.evaluations[0].key
+    assert {"eval/nll_bpd", f"eval_{key[:6]}/nll_bpd"} <= {row[0] for row in results(folder)}
+    assert RunDirectory(folder).problems() == []
+
+
+def test_the_likelihood_is_measured_during_training_where_asked(tiny_run):
+    folder = tiny_run("evaluate:\n  - {nll: {estimator: full, num_images: 4}, every: 4}\n")
+    run_job(folder)
+    assert RunDirectory(folder).history("eval/nll_bpd")[0] == [4, 8, 12]
+
+
+def test_the_number_of_threads_is_that_of_the_first_start(tiny_run):
+    folder = tiny_run("", "resources.threads=null")
+    before = torch.get_num_threads()
+    try:
+        run_job(folder, threads=2)
+        RunDirectory(folder).add_to_study("tiny", RunDirectory(folder).studies()["tiny"] | {"evaluations": []})
+        run_job(folder, threads=1)
+        assert [one["threads"] for one in RunDirectory(folder).environments()] == [2, 2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_run_that_fails_leaves_its_reason_and_goes_on_when_the_reason_is_gone(tiny_run, tiny_study, monkeypatch):
+    folder = tiny_run("", "data=fashion_mnist", "model.channel_mult=[1, 1, 1]", "data_root=/nowhere")
+    assert run_job(folder) == "failed"
+    status = RunDirectory(folder).status()
+    assert status.state == "failed" and "fashion_mnist: missing" in status.reason and "/nowhere" in status.reason
+    assert RunDirectory(folder).events("failed")[0].facts["reason"] == status.reason
+
+
+def test_a_training_that_diverges_is_left_failed_with_its_step(tiny_run):
+    folder = tiny_run("", "optim.lr=1e30", "train.steps=40")
+    assert run_job(folder) == "failed"
+    assert "not a number at step" in RunDirectory(folder).status().reason
+
+
+def test_a_second_job_is_refused_while_the_first_works(tiny_run):
+    folder = tiny_run()
+    with RunDirectory(folder).lock(), pytest.raises(RecordError, match=f"process {os.getpid()}"):
+        run_job(folder)
+
+
+@pytest.mark.slow
+def test_a_damaged_last_checkpoint_is_trained_and_evaluated_again_to_the_same_numbers(tiny_run):
+    folder = tiny_run(EVALUATE, "records.keep_every=5")
+    run_job(folder)
+    weights, before = final_weights(folder), results(folder)
+    newest = max((folder / "checkpoints").glob("step-*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(DamagedCheckpointWarning):
+        assert run_job(folder) == "done"
+    assert RunDirectory(folder).events("started")[1].facts["resumed_from_step"] == 10
+    assert sorted(results(folder)) == sorted(before)
+    assert all(torch.equal(weights[name], value) for name, value in final_weights(folder).items())
+    assert RunDirectory(folder).problems() == []
+
+
+BEST = "evaluate:\n  - {nll: {estimator: full, num_images: 4}, every: 4}\n"
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_by_the_metric_that_the_spec_names_is_kept_with_the_score_of_its_own_step(tiny_run):
+    # A rate at which training only gets worse: the best is an early one, which would be gone otherwise.
+    folder = tiny_run(BEST, "records.best=eval/nll_bpd", "optim.lr=1.0", "train.steps=24", "train.ema_rate=0")
+    assert run_job(folder) == "done"
+    steps, values = RunDirectory(folder).history("eval/nll_bpd")
+    assert steps == [4, 8, 12, 16, 20, 24]
+    best = steps[values.index(min(values))]
+    assert best < 20, values
+    checkpoints = Checkpoints(folder / "checkpoints")
+    assert checkpoints.steps() == [best, 20, 24]
+    assert best_step(folder / "checkpoints") == best
+    known = scores(folder / "checkpoints")
+    assert known == {step: value for step, value in zip(steps, values, strict=True) if step in checkpoints.steps()}
+
+
+def test_the_last_step_is_scored_by_the_evaluation_at_the_end(tiny_run):
+    folder = tiny_run(BEST, "records.best=eval/nll_bpd", "train.steps=10")
+    run_job(folder)
+    assert scores(folder / "checkpoints")[10] == RunDirectory(folder).history("eval/nll_bpd")[1][-1]
+
+
+def test_verbs_take_the_best_checkpoint_and_refuse_where_there_is_none(tiny_run):
+    folder = tiny_run(BEST, "records.best=eval/nll_bpd", "train.steps=10")
+    run_job(folder)
+    best = json.loads((folder / "checkpoints" / "scores.json").read_text())
+    (folder / "checkpoints" / "scores.json").write_text(json.dumps(best | {"scores": {"8": 1.0, "10": 2.0}}))
+    common = ["--runs", str(folder.parent)]
+    sampled = ["sample", folder.name, "--step", "best", "--steps", "5", "--n", "2", *common]
+    assert "_step8.png" in CliRunner().invoke(cli, sampled).output
+    exported = ["export-checkpoint", folder.name, str(folder / "x.pt"), "--step", "best", *common]
+    assert "at step 8\n" in CliRunner().invoke(cli, exported).output
+    (folder / "checkpoints" / "scores.json").unlink()
+    refused = CliRunner().invoke(cli, exported).exception
+    assert isinstance(refused, CheckpointError)
+    assert "no best checkpoint: its studies name no metric in records.best" in str(refused)
+
+
+def test_a_checkpoint_of_another_spec_is_refused_with_the_difference(tiny_run):
+    folder, other = tiny_run("", folder="a"), tiny_run("", "optim.lr=0.5", "train.steps=13", folder="b")
+    run_job(folder)
+    shutil.copytree(folder / "checkpoints", other / "checkpoints")
+    assert run_job(other) == "failed"
+    assert RunDirectory(other).status().reason.splitlines() == [
+        "the checkpoint of step 12 is of another spec:",
+        "  spec.optim.lr: stored 0.001, now 0.5",
+        "  spec.train.steps: stored 12, now 13",
+    ]
+    assert not [event for event in RunDirectory(other).events() if event.name == "checkpoint"]
+
+
+def test_a_run_directory_of_another_spec_is_refused_on_the_command_line_with_the_difference(tiny_run, tmp_path):
+    folder = tiny_run()
+    stored = json.loads((folder / "spec.json").read_text())
+    stored["spec"]["optim"]["lr"] = 0.5
+    (folder / "spec.json").write_text(json.dumps(stored))
+    submit = ["submit", str(tmp_path / "tiny.yaml"), "--no-sync", "--runs", str(folder.parent)]
+    refused = CliRunner().invoke(cli, submit).exception
+    assert isinstance(refused, RecordError)
+    assert str(refused) == f"{folder} belongs to another spec:\n  spec.optim.lr: stored 0.5, now 0.001"
+    assert RunDirectory(folder).attempts() == []
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_training_and_evaluation_loses_no_row(tiny_run, monkeypatch):
+    unbroken, killed = tiny_run(EVALUATE, folder="a"), tiny_run(EVALUATE, folder="b")
+    run_job(unbroken)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "harness.job.job._Job._record_compute", lambda *_: (_ for _ in ()).throw(MemoryError("killed here"))
+        )
+        assert run_job(killed) == "failed"
+    assert run_job(killed) == "done"
+    assert sorted(results(unbroken)) == sorted(results(killed))
+
+
+def start_job(folder: Path) -> subprocess.Popen:
+    code = f"from pathlib import Path; from harness.job.job import work; print(work(Path({str(folder)!r}), sync=False))"
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+LONG = ("train.steps=60", "records.checkpoint_every_seconds=0.3", "records.log_every=7", "model.dropout=0.1")
+
+
+@pytest.mark.slow
+def test_a_run_killed_by_sigkill_and_resumed_ends_in_the_bits_of_an_unbroken_one(tiny_run):
+    unbroken, killed = tiny_run(EVALUATE, *LONG, folder="a"), tiny_run(EVALUATE, *LONG, folder="b")
+    assert run_job(unbroken) == "done"
+    process = start_job(killed)
+    wait_until(lambda: RunDirectory(killed).status().step >= 14 and RunDirectory(killed).events("checkpoint"))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert RunDirectory(killed).status().state == "interrupted"
+    assert run_job(killed) == "done"
+    assert RunDirectory(killed).events("started")[1].facts["resumed_from_step"] > 0
+    for name, value in final_weights(unbroken).items():
+        assert torch.equal(value, final_weights(killed)[name]), name
+    assert results(unbroken) == results(killed)
+
+
+def test_a_worker_that_ignores_sigint_goes_on_ignoring_it(tiny_run, monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        seen = []
+        monkeypatch.setattr(
+            "harness.job.job._Job._evaluate_at_end", lambda *_: seen.append(signal.getsignal(signal.SIGINT))
+        )
+        run_job(tiny_run())
+        assert seen == [signal.SIG_IGN]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_stop_checkpoints_at_the_next_step(tiny_run, number):
+    folder = tiny_run("", "train.steps=100000", "records.checkpoint_every_seconds=1000")
+    process = start_job(folder)
+    wait_until(lambda: RunDirectory(folder).status().step >= 5)
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[0].strip() == "interrupted"
+    directory = RunDirectory(folder)
+    assert directory.status().state == "interrupted" and signal.Signals(number).name in directory.status().reason
+    assert directory.durable_step() >= directory.status().step > 0

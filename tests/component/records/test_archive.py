@@ -1,0 +1,360 @@
+"""A study as one file: it comes back whole elsewhere, and nothing in it is believed."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from analysis import fig_L_t, fig_learning_curves, tab_results
+from analysis.runs import load_runs
+from harness.cli import cli
+from harness.cli.common import all_runs
+from harness.errors import RecordError
+from harness.job.job import work
+from harness.job.request import Request
+from harness.records import archive
+from harness.records.archive import export_study, import_study
+from harness.records.directory import RunDirectory
+from harness.spec.base import SCHEMA_VERSION
+from harness.study.expand import load_study
+from harness.tracking.check import check
+from harness.tracking.sync import sync_run
+
+STUDY = """
+study: tiny
+data: digits
+diffusion: {num_timesteps: 30, schedule: cosine}
+model: {channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], num_heads: 1}
+optim: {lr: 1.0e-3}
+train: {steps: 12, batch_size: 16, ema_rate: 0.8}
+records: {log_every: 5, best: eval/nll_bpd}
+resources: {device: cpu, threads: 1}
+arms: {slow: {}, fast: {optim.lr: 2.0e-3}}
+evaluate: [{nll: {num_images: 16}, grid: 4, every: 4}]
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """Train the two runs of a small study once; return the folder of its runs."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(STUDY)
+    for run in load_study(folder / "tiny.yaml").runs:
+        directory = RunDirectory(folder / "runs" / run.run_key)
+        directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
+        directory.add_to_study(run.study, run.facts())
+        assert work(directory.path, sync=False, show_progress=False) == "done"
+    return folder / "runs"
+
+
+@pytest.fixture
+def runs(trained, tmp_path) -> Path:
+    """A copy of these runs to play with, as they are after a sync."""
+    shutil.copytree(trained, tmp_path / "runs")
+    for directory in all_runs(tmp_path / "runs"):
+        (directory.path / "tracking").mkdir(exist_ok=True)
+        (directory.path / "tracking" / "tiny-0123456789ab.json").write_text("{}")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def there(tmp_path) -> Path:
+    """Where the runs go on the other machine."""
+    return tmp_path / "there" / "runs"
+
+
+def export(runs: Path, name: str = "tiny.tar.gz", **options) -> Path:
+    return export_study("tiny", all_runs(runs), runs.parent / name, **options).path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def invoke(*arguments: str | Path):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+# ------------------------------------------------------------------------------------------------------- there and back
+
+
+@pytest.mark.parametrize("name", ["tiny.tar", "tiny.tar.gz"])
+def test_what_is_imported_is_what_was_exported_less_locks_cursors_and_checkpoints(runs, there, name):
+    imported = import_study(export(runs, name), there)
+    assert sorted(imported.added) == sorted(path.name for path in runs.glob("[!.]*"))
+    left_out = re.compile(r"[0-9a-f]+/(lock|tracking|checkpoints)/.*|\..*")
+    assert contents(there) == {name: data for name, data in contents(runs).items() if not left_out.fullmatch(name)}
+    assert not list(there.glob(".import-*"))
+
+
+def test_figures_and_status_work_on_what_was_imported(runs, there):
+    import_study(export(runs), there)
+    here, elsewhere = load_runs(runs), load_runs(there)
+    for figure in (fig_learning_curves, fig_L_t, tab_results):
+        data = figure.data(here)
+        assert len(data) > 0
+        pd.testing.assert_frame_equal(figure.data(elsewhere), data)
+    assert "2 done" in invoke("status", "tiny", "--runs", there).output
+
+
+@pytest.mark.slow
+def test_what_was_imported_is_carried_into_a_fresh_store_row_for_row(runs, there, tmp_path):
+    import_study(export(runs), there)
+    uri = f"sqlite:///{tmp_path / 'fresh' / 'mlflow.db'}"
+    for directory in all_runs(there):
+        sync_run(directory, tracking_uri=uri)
+        # Against the records that were left behind: MLflow has their rows, each once.
+        found = check(RunDirectory(runs / directory.key), tracking_uri=uri)
+        assert found.ok
+        assert found.num_rows_compared > 20
+
+
+def test_the_same_content_gives_the_same_bytes(runs, tmp_path):
+    first = export(runs).read_bytes()
+    for path in runs.rglob("*"):
+        if path.is_file() and path.parent.name != "studies":
+            os.utime(path, (1, 1))
+    assert export(runs, "again.tar.gz").read_bytes() == first
+    shutil.copytree(runs, tmp_path / "elsewhere" / "other")
+    assert export(tmp_path / "elsewhere" / "other").read_bytes() == first
+
+
+def test_checkpoints_go_along_where_asked_and_the_best_is_among_the_newest(runs, there):
+    key = min(path.name for path in runs.glob("[!.]*"))
+    folder = runs / key / "checkpoints"
+    best = json.loads((folder / "scores.json").read_text())
+    assert set(best["scores"]) >= {"8", "12"}
+    (folder / "scores.json").write_text(json.dumps(best | {"scores": {"8": 1.0, "12": 2.0}}))
+    import_study(export(runs, checkpoints="newest"), there)
+    assert invoke("export-checkpoint", key, there / "x.pt", "--step", "best", "--runs", there).exit_code == 0
+    assert contents(there / key / "checkpoints") == {
+        name: data for name, data in contents(folder).items() if not name.startswith("step-00000004")
+    }
+    everything = export(runs, "all.tar", checkpoints="all")
+    assert everything.stat().st_size > export(runs, "none.tar").stat().st_size + sum(
+        map(len, contents(folder).values())
+    )
+
+
+def test_the_study_that_a_run_joined_last_is_the_last_one_there_too(runs, there):
+    directory = all_runs(runs)[0]
+    facts = directory.studies()["tiny"]
+    directory.add_to_study("another", facts | {"data_root": "/the/last/word"})
+    os.utime(directory.path / "studies" / "tiny.json", (1, 1))
+    import_study(export(runs), there)
+    assert Request.of(RunDirectory(there / directory.key)).data_root == "/the/last/word"
+
+
+def test_the_verbs_carry_figures_and_say_what_they_did(runs, there, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "figures" / "tiny").mkdir(parents=True)
+    (tmp_path / "figures" / "tiny" / "L_t.csv").write_text("t,value\n")
+    said = invoke("export", "tiny", "--runs", runs).output
+    assert re.fullmatch(r"tiny\.tar\.gz: 2 runs, \d+ files, [\d.]+ \w+; sha256 [0-9a-f]{64}\n", said)
+    said = invoke("import", "tiny.tar.gz", "--runs", there, "--figures", there.parent / "figures").output
+    assert said.startswith("study tiny: 2 runs imported, 1 figure file\n")
+    assert (there.parent / "figures" / "tiny" / "L_t.csv").read_text() == "t,value\n"
+    assert "0 runs imported, 2 runs there already\n" in invoke("import", "tiny.tar.gz", "--runs", there).output
+
+
+def test_a_run_at_work_is_not_exported(runs):
+    with all_runs(runs)[0].lock(), pytest.raises(RecordError, match=f"is at work \\(process {os.getpid()}"):
+        export(runs)
+
+
+def test_links_and_half_written_files_stay_behind_and_odd_ones_are_named(runs, there):
+    key = all_runs(runs)[0].key
+    (runs / key / "samples" / "secret.png").symlink_to("/etc/hostname")
+    (runs / key / ".status.json.1.2").write_text("half")
+    (runs / key / "core.dump").write_bytes(b"x")
+    done = export_study("tiny", all_runs(runs), runs.parent / "tiny.tar")
+    assert done.left_out == (f"runs/{key}/core.dump",)
+    import_study(done.path, there)
+    assert not [name for name in contents(there) if re.search("secret|core|status.json.1", name)]
+
+
+# ------------------------------------------------------------------------------------------------------ already there
+
+
+def test_a_run_that_is_there_and_identical_is_left_alone(runs, there):
+    path = export(runs)
+    import_study(path, there)
+    before = {file: file.stat().st_mtime_ns for file in there.rglob("*")}
+    assert len(import_study(path, there).present) == 2
+    assert {file: file.stat().st_mtime_ns for file in there.rglob("*")} == before
+
+
+def test_a_run_that_is_there_and_differs_is_refused_with_the_difference_and_nothing_is_imported(runs, there):
+    path = export(runs)
+    first, second = sorted(directory.key for directory in all_runs(runs))
+    import_study(path, there)
+    shutil.rmtree(there / first)
+    (there / second / "environment.json").write_text("[]")
+    (there / second / "samples" / "eval_samples.png").unlink()
+    with pytest.raises(RecordError) as refused:
+        import_study(path, there)
+    assert f"run {second} is here already and differs: " in str(refused.value)
+    assert "environment.json has other content; samples/eval_samples.png is in the archive alone" in str(refused.value)
+    assert (there / second / "environment.json").read_text() == "[]"
+    assert not (there / first).exists()
+
+
+def test_a_run_that_is_being_written_is_refused(runs, there):
+    path = export(runs)
+    import_study(path, there)
+    with all_runs(there)[0].lock(), pytest.raises(RecordError, match=f"is being written by process {os.getpid()}"):
+        import_study(path, there)
+
+
+# ------------------------------------------------------------------------------------------------------------- hostile
+
+
+def refused(path: Path, there: Path) -> str:
+    """Return why an archive is refused, after making sure that it has left no trace."""
+    with pytest.raises(RecordError) as caught:
+        import_study(path, there)
+    assert list(there.iterdir()) == []
+    assert [one.name for one in there.parent.iterdir()] == ["runs"]
+    return str(caught.value)
+
+
+def rewritten(path: Path, change) -> Path:
+    """Write the archive anew, its members and manifest changed by `change(entries, manifest)`."""
+    with tarfile.open(path) as tar:
+        entries = [(member, tar.extractfile(member).read()) for member in tar]
+    manifest = json.loads(entries[0][1])
+    change(entries, manifest)
+    text = json.dumps(manifest).encode()
+    entries[0][0].size = len(text)
+    entries[0] = (entries[0][0], text)
+    out = path.with_name("changed.tar.gz")
+    with tarfile.open(out, "w:gz") as tar:
+        for member, data in entries:
+            tar.addfile(member, io.BytesIO(data))
+    return out
+
+
+def test_every_flipped_byte_of_a_file_is_found(runs, there):
+    path = export(runs, "tiny.tar")
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        members = list(tar)[1:]
+    for member in members[:: len(members) // 8]:
+        place = member.offset_data + member.size // 2
+        data[place] ^= 1
+        path.write_bytes(data)
+        assert f"{member.name} is damaged: its checksum does not fit" in refused(path, there)
+        data[place] ^= 1
+
+
+@pytest.mark.parametrize(
+    "name, share",
+    [(name, share) for name in ("tiny.tar", "tiny.tar.gz") for share in (0, 0.001, 0.5, 0.9)] + [("x.gz", 0.9999)],
+)
+def test_an_archive_that_is_cut_off_is_refused(runs, there, name, share):
+    path = export(runs, name)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert "is damaged, or no archive of a study" in refused(path, there)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../evil.json", "/tmp/evil.json", "runs/../evil.json", "runs/0123456789abcdef/../../evil.json", "a\nb.json"],
+)
+def test_a_name_that_leaves_its_folder_is_refused_even_when_the_manifest_has_it(runs, there, name):
+    def add(entries, manifest):
+        member = tarfile.TarInfo(name)
+        member.size = 2
+        entries.append((member, b"{}"))
+        manifest["files"][name] = {"bytes": 2, "sha256": "0" * 64}
+
+    assert f"{name!r} is not the name of a file" in refused(rewritten(export(runs), add), there)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_links_devices_and_folders_are_refused(runs, there, kind):
+    def turn(entries, manifest):
+        entries[3][0].type = kind
+        entries[3][0].linkname = "/etc/passwd"
+        entries[3][0].size = 0
+        entries[3] = (entries[3][0], b"")
+
+    assert "is not a plain file" in refused(rewritten(export(runs), turn), there)
+
+
+def test_a_file_of_a_kind_that_runs_do_not_have_is_refused(runs, there):
+    def add(entries, manifest):
+        name = entries[3][0].name
+        manifest["files"][f"{name}.so"] = manifest["files"].pop(name)
+        entries[3][0].name += ".so"
+
+    assert "is not the name of a file that runs or figures have" in refused(rewritten(export(runs), add), there)
+
+
+def test_a_file_beside_the_manifest_or_twice_is_refused(runs, there):
+    def beside(entries, manifest):
+        manifest["files"].pop(entries[3][0].name)
+
+    assert "is not in its manifest.json" in refused(rewritten(export(runs), beside), there)
+    assert "stands there twice" in refused(
+        rewritten(export(runs), lambda entries, _: entries.append(entries[3])), there
+    )
+    assert "1 files are missing" in refused(rewritten(export(runs), lambda entries, _: entries.pop(3)), there)
+
+
+def test_a_run_under_another_runs_key_is_refused(runs, there):
+    first, second = (directory.key for directory in all_runs(runs))
+    (runs / first).rename(runs / "swap")
+    (runs / second).rename(runs / first)
+    (runs / "swap").rename(runs / second)
+    assert f"run {first} holds the spec of run {second}" in refused(export(runs), there)
+
+
+@pytest.mark.parametrize(
+    "said, why", [(10, "bytes, and its manifest.json says 10"), (1 << 40, "more than an archive of its size can hold")]
+)
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused_before_it_does(
+    runs, there, said, why, monkeypatch
+):
+    monkeypatch.setattr(archive, "SMALL_BYTES", 1 << 20)
+    num_bytes = 1 << 26
+
+    def swell(entries, manifest):
+        member, _ = entries[3]
+        manifest["files"][member.name]["bytes"] = said
+        member.size = num_bytes
+        entries[3] = (member, bytes(num_bytes))
+
+    path = rewritten(export(runs), swell)
+    assert path.stat().st_size < 1 << 20
+    assert why in refused(path, there)
+
+
+def test_a_header_that_asks_for_gigabytes_is_refused_before_they_are_read(there, tmp_path):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 40
+    path = tmp_path / "bomb.tar.gz"
+    path.write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 20)))
+    there.mkdir(parents=True)
+    assert "unpacks to more than an archive of its size can hold" in refused(path, there)
+
+
+@pytest.mark.parametrize("manifest", [b"[]", b"{}", b"x", b'{"format": 2, "files": {}, "runs": {}}', b"[" * 100_000])
+def test_a_manifest_that_is_not_ours_is_refused(there, tmp_path, manifest):
+    path = tmp_path / "odd.tar"
+    with tarfile.open(path, "w") as tar:
+        member = tarfile.TarInfo("manifest.json")
+        member.size = len(manifest)
+        tar.addfile(member, io.BytesIO(manifest))
+    there.mkdir(parents=True)
+    assert "manifest.json is not one of ours" in (said := refused(path, there)) or "its format is 2" in said

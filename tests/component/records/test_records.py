@@ -1,0 +1,431 @@
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.errors import RecordError
+from harness.records.directory import RunDirectory
+from harness.records.files import safe_name
+from harness.records.lock import FolderLock
+from harness.records.status import Status
+from harness.records.system_metrics import SystemMetrics
+
+SPEC = {"diffusion": {"num_timesteps": 200, "schedule": {"name": "cosine", "s": 0.008}}, "seed": 0}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory(tmp_path / "runs" / "0123456789ab").create(SPEC, schema_version=1)
+
+
+def attempt(run, resumed_from_step, steps, checkpoints=(), value=lambda step: step / 7):
+    """Journal one attempt: a loss at every step, a checkpoint event at some."""
+    with run.lock(), run.open_journal(resumed_from_step=resumed_from_step) as journal:
+        for step in steps:
+            journal.metrics(step, {"train/loss": value(step)})
+            if step in checkpoints:
+                journal.event("checkpoint", step=step)
+
+
+def start_writer(run, code="time.sleep(60)"):
+    """Start a process that holds the run directory, and return it once it does."""
+    script = (
+        "import sys, time; from pathlib import Path; from harness.records import RunDirectory, Status\n"
+        "run = RunDirectory(Path(sys.argv[1]))\n"
+        "with run.lock() as lock:\n"
+        "    run.set_status(Status('running', step=3))\n"
+        "    print('locked', flush=True)\n"
+        f"    {code}\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(run.path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "locked\n"
+    return process
+
+
+class TestWhatARunIs:
+    def test_creating_a_run_twice_with_one_spec_changes_nothing(self, run):
+        before = (run.path / "spec.json").stat().st_mtime_ns
+        run.create(SPEC, schema_version=1)
+        assert (run.path / "spec.json").stat().st_mtime_ns == before
+        assert run.spec() == SPEC
+        assert run.schema_version() == 1
+
+    def test_another_spec_is_refused_with_the_difference_path_by_path(self, run):
+        other = {"diffusion": {"num_timesteps": 200.0, "schedule": {"name": "linear"}}, "seed": 0, "ema": 0.99}
+        with pytest.raises(RecordError) as caught:
+            run.create(other, schema_version=1)
+        assert str(caught.value).splitlines()[1:] == [
+            "  spec.diffusion.num_timesteps: stored 200, now 200.0",
+            "  spec.diffusion.schedule.name: stored 'cosine', now 'linear'",
+            "  spec.diffusion.schedule.s: stored 0.008, now absent",
+            "  spec.ema: not stored, now 0.99",
+        ]
+
+    def test_spec_yaml_reads_back_as_the_spec(self, run):
+        import yaml
+
+        assert yaml.safe_load((run.path / "spec.yaml").read_text()) == SPEC
+
+    def test_a_run_may_belong_to_several_studies(self, run):
+        run.add_to_study("noise-schedule", {"arm": "cosine", "replicate": 0, "evaluations": [{"sampler": "ddim"}]})
+        run.add_to_study("objectives", {"arm": "base", "replicate": 0})
+        run.add_to_study("objectives", {"arm": "simple", "replicate": 0})
+        assert {study: facts["arm"] for study, facts in run.studies().items()} == {
+            "noise-schedule": "cosine",
+            "objectives": "simple",
+        }
+
+    @pytest.mark.parametrize("name", ["", "..", "a/b", "a\\b", "a\n", ".hidden", "a..b", "/tmp/x", "x" * 101, "a\0b"])
+    def test_a_name_that_could_leave_the_folder_is_refused(self, run, name):
+        with pytest.raises(RecordError, match="cannot be a file name"):
+            run.add_to_study(name, {})
+
+    @given(st.text(max_size=120))
+    def test_a_name_that_is_accepted_is_one_plain_path_component(self, name):
+        try:
+            safe_name(name)
+        except RecordError:
+            return
+        assert Path("a", name).parts == ("a", name)
+        assert name.isprintable() and ".." not in name and not name.startswith(".")
+
+    def test_environments_are_kept_by_attempt(self, run):
+        run.write_environment(1, {"host": "a", "num_threads": 1})
+        run.write_environment(2, {"host": "b", "num_threads": 2})
+        run.write_environment(2, {"host": "c", "num_threads": 2})
+        assert [(entry["attempt"], entry["host"]) for entry in run.environments()] == [(1, "a"), (2, "c")]
+
+    def test_a_folder_without_a_spec_is_called_no_run_directory(self, tmp_path):
+        with pytest.raises(RecordError, match=r"it has no spec\.json"):
+            RunDirectory(tmp_path / "empty").spec()
+
+
+class TestWhereItStands:
+    def test_a_run_without_status_is_new(self, run):
+        assert run.status().state == "new"
+
+    def test_a_status_reads_back_with_the_time_of_its_writing(self, run):
+        status = Status("failed", step=7, num_steps=10, attempt=2, reason="loss is nan at step 7", loss=math.inf)
+        run.set_status(status)
+        stored = run.status()
+        assert (stored.state, stored.step, stored.reason, stored.loss) == ("failed", 7, status.reason, math.inf)
+        assert abs(stored.updated_seconds - time.time()) < 5
+
+    def test_running_without_a_living_writer_is_interrupted(self, run):
+        run.set_status(Status("running", step=5))
+        assert (run.status().state, run.status().step) == ("interrupted", 5)
+        with run.lock():
+            assert run.status().state == "running"
+
+    def test_a_killed_writer_leaves_an_interrupted_run_that_can_be_taken_over_at_once(self, run):
+        process = start_writer(run)
+        assert run.status().state == "running"
+        process.kill()
+        process.wait()
+        assert run.status().state == "interrupted"
+        with run.lock():
+            pass
+
+    def test_a_thousand_statuses_are_read_in_a_fifth_of_a_second(self, tmp_path):
+        runs = [RunDirectory(tmp_path / f"run{number:04d}") for number in range(1000)]
+        for run in runs:
+            run.path.mkdir()
+            run.set_status(Status("running", step=3, num_steps=9))
+            FolderLock(run.path / "lock", "test").folder.mkdir()
+            (run.path / "lock" / "000001").write_text('{"released": true}')
+        best = math.inf
+        for _ in range(3):
+            start = time.perf_counter()
+            states = {run.status().state for run in runs}
+            best = min(best, time.perf_counter() - start)
+        print(f"1,000 statuses: {best:.3f} s")
+        assert states == {"interrupted"}
+        assert best < 0.2
+
+
+class TestOneWriter:
+    @staticmethod
+    def leave_lock(run, age_seconds):
+        """Leave the lock of SLURM job 42's first start on another machine, with a heartbeat of some age."""
+        facts = {"host": "node17", "machine": "node17 boot pid", "pid": 1, "started": "0"}
+        path = run.path / "lock" / "000001"
+        path.parent.mkdir()
+        path.write_text(json.dumps({**facts, "slurm_job_id": "42", "slurm_restart_count": "0"}))
+        heartbeat = time.time() - age_seconds
+        os.utime(path, (heartbeat, heartbeat))
+
+    def test_a_second_process_is_refused_and_the_owner_named(self, run):
+        process = start_writer(run)
+        try:
+            message = f"run 0123456789ab is in use by process {process.pid} on "
+            with pytest.raises(RecordError, match=message), run.lock():
+                pass
+        finally:
+            process.kill()
+            process.wait()
+
+    def test_a_writer_in_the_same_process_is_refused_too(self, run):
+        with run.lock(), pytest.raises(RecordError, match=f"process {os.getpid()}"), run.lock():
+            pass
+
+    @pytest.mark.slow
+    def test_waiting_outlasts_a_writer_that_ends(self, run):
+        process = start_writer(run, "time.sleep(0.5)")
+        with run.lock(wait_seconds=20):
+            assert run.writer()["pid"] == os.getpid()
+        assert process.wait() == 0
+
+    @pytest.mark.parametrize(("age_seconds", "taken"), [(60, False), (130, True)])
+    def test_on_another_machine_the_heartbeat_decides(self, run, age_seconds, taken):
+        self.leave_lock(run, age_seconds=age_seconds)
+        if taken:
+            with run.lock():
+                pass
+        else:
+            with pytest.raises(RecordError, match=r"node17, SLURM job 42, last heartbeat 6\d s ago"), run.lock():
+                pass
+
+    @pytest.mark.parametrize(("job", "restart", "taken"), [("42", "1", True), ("42", "0", False), ("43", "1", False)])
+    def test_a_requeued_job_takes_over_from_its_earlier_start_at_once(self, run, monkeypatch, job, restart, taken):
+        self.leave_lock(run, age_seconds=0)
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        assert (run.writer() is None) == taken
+
+    def test_an_empty_lock_file_is_a_process_that_is_just_starting(self, run):
+        (run.path / "lock").mkdir()
+        (run.path / "lock" / "000001").touch()
+        with pytest.raises(RecordError, match="just starting"), run.lock():
+            pass
+
+    def test_a_writer_that_was_taken_over_learns_it_at_its_next_sync(self, run):
+        with run.lock() as lock, run.open_journal(resumed_from_step=0) as journal:
+            journal.sync()
+            (run.path / "lock" / "000002").write_text((run.path / "lock" / "000001").read_text())
+            (run.path / "lock" / "000001").unlink()
+            with pytest.raises(RecordError, match="taken over"):
+                journal.sync()
+            lock.folder.joinpath("000002").unlink()
+
+    def test_a_slow_taker_that_looked_before_others_came_and_went_steps_back(self, tmp_path, monkeypatch):
+        slow, second, third = (FolderLock(tmp_path, "test") for _ in range(3))
+        now, before = slow._newest, slow._newest()
+        second.acquire()
+        second.release()
+        third.acquire()  # removes the file of number 1, so that the slow one can create it
+        views = iter([before])
+        monkeypatch.setattr(slow, "_newest", lambda: next(views, now()))
+        assert not slow._try_acquire()
+        assert [path.name for path in tmp_path.iterdir()] == ["000002"]
+        third.verify()
+        third.release()
+
+    def test_the_heartbeat_moves(self, run, monkeypatch):
+        monkeypatch.setattr("harness.records.lock.HEARTBEAT_SECONDS", 0.02)
+        with run.lock():
+            path = run.path / "lock" / "000001"
+            os.utime(path, (0, 0))
+            deadline = time.monotonic() + 5
+            while path.stat().st_mtime == 0 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert time.time() - path.stat().st_mtime < 5
+
+    @pytest.mark.slow
+    def test_many_takers_of_live_and_stale_locks_never_hold_one_together(self, tmp_path):
+        # Each process takes the lock again and again, and one time in eight dies in it; the others race for its lock.
+        script = """
+import os, random, sys, time
+from pathlib import Path
+from harness.records import FolderLock
+from harness.errors import RecordError
+folder, number = Path(sys.argv[1]), int(sys.argv[2])
+rng, taken = random.Random(number), 0
+for round in range(40):
+    lock = FolderLock(folder / "lock", "test")
+    while True:
+        try:
+            lock.acquire()
+            break
+        except RecordError:
+            time.sleep(rng.random() * 0.003)
+    os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))   # raises when another is inside
+    time.sleep(rng.random() * 0.002)
+    os.unlink(folder / "inside")
+    with open(folder / f"taken{number}", "a") as file:
+        file.write("x")
+    if rng.random() < 1 / 8:
+        if os.fork() == 0:
+            continue         # a child, which must not think that it holds the lock, goes on in its place
+        os._exit(0)
+    lock.release()
+"""
+        arguments = [sys.executable, "-c", script, str(tmp_path)]
+        processes = [subprocess.Popen([*arguments, str(number)], stderr=subprocess.PIPE) for number in range(6)]
+        errors = b"".join(process.communicate()[1] for process in processes)  # ends when the forked children end too
+        assert errors == b""
+        taken = [len((tmp_path / f"taken{number}").read_text()) for number in range(6)]
+        print("taken", taken)
+        assert taken == [40] * 6
+
+
+class TestJournal:
+    def test_values_read_back_bit_for_bit(self, run):
+        values = {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 0.1 + 0.2, "e": 5e-324, "f": -0.0}
+        with run.lock(), run.open_journal(resumed_from_step=0) as journal:
+            journal.metrics(3, values, at=40)
+        rows = run.rows()
+        assert {row.key: repr(row.value) for row in rows} == {key: repr(value) for key, value in values.items()}
+        assert {(row.step, row.at, row.attempt) for row in rows} == {(3, 40, 1)}
+
+    def test_a_row_in_a_killed_process_is_not_lost(self, run):
+        append = "run.open_journal(resumed_from_step=0).metrics(1, {'train/loss': 0.5})"
+        process = start_writer(run, f"{append}; print('appended', flush=True); time.sleep(60)")
+        process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert run.history("train/loss") == ([1], [0.5])
+
+    def test_several_threads_lose_nothing(self, run):
+        with run.lock(), run.open_journal(resumed_from_step=0) as journal:
+
+            def work(name):
+                for step in range(500):
+                    journal.metrics(step, {name: step})
+
+            threads = [threading.Thread(target=work, args=(f"m{number}",)) for number in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert run.problems() == []
+        assert all(run.history(f"m{number}")[0] == list(range(500)) for number in range(4))
+
+    def test_appending_costs_less_than_50_microseconds_a_metric(self, run):
+        with run.lock(), run.open_journal(resumed_from_step=0) as journal:
+            start = time.perf_counter()
+            for step in range(5000):
+                journal.metrics(step, {"train/loss": step * 0.1})
+            cost = (time.perf_counter() - start) / 5000
+        print(f"one metric: {cost * 1e6:.1f} microseconds")
+        assert cost < 50e-6
+
+    @pytest.mark.parametrize("key", ["fid%", "a(b)", "", "a//b", "../a", "a/", "x" * 251])
+    def test_a_key_that_mlflow_would_refuse_is_refused_at_once(self, run, key):
+        with run.lock(), run.open_journal(resumed_from_step=0) as journal, pytest.raises(RecordError, match="metric"):
+            journal.metrics(0, {key: 1.0})
+
+    def test_a_reader_that_goes_on_reading_sees_each_row_once(self, run):
+        reader = RunDirectory(run.path)
+        with run.lock(), run.open_journal(resumed_from_step=0) as journal:
+            for step in range(1, 4):
+                journal.metrics(step, {"train/loss": step})
+                assert reader.history("train/loss")[0] == list(range(1, step + 1))
+
+    def test_the_tail_tells_the_latest_values(self, run):
+        attempt(run, 0, range(1, 2001))
+        latest = run.latest()
+        assert (latest["train/loss"].step, latest["train/loss"].value) == (2000, 2000 / 7)
+
+    def test_the_header_says_who_made_the_attempt(self, run):
+        attempt(run, 0, [1], [1])
+        attempt(run, 1, [2])
+        started = run.events("started")
+        assert [event.facts["resumed_from_step"] for event in started] == [0, 1]
+        assert [event.facts["pid"] for event in started] == [os.getpid()] * 2
+        assert run.attempts() == [1, 2]
+
+    def test_system_metrics_are_sampled_at_the_current_step(self, run):
+        with (
+            run.lock(),
+            run.open_journal(resumed_from_step=0) as journal,
+            SystemMetrics(journal, lambda: 17, every_seconds=0.01, extra=lambda: {"gpu_memory_gib": 1.5}),
+        ):
+            deadline = time.monotonic() + 5
+            while not run.rows() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        row = {row.key: row for row in run.rows()}
+        assert row["system/process_memory_gib"].value > 0
+        assert row["system/gpu_memory_gib"].value == 1.5
+        assert row["system/host_memory_percent"].step == 17
+
+
+class TestFences:
+    def test_rows_past_the_restored_checkpoint_are_made_again_and_kept_once(self, run):
+        attempt(run, 0, range(1, 9), checkpoints=[5])
+        attempt(run, 5, range(6, 11), checkpoints=[10], value=lambda step: -step)
+        assert run.history("train/loss") == (
+            list(range(1, 11)),
+            [step / 7 for step in range(1, 6)] + [-step for step in range(6, 11)],
+        )
+        assert run.problems() == []
+
+    def test_a_fence_holds_for_all_earlier_attempts(self, run):
+        attempt(run, 0, range(1, 9), checkpoints=[4, 8])
+        attempt(run, 8, range(9, 12))
+        attempt(run, 4, range(5, 7))  # the checkpoint of step 8 turned out to be damaged
+        assert [(row.step, row.attempt) for row in run.rows()] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 3), (6, 3)]
+        assert run.durable_step() == 4
+        assert [(event.facts["step"], event.superseded) for event in run.events("checkpoint")] == [
+            (4, False),
+            (8, True),
+        ]
+
+    def test_fencing_goes_by_the_training_step_and_not_by_the_step_it_is_drawn_at(self, run):
+        with run.lock(), run.open_journal(resumed_from_step=0) as journal:
+            journal.metrics(199, {"eval/L_t_bpd": 0.01}, at=10)
+            journal.metrics(2, {"eval/other": 0.02}, at=20)
+        attempt(run, 10, [])
+        assert [(row.key, row.step) for row in run.rows()] == [("eval/L_t_bpd", 199)]
+
+    def test_an_evaluation_that_is_done_again_counts_once(self, run):
+        for _ in range(2):
+            with run.lock(), run.open_journal(resumed_from_step=10) as journal:
+                journal.metrics(10, {"eval/nll_bpd": 3.2, "perf/evaluation_seconds": time.perf_counter()})
+        assert run.history("eval/nll_bpd") == ([10], [3.2])
+        assert run.problems() == []
+        assert len(run.history("perf/evaluation_seconds")[0]) == 2
+
+    def test_an_evaluation_that_contradicts_itself_is_reported_and_the_first_stands(self, run):
+        for value in (3.2, 3.3):
+            with run.lock(), run.open_journal(resumed_from_step=10) as journal:
+                journal.metrics(10, {"eval/nll_bpd": value})
+        assert run.history("eval/nll_bpd") == ([10], [3.2])
+        assert run.problems() == ["eval/nll_bpd at step 10: 3.2 (attempt 1), then 3.3 (attempt 2); the first is kept"]
+
+    def test_a_row_that_is_made_again_bears_its_first_time(self, run):
+        attempt(run, 0, range(1, 9), checkpoints=[4, 8])
+        first = {row.step: row.time_ms for row in run.rows()}
+        time.sleep(0.01)
+        attempt(run, 4, range(5, 12))
+        again = {row.step: row.time_ms for row in run.rows()}
+        assert {step: again[step] for step in first} == first
+        assert again[9] > first[8]
+
+    def test_the_durable_step_is_that_of_the_newest_checkpoint(self, run):
+        assert run.durable_step() == 0
+        attempt(run, 0, range(1, 9), checkpoints=[3, 6])
+        assert run.durable_step() == 6
+
+    def test_a_checkpoint_that_was_resumed_from_is_durable_though_its_event_was_lost(self, run):
+        attempt(run, 0, range(1, 9))
+        attempt(run, 8, [9])
+        assert run.durable_step() == 8
+
+
+def test_records_import_neither_torch_nor_mlflow():
+    code = "import sys, harness.records, harness.tracking; print({'torch', 'mlflow', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_a_status_file_is_plain_json(run):
+    run.set_status(Status("queued"))
+    assert json.loads((run.path / "status.json").read_text())["state"] == "queued"

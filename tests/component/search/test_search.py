@@ -1,0 +1,718 @@
+"""Searches: what a file may say, and that killing anything loses no finished trial and makes none twice.
+
+Where only the bookkeeping is at stake, a run is a planted function of its spec, written down as a job would write it.
+"""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+
+from harness.cli.common import members
+from harness.errors import LaunchError, RecordError, SpecError
+from harness.records.directory import RunDirectory
+from harness.records.lock import FolderLock
+from harness.records.status import Status
+from harness.search.coordinator import Coordinator
+from harness.search.loading import load_search
+from harness.search.optuna_backend import first_suggestions, mend_journal, open_study
+from harness.search.space import metrics_of
+from harness.search.trials import best_study, front, read_trials
+from harness.search.workers import LocalWorkers, SlurmWorkers, Workers
+from harness.spec.base import SCHEMA_VERSION
+from harness.study.expand import load_study
+
+BASE = """
+study: hunt
+data: mog
+diffusion: {num_timesteps: 30, schedule: cosine, var_type: learned_range}
+objective: hybrid
+model: {name: mlp, width: 16, depth: 1}
+optim: {lr: 1.0e-3}
+train: {steps: 20, batch_size: 16, ema_rate: 0.8}
+records: {log_every: 5}
+resources: {device: cpu, threads: 1}
+evaluate:
+  - {name: eval, nll: {num_images: 16, evaluations_per_image: 4}}
+"""
+LAMBDA_S = """
+search:
+  space:
+    objective.lambda_vlb: {float: [1.0e-5, 1.0e-1], log: true}
+    diffusion.schedule.s: {float: [1.0e-4, 5.0e-2], log: true}
+  metrics: [{eval/nll_bpd: minimize}]
+  trials: 64
+"""
+BEST_LAMBDA, BEST_S = 1e-3, 8e-3
+
+
+@pytest.fixture
+def make(tmp_path):
+    def write(search=LAMBDA_S, *sets, base=BASE):
+        path = tmp_path / "search.yaml"
+        path.write_text(base + search)
+        return load_search(path, sets=sets)
+
+    return write
+
+
+def quadratic(spec, seed_matters=False):
+    lambda_vlb, s = spec["objective"].get("lambda_vlb", 1.0), spec["diffusion"]["schedule"].get("s", 0.5)
+    noise = 0.01 * spec["seed"] if seed_matters else 0.0
+    return math.log10(lambda_vlb / BEST_LAMBDA) ** 2 + 2 * math.log10(s / BEST_S) ** 2 + noise
+
+
+class Planted(Workers):
+    """Writes of each run what a job would, with `value(spec)` as its likelihood; by default it is done at once."""
+
+    every_seconds = 0.0
+
+    def __init__(self, runs_folder, value=quadratic, end=lambda spec: "done"):
+        self.runs_folder, self.value, self.end = runs_folder, value, end
+        self.started = []
+
+    def start(self, study):
+        (run,) = study.runs
+        self.started.append(run.run_key)
+        directory = RunDirectory(self.runs_folder / run.run_key)
+        spec = run.spec.model_dump(mode="json")
+        directory.create(spec, SCHEMA_VERSION)
+        directory.add_to_study(run.study, run.facts())
+        state = self.end(spec)
+        steps = run.spec.train.steps
+        with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+            if state == "done":
+                for evaluation in run.evaluations:
+                    journal.metrics(steps, {f"{evaluation.name}/nll_bpd": self.value(spec)})
+                    facts = {"key": evaluation.key, "evaluation": evaluation.name, "prefix": evaluation.name}
+                    journal.event("evaluation", step=steps, parts=evaluation.parts, **facts)
+        directory.set_status(Status(state=state, step=steps if state == "done" else 0, num_steps=steps, reason=state))
+
+    def at_work(self, run_keys):
+        return set()
+
+
+def hunt(search, runs_folder, **planted):
+    workers = Planted(runs_folder, **planted)
+    finished = Coordinator(search, runs_folder, workers, sync=False, say=lambda line: None).run()
+    return finished, workers
+
+
+def points(search, runs_folder):
+    return [trial.point for trial in read_trials(search.folder(runs_folder))]
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+REFUSED = {
+    "an unknown field": (
+        LAMBDA_S.replace("lambda_vlb", "lamda_vlb"),
+        ["search.yaml:16: objective.lamda_vlb: unknown key; did you mean 'lambda_vlb'?"],
+    ),
+    "a bound that the spec refuses": (
+        LAMBDA_S.replace("5.0e-2]", "1.5]"),
+        ["search.yaml:17: diffusion.schedule.s:", "less than 1"],
+    ),
+    "a type that the spec refuses": (
+        "search: {space: {model.depth: {float: [1, 4]}}, metrics: [{eval/nll_bpd: minimize}], trials: 2}",
+        ["search.yaml:13: model.depth: input should be a valid integer"],
+    ),
+    "bounds the wrong way round": (
+        LAMBDA_S.replace("[1.0e-5, 1.0e-1]", "[1.0e-1, 1.0e-5]"),
+        ["search.yaml:16: search.space.objective.lambda_vlb.float: low 0.1 must be less than high 1e-05"],
+    ),
+    "a logarithm of zero": (LAMBDA_S.replace("[1.0e-5,", "[0,"), ["search.yaml:16:", "begins above 0"]),
+    "a step on a logarithmic range": (
+        LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1], log: true, step: 0.01"),
+        ["search.yaml:16:", "Optuna takes no step on a logarithmic range"],
+    ),
+    "an unknown word of a parameter": (
+        LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1], logg: true"),
+        ["search.yaml:16:", "did you mean 'log'?"],
+    ),
+    "no range at all": (
+        LAMBDA_S.replace("{float: [1.0e-5, 1.0e-1], log: true}", "0.1"),
+        ["search.yaml:16:", "say one of"],
+    ),
+    "an unknown sampler": (
+        LAMBDA_S + "  sampler: tpu\n",
+        ["search.yaml:20: search.sampler: unknown value 'tpu'", "'tpe'"],
+    ),
+    "an unknown word of the search": (LAMBDA_S + "  trails: 4\n", ["search.yaml:20:", "did you mean 'trials'?"]),
+    "a metric that nothing gives": (
+        LAMBDA_S.replace("eval/nll_bpd", "eval/nll"),
+        ["search.yaml:18: search.metrics.0: eval/nll is ambiguous; choices: eval/nll_bpd, eval/nll_standard_error_bpd"],
+    ),
+    "a metric of no evaluation": (
+        LAMBDA_S.replace("eval/nll_bpd", "eval/fid"),
+        ["search.yaml:18:", "no evaluation gives"],
+    ),
+    "pruning by several objectives": (
+        LAMBDA_S.replace("[{eval/nll_bpd: minimize}]", "[{eval/nll_bpd: minimize}, {eval/L_0_bpd: minimize}]")
+        + "  pruner: median\n",
+        ["search.yaml:20: search.pruner: Optuna prunes by one objective only"],
+    ),
+    "CMA-ES with several objectives": (
+        LAMBDA_S.replace("[{eval/nll_bpd: minimize}]", "[{eval/nll_bpd: minimize}, {eval/L_0_bpd: minimize}]")
+        + "  sampler: cmaes\n",
+        ["search.yaml:20: search.sampler: cmaes follows one objective only"],
+    ),
+    "Wilcoxon without replicates": (LAMBDA_S + "  pruner: wilcoxon\n", ["search.yaml:20:", "replicate by replicate"]),
+    "pruning without measurements during training": (
+        LAMBDA_S + "  pruner: asha\n",
+        ["search.yaml:20: search.pruner: asha needs eval/nll_bpd during training"],
+    ),
+    "a grid without end": (LAMBDA_S + "  sampler: grid\n", ["search.yaml:16:", "a grid needs finitely many values"]),
+    "a grid with too few points": (
+        "search: {space: {model.depth: {int: [1, 3]}}, metrics: [{eval/nll_bpd: minimize}], trials: 4, sampler: grid}",
+        ["search.yaml:13: search.trials: the grid has 3 points, fewer than 4 trials"],
+    ),
+    "a condition that never holds": (
+        LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1], log: true, when: {objective.name: simple}"),
+        ["search.yaml:16: search.space.objective.lambda_vlb.when: never holds"],
+    ),
+    "a parameter of a part that another choice has not": (
+        "search: {space: {diffusion.schedule: {choices: [linear, cosine]}, "
+        "diffusion.schedule.s: {float: [0.01, 0.1]}}, metrics: [{eval/nll_bpd: minimize}], trials: 2}",
+        ["search.yaml:13: diffusion.schedule.s: unknown key"],
+    ),
+    "arms": (LAMBDA_S + "arms: {a: {optim.lr: 0.1}}\n", ["search.yaml:20: arms: a search has no arms"]),
+    "the seed": (
+        LAMBDA_S.replace("objective.lambda_vlb: {float: [1.0e-5, 1.0e-1], log: true}", "seed: {int: [0, 9]}"),
+        ["search.yaml:16: seed: seeds are replicates"],
+    ),
+    "a timeout without a unit": (LAMBDA_S + "  timeout: 90\n", ["search.yaml:20: search.timeout:"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_the_file_is_refused_before_anything_runs_with_its_line(make, what):
+    text, expected = REFUSED[what]
+    with pytest.raises(SpecError) as error:
+        make(text)
+    for part in expected:
+        assert part in str(error.value)
+
+
+def test_a_searched_field_cannot_be_set_and_a_search_is_no_study(make, tmp_path):
+    with pytest.raises(SpecError, match=r"--set objective.lambda_vlb=1: objective.lambda_vlb is searched"):
+        make(LAMBDA_S, "objective.lambda_vlb=1")
+    with pytest.raises(SpecError, match=r"search.yaml:14: search: this file is a search"):
+        load_study(tmp_path / "search.yaml")
+
+
+def test_set_reaches_the_search_and_the_runs(make):
+    search = make(LAMBDA_S, "search.trials=3", "train.steps=7")
+    assert search.settings.trials == 3
+    assert search.trial(0, {"objective.lambda_vlb": 0.1}).runs[0].spec.train.steps == 7
+
+
+@pytest.mark.parametrize("path", ["search/lambda_s.yaml", "laptop/search_digits.yaml"])
+def test_the_searches_of_the_house_load(path):
+    search = load_search(Path(__file__).parents[3] / "experiments" / path)
+    assert [metric.name for metric in search.metrics] == ["eval/nll_bpd", "eval/fid"]
+    assert search.settings.trials >= 16
+
+
+# ----------------------------------------------------------------------------------------------------------- the space
+
+CHOICES = """
+search:
+  space:
+    diffusion: {choices: [{schedule: cosine, var_type: learned_range}, {schedule: linear, var_type: learned}]}
+    diffusion.schedule: {choices: [{name: linear}, {name: cosine}]}
+    diffusion.schedule.s: {float: [1.0e-3, 1.0e-1], log: true, when: {diffusion.schedule.name: cosine}}
+    model.depth: {int: [1, 3]}
+    train.ema_rate: {choices: [0.5, 0.9]}
+    optim.betas: {choices: [[0.9, 0.99], [0.8, 0.999]]}
+  metrics: [{eval/nll_bpd: minimize}]
+  sampler: random
+  trials: 12
+"""
+
+
+def test_parts_lists_numbers_and_conditions_can_be_searched_together(make, tmp_path):
+    search = make(CHOICES)
+    assert hunt(search, tmp_path / "runs")[0]
+    found = points(search, tmp_path / "runs")
+    assert {point["diffusion.schedule"]["name"] for point in found} == {"linear", "cosine"}
+    for number, point in enumerate(found):
+        spec = search.trial(number, point).runs[0].spec
+        assert ("diffusion.schedule.s" in point) == (point["diffusion.schedule"]["name"] == "cosine")
+        assert spec.diffusion.schedule.name == point["diffusion.schedule"]["name"]
+        assert spec.diffusion.var_type == point["diffusion"]["var_type"]
+        assert spec.model.depth == point["model.depth"] and list(spec.optim.betas) == point["optim.betas"]
+        if "diffusion.schedule.s" in point:
+            assert spec.diffusion.schedule.s == point["diffusion.schedule.s"]
+
+
+GRID = """
+search:
+  space: {model.depth: {int: [1, 3]}, train.ema_rate: {choices: [0.5, 0.9]}}
+  metrics: [{eval/nll_bpd: minimize}]
+  sampler: grid
+  trials: 6
+"""
+
+
+def test_a_grid_is_walked_once_and_ends_though_points_of_it_fail(make, tmp_path):
+    search = make(GRID)
+    assert hunt(search, tmp_path / "all")[0]
+    every = {(point["model.depth"], point["train.ema_rate"]) for point in points(search, tmp_path / "all")}
+    assert every == {(depth, rate) for depth in (1, 2, 3) for rate in (0.5, 0.9)}
+    fails = lambda spec: "failed" if spec["model"]["depth"] == 2 else "done"  # noqa: E731
+    finished, _ = hunt(search, tmp_path / "some", end=fails)
+    states = Counter(trial.state for trial in read_trials(search.folder(tmp_path / "some")))
+    assert not finished and states == {"complete": 4, "failed": 2}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2", "qmc", "random"])
+def test_samplers_ask_for_different_points_within_the_bounds_also_after_a_restart(make, tmp_path, sampler):
+    search = make(LAMBDA_S + f"  sampler: {sampler}\n", "search.trials=4")
+    hunt(search, tmp_path / "runs")
+    more = make(LAMBDA_S + f"  sampler: {sampler}\n", "search.trials=8")
+    hunt(more, tmp_path / "runs")
+    found = points(more, tmp_path / "runs")
+    assert len({json.dumps(point) for point in found}) == len(found) == 8
+    assert all(1e-5 <= point["objective.lambda_vlb"] <= 1e-1 for point in found)
+
+
+# ----------------------------------------------------------------------------------------------- asking, telling, dying
+
+
+def test_the_optimum_of_a_planted_quadratic_is_found(make, tmp_path):
+    search = make()
+    finished, _ = hunt(search, tmp_path / "runs")
+    (best, *_) = front(read_trials(search.folder(tmp_path / "runs")), search.metrics)
+    assert finished
+    assert abs(math.log10(best.point["objective.lambda_vlb"] / BEST_LAMBDA)) < 0.15
+    assert abs(math.log10(best.point["diffusion.schedule.s"] / BEST_S)) < 0.15
+
+
+@pytest.mark.slow
+def test_one_seed_asks_for_the_same_64_trials_in_one_go_or_in_five_and_another_for_others(make, tmp_path):
+    hunt(make(), tmp_path / "whole")
+    for trials in (1, 7, 20, 41, 64):
+        hunt(make(LAMBDA_S, f"search.trials={trials}"), tmp_path / "parts")
+    hunt(make(LAMBDA_S, "search.seed=1", "search.trials=1"), tmp_path / "other")
+    whole, parts = points(make(), tmp_path / "whole"), points(make(), tmp_path / "parts")
+    assert len(whole) == 64
+    assert whole == parts
+    assert points(make(), tmp_path / "other")[0] != whole[0]
+
+
+def test_plan_shows_what_is_asked_for_first(make, tmp_path):
+    search = make(LAMBDA_S, "search.trials=3")
+    hunt(search, tmp_path / "runs")
+    assert first_suggestions(search, 1) == points(search, tmp_path / "runs")[:1]
+
+
+def test_the_file_of_a_search_stands_for_the_runs_that_it_has_asked_for(make, tmp_path):
+    search = make(LAMBDA_S, "search.trials=3")
+    hunt(search, tmp_path / "runs")
+    name, directories = members(str(search.path), tmp_path / "runs")
+    assert name == "hunt"
+    assert [one.key for one in directories] == [
+        key for trial in read_trials(search.folder(tmp_path / "runs")) for key in trial.run_keys
+    ]
+
+
+def test_a_failed_run_is_told_and_another_trial_asked_until_the_number_is_reached(make, tmp_path):
+    search = make(LAMBDA_S, "search.trials=12")
+    fails = lambda spec: "failed" if spec["objective"]["lambda_vlb"] > 1e-2 else "done"  # noqa: E731
+    assert hunt(search, tmp_path / "runs", end=fails)[0]
+    states = Counter(trial.state for trial in read_trials(search.folder(tmp_path / "runs")))
+    assert states["complete"] == 12 and states["failed"] >= 1
+
+
+def test_a_search_in_which_everything_fails_stops_and_names_a_run(make, tmp_path):
+    with pytest.raises(LaunchError, match=r"the last 10 trials failed.*harness why [0-9a-f]{16}"):
+        hunt(make(), tmp_path / "runs", end=lambda spec: "failed")
+
+
+def test_a_number_that_is_none_fails_its_trial(make, tmp_path):
+    search = make(LAMBDA_S, "search.trials=4")
+    value = lambda spec: math.nan if spec["objective"]["lambda_vlb"] > 1e-2 else 1.0  # noqa: E731
+    assert hunt(search, tmp_path / "runs", value=value)[0]
+    failed = [trial for trial in read_trials(search.folder(tmp_path / "runs")) if trial.state == "failed"]
+    assert failed and all(trial.reason == "eval/nll_bpd is nan" for trial in failed)
+
+
+def test_a_run_whose_worker_dies_again_and_again_without_progress_is_given_up(make, tmp_path):
+    search = make(LAMBDA_S, "search.trials=2")
+    ends = {}
+
+    def end(spec):
+        key = json.dumps(spec)
+        ends[key] = ends.get(key, 0) + 1
+        first = next(iter(ends)) == key
+        return "interrupted" if first or ends[key] < 3 else "done"
+
+    finished, workers = hunt(search, tmp_path / "runs", end=end)
+    trials = read_trials(search.folder(tmp_path / "runs"))
+    assert finished and [trial.state for trial in trials] == ["failed", "complete", "complete"]
+    assert Counter(workers.started) == {trial.run_keys[0]: 3 for trial in trials}
+    assert "3 times at step 0" in trials[0].reason
+
+
+def test_a_coordinator_that_dies_anywhere_is_taken_up_with_the_same_trials(make, tmp_path, monkeypatch):
+    """Break off at every step of asking and telling, and go on: the same trials as of an unbroken search."""
+    search = make(LAMBDA_S, "search.trials=6")
+    hunt(search, tmp_path / "whole")
+    runs = tmp_path / "broken"
+
+    class Dies(Exception):
+        pass
+
+    for place in ("record", "told", "started", "user_attr"):
+        coordinator = Coordinator(search, runs, Planted(runs), sync=False, say=lambda line: None)
+        with monkeypatch.context() as patch:
+
+            def die(*_, **__):
+                raise Dies
+
+            match place:
+                case "record":
+                    patch.setattr("harness.search.trials.TrialRecord.write", die)
+                case "told":
+                    patch.setattr(Coordinator, "_tell", die)
+                case "started":
+                    patch.setattr(coordinator.workers, "start", die)
+                case "user_attr":
+                    patch.setattr("optuna.Trial.set_user_attr", die)
+            with pytest.raises(Dies):
+                coordinator.run()
+    hunt(search, runs)
+    assert points(search, runs) == points(search, tmp_path / "whole")
+    assert [trial.state for trial in read_trials(search.folder(runs))] == ["complete"] * 6
+
+
+def test_two_coordinators_at_once_are_refused(make, tmp_path):
+    search = make()
+    folder = search.folder(tmp_path / "runs")
+    folder.mkdir(parents=True)
+    lock = FolderLock(folder / "lock", "search hunt")
+    lock.acquire()
+    try:
+        with pytest.raises(RecordError, match=rf"search hunt is in use by process {os.getpid()}"):
+            hunt(search, tmp_path / "runs")
+    finally:
+        lock.release()
+
+
+def test_another_space_under_the_same_name_is_refused_and_more_trials_are_not(make, tmp_path):
+    hunt(make(LAMBDA_S, "search.trials=2"), tmp_path / "runs")
+    with pytest.raises(RecordError, match=r"space: stored .* now|begun otherwise"):
+        hunt(make(LAMBDA_S.replace("1.0e-5", "1.0e-6")), tmp_path / "runs")
+    assert hunt(make(LAMBDA_S, "search.trials=3", "search.parallel=2"), tmp_path / "runs")[0]
+
+
+@pytest.mark.parametrize("torn", [b'{"op_code": 5, "wor', b"\x00\x00\x00\n", b'{"a": 1}{"b":\n{"half'])
+def test_a_torn_line_of_optunas_journal_is_cut_off_and_the_search_goes_on(make, tmp_path, torn):
+    hunt(make(LAMBDA_S, "search.trials=3"), tmp_path / "runs")
+    search = make(LAMBDA_S, "search.trials=4")
+    journal = search.folder(tmp_path / "runs") / "journal.log"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + torn)
+    assert mend_journal(journal) == len(torn)
+    assert journal.read_bytes() == whole
+    journal.write_bytes(whole[:-7] + torn)  # the last thing told is lost as well
+    assert hunt(search, tmp_path / "runs")[0]
+    trials = read_trials(search.folder(tmp_path / "runs"))
+    assert [trial.number for trial in trials] == [0, 1, 2, 3]
+    assert len(open_study(search, search.folder(tmp_path / "runs")).trials) == 4
+
+
+@pytest.mark.slow
+def test_a_coordinator_killed_ten_times_at_random_makes_exactly_the_trials_that_were_asked_for(make, tmp_path):
+    search = make(LAMBDA_S, "search.trials=40")
+    hunt(search, tmp_path / "whole")
+    runs, dice = tmp_path / "killed", random.Random(0)
+    command = [sys.executable, __file__, str(tmp_path / "search.yaml"), str(runs), "search.trials=40"]
+    kills = 0
+    while True:
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
+        if kills < 10:
+            folder = search.folder(runs) / "trials"
+            goal = len(list(folder.glob("*.json"))) + dice.randrange(1, 4)
+            while process.poll() is None and len(list(folder.glob("*.json"))) < goal:
+                time.sleep(0.002)
+            time.sleep(dice.random() * 0.02)
+            process.kill()
+            kills += process.wait() == -signal.SIGKILL
+            continue
+        assert process.wait() == 0
+        break
+    trials = read_trials(search.folder(runs))
+    stored = open_study(search, search.folder(runs)).trials
+    assert kills == 10
+    assert [trial.number for trial in trials] == list(range(40)) == [one.number for one in stored]
+    assert {trial.state for trial in trials} == {"complete"} and {one.state.name for one in stored} == {"COMPLETE"}
+    assert len({key for trial in trials for key in trial.run_keys}) == 40
+    assert points(search, runs) == points(search, tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------------- replicates, objectives, identity
+
+
+def test_replicates_are_averaged_and_keep_their_interval(make, tmp_path):
+    search = make(LAMBDA_S, "search.trials=2", "search.replicates=3")
+    hunt(search, tmp_path / "runs", value=lambda spec: [1.0, 2.0, 6.0][spec["seed"]])
+    for trial in read_trials(search.folder(tmp_path / "runs")):
+        assert trial.replicate_values == {"eval/nll_bpd": [1.0, 2.0, 6.0]}
+        assert trial.values == {"eval/nll_bpd": 3.0}
+        # t sqrt(s^2 / n): t = 4.3026527 with two degrees of freedom, s^2 = 7
+        assert trial.half_width("eval/nll_bpd") == pytest.approx(4.3026527 * (7 / 3) ** 0.5, rel=1e-7)
+
+
+def test_wilcoxon_stops_a_hopeless_trial_before_its_last_replicate(make, tmp_path):
+    search = make(LAMBDA_S + "  pruner: wilcoxon\n", "search.trials=12", "search.replicates=8")
+    _, workers = hunt(search, tmp_path / "runs", value=lambda spec: quadratic(spec, seed_matters=True))
+    trials = read_trials(search.folder(tmp_path / "runs"))
+    pruned = [trial for trial in trials if trial.state == "pruned"]
+    assert pruned and len(workers.started) < 12 * 8
+    assert all("(wilcoxon)" in trial.reason for trial in pruned)
+    stored = open_study(search, search.folder(tmp_path / "runs")).trials
+    assert Counter(one.state.name for one in stored) == {"COMPLETE": 12 - len(pruned), "PRUNED": len(pruned)}
+
+
+def test_the_front_of_several_objectives_holds_what_nothing_beats(make):
+    from harness.search.trials import TrialRecord
+
+    search = make(
+        LAMBDA_S.replace("[{eval/nll_bpd: minimize}]", "[{eval/nll_bpd: minimize}, {eval/L_0_bpd: maximize}]")
+    )
+    values = [(1.0, 1.0), (2.0, 3.0), (2.0, 2.0), (3.0, 3.0), (0.5, 0.5)]
+    trials = [
+        TrialRecord(index, {}, [], state="complete", values={"eval/nll_bpd": a, "eval/L_0_bpd": b})
+        for index, (a, b) in enumerate(values)
+    ]
+    assert [trial.number for trial in front(trials, search.metrics)] == [4, 0, 1]
+
+
+def test_an_identical_point_is_served_from_the_finished_run_and_that_is_said(make, tmp_path):
+    text = (
+        "search: {space: {model.depth: {int: [1, 2]}}, metrics: [{eval/nll_bpd: minimize}], trials: 6, sampler: random}"
+    )
+    search, said = make(text), []
+    workers = Planted(tmp_path / "runs")
+    Coordinator(search, tmp_path / "runs", workers, sync=False, say=said.append).run()
+    trials = read_trials(search.folder(tmp_path / "runs"))
+    assert len(trials) == 6 and len(workers.started) == 2
+    served = [trial for trial in trials if trial.served]
+    assert len(served) == 4
+    for trial in served:
+        assert f"{trial.arm}: served by run {trial.run_keys[0]}, which was done before" in said
+    arms = {RunDirectory(tmp_path / "runs" / key).studies()["hunt"]["arm"] for key in set(workers.started)}
+    assert arms == {trial.arm for trial in trials if not trial.served}
+
+
+def test_a_run_of_another_study_serves_a_trial_and_joins_the_search(make, tmp_path):
+    text = (
+        "search: {space: {model.depth: {int: [1, 2]}}, metrics: [{eval/nll_bpd: minimize}], trials: 2, sampler: grid}"
+    )
+    search = make(text)
+    (tmp_path / "study.yaml").write_text(BASE.replace("study: hunt", "study: other"))
+    run = load_study(tmp_path / "study.yaml").runs[0]
+    from dataclasses import replace
+
+    workers = Planted(tmp_path / "runs")
+    workers.start(replace(load_study(tmp_path / "study.yaml"), runs=(run,)))
+    workers.started.clear()
+    Coordinator(search, tmp_path / "runs", workers, sync=False, say=lambda line: None).run()
+    assert run.run_key not in workers.started and len(workers.started) == 1
+    assert set(RunDirectory(tmp_path / "runs" / run.run_key).studies()) == {"hunt", "other"}
+
+
+def test_the_best_trial_as_a_study_is_the_same_run(make, tmp_path):
+    search = make(LAMBDA_S, "search.trials=3")
+    hunt(search, tmp_path / "runs")
+    (best, *_) = front(read_trials(search.folder(tmp_path / "runs")), search.metrics)
+    (tmp_path / "best.yaml").write_text(best_study(search, best))
+    study = load_study(tmp_path / "best.yaml")
+    assert study.name == "hunt-best"
+    assert [run.run_key for run in study.runs] == best.run_keys
+    assert study.runs[0].evaluations == search.trial(best.number, best.point).runs[0].evaluations
+
+
+# ------------------------------------------------------------------------------------------------------------ real runs
+
+REAL = """
+search:
+  space:
+    optim.lr: {float: [1.0e-4, 1.0e-1], log: true}
+    diffusion.schedule.s: {float: [1.0e-3, 1.0e-1], log: true}
+  metrics: [{eval/nll_bpd: minimize}]
+  trials: 3
+  parallel: 2
+"""
+
+
+def start_run(search, runs, point):
+    """Write the directory of one real run of the search, as launching it would."""
+    run = search.trial(0, point).runs[0]
+    directory = RunDirectory(runs / run.run_key)
+    directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
+    directory.add_to_study(run.study, run.facts())
+    return directory
+
+
+def test_a_run_that_is_to_be_pruned_ends_at_its_next_step_and_keeps_its_checkpoint(make, tmp_path):
+    from harness.job.job import work
+
+    directory = start_run(make(REAL), tmp_path / "runs", {"optim.lr": 1e-3})
+    directory.request_pruning("eval/nll_bpd 9 at step 10 (median)")
+    assert work(directory.path, sync=False, show_progress=False) == "pruned"
+    status = directory.status()
+    assert status.state == "pruned"
+    assert directory.durable_step() == 1
+    assert status.reason == "eval/nll_bpd 9 at step 10 (median)"
+    assert [event.name for event in directory.events()][-1] == "pruned"
+    assert list((directory.path / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_pruned_run_is_killed_in_mlflow_with_its_state_as_a_tag(make, tmp_path):
+    import mlflow
+
+    from harness.job.job import work
+    from harness.tracking.sync import sync_run
+
+    directory = start_run(make(REAL), tmp_path / "runs", {"optim.lr": 1e-3})
+    directory.request_pruning("hopeless")
+    work(directory.path, sync=False, show_progress=False)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    run_id = sync_run(directory, tracking_uri=uri).studies["hunt"].run_id
+    run = mlflow.MlflowClient(uri).get_run(run_id)
+    assert (run.info.status, run.data.tags["state"], run.data.tags["reason"]) == ("KILLED", "pruned", "hopeless")
+
+
+def test_the_metrics_that_plan_knows_are_those_that_a_run_gives(make, tmp_path):
+    from harness.job.job import work
+
+    base = BASE[: BASE.index("evaluate:")] + (
+        "evaluate:\n  - {name: eval, nll: {num_images: 16, evaluations_per_image: 4}, "
+        "fidelity: {num_samples: 32, num_steps: 5, prc_reference: 32}, "
+        "rate_distortion: {num_images: 4, num_steps: 5}}\n"
+        "  - {name: eval_noise, weights: raw, noise_scale: {batch_size: 4, small_per_big: 2, num_big: 2}}\n"
+    )
+    search = make(REAL, base=base)
+    run = search.trial(0, {"optim.lr": 1e-3}).runs[0]
+    directory = start_run(search, tmp_path / "runs", {"optim.lr": 1e-3})
+    assert work(directory.path, sync=False, show_progress=False) == "done"
+    known = {f"{one.name}/{name}" for one in run.evaluations for name in metrics_of(one, run.spec)}
+    given = {row.key for row in directory.rows() if row.key.startswith("eval") and row.step == row.at}
+    assert known == given - {"eval/L_t_bpd"}
+
+
+@pytest.mark.slow
+def test_a_search_on_this_machine_survives_killed_workers_and_shows_itself_in_mlflow(make, tmp_path):
+    import mlflow
+
+    search = make(REAL, "train.steps=300")
+    runs, said, killed = tmp_path / "runs", [], []
+
+    class Killing(LocalWorkers):
+        def at_work(self, run_keys):
+            busy = super().at_work(run_keys)
+            for key in busy:  # each run's first worker, once it has begun to train
+                owner = RunDirectory(runs / key).writer()
+                if owner and key not in killed and RunDirectory(runs / key).status().step:
+                    killed.append(key)
+                    os.kill(owner["pid"], signal.SIGKILL)
+            return busy
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    workers = Killing(runs, 2, 2)
+    assert Coordinator(search, runs, workers, tracking_uri=uri, say=said.append).run()
+    trials = read_trials(search.folder(runs))
+    assert killed and {trial.state for trial in trials} == {"complete"} and len(trials) == 3
+    for key in killed:
+        assert len(RunDirectory(runs / key).attempts()) == 2
+        assert any(f"run {key} goes on from step" in line for line in said)
+
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("hunt")
+    by_name = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent = by_name.pop("search hunt")
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_name.values()} == {parent.info.run_id}
+    assert set(by_name) == {f"{trial.arm} r0" for trial in trials}
+    for trial in trials:
+        assert float(by_name[f"{trial.arm} r0"].data.params["optim.lr"]) == trial.point["optim.lr"]
+    (best, *_) = front(trials, search.metrics)
+    assert parent.info.status == "FINISHED" and parent.data.params["space.optim.lr"] == "0.0001 to 0.1, log"
+    assert parent.data.tags["best_trial"] == best.arm and parent.data.tags["finished"] == "3 of 3"
+    assert parent.data.metrics["best/eval/nll_bpd"] == best.values["eval/nll_bpd"]
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband", "asha"])
+def test_each_pruner_ends_the_worst_of_many_curves_and_never_the_best(make, pruner):
+    base = BASE.replace("evaluations_per_image: 4}}", "evaluations_per_image: 4}, every: 1}")
+    study = open_study(make(LAMBDA_S + f"  pruner: {pruner}\n", base=base), None)
+
+    def is_pruned(level: float) -> bool:
+        trial = study.ask()
+        for step in range(1, 20):
+            trial.report(level + 1 / step, step)
+            if trial.should_prune():
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                return True
+        study.tell(trial, level)
+        return False
+
+    assert not any(is_pruned(1 - index / 20) for index in range(20))  # each better than all before it
+    assert any(is_pruned(9.0) for _ in range(4))  # hyperband begins some trials in a bracket that waits
+
+
+@pytest.mark.slow
+def test_a_hopeless_trial_is_pruned_while_it_trains(make, tmp_path):
+    """The first trials are good; the last one's learning rate makes it the worst by far."""
+    base = BASE.replace("evaluations_per_image: 4}}", "evaluations_per_image: 4}, every: 20}")
+    text = """
+search:
+  space: {optim.lr: {choices: [1.0e-2, 2.0e-2, 3.0e-2, 4.0e-2, 5.0e-2, 1.0e-7]}}
+  metrics: [{eval/nll_bpd: minimize}]
+  sampler: grid
+  pruner: median
+  seed: 1
+  trials: 6
+"""
+    search = make(text, "train.steps=1500", base=base)
+    runs = tmp_path / "runs"
+    assert Coordinator(search, runs, LocalWorkers(runs, 1, 1), sync=False, say=lambda line: None).run()
+    trials = read_trials(search.folder(runs))
+    hopeless = trials[-1]  # the seed puts it last: before five complete trials, the median prunes nothing
+    assert hopeless.point == {"optim.lr": 1e-7}
+    directory = RunDirectory(runs / hopeless.run_keys[0])
+    assert hopeless.state == directory.status().state == "pruned"
+    assert "(median)" in hopeless.reason and directory.status().reason == hopeless.reason
+    assert 20 <= directory.durable_step() < 1500
+    assert open_study(search, search.folder(runs)).trials[-1].state.name == "PRUNED"
+
+
+@pytest.mark.slurm
+def test_a_search_on_slurm_with_four_workers(make, tmp_path, slurm):
+    search = make(REAL, "search.trials=6", "search.parallel=4", "resources.memory_gib=1")
+    runs = tmp_path / "runs"
+    workers = SlurmWorkers(runs, 4, None, sync=False)
+    assert Coordinator(search, runs, workers, sync=False, say=lambda line: None).run()
+    trials = read_trials(search.folder(runs))
+    assert len(trials) == 6 and {trial.state for trial in trials} == {"complete"}
+    began = [RunDirectory(runs / trial.run_keys[0]).events("started")[0].facts for trial in trials]
+    assert len({facts["slurm_job_id"] for facts in began}) == 6
+    assert sum(trial.asked_seconds < min(one.ended_seconds for one in trials) for trial in trials) == 4
+
+
+if __name__ == "__main__":  # the coordinator that is killed
+    file, runs_folder, *sets = sys.argv[1:]
+    hunt(load_search(file, sets=sets), Path(runs_folder))

@@ -1,0 +1,257 @@
+"""Several processes train one run: to the same numbers as one, and whatever becomes of one of them, none hangs."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from harness.errors import LaunchError, TrainingError
+from harness.job.job import work
+from harness.launch.planning import plan
+from harness.launch.submit import submit
+from harness.records.directory import RunDirectory
+from harness.study.model import Study
+from harness.training.checkpoints import Checkpoints
+from harness.training.distributed import Group, RankInfo, detect_rank
+
+LEARNING = (
+    "objective: hybrid\ntimestep_sampler: {name: loss_second_moment, history_per_term: 2}\n",
+    "diffusion.var_type=learned_range",
+    "diffusion.num_timesteps=5",
+    "data.horizontal_flip=true",
+    "model.class_cond=true",
+    "model.label_dropout=0.1",
+)
+CURVE = 2e-5  # the largest relative difference of any loss, of any part and quartile, or gradient norm on the way
+LONG = ("train.steps=120", "records.checkpoint_every_seconds=0.2", "records.log_every=10")
+
+
+@pytest.fixture
+def run_of(tiny_run):
+    """Return a function that writes a run directory for some number of processes."""
+
+    def make(num_processes: int, *sets: str, extra: str = "", folder: str = "") -> Path:
+        return tiny_run(
+            extra, f"resources.processes_per_node={num_processes}", *sets, folder=folder or f"by_{num_processes}"
+        )
+
+    return make
+
+
+def finish(folder: Path) -> dict[str, float]:
+    """Work on a run until it is done; return its metrics."""
+    assert work(folder, sync=False, show_progress=False) == "done", RunDirectory(folder).status().reason
+    return metrics(folder)
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    """Return a run's train/ metrics by name and step."""
+    return {f"{row.key}@{row.step}": row.value for row in RunDirectory(folder).rows() if row.key.startswith("train/")}
+
+
+def weights(folder: Path) -> torch.Tensor:
+    """Return the EMA and the raw weights after the last step, as one vector.
+
+    Without those that the loss does not depend on, such as a bias in front of a normalization: their gradients are
+    rounding errors, of which Adam makes steps like any others.
+    """
+    state = Checkpoints(folder / "checkpoints").latest()[1]["method"]
+    squares = [moments["exp_avg_sq"] for moments in state["optimizer"]["state"].values()]
+    kept = torch.cat([square.flatten() for square in squares]).sqrt() > 1e-9
+    return torch.cat(
+        [torch.cat([value.flatten() for value in state[part].values()])[kept] for part in ("network", "ema")]
+    )
+
+
+def largest_difference(one: dict[str, float], other: dict[str, float]) -> float:
+    """Return the largest relative difference between two records of the same metrics."""
+    assert one.keys() == other.keys() and one
+    return max(abs(value - other[name]) / max(abs(value), 1e-12) for name, value in one.items())
+
+
+@pytest.mark.parametrize(
+    ("sampler", "sets", "processes"),
+    [
+        pytest.param(
+            LEARNING,
+            ("train.batch_size=13", "resources.microbatch=3", "optim.grad_clip=0.5"),
+            (2,),
+            id="hard",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(LEARNING, ("train.batch_size=16",), (2, 4), id="second_moment", marks=pytest.mark.slow),
+        pytest.param(("",), ("train.batch_size=16",), (2, 4), id="uniform", marks=pytest.mark.slow),
+        pytest.param(("",), ("train.batch_size=13", "resources.microbatch=2"), (4,), id="odd", marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_reach_the_curve_and_the_weights_of_one(run_of, sampler, sets, processes):
+    extra, *learning = sampler
+    sets = (*learning, *sets, "records.log_every=1")
+    alone = finish(one := run_of(1, *sets, extra=extra))
+    for num_processes in processes:
+        together = finish(folder := run_of(num_processes, *sets, extra=extra))
+        assert largest_difference(alone, together) < 1e-6  # measured: 2.4e-7
+        assert (weights(one) - weights(folder)).abs().max() < 2e-6  # of steps of 1e-3; measured: 2.6e-7
+        assert folder.name == one.name  # how many there are is no part of what a run is
+        environment = RunDirectory(folder).environments()[0]
+        assert environment["num_processes"] == num_processes == len(environment["hosts"])
+
+
+def test_rows_are_shared_out_whole_and_in_order():
+    shares = [Group(rank, 3).share(13) for rank in range(3)]
+    assert [row for share in shares for row in range(13)[share]] == list(range(13))
+    assert {share.stop - share.start for share in shares} == {4, 5}
+    with pytest.raises(TrainingError, match="3 processes cannot share a batch of 2"):
+        Group(0, 3).share(2)
+
+
+def test_a_run_for_one_process_is_alone_whatever_started_it():
+    assert detect_rank(1, {"RANK": "1", "WORLD_SIZE": "2", "SLURM_STEP_NUM_TASKS": "4"}) == RankInfo()
+
+
+def test_a_batch_script_that_runs_once_starts_the_processes_itself():
+    place = detect_rank(2, {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"})
+    assert place == RankInfo(size=2) and place.starts_others
+
+
+def test_torchrun_says_where_a_process_stands():
+    names = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+    place = detect_rank(8, names)
+    assert place == RankInfo(3, 4, 1, "node0", 29500) and not place.starts_others
+
+
+def test_a_slurm_that_does_not_answer_is_said_so(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    names = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}
+    with pytest.raises(LaunchError, match=r"scontrol show hostnames n\[1-2\]"):
+        detect_rank(2, names)
+
+
+# ------------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@dataclass
+class Job:
+    """A distributed run at work in processes of its own."""
+
+    folder: Path
+    process: subprocess.Popen
+
+    @classmethod
+    def start(cls, folder: Path) -> "Job":
+        code = f"from harness.job.job import work; print(work({str(folder)!r}, sync=False, show_progress=False))"
+        return cls(folder, subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True))
+
+    def others(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+    def wait_for_checkpoint(self) -> None:
+        wait_until(lambda: RunDirectory(self.folder).events("checkpoint"))
+
+    def state(self) -> str:
+        return self.process.communicate(timeout=60)[0].strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_is_killed_the_others_end_and_the_run_resumes_to_the_same_curve(run_of, victim):
+    unbroken = finish(run_of(1, *LONG))
+    job = Job.start(run_of(3, *LONG))
+    job.wait_for_checkpoint()
+    others = job.others()
+    (job.process if victim == 0 else others[victim - 1]).kill()
+    assert job.state() == ("" if victim == 0 else "failed")
+    _, alive = psutil.wait_procs(others, timeout=30)
+    assert not alive
+    status = RunDirectory(job.folder).status()
+    if victim == 0:
+        assert status.state == "interrupted"
+    else:
+        assert status.state == "failed" and status.reason == "process 1 of 3 was killed by SIGKILL"
+    assert largest_difference(unbroken, finish(job.folder)) < CURVE
+    assert RunDirectory(job.folder).events("started")[1].facts["resumed_from_step"] > 0
+
+
+@pytest.mark.slow
+def test_a_signal_to_any_process_stops_all_at_one_step_and_another_number_of_processes_goes_on(run_of, tiny_study):
+    unbroken = finish(run_of(1, *LONG))
+    job = Job.start(run_of(2, *LONG))
+    job.wait_for_checkpoint()
+    others = job.others()
+    others[0].send_signal(signal.SIGUSR2)
+    assert job.state() == "interrupted", RunDirectory(job.folder).status().reason
+    assert not psutil.wait_procs(others, timeout=30)[1]
+    directory = RunDirectory(job.folder)
+    assert "SIGUSR2" in directory.status().reason and 0 < directory.durable_step() < 120
+    run = tiny_study("", "resources.processes_per_node=1", *LONG)[0]
+    directory.add_to_study("tiny", run.facts())
+    assert largest_difference(unbroken, finish(job.folder)) < CURVE
+    assert [one["num_processes"] for one in directory.environments()] == [2, 1]
+
+
+@pytest.mark.slow
+def test_the_run_says_which_process_failed_and_why(run_of, monkeypatch):
+    folder = run_of(2)
+    # Only the process that is begun hears of this: a package of the same name before ours, broken.
+    monkeypatch.setattr(
+        "harness.job.job._Job._another_process", lambda job: [sys.executable, "-c", BROKEN, str(job.directory.path)]
+    )
+    assert work(folder, sync=False, show_progress=False) == "failed"
+    reason = RunDirectory(folder).status().reason
+    assert reason.startswith("process 1 of 2 on ") and reason.endswith("MemoryError: no room")
+
+
+BROKEN = """
+import sys, harness.job
+def fail(*_): raise MemoryError("no room")
+harness.job.job.make_dataset = fail
+harness.job.job.work(sys.argv[1])
+"""
+
+
+def test_a_process_that_cannot_start_is_noticed_at_once(run_of, monkeypatch):
+    folder = run_of(2)
+    monkeypatch.setattr(
+        "harness.job.job._Job._another_process", lambda _: [sys.executable, "-c", "raise SystemExit(3)"]
+    )
+    assert work(folder, sync=False, show_progress=False) == "failed"
+    assert RunDirectory(folder).status().reason == "1 of 2 processes of this run did not start"
+
+
+# ---------------------------------------------------------------------------------------------------------------- SLURM
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_slurm_trains_one_run_on_two_nodes_and_a_requeue_goes_on(slurm, tmp_path, tiny_study, run_of):
+    unbroken = finish(run_of(1, *LONG))
+    needs = ("resources.nodes=2", "resources.memory_gib=1", "resources.time_minutes=20")
+    run = tiny_study("", *needs, *LONG)[0]
+    study = Study("tiny", tmp_path / "tiny.yaml", (run,))
+    submission = submit(plan(study, tmp_path / "runs"), cluster="slurm", sync=False)
+    directory = submission.runs[0].directory
+    wait_until(lambda: directory.events("checkpoint"))
+    number = submission.jobs[0].job_id.split("_")[0]
+    subprocess.run(
+        ["scancel", "--signal=USR2", number], check=True
+    )  # as SLURM announces a preemption: to every process
+    wait_until(lambda: directory.status().state == "done", seconds=120)
+    assert largest_difference(unbroken, metrics(directory.path)) < CURVE
+    environments = directory.environments()
+    assert [one["num_processes"] for one in environments] == [2, 2]
+    assert directory.events("started")[1].facts["resumed_from_step"] > 0

@@ -1,0 +1,73 @@
+"""A disk that fills up under a real training: the run ends with a clear error, and goes on when there is room again."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from harness.errors import RecordError
+from harness.job.job import work
+from harness.job.verify import digests, results
+from harness.records.directory import RunDirectory
+from harness.records.status import Status
+from harness.training.checkpoints import Checkpoints
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A real file system of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder, num_bytes_left):
+    """Write a file until only so many bytes are free."""
+    (folder / "filler").write_bytes(b"x" * (shutil.disk_usage(folder).free - num_bytes_left))
+
+
+def test_a_status_that_does_not_fit_leaves_the_old_one(disk):
+    run = RunDirectory(disk / "run").create({"seed": 0}, schema_version=1)
+    run.set_status(Status("done", step=7))
+    fill(disk, 0)
+    with pytest.raises(RecordError, match=r"status\.json: cannot be written: No space left on device"):
+        run.set_status(Status("failed", step=8))
+    assert (run.status().state, run.status().step) == ("done", 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_bytes_left", [0, 20_000, 300_000])
+def test_a_training_on_a_disk_that_fills_up_ends_with_a_clear_error_and_goes_on_later(
+    tiny_run, disk, monkeypatch, capsys, num_bytes_left
+):
+    sets = ("train.steps=60", "records.log_every=1")
+    unbroken, run = tiny_run("", *sets), tiny_run("", *sets, "records.checkpoint_every_seconds=0", folder="disk")
+    assert work(unbroken, sync=False, show_progress=False) == "done"
+
+    def at_step_20(job, training, data, step):
+        if step == 20:
+            fill(disk, num_bytes_left)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.job.job._Job._evaluate_during", at_step_20)
+        state = work(run, sync=False, show_progress=False)
+    assert state == "failed"
+    steps = Checkpoints(run / "checkpoints").steps()
+    (disk / "filler").unlink()
+    directory = RunDirectory(run)
+    reason = directory.status().reason if directory.status().state == "failed" else capsys.readouterr().err
+    assert "the disk or your quota is full" in reason or "No space left on device" in reason
+    assert work(run, sync=False, show_progress=False) == "done"
+    resumed = directory.events("started")[-1].facts["resumed_from_step"]
+    assert resumed == steps[-1] >= 19
+    assert directory.problems() == []
+    assert results(directory) == results(RunDirectory(unbroken))
+    assert digests(Checkpoints(run / "checkpoints").latest()[1]) == digests(
+        Checkpoints(unbroken / "checkpoints").latest()[1]
+    )
+    print(f"\n{num_bytes_left} bytes left at step 20: went on from step {resumed}, equal at the end", file=sys.stderr)

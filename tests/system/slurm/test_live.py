@@ -1,0 +1,315 @@
+"""A live SLURM: whatever it does to a run, the run ends in the weights of one that nobody disturbed.
+
+Three nodes: n1 is calm, n2 gives way to the high partition, n3 crashes. All scenarios are submitted at once and go on
+side by side, each in a folder of its own; every test waits for its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from harness.launch import claims, planning, states, submission, submit
+from harness.records import snapshot
+from harness.records.directory import RunDirectory
+from harness.slurm import commands
+from harness.slurm.profile import Profile
+from harness.study.expand import load_study
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[3]
+MAX_ARRAY_SIZE = 8
+SLOWLY = ("records.checkpoint_every_seconds=0",)  # a checkpoint after each step, so that there is time to disturb it
+STUDY = """
+study: live
+data: digits
+diffusion: {num_timesteps: 30, schedule: cosine}
+model: {channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], num_heads: 1}
+optim: {lr: 1.0e-3}
+train: {steps: 300, batch_size: 16, ema_rate: 0.8}
+records: {log_every: 5, checkpoint_every_seconds: 60}
+resources: {device: cpu, threads: 1}
+"""
+
+
+@dataclass
+class Live:
+    """A cluster, and a folder for each scenario."""
+
+    folder: Path
+    slurm: object
+    undisturbed: dict[str, str] = field(default_factory=dict)
+
+    def study(self, name: str, extra: str = "", *sets: str):
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        (folder / "study.yaml").write_text(STUDY + extra)
+        return load_study(folder / "study.yaml", sets=sets)
+
+    def submit(self, name: str, extra: str = "", sets: tuple[str, ...] = (), **facts) -> submission.Submission:
+        facts = {"time_minutes": 20, "memory_gib": 1, "constraint": "calm"} | facts
+        plan = planning.plan(self.study(name, extra, *sets), self.folder / name / "runs")
+        return submit.submit(plan, cluster="slurm", profile=Profile(**facts), sync=False)
+
+    def harness(self, name: str, *words: str) -> str:
+        """Run the command line as from another shell."""
+        command = [sys.executable, "-m", "harness.cli", *words]
+        done = subprocess.run(
+            command, cwd=self.folder / name, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def live(start_slurm, tmp_path_factory) -> Iterator[Live]:
+    slurm = start_slurm(NODES=3, CPUS=16, MEM=16000, MAXARRAY=MAX_ARRAY_SIZE, GRACE=20)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in slurm.env.items():
+            patch.setenv(name, value)
+        for node, feature in (("n1", "calm"), ("n2", "preempted"), ("n3", "crashes")):
+            ask("scontrol", "update", f"nodename={node}", f"availablefeatures={feature}", f"activefeatures={feature}")
+        here = Live(tmp_path_factory.mktemp("live"), slurm)
+        yield here
+
+
+@pytest.fixture(scope="module")
+def scenarios(live) -> dict[str, submission.Submission]:
+    """Submit everything; the tests below disturb what they are about."""
+    submitted = {
+        "time_limit": live.submit("time_limit", sets=SLOWLY, time_minutes=1),
+        "preempted": live.submit("preempted", sets=SLOWLY, constraint="preempted"),
+        "cancelled_for_good": live.submit(
+            "cancelled_for_good", sets=SLOWLY, constraint="preempted", partition="cancel", preempt_mode="cancel"
+        ),
+        "crash": live.submit("crash", sets=SLOWLY, constraint="crashes"),
+        "memory": live.submit("memory", memory_gib=0.15),
+        "undisturbed": live.submit("undisturbed", "replicates: 3\n", pack=3, cpus=3, memory_gib=3),
+    }
+    for name in ("preempted", "cancelled_for_good", "crash"):
+        wait_for(submitted[name].runs[0].directory.latest)
+    ask(
+        "sbatch",
+        "--partition=high",
+        "--nodelist=n2",
+        "--nodes=1",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=sleep 3",
+    )
+    live.slurm.crash("n3")
+    time.sleep(2)
+    live.slurm.revive("n3")
+    return submitted
+
+
+def ask(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def wait_for(done: Callable[[], object], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.3)
+
+
+def ended(submission: submission.Submission) -> submission.Submission:
+    wait_for(lambda: not submission.unfinished())
+    return submission
+
+
+def weights(directory: RunDirectory) -> str:
+    """Hash all tensors of a run's last checkpoint: weights, averages and the optimizer's moments."""
+    import torch
+
+    from harness.training.checkpoints import Checkpoints
+
+    step, state = Checkpoints(directory.path / "checkpoints").latest(torch.device("cpu"))
+    assert step == directory.spec()["train"]["steps"]
+    digest = hashlib.sha256()
+
+    def add(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(value.contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in value:
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            for one in value:
+                add(one)
+
+    add(state["method"])
+    return digest.hexdigest()
+
+
+def resumed_at(directory: RunDirectory) -> list[int]:
+    return [event.facts["resumed_from_step"] for event in directory.events("started")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scenarios) -> Callable[[RunDirectory], None]:
+    """Return a function that asserts that a run has the weights of the one of the same key that nobody disturbed."""
+    calm = {planned.run_key: planned.directory for planned in ended(scenarios["undisturbed"]).runs}
+    assert all(resumed_at(directory) == [0] for directory in calm.values())
+
+    def same(directory: RunDirectory) -> None:
+        assert weights(directory) == weights(calm[directory.key])
+
+    return same
+
+
+def test_a_preempted_run_comes_back_by_itself(scenarios, undisturbed):
+    [run] = ended(scenarios["preempted"]).runs
+    assert len(resumed_at(run.directory)) > 1
+    assert resumed_at(run.directory)[1] > 0
+    assert len(slurm_lives(scenarios["preempted"])) > 1
+    undisturbed(run.directory)
+
+
+def test_where_preemption_cancels_a_job_submits_its_own_successor(scenarios, undisturbed):
+    [run] = ended(scenarios["cancelled_for_good"]).runs
+    assert resumed_at(run.directory)[1] > 0
+    claim = claims.claims_of(run.path.parent, [run.run_key])[run.run_key][-1]
+    assert len(claim.jobs) > 1
+    undisturbed(run.directory)
+
+
+def test_a_run_at_its_time_limit_goes_on_where_it_was(scenarios, undisturbed):
+    [run] = ended(scenarios["time_limit"]).runs
+    assert len(resumed_at(run.directory)) > 1
+    undisturbed(run.directory)
+
+
+def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint(scenarios, undisturbed):
+    [run] = ended(scenarios["crash"]).runs
+    assert len(resumed_at(run.directory)) > 1
+    undisturbed(run.directory)
+
+
+def slurm_lives(submission: submission.Submission) -> tuple[commands.JobAttempt, ...]:
+    job_id = submission.jobs[0].job_id
+    return commands.read_queue([job_id])[job_id].lives
+
+
+def test_over_memory_is_left_failed_after_three_kills_and_a_retry_with_more_ends_well(live, scenarios, undisturbed):
+    [run] = scenarios["memory"].runs
+    wait_for(lambda: scenarios["memory"].now()[0].state == "failed")
+    reason = run.directory.status().reason
+    assert reason.startswith("killed 3 times before it began: OUT_OF_MEMORY on n1; ask for more memory_gib")
+    said = live.harness("memory", "why", run.run_key[:8])
+    assert reason in said
+    assert "SLURM starts job" in said
+    said = live.harness("memory", "retry", "study.yaml", "--failed", "--set", "resources.memory_gib=1")
+    assert "submitted: 1 run" in said
+    ended(scenarios["memory"])
+    undisturbed(run.directory)
+
+
+def test_cancel_stops_what_runs_and_what_waits_and_submit_goes_on(live, undisturbed):
+    submission = live.submit("cancel", "replicates: 2\n", SLOWLY, max_parallel=1)
+    wait_for(submission.runs[0].directory.latest)
+    assert "cancelled: " in live.harness("cancel", "cancel", "live")
+    wait_for(lambda: all(one.state not in ("running", "queued") for one in submission.now()))
+    assert {one.status.reason for one in submission.unfinished()} == {f"cancelled by {os.environ.get('USER', 'root')}"}
+    assert "nothing waits or runs" in live.harness("cancel", "cancel", "live")
+    again = live.harness("cancel", "retry", "study.yaml", "--failed")
+    assert "nothing to retry" in again
+    ended(live.submit("cancel", "replicates: 2\n"))
+    for planned in submission.runs:
+        undisturbed(planned.directory)
+
+
+def test_a_killed_run_of_a_shared_job_leaves_the_others_and_comes_back(live, undisturbed):
+    submission = live.submit("pack", "replicates: 3\n", SLOWLY, pack=3, cpus=3, memory_gib=3)
+    assert len(submission.jobs) == 1
+    directory = submission.runs[0].directory
+    wait_for(directory.latest)
+    os.kill(directory.writer()["pid"], 9)
+    ended(submission)
+    assert len(resumed_at(directory)) == 2
+    for planned in submission.runs[1:]:
+        assert resumed_at(planned.directory) == [0]
+    for planned in submission.runs:
+        undisturbed(planned.directory)
+
+
+def test_a_study_that_dies_at_once_costs_one_job(live):
+    sets = ("optim.lr=1.0e+30", "resources.canary=true", "train.steps=100")
+    submission = live.submit("canary", "replicates: 4\n", sets)
+    assert (
+        states.read_run_states([submission.runs[1].path])[submission.runs[1].run_key].status.reason
+        == "waits for its canary"
+    )
+    wait_for(lambda: all(one.state in ("failed", "interrupted") for one in submission.now()))
+    assert [one.state for one in submission.now()] == ["failed", "interrupted", "interrupted", "interrupted"]
+    assert submission.now()[1].status.reason.startswith("its canary failed: ")
+    assert not any(one.directory.attempts() for one in submission.runs[1:])
+
+
+def test_a_canary_that_lives_releases_the_rest_and_loses_nothing(live):
+    submission = live.submit("canary_lives", "replicates: 2\n", ("resources.canary=true", "train.steps=100"))
+    ended(submission)
+    assert [resumed_at(planned.directory) for planned in submission.runs] == [[0, 50], [0]]
+
+
+def test_editing_the_code_while_jobs_wait_changes_nothing(live, tmp_path):
+    """A copy of the harness is submitted from and broken; the waiting job imports the snapshot."""
+    import shutil
+
+    copy = tmp_path / "tree"
+    shutil.copytree(ROOT / "harness", copy / "harness", ignore=shutil.ignore_patterns("__pycache__"))
+    live.study("snapshot", "", "train.steps=12")
+    (live.folder / "snapshot" / "profile.yaml").write_text("time_minutes: 20\nmemory_gib: 1\nconstraint: calm\n")
+    ask("scontrol", "update", "nodename=n1", "state=drain", "reason=test")
+    try:
+        command = [sys.executable, "-m", "harness.cli", "submit", "study.yaml", "--set", "train.steps=12"]
+        environment = os.environ | {"PYTHONPATH": str(copy)}
+        subprocess.run(
+            [*command, "--cluster", "slurm", "--profile", "profile.yaml"],
+            cwd=live.folder / "snapshot",
+            env=environment,
+            check=True,
+        )
+        (copy / "harness" / "job.py").write_text("raise RuntimeError('the edited file was imported')\n")
+    finally:
+        ask("scontrol", "update", "nodename=n1", "state=resume")
+    [directory] = [RunDirectory(path.parent) for path in (live.folder / "snapshot" / "runs").glob("*/spec.json")]
+    wait_for(lambda: directory.status().state in ("done", "failed"))
+    assert directory.status().state == "done"
+    assert snapshot.find(live.folder / "snapshot" / "runs" / ".code", snapshot.of(directory.path))
+
+
+def test_a_grid_larger_than_an_array_from_submit_to_figures(live):
+    grid = "grid: {optim.lr: [1.0e-3, 2.0e-3], diffusion.schedule: [linear, cosine]}\nreplicates: 3\n"
+    evaluate = "evaluate: [{nll: {num_images: 16, evaluations_per_image: 4}}]\n"
+    live.study("grid", grid + evaluate)
+    (live.folder / "grid" / "profile.yaml").write_text(
+        "time_minutes: 20\nmemory_gib: 1\nconstraint: calm\nmax_parallel: 4\n"
+    )
+    short = ("--set", "train.steps=12")
+    said = live.harness(
+        "grid", "submit", "study.yaml", "--cluster", "slurm", "--profile", "profile.yaml", *short
+    ).splitlines()
+    assert [line.split(": ")[1].split(" ")[0] for line in said if line.startswith("job ")] == ["8", "4"]
+    assert said[-1] == "follow: harness status study.yaml --watch"
+    runs = [RunDirectory(path.parent) for path in (live.folder / "grid" / "runs").glob("[!.]*/spec.json")]
+    wait_for(lambda: all(run.status().state == "done" for run in runs))
+    assert json.loads(live.harness("grid", "status", "--json"))[0]["state"] == "done"
+    # MLflow hears of it where a database can be written, and the figures are made from the records alone.
+    assert "12 runs" in live.harness("grid", "sync")
+    command = [sys.executable, "-m", "analysis.report", "--runs", str(live.folder / "grid" / "runs")]
+    subprocess.run(command, cwd=live.folder / "grid", env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert list((live.folder / "grid").rglob("*.png"))

@@ -1,0 +1,155 @@
+import contextlib
+import io
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from analysis.report import OF_A_STUDY, WITHOUT_RUNS, main, report
+
+pytestmark = pytest.mark.slow  # each draws all the figures of a study
+
+REPO = Path(__file__).parents[3]
+STUDY = """
+grid: {diffusion.schedule: [linear, cosine]}
+replicates: 3
+evaluate:
+  - {name: eval, nll: {}, fidelity: {num_samples: 64, num_steps: 10}, grid: 36}
+  - {name: eval, sweep: {num_steps: [5, 10], num_samples: 64}}
+"""
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Links(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.ids = [], set()
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("href", "src")]
+        self.ids |= {value for name, value in attrs if name == "id"}
+
+
+@pytest.fixture(scope="module")
+def some_runs(study_runs_of_module):
+    return study_runs_of_module(STUDY, lambda run: {"nll": 3.0 + run.replicate / 100 - (run.arm == "cosine") / 10})
+
+
+@pytest.fixture(scope="module")
+def drawn(some_runs, tmp_path_factory):
+    """The report of `some_runs`, and what was said meanwhile."""
+    out, said = tmp_path_factory.mktemp("figures"), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        report(some_runs, out)
+    return out, said.getvalue()
+
+
+def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_claims(some_runs, drawn):
+    out, said = drawn
+    names = set(OF_A_STUDY) - {"scaling"}
+    stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names}
+    assert set(files(out)) == (
+        {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
+        | {"index.html", "small/results.csv", "small/results.md", "small/claims.csv"}
+    )
+    assert said.splitlines() == [
+        "small: no scaling figure: it needs arms that differ in size or length of training, and their measurements"
+    ]
+    text = (out / "index.html").read_text()
+    for run in some_runs.glob("[!.]*"):
+        assert run.name in text
+    assert "supported" in text
+    assert "6 runs, all done" in text
+
+
+def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
+    out, _ = drawn
+    text = (out / "index.html").read_text()
+    links = Links(text)
+    assert len(links.found) > 30
+    for link in links.found:
+        if link.startswith("#"):
+            assert link[1:] in links.ids
+        else:
+            assert (out / link).is_file(), link
+    assert "http" not in text
+
+
+@pytest.mark.slow
+def test_another_process_draws_the_same_bytes_without_torch_mlflow_or_pyplot(some_runs, drawn, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from analysis.report import report\n"
+        "report(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "print(*({'torch', 'mlflow', 'optuna', 'submitit', 'matplotlib.pyplot'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", script, str(some_runs), str(tmp_path)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
+    assert files(tmp_path) == files(drawn[0])
+
+
+@pytest.mark.slow
+def test_failed_runs_are_counted_in_every_caption_and_their_reason_stands_in_the_list(study_runs, tmp_path):
+    from harness.records.directory import RunDirectory
+    from harness.records.status import Status
+
+    folder = study_runs(STUDY, lambda run: {"state": "failed" if run.replicate == 2 else "done"})
+    path = next(path for path in sorted(folder.glob("[!.]*")) if RunDirectory(path).status().state == "failed")
+    RunDirectory(path).set_status(Status(state="failed", reason="loss <is> not a number"))
+    text = report(folder, tmp_path / "figures").read_text()
+    assert text.count("The study has 6 runs, of them 2 failed.") == 4
+    assert "loss &lt;is&gt; not a number" in text
+
+
+@pytest.mark.slow
+def test_without_runs_the_closed_forms_are_drawn_all_the_same(tmp_path, capsys):
+    assert main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "figures")]) == 0
+    assert "no runs yet" in capsys.readouterr().out
+    assert (tmp_path / "figures" / "schedules" / "alpha_bar.pdf").is_file()
+
+
+def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path, capsys):
+    assert main(["smal", "--runs", str(some_runs), "--out", str(tmp_path / "figures")]) == 2
+    assert "no run in" in (said := capsys.readouterr().err)
+    assert said.strip().endswith("belongs to study 'smal'; choices: small")
+    assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.slow
+def test_a_study_that_was_really_trained_and_measured_gives_every_figure(tiny_study, tmp_path):
+    from analysis.runs import load_runs
+    from harness.job.job import work
+    from harness.records.directory import RunDirectory
+    from harness.spec.base import SCHEMA_VERSION
+
+    runs = tiny_study(
+        """
+grid: {model.channels: [8, 16]}
+evaluate:
+  - {name: eval, nll: {num_images: 16, evaluations_per_image: 8}, every: 6, grid: 36,
+     fidelity: {num_samples: 64, num_steps: 5}}
+  - {name: eval, sweep: {num_samples: 32, num_steps: [2, 5]}}
+  - {name: eval_untrained, weights: untrained, nll: {num_images: 16, evaluations_per_image: 8}}
+"""
+    )
+    for run in runs:
+        directory = RunDirectory(tmp_path / "runs" / run.run_key)
+        directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
+        directory.add_to_study(run.study, run.facts())
+        assert work(directory.path, threads=1, sync=False, show_progress=False) == "done"
+    out = tmp_path / "figures"
+    report(tmp_path / "runs", out)
+    assert {path.stem for path in (out / "tiny").glob("*.png")} == set(OF_A_STUDY)
+    table = (out / "tiny" / "results.md").read_text()
+    assert "untrained network (channels=8)" in table
+    assert "Gaussian per pixel" in table
+    assert "nan" not in table.lower()
+    first = load_runs(tmp_path / "runs")[0]
+    assert list(first.sample_pictures()) == ["eval"]
+    assert "nll" in (out / "tiny" / "learning_curves.csv").read_text(), "measured at step 6 and at the end"

@@ -1,0 +1,118 @@
+import json
+
+import numpy as np
+import pytest
+
+from analysis.runs import arm_index, by_arm, count_states, load_runs, study_names
+from harness.records.directory import RunDirectory
+
+NLL = "evaluate:\n  - {name: eval, nll: {}}\n"
+
+
+def test_a_run_gives_its_arm_curves_final_values_and_arrays(study_runs):
+    folder = study_runs("grid: {diffusion.schedule: [linear]}\n" + NLL, lambda run: {"nll": 2.25})
+    (run,) = load_runs(folder, "small")
+    assert (run.study, run.arm, run.replicate, run.state, run.code_version) == ("small", "linear", 0, "done", "1.2.3")
+    steps, values = run.history("train/mse")
+    assert steps.tolist() == list(range(10, 101, 10))
+    assert values.tolist() == [10 / step for step in steps]
+    (one,) = run.measured("nll")
+    assert run.nll(one) == 2.25
+    assert run.arrays("eval_likelihood.npz")["L_t_bpd"][0] == 2.25 / 2
+    assert run.arrays("absent.npz") == {}
+    assert np.isnan(run.final("absent"))
+
+
+def test_rows_past_a_resumed_checkpoint_are_left_out(study_runs):
+    folder = study_runs("", lambda run: {})
+    (run,) = load_runs(folder)
+    directory = RunDirectory(run.folder)
+    with directory.lock(), directory.open_journal(resumed_from_step=50) as journal:
+        journal.metrics(60, {"train/mse": 7.0})
+    (run,) = load_runs(folder)
+    assert run.history("train/mse")[0].tolist() == [10, 20, 30, 40, 50, 60]
+    assert run.final("train/mse") == 7.0
+
+
+def test_arms_stand_in_the_papers_order_and_numbers_as_numbers(study_runs):
+    grid = """
+grid:
+  diffusion.schedule: [cosine, linear]
+  objective & diffusion.var_type: [[vlb, learned_range], [simple, fixed], [hybrid, learned_range]]
+  model.channels: [16, 8]
+replicates: 2
+"""
+    runs = load_runs(study_runs(grid, lambda run: {}))
+    arms = list(by_arm(runs))
+    assert arms[:4] == [
+        "linear-simple-channels=8",
+        "linear-simple-channels=16",
+        "linear-hybrid-channels=8",
+        "linear-hybrid-channels=16",
+    ]
+    assert arms[-1] == "cosine-vlb-channels=16"
+    assert arm_index(runs)["linear-hybrid-channels=8"] == 2
+    assert [run.replicate for run in runs[:4]] == [0, 1, 0, 1]
+
+
+def test_a_study_sees_only_the_evaluations_that_it_asks_for(study_runs):
+    folder = study_runs(NLL, lambda run: {})
+    (run,) = load_runs(folder)
+    facts = RunDirectory(run.folder).studies()["small"]
+    RunDirectory(run.folder).add_to_study("other", facts | {"arm": "theirs", "evaluations": []})
+    small, other = sorted(load_runs(folder), key=lambda one: one.study, reverse=True)
+    assert [one.name for one in small.measurements] == ["eval"]
+    assert (other.arm, other.measurements) == ("theirs", ())
+    assert study_names(folder) == ["other", "small"]
+    assert load_runs(folder, "absent") == []
+
+
+def test_an_evaluation_of_an_earlier_harness_with_fewer_parts_is_still_found(study_runs):
+    folder = study_runs(NLL, lambda run: {"nll": 2.0})
+    (run,) = load_runs(folder)
+    (path,) = (run.folder / "evaluations").iterdir()
+    stored, facts = json.loads(path.read_text()), RunDirectory(run.folder).studies()["small"]
+    del stored["evaluation"]["batch_size"], facts["evaluations"][0]["batch_size"]
+    path.write_text(json.dumps(stored))
+    RunDirectory(run.folder).add_to_study("small", facts)
+    (run,) = load_runs(folder)
+    assert [run.nll(one) for one in run.measured("nll")] == [2.0]
+
+
+def test_untrained_weights_are_told_from_trained_ones(study_runs):
+    extra = NLL + "  - {name: eval_untrained, nll: {}, weights: untrained}\n"
+    (run,) = load_runs(study_runs(extra, lambda run: {}))
+    assert [one.name for one in run.measured("nll")] == ["eval"]
+    assert [one.name for one in run.measured("nll", trained=False)] == ["eval_untrained"]
+
+
+def test_unfinished_runs_are_counted(study_runs):
+    runs = load_runs(study_runs("replicates: 3\n", lambda run: {"state": ["done", "failed", "queued"][run.replicate]}))
+    assert count_states(runs) == "3 runs, of them 1 queued, 1 failed"
+    assert count_states(runs[:1]) == "1 run, all done"
+
+
+@pytest.mark.parametrize("damage", ["header", "environment"])
+def test_a_run_whose_records_cannot_be_read_is_kept_as_failed(study_runs, damage):
+    folder = study_runs(NLL, lambda run: {})
+    (run,) = load_runs(folder)
+    path = run.folder / ("journal-0001.jsonl" if damage == "header" else "environment.json")
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    (run,) = load_runs(folder)
+    assert run.state == "failed"
+    assert "cannot be read" in run.status.reason
+    assert run.measurements == ()
+
+
+def test_a_torn_line_is_named_beside_the_run(study_runs):
+    folder = study_runs("", lambda run: {})
+    (run,) = load_runs(folder)
+    with (run.folder / "journal-0001.jsonl").open("ab") as file:
+        file.write(b"0000")
+    (run,) = load_runs(folder)
+    assert run.problems == ("journal-0001.jsonl: torn last line dropped (4 bytes)",)
+
+
+def test_a_folder_that_is_missing_has_no_runs(tmp_path):
+    assert load_runs(tmp_path / "absent") == []
+    assert study_names(tmp_path / "absent") == []

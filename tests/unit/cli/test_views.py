@@ -1,0 +1,206 @@
+"""What is shown: the same words on a terminal and elsewhere, and no file can draw on the screen."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+from harness import text
+from harness.cli import plan_view, status_view, tables, timeline
+from harness.launch import planning
+from harness.records.directory import RunDirectory
+from harness.records.status import Status
+from harness.study.expand import load_study
+
+
+def a_standing(**facts) -> status_view.StatusRow:
+    known = {
+        "run_key": "a" * 16,
+        "studies": ("tiny",),
+        "arm": "cosine",
+        "replicate": 1,
+        "state": "running",
+        "step": 50,
+        "num_steps": 200,
+        "steps_per_second": 2.5,
+        "eta_seconds": 60.0,
+        "loss": 0.25,
+        "nll_bpd": None,
+        "reason": "",
+        "run_dir": "runs/a",
+    }
+    return status_view.StatusRow(**(known | facts))
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def test_a_plain_table_is_aligned_and_has_no_trailing_spaces():
+    table = tables.Table(("run", "state"), [("abc", "done"), ("a", "new")])
+    assert table.plain() == "run  state\nabc  done\na    new"
+
+
+def test_a_table_without_rows_is_its_header():
+    assert tables.Table(("run", "state"), []).plain() == "run  state"
+
+
+def test_no_name_can_move_the_cursor_or_forge_a_line():
+    assert text.printable("a\x1b[2J\nb\u202ec") == "a [2J b c"
+    assert tables.Table(("arm",), [("x\r\ny",)]).plain() == "arm\nx  y"
+
+
+def test_the_terminal_gets_the_same_words_and_reads_no_markup():
+    from rich.console import Console
+
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80)
+    screen.print(tables.Table(("arm", "state"), [("[red]x[/red]", "failed")]).rich())
+    drawn = screen.file.getvalue()
+    assert "[red]x[/red]" in drawn
+    assert "\x1b[31mfailed" in drawn
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**30, "5.0 GiB"), (2**41, "2.0 TiB")]
+)
+def test_sizes_are_in_binary_units(num_bytes, said):
+    assert text.size(num_bytes) == said
+
+
+def test_states_are_counted_in_the_order_in_which_they_follow():
+    assert tables.state_counts(["done", "new", "failed", "done"]) == "1 new, 1 failed, 2 done"
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+
+def test_a_plan_adds_up_what_is_known_and_says_what_is_not(tmp_path, tiny_study, capsys):
+    tiny_study("arms: {small: {}, wide: {model.channels: 16}}\nreplicates: 2\nbudget_gpu_hours: 40\n")
+    study = load_study(tmp_path / "tiny.yaml", sets=["resources.device=auto"])
+    folder = tmp_path / "runs" / ".throughput"
+    folder.mkdir(parents=True)
+    measured = {"seconds_per_step": 100.0, "device": "cuda", "threads": 1, "checkpoint_bytes": 2**20}
+    (folder / f"{study.runs[0].spec.cost_key}.json").write_text(json.dumps(measured))
+    plan_view.show_plan(planning.plan(study, tmp_path / "runs"))
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[2:5] == [
+        "arm    runs  state  training left  device hours  checkpoints",
+        "small  2     2 new  40 min         0.667         4.0 MiB",
+        "wide   2     2 new  ?              ?             ?",
+    ]
+    assert shown[-3:] == [
+        "training left: 0.667 GPU hours on cuda, an unknown time for 2 runs (nothing alike has been measured yet), "
+        "without evaluations; budget: 40 GPU hours",
+        "checkpoints will take: 4.0 MiB + ?",
+        f"what is unknown: `harness calibrate {tmp_path / 'tiny.yaml'}` measures it",
+    ]
+
+
+def test_what_differs_is_spelt_briefly():
+    overrides = {"objective": {"name": "hybrid", "lambda_vlb": 0.001}, "model.channel_mult": [1, 2], "data": "digits"}
+    assert plan_view._overrides(overrides) == "objective=hybrid(lambda_vlb=0.001) model.channel_mult=[1,2] data=digits"
+    assert plan_view._overrides({}) == "-"
+
+
+# -------------------------------------------------------------------------------------------------------------- status
+
+
+def test_speed_and_time_left_are_shown_of_running_runs_alone():
+    headers = dict(zip(status_view.STATUS_HEADERS, a_standing().row(), strict=True))
+    assert (headers["it/s"], headers["ETA"], headers["step"]) == ("2.5", "60 s", "50/200")
+    stopped = dict(zip(status_view.STATUS_HEADERS, a_standing(state="failed", reason="boom").row(), strict=True))
+    assert (stopped["it/s"], stopped["ETA"], stopped["why"]) == ("-", "-", "boom")
+
+
+def test_images_per_second_become_steps_per_second(tiny_run):
+    directory = RunDirectory(tiny_run())
+    with directory.lock():
+        directory.set_status(Status("running", 6, 12, 1, images_per_second=40.0))
+        [found] = status_view.status_rows([directory])
+    assert found.steps_per_second == 40.0 / 16
+    assert (found.arm, found.replicate, found.num_steps, found.studies) == ("base", 0, 12, ("tiny",))
+
+
+def test_the_newest_likelihood_is_found_behind_long_curves(tiny_run):
+    directory = RunDirectory(tiny_run())
+    for value in (4.0, 3.0):
+        with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+            journal.metrics(6, {"eval/nll_bpd": value + 0.5})
+            journal.metrics(12, {"perf/steps_per_second": 1.0, "eval/nll_bpd": value, "eval/L_T_bpd": 0.1})
+            for t in range(300):
+                journal.metrics(t, {"eval/L_t_bpd": 0.5}, at=12)
+    assert status_view.last_nll(directory.path) == 3.0
+
+
+def test_a_torn_line_has_no_likelihood(tiny_run):
+    directory = RunDirectory(tiny_run())
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        journal.metrics(12, {"eval/nll_bpd": 3.0})
+    path = directory.path / "journal-0001.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert status_view.last_nll(directory.path) is None
+
+
+def test_without_a_terminal_a_line_is_said_when_a_state_changes(capsys):
+    seen = [
+        [a_standing(state="new", step=0)],
+        [a_standing()],
+        [a_standing(step=60)],
+        [a_standing(state="done", step=200, nll_bpd=3.5)],
+    ]
+    with status_view.Follower(lambda: seen.pop(0)) as follower:
+        for _ in range(3):
+            follower.tick()
+    lines = [line[9:] for line in capsys.readouterr().out.splitlines()]  # less the time of day
+    assert lines == [
+        f"{'a' * 16} cosine r1: new -> running; step 50/200, 60 s left, loss 0.2500",
+        f"{'a' * 16} cosine r1: running -> done; step 200/200, loss 0.2500, nll 3.5000 bits/dim",
+    ]
+
+
+def test_without_a_terminal_running_runs_are_mentioned_now_and_then(capsys):
+    with status_view.Follower(lambda: [a_standing()]) as follower:
+        follower.tick()
+        assert capsys.readouterr().out == ""
+        follower._last_news -= status_view.NEWS_EVERY_SECONDS
+        follower.tick()
+    assert "cosine r1: running; step 50/200, 60 s left" in capsys.readouterr().out
+
+
+def test_on_a_terminal_a_table_is_redrawn_with_those_at_work_first(monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("LINES", "10")
+    monkeypatch.setenv("TERM", "xterm")
+    done = [a_standing(run_key=f"{number:016x}", state="done") for number in range(50)]
+    with status_view.Follower(lambda: [*done, a_standing(run_key="f" * 16)]) as follower:
+        follower.tick()
+    drawn = screen.getvalue()
+    assert "f" * 16 in drawn
+    assert "51 runs: 1 running, 50 done" in drawn
+    assert f"{49:016x}" not in drawn  # there is no room for it
+
+
+# ----------------------------------------------------------------------------------------------------------------- why
+
+
+def test_a_chain_of_events_keeps_the_last_of_many_checkpoints_and_hides_tracebacks(tiny_run):
+    directory = RunDirectory(tiny_run())
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        for step in (2, 4, 6):
+            journal.event("checkpoint", step=step)
+        journal.event("failed", reason="boom", traceback="Traceback ...")
+    with directory.lock(), directory.open_journal(resumed_from_step=4):
+        pass
+    lines = [line.split("  ", 1)[1] for line in timeline.chain(directory)]
+    assert lines[0].startswith("started on ")
+    assert lines[1:3] == ["checkpoint  step=6  (made again later)", "failed  reason=boom"]
+    assert lines[3].startswith("resumed at step 4 on ")
+    assert "(attempt 2, process " in lines[3]

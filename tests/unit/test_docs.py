@@ -1,0 +1,81 @@
+"""What the pages say is true: their examples load, and the files that they name exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from harness.spec import evaluation, run
+from harness.study.expand import STUDY_PARTS, load_study
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "howto" / "write_a_study.md"
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+NUM_RUNS = {"cosine-or-linear": 6, "smaller-lr": 6, "widths": 15, "which-sigma": 6, "on-a-gpu": 6}
+
+
+def name_of(example):
+    return re.search(r"^study: (.*)$", example, re.MULTILINE).group(1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for example in EXAMPLES:
+        (tmp_path / f"{name_of(example)}.yaml").write_text(example)
+    return tmp_path
+
+
+def test_the_page_has_these_examples():
+    assert [name_of(example) for example in EXAMPLES] == list(NUM_RUNS)
+
+
+@pytest.mark.parametrize("name", NUM_RUNS)
+def test_an_example_of_a_study_loads_with_its_number_of_runs_and_no_warning(folder, name):
+    study = load_study(folder / f"{name}.yaml")
+    assert len(study.runs) == NUM_RUNS[name]
+    assert study.warnings() == []
+
+
+def test_an_example_on_another_machine_has_the_same_keys(folder):
+    here, there = (load_study(folder / f"{name}.yaml").runs for name in ("cosine-or-linear", "on-a-gpu"))
+    assert [run.run_key for run in here] == [run.run_key for run in there]
+
+
+@pytest.mark.parametrize("text", re.findall(r"`--set ([^`]*=[^`]*)`", PAGE.read_text().replace("path=value", "")))
+def test_an_example_of_set_works(folder, text):
+    assert load_study(folder / "cosine-or-linear.yaml", sets=["diffusion.schedule=cosine", "arms=null", text]).runs
+
+
+def test_the_page_names_every_field_of_a_study_and_every_field_of_an_evaluation():
+    text = PAGE.read_text()
+    for field in (*STUDY_PARTS, *run.RunSpec.model_fields, *evaluation.Evaluation.model_fields, "resources", "records"):
+        if field not in ("seed", "batch_size"):
+            assert re.search(rf"\b{field}\b", text), field
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/**/*.md")), ids=lambda page: page.stem)
+def test_the_files_that_a_page_names_exist(page):
+    for path in re.findall(r"`((?:harness|tests|experiments|docs|slurm|analysis)/[\w./]*)`", page.read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_readmes_study_loads(tmp_path):
+    example, _ = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "study.yaml").write_text(example.replace("extends: ", f"extends: {ROOT}/"))
+    study = load_study(tmp_path / "study.yaml")
+    assert len(study.runs) == 12
+    assert study.warnings() == []
+
+
+def test_the_readmes_search_loads(tmp_path):
+    from harness.search.loading import load_search
+
+    _, example = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "search.yaml").write_text(example.replace("extends: ", f"extends: {ROOT}/"))
+    assert load_search(tmp_path / "search.yaml").settings.trials == 20
+
+
+def test_the_example_of_a_cluster_is_a_profile():
+    from harness.slurm.profile import load_profile
+
+    assert load_profile(ROOT / "slurm/clusters/example.yaml").partition == "gpu"
