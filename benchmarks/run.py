@@ -53,8 +53,8 @@ def command_line(folder: Path) -> None:
 def records(folder: Path) -> None:
     """The journal, beside a training step of the laptop's network."""
     import torch
-    from harness.trainer import Streams
 
+    from harness.randomness import Streams
     from harness.records.directory import RunDirectory
     from harness.registry import make_dataset, make_method, make_timestep_sampler
     from harness.spec.resources import Resources

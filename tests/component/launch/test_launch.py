@@ -232,7 +232,7 @@ def test_a_run_that_another_submission_works_on_is_left_alone(tmp_path, tiny_run
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from harness.records import RunDirectory\n"
+            "import sys; from pathlib import Path; from harness.records.directory import RunDirectory\n"
             "with RunDirectory(Path(sys.argv[1])).lock(): print('held', flush=True); sys.stdin.read()",
             str(run),
         ],
@@ -260,7 +260,7 @@ def test_the_visible_gpus_are_those_that_the_environment_names(monkeypatch):
 def test_processes_that_start_get_their_threads_and_the_environment_is_put_back(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    with processes._environment(processes.thread_environment(3)):
+    with processes.process_environment(processes.thread_environment(3)):
         assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "3"
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS" not in os.environ

@@ -39,7 +39,8 @@ def attempt(run, resumed_from_step, steps, checkpoints=(), value=lambda step: st
 def start_writer(run, code="time.sleep(60)"):
     """Start a process that holds the run directory, and return it once it does."""
     script = (
-        "import sys, time; from pathlib import Path; from harness.records import RunDirectory, Status\n"
+        "import sys, time; from pathlib import Path; from harness.records.directory import RunDirectory\n"
+        "from harness.records.status import Status\n"
         "run = RunDirectory(Path(sys.argv[1]))\n"
         "with run.lock() as lock:\n"
         "    run.set_status(Status('running', step=3))\n"
@@ -245,7 +246,7 @@ class TestOneWriter:
         script = """
 import os, random, sys, time
 from pathlib import Path
-from harness.records import FolderLock
+from harness.records.lock import FolderLock
 from harness.errors import RecordError
 folder, number = Path(sys.argv[1]), int(sys.argv[2])
 rng, taken = random.Random(number), 0

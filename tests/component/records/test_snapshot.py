@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from harness import PACKAGE_ROOT
 from harness.errors import LaunchError
 from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.records.snapshot import MANIFEST
 
-ROOT = Path(snapshot.__file__).parents[3]
+ROOT = PACKAGE_ROOT
 
 
 def git(folder, *arguments):
@@ -267,7 +268,7 @@ def test_the_variables_of_a_git_hook_do_not_mislead(tree, store, tmp_path, monke
 
 def test_a_second_take_copies_nothing_and_takes_no_time(store):
     first = snapshot.take(store)
-    assert (first.path / "harness" / "snapshot.py").read_bytes() == Path(snapshot.__file__).read_bytes()
+    assert (first.path / "harness" / "records" / "snapshot.py").read_bytes() == Path(snapshot.__file__).read_bytes()
     inodes = {path: path.stat().st_ino for path in first.path.rglob("*")}
     seconds = []
     for _ in range(5):
@@ -303,7 +304,7 @@ def test_a_manifest_that_was_adjusted_to_the_tampering_is_found(tree, store):
 TAKE = """
     import sys
     from pathlib import Path
-    from harness import snapshot
+    from harness.records import snapshot
     print(snapshot.take(Path(sys.argv[1]), Path(sys.argv[2])).id)
 """
 
@@ -326,7 +327,7 @@ def test_processes_that_take_at_once_end_with_one_whole_folder(tree, store):
 WHILE_COPYING = """
     import os, signal, sys
     from pathlib import Path
-    from harness import snapshot
+    from harness.records import snapshot
     store, tree = map(Path, sys.argv[1:])
     opened = []
     def hook(event, arguments):
@@ -474,12 +475,12 @@ def test_current_tells_which_harness_was_imported_whatever_the_environment_says(
     shutil.rmtree(tree / "harness")
     shutil.copytree(ROOT / "harness", tree / "harness", ignore=shutil.ignore_patterns("__pycache__"))
     taken = snapshot.take(store, tree)
-    code = "from harness import snapshot; print(snapshot.current())"
+    code = "from harness.records import snapshot; print(snapshot.current())"
     variables = os.environ | snapshot.environment(taken)
     assert python(code, env=variables, cwd=tree).stdout.strip() == taken.id
     assert python(code, env=variables | {"PYTHONPATH": str(tree)}).stdout.strip() == "None"
     # A job that submits jobs freezes the snapshot that it runs on.
-    again = "from harness import snapshot; print(snapshot.take(snapshot.Path.cwd()).id)"
+    again = "from harness.records import snapshot; print(snapshot.take(snapshot.Path.cwd()).id)"
     assert python(again, env=variables, cwd=store).stdout.strip() == taken.id
 
 

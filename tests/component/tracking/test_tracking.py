@@ -31,7 +31,7 @@ from harness.tracking.sync import params_of, sync_run
 def first_contact(tmp_path_factory):
     """Initialise a store in a process of its own; return the database and what the process printed."""
     path = tmp_path_factory.mktemp("store") / "new" / "mlflow.db"
-    code = f"from harness.tracking import initialise_store; print(initialise_store('sqlite:///{path}'))"
+    code = f"from harness.tracking.store import initialise_store; print(initialise_store('sqlite:///{path}'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     return path, done.stdout, done.stderr
 
@@ -415,8 +415,9 @@ class TestBackground:
     @pytest.mark.slow
     def test_a_sigkill_of_the_training_still_leaves_a_killed_run_in_mlflow(self, run, store):
         script = (
-            "import sys, time; from pathlib import Path; from harness.records import RunDirectory, Status\n"
-            "from harness.tracking import BackgroundSync\n"
+            "import sys, time; from pathlib import Path; from harness.records.directory import RunDirectory\n"
+            "from harness.records.status import Status\n"
+            "from harness.tracking.daemon import BackgroundSync\n"
             "run = RunDirectory(Path(sys.argv[1]))\n"
             "with run.lock(), run.open_journal(resumed_from_step=0) as journal:\n"
             "    run.set_status(Status('running', step=1, num_steps=20))\n"

@@ -155,7 +155,7 @@ class TestFullDisk:
 
 def test_a_process_killed_while_it_appends_tears_at_most_its_last_line(run):
     script = (
-        "import sys; from pathlib import Path; from harness.records import RunDirectory\n"
+        "import sys; from pathlib import Path; from harness.records.directory import RunDirectory\n"
         "run = RunDirectory(Path(sys.argv[1]))\n"
         "with run.lock():\n"
         "    journal = run.open_journal(resumed_from_step=0)\n"

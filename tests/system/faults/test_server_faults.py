@@ -230,8 +230,9 @@ def test_sixteen_processes_may_meet_one_cold_store(tmp_path, capsys):
 import os, sys
 from pathlib import Path
 import mlflow.store.tracking.sqlalchemy_store
-from harness.records import RunDirectory
-from harness.tracking import initialise_store, sync_run
+from harness.records.directory import RunDirectory
+from harness.tracking.store import initialise_store
+from harness.tracking.sync import sync_run
 uri, *paths = sys.argv[1:]
 for path in paths:
     if os.fork() == 0:
