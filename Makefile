@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup  ## Run a real ablation on digits, from YAML to figures/index.html (about 10 minutes)
 	$(BIN)/harness submit $(STUDY) --cluster local --jobs $(JOBS)
-	$(BIN)/python -m analysis.report
+	$(BIN)/python -m harness.analysis.report
 	@echo "Look at figures/index.html, and compare the runs with: make ui"
 
 test: setup  ## Run all tests
@@ -41,7 +41,7 @@ check: setup  ## Format, lint, types and the fast tests: about a minute
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not slurm and not gpu"
 
 figures: setup  ## Draw every figure again from the records in runs/
-	$(BIN)/python -m analysis.report
+	$(BIN)/python -m harness.analysis.report
 
 ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
 	$(BIN)/harness sync

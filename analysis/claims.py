@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.intervals import t_interval
-from analysis.runs import RunRecord
+from harness.analysis.intervals import t_interval
+from harness.analysis.runs import RunRecord
 from harness.spec.base import canonical_json
 
 if TYPE_CHECKING:

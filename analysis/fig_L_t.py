@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.runs import RunRecord, arm_index
+from harness.analysis import style
+from harness.analysis.runs import RunRecord, arm_index
 
 TITLE = "Terms of the variational bound"
 NEEDS = "an evaluation with nll"

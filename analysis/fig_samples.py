@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.runs import RunRecord, arm_index, by_arm
+from harness.analysis import style
+from harness.analysis.runs import RunRecord, arm_index, by_arm
 from harness.data.facts import DATASET_FACTS
 
 TITLE = "Samples"

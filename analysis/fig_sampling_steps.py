@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import style
-from analysis.intervals import say_bands, summarise_by
-from analysis.runs import RunRecord, arm_index
+from harness.analysis import style
+from harness.analysis.intervals import say_bands, summarise_by
+from harness.analysis.runs import RunRecord, arm_index
 
 TITLE = "FID against sampling steps"
 NEEDS = "an evaluation with sweep"

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.intervals import say_bands, summarise
-from analysis.runs import RunRecord
-from analysis.scaling import PowerLaw, bootstrap, fit_power_law
+from harness.analysis import style
+from harness.analysis.intervals import say_bands, summarise
+from harness.analysis.runs import RunRecord
+from harness.analysis.scaling import PowerLaw, bootstrap, fit_power_law
 from harness.spec.base import canonical_json
 
 TITLE = "Scaling with training compute"

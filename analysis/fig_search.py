@@ -19,8 +19,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis import style
-from analysis.runs import RunRecord, load_runs
+from harness.analysis import style
+from harness.analysis.runs import RunRecord, load_runs
 
 MAP = "viridis"  # dark is good, light is bad, in grey too
 GREY = "#9a9a9a"
@@ -51,7 +51,7 @@ def draw_all(runs_folder: Path, study: str, out: Path) -> list[Path]:
     for name, picture in FIGURES.items() if runs else ():
         frame = picture.data(runs)
         if not frame.empty:
-            about = style.Provenance(picture.TITLE, study, keys, versions, f"python -m analysis.report {study}")
+            about = style.Provenance(picture.TITLE, study, keys, versions, f"harness figures {study}")
             style.save(picture.draw(frame), frame, out / name, about)
             paths.append(out / f"{name}.png")
     return paths

@@ -1,4 +1,4 @@
-"""Draw every figure again from the records and gather them on one page: `python -m analysis.report [STUDY ...]`.
+"""Draw every figure again from the records and gather them on one page: `harness figures [STUDY...]`.
 
     figures/index.html                       everything, with the runs that it came from
     figures/schedules/<name>.{png,pdf,csv}   what needs no runs
@@ -19,7 +19,8 @@ from types import ModuleType
 
 import pandas as pd
 
-from analysis import (
+from harness import __version__
+from harness.analysis import (
     claims,
     fig_alpha_bar,
     fig_beta_ratio,
@@ -33,8 +34,7 @@ from analysis import (
     style,
     tab_results,
 )
-from analysis.runs import RunRecord, by_arm, count_states, load_runs, study_names
-from harness import __version__
+from harness.analysis.runs import RunRecord, by_arm, count_states, load_runs, study_names
 from harness.errors import HarnessError, RecordError
 
 WITHOUT_RUNS: dict[str, ModuleType] = {
@@ -134,7 +134,7 @@ def _figure(
     frame = module.data(runs)
     if frame.empty:
         return None, frame
-    command = f"python -m analysis.report{f' {folder}' if runs else ''}"
+    command = f"harness figures{f' {folder}' if runs else ''}"
     versions = tuple(sorted({run.code_version for run in runs}))
     keys = tuple(run.run_key for run in runs)
     provenance = style.Provenance(module.TITLE, folder, keys, versions, command)
@@ -309,7 +309,9 @@ footer {{ margin-top: 3rem; color: var(--soft); font-size: .85rem }}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code: 0, or 2 after a mistake of the user's."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=(__doc__ or "").split(":")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.analysis.report", description=(__doc__ or "").split(":")[0]
+    )
     parser.add_argument("studies", nargs="*", metavar="STUDY", help="names of studies; all that have runs by default")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run directories (runs)")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (figures)")

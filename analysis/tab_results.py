@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import spell, summarise
-from analysis.runs import Measurement, RunRecord, arm_index, by_arm
+from harness.analysis.intervals import spell, summarise
+from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
 
 TITLE = "Results"
 NEEDS = "an evaluation with nll or fidelity"

@@ -5,4 +5,4 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
-"""The folder of the packages `harness` and `analysis`: PYTHONPATH names it for the processes that we start."""
+"""The folder of the package `harness`: PYTHONPATH names it for the processes that we start."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -202,15 +201,13 @@ def _show_best(search: Search, runs_folder: Path) -> None:
 
 
 def _draw(search: Search, runs_folder: Path) -> None:
-    """Draw the figures where analysis/ is at hand; MLflow then shows them with the search."""
+    """Draw the figures of a search; MLflow then shows them with it."""
+    from harness.analysis.fig_search import draw_all
     from harness.search.importances import write_importances
 
     folder = search.folder(runs_folder)
     write_importances(search, folder)
-    with contextlib.suppress(ImportError):
-        from analysis.fig_search import draw_all
-
-        draw_all(runs_folder, search.name, folder / "figures")
+    draw_all(runs_folder, search.name, folder / "figures")
 
 
 def _plain(text: str) -> str:

@@ -225,7 +225,14 @@ def _paths(root: Path) -> list[str]:
     if snapshot := find(root.parent, root.name):
         return list(snapshot.manifest["files"])
     listed = _listed_by_git(root) if _in_git(root) else []
-    return listed if "harness/__init__.py" in listed else _walk(root / "harness", root)
+    return listed if "harness/__init__.py" in listed else _package(root)
+
+
+def _package(root: Path) -> list[str]:
+    """List the files of the package, and those of the folders of the tree that it links to: harness/analysis is one."""
+    paths = _walk(root / "harness", root)
+    linked = {(root / path).resolve() for path in paths if (root / path).is_symlink() and (root / path).is_dir()}
+    return [*paths, *(path for folder in linked if root in folder.parents for path in _walk(folder, root))]
 
 
 def _listed_by_git(root: Path) -> list[str]:

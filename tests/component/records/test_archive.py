@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from analysis import fig_L_t, fig_learning_curves, tab_results
-from analysis.runs import load_runs
+from harness.analysis import fig_L_t, fig_learning_curves, tab_results
+from harness.analysis.runs import load_runs
 from harness.cli import cli
 from harness.cli.common import all_runs
 from harness.errors import RecordError

@@ -1,8 +1,8 @@
 import pytest
 
-from analysis import claims
-from analysis.claims import Contrast
-from analysis.runs import load_runs
+from harness.analysis import claims
+from harness.analysis.claims import Contrast
+from harness.analysis.runs import load_runs
 
 GRID = """
 grid:

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from analysis import fig_search
-from analysis.report import report
-from analysis.runs import load_runs
+from harness.analysis import fig_search
+from harness.analysis.report import report
+from harness.analysis.runs import load_runs
 
 SPACE = [
     {"path": "objective.lambda_vlb", "kind": "float", "low": 1e-5, "high": 1e-1, "log": True, "step": None},

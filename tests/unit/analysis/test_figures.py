@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from analysis import (
+from harness.analysis import (
     fig_alpha_bar,
     fig_beta_ratio,
     fig_forward_noising,
@@ -13,7 +13,7 @@ from analysis import (
     fig_sampling_steps,
     style,
 )
-from analysis.runs import load_runs
+from harness.analysis.runs import load_runs
 
 ARMS = "grid: {diffusion.schedule: [linear, cosine]}\nreplicates: 2\n"
 
@@ -148,10 +148,17 @@ class TestStyle:
     def test_figures_say_in_their_metadata_which_runs_they_were_made_from(self, tmp_path):
         from PIL import Image
 
-        about = style.Provenance("Title", "small", ("b" * 16, "a" * 16), ("0.1.0",), "python -m analysis.report small")
+        about = style.Provenance("Title", "small", ("b" * 16, "a" * 16), ("0.1.0",), "harness figures small")
         style.save(fig_alpha_bar.draw(fig_alpha_bar.data()), pd.DataFrame(), tmp_path / "x", about)
         said = Image.open(tmp_path / "x.png").text["Description"]
-        for part in ("study small", "2 runs", about.runs_digest, "a" * 16, "code 0.1.0", "python -m analysis.report"):
+        for part in (
+            "study small",
+            "2 runs",
+            about.runs_digest,
+            "a" * 16,
+            "code 0.1.0",
+            "harness figures",
+        ):
             assert part in said
         pdf = (tmp_path / "x.pdf").read_bytes()
         assert about.runs_digest.encode() in pdf

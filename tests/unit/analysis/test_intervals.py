@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from analysis.intervals import say_bands, spell, summarise, summarise_by, t_interval
+from harness.analysis.intervals import say_bands, spell, summarise, summarise_by, t_interval
 
 
 def test_the_t_interval_is_the_textbooks():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import OF_A_STUDY, WITHOUT_RUNS, main, report
+from harness.analysis.report import OF_A_STUDY, WITHOUT_RUNS, main, report
 
 pytestmark = pytest.mark.slow  # each draws all the figures of a study
 
@@ -84,7 +84,7 @@ def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
 @pytest.mark.slow
 def test_another_process_draws_the_same_bytes_without_torch_mlflow_or_pyplot(some_runs, drawn, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from analysis.report import report\n"
+        "import sys; from pathlib import Path; from harness.analysis.report import report\n"
         "report(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "print(*({'torch', 'mlflow', 'optuna', 'submitit', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
@@ -123,7 +123,7 @@ def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path, c
 
 @pytest.mark.slow
 def test_a_study_that_was_really_trained_and_measured_gives_every_figure(tiny_study, tmp_path):
-    from analysis.runs import load_runs
+    from harness.analysis.runs import load_runs
     from harness.job.job import work
     from harness.records.directory import RunDirectory
     from harness.spec.base import SCHEMA_VERSION

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from analysis.runs import arm_index, by_arm, count_states, load_runs, study_names
+from harness.analysis.runs import arm_index, by_arm, count_states, load_runs, study_names
 from harness.records.directory import RunDirectory
 
 NLL = "evaluate:\n  - {name: eval, nll: {}}\n"

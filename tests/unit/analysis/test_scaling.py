@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from analysis import fig_scaling
-from analysis.runs import load_runs
-from analysis.scaling import PowerLaw, bootstrap, fit_power_law
+from harness.analysis import fig_scaling
+from harness.analysis.runs import load_runs
+from harness.analysis.scaling import PowerLaw, bootstrap, fit_power_law
 
 IDDPM_FID = PowerLaw(4.00, 2.5e-25, 0.22, 0)  # figure 10
 IDDPM_NLL = PowerLaw(3.40, 3.0e-15, 0.17, 0)

@@ -1,5 +1,5 @@
-from analysis import tab_results
-from analysis.runs import load_runs
+from harness.analysis import tab_results
+from harness.analysis.runs import load_runs
 
 EVALUATE = """
 grid: {diffusion.schedule: [linear, cosine]}
