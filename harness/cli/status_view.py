@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,6 @@ def status_table(found: Sequence[StatusRow]) -> Table:
     slurm = any(one.job for one in found)
     headers = [*STATUS_HEADERS[:-1], *(("job", "node") if slurm else ()), STATUS_HEADERS[-1]]
     return Table(headers, [one.row(slurm=slurm) for one in found])
-
-
-def status_json(found: Sequence[StatusRow]) -> str:
-    return json.dumps([asdict(one) for one in found], indent=1)
 
 
 class Follower:

@@ -81,7 +81,7 @@ def sample_run(
     try:
         space_timesteps(spec.diffusion.num_timesteps, section_counts(sampler, num_steps))
     except ValueError as error:
-        raise SpecError(f"--steps {num_steps}: {error}") from None
+        raise SpecError(f"--num-steps {num_steps}: {error}") from None
     small = _small_images(spec, low_res)
     num_samples = num_samples if small is None else min(num_samples, len(small))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

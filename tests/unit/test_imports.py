@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "randomness": set(),
     "progress": set(),
     "text": set(),
+    "messages": set(),
     # leaves: plain values, never the spec
     "diffusion": {"errors"},
     "models": {"errors"},

@@ -136,7 +136,7 @@ def test_checkpoints_go_along_where_asked_and_the_best_is_among_the_newest(runs,
     assert set(best["scores"]) >= {"8", "12"}
     (folder / "scores.json").write_text(json.dumps(best | {"scores": {"8": 1.0, "12": 2.0}}))
     import_study(export(runs, checkpoints="newest"), there)
-    assert invoke("export-checkpoint", key, there / "x.pt", "--step", "best", "--runs", there).exit_code == 0
+    assert invoke("export-checkpoint", key, there / "x.pt", "--checkpoint", "best", "--runs", there).exit_code == 0
     assert contents(there / key / "checkpoints") == {
         name: data for name, data in contents(folder).items() if not name.startswith("step-00000004")
     }
