@@ -6,5 +6,4 @@ from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 for requirement in project["dependencies"]:
-    name, lowest = re.match(r"([\w.-]+)>=([\w.]+)", requirement).groups()
-    print(f"{name}=={lowest}")
+    print(re.sub(r"^([\w.-]+)>=([\w.]+).*", r"\1==\2", requirement))

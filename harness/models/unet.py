@@ -333,7 +333,9 @@ class SuperResUNet(UNet):
     def __init__(self, in_channels: int, *args, **kwargs):
         super().__init__(2 * in_channels, *args, **kwargs)
 
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, *, low_res: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, *, low_res: Tensor | None = None
+    ) -> Tensor:
         """Run the network.
 
         Args:
