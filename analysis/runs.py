@@ -16,7 +16,7 @@ import numpy as np
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
 from harness.records.status import STATES, Status
-from harness.spec.base import choices
+from harness.spec.parts import choices
 from harness.spec.evaluation import extractor_name
 from harness.spec.run import Objective, Schedule
 

@@ -150,7 +150,7 @@ def sample(
 ) -> None:
     """Draw images from a run's checkpoint; the spec inside it says all else."""
     from harness.progress import Progress
-    from harness.spec.base import choices
+    from harness.spec.parts import choices
     from harness.spec.evaluation import Sampler
     from harness.text import did_you_mean
 
