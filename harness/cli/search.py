@@ -61,14 +61,16 @@ def search(
     else:
         workers = LocalWorkers(runs_folder, jobs, found.settings.parallel * found.settings.replicates)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    coordinator = Coordinator(found, runs_folder, workers, sync=not no_sync, say=lambda line: click.echo(_plain(line)))
+    coordinator = Coordinator(
+        found, runs_folder, workers, sync=not no_sync, on_message=lambda line: click.echo(_plain(line))
+    )
     try:
         finished = coordinator.run()
     except KeyboardInterrupt:
         click.echo(f"stopped; it goes on where it was: harness search {file}{same_runs(runs_folder)}")
         sys.exit(INTERRUPTED_EXIT_CODE)
     _draw(found, runs_folder)
-    coordinator.carry()
+    coordinator.sync_search()
     _show_status(found, runs_folder)
     sys.exit(0 if finished else 1)
 
@@ -81,9 +83,9 @@ def show_plan(file: Path, sets: Sequence[str], runs_folder: Path, *, as_json: bo
     from harness.cli import tables
     from harness.launch import planning
     from harness.progress import duration
-    from harness.search.coordinator import brief
     from harness.search.loading import load_search
     from harness.search.optuna_backend import first_suggestions
+    from harness.search.space import format_value
 
     found = load_search(file, sets=sets, inception=has_inception())
     settings = found.settings
@@ -95,7 +97,7 @@ def show_plan(file: Path, sets: Sequence[str], runs_folder: Path, *, as_json: bo
         click.echo(json.dumps({"search": found.name, **found.definition(), "suggestions": suggestions}))
         return
     click.echo(f"search {found.name}: {text.count(settings.trials, 'trial')}, {settings.parallel} at a time\n")
-    tables.Table(("parameter", "space"), [(one.path, one.spell()) for one in found.space]).show()
+    tables.Table(("parameter", "space"), [(one.path, one.describe()) for one in found.space]).show()
     click.echo()
     rows = []
     for metric in found.metrics:
@@ -118,7 +120,7 @@ def show_plan(file: Path, sets: Sequence[str], runs_folder: Path, *, as_json: bo
         [
             (
                 study.runs[0].arm,
-                *(brief(point[path]) if path in point else "-" for path in paths),
+                *(format_value(point[path]) if path in point else "-" for path in paths),
                 study.runs[0].run_key,
             )
             for point, study in zip(points, trials, strict=True)
@@ -131,21 +133,21 @@ def show_plan(file: Path, sets: Sequence[str], runs_folder: Path, *, as_json: bo
 def _show_status(search: Search, runs_folder: Path) -> None:
     from harness.cli import tables
     from harness.progress import duration
-    from harness.search.coordinator import brief
-    from harness.search.trials import FINISHED, eta_seconds, front, read_trials
+    from harness.search.space import format_value
+    from harness.search.trials import FINISHED, eta_seconds, pareto_front, read_trials
 
     trials = read_trials(search.folder(runs_folder))
     if not trials:
         click.echo(f"search {search.name} has no trials in {runs_folder} yet")
         return
-    best = front(trials, search.metrics)
+    best = pareto_front(trials, search.metrics)
     paths = [one.path for one in search.space]
     rows = []
     for trial in trials:
-        point = [brief(trial.point[path]) if path in trial.point else "-" for path in paths]
+        point = [format_value(trial.point[path]) if path in trial.point else "-" for path in paths]
         values = [_value(trial, metric.name) for metric in search.metrics]
         mark = "*" if trial in best else ""
-        note = trial.reason or ("served" if trial.served and len(trial.served) == len(trial.run_keys) else "")
+        note = trial.reason or ("reused" if trial.reused and len(trial.reused) == len(trial.run_keys) else "")
         rows.append((trial.arm, _progress(trial, runs_folder), *point, *values, mark, note or trial.run_keys[0]))
     headers = ("trial", "state", *paths, *(metric.name for metric in search.metrics), "best", "run")
     tables.Table(headers, rows).show()
@@ -186,9 +188,9 @@ def _progress(trial: TrialRecord, runs_folder: Path) -> str:
 
 
 def _show_best(search: Search, runs_folder: Path) -> None:
-    from harness.search.trials import best_study, front, read_trials
+    from harness.search.trials import best_study, pareto_front, read_trials
 
-    best = front(read_trials(search.folder(runs_folder)), search.metrics)
+    best = pareto_front(read_trials(search.folder(runs_folder)), search.metrics)
     if not best:
         raise LaunchError(
             f"search {search.name} has no complete trial in {runs_folder} yet: harness search {search.path}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.diffusion.respacing import space_timesteps
-from harness.spec.base import SCHEMA_VERSION, SpecModel, digest
+from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.parts import Choice, NamedModel, plugins_of
 from harness.spec.run import RunSpec, UNet
 
@@ -37,7 +37,7 @@ class SamplerModel(NamedModel):
 
 AnySampler = Ancestral | Ddim | DpmSolverPP | SamplerModel
 Sampler = Annotated[
-    AnySampler, Choice("sampler", {"ancestral": Ancestral, "ddim": Ddim, "dpmpp_2m": DpmSolverPP})
+    AnySampler, Choice("sampler", SamplerModel, {"ancestral": Ancestral, "ddim": Ddim, "dpmpp_2m": DpmSolverPP})
 ]
 
 
@@ -119,7 +119,11 @@ class MetricModel(NamedModel):
         return self.outputs or (self.name,)
 
 
-Metric = Annotated[MetricModel, Choice("metric", {})]
+Metric = Annotated[MetricModel, Choice("metric", MetricModel, {})]
+
+
+PARTS = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid", "metrics")
+"""What an evaluation may measure, in the order in which it is measured; each is a field of `Evaluation`."""
 
 
 class Evaluation(SpecModel):
@@ -140,14 +144,8 @@ class Evaluation(SpecModel):
     noise_scale: NoiseScale | None = None
     grid: int | None = Field(None, ge=1, le=1024)  # sampled images in the picture
     every: int | None = Field(None, ge=1)  # also every so many steps of training (likelihood alone)
-    metrics: tuple[Metric, ...] = ()  # of plugins
-    plugins: dict[str, str] | None = None  # files that parts come from, with their sha256; filled in
-
-    @model_serializer(mode="wrap")
-    def _without_absent_younger_fields(self, handler: Any) -> dict[str, Any]:
-        # These fields are younger than run directories are: a protocol that does not use one is written, and hashed,
-        # as before.
-        return {key: value for key, value in handler(self).items() if value or key not in ("metrics", "plugins")}
+    metrics: Annotated[tuple[Metric, ...], YOUNGER] = ()  # of plugins
+    plugins: Annotated[dict[str, str] | None, YOUNGER] = None  # what parts come from, with its sha256; filled in
 
     @model_validator(mode="after")
     def _names_its_plugins(self) -> Evaluation:
@@ -170,8 +168,7 @@ class Evaluation(SpecModel):
     @property
     def parts(self) -> list[str]:
         """Return what it measures."""
-        kinds = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid", "metrics")
-        return [part for part in kinds if getattr(self, part) not in (None, ())]
+        return [part for part in PARTS if getattr(self, part) not in (None, ())]
 
     @property
     def key(self) -> str:

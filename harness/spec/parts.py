@@ -69,11 +69,13 @@ class Choice:
 
     Attributes:
         kind: such as schedule.
+        base: what parameter classes derive from.
         built_in: parameter classes by name.
         default_name: of a mapping that says none.
     """
 
     kind: str
+    base: type[SpecModel]
     built_in: Mapping[str, type[SpecModel]]
     default_name: str | None = None
 

@@ -17,10 +17,10 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.data.facts import DATASET_FACTS, DatasetFacts
-from harness.spec.base import SCHEMA_VERSION, SpecModel, digest
+from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.parts import KINDS, Choice, NamedModel, plugins_of
 
 
@@ -98,6 +98,7 @@ Data = Annotated[
     DataModel,
     Choice(
         "data",
+        DataModel,
         {
             "digits": Digits,
             "mnist": Mnist,
@@ -120,7 +121,7 @@ class Cosine(NamedModel):
     s: float = Field(0.008, ge=0, lt=1)
 
 
-Schedule = Annotated[NamedModel, Choice("schedule", {"linear": Linear, "cosine": Cosine})]
+Schedule = Annotated[NamedModel, Choice("schedule", NamedModel, {"linear": Linear, "cosine": Cosine})]
 
 
 LEARNED = ("learned", "learned_range")
@@ -177,7 +178,7 @@ class MinSnr(ObjectiveModel):
 
 
 Objective = Annotated[
-    ObjectiveModel, Choice("objective", {"simple": Simple, "hybrid": Hybrid, "vlb": Vlb, "min_snr": MinSnr})
+    ObjectiveModel, Choice("objective", ObjectiveModel, {"simple": Simple, "hybrid": Hybrid, "vlb": Vlb, "min_snr": MinSnr})
 ]
 
 
@@ -213,7 +214,7 @@ class LossSecondMoment(NamedModel):
 
 
 TimestepSampler = Annotated[
-    NamedModel, Choice("timestep_sampler", {"uniform": Uniform, "loss_second_moment": LossSecondMoment})
+    NamedModel, Choice("timestep_sampler", NamedModel, {"uniform": Uniform, "loss_second_moment": LossSecondMoment})
 ]
 
 
@@ -256,7 +257,7 @@ class NetworkModel(NamedModel):
     rescale_timesteps: bool = True  # the network sees 1000 t / T
 
 
-Model = Annotated[UNet | MLP | NetworkModel, Choice("model", {"unet": UNet, "mlp": MLP}, default_name="unet")]
+Model = Annotated[UNet | MLP | NetworkModel, Choice("model", NetworkModel, {"unet": UNet, "mlp": MLP}, default_name="unet")]
 
 
 class Optim(SpecModel):
@@ -282,7 +283,7 @@ class RunSpec(SpecModel):
 
     seed: int = Field(0, ge=0, lt=2**31)
     imported_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # weights from a file: trained elsewhere
-    continue_from: str | None = Field(None, pattern="^[0-9a-f]{16}$")  # run_key of a done run that is trained further
+    continue_from: Annotated[str | None, YOUNGER] = Field(None, pattern="^[0-9a-f]{16}$")  # run_key of a done run
     data: Data
     diffusion: Diffusion = Diffusion()
     objective: Objective = Simple()
@@ -290,14 +291,7 @@ class RunSpec(SpecModel):
     model: Model = UNet()
     optim: Optim = Optim()
     train: Train
-    plugins: dict[str, str] | None = None  # files that parts come from, with their sha256; filled in
-
-    @model_serializer(mode="wrap")
-    def _without_absent_younger_fields(self, handler: Any) -> dict[str, Any]:
-        # These fields are younger than run directories are: a spec that does not use one is written, and hashed, as
-        # before.
-        younger = ("continue_from", "plugins")
-        return {key: value for key, value in handler(self).items() if value is not None or key not in younger}
+    plugins: Annotated[dict[str, str] | None, YOUNGER] = None  # what parts come from, with its sha256; filled in
 
     @model_validator(mode="after")
     def _names_its_plugins(self) -> RunSpec:
