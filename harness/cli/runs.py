@@ -170,6 +170,6 @@ def sample(
             weights=weights,
             step=checkpoint_step(directory, step),
             low_res=low_res,
-            told=lambda what, done, total: progress.update(done, total, what),
+            on_progress=lambda what, done, total: progress.update(done, total, what),
         )
     click.echo(path)

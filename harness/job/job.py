@@ -27,8 +27,10 @@ import torch
 from harness import __version__
 from harness.data.base import Dataset
 from harness.errors import CheckpointError, HarnessError, RecordError
-from harness.evaluation.evaluator import EvaluationResult, Evaluator
+from harness.evaluation.context import EvaluationContext
+from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.images import save_png
+from harness.evaluation.result import EvaluationResult
 from harness.evaluation.sampling import load_predict
 from harness.job.environment import BITS_DEPEND_ON, choose_device, code_version, gpu_gauges
 from harness.job.request import Request
@@ -274,11 +276,12 @@ class _Job:
         for evaluation in self.request.evaluations:
             if evaluation.every and step % evaluation.every == 0:
                 predict = training.method.predict(evaluation.weights)
-                evaluator = Evaluator(predict, self.spec, data, evaluation, training.device, self._prefix(evaluation))
-                metrics = evaluator.measure(only_likelihood=True).metrics
+                prefix = self._prefix(evaluation)
+                context = EvaluationContext(predict, self.spec, data, evaluation, training.device, prefix)
+                metrics = evaluate_during_training(context).metrics
                 self.journal.metrics(step, metrics)
                 if evaluation == self.request.scored_by:
-                    score = metrics[f"{evaluator.prefix}/nll_bpd"]
+                    score = metrics[f"{prefix}/nll_bpd"]
         return score
 
     def _evaluate_at_end(self, training: Training, data: Dataset, checkpoints: Checkpoints) -> None:
@@ -298,24 +301,24 @@ class _Job:
             began = time.monotonic()
             with Progress(f"{prefix} {self.directory.key[:8]}", shown=self.shown) as progress:
 
-                def told(what: str, count: int, total: int, progress: Progress = progress) -> None:
+                def on_progress(what: str, count: int, total: int, progress: Progress = progress) -> None:
                     progress.update(count, total, what)
                     self._write_status("running")
                     if self.stop_signal:
                         raise Interrupted
 
-                evaluator = Evaluator(
+                context = EvaluationContext(
                     predict,
                     self.spec,
                     data,
                     evaluation,
                     training.device,
                     prefix,
-                    told,
+                    on_progress,
                     training.method,
                     training.timesteps,
                 )
-                measured = evaluator.measure()
+                measured = evaluate(context)
             if evaluation == self.request.scored_by:
                 checkpoints.record_score(training.step, measured.metrics[f"{prefix}/nll_bpd"])
             measured.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began

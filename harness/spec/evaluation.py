@@ -98,6 +98,10 @@ class NoiseScale(SpecModel):
     num_big: int = Field(16, ge=1)
 
 
+PARTS = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid")
+"""What an evaluation may measure, in the order in which it is measured; each is a field of `Evaluation`."""
+
+
 class Evaluation(SpecModel):
     """A protocol: what is measured on a finished run's weights, and how. `name` is the prefix of its metrics."""
 
@@ -127,8 +131,7 @@ class Evaluation(SpecModel):
     @property
     def parts(self) -> list[str]:
         """Return what it measures."""
-        kinds = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid")
-        return [part for part in kinds if getattr(self, part) is not None]
+        return [part for part in PARTS if getattr(self, part) is not None]
 
     @property
     def key(self) -> str:
