@@ -236,7 +236,7 @@ class Coordinator:
     def _complete(self, trial: _Trial, planned_runs: Sequence[planning.PlannedRun]) -> None:
         for planned in planned_runs:  # those that were done before belong to the search too
             if self.search.name not in planned.directory.studies():
-                planned.directory.add_to_study(self.search.name, planned.run.facts())
+                planned.directory.register(planned.run)
         values_of = {
             metric.name: [self._value(metric, planned.run) for planned in planned_runs]
             for metric in self.search.metrics
