@@ -161,7 +161,7 @@ def checkpoint_step(directory: RunDirectory, checkpoint: str | None) -> int | No
         return int(checkpoint)
     from harness.records.disk import best_step
 
-    step = best_step(directory.path / "checkpoints")
+    step = best_step(directory.checkpoints_folder)
     if step is None:
         raise CheckpointError(f"run {directory.key} has no best checkpoint: its studies name no metric in records.best")
     return step
@@ -201,8 +201,9 @@ def same_runs(runs_folder: Path) -> str:
 
 def all_runs(runs_folder: Path) -> list[RunDirectory]:
     from harness.records.directory import RunDirectory
+    from harness.records.layout import run_paths
 
-    return [RunDirectory(path.parent) for path in sorted(runs_folder.glob("[!.]*/spec.json"))]
+    return [RunDirectory(path) for path in run_paths(runs_folder)]
 
 
 def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
@@ -214,6 +215,7 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
         LaunchError: no run belongs to a study of that name.
     """
     from harness.records.directory import RunDirectory
+    from harness.records.layout import study_names
     from harness.study.expand import is_search
 
     if study is None:
@@ -224,15 +226,15 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
         study = load_search(study, inception=has_inception()).name
     elif is_study_file(study):
         loaded = load(Path(study))
-        present = [runs_folder / run.run_key for run in loaded.runs]
-        directories = [RunDirectory(path) for path in present if (path / "spec.json").exists()]
+        directories = [RunDirectory(runs_folder / run.run_key) for run in loaded.runs]
+        directories = [directory for directory in directories if directory.spec_path.exists()]
         if not directories:
             raise LaunchError(f"study {loaded.name} has no runs in {runs_folder} yet: harness submit {study}")
         return loaded.name, directories
-    directories = [run for run in all_runs(runs_folder) if (run.path / "studies" / f"{study}.json").is_file()]
+    directories = [run for run in all_runs(runs_folder) if run.study_path(study).is_file()]
     directories.sort(key=lambda run: [run.studies()[study].get(key) for key in ("arm", "replicate")])
     if not directories:
-        names = sorted({path.stem for path in runs_folder.glob("[!.]*/studies/[!.]*.json")})
+        names = study_names(runs_folder)
         raise LaunchError(f"no study {study!r} in {runs_folder}; {_choices(names, 'it is empty')}")
     return study, directories
 

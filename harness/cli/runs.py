@@ -91,10 +91,11 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
 
     directory = find_run(run, runs_folder)
     [row] = status_view.status_rows([directory])
-    events = timeline.chain(directory)
-    log, log_lines = claims.log_of(runs_folder, directory.key)
+    events = timeline.timeline(directory)
+    log, job_log = claims.run_log(runs_folder, directory.key), claims.job_log(runs_folder, directory.key)
+    log_lines = log.read_text(errors="replace").splitlines()[-lines:] if log else []
     if output.as_json:
-        log_facts = {"log": str(log) if log else None, "log_lines": log_lines[-lines:]}
+        log_facts = {"log": str(log) if log else None, "log_lines": log_lines}
         output.document({**asdict(row), "timeline": events, **log_facts})
         return
     click.echo(f"{row.run_key} {row.arm} r{row.replicate} of {', '.join(row.studies) or 'no study'}")
@@ -102,9 +103,11 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
         click.echo(f"  {line}")
     reason = f": {row.reason}" if row.reason else ""
     click.echo(text.printable(f"{row.state} at step {row.step} of {row.num_steps}{reason}"))
+    if job_log and job_log != log:
+        click.echo(f"log of its job: {job_log}")
     if log:
         click.echo(f"log: {log}")
-    for line in log_lines[-lines:]:
+    for line in log_lines:
         click.echo(f"  {text.printable(line)}")
 
 
@@ -114,7 +117,7 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
 @json_option
 @runs_folder_option
 def logs(run: str, follow: bool, output: Output, runs_folder: Path) -> None:
-    """Print a run's newest log.
+    """Print the log of a run's newest attempt.
 
     With --json: {"run_key", "log": FILE, "lines": [TEXT]}.
     """
@@ -124,34 +127,43 @@ def logs(run: str, follow: bool, output: Output, runs_folder: Path) -> None:
 
     output.refuse_with("--follow", follow)
     directory = find_run(run, runs_folder)
-    log, log_lines = claims.log_of(runs_folder, directory.key)
+    log = claims.run_log(runs_folder, directory.key)
     if log is None and not follow:
         raise LaunchError(
             f"run {directory.key} has no log: no job of `harness submit` has begun it (debug jobs keep none)"
         )
-    output.document({"run_key": directory.key, "log": str(log), "lines": log_lines})
-    if log_lines and not output.as_json:
-        click.echo("\n".join(log_lines))
+    if output.as_json and log:
+        lines = log.read_text(errors="replace").splitlines()
+        output.document({"run_key": directory.key, "log": str(log), "lines": lines})
+        return
+    shown = _print_from(log, 0) if log else 0
     if follow:
         with contextlib.suppress(KeyboardInterrupt):
-            _follow(runs_folder, directory.key, len(log_lines))
+            _follow(runs_folder, directory.key, log, shown)
 
 
-def _follow(runs_folder: Path, run_key: str, shown: int) -> None:
-    """Print the lines that are added; of a log that is another one now, from its beginning."""
+def _print_from(log: Path, offset: int) -> int:
+    """Print a log from a byte on; return the byte at which it ends now."""
+    with log.open("rb") as file:
+        file.seek(offset)
+        added = file.read()
+    click.echo(added.decode(errors="replace"), nl=False)
+    return offset + len(added)
+
+
+def _follow(runs_folder: Path, run_key: str, log: Path | None, shown: int) -> None:
+    """Print what is appended to a run's log; of the next attempt's from its beginning."""
     import time
 
     from harness.launch import claims
 
-    log = claims.log_path(runs_folder, run_key)
     while True:
         time.sleep(0.5)
-        newest, text = claims.log_of(runs_folder, run_key)
-        if newest != log or len(text) < shown:
-            log, shown = newest, 0
-        for line in text[shown:]:
-            click.echo(line)
-        shown = len(text)
+        newest = claims.run_log(runs_folder, run_key)
+        if log:
+            shown = _print_from(log, shown)
+        if newest and newest != log:
+            log, shown = newest, _print_from(newest, 0)
 
 
 @click.command()
@@ -184,8 +196,8 @@ def sample(
     With --json: {"run_key", "file"}.
     """
     from harness.progress import Progress
-    from harness.spec.base import choices
     from harness.spec.evaluation import Sampler
+    from harness.spec.parts import choices
     from harness.text import did_you_mean
 
     directory = find_run(run, runs_folder)
@@ -204,7 +216,7 @@ def sample(
             weights=weights,
             step=checkpoint_step(directory, checkpoint),
             low_res=low_res,
-            told=lambda what, done, total: progress.update(done, total, what),
+            on_progress=lambda what, done, total: progress.update(done, total, what),
         )
     click.echo(path)
     output.document({"run_key": directory.key, "file": str(path)})

@@ -80,7 +80,7 @@ def search(
         workers = LocalWorkers(runs_folder, jobs, definition.settings.parallel * definition.settings.replicates)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     coordinator = Coordinator(
-        definition, runs_folder, workers, sync=not no_sync, say=lambda line: click.echo(_plain(line))
+        definition, runs_folder, workers, sync=not no_sync, on_message=lambda line: click.echo(_plain(line))
     )
     try:
         finished = coordinator.run()
@@ -88,7 +88,7 @@ def search(
         click.echo(f"stopped; to resume: harness search {study}{same_runs(runs_folder)}")
         sys.exit(INTERRUPTED_EXIT_CODE)
     _draw(definition, runs_folder)
-    coordinator.carry()
+    coordinator.sync_search()
     _show_status(definition, runs_folder, output)
     sys.exit(0 if finished else 1)
 
@@ -99,9 +99,9 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     from harness.cli import tables
     from harness.launch import planning
     from harness.progress import duration
-    from harness.search.coordinator import brief
     from harness.search.loading import load_search
     from harness.search.optuna_backend import first_suggestions
+    from harness.search.space import format_value
 
     definition = load_search(study, sets=sets, inception=has_inception())
     settings = definition.settings
@@ -115,7 +115,7 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
         output.document({"search": definition.name, **definition.definition(), "suggestions": suggestions})
         return
     click.echo(f"search {definition.name}: {text.count(settings.trials, 'trial')}, {settings.parallel} at a time\n")
-    tables.Table(("parameter", "space"), [(axis.path, axis.spell()) for axis in definition.space]).show()
+    tables.Table(("parameter", "space"), [(axis.path, axis.describe()) for axis in definition.space]).show()
     click.echo()
     rows = []
     for metric in definition.metrics:
@@ -138,7 +138,7 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
         [
             (
                 trial.runs[0].arm,
-                *(brief(point[path]) if path in point else "-" for path in paths),
+                *(format_value(point[path]) if path in point else "-" for path in paths),
                 trial.runs[0].run_key,
             )
             for point, trial in zip(points, trials, strict=True)
@@ -156,26 +156,26 @@ def _trial_facts(trial: TrialRecord) -> dict[str, Any]:
 def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
     from harness.cli import tables
     from harness.progress import duration
-    from harness.search.coordinator import brief
-    from harness.search.trials import FINISHED, eta_seconds, front, read_trials
+    from harness.search.space import format_value
+    from harness.search.trials import FINISHED, eta_seconds, pareto_front, read_trials
 
     trials = read_trials(search.folder(runs_folder))
     if output.as_json:
-        best_trials = [trial.arm for trial in front(trials, search.metrics)]
+        best_trials = [trial.arm for trial in pareto_front(trials, search.metrics)]
         facts = [_trial_facts(trial) for trial in trials]
         output.document({"search": search.name, "trials": facts, "best": best_trials})
         return
     if not trials:
         click.echo(f"search {search.name} has no trials in {runs_folder} yet")
         return
-    best = front(trials, search.metrics)
+    best = pareto_front(trials, search.metrics)
     paths = [axis.path for axis in search.space]
     rows = []
     for trial in trials:
-        point = [brief(trial.point[path]) if path in trial.point else "-" for path in paths]
+        point = [format_value(trial.point[path]) if path in trial.point else "-" for path in paths]
         values = [_value(trial, metric.name) for metric in search.metrics]
         mark = "*" if trial in best else ""
-        note = trial.reason or ("reused" if trial.served and len(trial.served) == len(trial.run_keys) else "")
+        note = trial.reason or ("reused" if trial.reused and len(trial.reused) == len(trial.run_keys) else "")
         rows.append((trial.arm, _progress(trial, runs_folder), *point, *values, mark, note or trial.run_keys[0]))
     headers = ("trial", "state", *paths, *(metric.name for metric in search.metrics), "best", "run")
     tables.Table(headers, rows).show()
@@ -216,9 +216,9 @@ def _progress(trial: TrialRecord, runs_folder: Path) -> str:
 
 
 def _show_best(search: Search, runs_folder: Path, output: Output) -> None:
-    from harness.search.trials import best_study, front, read_trials
+    from harness.search.trials import best_study, pareto_front, read_trials
 
-    best = front(read_trials(search.folder(runs_folder)), search.metrics)
+    best = pareto_front(read_trials(search.folder(runs_folder)), search.metrics)
     if not best:
         raise LaunchError(
             f"search {search.name} has no complete trial in {runs_folder} yet: harness search {search.path}"

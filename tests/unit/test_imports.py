@@ -60,7 +60,7 @@ MAY_IMPORT = {
 ONE_HOME = {
     "mlflow": "harness/tracking/",
     "submitit": "harness/launch/processes.py",
-    "optuna": "harness/search/",
+    "optuna": "harness/search/optuna_backend.py",
     "torch_fidelity": "harness/metrics/torchvision_compat.py",
     "torchvision": "harness/metrics/torchvision_compat.py",
 }

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from harness.data.base import Split, build
 from harness.errors import CheckpointError, SpecError
-from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.context import EvaluationContext
+from harness.evaluation.evaluator import evaluate
 from harness.evaluation.sampling import load_predict, sample_run
 from harness.interop.improved_diffusion import export_checkpoint, import_checkpoint, published_spec
 from harness.interop.openai_checkpoint import PUBLISHED, build_published, save_published
@@ -109,7 +110,7 @@ def test_an_upsampler_without_fitting_images_says_what_it_needs(tmp_path, tiny_r
         sample_run(tiny_run(), sampler=Ancestral(), num_steps=3, num_samples=2, low_res=tmp_path / "large.npz")
 
 
-def evaluate(directory) -> float:
+def distortion(directory) -> float:
     """Measure the imported weights on two random images, by the short chain that a test can afford."""
     spec = RunSpec.model_validate(directory.spec())
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
@@ -117,7 +118,7 @@ def evaluate(directory) -> float:
     data, cpu = build("cifar10", spec.data.facts, split, split), torch.device("cpu")
     predict = load_predict(directory.path, spec, data, weights="ema", device=cpu)
     wanted = Evaluation(rate_distortion=RateDistortion(num_images=1, num_steps=3)).resolve(spec, inception=False)
-    return Evaluator(predict, spec, data, wanted, cpu).measure().metrics["eval/distortion_rmse"]
+    return evaluate(EvaluationContext(predict, spec, data, wanted, cpu)).metrics["eval/distortion_rmse"]
 
 
 @pytest.mark.slow
@@ -135,7 +136,7 @@ def test_a_published_file_becomes_a_run_is_sampled_and_goes_out_bit_for_bit(tmp_
     assert len(directory.attempts()) == 1
     picture = sample_run(directory.path, sampler=Ancestral(), num_steps=2, num_samples=1)
     assert picture.exists()
-    assert evaluate(directory) > 0
+    assert distortion(directory) > 0
 
     export_checkpoint(directory.path, tmp_path / "out.pt")
     out = torch.load(tmp_path / "out.pt", weights_only=True)

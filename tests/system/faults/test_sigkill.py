@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.evaluation.evaluator import Evaluator
+from harness.job import job
 from harness.job.job import work
 from harness.job.verify import digests, results
 from harness.methods.gaussian import GaussianMethod
@@ -57,9 +57,9 @@ def read(page: mmap.mmap) -> tuple[str, int]:
     return PHASES[phase], step
 
 
-def announce(page: mmap.mmap, owner: type, method: str, phase: str) -> None:
-    """Let a method say on the page when it begins and ends, and do what it always does."""
-    inner = getattr(owner, method)
+def announce(page: mmap.mmap, owner: object, name: str, phase: str) -> None:
+    """Let a function of a class or module say on the page when it begins and ends, and do what it always does."""
+    inner = getattr(owner, name)
 
     def outer(*args, **options):
         before, step = read(page)
@@ -69,7 +69,7 @@ def announce(page: mmap.mmap, owner: type, method: str, phase: str) -> None:
         finally:
             say(page, before if phase == "append" else "between", read(page)[1])
 
-    setattr(owner, method, outer)
+    setattr(owner, name, outer)
 
 
 def nurse(beacon: str, uri: str) -> None:
@@ -80,7 +80,8 @@ def nurse(beacon: str, uri: str) -> None:
 
     page = open_page(Path(beacon))
     announce(page, GaussianMethod, "step", "step")
-    announce(page, Evaluator, "measure", "evaluation")
+    announce(page, job, "evaluate", "evaluation")
+    announce(page, job, "evaluate_during_training", "evaluation")
     announce(page, Checkpoints, "save", "checkpoint")
     announce(page, Journal, "_append", "append")
     print("ready", flush=True)
