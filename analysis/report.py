@@ -9,9 +9,8 @@ The same records give the same bytes: nothing here knows the time or the machine
 
 from __future__ import annotations
 
-import argparse
 import html
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +34,9 @@ from harness.analysis import (
     tab_results,
 )
 from harness.analysis.runs import RunRecord, by_arm, count_states, load_runs, study_names
-from harness.errors import HarnessError, RecordError
+from harness.errors import RecordError
+
+logger = logging.getLogger(__name__)
 
 WITHOUT_RUNS: dict[str, ModuleType] = {
     "beta_ratio": fig_beta_ratio,
@@ -93,7 +94,7 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
                 f"no run in {runs_folder} belongs to study {name!r}; choices: {', '.join(known) or 'none'}"
             )
     if not known:
-        print(f"{runs_folder}: no runs yet, so only the figures that need none are drawn")
+        logger.info(f"{runs_folder}: no runs yet, so only the figures that need none are drawn")
     closed_form = [_figure(out, "schedules", name, module, [])[0] for name, module in WITHOUT_RUNS.items()]
     sections = [_section(runs_folder, out, name) for name in (studies or known)]
     out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ def _section(runs_folder: Path, out: Path, study: str) -> Section:
         if shown:
             section.figures.append(shown)
         elif frame is not None:
-            print(f"{study}: no {name} figure: it needs {module.NEEDS}")
+            logger.info(f"{study}: no {name} figure: it needs {module.NEEDS}")
     results = tab_results.data(section.runs)
     if len(results):
         section.results = results
@@ -121,7 +122,7 @@ def _section(runs_folder: Path, out: Path, study: str) -> Section:
         style.write_csv(results, folder / "results.csv")
         (folder / "results.md").write_text(tab_results.markdown(results), encoding="utf-8")
     else:
-        print(f"{study}: no results table: it needs {tab_results.NEEDS}")
+        logger.info(f"{study}: no results table: it needs {tab_results.NEEDS}")
     section.claims = claims.judge(section.runs)
     if section.claims:
         style.write_csv(claims.table(section.claims), out / study / "claims.csv")
@@ -305,24 +306,3 @@ details {{ margin-top: 1.4rem }} summary {{ cursor: pointer; color: var(--link);
 footer {{ margin-top: 3rem; color: var(--soft); font-size: .85rem }}
 {_ARM_COLOURS}
 </style>"""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code: 0, or 2 after a mistake of the user's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m harness.analysis.report", description=(__doc__ or "").split(":")[0]
-    )
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help="names of studies; all that have runs by default")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run directories (runs)")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (figures)")
-    asked = parser.parse_args(arguments)
-    try:
-        print(report(asked.runs, asked.out, asked.studies))
-    except HarnessError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,6 +10,7 @@ who only help to train, have gone.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import signal
@@ -49,6 +50,8 @@ from harness.spec.run import RunSpec
 from harness.training.checkpoints import Checkpoints
 from harness.training.distributed import Group, RankInfo, detect_rank, join
 from harness.training.loop import Interrupted, Training, save, train
+
+logger = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -132,7 +135,7 @@ def _help(job: _Job) -> str:
         return "interrupted"
     except Exception:
         # `join` has told the first process, whose record gives the reason; the traceback is for this process's own log.
-        traceback.print_exc()
+        logger.exception(f"run {job.directory.key} failed in this process")
         return "failed"
     return "done"
 
@@ -368,7 +371,7 @@ class _Job:
         """Write the run's final state for this attempt; where the disk takes nothing more, say it in the log."""
         self.state = state
         if trace:
-            print(trace, file=sys.stderr)
+            logger.error(trace)
         facts = {"reason": reason, "traceback": trace} if trace else {"reason": reason}
         try:
             if self.journal is None:  # it failed before it could begin
@@ -378,7 +381,7 @@ class _Job:
             self._write_status(state, reason, cause=cause, force=True)
         except RecordError as error:
             self.state = "failed"
-            print(f"{self.directory.key} {state}: {reason}; its records cannot say so: {error}", file=sys.stderr)
+            logger.error(f"{self.directory.key} {state}: {reason}; its records cannot say so: {error}")
 
     def _write_status(self, state: str, reason: str = "", *, cause: Cause = "", force: bool = False) -> None:
         now = time.monotonic()
@@ -439,7 +442,7 @@ class _Job:
         if changes:
             told = f"{', '.join(changes)}: the bits may differ from here on"
             self.journal.event("environment_changed", step=self.step, changes=told)
-            print(f"{self.directory.key}: {told}", file=sys.stderr)
+            logger.warning(f"{self.directory.key}: {told}")
 
     def _record_throughput(self, seconds_per_step: float, device: torch.device) -> None:
         """Keep what a step took and what a checkpoint weighs, for `plan`."""

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "spec": {"data", "diffusion", "errors"},
     "study": {"spec", "text", "errors"},
     "records": {"spec", "errors"},
-    "tracking": {"records", "errors"},
+    "tracking": {"records", "messages", "errors"},
     "slurm": {"study", "spec", "text", "errors"},
     # names become objects, and a run is worked on
     "registry": {"spec", "diffusion", "models", "data", "methods", "randomness", "errors"},
@@ -46,10 +46,13 @@ MAY_IMPORT = {
     "interop": {"training", "registry", "records", "models", "spec", "errors"},
     "job": {
         *("training", "evaluation", "registry", "tracking", "records", "study", "spec"),
-        *("data", "metrics", "progress", "errors"),
+        *("data", "metrics", "progress", "messages", "errors"),
     },
     # runs are handed out, followed and searched over
-    "launch": {"job", "training", "registry", "slurm", "tracking", "records", "study", "spec", "text", "errors"},
+    "launch": {
+        *("job", "training", "registry", "slurm", "tracking", "records", "study", "spec"),
+        *("messages", "text", "errors"),
+    },
     "doctor": {"launch", "slurm", "registry", "tracking", "records", "spec", "text", "errors"},
     "search": {"launch", "slurm", "tracking", "records", "study", "spec", "text", "errors"},
     "analysis": {"records", "spec", "diffusion", "data", "errors"},

@@ -310,6 +310,6 @@ def test_a_grid_larger_than_an_array_from_submit_to_figures(live):
     assert json.loads(live.harness("grid", "status", "--json"))[0]["state"] == "done"
     # MLflow hears of it where a database can be written, and the figures are made from the records alone.
     assert "12 runs" in live.harness("grid", "sync")
-    command = [sys.executable, "-m", "harness.analysis.report", "--runs", str(live.folder / "grid" / "runs")]
+    command = [sys.executable, "-m", "harness.cli", "figures", "--runs", str(live.folder / "grid" / "runs")]
     subprocess.run(command, cwd=live.folder / "grid", env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
     assert list((live.folder / "grid").rglob("*.png"))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.report import OF_A_STUDY, WITHOUT_RUNS, main, report
+from harness.analysis.report import OF_A_STUDY, WITHOUT_RUNS, report
+from harness.errors import RecordError
 
 pytestmark = pytest.mark.slow  # each draws all the figures of a study
 
@@ -108,16 +109,16 @@ def test_failed_runs_are_counted_in_every_caption_and_their_reason_stands_in_the
 
 
 @pytest.mark.slow
-def test_without_runs_the_closed_forms_are_drawn_all_the_same(tmp_path, capsys):
-    assert main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "figures")]) == 0
-    assert "no runs yet" in capsys.readouterr().out
+def test_without_runs_the_closed_forms_are_drawn_all_the_same(tmp_path, caplog):
+    caplog.set_level("INFO", logger="harness")
+    report(tmp_path / "runs", tmp_path / "figures")
+    assert "no runs yet" in caplog.text
     assert (tmp_path / "figures" / "schedules" / "alpha_bar.pdf").is_file()
 
 
-def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path, capsys):
-    assert main(["smal", "--runs", str(some_runs), "--out", str(tmp_path / "figures")]) == 2
-    assert "no run in" in (said := capsys.readouterr().err)
-    assert said.strip().endswith("belongs to study 'smal'; choices: small")
+def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path):
+    with pytest.raises(RecordError, match=r"no run in .* belongs to study 'smal'; choices: small"):
+        report(some_runs, tmp_path / "figures", ["smal"])
     assert not (tmp_path / "figures").exists()
 
 
