@@ -92,13 +92,15 @@ def _runs(directories: Sequence[RunDirectory], study: str) -> list[dict[str, Any
 
 
 def _table_of_studies(studies: Sequence[dict[str, Any]]) -> Table:
-    from harness.cli.tables import STATE_ORDER, Table
-
-    def states(counts: dict[str, int]) -> str:
-        return ", ".join(f"{counts[state]} {state}" for state in STATE_ORDER if state in counts)
+    from harness.cli.tables import Table, state_counts
 
     rows = [
-        (facts["study"], str(facts["num_runs"]), states(facts["states"]), _moment(facts["last_active_seconds"]))
+        (
+            facts["study"],
+            str(facts["num_runs"]),
+            state_counts(Counter(facts["states"]).elements()),
+            _moment(facts["last_active_seconds"]),
+        )
         for facts in studies
     ]
     return Table(("study", "runs", "states", "last active"), rows)

@@ -14,6 +14,7 @@ def schema() -> None:
     It goes to standard output as one JSON document. Editors complete and check studies with it:
     `# yaml-language-server: $schema=FILE` on a study's first line names the file it was written to.
     """
+    from harness.search.space import Settings
     from harness.study.schema import study_schema
 
-    click.echo(json.dumps(study_schema(), indent=2))
+    click.echo(json.dumps(study_schema(Settings), indent=2))
