@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, get_args
 
+import harness.spec.evaluation  # noqa: F401 (fills the table of kinds)
 from harness.errors import SpecError
 from harness.spec.base import SpecModel
 from harness.spec.parts import KINDS, Plugin

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Document:
 
     value: dict[str, Any]
     marks: dict[Keys, SourceLocation]
+    plugins: dict[Path | str, SourceLocation] = field(default_factory=dict)  # files, and names of packages' own
 
     def mark(self, keys: Keys) -> SourceLocation:
         """Return the place of the nearest written parent of `keys`."""
@@ -232,8 +233,32 @@ def resolve_extends(path: Path, chain: tuple[Path, ...] = (), asked_by: SourceLo
     for parent in parents:
         base = resolve_extends(path.parent / parent, (*chain, here), mark)
         base.value.pop("study", None)
-        merged = Document(merge(merged.value, base.value), {**merged.marks, **base.marks})
-    return Document(merge(merged.value, document.value), {**merged.marks, **document.marks})
+        merged = _lay_over(merged, base)
+    document.plugins = _plugins(document, path)
+    return _lay_over(merged, document)
+
+
+def _lay_over(base: Document, over: Document) -> Document:
+    marks, plugins = {**base.marks, **over.marks}, {**base.plugins, **over.plugins}
+    return Document(merge(base.value, over.value), marks, plugins)
+
+
+def _plugins(document: Document, path: Path) -> dict[Path | str, SourceLocation]:
+    """Take the plugins out of a file that names them: paths relative to it, or names that packages offer."""
+    names = document.value.pop("plugins", [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise document.fail(("plugins",), "a list of Python files beside this one: [my_parts.py]")
+    plugins: dict[Path | str, SourceLocation] = {}
+    for index, name in enumerate(names):
+        mark = document.mark(("plugins", index))
+        if not name.endswith(".py"):
+            plugins[name] = mark
+            continue
+        if Path(name).is_absolute() or name.startswith("~"):
+            raise spec_error(mark, "plugins", f"{name!r}: give a path relative to this file")
+        plugins[(path.parent / name).resolve()] = mark
+    return plugins
 
 
 def set_in(value: Any, keys: Keys, new: Any, mark: SourceLocation, above: Keys = ()) -> Any:

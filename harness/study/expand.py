@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.errors import SpecError
 from harness.spec.evaluation import Evaluation
+from harness.spec.parts import active
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
 from harness.study.axes import MAX_RUNS, RUN_PARTS, SIDE_PARTS, read_exclusions, read_variants
@@ -30,10 +31,11 @@ from harness.study.document import (
     spec_error,
 )
 from harness.study.model import Override, Run, Study
+from harness.study.plugins import load_plugins
 from harness.study.validate import validate
 from harness.text import did_you_mean
 
-STUDY_PARTS = ("study", "extends", "arms", "grid", "replicates", "exclude", "evaluate", "data_root", "budget_gpu_hours")
+STUDY_PARTS = ("study", "extends", "plugins", "arms", "grid", "replicates", "exclude", "evaluate", "data_root", "budget_gpu_hours")
 
 
 def load_study(path: str | Path, *, sets: Sequence[str] = (), inception: bool = False) -> Study:
@@ -60,6 +62,8 @@ def read_document(path: str | Path, sets: Sequence[str] = ()) -> tuple[Document,
     for text in sets:
         override = _parse_set(text)
         head = override.path.split(".")[0]
+        if head == "plugins":
+            raise SpecError(f"{override.mark}: plugins are named in the study's file, beside which they lie")
         if head in (*STUDY_PARTS, "search"):
             document.value = set_in(document.value, override.keys, override.value, override.mark)
             kept = {keys: mark for keys, mark in document.marks.items() if keys[: len(override.keys)] != override.keys}
@@ -87,6 +91,11 @@ def _parse_set(text: str) -> Override:
 
 def expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
     """Return the runs that a document describes, all of them validated."""
+    with active(load_plugins(document)):
+        return _expand(document, path, late, inception)
+
+
+def _expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
     value = document.value
     known = (*STUDY_PARTS, *RUN_PARTS, *SIDE_PARTS)
     for key in value:
