@@ -120,11 +120,11 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
 
     if study is None:
         return None, all_runs(runs_folder)
-    if (study.endswith((".yaml", ".yml")) or Path(study).is_file()) and is_search(study):
+    if (study.endswith((".yaml", ".yml", ".py")) or Path(study).is_file()) and is_search(study):
         from harness.search.loading import load_search
 
         study = load_search(study, inception=has_inception()).name
-    elif study.endswith((".yaml", ".yml")) or Path(study).is_file():
+    elif study.endswith((".yaml", ".yml", ".py")) or Path(study).is_file():
         loaded = load(Path(study))
         directories = [RunDirectory(runs_folder / run.run_key) for run in loaded.runs]
         directories = [directory for directory in directories if directory.spec_path.exists()]

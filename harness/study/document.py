@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -249,15 +249,21 @@ def _plugins(document: Document, path: Path) -> dict[Path | str, SourceLocation]
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise document.fail(("plugins",), "a list of Python files beside this one: [my_parts.py]")
+    return plugin_sources(names, path, lambda index: document.mark(("plugins", index)))
+
+
+def plugin_sources(
+    names: Sequence[str], path: Path, mark_of: Callable[[int], SourceLocation]
+) -> dict[Path | str, SourceLocation]:
+    """Return the files that the file at `path` names, relative to it, and the names that packages offer."""
     plugins: dict[Path | str, SourceLocation] = {}
     for index, name in enumerate(names):
-        mark = document.mark(("plugins", index))
         if not name.endswith(".py"):
-            plugins[name] = mark
-            continue
-        if Path(name).is_absolute() or name.startswith("~"):
-            raise spec_error(mark, "plugins", f"{name!r}: give a path relative to this file")
-        plugins[(path.parent / name).resolve()] = mark
+            plugins[name] = mark_of(index)
+        elif Path(name).is_absolute() or name.startswith("~"):
+            raise spec_error(mark_of(index), "plugins", f"{name!r}: give a path relative to this file")
+        else:
+            plugins[(path.parent / name).resolve()] = mark_of(index)
     return plugins
 
 

@@ -32,6 +32,7 @@ from harness.study.document import (
 )
 from harness.study.model import Override, Run, Study
 from harness.study.plugins import load_plugins
+from harness.study.python_studies import load_python_study
 from harness.study.validate import validate
 from harness.text import did_you_mean
 
@@ -42,13 +43,16 @@ def load_study(path: str | Path, *, sets: Sequence[str] = (), inception: bool = 
     """Read, expand and validate a study.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or a Python file with a function `study()`.
         sets: `path=value` for once, as the command line gives them; they win over all that the file says.
         inception: whether Inception's weights are at hand (decides what `extractor: auto` means).
 
     Raises:
         SpecError: one line a mistake: `file:line: path: what is wrong; the choices`.
     """
+    if Path(path).suffix == ".py":
+        late = tuple(map(_parse_set, sets))
+        return load_python_study(Path(path), late, inception, expand)
     document, late = read_document(path, sets)
     if "search" in document.value:
         raise document.fail(("search",), "this file is a search: `harness search FILE` asks for its trials one by one")
@@ -75,6 +79,8 @@ def read_document(path: str | Path, sets: Sequence[str] = ()) -> tuple[Document,
 
 def is_search(path: str | Path) -> bool:
     """Tell a search's file from a study's; one that cannot be read is none."""
+    if Path(path).suffix == ".py":
+        return False
     try:
         return "search" in read_document(path)[0].value
     except SpecError:
