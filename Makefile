@@ -52,8 +52,7 @@ bench: setup  ## Measure what things cost, as ratios
 lowest:  ## Run the unit tests with the lowest versions that pyproject.toml promises
 	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	$(PYTHON) .ci/lowest.py > .venv-lowest/requirements.txt
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-lowest/requirements.txt \
-		pytest pytest-xdist hypothesis
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-lowest/requirements.txt
 	PYTHONPATH=. .venv-lowest/bin/python -m pytest -q -n $(JOBS) -m "not slow and not slurm and not gpu" tests/unit
 
 lock:  ## Make constraints.txt again: what pip resolves today, in a fresh environment

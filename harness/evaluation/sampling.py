@@ -17,6 +17,7 @@ from harness.evaluation.context import EvaluationContext, ProgressCallback
 from harness.evaluation.images import image_grid, save_png
 from harness.methods.gaussian import Predict
 from harness.records.directory import RunDirectory
+from harness.records.plugins import read_spec
 from harness.registry import make_method
 from harness.spec.evaluation import AnySampler, Evaluation, section_counts
 from harness.spec.resources import Resources
@@ -77,7 +78,7 @@ def sample_run(
         SpecError: the chain has no such number of steps, or an upsampler has nothing to enlarge.
     """
     run_directory = RunDirectory(run_folder)
-    spec = RunSpec.model_validate(run_directory.spec())
+    spec = read_spec(run_directory.path, run_directory.spec())
     try:
         space_timesteps(spec.diffusion.num_timesteps, section_counts(sampler, num_steps))
     except ValueError as error:

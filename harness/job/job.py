@@ -41,12 +41,12 @@ from harness.records.directory import RunDirectory
 from harness.records.files import differences, replace_file
 from harness.records.journal import Journal
 from harness.records.lineage import parent_of
+from harness.records.plugins import read_spec
 from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
 from harness.registry import make_dataset, make_method, make_timestep_sampler
 from harness.spec.evaluation import Evaluation
-from harness.spec.run import RunSpec
 from harness.training.checkpoints import Checkpoints
 from harness.training.distributed import Group, RankInfo, detect_rank, join
 from harness.training.loop import Interrupted, Training, save, train
@@ -150,7 +150,7 @@ class _Job:
         stop_after_steps: int | None = None,
     ):
         self.directory = run_directory
-        self.spec = RunSpec.model_validate(run_directory.spec())
+        self.spec = read_spec(run_directory.path, run_directory.spec())
         self.request = Request.of(run_directory)
         self.threads = threads
         self.place = place

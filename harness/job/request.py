@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from harness.records.directory import RunDirectory
+from harness.records.plugins import read_evaluation
 from harness.spec.evaluation import Evaluation
 from harness.spec.resources import Records, Resources
 
@@ -23,14 +25,15 @@ class Request:
     def of(cls, run_directory: RunDirectory) -> Request:
         """Read the run's studies; evaluations add up, for the rest the study that joined last decides."""
         facts = list(run_directory.studies_by_joining().values())
+        read = partial(read_evaluation, run_directory.path)
         evaluations = {
             evaluation.key: evaluation
             for one in facts
-            for evaluation in map(Evaluation.model_validate, one["evaluations"])
+            for evaluation in map(read, one["evaluations"])
         }
         last = facts[-1] if facts else {}
         records = Records.model_validate(last.get("records", {}))
-        wanted = map(Evaluation.model_validate, last.get("evaluations", []))
+        wanted = map(read, last.get("evaluations", []))
         scored_by = next((one for one in wanted if one.every and f"{one.name}/nll_bpd" == records.best), None)
         resources = Resources.model_validate(last.get("resources", {}))
         return cls(tuple(evaluations.values()), resources, records, last.get("data_root"), scored_by)

@@ -6,6 +6,7 @@ import getpass
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -82,6 +83,8 @@ def submit(
             "runs": [planned.run_key for planned in runs],
         }
         layout.facts_path.write_text(json.dumps(facts, indent=1))
+        if plan.study.path.suffix == ".py":  # a study that is code is kept with what it asked for
+            shutil.copyfile(plan.study.path, folder / plan.study.path.name)
     today, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
     launch = CLUSTERS[cluster]
     options = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}

@@ -7,6 +7,7 @@
         journal-<attempt>.jsonl     every metric and event of one attempt, appended; what figures are made from
         environment.json            one entry an attempt: host, versions, threads, device, code snapshot
         logs/attempt-<attempt>.log  what its process printed, tracebacks and all, for people
+        plugins/<sha256>/*.py       files that parts of the spec come from, frozen with it
         arrays/*.npz  samples/*.png  evaluations/<key>.json  checkpoints/
         lock/  tracking/            who writes, and what MLflow already has
 
@@ -111,6 +112,7 @@ class RunDirectory(RunLayout):
         import yaml  # 20 ms that readers need not pay
 
         self.path.mkdir(parents=True, exist_ok=True)
+        self._freeze_plugins(asked["spec"])
         text = yaml.safe_dump(asked["spec"], sort_keys=False, allow_unicode=True)
         replace_file(self.spec_yaml_path, text, durable=True)
         # Last, because a spec.json means that the directory is whole.
@@ -132,11 +134,20 @@ class RunDirectory(RunLayout):
             facts: arm, replicate, label, overrides, evaluations (a list of dicts), ...
         """
         path = self.study_path(safe_name(study))
+        for evaluation in facts.get("evaluations", ()):
+            self._freeze_plugins(evaluation)
         self.studies_folder.mkdir(parents=True, exist_ok=True)
         # After all others, even those that were written by a machine whose clock is ahead.
         last = max((entry.get(_JOINED, 0.0) for _, entry in self._study_entries()), default=0.0)
         joined = facts | {_JOINED: max(time.time(), last + 1e-3)}
         replace_file(path, json.dumps(joined, indent=2), durable=True)
+
+    def _freeze_plugins(self, values: dict) -> None:
+        """Keep the files of the plugins that a spec or a protocol uses."""
+        if digests := values.get("plugins"):
+            from harness.records.plugins import freeze  # pydantic, which readers need not pay
+
+            freeze(self.path, digests)
 
     def studies(self) -> dict[str, dict]:
         """Return what each study says about this run, by the study's name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,7 +178,9 @@ class Search:
         places: dict[Keys, SourceLocation] = {
             ("arms", arm, path): self.document.mark(space_keys(path)) for path in overrides
         }
-        return expand(Document(value, {**self.document.marks, **places}), self.path, self.run_overrides, self.inception)
+        marks = {**self.document.marks, **places}
+        document = replace(self.document, value=value, marks=marks)
+        return expand(document, self.path, self.run_overrides, self.inception)
 
     def definition(self) -> dict[str, Any]:
         """Return all that must stay the same while the search goes on, as plain values."""

@@ -12,13 +12,15 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, get_args
 
+import harness.spec.evaluation  # noqa: F401 (fills the table of kinds)
 from harness.errors import SpecError
 from harness.spec.base import SpecModel
 from harness.spec.parts import KINDS, Plugin
@@ -63,7 +65,7 @@ def load_plugin(path: Path, digest: str | None = None) -> Plugin:
         prefix = f"harness_plugin_{actual[:16]}_"
         tree = _parse(content, path)
         _refuse_torch(tree, path)
-        module = _execute(prefix + path.stem, content, path)
+        module = execute(prefix + path.stem, content, path)
 
         def sibling(name: str, attribute: str) -> Any:
             return getattr(_module(prefix + Path(name).stem, files[name], path.parent / name), attribute)
@@ -170,23 +172,44 @@ def _refuse_torch(tree: ast.Module, path: Path) -> None:
 # -- modules
 
 
-def _execute(name: str, content: bytes, path: Path) -> ModuleType:
-    """Execute exactly these bytes as a module; what goes wrong is said with its file and line."""
+def execute(name: str, content: bytes, path: Path) -> ModuleType:
+    """Execute exactly these bytes as a module.
+
+    Raises:
+        SpecError: it fails; with the file's own line.
+    """
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # pydantic looks there for what annotations mean
-    try:
-        exec(compile(content, str(path), "exec"), module.__dict__)
-    except Exception as error:
-        del sys.modules[name]
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise SpecError(f"{path}:{lines[-1] if lines else 1}: {what}") from None
+    with located(path):
+        try:
+            exec(compile(content, str(path), "exec"), module.__dict__)
+        except BaseException:
+            del sys.modules[name]
+            raise
     return module
 
 
+@contextmanager
+def located(path: Path) -> Iterator[None]:
+    """Turn what fails within a user's file into `file:line: what`, by the innermost line of that file.
+
+    Raises:
+        SpecError: as said.
+    """
+    try:
+        yield
+    except SpecError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) and not lines else (lines or [1])[-1]
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise SpecError(f"{path}:{line or 1}: {what}") from None
+
+
 def _module(name: str, content: bytes, path: Path) -> ModuleType:
-    return sys.modules.get(name) or _execute(name, content, path)
+    return sys.modules.get(name) or execute(name, content, path)
 
 
 # -- declarations

@@ -379,7 +379,7 @@ def test_a_submission_killed_and_stopped_and_repeated_ends_in_the_bits_of_an_unb
     os.killpg(second.pid, signal.SIGINT)
     said, _ = second.communicate(timeout=120)
     assert second.returncode == 130, said
-    assert "stopping at the next step, with a checkpoint; Ctrl-C again does not wait" in said
+    assert "Stopping after this step and saving a checkpoint. Press Ctrl-C again to quit at once." in said
     assert runs[0].status().state == "interrupted"
     assert runs[0].events("interrupted"), "it was not stopped gently"
 
