@@ -92,10 +92,11 @@ class RunDirectory(RunLayout):
 
         self.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
         facts = run.facts()
-        if self.studies().get(run.study) == json.loads(json.dumps(facts)):
-            return False
-        self.add_to_study(run.study, facts)
-        return True
+        stored = dict(self._study_entries()).get(self.study_path(run.study), {})
+        news = without_joining_time(stored) != json.loads(json.dumps(facts))
+        if news or _JOINED not in stored:  # an entry from before the time was in it: whoever submits now comes last
+            self.add_to_study(run.study, facts)
+        return news
 
     def create(self, spec: dict, schema_version: int) -> RunDirectory:
         """Write the resolved spec; do nothing when the same one is there already.
@@ -164,17 +165,19 @@ class RunDirectory(RunLayout):
         entries.sort(key=lambda pair: (pair[1].get(_JOINED, 0.0), of_files.get(pair[0].stem, 0), pair[0].stem))
         return {path.stem: without_joining_time(entry) for path, entry in entries}
 
-    def keep_joining_order(self, order: Sequence[str]) -> None:
-        """Write the order in which the run joined its studies into entries from before the time was in them.
+    def dated_studies(self, order: Sequence[str] = ()) -> dict[Path, str]:
+        """Return the text of each entry from before the time was in it, with a time that keeps the order of joining.
 
         Args:
-            order: the studies' names, that which the run joined first before the others.
+            order: the studies' names as they were joined; where it is empty, as the files' times say.
         """
-        for path, entry in self._study_entries():
-            if _JOINED not in entry and path.stem in order:
-                # Below every time that is written today.
-                entry = entry | {_JOINED: float(order.index(path.stem) + 1)}
-                replace_file(path, json.dumps(entry, indent=2), durable=True)
+        order = order or list(self.studies_by_joining())
+        # Seconds below every time that is written today.
+        return {
+            path: json.dumps(entry | {_JOINED: float(order.index(path.stem) + 1)}, indent=2)
+            for path, entry in self._study_entries()
+            if _JOINED not in entry and path.stem in order
+        }
 
     def _study_entries(self) -> list[tuple[Path, dict]]:
         paths = sorted(self.studies_folder.glob(STUDIES))
