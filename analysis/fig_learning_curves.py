@@ -10,20 +10,19 @@ from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.runs import RunRecord, arm_index
+from harness.spec.metrics import METRIC_KINDS, metric_kind
 
 TITLE = "Learning curves"
 NEEDS = "a run that has trained"
 BINS = 60
-LABELS = {
-    "mse": ("Prediction error", "mean squared error"),
-    "bound": ("Bound on training batches", "$T \\times L_t$ (bits/dim)"),
-    "nll": ("NLL", "bits/dim"),
-}
+NLL = "nll_bpd"
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return curves over replicates: `mse` and `bound` (T times train/vb) as means over bins of iterations, and `nll`
-    where evaluations ran during training.
+    """Return curves over replicates: each term of the loss as means over bins of iterations, and the NLL.
+
+    `curve` is the term's name, or `nll_bpd` where evaluations ran during training. A term that is a mean over t of what
+    adds up over t, such as train/vb, is multiplied by the chain's length.
     """
     index = arm_index(runs)
     longest = max((run.spec["train"]["steps"] for run in runs), default=1)
@@ -41,26 +40,26 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 
 def _curves(run: RunRecord, width: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    num_timesteps = run.spec["diffusion"]["num_timesteps"]
-    for curve, key, factor in (("mse", "train/mse", 1), ("bound", "train/vb", num_timesteps)):
-        steps, values = run.history(key)
-        if len(steps):
-            bins = -(-steps // width)
-            ends = np.unique(bins)
-            yield curve, ends * width, np.array([factor * values[bins == end].mean() for end in ends])
-    for one in run.measured("nll"):
-        steps, values = run.history(f"{one.prefix}/nll_bpd")
+    for name in run.terms():
+        steps, values = run.history(name)
+        factor = run.spec["diffusion"]["num_timesteps"] if metric_kind(name).per_timestep else 1
+        bins = -(-steps // width)
+        ends = np.unique(bins)
+        means = np.array([factor * values[bins == end].mean() for end in ends])
+        yield name.removeprefix("train/"), ends * width, means
+    for measurement in run.measured("nll"):
+        steps, values = run.nll_curve(measurement)
         if len(steps) > 1:
-            yield "nll", steps, values
+            yield NLL, steps, values
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    curves = [curve for curve in LABELS if curve in set(frame["curve"])]
+    curves = sorted(frame["curve"].unique(), key=_panel_order)
     figure, (panels,) = style.subplots(1, len(curves), height=2.75)
     for axes, curve in zip(panels, curves, strict=True):
         for arm, part in frame[frame["curve"] == curve].groupby("arm", sort=False):
             look = style.arm_style(part["arm_index"].iloc[0])
-            marker = look["marker"] if curve == "nll" else ""
+            marker = look["marker"] if curve == NLL else ""
             axes.plot(
                 part["iteration"], part["mean"], label=arm, color=look["color"], linestyle=look["linestyle"],
                 marker=marker, markersize=3, linewidth=1.2,
@@ -69,16 +68,27 @@ def draw(frame: pd.DataFrame) -> Figure:
                 part["iteration"], part["low"], part["high"],
                 color=look["color"], alpha=0.15, lw=0,
             )  # fmt: skip
-        title, unit = LABELS[curve]
-        axes.set(yscale="log", xlabel="iterations", ylabel=unit, title=title)
-        style.plain_log_numbers(axes)
+        kind = metric_kind(curve)
+        unit = f"$T \\times L_t$ ({kind.unit})" if kind.per_timestep else kind.unit or curve
+        positive = (frame.loc[frame["curve"] == curve, "low"] > 0).all()
+        axes.set(yscale="log" if positive else "linear", xlabel="iterations", ylabel=unit, title=kind.label)
+        if positive:
+            style.plain_log_numbers(axes)
     style.legend_below(figure, panels[0])
     return figure
 
 
+def _panel_order(curve: str) -> tuple[int, str]:
+    """Order panels as the kinds of metrics are listed, the terms of the loss before the NLL, unknown terms last."""
+    kinds = [name for name in METRIC_KINDS if name != NLL]
+    return (kinds.index(curve) if curve in kinds else len(kinds) + (curve == NLL), curve)
+
+
 def caption(frame: pd.DataFrame) -> str:
     bands = f"Lines: means over {frame['n'].max()} replicates; bands: their range. " if frame["n"].max() > 1 else ""
-    return (
-        f"Training curves are means over bins of iterations. {bands}The bound on training batches is read without "
-        "clipping and over the timesteps that were drawn, so it compares arms only where they draw t alike."
+    bound = any(metric_kind(curve).per_timestep for curve in frame["curve"].unique())
+    note = (
+        "The bound on training batches is read without clipping and over the timesteps that were drawn, so it compares "
+        "arms only where they draw t alike."
     )
+    return f"Training curves are means over bins of iterations. {bands}{note if bound else ''}".strip()
