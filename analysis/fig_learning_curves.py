@@ -10,19 +10,21 @@ from matplotlib.figure import Figure
 
 from analysis import style
 from analysis.runs import RunRecord, arm_index
-from harness.spec.metrics import METRIC_KINDS, metric_kind
+from harness.spec.metrics import METRIC_KINDS, MetricKind, metric_kind
 
 TITLE = "Learning curves"
 NEEDS = "a run that has trained"
 BINS = 60
-NLL = "nll_bpd"
+NLL = "nll"
+KIND_OF = {NLL: "nll_bpd", "bound": "vb"}  # of curves that are drawn under another name than they were recorded under
+CURVE_OF = {kind: curve for curve, kind in KIND_OF.items()}
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return curves over replicates: each term of the loss as means over bins of iterations, and the NLL.
 
-    `curve` is the term's name, or `nll_bpd` where evaluations ran during training. A term that is a mean over t of what
-    adds up over t, such as train/vb, is multiplied by the chain's length.
+    `curve` is the term's name, or `nll` where evaluations ran during training. A term that is a mean over t of what
+    adds up over t is multiplied by the chain's length: `bound` is T times train/vb.
     """
     index = arm_index(runs)
     longest = max((run.spec["train"]["steps"] for run in runs), default=1)
@@ -46,7 +48,8 @@ def _curves(run: RunRecord, width: int) -> Iterator[tuple[str, np.ndarray, np.nd
         bins = -(-steps // width)
         ends = np.unique(bins)
         means = np.array([factor * values[bins == end].mean() for end in ends])
-        yield name.removeprefix("train/"), ends * width, means
+        term = name.removeprefix("train/")
+        yield CURVE_OF.get(term, term), ends * width, means
     for measurement in run.measured("nll"):
         steps, values = run.nll_curve(measurement)
         if len(steps) > 1:
@@ -68,7 +71,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                 part["iteration"], part["low"], part["high"],
                 color=look["color"], alpha=0.15, lw=0,
             )  # fmt: skip
-        kind = metric_kind(curve)
+        kind = _kind(curve)
         unit = f"$T \\times L_t$ ({kind.unit})" if kind.per_timestep else kind.unit or curve
         positive = (frame.loc[frame["curve"] == curve, "low"] > 0).all()
         axes.set(yscale="log" if positive else "linear", xlabel="iterations", ylabel=unit, title=kind.label)
@@ -78,15 +81,20 @@ def draw(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def _kind(curve: str) -> MetricKind:
+    return metric_kind(KIND_OF.get(curve, curve))
+
+
 def _panel_order(curve: str) -> tuple[int, str]:
-    """Order panels as the kinds of metrics are listed, the terms of the loss before the NLL, unknown terms last."""
-    kinds = [name for name in METRIC_KINDS if name != NLL]
-    return (kinds.index(curve) if curve in kinds else len(kinds) + (curve == NLL), curve)
+    """Order panels: the terms of the loss as the kinds of metrics are listed, then unknown ones by name, then the NLL."""
+    names = list(METRIC_KINDS)
+    name = KIND_OF.get(curve, curve)
+    return (len(names) + 1 if curve == NLL else names.index(name) if name in names else len(names), curve)
 
 
 def caption(frame: pd.DataFrame) -> str:
     bands = f"Lines: means over {frame['n'].max()} replicates; bands: their range. " if frame["n"].max() > 1 else ""
-    bound = any(metric_kind(curve).per_timestep for curve in frame["curve"].unique())
+    bound = any(_kind(curve).per_timestep for curve in frame["curve"].unique())
     note = (
         "The bound on training batches is read without clipping and over the timesteps that were drawn, so it compares "
         "arms only where they draw t alike."

@@ -69,9 +69,9 @@ class TestLearningCurves:
     def test_curves_are_means_over_bins_and_the_bound_is_T_times_a_term(self, study_runs):
         (run,) = load_records(study_runs("", lambda run: {}))
         frame = fig_learning_curves.data([run])
-        bound = frame[frame["curve"] == "vb"]
+        bound = frame[frame["curve"] == "bound"]
         np.testing.assert_allclose(bound["mean"], 50 / np.arange(10, 101, 10))
-        assert not (frame["curve"] == "nll_bpd").any(), "one point is no curve"
+        assert not (frame["curve"] == "nll").any(), "one point is no curve"
 
     def test_a_long_training_is_binned(self, study_runs):
         (run,) = load_records(study_runs("", lambda run: {}))
@@ -83,7 +83,7 @@ class TestLearningCurves:
     def test_the_nll_is_drawn_where_it_was_measured_during_training(self, study_runs):
         (run,) = load_records(study_runs("evaluate: [{nll: {}, every: 50}]\n", lambda run: {"nll": 2.0}))
         run.curves["eval/nll_bpd"] = (np.array([50, 100]), np.array([3.0, 2.0]))
-        nll = fig_learning_curves.data([run]).query("curve == 'nll_bpd'")
+        nll = fig_learning_curves.data([run]).query("curve == 'nll'")
         assert dict(zip(nll["iteration"], nll["mean"], strict=True)) == {50: 3.0, 100: 2.0}
 
     def test_terms_of_any_method_are_drawn_under_their_own_names(self, study_runs):
