@@ -86,7 +86,7 @@ def _kind(curve: str) -> MetricKind:
 
 
 def _panel_order(curve: str) -> tuple[int, str]:
-    """Order panels: the terms of the loss as the kinds of metrics are listed, then unknown ones by name, then the NLL."""
+    """Order panels: terms of the loss as METRIC_KINDS lists them, then unknown ones by name, then the NLL."""
     names = list(METRIC_KINDS)
     name = KIND_OF.get(curve, curve)
     return (len(names) + 1 if curve == NLL else names.index(name) if name in names else len(names), curve)
