@@ -17,8 +17,8 @@ from harness.errors import RecordError
 from harness.records import layout
 from harness.records.directory import RunDirectory
 from harness.records.status import STATES, Status
-from harness.spec.parts import choices
 from harness.spec.evaluation import extractor_name
+from harness.spec.parts import choices
 from harness.spec.run import Objective, Schedule
 
 

@@ -1,16 +1,16 @@
 """What a plugin's file imports: the classes that parameters derive from. No torch.
 
-    from typing import Literal
-    from harness.plugins import Field, ScheduleModel
+from typing import Literal
+from harness.plugins import Field, ScheduleModel
 
-    class Sigmoid(ScheduleModel):
-        name: Literal["sigmoid"] = "sigmoid"
-        start: float = -3.0
-        end: float = Field(3.0, gt=0)
+class Sigmoid(ScheduleModel):
+    name: Literal["sigmoid"] = "sigmoid"
+    start: float = -3.0
+    end: float = Field(3.0, gt=0)
 
-    def sigmoid(num_timesteps, start, end): ...
+def sigmoid(num_timesteps, start, end): ...
 
-    SCHEDULES = {"sigmoid": (Sigmoid, sigmoid)}
+SCHEDULES = {"sigmoid": (Sigmoid, sigmoid)}
 """
 
 from pydantic import Field, field_validator, model_validator

@@ -26,7 +26,6 @@ from harness.spec.parts import NamedModel, plugin_implementation
 from harness.spec.resources import Resources
 from harness.spec.run import LEARNED, MLP, DataModel, Diffusion, NetworkModel, RunSpec, UNet
 
-
 BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
     "schedule": SCHEDULES,
     "objective": OBJECTIVES,
@@ -142,4 +141,6 @@ def make_method(
 def make_timestep_sampler(spec: RunSpec, device: torch.device) -> UniformSampler:
     """Build what draws t in training."""
     sampler = spec.timestep_sampler
-    return implementation("timestep_sampler", sampler)(spec.diffusion.num_timesteps, **parameters(sampler), device=device)
+    return implementation("timestep_sampler", sampler)(
+        spec.diffusion.num_timesteps, **parameters(sampler), device=device
+    )

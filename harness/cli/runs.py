@@ -158,8 +158,8 @@ def sample(
 ) -> None:
     """Draw images from a run's checkpoint; the spec inside it says all else."""
     from harness.progress import Progress
-    from harness.spec.parts import choices
     from harness.spec.evaluation import Sampler
+    from harness.spec.parts import choices
     from harness.text import did_you_mean
 
     directory = find_run(run, runs_folder)

@@ -26,11 +26,7 @@ class Request:
         """Read the run's studies; evaluations add up, for the rest the study that joined last decides."""
         facts = list(run_directory.studies_by_joining().values())
         read = partial(read_evaluation, run_directory.path)
-        evaluations = {
-            evaluation.key: evaluation
-            for one in facts
-            for evaluation in map(read, one["evaluations"])
-        }
+        evaluations = {evaluation.key: evaluation for one in facts for evaluation in map(read, one["evaluations"])}
         last = facts[-1] if facts else {}
         records = Records.model_validate(last.get("records", {}))
         wanted = map(read, last.get("evaluations", []))

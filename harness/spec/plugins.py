@@ -242,7 +242,9 @@ def _plugin(
             raise SpecError(f"{path}:{lines.get(table, 1)}: {table}: {what}")
 
         if kind not in KINDS:
-            fail(f"parts of this kind cannot be added; choices: {', '.join(t for t, k in TABLES.items() if k in KINDS)}")
+            fail(
+                f"parts of this kind cannot be added; choices: {', '.join(t for t, k in TABLES.items() if k in KINDS)}"
+            )
         if not isinstance(entries, dict):
             fail("a mapping of names to (parameter class, implementation) is expected")
         for part, entry in entries.items():

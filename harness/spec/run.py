@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -178,7 +178,8 @@ class MinSnr(ObjectiveModel):
 
 
 Objective = Annotated[
-    ObjectiveModel, Choice("objective", ObjectiveModel, {"simple": Simple, "hybrid": Hybrid, "vlb": Vlb, "min_snr": MinSnr})
+    ObjectiveModel,
+    Choice("objective", ObjectiveModel, {"simple": Simple, "hybrid": Hybrid, "vlb": Vlb, "min_snr": MinSnr}),
 ]
 
 
@@ -257,7 +258,9 @@ class NetworkModel(NamedModel):
     rescale_timesteps: bool = True  # the network sees 1000 t / T
 
 
-Model = Annotated[UNet | MLP | NetworkModel, Choice("model", NetworkModel, {"unet": UNet, "mlp": MLP}, default_name="unet")]
+Model = Annotated[
+    UNet | MLP | NetworkModel, Choice("model", NetworkModel, {"unet": UNet, "mlp": MLP}, default_name="unet")
+]
 
 
 class Optim(SpecModel):

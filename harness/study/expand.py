@@ -36,7 +36,18 @@ from harness.study.python_studies import load_python_study
 from harness.study.validate import validate
 from harness.text import did_you_mean
 
-STUDY_PARTS = ("study", "extends", "plugins", "arms", "grid", "replicates", "exclude", "evaluate", "data_root", "budget_gpu_hours")
+STUDY_PARTS = (
+    "study",
+    "extends",
+    "plugins",
+    "arms",
+    "grid",
+    "replicates",
+    "exclude",
+    "evaluate",
+    "data_root",
+    "budget_gpu_hours",
+)
 
 
 def load_study(path: str | Path, *, sets: Sequence[str] = (), inception: bool = False) -> Study:
