@@ -151,9 +151,9 @@ def _sibling_files(content: bytes, path: Path) -> list[tuple[str, int]]:
     """Return the files that texts such as "my_networks.py:DiT" name, with the line of each."""
     lines: dict[str, int] = {}
     for node in ast.walk(_parse(content, path)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if match := _REFERENCE.fullmatch(node.value):
-                lines.setdefault(match[1], node.lineno)
+        text = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(text, str) and (match := _REFERENCE.fullmatch(text)):
+            lines.setdefault(match[1], node.lineno)
     lines.pop(path.name, None)
     return sorted(lines.items())
 
