@@ -306,9 +306,9 @@ def _brief(value: Any) -> str:
 
 
 def _main(folder: str, threads: str) -> None:
-    from harness.job.job import work
+    from harness.job.job import run_job
 
-    work(Path(folder), threads=int(threads) or None, sync=False, show_progress=False)
+    run_job(Path(folder), threads=int(threads) or None, sync=False, show_progress=False)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from harness.evaluation.evaluator import evaluate
 from harness.evaluation.sampling import load_predict, sample_run
 from harness.interop.improved_diffusion import export_checkpoint, import_checkpoint, published_spec
 from harness.interop.openai_checkpoint import PUBLISHED, build_published, save_published
-from harness.job.job import work
+from harness.job.job import run_job
 from harness.records.directory import RunDirectory
 from harness.registry import make_method, make_network
 from harness.spec.evaluation import Ancestral, Evaluation, RateDistortion
@@ -146,13 +146,13 @@ def test_a_published_file_becomes_a_run_is_sampled_and_goes_out_bit_for_bit(tmp_
 
 def test_an_imported_run_without_its_file_says_what_to_do(tiny_run):
     folder = tiny_run("", f"imported_sha256={SHA256}")
-    assert work(folder, sync=False, show_progress=False) == "failed"
+    assert run_job(folder, sync=False, show_progress=False) == "failed"
     assert "import-checkpoint" in RunDirectory(folder).status().reason
 
 
 def test_a_trained_run_goes_out_and_its_layout_is_the_published_one(tiny_run, tmp_path):
     folder = tiny_run()
-    work(folder, sync=False, show_progress=False)
+    run_job(folder, sync=False, show_progress=False)
     assert export_checkpoint(folder, tmp_path / "run.pt", weights="raw") == 12
     assert "time_embed.0.weight" in torch.load(tmp_path / "run.pt", weights_only=True)
 

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.errors import TrainingError
-from harness.job.job import work
+from harness.job.job import run_job
 from harness.job.verify import digests, first_state_difference, verify_resume
 from harness.records.directory import RunDirectory
 from harness.spec.base import SCHEMA_VERSION
@@ -87,7 +87,7 @@ def test_a_run_that_continues_another_is_verified_from_there(study, tmp_path):
     parent = load_study(study, sets=["train.steps=30", "evaluate=[]"]).runs[0]
     directory = RunDirectory(runs / parent.run_key)
     directory.register(parent)
-    assert work(directory.path, sync=False, show_progress=False) == "done"
+    assert run_job(directory.path, sync=False, show_progress=False) == "done"
     run = load_study(study, sets=[f"continue_from={parent.run_key}", "evaluate=[]"]).runs[0]
     found = verify_resume(run, runs, kills=1, steps=60)
     assert (found["verdict"], found["steps"]) == ("equal", 90)
