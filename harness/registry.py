@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from harness.data.base import Dataset
 from harness.data.facts import DatasetFacts
 from harness.data.sources import DATASETS
 from harness.diffusion.objectives import OBJECTIVES
-from harness.diffusion.process import GaussianDiffusion
+from harness.diffusion.process import GaussianDiffusion, VarType
 from harness.diffusion.schedules import SCHEDULES
 from harness.diffusion.timesteps import TIMESTEP_SAMPLERS
 from harness.errors import DataError
@@ -48,12 +49,18 @@ def make_dataset(data: DataSpec, data_root: str | None = None) -> Dataset:
 
 
 def make_process(
-    diffusion: Diffusion, levels: int | None, *, fixed_variance: str = "large", decoder: str = "tanh"
+    diffusion: Diffusion,
+    levels: int | None,
+    *,
+    fixed_variance: Literal["small", "large"] = "large",
+    decoder: Literal["tanh", "exact"] = "tanh",
 ) -> GaussianDiffusion:
     """Build the chain; `fixed_variance` (small or large) closes the choice that `var_type: fixed` leaves open."""
     betas = SCHEDULES[diffusion.schedule.name](diffusion.num_timesteps, **parameters(diffusion.schedule))
     var_type = f"fixed_{fixed_variance}" if diffusion.var_type == "fixed" else diffusion.var_type
-    return GaussianDiffusion(betas, mean_type=diffusion.mean_type, var_type=var_type, levels=levels, decoder=decoder)
+    return GaussianDiffusion(
+        betas, mean_type=diffusion.mean_type, var_type=cast(VarType, var_type), levels=levels, decoder=decoder
+    )
 
 
 def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_checkpointing: bool = False) -> nn.Module:
@@ -70,6 +77,7 @@ def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_chec
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(spec.seed, "init"))
         if isinstance(spec.model, UNet):
+            assert data.image_size is not None, "only image_folder leaves it open, and its spec says it"
             return (SuperResUNet if spec.model.low_res_size else MODELS["unet"])(
                 in_channels=data.channels,
                 model_channels=spec.model.channels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class EvaluationContext:
 
     # -- the weights
 
-    def process(self, decoder: str = "tanh") -> GaussianDiffusion:
+    def process(self, decoder: Literal["tanh", "exact"] = "tanh") -> GaussianDiffusion:
         """Return the chain as this protocol reads it, its fixed variance decided."""
         fixed = self.evaluation.fixed_variance
         process = make_process(self.spec.diffusion, self.data.levels, fixed_variance=fixed, decoder=decoder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -43,7 +44,7 @@ def published_spec(name: str, sha256: str | None = None) -> RunSpec:
     entry = published(name)
     network, diffusion, training = entry.network, entry.diffusion, entry.training
     size, num_timesteps = entry.image_size, diffusion["num_timesteps"]
-    data = {64: {"name": "imagenet64"}, 32: {"name": "cifar10"}}.get(size)
+    data: dict[str, Any] | None = {64: {"name": "imagenet64"}, 32: {"name": "cifar10"}}.get(size)
     if data is None:
         num_classes = network.get("num_classes")
         folder = "imagenet" if num_classes else "lsun_bedroom"

@@ -1,8 +1,8 @@
 """The seam between a method and everything around it: what a step of training is, and what sampling sees.
 
-The loop owns data, records and checkpoints; a method owns its networks, their optimizers and averages, which t and which
-noise a step takes, and in which order it updates what. The loop, the records, the evaluation and the figures know no
-method by name:
+The loop owns data, records and checkpoints; a method owns its networks, their optimizers and averages, which t and
+which noise a step takes, and in which order it updates what. The loop, the records, the evaluation and the figures know
+no method by name:
 
     output = method.step(step, batches(step, rows), streams, group)
     window.add(step, output)
@@ -53,8 +53,8 @@ class StepOutput:
     Attributes:
         t: [size], integers in [0, T).
         loss: [size], weighted: `train/loss` is its mean, and it must be finite.
-        terms: name -> [size], unweighted; logged as means, and by quartile of t. One called "loss" is logged by quartile
-            alone, since `train/loss` is the weighted mean.
+        terms: name -> [size], unweighted; logged as means, and by quartile of t. One called "loss" is logged by
+            quartile alone, since `train/loss` is the weighted mean.
         scalars: name -> scalar, logged as means over steps; they must be finite.
     """
 

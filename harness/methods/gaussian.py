@@ -40,8 +40,8 @@ class GaussianMethod:
         num_classes: of labels, None where the network takes none; the class after the last means "not told".
     """
 
-    terms_logged = ("loss", "mse", "vb")
-    scalars_logged = ("grad_norm_preclip",)
+    terms_logged: tuple[str, ...] = ("loss", "mse", "vb")
+    scalars_logged: tuple[str, ...] = ("grad_norm_preclip",)
 
     def __init__(
         self,

@@ -49,5 +49,6 @@ class Batches:
         y = None if self._labels is None else self._labels[on_device]
         if y is not None and self._label_dropout:
             hidden = self._streams.uniform("label_dropout", step, self._batch_size)[rows] < self._label_dropout
-            y = torch.where(hidden, self._data.num_classes, y)  # type: ignore[call-overload]
+            assert self._data.num_classes is not None, "it has labels"
+            y = torch.where(hidden, self._data.num_classes, y)
         return Batch(x_0, y, self._batch_size, rows)

@@ -183,7 +183,8 @@ def process_group(rank_info: RankInfo, *, cuda: bool, command: Sequence[str]) ->
     except Exception as error:
         if not group.is_first:
             with suppress(RuntimeError):  # the first process, who holds the store, may be gone
-                failure = f"process {rank_info.rank} of {rank_info.size} on {platform.node()}: {type(error).__name__}: {error}"
+                where = f"process {rank_info.rank} of {rank_info.size} on {platform.node()}"
+                failure = f"{where}: {type(error).__name__}: {error}"
                 store.compare_set("failed", "", failure)
         elif isinstance(error, RuntimeError) and (why := _who_failed(store, others)):
             raise TrainingError(why) from error

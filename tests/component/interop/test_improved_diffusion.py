@@ -9,7 +9,7 @@ from harness.data.base import Split, build
 from harness.errors import CheckpointError, SpecError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate
-from harness.evaluation.sampling import load_predict, sample_run
+from harness.evaluation.sampling import load_method, sample_run
 from harness.interop.improved_diffusion import export_checkpoint, import_checkpoint, published_spec
 from harness.interop.openai_checkpoint import PUBLISHED, build_published, save_published
 from harness.job.job import run_job
@@ -78,7 +78,7 @@ def an_upsampler(tmp_path):
     method = make_method(spec, spec.data.facts, Resources(), cpu)
     for weight in method.ema.parameters():
         torch.nn.init.normal_(weight, std=0.1)
-    Checkpoints(directory.path / "checkpoints").save(1, {"method": method.state_dict()})
+    Checkpoints(directory.path / "checkpoints").save(1, method.state_dict())
     return directory.path
 
 
@@ -116,9 +116,9 @@ def distortion(directory) -> float:
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
     split = Split(images, np.zeros(2, np.int64))
     data, cpu = build("cifar10", spec.data.facts, split, split), torch.device("cpu")
-    predict = load_predict(directory.path, spec, data, weights="ema", device=cpu)
+    method, _ = load_method(directory.path, spec, data, device=cpu)
     wanted = Evaluation(rate_distortion=RateDistortion(num_images=1, num_steps=3)).resolve(spec, inception=False)
-    return evaluate(EvaluationContext(predict, spec, data, wanted, cpu)).metrics["eval/distortion_rmse"]
+    return evaluate(EvaluationContext(method, spec, data, wanted, cpu)).metrics["eval/distortion_rmse"]
 
 
 @pytest.mark.slow
