@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from harness.data.facts import DatasetFacts
 from harness.spec.evaluation import MetricModel, SamplerModel
 from harness.spec.parts import NamedModel
-from harness.spec.run import DataModel, NetworkModel, ObjectiveModel
+from harness.spec.run import DataModel, MethodSpec, NetworkModel, ObjectiveModel
 
 ScheduleModel = TimestepSamplerModel = NamedModel
 
@@ -26,6 +26,7 @@ __all__ = [
     "DataModel",
     "DatasetFacts",
     "Field",
+    "MethodSpec",
     "MetricModel",
     "NetworkModel",
     "ObjectiveModel",
