@@ -53,6 +53,7 @@ class TrialRecord:
 
     @classmethod
     def read(cls, path: Path) -> TrialRecord:
+        """Read what `write` wrote."""
         fields = {stored: name for name, stored in _STORED_AS.items()}
         return cls(**{fields.get(name, name): value for name, value in json.loads(path.read_text()).items()})
 

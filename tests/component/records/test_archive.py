@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from analysis import fig_L_t, fig_learning_curves, tab_results
-from analysis.runs import load_runs
+from analysis.runs import load_records
 from harness.cli import cli
 from harness.cli.common import all_runs
 from harness.errors import RecordError
@@ -97,7 +97,7 @@ def test_what_is_imported_is_what_was_exported_less_locks_cursors_and_checkpoint
 
 def test_figures_and_status_work_on_what_was_imported(runs, there):
     import_study(export(runs), there)
-    here, elsewhere = load_runs(runs), load_runs(there)
+    here, elsewhere = load_records(runs), load_records(there)
     for figure in (fig_learning_curves, fig_L_t, tab_results):
         data = figure.data(here)
         assert len(data) > 0

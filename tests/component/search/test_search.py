@@ -517,7 +517,29 @@ def test_an_identical_point_reuses_the_finished_run_and_that_is_said(make, tmp_p
     assert arms == {trial.arm for trial in trials if not trial.reused}
 
 
-def test_a_run_of_another_study_serves_a_trial_and_joins_the_search(make, tmp_path):
+def test_the_record_of_a_trial_has_the_fields_that_earlier_versions_wrote_and_read(tmp_path):
+    stored = {
+        "number": 3,
+        "point": {"model.depth": 1},
+        "run_keys": ["a" * 16, "b" * 16],
+        "served": ["b" * 16],
+        "state": "complete",
+        "reason": "",
+        "values": {"eval/nll_bpd": 1.5},
+        "replicate_values": {"eval/nll_bpd": [1.0, 2.0]},
+        "asked_seconds": 1.0,
+        "ended_seconds": 2.0,
+    }
+    path = tmp_path / "trials" / "trial-0003.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(stored))
+    (trial,) = read_trials(tmp_path)
+    assert trial.reused == ["b" * 16]
+    trial.write(tmp_path)
+    assert list(json.loads(path.read_text()).items()) == list(stored.items())
+
+
+def test_a_run_of_another_study_is_reused_by_a_trial_and_joins_the_search(make, tmp_path):
     text = (
         "search: {space: {model.depth: {int: [1, 2]}}, metrics: [{eval/nll_bpd: minimize}], trials: 2, sampler: grid}"
     )

@@ -123,7 +123,7 @@ def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path, c
 
 @pytest.mark.slow
 def test_a_study_that_was_really_trained_and_measured_gives_every_figure(tiny_study, tmp_path):
-    from analysis.runs import load_runs
+    from analysis.runs import load_records
     from harness.job.job import run_job
     from harness.records.directory import RunDirectory
 
@@ -148,6 +148,6 @@ evaluate:
     assert "untrained network (channels=8)" in table
     assert "Gaussian per pixel" in table
     assert "nan" not in table.lower()
-    first = load_runs(tmp_path / "runs")[0]
+    first = load_records(tmp_path / "runs")[0]
     assert list(first.sample_pictures()) == ["eval"]
     assert "nll" in (out / "tiny" / "learning_curves.csv").read_text(), "measured at step 6 and at the end"
