@@ -1,4 +1,4 @@
-"""The how-to's plugins in use: submit, likelihood, FID, a metric of one's own, samples, a search and the figures' loader."""
+"""The how-to's plugins in use: submit, likelihood, FID, a metric of one's own, samples, figures and a search."""
 
 import shutil
 from pathlib import Path
@@ -36,7 +36,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     shutil.copytree(EXAMPLE, folder / "study")
     sets = [
-        *("train.steps=2", "train.batch_size=8", "model.channels=8"),
+        *("train.steps=2", "train.batch_size=8"),
         *("evaluate.0.nll.num_images=8", "evaluate.0.fidelity.num_samples=16", "evaluate.0.fidelity.num_steps=2"),
         *("evaluate.0.fidelity.prc_reference=16", "evaluate.0.grid=4"),
         *("evaluate.1.metrics=[{name: contrast, num_samples: 8, num_steps: 2}]",),
@@ -62,9 +62,7 @@ def test_every_arm_is_trained_and_measured_by_likelihood_fid_and_its_own_metric(
 def test_a_run_is_sampled_later_by_its_directory_alone(done):
     study, runs_folder = done
     run = next(run for run in study.runs if run.arm == "dit")
-    path = sample_run(
-        runs_folder / run.run_key, sampler=Ancestral(), num_steps=2, num_samples=4, seed=0, weights="ema"
-    )
+    path = sample_run(runs_folder / run.run_key, sampler=Ancestral(), num_steps=2, num_samples=4, seed=0, weights="ema")
     assert path.is_file()
 
 
