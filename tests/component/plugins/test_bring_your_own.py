@@ -11,6 +11,7 @@ from harness.launch import planning
 from harness.launch.submit import submit
 from harness.records.directory import RunDirectory
 from harness.search.loading import load_search
+from harness.search.trials import TrialRecord, best_study
 from harness.spec.evaluation import Ancestral
 from harness.study.expand import load_study
 
@@ -87,3 +88,14 @@ def test_parameters_of_plugins_are_searched_and_their_metric_is_the_objective(tm
     directory.register(run)
     assert run_job(directory.path, sync=False, show_progress=False) == "done"
     assert search.metrics[0].name in {row.key for row in directory.rows()}
+
+
+def test_the_winner_of_a_search_is_a_study_that_names_the_plugins(tmp_path):
+    for path in EXAMPLE.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "search.yaml").write_text(SEARCH)
+    search = load_search(tmp_path / "search.yaml")
+    trial = TrialRecord(0, {"diffusion.schedule.tau": 0.7, "objective.gamma": 0.5}, [])
+    (tmp_path / "best.yaml").write_text(best_study(search, trial))
+    (run,) = load_study(tmp_path / "best.yaml").runs
+    assert run.run_key == search.trial(0, trial.point).runs[0].run_key
