@@ -131,10 +131,9 @@ class RunRecord:
 
     def sample_pictures(self) -> dict[str, Path]:
         """Return the run's sample grids by the prefix of the measurement that made them."""
+        folder = RunDirectory(self.folder).samples_folder
         prefixes = [measurement.prefix for measurement in self.measured("grid")]
-        paths = {
-            prefix: RunDirectory(self.folder).samples_folder / picture_file(prefix, "samples") for prefix in prefixes
-        }
+        paths = {prefix: folder / picture_file(prefix, "samples") for prefix in prefixes}
         return {prefix: path for prefix, path in paths.items() if path.exists()}
 
     # -- what a measurement gave
@@ -363,7 +362,7 @@ def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.nda
     for row in directory.rows():
         if not row.key.startswith("system/"):
             points.setdefault(row.key, []).append((row.step, row.value))
-            if row.step != row.at:
+            if row.step != row.train_step:
                 over_others.add(row.key)
     curves = {
         key: (np.array([step for step, _ in pairs]), np.array([value for _, value in pairs]))

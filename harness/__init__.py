@@ -34,7 +34,17 @@ _HOMES = {
     "run": "harness.study.python_studies",
 }
 
-__all__ = ["PACKAGE_ROOT", "__version__", "load_runs", "load_study", "open_run", "plan", "python_study", "run", "submit"]
+__all__ = [
+    "PACKAGE_ROOT",
+    "__version__",
+    "load_runs",
+    "load_study",
+    "open_run",
+    "plan",
+    "python_study",
+    "run",
+    "submit",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.study.model import Study
 
 if TYPE_CHECKING:
+    from harness.analysis.runs import StudyRuns
     from harness.launch.planning import Plan
     from harness.launch.submission import Submission
     from harness.records.directory import RunDirectory
@@ -64,7 +65,7 @@ def open_run(key: str, *, runs_folder: str | Path | None = None) -> RunDirectory
     return find_run(key, _folder(runs_folder))
 
 
-def load_runs(study: str | None = None, *, runs_folder: str | Path | None = None) -> Any:
+def load_runs(study: str | None = None, *, runs_folder: str | Path | None = None) -> StudyRuns:
     """Return what the runs of a study measured, as tidy pandas frames; of all runs when none is named."""
     from harness.analysis.runs import load_runs as load
 

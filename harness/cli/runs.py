@@ -196,12 +196,14 @@ def sample(
     With --json: {"run_key", "file"}.
     """
     from harness.progress import Progress
+    from harness.records.plugins import plugins_of_run
     from harness.spec.evaluation import Sampler
-    from harness.spec.parts import choices
+    from harness.spec.parts import active, choices
     from harness.text import did_you_mean
 
     directory = find_run(run, runs_folder)
-    known = choices(Sampler)
+    with active(plugins_of_run(directory)):
+        known = choices(Sampler)
     if sampler not in known:
         raise SpecError(f"--sampler {sampler}: unknown; {did_you_mean(sampler, list(known))}")
     from harness.evaluation.sampling import sample_run

@@ -68,8 +68,8 @@ def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -
     return [_status_row(directory, study, run_states[directory.key]) for directory in directories]
 
 
-def _status_row(directory: RunDirectory, study: str | None, here: states.RunState) -> StatusRow:
-    status, job = here.status, here.job
+def _status_row(directory: RunDirectory, study: str | None, run_state: states.RunState) -> StatusRow:
+    status, job = run_state.status, run_state.job
     num_steps, batch_size = _size_of(directory.path)
     studies = directory.studies()
     facts = studies.get(study or next(iter(studies), ""), {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,9 +14,8 @@ from torch import Tensor
 from harness.data.base import Split, to_uint8
 from harness.diffusion.process import Denoised, GaussianDiffusion
 from harness.diffusion.respacing import space_timesteps
-from harness.diffusion.samplers import Denoise, Network, denoiser, guided, skip_fraction
-from harness.diffusion.timesteps import UniformSampler
-from harness.methods.gaussian import GaussianMethod, Predict
+from harness.diffusion.samplers import skip_fraction
+from harness.methods.base import HasLikelihood, Method, Predict
 from harness.metrics.features import Extractor, load_extractor
 from harness.metrics.fidelity import reference_features
 from harness.randomness import Streams
@@ -33,53 +32,43 @@ class EvaluationContext:
     """One set of weights under one protocol, as the parts of the evaluation see it.
 
     Args:
-        predict: network(x_t, t of the original chain, y) -> output.
+        method: with the weights that are measured; freshly made for a protocol of untrained ones.
         data: a `Dataset`; for samples alone the declared `DatasetFacts` will do.
         prefix: of the metrics' names; the evaluation's name unless another protocol has it.
-        method, timesteps: of the training, for what is measured on its gradients.
 
     Attributes:
         samples: [N, C, H, W], those that FID was measured on; None before.
     """
 
-    predict: Predict
+    method: Method
     spec: RunSpec
     data: Any
     evaluation: Evaluation
     device: torch.device
     prefix: str = "eval"
     on_progress: ProgressCallback = lambda what, done, total: None
-    method: GaussianMethod | None = None
-    timesteps: UniformSampler | None = None
     samples: Tensor | None = field(default=None, repr=False)
     _extractors: dict[str, Extractor] = field(default_factory=dict, repr=False)
     _references: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
 
     # -- the weights
 
-    def process(self, decoder: str = "tanh") -> GaussianDiffusion:
+    def process(self, decoder: Literal["tanh", "exact"] = "tanh") -> GaussianDiffusion:
         """Return the chain as this protocol reads it, its fixed variance decided."""
         fixed = self.evaluation.fixed_variance
         process = make_process(self.spec.diffusion, self.data.levels, fixed_variance=fixed, decoder=decoder)
         return process.to(self.device)
 
-    def denoise(self, process: GaussianDiffusion, label: Tensor | None, low_res: Tensor | None = None) -> Denoise:
-        """Return all that a sampler sees of the weights, guided where the protocol says so.
+    @property
+    def weights(self) -> str:
+        """Which weights of the method are measured, "ema" or "raw"."""
+        return "raw" if self.evaluation.weights == "untrained" else self.evaluation.weights
 
-        Args:
-            label: [B], or None.
-            low_res: [B, C, h, w], in [-1, 1], what an upsampler enlarges.
-        """
-        inputs = {} if low_res is None else {"low_res": low_res.to(self.device)}
-
-        def network_of(label: Tensor | None) -> Network:
-            return lambda x_t, t: self.predict(x_t, t, label, **inputs)
-
-        network = network_of(label)
-        if self.evaluation.guidance != 1 and label is not None:
-            hidden = torch.full_like(label, self.data.num_classes)  # the class that means "not told"
-            network = guided(network, network_of(hidden), self.evaluation.guidance)
-        return denoiser(process, network, clip=self.data.levels is not None)
+    @property
+    def predict(self) -> Predict:
+        """The network, network(x_t, t of the original chain, y) -> output, of a method that has a likelihood."""
+        assert isinstance(self.method, HasLikelihood), "the spec's validation asks for one"
+        return self.method.predict(self.weights)
 
     def sample(
         self,
@@ -110,13 +99,21 @@ class EvaluationContext:
             def on_step(t: int, x: Tensor, denoised: Denoised, start: int = start, count: int = count) -> None:
                 self.on_progress("sampling", start * (first + 1) + count * (first + 1 - t), total)
 
+            generator = streams.generator("sampling", batch)
+            denoise = self.method.denoiser(
+                self.weights,
+                process,
+                y=self._labels(start, count),
+                generator=generator,
+                clip=self.data.levels is not None,
+                guidance=self.evaluation.guidance,
+                low_res=None if low_res is None else low_res[start : start + count].to(self.device),
+            )
             x_0 = implementation("sampler", sampler)(
-                self.denoise(
-                    process, self._labels(start, count), None if low_res is None else low_res[start : start + count]
-                ),
+                denoise,
                 x_T,
                 process,
-                generator=streams.generator("sampling", batch),
+                generator=generator,
                 start=first,
                 on_step=on_step,
                 **options,

@@ -15,7 +15,7 @@ from harness.diffusion.respacing import space_timesteps
 from harness.errors import RecordError, SpecError
 from harness.evaluation.context import EvaluationContext, ProgressCallback
 from harness.evaluation.images import image_grid, save_png
-from harness.methods.gaussian import Predict
+from harness.methods.base import Method
 from harness.records.directory import RunDirectory
 from harness.records.plugins import read_spec
 from harness.registry import make_method
@@ -24,16 +24,15 @@ from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
 
 
-def load_predict(
+def load_method(
     run_folder: Path,
     spec: RunSpec,
     data: Dataset | DatasetFacts,
     *,
-    weights: str,
     device: torch.device,
     step: int | None = None,
-) -> Predict:
-    """Load a run's network from a checkpoint (the newest by default); `untrained` needs none.
+) -> tuple[Method, int]:
+    """Load a run's method from a checkpoint (the newest by default); return it with the checkpoint's step.
 
     Raises:
         RecordError: the run has no checkpoint yet.
@@ -41,14 +40,12 @@ def load_predict(
     from harness.training.checkpoints import Checkpoints
 
     method = make_method(spec, data, Resources(), device)
-    if weights == "untrained":
-        return method.predict("raw")
     checkpoints = Checkpoints(RunDirectory(run_folder).checkpoints_folder)
     checkpoint = checkpoints.latest(device) if step is None else (step, checkpoints.load(step, device))
     if checkpoint is None:
         raise RecordError(f"run {run_folder.name} has no checkpoint yet; `harness status` tells how far it is")
-    method.load_state_dict(checkpoint[1]["method"])
-    return method.predict(weights)
+    method.load_state_dict(checkpoint[1])
+    return method, checkpoint[0]
 
 
 def sample_run(
@@ -87,9 +84,12 @@ def sample_run(
     num_samples = num_samples if small is None else min(num_samples, len(small))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = spec.data.facts  # the images themselves need not be here
-    predict = load_predict(run_directory.path, spec, data, weights=weights, device=device, step=step)
+    if weights == "untrained":
+        method = make_method(spec, data, Resources(), device)
+    else:
+        method, _ = load_method(run_directory.path, spec, data, device=device, step=step)
     evaluation = Evaluation(name="samples", seed=seed, weights=weights)
-    context = EvaluationContext(predict, spec, data, evaluation, device, on_progress=on_progress)
+    context = EvaluationContext(method, spec, data, evaluation, device, on_progress=on_progress)
     with torch.inference_mode():
         samples = context.to_images(context.sample(sampler, num_steps, num_samples, low_res=small)).numpy()
     folder = run_directory.samples_folder

@@ -12,7 +12,7 @@ from harness.spec.resources import Records, Resources
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """What the studies of a run ask of it, together."""
 
     evaluations: tuple[Evaluation, ...]
@@ -22,18 +22,19 @@ class Request:
     scored_by: Evaluation | None = None  # measures records.best, during training and at the end
 
     @classmethod
-    def of(cls, run_directory: RunDirectory) -> Request:
+    def of(cls, run_directory: RunDirectory) -> RunRequest:
         """Read the run's studies; evaluations add up, for the rest the study that joined last decides."""
-        facts = list(run_directory.studies_by_joining().values())
+        studies = list(run_directory.studies_by_joining().values())
         read = partial(read_evaluation, run_directory.path)
         evaluations = {
-            evaluation.key: evaluation
-            for one in facts
-            for evaluation in map(read, one["evaluations"])
+            evaluation.key: evaluation for study in studies for evaluation in map(read, study["evaluations"])
         }
-        last = facts[-1] if facts else {}
+        last = studies[-1] if studies else {}
         records = Records.model_validate(last.get("records", {}))
-        wanted = map(read, last.get("evaluations", []))
-        scored_by = next((one for one in wanted if one.every and f"{one.name}/nll_bpd" == records.best), None)
+        candidates = map(read, last.get("evaluations", []))
+        scored_by = next(
+            (candidate for candidate in candidates if candidate.every and f"{candidate.name}/nll_bpd" == records.best),
+            None,
+        )
         resources = Resources.model_validate(last.get("resources", {}))
         return cls(tuple(evaluations.values()), resources, records, last.get("data_root"), scored_by)

@@ -73,9 +73,9 @@ def execute_run(
         place = f"{platform.node()}, process {os.getpid()}"
         logger.info(f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {path.name} on {place}")
         try:
-            from harness.job.job import work
+            from harness.job.job import run_job
 
-            state = work(path, threads=threads, tracking_uri=tracking_uri, sync=sync, **options)
+            state = run_job(path, threads=threads, tracking_uri=tracking_uri, sync=sync, **options)
         except HarnessError as error:  # as a rule: another submission works on it, and it is left alone
             logger.warning(error)
             return "left alone"

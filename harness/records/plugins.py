@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import RecordError
 from harness.records.files import sync_folder
@@ -18,6 +18,9 @@ from harness.spec.evaluation import Evaluation
 from harness.spec.parts import Plugin, active
 from harness.spec.plugins import load_package_plugin, load_plugin, loaded_plugin
 from harness.spec.run import RunSpec
+
+if TYPE_CHECKING:
+    from harness.records.directory import RunDirectory
 
 FOLDER = "plugins"
 
@@ -65,6 +68,15 @@ def frozen_plugins(folder: Path, digests: Mapping[str, str] | None) -> list[Plug
             raise RecordError(f"plugin {name} is not in {path.parent}: put its files there (an archive brings no code)")
         plugins.append(load_plugin(path, digest))
     return plugins
+
+
+def plugins_of_run(directory: RunDirectory) -> list[Plugin]:
+    """Load the plugins of a run and of what its studies measure on it; a newer study's version of a file wins."""
+    digests = dict(directory.spec().get("plugins", {}))
+    for study in directory.studies_by_joining().values():
+        for evaluation in study.get("evaluations", ()):
+            digests |= evaluation.get("plugins", {})
+    return frozen_plugins(directory.path, digests)
 
 
 def read_spec(folder: Path, stored: Mapping[str, Any]) -> RunSpec:

@@ -19,6 +19,7 @@ from harness.study.axes import RUN_PARTS
 from harness.study.document import Document, Keys, SourceLocation
 from harness.study.expand import expand
 from harness.study.model import Override, Run, Study
+from harness.study.plugins import load_plugins
 from harness.text import did_you_mean
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -185,6 +186,7 @@ class Search:
     def definition(self) -> dict[str, Any]:
         """Return all that must stay the same while the search goes on, as plain values."""
         value = self.document.value
+        plugins = {plugin.name: plugin.digest for plugin in load_plugins(self.document)}
         return json.loads(
             json.dumps(
                 {
@@ -195,6 +197,7 @@ class Search:
                     "set": {override.path: override.value for override in self.run_overrides},
                     "evaluate": value.get("evaluate", []),
                     "inception": self.inception,
+                    **({"plugins": plugins} if plugins else {}),
                 }
             )
         )

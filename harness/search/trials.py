@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -116,7 +117,15 @@ def best_study(search: Search, trial: TrialRecord) -> str:
     (run, *_) = search.trial(trial.number, trial.point).runs
     spec = run.spec.model_dump(mode="json")
     study = {"study": f"{search.name}-best", **{key: value for key, value in spec.items() if value is not None}}
-    study["evaluate"] = [evaluation.model_dump(mode="json", exclude_none=True) for evaluation in run.evaluations]
+    evaluations = [evaluation.model_dump(mode="json", exclude_none=True) for evaluation in run.evaluations]
+    study["evaluate"] = [{key: part for key, part in entry.items() if key != "plugins"} for entry in evaluations]
+    study.pop("plugins", None)
+    if search.document.plugins:  # as seen from beside the search's own file
+        folder = search.path.resolve().parent
+        study["plugins"] = [
+            os.path.relpath(source, folder) if isinstance(source, Path) else source
+            for source in search.document.plugins
+        ]
     study["replicates"] = search.settings.replicates
     study["resources"] = run.resources.model_dump(mode="json", exclude_none=True)
     study["records"] = run.records.model_dump(mode="json", exclude_none=True)

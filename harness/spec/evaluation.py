@@ -185,6 +185,10 @@ class Evaluation(SpecModel):
         Raises:
             ValueError: it asks for what this run cannot give.
         """
+        for part in self.parts:
+            if part not in spec.method.measures:
+                choices = ", ".join(name for name in PARTS if name in spec.method.measures)
+                raise ValueError(f"{part} cannot be measured under method {spec.method.name}; choices: {choices}")
         if self.every is not None and self.nll is None:
             raise ValueError("every: needs an nll to measure during training")
         if self.every is not None and self.weights == "untrained":
@@ -200,7 +204,7 @@ class Evaluation(SpecModel):
         if self.noise_scale and self.weights != "raw":
             raise ValueError("noise_scale is measured where training stands: say weights: raw")
         num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
-        if spec.diffusion.var_type != "fixed":
+        if spec.diffusion.var_type != "fixed" or "diffusion.var_type" not in spec.method.owns:
             change["fixed_variance"] = "large"  # moot: one key for one measurement
         for part in ("fidelity", "sweep", "skip"):
             wanted = getattr(self, part)

@@ -151,9 +151,10 @@ def _sibling_files(content: bytes, path: Path) -> list[tuple[str, int]]:
     """Return the files that texts such as "my_networks.py:DiT" name, with the line of each."""
     lines: dict[str, int] = {}
     for node in ast.walk(_parse(content, path)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if match := _REFERENCE.fullmatch(node.value):
-                lines.setdefault(match[1], node.lineno)
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            continue
+        if match := _REFERENCE.fullmatch(node.value):
+            lines.setdefault(match[1], node.lineno)
     lines.pop(path.name, None)
     return sorted(lines.items())
 
@@ -242,7 +243,9 @@ def _plugin(
             raise SpecError(f"{path}:{lines.get(table, 1)}: {table}: {what}")
 
         if kind not in KINDS:
-            fail(f"parts of this kind cannot be added; choices: {', '.join(t for t, k in TABLES.items() if k in KINDS)}")
+            fail(
+                f"parts of this kind cannot be added; choices: {', '.join(t for t, k in TABLES.items() if k in KINDS)}"
+            )
         if not isinstance(entries, dict):
             fail("a mapping of names to (parameter class, implementation) is expected")
         for part, entry in entries.items():

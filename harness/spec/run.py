@@ -13,9 +13,10 @@ Two identities follow from it:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -178,7 +179,8 @@ class MinSnr(ObjectiveModel):
 
 
 Objective = Annotated[
-    ObjectiveModel, Choice("objective", ObjectiveModel, {"simple": Simple, "hybrid": Hybrid, "vlb": Vlb, "min_snr": MinSnr})
+    ObjectiveModel,
+    Choice("objective", ObjectiveModel, {"simple": Simple, "hybrid": Hybrid, "vlb": Vlb, "min_snr": MinSnr}),
 ]
 
 
@@ -257,7 +259,9 @@ class NetworkModel(NamedModel):
     rescale_timesteps: bool = True  # the network sees 1000 t / T
 
 
-Model = Annotated[UNet | MLP | NetworkModel, Choice("model", NetworkModel, {"unet": UNet, "mlp": MLP}, default_name="unet")]
+Model = Annotated[
+    UNet | MLP | NetworkModel, Choice("model", NetworkModel, {"unet": UNet, "mlp": MLP}, default_name="unet")
+]
 
 
 class Optim(SpecModel):
@@ -278,12 +282,37 @@ class Train(SpecModel):
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
+class MethodSpec(NamedModel):
+    """What trains. A method's parameters are fields of its class, their defaults included."""
+
+    owns: ClassVar[tuple[str, ...]] = ()
+    """Dotted paths of a run's spec that only this method and others that own them read; refused elsewhere."""
+    measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "grid", "metrics"))
+    """What an evaluation can measure of it: samples, unless it says more."""
+
+
+class Gaussian(MethodSpec):
+    """DDPM and Improved DDPM: one network that denoises, by an objective at random timesteps."""
+
+    name: Literal["gaussian"] = "gaussian"
+
+    owns: ClassVar[tuple[str, ...]] = ("objective", "timestep_sampler", "diffusion.mean_type", "diffusion.var_type")
+    measures: ClassVar[frozenset[str]] = MethodSpec.measures | {"nll", "rate_distortion", "noise_scale"}
+
+
+METHODS: dict[str, type[MethodSpec]] = {"gaussian": Gaussian}
+
+
+Method = Annotated[MethodSpec, Choice("method", MethodSpec, METHODS)]
+
+
 class RunSpec(SpecModel):
     """One training: all that its weights depend on, and only that."""
 
     seed: int = Field(0, ge=0, lt=2**31)
     imported_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # weights from a file: trained elsewhere
     continue_from: Annotated[str | None, YOUNGER] = Field(None, pattern="^[0-9a-f]{16}$")  # run_key of a done run
+    method: Annotated[Method, YOUNGER] = Gaussian()
     data: Data
     diffusion: Diffusion = Diffusion()
     objective: Objective = Simple()
@@ -299,6 +328,30 @@ class RunSpec(SpecModel):
         if self.plugins not in (None, used):
             raise ValueError(f"plugins: the parts come from {used or 'none'}, not from {self.plugins}")
         object.__setattr__(self, "plugins", used)
+        return self
+
+    def unwritten_paths(self) -> Iterable[str]:
+        """Return also what belongs to other methods."""
+        return [*super().unwritten_paths(), *self._foreign_paths()]
+
+    def _foreign_paths(self) -> list[str]:
+        """Return the dotted paths that other methods than this run's own."""
+        owned = dict.fromkeys(path for method in METHODS.values() for path in method.owns)
+        return [path for path in owned if path not in self.method.owns]
+
+    @model_validator(mode="after")
+    def _only_this_methods_fields(self) -> RunSpec:
+        for path in self._foreign_paths():
+            *parents, name = path.split(".")
+            part: SpecModel = self
+            for parent in parents:
+                part = getattr(part, parent)
+            if name in part.model_fields_set:
+                owners = [method for method, kind in METHODS.items() if path in kind.owns]
+                raise ValueError(
+                    f"{path} is read by method {' and '.join(owners)}, not by {self.method.name}: "
+                    f"remove it, or choose method: {' | '.join(owners)}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -321,7 +374,14 @@ class RunSpec(SpecModel):
             )
         if objective not in KINDS["objective"].built_in and var_type in LEARNED and not self.objective.trains_variance:
             raise ValueError(f"objective {objective} does not train the variance, but diffusion.var_type is {var_type}")
-        for part in (self.data, self.diffusion.schedule, self.objective, self.timestep_sampler, self.model):
+        for part in (
+            self.data,
+            self.diffusion.schedule,
+            self.objective,
+            self.timestep_sampler,
+            self.model,
+            self.method,
+        ):
             part.check(self)
         if isinstance(self.model, UNet | MLP) and (self.model.name == "mlp") != (self.data.name == "mog"):
             raise ValueError(
@@ -387,8 +447,11 @@ class RunSpec(SpecModel):
     @property
     def cost_key(self) -> str:
         """Return a digest of all that decides what a training step costs: network, images, batch, precision."""
+        default = type(self).model_fields["method"].default
+        method = {} if self.method == default else {"method": self.method.model_dump(mode="json")}
         return digest(
-            {
+            method
+            | {
                 "model": self.model.model_dump(mode="json"),
                 "data": [self.data.name, self.data.pixels],
                 "learned_variance": self.diffusion.var_type in LEARNED,

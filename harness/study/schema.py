@@ -40,7 +40,10 @@ def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
     properties: dict[str, Any] = {
         "study": {"type": "string", "description": "The study's name."},
         "extends": {**_ONE_OR_MORE_STRINGS, "description": "Files that this one extends, relative to it."},
-        "plugins": {**_ONE_OR_MORE_STRINGS, "description": "Python files with parts of your own, relative to this one."},
+        "plugins": {
+            **_ONE_OR_MORE_STRINGS,
+            "description": "Python files with parts of your own, relative to this one.",
+        },
         **{part: run["properties"][part] for part in RUN_PARTS if part in run["properties"]},
         "resources": {"$ref": "#/$defs/Resources"},
         "records": {"$ref": "#/$defs/Records"},

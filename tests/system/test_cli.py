@@ -337,7 +337,7 @@ def writer_at_step(run: RunDirectory, step: int) -> int:
     """Wait until a run has trained so far, and return the process that works on it."""
     for _ in range(1200):
         owner = run.writer()
-        if owner and any(row.at >= step for row in run.latest().values()):
+        if owner and any(row.train_step >= step for row in run.latest().values()):
             return owner["pid"]
         time.sleep(0.05)
     raise AssertionError(f"run {run.key} never came to step {step}")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.result import PartResult
+from harness.methods.base import HasGradientNoise
 from harness.metrics.noise_scale import measure_noise_scale
 from harness.randomness import Permutations, Streams
 from harness.spec.evaluation import NoiseScale
@@ -17,8 +18,8 @@ from harness.spec.evaluation import NoiseScale
 @torch.inference_mode(False)
 def noise_scale(context: EvaluationContext, part: NoiseScale) -> PartResult:
     """Measure on fresh batches of the training split, t drawn as training would draw it now."""
-    assert context.method is not None and context.timesteps is not None, "only within a job"
-    method, timesteps, train = context.method, context.timesteps, context.data.train
+    method, train = context.method, context.data.train
+    assert isinstance(method, HasGradientNoise), "the spec's validation asks for one"
     streams = Streams(context.evaluation.seed, context.device)
     order = Permutations(len(train), context.evaluation.seed)
     num_batches = part.num_big * part.small_per_big
@@ -27,9 +28,9 @@ def noise_scale(context: EvaluationContext, part: NoiseScale) -> PartResult:
         for batch in range(num_batches):
             context.on_progress("gradient noise", batch, num_batches)
             x_0, y = context.load_images(train, order.batch(batch, part.batch_size).numpy())
-            t, weight = timesteps.at(streams.uniform("noise_scale_t", batch, len(x_0)))
+            u = streams.uniform("noise_scale_t", batch, len(x_0))
             noise = streams.normal("noise_scale", batch, tuple(x_0.shape))
-            yield (method.terms(x_0, y, t, noise)["loss"] * weight).mean()
+            yield method.weighted_loss(x_0, y, u, noise).mean()
 
     method.network.eval()
     scale = measure_noise_scale(

@@ -8,9 +8,9 @@ from harness.errors import RecordError, SpecError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.images import image_grid
-from harness.evaluation.sampling import load_predict, sample_run
+from harness.evaluation.sampling import sample_run
 from harness.randomness import Streams
-from harness.registry import make_dataset, make_method, make_timestep_sampler
+from harness.registry import make_dataset, make_method
 from harness.spec.evaluation import (
     Ancestral,
     Ddim,
@@ -32,10 +32,15 @@ CPU = torch.device("cpu")
 
 def context_of(run, **parts) -> EvaluationContext:
     data = make_dataset(run.spec.data)
-    predict = make_method(run.spec, data, Resources(), CPU).predict("raw")
+    method = make_method(run.spec, data, Resources(), CPU)
     measured = parts if parts.keys() - {"seed"} else {"grid": 4, **parts}
     evaluation = Evaluation(batch_size=32, **measured).resolve(run.spec, inception=False)
-    return EvaluationContext(predict, run.spec, data, evaluation, CPU, evaluation.name)
+    return EvaluationContext(method, run.spec, data, evaluation, CPU, evaluation.name)
+
+
+def use_network(method, network) -> None:
+    """Let a method be that of another network, network(x_t, t, y) -> output."""
+    method.predict = lambda weights: network
 
 
 def test_likelihood_terms_add_up_to_the_bound(tiny_study):
@@ -88,7 +93,7 @@ def test_samples_are_a_function_of_weights_protocol_and_seed(tiny_study, sampler
 
 def test_class_conditional_samples_take_the_classes_in_turn(tiny_study):
     context, seen = context_of(tiny_study("", "model.class_cond=true")[0]), []
-    context.predict = lambda x, t, y: seen.append(y) or torch.zeros_like(x)
+    use_network(context.method, lambda x, t, y: seen.append(y) or torch.zeros_like(x))
     with torch.inference_mode():
         context.sample(Ancestral(), 2, 40)
     assert torch.cat(seen[::2]).tolist() == [i % 10 for i in range(40)]
@@ -119,7 +124,7 @@ def test_a_sweep_is_a_curve_over_the_number_of_steps(tiny_study):
 
 def test_samples_that_diverged_have_no_fid(tiny_study):
     context = context_of(tiny_study()[0], fidelity=Fidelity(num_samples=32, num_steps=2))
-    context.predict = lambda x, t, y: torch.full_like(x, torch.nan)
+    use_network(context.method, lambda x, t, y: torch.full_like(x, torch.nan))
     assert math.isnan(evaluate(context).metrics["eval/fid_digitsnet_32_ancestral2"])
 
 
@@ -154,11 +159,14 @@ def test_a_number_of_steps_that_the_chain_has_not_is_refused(tiny_run):
 
 
 def test_untrained_weights_are_those_of_the_seed(tiny_run, tiny_study):
-    run = tiny_study()[0]
-    data = make_dataset(run.spec.data)
-    predict = load_predict(tiny_run(), run.spec, data, weights="untrained", device=CPU)
-    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0, 5])
-    assert torch.equal(predict(x, t, None), make_method(run.spec, data, Resources(), CPU).predict("raw")(x, t, None))
+    run, folder = tiny_study()[0], tiny_run()
+    path = sample_run(folder, sampler=Ddim(), num_steps=2, num_samples=4, weights="untrained")
+    method = make_method(run.spec, run.spec.data.facts, Resources(), CPU)
+    evaluation = Evaluation(name="samples", weights="untrained")
+    context = EvaluationContext(method, run.spec, run.spec.data.facts, evaluation, CPU)
+    with torch.inference_mode():
+        expected = context.to_images(context.sample(Ddim(), 2, 4)).numpy()
+    assert np.array_equal(np.load(path.with_suffix(".npz"))["samples"], expected)
 
 
 def test_the_whole_chain_is_walked_where_no_number_of_steps_is_said(tiny_study):
@@ -168,7 +176,7 @@ def test_the_whole_chain_is_walked_where_no_number_of_steps_is_said(tiny_study):
 
 def test_skipping_the_start_of_the_chain_saves_its_steps(tiny_study):
     context, seen = context_of(tiny_study()[0], skip=Skip(num_samples=16, num_steps=10, fractions=(0.0, 0.3))), []
-    context.predict = lambda x, t, y: seen.append(int(t[0])) or torch.zeros_like(x)
+    use_network(context.method, lambda x, t, y: seen.append(int(t[0])) or torch.zeros_like(x))
     result = evaluate(context)
     assert [percent for percent, _ in result.curves["eval/fid_digitsnet_16_ancestral10_by_skipped_percent"]] == [0, 30]
     assert len(seen) == 10 + 7
@@ -192,15 +200,7 @@ def test_the_gradient_noise_scale_is_that_of_the_runs_own_objective(tiny_study):
     for weight in method.network.parameters():
         torch.nn.init.normal_(weight, std=0.05)
     wanted = Evaluation(weights="raw", noise_scale=NoiseScale(batch_size=8, small_per_big=4, num_big=6))
-    context = EvaluationContext(
-        method.predict("raw"),
-        run.spec,
-        data,
-        wanted,
-        CPU,
-        method=method,
-        timesteps=make_timestep_sampler(run.spec, CPU),
-    )
+    context = EvaluationContext(method, run.spec, data, wanted, CPU)
     first, again = (evaluate(context).metrics["eval/gradient_noise_scale"] for _ in range(2))
     assert first == again and first > 0
 
@@ -215,7 +215,9 @@ def test_guidance_of_one_is_the_conditional_network_and_of_zero_the_unconditiona
 
     def samples(guidance):
         evaluation = Evaluation(guidance=guidance, grid=4).resolve(run.spec, inception=False)
-        return EvaluationContext(predict, run.spec, data, evaluation, CPU).sample(Ddim(), 3, 4)
+        method = make_method(run.spec, data, Resources(), CPU)
+        use_network(method, predict)
+        return EvaluationContext(method, run.spec, data, evaluation, CPU).sample(Ddim(), 3, 4)
 
     conditional, free = samples(1.0), samples(0.0)
     assert not torch.equal(conditional, free)
@@ -239,11 +241,9 @@ def test_an_evaluation_with_every_part_leaves_exactly_the_names_that_are_declare
     sets = [] if data == "digits" else ["data=mog", "model={name: mlp, width: 16}"]
     spec = tiny_study("", *sets)[0].spec
     dataset, evaluation = make_dataset(spec.data), Evaluation(weights="raw", batch_size=32, **EVERY_PART)
-    method, sampler = make_method(spec, dataset, Resources(), CPU), make_timestep_sampler(spec, CPU)
+    method = make_method(spec, dataset, Resources(), CPU)
     evaluation = evaluation.resolve(spec, inception=False)
-    context = EvaluationContext(
-        method.predict("raw"), spec, dataset, evaluation, CPU, prefix, method=method, timesteps=sampler
-    )
+    context = EvaluationContext(method, spec, dataset, evaluation, CPU, prefix)
     result, declared = evaluate(context), outputs(evaluation, spec, prefix)
     assert evaluation.parts == list(PART_OUTPUTS)
     assert tuple(result.metrics) == declared.metrics
@@ -261,6 +261,6 @@ def test_the_grid_shows_the_samples_that_fid_was_measured_on(tiny_study):
 
 def test_hidden_labels_are_the_class_after_the_last(tiny_study):
     spec = tiny_study("", "model.class_cond=true", "model.label_dropout=0.25", "train.batch_size=512")[0].spec
-    y = Batches(spec, make_dataset(spec.data), Streams(0))(0)[1]
+    y = Batches(spec, make_dataset(spec.data), Streams(0))(0).y
     assert 0.15 < (y == 10).float().mean() < 0.35
     assert y.max() == 10 and y.min() == 0

@@ -560,13 +560,13 @@ from pathlib import Path
 from harness.job import job
 from harness.launch.worker import execute_run
 path = Path(sys.argv[1])
-def work(path, **options):
+def run_job(path, **options):
     print("a plain line")
     sys.stderr.write("an error line\\n")
     subprocess.run(["echo", "a line of a child"])
     os.write(1, b"a line of a library\\n")
     raise ValueError("what went wrong")
-job.work = work
+job.run_job = run_job
 print("before", flush=True)
 assert execute_run(path, 1, False, None) == "failed"
 assert execute_run(path, 1, False, None) == "failed"

@@ -20,8 +20,8 @@ from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.cli.common import all_runs
 from harness.errors import RecordError
-from harness.job.job import work
-from harness.job.request import Request
+from harness.job.job import run_job
+from harness.job.request import RunRequest
 from harness.records import archive
 from harness.records.archive import export_study, import_study
 from harness.records.directory import RunDirectory
@@ -51,7 +51,7 @@ def trained(tmp_path_factory) -> Path:
     for run in load_study(folder / "tiny.yaml").runs:
         directory = RunDirectory(folder / "runs" / run.run_key)
         directory.register(run)
-        assert work(directory.path, sync=False, show_progress=False) == "done"
+        assert run_job(directory.path, sync=False, show_progress=False) == "done"
     return folder / "runs"
 
 
@@ -149,7 +149,7 @@ def test_the_study_that_a_run_joined_last_is_the_last_one_there_too(runs, there)
     facts = directory.studies()["tiny"]
     directory.add_to_study("another", facts | {"data_root": "/the/last/word"})
     import_study(export(runs), there)
-    assert Request.of(RunDirectory(there / directory.key)).data_root == "/the/last/word"
+    assert RunRequest.of(RunDirectory(there / directory.key)).data_root == "/the/last/word"
 
 
 def test_an_archive_of_runs_from_before_the_joining_time_was_written_keeps_their_order(runs, there):
@@ -162,7 +162,7 @@ def test_an_archive_of_runs_from_before_the_joining_time_was_written_keeps_their
     import_study(path, there)
     imported = RunDirectory(there / directory.key)
     assert list(imported.studies_by_joining()) == ["another", "tiny", "last"]
-    assert Request.of(imported).data_root == "/the/last/word"
+    assert RunRequest.of(imported).data_root == "/the/last/word"
     imported.add_to_study("tiny", imported.studies()["tiny"])  # whenever it joined: it is the same run
     assert len(import_study(path, there).present) == 2
 

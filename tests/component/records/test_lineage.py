@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.errors import SpecError
-from harness.job.job import work
+from harness.job import job
 from harness.launch.planning import plan
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
@@ -24,13 +24,15 @@ SETS = ("diffusion.var_type=learned_range", "diffusion.num_timesteps=5", "model.
 
 
 def run_job(folder: Path) -> str:
-    return work(folder, sync=False, show_progress=False)
+    return job.run_job(folder, sync=False, show_progress=False)
 
 
 def results(folder: Path, after: int = 0) -> list:
     rows = RunDirectory(folder).rows()
     left_out = ("perf/", "system/", "compute/")
-    return [(row.key, row.step, row.value) for row in rows if row.at > after and not row.key.startswith(left_out)]
+    return [
+        (row.key, row.step, row.value) for row in rows if row.train_step > after and not row.key.startswith(left_out)
+    ]
 
 
 def state_of(folder: Path) -> dict:

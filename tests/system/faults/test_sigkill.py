@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from harness.job import job
-from harness.job.job import work
+from harness.job.job import run_job
 from harness.job.verify import digests, results
 from harness.methods.gaussian import GaussianMethod
 from harness.records.directory import RunDirectory
@@ -90,7 +90,7 @@ def nurse(beacon: str, uri: str) -> None:
         pid = os.fork()
         if pid == 0:
             os.setsid()
-            state = work(Path(line.strip()), tracking_uri=uri, show_progress=False)
+            state = run_job(Path(line.strip()), tracking_uri=uri, show_progress=False)
             os._exit(0 if state == "done" else 1)
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
@@ -196,7 +196,7 @@ def test_after_many_sigkills_weights_journal_and_mlflow_are_those_of_an_undistur
     sets += ("timestep_sampler={name: loss_second_moment, history_per_term: 2}", "model.channels=16")
     unbroken, killed = (tiny_run(EVALUATE, *sets, folder=name) for name in ("unbroken", "killed"))
     began = time.monotonic()
-    assert work(unbroken, sync=False, show_progress=False) == "done"
+    assert run_job(unbroken, sync=False, show_progress=False) == "done"
     undisturbed_seconds = time.monotonic() - began
 
     database = tmp_path / "mlflow.db"

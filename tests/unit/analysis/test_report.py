@@ -125,7 +125,7 @@ def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path):
 @pytest.mark.slow
 def test_a_study_that_was_really_trained_and_measured_gives_every_figure(tiny_study, tmp_path):
     from harness.analysis.runs import load_records
-    from harness.job.job import work
+    from harness.job.job import run_job
     from harness.records.directory import RunDirectory
 
     runs = tiny_study(
@@ -141,7 +141,7 @@ evaluate:
     for run in runs:
         directory = RunDirectory(tmp_path / "runs" / run.run_key)
         directory.register(run)
-        assert work(directory.path, threads=1, sync=False, show_progress=False) == "done"
+        assert run_job(directory.path, threads=1, sync=False, show_progress=False) == "done"
     out = tmp_path / "figures"
     report(tmp_path / "runs", out)
     assert {path.stem for path in (out / "tiny").glob("*.png")} == set(OF_A_STUDY)
