@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from analysis import style
 from analysis.intervals import describe_bands, summarise_by
 from analysis.runs import RunRecord, arm_index
-from harness.spec.base import choices
 from harness.spec.evaluation import Sampler
 from harness.spec.metrics import metric_kind
+from harness.spec.parts import choices
 
 TITLE = "FID against sampling steps"
 NEEDS = "an evaluation with sweep"
