@@ -362,7 +362,7 @@ def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.nda
     for row in directory.rows():
         if not row.key.startswith("system/"):
             points.setdefault(row.key, []).append((row.step, row.value))
-            if row.step != row.at:
+            if row.step != row.train_step:
                 over_others.add(row.key)
     curves = {
         key: (np.array([step for step, _ in pairs]), np.array([value for _, value in pairs]))
