@@ -99,7 +99,8 @@ def load_package_plugin(name: str, digest: str | None = None) -> Plugin:
         module = importlib.import_module(point.module)
     except Exception as error:
         raise SpecError(f"plugin {full_name}: {type(error).__name__}: {error}") from None
-    actual = files_digest({path.name: content})
+    beside = {file: _read(path.parent / file, f"{path}:{line}") for file, line in _sibling_files(content, path)}
+    actual = files_digest({path.name: content, **beside})
     if digest not in (None, actual):
         raise SpecError(f"plugin {full_name} is installed with another content than the run began with")
     if actual not in _loaded:

@@ -37,7 +37,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     shutil.copytree(EXAMPLE, folder / "study")
     sets = [
-        *("train.steps=2", "train.batch_size=8"),
+        *("train.steps=2", "train.batch_size=8", "records.log_every=1"),
         *("evaluate.0.nll.num_images=8", "evaluate.0.fidelity.num_samples=16", "evaluate.0.fidelity.num_steps=2"),
         *("evaluate.0.fidelity.prc_reference=16", "evaluate.0.grid=4"),
         *("evaluate.1.metrics=[{name: contrast, num_samples: 8, num_steps: 2}]",),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli import status_view, timeline
-from harness.job.request import Request
+from harness.job.request import RunRequest
 from harness.launch import claims, manage, planning
 from harness.records import layout, throughput
 from harness.records.archive import export_study
@@ -84,7 +84,7 @@ def meaning(runs: Path, study_path: Path, archive: Path) -> dict[str, object]:
     logs = [claims.run_log(runs, directory.key) for directory in directories]
     return {
         "plan": [(planned.run_key, planned.state, planned.status) for planned in plan.runs],
-        "requests": [Request.of(directory) for directory in directories],
+        "requests": [RunRequest.of(directory) for directory in directories],
         "status": rows,
         "why": [timeline.timeline(directory) for directory in directories],
         "options": manage.last_options(plan),

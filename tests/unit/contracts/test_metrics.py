@@ -9,7 +9,7 @@ from harness.diffusion import SAMPLERS
 from harness.evaluation.parts import PARTS
 from harness.records.journal import Journal
 from harness.search.space import Metric
-from harness.spec import base, evaluation
+from harness.spec import evaluation, parts
 from harness.spec.metrics import METRIC_KINDS, PART_OUTPUTS, curve_name, metric_kind, outputs, training_terms
 from harness.study.expand import load_study
 
@@ -20,7 +20,8 @@ diffusion: {num_timesteps: 30}
 model: {channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], num_heads: 1}
 train: {steps: 12, batch_size: 16}
 """
-DEFAULTS = {part: "{num_steps: [5]}" if part == "sweep" else "{}" for part in evaluation.PARTS}
+BUILT_IN = [part for part in evaluation.PARTS if part != "metrics"]  # that one holds what plugins measure
+DEFAULTS = {part: "{num_steps: [5]}" if part == "sweep" else "{}" for part in BUILT_IN}
 DEFAULTS |= {"fidelity": "{num_steps: 5}", "grid": "4"}
 
 
@@ -37,12 +38,12 @@ def run_of(tmp_path):
 
 
 def test_the_fields_of_an_evaluation_the_functions_and_the_declared_names_are_of_the_same_parts():
-    optional = {name for name, field in evaluation.Evaluation.model_fields.items() if field.default is None}
-    assert set(evaluation.PARTS) == optional - {"every"}
+    optional = {name for name, field in evaluation.Evaluation.model_fields.items() if field.default in (None, ())}
+    assert set(evaluation.PARTS) == optional - {"every", "plugins"}
     assert list(PARTS) == list(PART_OUTPUTS) == list(evaluation.PARTS)
 
 
-@pytest.mark.parametrize("part", evaluation.PARTS)
+@pytest.mark.parametrize("part", BUILT_IN)
 def test_the_function_and_the_names_of_a_part_take_the_class_that_the_spec_has_for_it(part):
     (written, _) = get_args(evaluation.Evaluation.model_fields[part].annotation)
     measured, declared = (list(get_type_hints(table[part]).values()) for table in (PARTS, PART_OUTPUTS))
@@ -50,7 +51,7 @@ def test_the_function_and_the_names_of_a_part_take_the_class_that_the_spec_has_f
     assert declared[0] == written
 
 
-@pytest.mark.parametrize("part", evaluation.PARTS)
+@pytest.mark.parametrize("part", BUILT_IN)
 def test_every_name_that_a_part_leaves_has_a_kind_and_is_a_key_that_a_journal_takes(run_of, part, tmp_path):
     run = run_of(f"{part}: {DEFAULTS[part]}")
     left = outputs(run.evaluations[0], run.spec, "eval_other")
@@ -62,7 +63,7 @@ def test_every_name_that_a_part_leaves_has_a_kind_and_is_a_key_that_a_journal_ta
         journal.metrics(1, dict.fromkeys((*left.metrics, *left.curves), 0.0))
 
 
-@pytest.mark.parametrize("part", evaluation.PARTS)
+@pytest.mark.parametrize("part", BUILT_IN)
 def test_every_metric_that_a_part_leaves_can_be_searched(run_of, part):
     run = run_of(f"{part}: {DEFAULTS[part]}")
     (asked,) = run.evaluations
@@ -77,7 +78,7 @@ def test_every_sampler_has_its_names_and_a_line_of_its_own_in_figures(run_of, sa
     assert left.metrics[0] == f"eval/fid_digitsnet_10000_{sampler}5"
     assert left.curves == (f"sweep/fid_digitsnet_10000_{sampler}",)
     lines = sampler_lines([])
-    assert list(lines) == list(base.choices(evaluation.Sampler))
+    assert list(lines) == list(parts.choices(evaluation.Sampler))
     assert [str(line) for line in lines.values()].count(str(lines[sampler])) == 1
 
 
