@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from harness.data.base import Split, build
-from harness.errors import CheckpointError, SpecError
+from harness.errors import RecordError, SpecError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate
 from harness.evaluation.sampling import load_method, sample_run
