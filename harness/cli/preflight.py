@@ -70,7 +70,7 @@ def calibrate(
         profile=facts,
         steps=steps,
         timeout_seconds=timeout,
-        told=lambda news: click.echo(news, err=True),
+        on_progress=lambda news: click.echo(news, err=True),
     )
     if not found:
         click.echo("nothing to time: no run has steps left to train")

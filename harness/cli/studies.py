@@ -78,7 +78,7 @@ def submit(
 
     planned = planning.plan(load(study, sets), runs_folder)
     facts = read_profile(profile, cluster)
-    require_within_budget(planned, cluster=cluster, profile=facts, told=click.echo)
+    require_within_budget(planned, cluster=cluster, profile=facts, on_progress=click.echo)
     _offer_to_cancel_orphans(planned, runs_folder)
     submit_and_follow(
         planned, runs_folder, cluster=cluster, jobs=jobs, profile=facts, sync=not no_sync, new_code=new_code

@@ -32,7 +32,7 @@ def verify_resume(
     num_different = 0
     for run in runs:
         name = f"{run.run_key} {run.arm} r{run.replicate}"
-        found = verify.verify_resume(run, runs_folder, kills=kills, steps=steps, told=partial(_say, name))
+        found = verify.verify_resume(run, runs_folder, kills=kills, steps=steps, on_progress=partial(_say, name))
         where = found.pop("certificate", None)
         if found["verdict"] == "equal":
             said = f"{found['num_state_entries']} state entries, {found['num_result_rows']} result rows"
