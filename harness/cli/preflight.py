@@ -104,7 +104,7 @@ def calibrate(
         profile=read_profile(profile, cluster),
         steps=steps,
         timeout_seconds=timeout,
-        told=lambda news: click.echo(news, err=True),
+        on_progress=lambda news: click.echo(news, err=True),
     )
     output.document({"classes": [_class_facts(result) for result in results]})
     if not results:

@@ -94,7 +94,7 @@ def submit(
 
     planned = planning.plan(load(study, sets), runs_folder)
     slurm_profile = read_profile(profile, cluster)
-    require_within_budget(planned, cluster=cluster, profile=slurm_profile, told=click.echo)
+    require_within_budget(planned, cluster=cluster, profile=slurm_profile, on_progress=click.echo)
     _offer_to_cancel_orphans(planned, runs_folder, ask=sys.stdin.isatty() and not output.as_json)
     options = {"cluster": cluster, "jobs": jobs, "profile": slurm_profile}
     submit_and_follow(planned, runs_folder, output, **options, sync=not no_sync, new_code=new_code)

@@ -45,7 +45,9 @@ def verify_resume(
     results = []
     for run in runs:
         name = f"{run.run_key} {run.arm} r{run.replicate}"
-        result = verify.verify_resume(run, runs_folder, kills=kills, steps=steps, told=partial(_show_progress, name))
+        result = verify.verify_resume(
+            run, runs_folder, kills=kills, steps=steps, on_progress=partial(_show_progress, name)
+        )
         results.append({"run_key": run.run_key, "arm": run.arm, "replicate": run.replicate, **result})
         certificate = result.pop("certificate", None)
         if result["verdict"] == "equal":

@@ -39,7 +39,7 @@ def verify_resume(
     *,
     kills: int = 3,
     steps: int | None = None,
-    told: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Train a run straight through and killed-and-resumed, compare the two, and certify what was found.
 
@@ -50,7 +50,7 @@ def verify_resume(
         kills: SIGKILLs, at random steps; one SIGTERM comes on top.
         steps: train only so far, by a spec that differs in train.steps alone; None means to the end. A run that
             continues another counts from there.
-        told: hears of each thing that is done.
+        on_progress: called with each thing that is done, for people who watch.
 
     Returns:
         the certificate; `verdict` is "equal" or "different", and then `first_difference` names the first.
@@ -67,22 +67,22 @@ def verify_resume(
     scratch_home.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{run.run_key}-", dir=scratch_home))
     directory = RunDirectory(runs_folder / run.run_key)
-    threads = next((one["threads"] for one in directory.environments()), None)
+    threads = next((environment["threads"] for environment in directory.environments()), None)
 
     if parent:
         for side in ("straight", "killed"):
             (scratch / side).mkdir()
             (scratch / side / parent.key).symlink_to(parent.path.absolute())
 
-    told(f"training to step {num_steps} straight through")
+    on_progress(f"training to step {num_steps} straight through")
     began = time.monotonic()
     straight = _prepare(scratch / "straight" / run.run_key, spec, run, run.records.checkpoint_every_seconds)
     _finish(straight, threads)
     # On this side checkpoints are to lie close between the kills, so that resumes begin at many different steps.
     every = (time.monotonic() - began) / (8 * (kills + 1))
     killed = _prepare(scratch / "killed" / run.run_key, spec, run, every)
-    ends = _kill(killed, threads, kills, first_step, num_steps, told)
-    told("going on to the end")
+    ends = _kill(killed, threads, kills, first_step, num_steps, on_progress)
+    on_progress("going on to the end")
     _finish(killed, threads)
 
     certificate = {
@@ -97,7 +97,8 @@ def verify_resume(
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     environments = [*straight.environments(), *killed.environments()]
-    changed = {name for one in environments for name in one if one[name] != environments[0].get(name)} - {"attempt"}
+    first = environments[0]
+    changed = {name for other in environments for name in other if other[name] != first.get(name)} - {"attempt"}
     if changed:
         certificate["environment_differs_in"] = sorted(changed)
     if certificate["verdict"] == "equal":
@@ -169,7 +170,7 @@ def _kill(
     kills: int,
     first_step: int,
     num_steps: int,
-    told: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> list[dict]:
     """End the training `kills` times by SIGKILL and once by SIGTERM; return what each did."""
     signals = [signal.SIGKILL] * kills + [signal.SIGTERM]
@@ -193,7 +194,7 @@ def _kill(
                 f" ({directory.status().reason or 'too short a training: take fewer --kills or more --steps'})"
             )
         after, durable = _logged_step(directory, last_attempt), directory.durable_step()
-        told(f"{number.name} after the row of step {after}; a checkpoint of step {durable} is there")
+        on_progress(f"{number.name} after the row of step {after}; a checkpoint of step {durable} is there")
         ends.append({"signal": number.name, "after_the_row_of_step": after, "durable_step": durable})
     return ends
 
@@ -221,15 +222,15 @@ def digests(state: Any) -> dict[str, str]:
     """Return the sha256 of every leaf of a state_dict by its path: of a tensor its dtype, shape and bytes."""
     import torch
 
-    found = {}
+    digest_by_path = {}
     for path, leaf in flatten(state):
         if isinstance(leaf, torch.Tensor):
             head = f"{leaf.dtype} {tuple(leaf.shape)}".encode()
             data = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         else:
             head, data = type(leaf).__name__.encode(), repr(leaf).encode()
-        found[path] = hashlib.sha256(head + b"\0" + data).hexdigest()
-    return found
+        digest_by_path[path] = hashlib.sha256(head + b"\0" + data).hexdigest()
+    return digest_by_path
 
 
 def results(directory: RunDirectory) -> list[tuple[str, int, float]]:
@@ -240,22 +241,22 @@ def results(directory: RunDirectory) -> list[tuple[str, int, float]]:
 def _compare(straight: RunDirectory, killed: RunDirectory) -> dict[str, Any]:
     from harness.training.checkpoints import Checkpoints
 
-    (step, one), (other_step, other) = (
+    (step, state), (killed_step, killed_state) = (
         Checkpoints(directory.checkpoints_folder).latest() or (0, {}) for directory in (straight, killed)
     )
-    assert step == other_step, "both are done"
-    digests_one = digests(one)
-    rows_one, rows_other = results(straight), results(killed)
-    difference = _first_row_difference(rows_one, rows_other) or first_state_difference(one, other, step)
+    assert step == killed_step, "both are done"
+    digests_straight = digests(state)
+    rows_straight, rows_killed = results(straight), results(killed)
+    difference = _first_row_difference(rows_straight, rows_killed) or first_state_difference(state, killed_state, step)
     parts = {}
-    for name in _parts(one):
-        leaves = {path: digest for path, digest in digests_one.items() if path.startswith(f"{name}.")}
+    for name in _parts(state):
+        leaves = {path: digest for path, digest in digests_straight.items() if path.startswith(f"{name}.")}
         parts[name] = _together(leaves) if leaves else "has no state"
     compared: dict[str, Any] = {
         "verdict": "different" if difference else "equal",
-        "digests": parts | {"result_rows": hashlib.sha256(repr(rows_one).encode()).hexdigest()},
-        "num_state_entries": len(digests_one),
-        "num_result_rows": len(rows_one),
+        "digests": parts | {"result_rows": hashlib.sha256(repr(rows_straight).encode()).hexdigest()},
+        "num_state_entries": len(digests_straight),
+        "num_result_rows": len(rows_straight),
     }
     return compared | ({"first_difference": difference} if difference else {})
 
@@ -269,8 +270,9 @@ def _parts(state: dict[str, Any]) -> Iterator[str]:
             yield name
 
 
-def _together(found: dict[str, str]) -> str:
-    return hashlib.sha256("\n".join(f"{path} {found[path]}" for path in sorted(found)).encode()).hexdigest()
+def _together(digest_by_path: dict[str, str]) -> str:
+    lines = "\n".join(f"{path} {digest_by_path[path]}" for path in sorted(digest_by_path))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _first_row_difference(straight: list, killed: list) -> str | None:
@@ -287,16 +289,17 @@ def first_state_difference(straight: Any, killed: Any, step: int) -> str | None:
     """Name the first entry in which two state_dicts of a step differ, and by how much; None when all bits are equal."""
     import torch
 
-    of_one, of_other = digests(straight), digests(killed)
+    of_straight, of_killed = digests(straight), digests(killed)
     straight, killed = dict(flatten(straight)), dict(flatten(killed))
     for path in [*straight, *(path for path in killed if path not in straight)]:
-        if of_one.get(path) == of_other.get(path):
+        if of_straight.get(path) == of_killed.get(path):
             continue
-        one, other = straight.get(path), killed.get(path)
-        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and one.shape == other.shape:
-            distance = float((one.double() - other.double()).abs().max())
-            return f"{path} at step {step}: {int((one != other).sum())} of {one.numel()} values, by up to {distance:g}"
-        return f"{path} at step {step}: straight {_brief(one)}, killed {_brief(other)}"
+        expected, actual = straight.get(path), killed.get(path)
+        if isinstance(expected, torch.Tensor) and isinstance(actual, torch.Tensor) and expected.shape == actual.shape:
+            distance = float((expected.double() - actual.double()).abs().max())
+            count = f"{int((expected != actual).sum())} of {expected.numel()} values"
+            return f"{path} at step {step}: {count}, by up to {distance:g}"
+        return f"{path} at step {step}: straight {_brief(expected)}, killed {_brief(actual)}"
     return None
 
 

@@ -58,7 +58,7 @@ def calibrate(
     steps: int = 20,
     only_unknown: bool = False,
     timeout_seconds: float = 1800.0,
-    told: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[Calibrated]:
     """Time some steps of each cost class of the runs that are left to train, and store what `plan` reads.
 
@@ -67,7 +67,7 @@ def calibrate(
         steps: timed steps of each class; a fifth more warms up.
         only_unknown: leave out what has been measured on such a device already.
         timeout_seconds: how long to wait for a job, in the queue and at work.
-        told: called with what happens meanwhile, for people who watch.
+        on_progress: called with what happens meanwhile, for people who watch.
 
     Raises:
         LaunchError: SLURM does not take the job, or it does not end in time or ends without an answer.
@@ -85,7 +85,7 @@ def calibrate(
             threads = errand.slurm_parameters(resources, profile or Profile())["cpus_per_task"]
         wanted = [_wanted(group[0]) for group in by_cost.values()]
         request = {"steps": steps, "threads": threads, "wanted": wanted}
-        answers = _answers(request, resources, plan, cluster, profile, timeout_seconds, told)
+        answers = _answers(request, resources, plan, cluster, profile, timeout_seconds, on_progress)
         for group, answer in zip(by_cost.values(), answers, strict=True):
             fact = Throughput(**answer["fact"]) if "fact" in answer else None
             if fact:
@@ -120,7 +120,7 @@ def _answers(
     cluster: str,
     profile: Profile | None,
     timeout_seconds: float,
-    told: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Have `request` answered by a process here or by a job there."""
     plan.runs_folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _answers(
                 profile or Profile(),
                 minutes=JOB_MINUTES,
                 timeout_seconds=timeout_seconds,
-                told=told,
+                told=on_progress,
             )
             if sent.answer is None and sent.waited_for:
                 raise LaunchError(
@@ -216,11 +216,11 @@ def main(folder: Path) -> None:
     request = json.loads((folder / REQUEST).read_text())
     torch.set_num_threads(request["threads"])
     answers: list[dict[str, Any]] = []
-    for one in request["wanted"]:
-        spec, resources = read_spec(folder, one["spec"]), Resources.model_validate(one["resources"])
+    for entry in request["wanted"]:
+        spec, resources = read_spec(folder, entry["spec"]), Resources.model_validate(entry["resources"])
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                fact = time_steps(spec, resources, one["data_root"], steps=request["steps"], scratch=Path(scratch))
+                fact = time_steps(spec, resources, entry["data_root"], steps=request["steps"], scratch=Path(scratch))
                 answers.append({"fact": asdict(fact)})
             except (HarnessError, RuntimeError) as error:  # such as CUDA out of memory
                 answers.append({"error": " ".join(str(error).split())[:300]})
@@ -235,7 +235,7 @@ def require_within_budget(
     *,
     cluster: str = "local",
     profile: Profile | None = None,
-    told: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Refuse a study whose training would take more than its budget; time what is unknown first.
 
@@ -252,8 +252,8 @@ def require_within_budget(
         return [plan.device_hours(planned, target_device(planned, cluster, profile)) for planned in plan.runs]
 
     if None in hours_left(plan):
-        told("the study has a budget and its cost is not known yet: timing some steps first")
-        found = calibrate(plan, cluster=cluster, profile=profile, only_unknown=True, told=told)
+        on_progress("the study has a budget and its cost is not known yet: timing some steps first")
+        found = calibrate(plan, cluster=cluster, profile=profile, only_unknown=True, on_progress=on_progress)
         if failed := [one for one in found if one.fact is None]:
             raise LaunchError(f"{', '.join(failed[0].arms)}: no step could be timed: {failed[0].error}")
         plan = replace(plan)  # which has read no facts yet
@@ -268,10 +268,10 @@ def require_within_budget(
         arms: dict[str, float] = {}
         for planned, one in zip(plan.runs, hours, strict=True):
             arms[planned.run.arm] = arms.get(planned.run.arm, 0.0) + (one or 0.0)
-        dearest = max(arms, key=lambda arm: arms[arm])
+        most_expensive = max(arms, key=lambda arm: arms[arm])
         raise LaunchError(
             f"over budget: {total:.3g} device hours are left to train, budget_gpu_hours is {budget:g}; "
-            f"nothing was submitted. The dearest arm is {dearest} with {arms[dearest]:.3g}; "
+            f"nothing was submitted. The most expensive arm is {most_expensive} with {arms[most_expensive]:.3g} hours; "
             f"`harness plan {plan.study.path}` shows each run"
         )
 

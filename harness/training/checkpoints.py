@@ -101,8 +101,8 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none (the message lists those that are), or it is damaged.
         """
-        for found, path in checkpoint_files(self.folder):
-            if found == step:
+        for stored_step, path in checkpoint_files(self.folder):
+            if stored_step == step:
                 return self._load(path, map_location)
         raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps() or 'none'}")
 
@@ -135,13 +135,13 @@ class Checkpoints:
             ) from error
 
     def _prune(self, newest: Path, step: int) -> None:
-        for found, path in checkpoint_files(self.folder):
-            if found > step or (found == step and path != newest):
+        for stored_step, path in checkpoint_files(self.folder):
+            if stored_step > step or (stored_step == step and path != newest):
                 path.unlink()
         keep = {*self.steps()[-self.keep_last :], self.best_step()}
-        for found, path in checkpoint_files(self.folder):
-            by_interval = self.keep_every and found % self.keep_every == 0
-            if not (found in keep or by_interval):
+        for stored_step, path in checkpoint_files(self.folder):
+            by_interval = self.keep_every and stored_step % self.keep_every == 0
+            if not (stored_step in keep or by_interval):
                 path.unlink()
 
 

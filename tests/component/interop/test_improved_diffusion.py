@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from harness.data.base import Split, build
-from harness.errors import CheckpointError, SpecError
+from harness.errors import RecordError, SpecError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate
 from harness.evaluation.sampling import load_method, sample_run
@@ -158,5 +158,5 @@ def test_a_trained_run_goes_out_and_its_layout_is_the_published_one(tiny_run, tm
 
 
 def test_a_run_without_a_checkpoint_cannot_go_out(tiny_run, tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+    with pytest.raises(RecordError, match="no checkpoint yet"):
         export_checkpoint(tiny_run(), tmp_path / "run.pt")

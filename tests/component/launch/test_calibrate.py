@@ -174,7 +174,7 @@ def test_a_study_over_its_budget_is_refused_with_the_figures_before_anything_is_
     assert isinstance(done.exception, LaunchError)
     assert str(done.exception) == (
         "over budget: 42 device hours are left to train, budget_gpu_hours is 40; nothing was submitted. "
-        f"The dearest arm is wide with 30; `harness plan {tmp_path / 'tiny.yaml'}` shows each run"
+        f"The most expensive arm is wide with 30; `harness plan {tmp_path / 'tiny.yaml'}` shows each run"
     )
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".throughput"]
 
@@ -199,10 +199,10 @@ def test_without_a_budget_nothing_is_timed(tmp_path, plan):
 def test_with_a_budget_and_an_unknown_cost_steps_are_timed_first(tmp_path, plan):
     news = []
     with pytest.raises(LaunchError, match="over budget"):
-        calibrate.require_within_budget(plan("budget_gpu_hours: 1.0e-9\n"), told=news.append)
+        calibrate.require_within_budget(plan("budget_gpu_hours: 1.0e-9\n"), on_progress=news.append)
     assert "timing some steps first" in news[0]
     assert plan().training_seconds(plan().runs[0]) > 0
-    calibrate.require_within_budget(plan("budget_gpu_hours: 1\n"), told=news.append)
+    calibrate.require_within_budget(plan("budget_gpu_hours: 1\n"), on_progress=news.append)
     assert len(news) == 1  # it is known by now
 
 

@@ -7,13 +7,16 @@ does not have.
 import inspect
 
 import pytest
+import torch
 from pydantic_core import PydanticUndefined
 
 from harness.data import DATASET_FACTS, DATASETS
 from harness.diffusion import MEAN_TYPES, OBJECTIVES, SAMPLERS, SCHEDULES, TIMESTEP_SAMPLERS, VAR_TYPES
+from harness.methods.base import HasGradientNoise, HasLikelihood, Method
 from harness.models import MODELS
-from harness.registry import make_network, make_process
+from harness.registry import METHODS, make_method, make_network, make_process
 from harness.spec import evaluation, parts, run
+from harness.spec.resources import Resources
 
 KINDS = {
     "schedule": (run.Schedule, SCHEDULES),
@@ -35,6 +38,34 @@ def test_the_spec_names_exactly_what_is_registered(kind):
 def test_every_parameter_class_carries_its_name_as_the_default(kind):
     for name, part in parts.choices(KINDS[kind][0]).items():
         assert part.model_fields["name"].default == name
+
+
+def test_the_spec_names_exactly_the_methods_that_are_registered():
+    assert list(run.METHODS) == list(METHODS)
+    for name, part in run.METHODS.items():
+        assert part.model_fields["name"].default == name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_all_that_the_seam_asks_for_and_can_be_measured_as_its_spec_says(name):
+    spec = run.RunSpec.model_validate(
+        {"data": "mog", "model": {"name": "mlp"}, "method": {"name": name}, "train": {"steps": 1}}
+    )
+    method = make_method(spec, spec.data.facts, Resources(), torch.device("cpu"))
+    members = [*Method.__annotations__, *(name for name in vars(Method) if not name.startswith("_"))]
+    assert "denoiser" in members and [member for member in members if not hasattr(method, member)] == []
+    assert isinstance(method, HasLikelihood) or not {"nll", "rate_distortion"} & spec.method.measures
+    assert isinstance(method, HasGradientNoise) or "noise_scale" not in spec.method.measures
+
+
+@pytest.mark.parametrize("part", run.METHODS.values())
+def test_what_a_method_owns_and_measures_exists(part):
+    for path in part.owns:
+        kind = run.RunSpec
+        for key in path.split("."):
+            assert key in kind.model_fields, path
+            kind = kind.model_fields[key].annotation
+    assert set(evaluation.PARTS) >= part.measures
 
 
 def test_every_data_set_has_its_facts():

@@ -1,0 +1,197 @@
+"""Two methods behind one loop: a second one, with a critic, goes through all that a run goes through."""
+
+import importlib
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from harness import registry
+from harness.cli import cli
+from harness.errors import SpecError
+from harness.evaluation.sampling import sample_run
+from harness.interop.improved_diffusion import export_checkpoint
+from harness.job import job
+from harness.job.verify import digests, verify_resume
+from harness.launch import calibrate, planning
+from harness.records.directory import RunDirectory
+from harness.registry import make_method
+from harness.spec import run as run_spec
+from harness.spec.evaluation import Ancestral
+from harness.spec.metrics import training_terms
+from harness.spec.resources import Resources
+from harness.study.expand import load_study
+from harness.training.checkpoints import Checkpoints
+
+PLUGIN = Path(__file__).parent / "critic"
+CPU = torch.device("cpu")
+
+STUDY = """study: critics
+method: {name: critic, weight: 0.2}
+data: mog
+model: {name: mlp, width: 16, depth: 1}
+diffusion: {num_timesteps: 4, schedule: cosine}
+optim: {lr: 2.0e-3}
+train: {steps: 40, batch_size: 32, ema_rate: 0.8}
+records: {log_every: 5}
+resources: {device: cpu, threads: 1}
+"""
+EVALUATE = "evaluate:\n  - {fidelity: {num_samples: 64, num_steps: 4}}\n"
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Return a function that plans STUDY with extra lines of YAML and `--set`s; its method is known everywhere."""
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")])))
+    critic_method = importlib.import_module("critic_method")
+    monkeypatch.setitem(run_spec.METHODS, "critic", critic_method.Critic)
+    monkeypatch.setitem(registry.METHODS, "critic", critic_method.make_critic)
+
+    def plan(extra: str = "", *sets: str):
+        path = tmp_path / "critics.yaml"
+        path.write_text(STUDY + extra)
+        return load_study(path, sets=sets)
+
+    return plan
+
+
+def run_in(folder: Path, run) -> RunDirectory:
+    """Train and evaluate a planned run in this process."""
+    directory = RunDirectory(folder / run.run_key)
+    directory.register(run)
+    state = job.run_job(directory.path, sync=False, show_progress=False)
+    assert state == "done", directory.status().reason
+    return directory
+
+
+# -- in a study
+
+
+def test_what_belongs_to_another_method_is_refused_with_its_line_and_the_choices(study):
+    for extra, line, message in [
+        ("objective: hybrid\n", 10, "objective is read by method gaussian, not by critic: remove it, or choose method"),
+        ("timestep_sampler: uniform\n", 10, "timestep_sampler is read by method gaussian, not by critic"),
+        ("arms:\n  a: {diffusion.var_type: learned}\n", 11, "diffusion.var_type is read by method gaussian"),
+        (
+            "evaluate:\n  - {nll: {}}\n",
+            11,
+            "nll cannot be measured under method critic; choices: fidelity, sweep, skip",
+        ),
+        ("evaluate:\n  - {weights: raw, noise_scale: {}}\n", 11, "noise_scale cannot be measured under method critic"),
+    ]:
+        with pytest.raises(SpecError) as caught:
+            study(extra)
+        assert f"critics.yaml:{line}: " in str(caught.value) and message in str(caught.value)
+
+
+def test_an_unknown_method_and_an_unknown_parameter_are_refused_with_the_choices(study):
+    with pytest.raises(SpecError, match=r"critics\.yaml:\d+: method.*unknown name 'critik'.*choices: gaussian, critic"):
+        study("arms:\n  a: {method: critik}\n")
+    with pytest.raises(SpecError, match=r"method\.wait: unknown key"):
+        study("", "method.wait=1")
+
+
+def test_a_spec_says_nothing_of_what_its_method_does_not_read(study):
+    written = study().runs[0].spec.model_dump(mode="json")
+    assert written["method"] == {"name": "critic", "weight": 0.2, "critic_lr": 1e-3}
+    assert not {"objective", "timestep_sampler"} & set(written)
+    assert set(written["diffusion"]) == {"num_timesteps", "schedule"}
+    assert run_spec.RunSpec.model_validate(json.loads(json.dumps(written))).run_key == study().runs[0].run_key
+    gaussian = study("", "method=gaussian").runs[0].spec
+    assert "method" not in gaussian.model_dump(mode="json") and "objective" in gaussian.model_dump(mode="json")
+    assert gaussian.cost_key != study().runs[0].spec.cost_key
+
+
+# -- through a run
+
+
+def test_it_trains_is_sampled_and_scored_and_its_records_have_its_own_names(study, tmp_path):
+    directory = run_in(tmp_path / "runs", study(EVALUATE).runs[0])
+    names = {row.key for row in directory.rows()}
+    assert {"train/mse", "train/verdict", "train/critic_loss"} <= set(training_terms(names))
+    for name in ("loss", "mse", "mse_q3", "verdict", "critic_loss", "critic_accuracy", "critic_penalty", "lr"):
+        assert f"train/{name}" in names, name
+    assert directory.history("train/critic_lr") == ([5, 10, 15, 20, 25, 30, 35, 40], [1e-3] * 8)
+    assert "train/vb" not in names and "train/grad_norm_preclip" not in names
+    for kind in ("fid", "precision", "recall"):
+        assert math.isfinite(directory.history(f"eval/{kind}_coordinates_64_ancestral4")[1][0])
+
+
+def test_the_arithmetic_of_all_its_networks_is_counted(study, tmp_path):
+    run = study().runs[0]
+    directory = run_in(tmp_path / "runs", run)
+    method = make_method(run.spec, run.spec.data.facts, Resources(), CPU)
+    sizes = {name: sum(w.numel() for w in network.module.parameters()) for name, network in method.networks().items()}
+    assert set(sizes) == {"network", "critic"}
+    assert directory.history("compute/parameters")[1] == [sum(sizes.values())]
+    # Linear layers of the critic: 2 x 16 + 16, forward and both sides backward, less the gradient of its input.
+    critic = 3 * (3 * (2 * 16 + 16) - 2 * 16)
+    network_alone = run_in(tmp_path / "plain", study("", "method=gaussian").runs[0])
+    (both,), (one,) = (d.history("compute/train_multiply_adds")[1] for d in (directory, network_alone))
+    assert both - one == critic * 40 * 32
+
+
+def test_samples_come_from_a_checkpoint_alone(study, tmp_path):
+    directory = run_in(tmp_path / "runs", study().runs[0])
+    first, again = (
+        sample_run(directory.path, sampler=Ancestral(), num_steps=4, num_samples=8).read_bytes() for _ in range(2)
+    )
+    assert first == again
+
+
+def test_its_network_is_exported(study, tmp_path):
+    unet = "{name: unet, channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], num_heads: 1}"
+    run = study("", "data=digits", f"model={unet}", "train.steps=2").runs[0]
+    directory = run_in(tmp_path / "runs", run)
+    assert export_checkpoint(directory.path, tmp_path / "out.pt") == 2
+    stored = Checkpoints(directory.checkpoints_folder).load(2)["method"]["ema"]
+    exported = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert exported.keys() == stored.keys() and all(torch.equal(exported[name], stored[name]) for name in stored)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_in_the_bits_of_an_unbroken_one(study, tmp_path):
+    run = study(EVALUATE, "train.steps=1500").runs[0]
+    certificate = verify_resume(run, tmp_path / "runs", kills=1)
+    assert certificate["verdict"] == "equal", certificate
+    assert [end["signal"] for end in certificate["ends"]].count("SIGKILL") == 1
+    assert {"method.critic", "method.critic_optimizer", "critic", "window"} <= set(certificate["digests"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does_within_rounding_and_alike_each_time(study, tmp_path):
+    alone = run_in(tmp_path / "one", study().runs[0])
+    both = [
+        run_in(tmp_path / folder, study("", "resources.processes_per_node=2").runs[0]) for folder in ("two", "again")
+    ]
+    states = [Checkpoints(directory.checkpoints_folder).latest()[1] for directory in (alone, *both)]
+    assert digests(states[1]["method"]) == digests(states[2]["method"])
+    for part in ("network", "critic", "ema"):
+        for name, value in states[0]["method"][part].items():
+            assert torch.allclose(value, states[1]["method"][part][name], rtol=1e-3, atol=1e-5), (part, name)
+    curves = [directory.history("train/critic_penalty")[1] for directory in (alone, both[0])]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_its_steps_are_timed_in_a_process_of_their_own(study, tmp_path):
+    study()
+    plan = planning.plan(load_study(tmp_path / "critics.yaml"), tmp_path / "runs")
+    (calibrated,) = calibrate.calibrate(plan, steps=10)
+    assert calibrated.error == "" and calibrated.fact.seconds_per_step > 0
+
+
+@pytest.mark.slow
+def test_the_command_line_plans_and_submits_it(study, tmp_path):
+    study(EVALUATE)
+    arguments = [str(tmp_path / "critics.yaml"), "--runs", str(tmp_path / "runs")]
+    assert CliRunner().invoke(cli, ["plan", *arguments]).exit_code == 0
+    done = CliRunner().invoke(cli, ["submit", *arguments, "--cluster", "debug", "--no-sync"])
+    assert done.exit_code == 0, done.output
+    (path,) = (tmp_path / "runs").glob("*/status.json")
+    assert json.loads(path.read_text())["state"] == "done"
