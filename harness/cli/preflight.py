@@ -29,9 +29,9 @@ def doctor(study: Path | None, profile: Path | None, no_job: bool, timeout: floa
     else:
         findings = examine_here(planned, runs_folder)
     levels = []
-    for one in findings:
-        click.echo(text.printable(f"{one.level:<8} {one.said}"))
-        levels.append(one.level)
+    for finding in findings:
+        click.echo(text.printable(f"{finding.level:<8} {finding.message}"))
+        levels.append(finding.level)
     click.echo(f"{text.count(levels.count('problem'), 'problem')}, {text.count(levels.count('warning'), 'warning')}")
     if "problem" in levels:
         sys.exit(1)

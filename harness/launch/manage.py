@@ -17,7 +17,7 @@ from harness.launch.claims import Claim, claims_of, mark_cancelled, read_submiss
 from harness.launch.planning import TO_DO, Plan
 from harness.launch.states import read_run_states
 from harness.records.directory import RunDirectory
-from harness.slurm import commands
+from harness.slurm.jobs import cancel_jobs
 from harness.slurm.profile import Profile
 
 
@@ -65,7 +65,7 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(owner["pid"], signal.SIGTERM)
     needed = {job_id for folder in {claim.folder for claim in jobs.values()} for job_id in _needed(folder)}
-    commands.cancel([job_id for job_id in jobs if job_id not in needed])
+    cancel_jobs([job_id for job_id in jobs if job_id not in needed])
     return live
 
 

@@ -20,7 +20,7 @@ from harness.launch.processes import process_environment, thread_environment, vi
 from harness.launch.states import ATTEMPTS_WITHOUT_PROGRESS, killed_without_progress, repeated_kill_reason
 from harness.launch.worker import execute_run
 from harness.records.directory import RunDirectory
-from harness.slurm import commands
+from harness.slurm.jobs import current_job_id, requeue_job, resubmit_job, was_preempted
 
 CANARY_STEPS = 50
 
@@ -149,16 +149,16 @@ class Task:
             directory.set_status(replace(status, state="queued", reason=""))
 
     def _come_back_if_told(self, told: str, paths: list[Path]) -> None:
-        job_id = commands.this_job()
+        job_id = current_job_id()
         if not told or job_id is None or all(is_cancelled(self.folder, path) for path in paths):
             return
-        preempted = told != "killed" and commands.was_preempted(job_id)
+        preempted = told != "killed" and was_preempted(job_id)
         if preempted:
             for path in paths:
                 (self.folder / "begun" / path.name).unlink(missing_ok=True)
         if preempted and self.preemption_cancels:
             number = job_id.split("_")[0]
-            successor = commands.submit_again(self.folder / f"{number}_submission.sh", job_id)
+            successor = resubmit_job(self.folder / f"{number}_submission.sh", job_id)
             pickle, its_pickle = (self.folder / f"{one}_submitted.pkl" for one in (job_id, successor))
             os.link(pickle, its_pickle)
             for path in paths:
@@ -166,7 +166,7 @@ class Task:
                     claim.write(f"\n{successor}")
             print(f"preempted for good; job {successor} goes on", flush=True)
         elif preempted or told in ("SIGUSR2", "killed"):
-            commands.requeue(job_id)
+            requeue_job(job_id)
 
 
 def work_alone(path: str, facts: str) -> None:

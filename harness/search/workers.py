@@ -119,9 +119,9 @@ class SlurmWorkers(Workers):
         self._busy.add(study.runs[0].run_key)
 
     def at_work(self, run_keys: set[str]) -> set[str]:
-        from harness.slurm.commands import queued_in_slurm
+        from harness.slurm.jobs import live_jobs
 
-        queued = queued_in_slurm()
+        queued = live_jobs()
         asked = run_keys | self._busy  # jobs of trials that have ended leave their room
         self._busy = {key for key in asked if claims.job_of(self._runs_folder, key)[1] in queued}
         return run_keys & self._busy

@@ -35,10 +35,10 @@ class Profile(SpecModel):
     tracking_uri: str | None = None  # an MLflow server
     compute_nodes_reach_server: bool = False  # else `harness sync --watch` on the login node carries the records
 
-    def need(self, resources: Resources, name: str) -> Any:
+    def resolve(self, resources: Resources, name: str) -> Any:
         """Return what the study says, else what this cluster gives, else the default."""
-        here = getattr(self, name)
-        return here if here is not None and name not in resources.model_fields_set else getattr(resources, name)
+        value = getattr(self, name)
+        return value if value is not None and name not in resources.model_fields_set else getattr(resources, name)
 
 
 def load_profile(path: Path) -> Profile:
@@ -69,8 +69,8 @@ def load_profile(path: Path) -> Profile:
 
 def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = None) -> dict[str, Any]:
     """Return what submitit asks of SLURM for one class of resources; of an array, `jobs` at a time."""
-    cpus = max(profile.need(resources, "cpus"), resources.threads or 1)
-    gpus, minutes = profile.need(resources, "gpus_per_node"), profile.need(resources, "time_minutes")
+    cpus = max(profile.resolve(resources, "cpus"), resources.threads or 1)
+    gpus, minutes = profile.resolve(resources, "gpus_per_node"), profile.resolve(resources, "time_minutes")
     scratch = [f'export TMPDIR="{profile.scratch}"', 'mkdir -p "$TMPDIR"'] if profile.scratch else []
     setup = [*_REQUEUE_THE_KILLED, *(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
     return {
@@ -79,7 +79,7 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
         "tasks_per_node": resources.num_processes // resources.nodes,
         "cpus_per_task": cpus,
         "gpus_per_node": gpus or None,
-        "mem_gb": profile.need(resources, "memory_gib"),
+        "mem_gb": profile.resolve(resources, "memory_gib"),
         "slurm_partition": profile.partition,
         "slurm_account": profile.account,
         "slurm_qos": profile.qos,

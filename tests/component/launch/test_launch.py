@@ -21,8 +21,8 @@ from harness.launch.submission import BlockingSubmission, Submission
 from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
-from harness.slurm import commands, profile
-from harness.slurm.commands import JobInfo
+from harness.slurm import profile
+from harness.slurm.jobs import JobInfo, live_jobs
 from harness.spec.base import SCHEMA_VERSION
 from harness.spec.resources import Resources
 from harness.study.expand import load_study
@@ -421,7 +421,7 @@ def test_an_array_waits_its_turn_is_not_submitted_twice_and_is_again_after_a_can
     assert len({job.job_id.split("_")[0] for job in first.jobs}) == 1
     assert submit_to_slurm(tiny, runs).runs == []
     subprocess.run(["scancel", first.jobs[2].job_id], check=True)
-    wait_for(lambda: first.jobs[2].job_id not in commands.queued_in_slurm())
+    wait_for(lambda: first.jobs[2].job_id not in live_jobs())
     again = submit_to_slurm(tiny, runs)
     assert [planned.run.replicate for planned in again.runs] == [2]
     wait_for(lambda: not first.unfinished())
@@ -483,7 +483,7 @@ def test_what_slurm_says_completes_what_the_run_directory_says(
     tiny = study()
     directory = write(tmp_path / "runs", tiny.runs[0], status)
     claim_of(tmp_path, directory.key)
-    monkeypatch.setattr(commands, "read_queue", lambda jobs: {"7_0": job} if job and set(jobs) == {"7_0"} else {})
+    monkeypatch.setattr(states, "read_queue", lambda jobs: {"7_0": job} if job and set(jobs) == {"7_0"} else {})
     found = planning.plan(tiny, tmp_path / "runs").runs[0]
     assert (found.state, found.status.reason) == (state, reason)
 
@@ -493,7 +493,7 @@ def test_a_run_that_was_cancelled_says_by_whom(tmp_path, study, monkeypatch):
     directory = write(tmp_path / "runs", tiny.runs[0], Status("interrupted", reason="stopped by SIGTERM"))
     claim = claim_of(tmp_path, directory.key)
     claims.mark_cancelled(claim.folder, directory.key, "ada")
-    monkeypatch.setattr(commands, "read_queue", lambda jobs: {})
+    monkeypatch.setattr(states, "read_queue", lambda jobs: {})
     assert planning.plan(tiny, tmp_path / "runs").runs[0].status.reason == "cancelled by ada"
 
 
