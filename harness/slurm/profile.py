@@ -1,4 +1,4 @@
-"""The facts of a SLURM cluster (slurm/clusters/*.yaml), and what we ask of it for a class of resources."""
+"""Profiles of SLURM clusters (slurm/clusters/*.yaml), and what a class of resources asks for on such a cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.text import did_you_mean
 
 
 class Profile(SpecModel):
-    """The facts of a cluster. What a study says in `resources` goes before what stands here."""
+    """What jobs ask for on a cluster, and how it treats them. `resources` of a study goes before what stands here."""
 
     partition: str | None = None
     account: str | None = None
@@ -33,7 +33,7 @@ class Profile(SpecModel):
     scratch: str | None = None  # a folder on the compute node for temporary files; may name $SLURM_JOB_ID
     preempt_mode: Literal["requeue", "cancel"] = "requeue"  # cancel: SLURM ends a preempted job for good
     tracking_uri: str | None = None  # an MLflow server
-    compute_nodes_reach_server: bool = False  # else `harness sync --watch` on the login node carries the records
+    compute_nodes_reach_server: bool = False  # else `harness sync --watch` on the login node uploads the records
 
     def resolve(self, resources: Resources, name: str) -> Any:
         """Return what the study says, else what this cluster gives, else the default."""
@@ -42,14 +42,14 @@ class Profile(SpecModel):
 
 
 def load_profile(path: Path) -> Profile:
-    """Read a cluster's facts.
+    """Read a profile from its YAML file.
 
     Raises:
-        LaunchError: the file cannot be read, or says what a profile cannot hold: `file:line: key: what is wrong`.
+        LaunchError: the file cannot be read, or has an unknown key or a wrong value: `file:line: key: what is wrong`.
         SpecError: it is not plain YAML.
     """
     try:
-        value, marks = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        value, locations = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise LaunchError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(value, dict | None):
@@ -60,19 +60,23 @@ def load_profile(path: Path) -> Profile:
         lines = []
         for problem in error.errors():
             key = problem["loc"][0]
-            what = problem["msg"][0].lower() + problem["msg"][1:]
+            message = problem["msg"][0].lower() + problem["msg"][1:]
             if problem["type"] == "extra_forbidden":
-                what = f"unknown key; {did_you_mean(str(key), list(Profile.model_fields))}"
-            lines.append(f"{marks.get((key,), SourceLocation(str(path), 1))}: {key}: {what}")
+                message = f"unknown key; {did_you_mean(str(key), list(Profile.model_fields))}"
+            lines.append(f"{locations.get((key,), SourceLocation(str(path), 1))}: {key}: {message}")
         raise LaunchError("\n".join(lines)) from None
 
 
 def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = None) -> dict[str, Any]:
-    """Return what submitit asks of SLURM for one class of resources; of an array, `jobs` at a time."""
+    """Return submitit's parameters for one class of resources.
+
+    Args:
+        jobs: how many jobs of an array run at a time; None takes the profile's max_parallel.
+    """
     cpus = max(profile.resolve(resources, "cpus"), resources.threads or 1)
     gpus, minutes = profile.resolve(resources, "gpus_per_node"), profile.resolve(resources, "time_minutes")
     scratch = [f'export TMPDIR="{profile.scratch}"', 'mkdir -p "$TMPDIR"'] if profile.scratch else []
-    setup = [*_REQUEUE_THE_KILLED, *(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
+    setup = [*_REQUEUE_IF_KILLED, *(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
     return {
         "timeout_min": minutes,
         "nodes": resources.nodes,
@@ -93,16 +97,16 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
     }
 
 
-# A task that was killed (out of memory, as a rule) ends its step alone: the batch script lives, and can have the job
-# begin again. One that SLURM is ending already, for whatever reason, is no longer RUNNING. An array's last task bears
-# the number of the whole array, which must not be requeued for it.
-_REQUEUE_THE_KILLED = (
-    "harness_requeue_the_killed() {",
+# A task that is killed (out of memory, as a rule) ends its step alone: the batch script lives on, and can requeue the
+# job. A job that SLURM is ending already, for whatever reason, is no longer RUNNING. The last task of an array has the
+# number of the whole array as its SLURM_JOB_ID, and the array must not be requeued for it.
+_REQUEUE_IF_KILLED = (
+    "harness_requeue_if_killed() {",
     "    local code=$? job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
     "    job=${job:-$SLURM_JOB_ID}",
     '    if [ "$code" -gt 128 ] && scontrol show job "$job" | grep -q "JobState=RUNNING"; then',
     '        echo "killed (exit code $code): requeued" && scontrol requeue "$job"',
     "    fi",
     "}",
-    "trap harness_requeue_the_killed EXIT",
+    "trap harness_requeue_if_killed EXIT",
 )
