@@ -42,7 +42,7 @@ def load_predict(
     method = make_method(spec, data, Resources(), device)
     if weights == "untrained":
         return method.predict("raw")
-    checkpoints = Checkpoints(run_folder / "checkpoints")
+    checkpoints = Checkpoints(RunDirectory(run_folder).checkpoints_folder)
     found = checkpoints.latest(device) if step is None else (step, checkpoints.load(step, device))
     if found is None:
         raise RecordError(f"run {run_folder.name} has no checkpoint yet; `harness status` tells how far it is")
@@ -91,7 +91,7 @@ def sample_run(
     evaluator = Evaluator(predict, spec, data, evaluation, device, told=told)
     with torch.inference_mode():
         samples = evaluator.pictures(evaluator.sample(sampler, num_steps, num_samples, low_res=small)).numpy()
-    folder = run_directory.path / "samples"
+    folder = run_directory.samples_folder
     folder.mkdir(exist_ok=True)
     stem = f"{sampler.name}{num_steps}_seed{seed}_{weights}" + ("" if step is None else f"_step{step}")
     np.savez(folder / f"{stem}.npz", samples=samples)

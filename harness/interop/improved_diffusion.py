@@ -108,7 +108,7 @@ def import_checkpoint(path: Path, name: str, runs_folder: Path) -> RunDirectory:
     training.step = spec.train.steps
     with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
         journal.event("imported", file=path.name, sha256=spec.imported_sha256)
-        save(training, journal, Checkpoints(directory.path / "checkpoints"))
+        save(training, journal, Checkpoints(directory.checkpoints_folder))
         steps = spec.train.steps
         directory.set_status(Status("done", step=steps, num_steps=steps, attempt=journal.attempt))
     return directory
@@ -130,7 +130,7 @@ def export_checkpoint(run_folder: Path, path: Path, *, weights: str = "ema", ste
     run_directory = RunDirectory(run_folder)
     if run_directory.spec()["model"]["name"] != "unet":
         raise CheckpointError(f"run {run_directory.key} has no U-Net, which is what the published layout holds")
-    checkpoints = Checkpoints(run_directory.path / "checkpoints")
+    checkpoints = Checkpoints(run_directory.checkpoints_folder)
     found = checkpoints.latest() if step is None else (step, checkpoints.load(step))
     if found is None:
         raise CheckpointError(f"run {run_directory.key} has no checkpoint yet")

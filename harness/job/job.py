@@ -38,7 +38,7 @@ from harness.records.directory import RunDirectory
 from harness.records.files import differences, replace_file
 from harness.records.journal import Journal
 from harness.records.lineage import parent_of
-from harness.records.status import Status
+from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
 from harness.registry import make_dataset, make_method, make_timestep_sampler
@@ -101,21 +101,22 @@ def work(
             from harness.tracking.daemon import BackgroundSync
 
             stack.enter_context(
-                BackgroundSync([run_directory], run_directory.path / "tracking", tracking_uri=tracking_uri)
+                BackgroundSync([run_directory], run_directory.tracking_folder, tracking_uri=tracking_uri)
             )
         job = _Job(run_directory, threads, show_progress, place, stop_after_steps)
         try:
             job.run()
         except Interrupted:
             if job.stop_signal == _PRUNED:
-                job.leave("pruned", run_directory.pruning_requested())
+                job.leave("pruned", run_directory.pruning_requested(), cause="pruned")
                 return job.state
-            job.leave("interrupted", f"stopped by {job.stop_signal}; submit again and it goes on")
+            cause: Cause = "signal" if job.stop_signal in _STOP_NUMBERS else "step_limit"
+            job.leave("interrupted", f"stopped by {job.stop_signal}; resubmit to resume", cause=cause)
         except HarnessError as error:
-            job.leave("failed", str(error))
+            job.leave("failed", str(error), cause="error")
         except Exception as error:
             # Whatever went wrong, the record says so; the traceback is for whoever mends it.
-            job.leave("failed", f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+            job.leave("failed", f"{type(error).__name__}: {error}", cause="error", trace=traceback.format_exc())
         else:
             job.leave("done", "")
     return job.state
@@ -195,7 +196,7 @@ class _Job:
         )
         scored_by, keep_every = self.request.scored_by, self.request.records.keep_every or 0
         metric = f"{self.request.records.best} of {scored_by.key}" if scored_by else None
-        checkpoints = Checkpoints(self.directory.path / "checkpoints", keep_every=keep_every, metric=metric)
+        checkpoints = Checkpoints(self.directory.checkpoints_folder, keep_every=keep_every, metric=metric)
         found = checkpoints.latest(device) if group.is_first else None
         step = group.agree(found[0] if found else -1)
         if not group.is_first and step >= 0:
@@ -220,7 +221,7 @@ class _Job:
     def _take_over(self, training: Training) -> None:
         """Begin in the final state of the run that this one continues."""
         parent, step = parent_of(self.spec, self.directory.path.parent)
-        state = Checkpoints(parent.path / "checkpoints").load(step, training.device)
+        state = Checkpoints(parent.checkpoints_folder).load(step, training.device)
         training.load_state_dict(state)
 
     def _train(
@@ -324,18 +325,18 @@ class _Job:
     def _record(self, evaluation: Evaluation, prefix: str, measured: EvaluationResult) -> None:
         """Write what was measured: files first, then the rows, then the event that says it is whole."""
         assert self.journal is not None
-        folder, step = self.directory.path, self.spec.train.steps
+        directory, step = self.directory, self.spec.train.steps
         for name, arrays in measured.arrays.items():
-            (folder / "arrays").mkdir(exist_ok=True)
-            temporary = folder / "arrays" / f".{name}"
+            directory.arrays_folder.mkdir(exist_ok=True)
+            temporary = directory.arrays_folder / f".{name}"
             with temporary.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
-            temporary.rename(folder / "arrays" / name)
+            temporary.rename(directory.arrays_folder / name)
         for name, picture in measured.pictures.items():
-            save_png(folder / "samples" / name, picture)
+            save_png(directory.samples_folder / name, picture)
         protocol = {"evaluation": evaluation.model_dump(mode="json"), **measured.protocol}
-        (folder / "evaluations").mkdir(exist_ok=True)
-        replace_file(folder / "evaluations" / f"{evaluation.key}.json", json.dumps(protocol, indent=2), durable=True)
+        directory.evaluations_folder.mkdir(exist_ok=True)
+        replace_file(directory.evaluation_path(evaluation.key), json.dumps(protocol, indent=2), durable=True)
         self.journal.metrics(step, measured.metrics)
         for name, curve in measured.curves.items():
             for at, value in curve:
@@ -360,7 +361,7 @@ class _Job:
 
     # -- records
 
-    def leave(self, state: str, reason: str, trace: str = "") -> None:
+    def leave(self, state: str, reason: str, *, cause: Cause = "", trace: str = "") -> None:
         """Write the run's final state for this attempt; where the disk takes nothing more, say it in the log."""
         self.state = state
         if trace:
@@ -371,12 +372,12 @@ class _Job:
                 self.journal = self.directory.open_journal(resumed_from_step=self.directory.durable_step())
             with self.journal:
                 self.journal.event("finished" if state == "done" else state, **facts)
-            self._write_status(state, reason, force=True)
+            self._write_status(state, reason, cause=cause, force=True)
         except RecordError as error:
             self.state = "failed"
             print(f"{self.directory.key} {state}: {reason}; its records cannot say so: {error}", file=sys.stderr)
 
-    def _write_status(self, state: str, reason: str = "", *, force: bool = False) -> None:
+    def _write_status(self, state: str, reason: str = "", *, cause: Cause = "", force: bool = False) -> None:
         now = time.monotonic()
         if not force and now - self._status_written < _STATUS_EVERY_SECONDS:
             return
@@ -390,6 +391,8 @@ class _Job:
                 num_steps=steps,
                 attempt=self.journal.attempt if self.journal else 0,
                 reason=reason,
+                cause=cause,
+                stopped_by=self.stop_signal if cause == "signal" else "",
                 loss=self._loss,
                 images_per_second=speed * self.spec.train.batch_size if speed else None,
                 eta_seconds=(steps - self.step) / speed if speed else None,
@@ -437,7 +440,7 @@ class _Job:
 
     def _record_throughput(self, seconds_per_step: float, device: torch.device) -> None:
         """Keep what a step took and what a checkpoint weighs, for `plan`."""
-        checkpoints = (self.directory.path / "checkpoints").glob("step-*.pt")
+        checkpoints = self.directory.checkpoints_folder.glob("step-*.pt")
         fact = Throughput(
             self.spec.cost_key,
             seconds_per_step,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from harness.records.directory import RunDirectory
@@ -23,8 +22,7 @@ class Request:
     @classmethod
     def of(cls, run_directory: RunDirectory) -> Request:
         """Read the run's studies; evaluations add up, for the rest the study that joined last decides."""
-        studies = sorted((run_directory.path / "studies").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
-        facts = [json.loads(path.read_text()) for path in studies]
+        facts = list(run_directory.studies_by_joining().values())
         evaluations = {
             evaluation.key: evaluation
             for one in facts

@@ -114,8 +114,8 @@ def verify_resume(
             scratch_home.rmdir()
     else:
         certificate["kept"] = str(scratch)
-    if (directory.path / "spec.json").exists():
-        folder = directory.path / "certificates"
+    if directory.spec_path.exists():
+        folder = directory.certificates_folder
         folder.mkdir(exist_ok=True)
         code = re.sub(r"[^\w.+-]", "_", certificate["environment"]["code_version"])
         path = folder / f"resume-{code}.json"
@@ -249,7 +249,7 @@ def _compare(straight: RunDirectory, killed: RunDirectory) -> dict[str, Any]:
     from harness.training.checkpoints import Checkpoints
 
     (step, one), (other_step, other) = (
-        Checkpoints(directory.path / "checkpoints").latest() or (0, {}) for directory in (straight, killed)
+        Checkpoints(directory.checkpoints_folder).latest() or (0, {}) for directory in (straight, killed)
     )
     assert step == other_step, "both are done"
     digests_one = digests(one)

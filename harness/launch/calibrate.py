@@ -184,7 +184,7 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
     )
     directory = RunDirectory(scratch / spec.run_key).create(timed.model_dump(mode="json"), SCHEMA_VERSION)
     speeds: list[float] = []
-    checkpoints = Checkpoints(directory.path / "checkpoints")
+    checkpoints = Checkpoints(directory.checkpoints_folder)
     with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
         train(
             training,

@@ -76,7 +76,7 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
     cpus = max(profile.resolve(resources, "cpus"), resources.threads or 1)
     gpus, minutes = profile.resolve(resources, "gpus_per_node"), profile.resolve(resources, "time_minutes")
     scratch = [f'export TMPDIR="{profile.scratch}"', 'mkdir -p "$TMPDIR"'] if profile.scratch else []
-    setup = [*_REQUEUE_IF_KILLED, *(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
+    setup = [*(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
     return {
         "timeout_min": minutes,
         "nodes": resources.nodes,
@@ -95,18 +95,3 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
         "slurm_srun_args": [f"--cpus-per-task={cpus}"],
         "slurm_additional_parameters": {"requeue": True},  # after a node failure, whatever the cluster's default is
     }
-
-
-# A task that is killed (out of memory, as a rule) ends its step alone: the batch script lives on, and can requeue the
-# job. A job that SLURM is ending already, for whatever reason, is no longer RUNNING. The last task of an array has the
-# number of the whole array as its SLURM_JOB_ID, and the array must not be requeued for it.
-_REQUEUE_IF_KILLED = (
-    "harness_requeue_if_killed() {",
-    "    local code=$? job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
-    "    job=${job:-$SLURM_JOB_ID}",
-    '    if [ "$code" -gt 128 ] && scontrol show job "$job" | grep -q "JobState=RUNNING"; then',
-    '        echo "killed (exit code $code): requeued" && scontrol requeue "$job"',
-    "    fi",
-    "}",
-    "trap harness_requeue_if_killed EXIT",
-)

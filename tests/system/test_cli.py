@@ -73,12 +73,11 @@ def runs(tmp_path: Path, tiny_study: Callable[..., list]) -> list[RunDirectory]:
     found = []
     for run in tiny_study("arms: {slow: {}, fast: {optim.lr: 2.0e-3}}\n"):
         directory = RunDirectory(tmp_path / "runs" / run.run_key)
-        directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        directory.add_to_study("tiny", run.facts())
+        directory.register(run)
         with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
             journal.metrics(12, {"eval/nll_bpd": 3.25})
             journal.event("failed", reason="the disk is full")
-        directory.set_status(Status("failed", 7, 12, 1, "the disk is full", loss=0.5))
+        directory.set_status(Status("failed", 7, 12, 1, "the disk is full", loss=0.5, cause="error"))
         found.append(directory)
     return found
 
@@ -223,6 +222,8 @@ def test_status_as_json_has_every_field(tmp_path, runs):
         "run_dir": str(runs[0].path),
         "job": "",
         "node": "",
+        "cause": "error",
+        "stopped_by": "",
     }
 
 

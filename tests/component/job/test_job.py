@@ -267,5 +267,5 @@ def test_a_signal_to_stop_checkpoints_at_the_next_step(tiny_run, number):
     process.send_signal(number)
     assert process.communicate(timeout=30)[0].strip() == "interrupted"
     directory = RunDirectory(folder)
-    assert directory.status().state == "interrupted" and signal.Signals(number).name in directory.status().reason
+    assert directory.status().state == "interrupted" and directory.status().stopped_by == signal.Signals(number).name
     assert directory.durable_step() >= directory.status().step > 0

@@ -85,8 +85,8 @@ def test_a_resume_that_forgets_something_is_found_and_named(study, tmp_path, mon
 def test_a_run_that_continues_another_is_verified_from_there(study, tmp_path):
     runs = tmp_path / "runs"
     parent = load_study(study, sets=["train.steps=30", "evaluate=[]"]).runs[0]
-    directory = RunDirectory(runs / parent.run_key).create(parent.spec.model_dump(mode="json"), SCHEMA_VERSION)
-    directory.add_to_study(parent.study, parent.facts())
+    directory = RunDirectory(runs / parent.run_key)
+    directory.register(parent)
     assert work(directory.path, sync=False, show_progress=False) == "done"
     run = load_study(study, sets=[f"continue_from={parent.run_key}", "evaluate=[]"]).runs[0]
     found = verify_resume(run, runs, kills=1, steps=60)

@@ -562,8 +562,7 @@ def start_run(search, runs, point):
     """Write the directory of one real run of the search, as launching it would."""
     run = search.trial(0, point).runs[0]
     directory = RunDirectory(runs / run.run_key)
-    directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-    directory.add_to_study(run.study, run.facts())
+    directory.register(run)
     return directory
 
 

@@ -197,7 +197,7 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_another_number_of_pro
     assert job.state() == "interrupted", RunDirectory(job.folder).status().reason
     assert not psutil.wait_procs(others, timeout=30)[1]
     directory = RunDirectory(job.folder)
-    assert "SIGUSR2" in directory.status().reason and 0 < directory.durable_step() < 120
+    assert directory.status().stopped_by == "SIGUSR2" and 0 < directory.durable_step() < 120
     run = tiny_study("", "resources.processes_per_node=1", *LONG)[0]
     directory.add_to_study("tiny", run.facts())
     assert largest_difference(unbroken, finish(job.folder)) < CURVE

@@ -126,7 +126,6 @@ def test_a_study_that_was_really_trained_and_measured_gives_every_figure(tiny_st
     from analysis.runs import load_runs
     from harness.job.job import work
     from harness.records.directory import RunDirectory
-    from harness.spec.base import SCHEMA_VERSION
 
     runs = tiny_study(
         """
@@ -140,8 +139,7 @@ evaluate:
     )
     for run in runs:
         directory = RunDirectory(tmp_path / "runs" / run.run_key)
-        directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        directory.add_to_study(run.study, run.facts())
+        directory.register(run)
         assert work(directory.path, threads=1, sync=False, show_progress=False) == "done"
     out = tmp_path / "figures"
     report(tmp_path / "runs", out)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,7 +26,7 @@ def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp
     assert parameters["mem_gb"] == 4.0  # the default
     assert parameters["timeout_min"] == 240
     assert parameters["slurm_partition"] == "gpu"
-    assert parameters["slurm_setup"][-2:] == ["trap harness_requeue_if_killed EXIT", "module load cuda"]
+    assert parameters["slurm_setup"] == ["module load cuda"]
     assert parameters["slurm_array_parallelism"] == 64
     assert slurm_parameters(Resources(), gpu_cluster, jobs=3)["slurm_array_parallelism"] == 3
     assert slurm_parameters(Resources(threads=6, cpus=2), gpu_cluster)["cpus_per_task"] == 6
@@ -61,34 +59,9 @@ def test_an_empty_profile_is_a_cluster_without_peculiarities(tmp_path):
     assert write_profile(tmp_path, "") == Profile()
 
 
-# -------------------------------------------------------------------------------- the lines of shell before a job
-
-
-@pytest.mark.parametrize(
-    ("exit_code", "state", "requeued"),
-    [(137, "RUNNING", True), (137, "COMPLETING", False), (1, "RUNNING", False), (0, "RUNNING", False)],
-)
-def test_a_job_is_requeued_when_its_task_was_killed_and_slurm_is_not_ending_it(
-    fake_program, tmp_path, exit_code, state, requeued
-):
-    calls = tmp_path / "calls"
-    calls.touch()
-    fake_program("scontrol", f'[ "$1" = show ] && echo JobState={state} || echo "$@" >>{calls}')
-    script = "\n".join([*slurm_parameters(Resources(), Profile())["slurm_setup"], f"exit {exit_code}"])
-    environment = os.environ | {
-        "PATH": f"{os.environ['PATH']}:{os.defpath}",
-        "SLURM_JOB_ID": "12",
-        "SLURM_ARRAY_JOB_ID": "12",
-        "SLURM_ARRAY_TASK_ID": "3",
-    }
-    result = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == exit_code
-    assert calls.read_text() == ("requeue 12_3\n" if requeued else "")
-
-
 def test_scratch_and_modules_come_before_lines_of_ones_own():
     profile = Profile(scratch="/scratch/$SLURM_JOB_ID", modules=("cuda/12.4",), setup=("export A=1",))
-    assert slurm_parameters(Resources(), profile)["slurm_setup"][-4:] == [
+    assert slurm_parameters(Resources(), profile)["slurm_setup"] == [
         "module load cuda/12.4",
         'export TMPDIR="/scratch/$SLURM_JOB_ID"',
         'mkdir -p "$TMPDIR"',
