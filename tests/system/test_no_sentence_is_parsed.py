@@ -21,10 +21,10 @@ import pytest
 from harness import PACKAGE_ROOT
 
 ROOT = Path(__file__).parents[2]
-# Methods and functions whose string arguments are looked for, not shown.
+# Methods whose string arguments are looked for, not shown.
 LOOKS_FOR = {
     *("startswith", "endswith", "removeprefix", "removesuffix", "partition", "rpartition", "split", "rsplit"),
-    *("find", "rfind", "index", "rindex", "count", "replace", "getattr", "strftime", "strptime"),
+    *("find", "rfind", "index", "rindex", "count", "replace", "strftime", "strptime"),
     *("match", "search", "fullmatch", "findall", "finditer", "sub", "compile"),
 }
 OTHER_LANGUAGES = re.compile(
@@ -54,7 +54,7 @@ class _OtherWords(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if name in LOOKS_FOR:
+        if name == "getattr" or (isinstance(node.func, ast.Attribute) and name in LOOKS_FOR):
             node.func = self.visit(node.func)
             return node
         if name in ("leave", "Ending"):
@@ -76,7 +76,7 @@ class _OtherWords(ast.NodeTransformer):
         if not isinstance(text, ast.JoinedStr):
             return text
         self.replaced.append(ast.unparse(text))
-        return ast.copy_location(ast.Constant("bla bla"), text)
+        return ast.copy_location(ast.Constant("bla"), text)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         return node if isinstance(node.value, ast.Constant) else self.generic_visit(node)
