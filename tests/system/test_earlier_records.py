@@ -49,8 +49,8 @@ def planned_runs(study: Path) -> list[str]:
 
     A search is planned at the low corner of its space.
     """
-    from harness.search import load_search
-    from harness.study import is_search, load_study
+    from harness.search.loading import load_search
+    from harness.study.expand import is_search, load_study
 
     def runs(inception: bool) -> tuple:
         if is_search(study):
