@@ -54,8 +54,8 @@ def doctor(
         findings = examine_here(planned, runs_folder)
     results = []
     for finding in findings:
-        click.echo(text.printable(f"{finding.level:<8} {finding.said}"))
-        results.append({"level": finding.level, "text": finding.said})
+        click.echo(text.printable(f"{finding.level:<8} {finding.message}"))
+        results.append({"level": finding.level, "text": finding.message})
     levels = [result["level"] for result in results]
     output.document({"findings": results})
     click.echo(f"{text.count(levels.count('problem'), 'problem')}, {text.count(levels.count('warning'), 'warning')}")

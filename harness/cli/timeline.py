@@ -9,7 +9,7 @@ from harness.errors import LaunchError
 from harness.launch.claims import Claim, claims_of
 from harness.records.directory import RunDirectory
 from harness.records.journal import Event
-from harness.slurm.commands import JobInfo, read_queue
+from harness.slurm.jobs import JobInfo, read_queue
 from harness.text import printable
 
 
@@ -45,15 +45,15 @@ def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo], run_key: str) -> Ite
     job = f", job {claim.jobs[0]}" if claim.on_slurm and claim.jobs else ""
     yield facts["time"], f"submitted by {facts['user']} ({facts['cluster']}{job})"
     for job_id in claim.jobs:
-        lives = jobs[job_id].lives if job_id in jobs else ()
-        for number, life in enumerate(lives):
-            if life.start and life.node:
+        attempts = jobs[job_id].attempts if job_id in jobs else ()
+        for number, attempt in enumerate(attempts):
+            if attempt.start and attempt.node:
                 again = "again " if number or job_id != claim.jobs[0] else ""
-                yield _seconds(life.start), f"SLURM starts job {job_id} {again}on {life.node}"
-            if life.end and life.state not in ("RUNNING", "PENDING"):
-                by = f" by {jobs[job_id].user}" if life.state == "CANCELLED" and jobs[job_id].user else ""
-                code = f", exit code {life.exit_code}" if life.exit_code not in ("", "0:0") else ""
-                yield _seconds(life.end), f"SLURM ends job {job_id}: {life.state}{by}{code}"
+                yield _seconds(attempt.start), f"SLURM starts job {job_id} {again}on {attempt.node}"
+            if attempt.end and attempt.state not in ("RUNNING", "PENDING"):
+                by = f" by {jobs[job_id].user}" if attempt.state == "CANCELLED" and jobs[job_id].user else ""
+                code = f", exit code {attempt.exit_code}" if attempt.exit_code not in ("", "0:0") else ""
+                yield _seconds(attempt.end), f"SLURM ends job {job_id}: {attempt.state}{by}{code}"
     if cancellation := claim.cancellation(run_key):
         yield cancellation.cancelled_seconds, f"cancelled by {cancellation.by}"
 

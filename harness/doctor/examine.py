@@ -1,25 +1,24 @@
-"""`harness doctor`: what would go wrong in the queue is found before it, and each finding says what to do.
+"""`harness doctor`: find what would go wrong in the queue before it does; each finding says what to do.
 
-What SLURM says is read first (`Slurm.ask`) and judged afterwards by plain functions. One trivial job with the profile's
-settings then looks at what cannot be seen from a login node: the compute node's Python, torch, GPU, files and network.
-No torch here, but for a STUDY, whose data sets are loaded.
+What SLURM says is read first and judged afterwards by plain functions (cluster.py). One trivial job with the profile's
+settings then looks at what cannot be seen from a login node (probe.py): the compute node's Python, torch, GPU, files
+and network. No torch here, but for a STUDY, whose data sets are loaded.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from harness.doctor.cluster import (
-    Slurm,
-    _would_be_taken,
+    ask_slurm,
     check_account,
     check_arrays,
     check_partition,
     check_preemption,
     check_time_limits,
-    classes,
+    check_would_be_taken,
+    resource_classes,
 )
 from harness.doctor.findings import Finding, problem
 from harness.doctor.machine import (
@@ -34,15 +33,16 @@ from harness.doctor.machine import (
 from harness.doctor.probe import run_trivial_job
 from harness.doctor.store import check_local_store, check_store
 from harness.launch.planning import Plan
+from harness.slurm.commands import missing_programs
 from harness.slurm.profile import Profile
 from harness.tracking.store import store_uri
 
 
 def examine_here(plan: Plan | None, runs_folder: Path) -> Iterator[Finding]:
-    """Look at this machine: Python, torch and its device, cores, memory, disk, MLflow's store, and a study's needs."""
+    """Examine this machine: Python, torch and its device, cores, memory, disk, MLflow's store, and a study's needs."""
     yield check_python()
-    yield from check_torch(plan)
-    yield from check_cores_and_memory(plan)
+    yield check_torch(plan)
+    yield check_cores_and_memory(plan)
     yield from check_runs_folder(runs_folder, plan)
     yield from check_local_store()
     if plan:
@@ -53,29 +53,29 @@ def examine_here(plan: Plan | None, runs_folder: Path) -> Iterator[Finding]:
 def examine_cluster(
     profile: Profile, plan: Plan | None, runs_folder: Path, *, timeout_seconds: float | None
 ) -> Iterator[Finding]:
-    """Look at a cluster from its login node, cheap questions first.
+    """Examine a cluster from its login node, cheap questions first.
 
     Args:
         timeout_seconds: how long to wait for the trivial job; None sends none.
     """
     yield check_python()
-    missing = [name for name in ("sbatch", "squeue", "scancel", "scontrol", "srun") if not shutil.which(name)]
-    if missing:
-        yield problem(f"{', '.join(missing)} not here: run this on the cluster's login node, or load its SLURM module")
+    if missing := missing_programs():
+        yield problem(f"{', '.join(missing)} not found; run this on a login node or load the SLURM module")
         return
-    slurm, findings = Slurm.ask()
+    slurm, findings = ask_slurm()
     yield from findings
     if slurm is not None:
-        judged = [
-            *check_partition(slurm, profile, classes(plan)),
+        classes = resource_classes(plan)
+        findings = [
+            *check_partition(slurm, profile, classes),
             *check_account(slurm, profile),
-            *check_arrays(slurm, profile),
+            check_arrays(slurm, profile),
             *check_preemption(slurm, profile),
-            *check_time_limits(profile, classes(plan)),
+            *check_time_limits(profile, classes),
         ]
-        yield from judged
-        if all(one.level != "problem" for one in judged):  # else it would say the same in SLURM's words
-            yield from _would_be_taken(profile, classes(plan))
+        yield from findings
+        if all(finding.level != "problem" for finding in findings):  # else it would say the same in SLURM's words
+            yield from check_would_be_taken(profile, classes)
     yield from check_runs_folder(runs_folder, plan)
     yield from check_store(profile, store_uri(profile.tracking_uri), file_system)
     if plan:

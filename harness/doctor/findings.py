@@ -1,8 +1,7 @@
-"""What doctor says: a level, and what to do."""
+"""What doctor reports: findings, each with a level and a message that says what to do."""
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,29 +9,21 @@ from typing import Literal
 @dataclass(frozen=True)
 class Finding:
     level: Literal["ok", "warning", "problem"]
-    said: str
+    message: str
 
 
-def ok(said: str) -> Finding:
-    return Finding("ok", said)
+def ok(message: str) -> Finding:
+    return Finding("ok", message)
 
 
-def warning(said: str) -> Finding:
-    return Finding("warning", said)
+def warning(message: str) -> Finding:
+    return Finding("warning", message)
 
 
-def problem(said: str) -> Finding:
-    return Finding("problem", said)
-
-
-def run_program(*command: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    except FileNotFoundError:
-        return subprocess.CompletedProcess(command, 127, "", f"{command[0]}: not here")
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"{command[0]}: no answer within 30 s")
+def problem(message: str) -> Finding:
+    return Finding("problem", message)
 
 
 def one_line(text: str) -> str:
+    """Return a text in one line of at most 400 characters."""
     return " ".join(text.split())[:400]

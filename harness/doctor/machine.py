@@ -1,4 +1,4 @@
-"""This machine: Python, torch, cores, memory, disk, data and feature extractors."""
+"""Examine this machine: Python, torch, cores, memory, disk, data and feature extractors."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.doctor.findings import Finding, ok, one_line, problem, run_program, warning
+from harness.doctor.findings import Finding, ok, one_line, problem, warning
 from harness.errors import HarnessError
 from harness.launch.planning import Plan
 from harness.launch.processes import available_cores
@@ -21,62 +22,77 @@ from harness.records.files import replace_file
 from harness.text import count, size
 
 LITTLE_DISK_GIB = 5
-
-
+TOOL_SECONDS = 30  # for quota, lfs and df, which may hang with their server
 SHARED_FILE_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "afs", "fuse.glusterfs")
 
 
 def check_runs_folder(folder: Path, plan: Plan | None) -> Iterator[Finding]:
     """Try whether the runs folder can be written, and hold its free space against what the checkpoints will take."""
-    here = nearest(folder)
+    existing = nearest_folder(folder)
     try:
-        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=here) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=existing) as scratch:
             replace_file(Path(scratch) / "renamed", "whole", durable=True)
     except OSError as error:
         yield problem(
             f"runs folder {folder}: cannot be written ({error.strerror}); take another by --runs or HARNESS_RUNS"
         )
         return
-    free = shutil.disk_usage(here).free
-    quota = quota_left(here)
-    left, what = (quota, "of your quota") if quota is not None and quota < free else (free, "of the disk")
+    on_disk, quota = shutil.disk_usage(existing).free, quota_left(existing)
+    free, of_what = (quota, "of your quota") if quota is not None and quota < on_disk else (on_disk, "of the disk")
     sizes = [plan.checkpoint_bytes(planned) for planned in plan.runs] if plan else []
-    need = sum(one for one in sizes if one)
-    said = f"runs folder {folder}: can be written; {size(left)} {what} are free"
-    if need > left:
-        yield problem(f"{said}, but the checkpoints of the study take {size(need)}: `harness clean` shows what can go")
-    elif left < LITTLE_DISK_GIB * 2**30:
-        yield warning(f"{said}; that is little: `harness clean` shows what can go")
+    needed = sum(filter(None, sizes))
+    state = f"runs folder {folder}: can be written; {size(free)} {of_what} are free"
+    if needed > free:
+        yield problem(
+            f"{state}, but the checkpoints of the study take {size(needed)}: `harness clean` shows what can be deleted"
+        )
+    elif free < LITTLE_DISK_GIB * 2**30:
+        yield warning(f"{state}; that is little: `harness clean` shows what can be deleted")
     elif plan and None in sizes:
-        yield ok(f"{said}; what checkpoints will take, `harness calibrate {plan.study.path}` measures")
+        yield ok(f"{state}; `harness calibrate {plan.study.path}` measures what checkpoints will take")
     else:
-        yield ok(said + (f", the checkpoints of the study take {size(need)}" if need else ""))
+        yield ok(state + (f", the checkpoints of the study take {size(needed)}" if needed else ""))
 
 
-def nearest(folder: Path) -> Path:
-    """Return a folder, or the nearest one above it that is there."""
-    folder = folder.absolute()
-    return next(one for one in (folder, *folder.parents) if one.is_dir())
+def nearest_folder(path: Path) -> Path:
+    """Return the path itself, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def quota_left(folder: Path) -> int | None:
     """Return the bytes that the user's quota leaves there; None where no tool knows of one."""
     if shutil.which("lfs"):
-        done = run_program("lfs", "quota", "-q", "-u", getpass.getuser(), str(folder))
-        if done.returncode == 0 and (left := read_quota(done.stdout, None)) is not None:
+        left = parse_quota(_run("lfs", "quota", "-q", "-u", getpass.getuser(), str(folder)), None)
+        if left is not None:
             return left
     if shutil.which("quota"):
-        source = run_program("df", "--output=source", str(folder)).stdout.split()[-1:]
-        return read_quota(run_program("quota", "-w").stdout, source[0] if source else "")
+        device = _run("df", "--output=source", str(folder)).split()[-1:]
+        return parse_quota(_run("quota", "-w"), device[0] if device else "")
     return None
 
 
-def read_quota(text: str, source: str | None) -> int | None:
-    """Read `quota -w` or `lfs quota -q`: file system, used, quota and limit in KiB; 0 is no limit, * marks excess."""
+def _run(*command: str) -> str:
+    """Return what a program prints; nothing where it is missing or does not answer."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TOOL_SECONDS).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def parse_quota(text: str, device: str | None) -> int | None:
+    """Parse `quota -w` or `lfs quota -q`: file system, used, quota and limit in KiB; 0 is no limit, * marks excess.
+
+    Args:
+        device: the file system whose line counts; None takes the first line.
+
+    Returns:
+        The bytes that are left; None where there is no limit.
+    """
     for line in re.sub(r"\n\s+(?=\d)", " ", text).splitlines():  # a long name stands on a line of its own
         words = line.split()
         numbers = [word.strip("*[]") for word in words[1:4]]
-        if len(numbers) == 3 and all(map(str.isdigit, numbers)) and source in (None, words[0]):
+        if len(numbers) == 3 and all(map(str.isdigit, numbers)) and device in (None, words[0]):
             used, soft, hard = map(int, numbers)
             limit = soft or hard
             return max(0, limit - used) * 1024 if limit else None
@@ -86,28 +102,30 @@ def read_quota(text: str, source: str | None) -> int | None:
 def file_system(path: Path) -> str:
     """Return the kind of file system that a path lies on: ext4, nfs4, lustre."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    path = nearest(path.parent).resolve()
-    above = [(len(where), kind) for where, kind in mounts if path.is_relative_to(where)]
-    return max(above, default=(0, "unknown"))[1]
+    folder = nearest_folder(path.parent).resolve()
+    matches = [(len(mount), kind) for mount, kind in mounts if folder.is_relative_to(mount)]
+    return max(matches, default=(0, "unknown"))[1]
 
 
 def check_data(plan: Plan) -> Iterator[Finding]:
+    """Load each data set of a study."""
     from harness.registry import make_dataset
 
     for data, root in dict.fromkeys((planned.run.spec.data, planned.run.data_root) for planned in plan.runs):
         try:
-            found = make_dataset(data, root)
+            dataset = make_dataset(data, root)
         except HarnessError as error:
             yield problem(f"data: {one_line(str(error))}")
         else:
             yield ok(
-                f"data {data.name}: {len(found.train.images)} images to train on, {len(found.test.images)} to test"
+                f"data {data.name}: {len(dataset.train.images)} images to train on, {len(dataset.test.images)} to test"
             )
 
 
 def check_extractors(plan: Plan) -> Iterator[Finding]:
+    """Find the weights of the feature extractors that a study's evaluations use."""
     weights = os.environ.get("HARNESS_INCEPTION_WEIGHTS")
-    wanted = {
+    extractors = {
         getattr(evaluation, part).extractor
         for planned in plan.runs
         for evaluation in planned.run.evaluations
@@ -115,41 +133,41 @@ def check_extractors(plan: Plan) -> Iterator[Finding]:
         if getattr(evaluation, part)
     }
     if weights and not Path(weights).is_file():
-        yield problem(f"HARNESS_INCEPTION_WEIGHTS names {weights}, which is not there: mend or unset it")
-    elif "inception" in wanted:
+        yield problem(f"HARNESS_INCEPTION_WEIGHTS names {weights}, which does not exist: correct or unset it")
+    elif "inception" in extractors:
         yield ok(f"Inception's weights: {weights}")
-    elif wanted:
-        yield ok(f"extractors: {', '.join(sorted(wanted))}; Inception is not asked for")
+    elif extractors:
+        yield ok(f"extractors: {', '.join(sorted(extractors))}; Inception is not used")
 
 
 def check_python() -> Finding:
+    """Say which Python this is."""
     return ok(f"python {platform.python_version()} at {sys.executable}")
 
 
-def check_torch(plan: Plan | None) -> Iterator[Finding]:
-    began = time.monotonic()
+def check_torch(plan: Plan | None) -> Finding:
+    """Import torch, and hold its devices against what a study asks for."""
+    start = time.monotonic()
     try:
         import torch
     except ImportError as error:
-        yield problem(f"torch cannot be imported ({error}): pip install -e . in the environment of this python")
-        return
-    taken = time.monotonic() - began
+        return problem(f"torch cannot be imported ({error}): pip install -e . in the environment of this python")
+    seconds = time.monotonic() - start
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    said = f"torch {torch.__version__}, imported in {taken:.1f} s; {', '.join(gpus) or 'no CUDA device, so the CPU'}"
-    wish = {planned.run.resources.device for planned in plan.runs} if plan else set()
-    if "cuda" in wish and not gpus:
-        yield problem(f"{said}; but the study says resources.device: cuda; take auto or cpu, or another machine")
-    else:
-        yield ok(said)
+    devices = ", ".join(gpus) or "no CUDA device, so the CPU is used"
+    state = f"torch {torch.__version__}, imported in {seconds:.1f} s; {devices}"
+    if plan and not gpus and any(planned.run.resources.device == "cuda" for planned in plan.runs):
+        return problem(f"{state}; but the study says resources.device: cuda; use auto or cpu, or another machine")
+    return ok(state)
 
 
-def check_cores_and_memory(plan: Plan | None) -> Iterator[Finding]:
+def check_cores_and_memory(plan: Plan | None) -> Finding:
+    """Hold the memory that is free against what a study's runs need."""
     import psutil
 
     cores, free = available_cores(), psutil.virtual_memory().available
-    said = f"{count(cores, 'core')}, {size(free)} of memory free"
-    need = max((planned.run.resources.memory_gib for planned in plan.to_do), default=0) if plan else 0
-    if need * 2**30 > free:
-        yield warning(f"{said}; a run of the study says that it needs {need:g} GiB: close what else is open")
-    else:
-        yield ok(said)
+    state = f"{count(cores, 'core')}, {size(free)} of memory free"
+    needed_gib = max((planned.run.resources.memory_gib for planned in plan.to_do), default=0) if plan else 0
+    if needed_gib * 2**30 > free:
+        return warning(f"{state}; a run of the study asks for {needed_gib:g} GiB: close other programs")
+    return ok(state)

@@ -1,4 +1,4 @@
-"""Whether MLflow's store or server can be reached."""
+"""Examine whether MLflow's store or server can be reached, and who would write it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.doctor.findings import Finding, ok, problem, warning
-from harness.doctor.machine import SHARED_FILE_SYSTEMS, file_system, nearest
+from harness.doctor.machine import SHARED_FILE_SYSTEMS, file_system, nearest_folder
 from harness.errors import HarnessError
 from harness.slurm.profile import Profile
 from harness.tracking.store import store_uri
@@ -23,7 +23,7 @@ def check_store(profile: Profile, uri: str, file_system: Callable[[Path], str] =
         error = server_error(uri)
         if error:
             yield problem(
-                f"the tracking server {uri} does not answer from here ({error}): start it, or mend tracking_uri"
+                f"the tracking server {uri} does not answer from here ({error}): start it, or correct tracking_uri"
             )
         else:
             yield ok(f"the tracking server {uri} answers")
@@ -35,8 +35,8 @@ def check_store(profile: Profile, uri: str, file_system: Callable[[Path], str] =
         return
     if profile.compute_nodes_reach_server:
         yield problem(
-            f"profile and store do not fit: jobs would write {uri} from the compute nodes, and SQLite does not bear "
-            "that; name a server in tracking_uri, or say compute_nodes_reach_server: false and run "
+            f"profile and store do not fit: jobs would write {uri} from the compute nodes, which corrupts SQLite; "
+            "name a server in tracking_uri, or set compute_nodes_reach_server: false and run "
             "`harness sync --watch` here"
         )
         return
@@ -47,14 +47,14 @@ def check_store(profile: Profile, uri: str, file_system: Callable[[Path], str] =
             "node alone (`harness sync --watch`), or move it to a local disk by MLFLOW_TRACKING_URI, or start a server"
         )
     else:
-        yield ok(f"store {uri}: jobs do not write it, `harness sync --watch` on this node carries their records there")
+        yield ok(f"store {uri}: jobs do not write it, `harness sync --watch` on this node uploads their records")
 
 
 def server_error(uri: str) -> str:
-    """Ask a tracking server for its health; return what is wrong, nothing when it answers."""
+    """Ask a tracking server for its health; return what is wrong, an empty text when it answers."""
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_SECONDS) as answer:
-            return "" if answer.status == 200 else f"status {answer.status}"
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_SECONDS) as response:
+            return "" if response.status == 200 else f"status {response.status}"
     except (OSError, ValueError) as error:
         return _without_password(str(getattr(error, "reason", None) or error))
 
@@ -64,6 +64,7 @@ def _without_password(uri: str) -> str:
 
 
 def check_local_store() -> Iterator[Finding]:
+    """Check that this machine can write the store that `harness sync` would use."""
     try:
         uri = store_uri()
     except HarnessError as error:
@@ -73,7 +74,7 @@ def check_local_store() -> Iterator[Finding]:
         yield from check_store(Profile(), uri)
         return
     path = Path(uri.removeprefix("sqlite:///"))
-    if os.access(path if path.exists() else nearest(path.parent), os.W_OK):
+    if os.access(path if path.exists() else nearest_folder(path.parent), os.W_OK):
         yield ok(f"MLflow's store: {_without_password(uri)}")
     else:
         yield problem(f"MLflow's store {path} cannot be written; name another in MLFLOW_TRACKING_URI=sqlite:///PATH.db")

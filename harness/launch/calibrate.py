@@ -26,8 +26,8 @@ from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.plugins import freeze, read_spec
 from harness.records.throughput import Throughput, cpu_name
-from harness.slurm import probe as errand
-from harness.slurm.profile import Profile
+from harness.slurm.probe import ANSWER, run_probe_job
+from harness.slurm.profile import Profile, slurm_parameters
 from harness.spec.base import SCHEMA_VERSION
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
@@ -82,7 +82,7 @@ def calibrate(
     for resources, by_cost in classes.items():
         threads = resources.threads or max(1, available_cores() // max(1, len(plan.to_do)))
         if cluster == "slurm":
-            threads = errand.slurm_parameters(resources, profile or Profile())["cpus_per_task"]
+            threads = slurm_parameters(resources, profile or Profile())["cpus_per_task"]
         wanted = [_wanted(group[0]) for group in by_cost.values()]
         request = {"steps": steps, "threads": threads, "wanted": wanted}
         answers = _answers(request, resources, plan, cluster, profile, timeout_seconds, on_progress)
@@ -101,7 +101,7 @@ def target_device(planned: PlannedRun, cluster: str, profile: Profile | None = N
     if resources.device != "auto":
         return resources.device
     if cluster == "slurm":
-        return "cuda" if (profile or Profile()).need(resources, "gpus_per_node") else "cpu"
+        return "cuda" if (profile or Profile()).resolve(resources, "gpus_per_node") else "cpu"
     return "cuda" if visible_gpus() else "cpu"
 
 
@@ -131,27 +131,28 @@ def _answers(
             freeze(folder, one["spec"].get("plugins", {}))
         (folder / REQUEST).write_text(json.dumps(request))
         if cluster == "slurm":
-            sent = errand.run_probe_job(
+            result = run_probe_job(
                 "harness.launch.calibrate",
                 folder,
                 resources,
                 profile or Profile(),
                 minutes=JOB_MINUTES,
                 timeout_seconds=timeout_seconds,
-                told=on_progress,
+                on_progress=on_progress,
             )
-            if sent.answer is None and sent.waited_for:
+            if result.state_at_timeout:
                 raise LaunchError(
-                    f"calibration: job {sent.job_id} was {sent.waited_for} after {timeout_seconds:.0f} s and is "
-                    f"cancelled; try again later, or wait longer: harness calibrate {plan.study.path} --timeout SECONDS"
+                    f"calibration: job {result.job_id} was {result.state_at_timeout} after {timeout_seconds:.0f} s and "
+                    "is cancelled; try again later, or wait longer: "
+                    f"harness calibrate {plan.study.path} --timeout SECONDS"
                 )
-            answer, log = sent.answer, sent.log
+            answer, log = result.answer, result.log
         else:
             path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
             threads = {"OMP_NUM_THREADS": str(request["threads"]), "PYTHONPATH": path}
             command = [sys.executable, "-m", "harness.launch.calibrate", name]
             done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True, check=False)
-            answered = folder / errand.ANSWER
+            answered = folder / ANSWER
             answer, log = answered.read_text() if answered.exists() else None, done.stderr
         if answer is None:
             last = " | ".join(log.strip().splitlines()[-3:]) or "it left no log (out of memory? a folder not shared?)"
@@ -224,7 +225,7 @@ def main(folder: Path) -> None:
                 answers.append({"fact": asdict(fact)})
             except (HarnessError, RuntimeError) as error:  # such as CUDA out of memory
                 answers.append({"error": " ".join(str(error).split())[:300]})
-    replace_file(folder / errand.ANSWER, json.dumps(answers), durable=True)
+    replace_file(folder / ANSWER, json.dumps(answers), durable=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- budget

@@ -19,7 +19,7 @@ from harness.launch.requeue import forget_kills
 from harness.launch.states import read_run_states
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout, members_of, submission_folders
-from harness.slurm import commands
+from harness.slurm.jobs import cancel_jobs
 from harness.slurm.profile import Profile
 
 
@@ -69,7 +69,7 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(owner["pid"], signal.SIGTERM)
     needed = {job_id for folder in {claim.folder for claim in jobs.values()} for job_id in _needed(folder)}
-    commands.cancel([job_id for job_id in jobs if job_id not in needed])
+    cancel_jobs([job_id for job_id in jobs if job_id not in needed])
     return live
 
 

@@ -17,7 +17,8 @@ from harness.launch.submission import Submission
 from harness.records import snapshot
 from harness.records.files import replace_file
 from harness.records.layout import SubmissionLayout
-from harness.slurm import commands
+from harness.slurm.cluster import max_array_size
+from harness.slurm.jobs import login_environment
 from harness.slurm.profile import Profile, slurm_parameters
 from harness.spec.resources import Resources
 
@@ -35,7 +36,7 @@ def launch_slurm(
     submission = Submission(runs, folder)
     if not runs:
         return submission
-    largest = commands.max_array_size(profile)
+    largest = max_array_size(profile)
     classes: dict[tuple[Resources, str], list[PlannedRun]] = {}
     for planned in runs:
         classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)
@@ -45,7 +46,7 @@ def launch_slurm(
         variables = snapshot.environment(code[members[0].run_key])
         parameters = slurm_parameters(resources, profile, jobs)
         parameters["slurm_setup"] = [*requeue.SETUP, *parameters["slurm_setup"]]
-        pack = profile.need(resources, "pack") if resources.num_processes == 1 else 1
+        pack = profile.resolve(resources, "pack") if resources.num_processes == 1 else 1
         threads = max(1, parameters["cpus_per_task"] // pack)
         task = Task(folder, threads, preemption_cancels=profile.preempt_mode == "cancel", **options)
         parameters["name"] = f"harness-{plan.study.name}"
@@ -55,13 +56,13 @@ def launch_slurm(
         parallel = parameters["slurm_array_parallelism"]
         with process_environment(_not_within_a_job() | thread_environment(threads) | variables):
             if canary:
-                job = _sbatch(submission, replace(task, canary=True), [members[:1]], parameters)[0]
+                job = _submit_array(submission, replace(task, canary=True), [members[:1]], parameters)[0]
                 after = {"dependency": f"afterok:{job.job_id}", "kill-on-invalid-dep": "yes"}
                 parameters["slurm_additional_parameters"] = parameters["slurm_additional_parameters"] | after
             for array in arrays:
                 share = max(1, parallel * len(array) // len(packs))  # of what may run at a time
                 limited = parameters | {"slurm_array_parallelism": share}
-                tasks = _sbatch(submission, task, array, limited)
+                tasks = _submit_array(submission, task, array, limited)
                 number = tasks[0].job_id.split("_")[0]
                 if canary:
                     _note_canary(folder, number, members[0].run_key)
@@ -73,11 +74,13 @@ def launch_slurm(
     return submission
 
 
-def _sbatch(submission: Submission, task: Task, packs: list[list[PlannedRun]], parameters: dict[str, Any]) -> list[Any]:
+def _submit_array(
+    submission: Submission, task: Task, packs: list[list[PlannedRun]], parameters: dict[str, Any]
+) -> list[Any]:
     """Submit one job array, and write down which job has which run.
 
     Raises:
-        LaunchError: sbatch refused; runs that have no job are left as they were.
+        LaunchError: SLURM refused; runs that have no job are left as they were.
     """
     try:
         executor = make_executor(task.folder, "slurm", max_time_limits=requeue.MAX_TIME_LIMITS, **parameters)
@@ -104,6 +107,4 @@ def _note_canary(folder: Path, number: str, run_key: str) -> None:
 
 def _not_within_a_job() -> dict[str, str | None]:
     """Name the variables by which an outer job, such as an interactive one, would change what we ask of sbatch."""
-    if "SLURM_JOB_ID" not in os.environ:
-        return {}
-    return dict.fromkeys(name for name in os.environ if name not in commands.outside_a_job())
+    return dict.fromkeys(os.environ.keys() - login_environment().keys())

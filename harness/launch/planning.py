@@ -14,7 +14,7 @@ from harness.records.directory import RunDirectory
 from harness.records.lineage import parent_of
 from harness.records.status import Status
 from harness.records.throughput import Throughput
-from harness.slurm.commands import JobInfo
+from harness.slurm.jobs import JobInfo
 from harness.study.model import Run, Study
 
 TO_DO = ("new", "interrupted", "failed", "evaluate")

@@ -22,7 +22,7 @@ from harness.launch.worker import execute_run, next_log, open_log
 from harness.messages import show_messages
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
-from harness.slurm import commands
+from harness.slurm.jobs import current_job_id, requeue_job, resubmit_job, was_preempted
 
 logger = logging.getLogger(__name__)
 
@@ -156,11 +156,11 @@ class Task:
 
     def _come_back(self, end: _LifeEnd, paths: list[Path]) -> None:
         """Have SLURM begin this job again, or submit its successor, where the policy says so."""
-        job_id = commands.this_job()
+        job_id = current_job_id()
         ended = not end.stopped_by and not end.killed
         if ended or job_id is None or all(is_cancelled(self.folder, path) for path in paths):
             return
-        preempted = bool(end.stopped_by) and commands.was_preempted(job_id)
+        preempted = bool(end.stopped_by) and was_preempted(job_id)
         if preempted:
             for path in paths:
                 forget_starts(self._layout, path)
@@ -170,11 +170,11 @@ class Task:
         if how == "as_successor":
             self._submit_successor(job_id, paths)
         elif how == "requeued":
-            commands.requeue(job_id)
+            requeue_job(job_id)
 
     def _submit_successor(self, job_id: str, paths: list[Path]) -> None:
         number = job_id.split("_")[0]
-        successor = commands.submit_again(self.folder / f"{number}_submission.sh", job_id)
+        successor = resubmit_job(self.folder / f"{number}_submission.sh", job_id)
         pickle, its_pickle = (self.folder / f"{job}_submitted.pkl" for job in (job_id, successor))
         os.link(pickle, its_pickle)
         for path in paths:

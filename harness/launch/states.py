@@ -13,8 +13,7 @@ from harness.launch.requeue import given_up
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
 from harness.records.status import Ending, Status
-from harness.slurm import commands
-from harness.slurm.commands import JobInfo
+from harness.slurm.jobs import JobInfo, read_queue
 
 FORGOTTEN_SECONDS = 600.0  # between "queued" and the claim lie seconds, unless the submission was broken off there
 
@@ -41,7 +40,7 @@ def read_run_states(paths: Sequence[Path]) -> dict[str, RunState]:
     newest = {key: all_claims[-1] for key, all_claims in claims_of(paths[0].parent, open_ends).items()}
     on_slurm = {key: claim.job_id for key, claim in newest.items() if claim.on_slurm and claim.job_id}
     try:
-        jobs = commands.read_queue(on_slurm.values())
+        jobs = read_queue(on_slurm.values())
     except LaunchError:
         jobs, on_slurm = {}, {}
     for path in paths:

@@ -103,9 +103,9 @@ class SlurmWorkers(Workers):
         self._busy.add(study.runs[0].run_key)
 
     def busy(self, run_keys: set[str]) -> set[str]:
-        from harness.slurm.commands import queued_in_slurm
+        from harness.slurm.jobs import live_jobs
 
-        queued = queued_in_slurm()
+        queued = live_jobs()
         candidates = run_keys | self._busy  # also of trials that have ended, whose jobs may be in the queue still
         self._busy = {key for key in candidates if claims.job_of(self._runs_folder, key)[1] in queued}
         return run_keys & self._busy

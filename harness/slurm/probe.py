@@ -1,7 +1,7 @@
-"""An errand: one short job on the cluster that somebody waits for, such as `doctor`'s look around a compute node.
+"""A probe job: one short job on the cluster that somebody waits for, such as `doctor`'s look at a compute node.
 
 It is submitted with the settings of the real jobs and starts Python through srun, as theirs do. It leaves its answer as
-a file in a folder that both sides see.
+a file in a folder that login and compute nodes share.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 
 from harness import PACKAGE_ROOT
 from harness.errors import LaunchError
+from harness.slurm.jobs import cancel_jobs, live_jobs, submit_script
 from harness.slurm.profile import Profile, slurm_parameters
 from harness.spec.resources import Resources
 
@@ -29,28 +29,32 @@ FILE_SYSTEM_SECONDS = 15.0  # NFS clients see each other's new files after a whi
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How it ended: with an answer, still waiting or working when our patience was over, or without a word."""
+    """How a probe job ended: with an answer, cancelled as it took too long, or without an answer."""
 
     job_id: str
     answer: str | None
-    waited_for: str = ""  # SLURM's state and reason, where it did not end in time: PENDING (Resources)
+    state_at_timeout: str = ""  # SLURM's state and reason, where it did not end in time: PENDING (Resources)
     log: str = ""
 
 
 def sbatch_options(resources: Resources, profile: Profile, *, minutes: int | None = None) -> list[str]:
-    """Return the options of sbatch that one process of such a run needs on one node."""
-    asked: dict[str, Any] = slurm_parameters(resources, profile)
+    """Return the options of sbatch that one process of such a run needs on one node.
+
+    Args:
+        minutes: a shorter time limit than the run's.
+    """
+    parameters = slurm_parameters(resources, profile)
     values = {
-        "time": min(asked["timeout_min"], minutes or asked["timeout_min"]),
+        "time": min(parameters["timeout_min"], minutes or parameters["timeout_min"]),
         "nodes": 1,
         "ntasks": 1,
-        "cpus-per-task": asked["cpus_per_task"],
-        "gpus-per-node": asked["gpus_per_node"],
-        "mem": f"{round(1024 * asked['mem_gb'])}M",
-        "partition": asked["slurm_partition"],
-        "account": asked["slurm_account"],
-        "qos": asked["slurm_qos"],
-        "constraint": asked["slurm_constraint"],
+        "cpus-per-task": parameters["cpus_per_task"],
+        "gpus-per-node": parameters["gpus_per_node"],
+        "mem": f"{round(1024 * parameters['mem_gb'])}M",
+        "partition": parameters["slurm_partition"],
+        "account": parameters["slurm_account"],
+        "qos": parameters["slurm_qos"],
+        "constraint": parameters["slurm_constraint"],
     }
     return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
@@ -63,7 +67,7 @@ def run_probe_job(
     *,
     minutes: int,
     timeout_seconds: float,
-    told: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> ProbeResult:
     """Run `python -m module FOLDER` as a job and wait for the `answer.json` that it writes there.
 
@@ -71,76 +75,70 @@ def run_probe_job(
         folder: on a file system that login and compute nodes share; also takes the script and the log.
         minutes: the job's time limit.
         timeout_seconds: how long to wait; then the job is cancelled.
-        told: called with each new state, for people who watch.
+        on_progress: called with each new state, for people who watch.
 
     Raises:
         LaunchError: SLURM does not take the job.
     """
     folder = folder.absolute()
     log, answer = folder / "log.txt", folder / ANSWER
-    asked = slurm_parameters(resources, profile)
-    start = ["srun", *asked["slurm_srun_args"], sys.executable, "-m", module, str(folder)]
-    lines = [
-        "#!/bin/bash",
-        *(asked["slurm_setup"] or []),
-        f"export PYTHONPATH={shlex.quote(str(PACKAGE_ROOT))}:$PYTHONPATH",
-    ]
-    script = folder / "job.sh"
-    script.write_text("\n".join([*lines, shlex.join(start)]) + "\n")
+    script = _write_script(module, folder, slurm_parameters(resources, profile))
     options = [*sbatch_options(resources, profile, minutes=minutes), f"--output={log}", f"--job-name={module}"]
-    done = _ask("sbatch", "--parsable", *options, str(script))
-    if done.returncode:
-        raise LaunchError(f"SLURM does not take a job: {' '.join(done.stderr.split())}")
-    job_id = done.stdout.strip().split(";")[0]
-    state, ends = "", time.monotonic() + timeout_seconds
+    job_id = submit_script(script, *options)
+    last_state, deadline = "", time.monotonic() + timeout_seconds
     try:
         while not answer.exists():
-            now = _state(job_id)
-            if now is None:
-                return _ended(job_id, answer, log)
-            if now != state:
-                told(f"job {job_id}: {now}")
-                state = now
-            if time.monotonic() > ends:
-                return ProbeResult(job_id, None, waited_for=state, log=_read(log))
+            state = _read_state(job_id)
+            if state is None:
+                return ProbeResult(job_id, _await_answer(answer, log), log=_read(log))
+            if state != last_state:
+                on_progress(f"job {job_id}: {state}")
+                last_state = state
+            if time.monotonic() > deadline:
+                return ProbeResult(job_id, None, state_at_timeout=state, log=_read(log))
             time.sleep(POLL_SECONDS)
     finally:
-        _ask("scancel", job_id)
+        with contextlib.suppress(LaunchError):  # its time limit ends it all the same
+            cancel_jobs([job_id])
     return ProbeResult(job_id, answer.read_text(), log=_read(log))
 
 
-def _ended(job_id: str, answer: Path, log: Path) -> ProbeResult:
-    ends = time.monotonic() + FILE_SYSTEM_SECONDS
-    while time.monotonic() < ends:
+def _write_script(module: str, folder: Path, parameters: dict[str, Any]) -> Path:
+    srun = ["srun", *parameters["slurm_srun_args"], sys.executable, "-m", module, str(folder)]
+    lines = [
+        "#!/bin/bash",
+        *parameters["slurm_setup"],
+        f"export PYTHONPATH={shlex.quote(str(PACKAGE_ROOT))}:$PYTHONPATH",
+        shlex.join(srun),
+    ]
+    script = folder / "job.sh"
+    script.write_text("\n".join(lines) + "\n")
+    return script
+
+
+def _await_answer(answer: Path, log: Path) -> str | None:
+    """Return the answer of a job that has ended, when the file system shows it; None if there is none."""
+    deadline = time.monotonic() + FILE_SYSTEM_SECONDS
+    while time.monotonic() < deadline:
         os.listdir(answer.parent)  # noqa: PTH208 (has an NFS client look again)
         if answer.exists():
-            return ProbeResult(job_id, answer.read_text(), log=_read(log))
-        if _read(log):  # its last words are here, so its answer would be too
+            return answer.read_text()
+        if _read(log):  # its log is here, so its answer would be too
             break
         time.sleep(POLL_SECONDS)
-    return ProbeResult(job_id, None, log=_read(log))
+    return None
 
 
-def _state(job_id: str) -> str | None:
-    """Return where the job stands in SLURM's words, None when it has ended."""
-    done = _ask("squeue", "--noheader", f"--jobs={job_id}", "--states=all", "--format=%T (%r)")
-    if done.returncode and "Invalid job id" not in done.stderr:
-        return "UNKNOWN (squeue does not answer)"  # a busy controller says nothing of the job
-    state = done.stdout.strip()
-    working = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "PREEMPTED")
-    return state if state.startswith(working) else None
+def _read_state(job_id: str) -> str | None:
+    """Return the state of a job and why it waits, as SLURM has it; None when it has ended."""
+    try:
+        job = live_jobs().get(job_id)
+    except LaunchError:  # a busy controller says nothing of the job
+        return "UNKNOWN (squeue does not answer)"
+    return f"{job.state} ({job.reason})" if job else None
 
 
 def _read(path: Path) -> str:
     with contextlib.suppress(OSError):
         return path.read_text(errors="replace").strip()
     return ""
-
-
-def _ask(*command: str) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    except FileNotFoundError:
-        raise LaunchError(f"{command[0]} is not here: run this on the cluster's login node") from None
-    except subprocess.TimeoutExpired:
-        raise LaunchError(f"{command[0]} does not answer within a minute") from None

@@ -1,4 +1,4 @@
-"""The facts of a SLURM cluster (slurm/clusters/*.yaml), and what we ask of it for a class of resources."""
+"""Profiles of SLURM clusters (slurm/clusters/*.yaml), and what a class of resources asks for on such a cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.text import did_you_mean
 
 
 class Profile(SpecModel):
-    """The facts of a cluster. What a study says in `resources` goes before what stands here."""
+    """What jobs ask for on a cluster, and how it treats them. `resources` of a study goes before what stands here."""
 
     partition: str | None = None
     account: str | None = None
@@ -33,23 +33,23 @@ class Profile(SpecModel):
     scratch: str | None = None  # a folder on the compute node for temporary files; may name $SLURM_JOB_ID
     preempt_mode: Literal["requeue", "cancel"] = "requeue"  # cancel: SLURM ends a preempted job for good
     tracking_uri: str | None = None  # an MLflow server
-    compute_nodes_reach_server: bool = False  # else `harness sync --watch` on the login node carries the records
+    compute_nodes_reach_server: bool = False  # else `harness sync --watch` on the login node uploads the records
 
-    def need(self, resources: Resources, name: str) -> Any:
+    def resolve(self, resources: Resources, name: str) -> Any:
         """Return what the study says, else what this cluster gives, else the default."""
-        here = getattr(self, name)
-        return here if here is not None and name not in resources.model_fields_set else getattr(resources, name)
+        value = getattr(self, name)
+        return value if value is not None and name not in resources.model_fields_set else getattr(resources, name)
 
 
 def load_profile(path: Path) -> Profile:
-    """Read a cluster's facts.
+    """Read a profile from its YAML file.
 
     Raises:
-        LaunchError: the file cannot be read, or says what a profile cannot hold: `file:line: key: what is wrong`.
+        LaunchError: the file cannot be read, or has an unknown key or a wrong value: `file:line: key: what is wrong`.
         SpecError: it is not plain YAML.
     """
     try:
-        value, marks = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        value, locations = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise LaunchError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(value, dict | None):
@@ -60,17 +60,21 @@ def load_profile(path: Path) -> Profile:
         lines = []
         for problem in error.errors():
             key = problem["loc"][0]
-            what = problem["msg"][0].lower() + problem["msg"][1:]
+            message = problem["msg"][0].lower() + problem["msg"][1:]
             if problem["type"] == "extra_forbidden":
-                what = f"unknown key; {did_you_mean(str(key), list(Profile.model_fields))}"
-            lines.append(f"{marks.get((key,), SourceLocation(str(path), 1))}: {key}: {what}")
+                message = f"unknown key; {did_you_mean(str(key), list(Profile.model_fields))}"
+            lines.append(f"{locations.get((key,), SourceLocation(str(path), 1))}: {key}: {message}")
         raise LaunchError("\n".join(lines)) from None
 
 
 def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = None) -> dict[str, Any]:
-    """Return what submitit asks of SLURM for one class of resources; of an array, `jobs` at a time."""
-    cpus = max(profile.need(resources, "cpus"), resources.threads or 1)
-    gpus, minutes = profile.need(resources, "gpus_per_node"), profile.need(resources, "time_minutes")
+    """Return submitit's parameters for one class of resources.
+
+    Args:
+        jobs: how many jobs of an array run at a time; None takes the profile's max_parallel.
+    """
+    cpus = max(profile.resolve(resources, "cpus"), resources.threads or 1)
+    gpus, minutes = profile.resolve(resources, "gpus_per_node"), profile.resolve(resources, "time_minutes")
     scratch = [f'export TMPDIR="{profile.scratch}"', 'mkdir -p "$TMPDIR"'] if profile.scratch else []
     setup = [*(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
     return {
@@ -79,7 +83,7 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
         "tasks_per_node": resources.num_processes // resources.nodes,
         "cpus_per_task": cpus,
         "gpus_per_node": gpus or None,
-        "mem_gb": profile.need(resources, "memory_gib"),
+        "mem_gb": profile.resolve(resources, "memory_gib"),
         "slurm_partition": profile.partition,
         "slurm_account": profile.account,
         "slurm_qos": profile.qos,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import gc
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from harness.errors import LaunchError, TrainingError
+from harness.slurm.cluster import first_node_address
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # until all processes of a run have started
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # one process may keep the others waiting: an evaluation during training
@@ -79,17 +79,10 @@ def detect_rank(num_processes: int, environment: Mapping[str, str] = os.environ)
 
 
 def _first_address(nodes: str) -> str:
-    """Return the address of the first of SLURM's nodes, such as n[1-4]; a node's name need not be a host's."""
-    first = _scontrol("hostnames", nodes).split()[0]
-    found = re.search(r"\bNodeAddr=(\S+)", _scontrol("node", first))
-    return found[1] if found else first
-
-
-def _scontrol(what: str, name: str) -> str:
     try:
-        return subprocess.run(["scontrol", "show", what, name], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise LaunchError(f"`scontrol show {what} {name}` fails, so the processes of this run cannot meet") from error
+        return first_node_address(nodes)
+    except LaunchError as error:
+        raise LaunchError(f"the processes of this run on {nodes} cannot meet: {error}") from error
 
 
 @dataclass

@@ -211,6 +211,10 @@ node_is_up() {
     sinfo --noheader --nodes="$1" --format=%T | grep -qE '^(idle|mixed|allocated|completing)$'
 }
 
+resume_node() { # one that is up already, because its slurmd registered first, cannot be resumed
+    node_is_up "$1" || { scontrol update nodename="$1" state=resume && node_is_up "$1"; }
+}
+
 start_node() {
     SLURMD_NODENAME=$1 spawn "slurmd-$1" slurmd -D -N "$1"
 }
@@ -300,8 +304,7 @@ crash() {
 
 revive() {
     start_node "$NODE"
-    scontrol update nodename="$NODE" state=resume
-    wait_for "slurmd-$NODE" node_is_up "$NODE"
+    wait_for "slurmd-$NODE" resume_node "$NODE"
 }
 
 case $VERB in

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from harness import __version__
+from harness.slurm.profile import Profile, load_profile
 from harness.spec import evaluation, run
+from harness.spec.resources import Resources
 from harness.study.expand import STUDY_PARTS, load_study
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +87,29 @@ def test_the_version_is_the_same_wherever_it_is_written():
     assert project["license"] == citation["license"] == "MIT"
 
 
-def test_the_example_of_a_cluster_is_a_profile():
-    from harness.slurm.profile import load_profile
+CLUSTERS = ROOT / "docs" / "howto" / "describe_a_cluster.md"
+PROFILES = re.findall(r"```yaml\n(.*?)```", CLUSTERS.read_text(), re.DOTALL)
 
-    assert load_profile(ROOT / "slurm/clusters/example.yaml").partition == "gpu"
+
+def test_the_example_of_a_cluster_is_a_profile_that_shows_every_field():
+    profile = load_profile(ROOT / "slurm/clusters/example.yaml")
+    assert profile.partition == "gpu"
+    assert profile.model_fields_set == set(Profile.model_fields)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_an_example_on_the_page_of_clusters_is_a_profile(tmp_path, number):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(PROFILES[number])
+    assert load_profile(path).partition in ("gpu", "preemptible")
+
+
+def test_the_page_of_clusters_has_these_examples_and_explains_every_field_with_its_default():
+    assert len(PROFILES) == 2
+    rows = re.findall(r"^\| (`.*?`) \| .* \| (.*?) \|$", CLUSTERS.read_text(), re.MULTILINE)
+    defaults = {name: default for names, default in rows for name in re.findall(r"`(\w+)`", names)}
+    assert defaults.keys() == Profile.model_fields.keys()
+    study_first = set(Profile.model_fields) & set(Resources.model_fields)
+    assert study_first == {"time_minutes", "gpus_per_node", "cpus", "memory_gib", "pack"}
+    for name in study_first:
+        assert f"{getattr(Resources(), name):g}" in defaults[name].split(", "), name

@@ -5,6 +5,7 @@ point down; only the first decides what a login node has to load.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "slurm": {"study", "spec", "text", "errors"},
     # names become objects, and a run is worked on
     "registry": {"spec", "diffusion", "models", "data", "methods", "randomness", "errors"},
-    "training": {"records", "spec", "diffusion", "data", "methods", "randomness", "errors"},
+    "training": {"slurm", "records", "spec", "diffusion", "data", "methods", "randomness", "errors"},
     "evaluation": {
         *("training", "registry", "records", "spec"),
         *("diffusion", "data", "methods", "metrics", "randomness", "errors"),
@@ -70,6 +71,18 @@ ONE_HOME = {
     "torch_fidelity": "harness/metrics/torchvision_compat.py",
     "torchvision": "harness/metrics/torchvision_compat.py",
 }
+
+# Programs are started in one place, too: no other file has one's name in its code, be it as a word of a command or in a
+# line of shell. A message for people may name one.
+PROGRAMS_HOME = "harness/slurm/"
+PROGRAM = r"(?:squeue|sacct|sbatch|scontrol|scancel|srun|sinfo|sacctmgr|sreport|salloc|scrontab)"
+# The whole text; or a line of shell: a program where a command begins, with an option, a variable or a verb after it.
+COMMAND = re.compile(
+    rf"(?:\S*/)?{PROGRAM}"
+    rf"|.*?(?:^|[|;&({{!]|\b(?:then|do|else|exec|xargs|trap|nice|env)\b)\s*['\"]?(?:\S*/)?{PROGRAM}\b"
+    r"(?:\s+(?:-|[$\"']|(?:show|update|requeue|hold|release|list|add|python)\b)|\s*[|;&)]|\s*$).*",
+    re.MULTILINE | re.DOTALL,
+)
 
 LEAVES = ("diffusion", "models", "data", "methods", "metrics")
 # What computes may load torch at once; everything else answers on a login node without it.
@@ -170,6 +183,24 @@ def test_an_outside_package_is_imported_in_one_place(outside):
     assert all(importer.startswith(ONE_HOME[outside]) for importer in importers)
 
 
+def commands(path):
+    """Return (text, line) for each string of a file that starts a program of SLURM's; docstrings are left out."""
+    tree = ast.parse(path.read_text(), str(path))
+    docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        (node.value, node.lineno)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings
+        if COMMAND.fullmatch(node.value)
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_slurms_programs_are_started_in_one_package(path):
+    if not relative(path).startswith(PROGRAMS_HOME):
+        assert commands(path) == [], f"{relative(path)}: ask harness.slurm for it"
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_leaves_do_not_know_the_spec_even_for_types(path):
     if package(module_name(path)) in LEAVES:
@@ -221,6 +252,43 @@ def test_the_walker_tells_module_level_from_function_level_and_leaves_types_out(
         ("harness.spec.run", 12, False),
         ("submitit", 14, False),
     ]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'run(["squeue", "--me"])',
+        'run(("/usr/bin/scontrol", "show", "config"))',
+        'shutil.which("sbatch")',
+        'PROGRAM = "srun"',
+        'os.system("scancel --quiet 7")',
+        'run(f"scontrol show node {name}".split())',
+        'run("scontrol requeue 7", shell=True)',
+        'setup = ["trap leave EXIT", "[ $code = 0 ] || scontrol requeue $job"]',
+        "line = 'x=$(squeue --me) && sacct -X; if true; then srun --ntasks=1 python; fi'",
+        'script = "#!/bin/bash\\nsrun \\"$@\\"\\n"',
+        'run("sinfo", shell=True)',
+    ],
+)
+def test_the_walker_finds_programs_that_are_started(tmp_path, code):
+    path = tmp_path / "sample.py"
+    path.write_text(code)
+    assert len(commands(path)) == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        '"""Runs squeue --me and reads it."""',
+        'raise LaunchError("sacctmgr does not answer; run `sacctmgr show assoc`, or scontrol show config, there")',
+        'echo("SLURM took 3 calls of sbatch, and srun started 2 tasks")',
+        'job = {"slurm_srun_args": 1, "sbatch_options": 2}',
+    ],
+)
+def test_the_walker_leaves_messages_for_people_out(tmp_path, code):
+    path = tmp_path / "sample.py"
+    path.write_text(code)
+    assert commands(path) == []
 
 
 def test_the_walker_follows_imports_through_packages():

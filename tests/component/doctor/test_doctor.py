@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.doctor import cluster, examine, machine, probe, store
-from harness.doctor.cluster import Slurm, read_config, read_records
 from harness.launch import planning
+from harness.slurm.cluster import ClusterInfo, parse_config, parse_records
 from harness.slurm.profile import Profile
 from harness.spec.resources import Resources
 from harness.study.expand import load_study
@@ -62,80 +62,28 @@ def a_partition(name="main", default="YES", grace="10", limit="UNLIMITED", mode=
     return PARTITION.format(name=name, default=default, grace=grace, limit=limit, mode=mode, state=state)
 
 
-def a_slurm(*partitions: str, config: str = CONFIG, associations=None) -> Slurm:
-    found = read_records("".join(partitions or [a_partition(), a_partition("high", "NO", "0", mode="OFF")]))
-    by_name = {one["PartitionName"]: one for one in found}
-    mine = [{"account": "root", "partition": "", "qos": "normal,long", "default_qos": ""}]
-    return Slurm(read_config(config), by_name, read_records(NODES), mine if associations is None else associations)
+def a_slurm(*partitions: str, config: str = CONFIG, associations=None) -> ClusterInfo:
+    records = parse_records("".join(partitions or [a_partition(), a_partition("high", "NO", "0", mode="OFF")]))
+    by_name = {record["PartitionName"]: record for record in records}
+    own = [{"account": "root", "partition": "", "qos": "normal,long", "defaultqos": ""}]
+    return ClusterInfo(
+        parse_config(config), by_name, parse_records(NODES), own if associations is None else associations
+    )
 
 
-def said(findings, level: str) -> str:
-    return "\n".join(one.said for one in findings if one.level == level)
+def messages(findings, level: str) -> str:
+    return "\n".join(finding.message for finding in findings if finding.level == level)
 
 
 def run_cli(*arguments: str | Path):
-    return CliRunner().invoke(cli, [str(one) for one in arguments])
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-def test_what_slurm_says_is_read_by_key_though_values_have_spaces():
-    nodes = read_records(NODES)
-    assert [(node["NodeName"], node["State"], node["RealMemory"], node["Partitions"]) for node in nodes] == [
-        ("n1", "IDLE", "4000", "main,high"),
-        ("n2", "IDLE+DRAIN", "4000", "main,high"),
-    ]
-    config = read_config(CONFIG)
-    assert (config["MaxArraySize"], config["SlurmctldParameters"]) == ("1001", "preempt_send_user_signal")
+# ------------------------------------------------------------------------------------------------------------- quotas
 
 
 @pytest.mark.parametrize(
-    ("limit", "minutes"),
-    [
-        ("00:10:00", 10),
-        ("2-00:00:00", 2880),
-        ("1-12", 2160),
-        ("30", 30),
-        ("30:30", 30.5),
-        ("UNLIMITED", float("inf")),
-    ],
-)
-def test_a_time_limit_is_read_in_each_of_slurms_spellings(limit, minutes):
-    assert cluster.minutes(limit) == minutes
-
-
-@pytest.mark.parametrize(
-    ("gres", "number"),
-    [
-        ("(null)", 0),
-        ("gpu:2", 2),
-        ("gpu:8(S:0-1)", 8),
-        ("gpu:a100:4(S:0-3),lscratch:3200", 4),
-        ("gpu:a100:2,gpu:v100:2", 4),
-    ],
-)
-def test_gpus_are_counted_in_what_clusters_call_them(gres, number):
-    assert cluster.gpus_of(gres) == number
-
-
-@pytest.mark.parametrize(
-    ("state", "usable"),
-    [
-        ("IDLE", True),
-        ("MIXED+RESERVED", True),
-        ("IDLE+CLOUD+POWERED_DOWN", True),  # it is started for a job
-        ("IDLE+DRAIN", False),
-        ("DOWN*", False),
-        ("IDLE*", False),
-    ],
-)
-def test_a_node_is_usable_unless_it_is_down_drained_or_silent(state, usable):
-    assert cluster.is_usable(state) == usable
-
-
-@pytest.mark.parametrize(
-    ("text", "source", "left"),
+    ("text", "device", "left"),
     [
         (
             "Filesystem blocks quota limit grace files\n/dev/sdb1 100 80000 100000  50 80 100\n",
@@ -148,29 +96,31 @@ def test_a_node_is_usable_unless_it_is_down_drained_or_silent(state, usable):
         ("       /lustre/home   1000       0       0       -     10      0      0       -\n", None, None),
     ],
 )
-def test_a_quota_is_what_is_left_of_the_soft_limit_else_of_the_hard_one(text, source, left):
-    assert machine.read_quota(text, source) == left
+def test_a_quota_is_what_is_left_of_the_soft_limit_else_of_the_hard_one(text, device, left):
+    assert machine.parse_quota(text, device) == left
 
 
 # --------------------------------------------------------------------------------------------------------------- SLURM
 
 
 def test_a_partition_that_is_not_there_is_a_problem_with_the_choices():
-    found = list(cluster.check_partition(a_slurm(), Profile(partition="gpu"), SMALL))
-    assert said(found, "problem") == ("there is no partition gpu; say partition: in the profile; choices: main, high")
+    findings = list(cluster.check_partition(a_slurm(), Profile(partition="gpu"), SMALL))
+    assert messages(findings, "problem") == (
+        "there is no partition gpu; set partition: in the profile; choices: main, high"
+    )
 
 
 def test_a_partition_that_is_down_is_a_problem_and_those_that_are_up_are_named():
     slurm = a_slurm(a_partition(state="DOWN"), a_partition("high", "NO"))
-    found = list(cluster.check_partition(slurm, Profile(partition="main"), SMALL))
-    assert said(found, "problem") == "partition main is DOWN: jobs would wait; up are: high"
+    findings = list(cluster.check_partition(slurm, Profile(partition="main"), SMALL))
+    assert messages(findings, "problem") == "partition main is DOWN: jobs would wait; partitions that are up: high"
 
 
 def test_a_drained_node_is_named_and_the_rest_suffices():
-    found = list(cluster.check_partition(a_slurm(), Profile(), SMALL))
-    assert said(found, "problem") == ""
-    assert said(found, "warning") == "of the 2 nodes of main, down or drained are: n2"
-    assert "the runs: 1 of the 2 nodes of main have 2 cores, 1 GiB of memory" in said(found, "ok")
+    findings = list(cluster.check_partition(a_slurm(), Profile(), SMALL))
+    assert messages(findings, "problem") == ""
+    assert messages(findings, "warning") == "down or drained of the 2 nodes of main: n2"
+    assert "the runs: 1 of the 2 nodes of main have 2 cores, 1 GiB of memory" in messages(findings, "ok")
 
 
 @pytest.mark.parametrize(
@@ -181,38 +131,42 @@ def test_a_drained_node_is_named_and_the_rest_suffices():
         ({"gpus_per_node": 4}, "problem", "8 cores, 4 GPUs, 1 GiB of memory asked for, main has 0"),
         ({"nodes": 3}, "problem", "3 nodes with 2 cores"),
         ({"nodes": 2}, "warning", "jobs will wait"),
-        ({"time_minutes": 61}, "problem", "time_minutes 61 is over main's limit of 01:00:00; take 60 or less"),
+        ({"time_minutes": 61}, "problem", "time_minutes 61 is over main's limit of 01:00:00; set 60 or less"),
     ],
 )
 def test_what_no_node_has_and_no_limit_allows_is_a_problem_with_the_figures(change, level, words):
     resources = {"the runs": Resources(**{**SMALL["the runs"].model_dump(exclude_unset=True), **change})}
-    found = cluster.check_partition(a_slurm(a_partition(limit="01:00:00")), Profile(), resources)
-    assert words in said(found, level)
+    findings = cluster.check_partition(a_slurm(a_partition(limit="01:00:00")), Profile(), resources)
+    assert words in messages(findings, level)
 
 
 def test_account_and_qos_that_are_not_yours_are_problems_where_slurm_enforces_them():
     enforcing = a_slurm(config=CONFIG.replace("Enforce = none", "Enforce = associations,limits"))
     wrong = list(cluster.check_account(enforcing, Profile(account="physics")))
-    assert said(wrong, "problem") == "account physics is not one of yours; choices: root"
+    assert messages(wrong, "problem") == "account physics is not one of yours; choices: root"
     wrong = list(cluster.check_account(enforcing, Profile(qos="urgent")))
-    assert said(wrong, "problem") == "qos urgent is not one that you may use there; choices: long, normal"
-    assert "physics" in said(cluster.check_account(a_slurm(), Profile(account="physics")), "warning")
-    assert said(cluster.check_account(enforcing, Profile(account="root", qos="long")), "ok")
-    assert "no account" in said(cluster.check_account(a_slurm(associations=[]), Profile()), "warning")
+    assert messages(wrong, "problem") == "qos urgent is not one that you may use there; choices: long, normal"
+    assert "physics" in messages(cluster.check_account(a_slurm(), Profile(account="physics")), "warning")
+    assert messages(cluster.check_account(enforcing, Profile(account="root", qos="long")), "ok")
+    assert "no account" in messages(cluster.check_account(a_slurm(associations=[]), Profile()), "warning")
     silent = replace(a_slurm(), associations=None)
-    assert "sacctmgr does not answer" in said(cluster.check_account(silent, Profile()), "warning")
+    assert "sacctmgr does not answer" in messages(cluster.check_account(silent, Profile()), "warning")
 
 
 def test_an_array_limit_over_the_clusters_is_a_problem():
-    assert "over the cluster's 1001" in said(cluster.check_arrays(a_slurm(), Profile(max_array_size=2000)), "problem")
-    assert said(cluster.check_arrays(a_slurm(), Profile()), "ok") == "arrays are split at 1001 jobs"
-    assert said(cluster.check_arrays(a_slurm(), Profile(max_array_size=100)), "ok") == "arrays are split at 100 jobs"
+    assert "over the cluster's 1001" in messages(
+        [cluster.check_arrays(a_slurm(), Profile(max_array_size=2000))], "problem"
+    )
+    assert messages([cluster.check_arrays(a_slurm(), Profile())], "ok") == "arrays are split at 1001 jobs"
+    assert (
+        messages([cluster.check_arrays(a_slurm(), Profile(max_array_size=100))], "ok") == "arrays are split at 100 jobs"
+    )
 
 
 @pytest.mark.parametrize(("mode", "profile"), [("CANCEL", "requeue"), ("REQUEUE", "cancel")])
 def test_a_profile_that_is_wrong_about_preemption_is_a_problem(mode, profile):
-    found = cluster.check_preemption(a_slurm(a_partition(mode=mode)), Profile(preempt_mode=profile))
-    assert f"preempt_mode: {mode.lower()}" in said(found, "problem")
+    findings = cluster.check_preemption(a_slurm(a_partition(mode=mode)), Profile(preempt_mode=profile))
+    assert f"preempt_mode: {mode.lower()}" in messages(findings, "problem")
 
 
 @pytest.mark.parametrize(
@@ -226,25 +180,25 @@ def test_a_profile_that_is_wrong_about_preemption_is_a_problem(mode, profile):
     ],
 )
 def test_a_preempted_job_that_would_hear_nothing_is_a_warning(slurm, lacking):
-    found = list(cluster.check_preemption(slurm, Profile()))
-    assert "gets no USR2" in said(found, "warning")
-    assert lacking in said(found, "warning")
+    findings = list(cluster.check_preemption(slurm, Profile()))
+    assert "gets no USR2" in messages(findings, "warning")
+    assert lacking in messages(findings, "warning")
 
 
 def test_a_partition_that_is_never_preempted_needs_no_signal():
-    found = list(cluster.check_preemption(a_slurm(), Profile(partition="high")))
-    assert [one.level for one in found] == ["ok"]
+    findings = list(cluster.check_preemption(a_slurm(), Profile(partition="high")))
+    assert [finding.level for finding in findings] == ["ok"]
 
 
 def test_a_cluster_that_does_not_requeue_is_a_warning():
     slurm = a_slurm(config=CONFIG.replace("JobRequeue              = 1", "JobRequeue              = 0"))
-    assert "SBATCH_REQUEUE=1" in said(cluster.check_preemption(slurm, Profile()), "warning")
+    assert "SBATCH_REQUEUE=1" in messages(cluster.check_preemption(slurm, Profile()), "warning")
 
 
 def test_limits_of_ten_minutes_and_less_are_a_warning():
     for minutes, warned in ((10, True), (11, False)):
-        found = cluster.check_time_limits(Profile(), {"the runs": Resources(time_minutes=minutes)})
-        assert bool(said(found, "warning")) == warned
+        findings = cluster.check_time_limits(Profile(), {"the runs": Resources(time_minutes=minutes)})
+        assert bool(messages(findings, "warning")) == warned
 
 
 # ----------------------------------------------------------------------------------------------------- store and server
@@ -252,14 +206,14 @@ def test_limits_of_ten_minutes_and_less_are_a_warning():
 
 def test_a_sqlite_store_does_not_fit_compute_nodes_that_would_write_it():
     profile = Profile(compute_nodes_reach_server=True)
-    found = store.check_store(profile, "sqlite:////home/me/mlflow.db", lambda path: "ext4")
-    assert "profile and store do not fit" in said(found, "problem")
+    findings = store.check_store(profile, "sqlite:////home/me/mlflow.db", lambda path: "ext4")
+    assert "profile and store do not fit" in messages(findings, "problem")
 
 
 def test_a_sqlite_store_on_a_shared_file_system_is_a_warning():
     for kind, level in (("ext4", "ok"), ("nfs4", "warning"), ("lustre", "warning")):
-        (one,) = store.check_store(Profile(), "sqlite:////home/me/mlflow.db", lambda path, kind=kind: kind)
-        assert one.level == level
+        (finding,) = store.check_store(Profile(), "sqlite:////home/me/mlflow.db", lambda path, kind=kind: kind)
+        assert finding.level == level
 
 
 def test_a_server_is_asked_for_its_health():
@@ -274,10 +228,10 @@ def test_a_server_is_asked_for_its_health():
     server = HTTPServer(("127.0.0.1", 0), Health)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     uri = f"http://127.0.0.1:{server.server_port}"
-    assert said(store.check_store(Profile(), uri), "ok") == f"the tracking server {uri} answers"
+    assert messages(store.check_store(Profile(), uri), "ok") == f"the tracking server {uri} answers"
     server.shutdown()
     server.server_close()
-    assert "does not answer from here" in said(store.check_store(Profile(), uri), "problem")
+    assert "does not answer from here" in messages(store.check_store(Profile(), uri), "problem")
 
 
 # ------------------------------------------------------------------------------------------------------ the trivial job
@@ -305,17 +259,17 @@ ANSWER = {
         ({"time": 10.0}, {}, "problem", "differs from ours by 90 s"),
         ({"missing": ["/data"]}, {}, "problem", "n1 does not see /data"),
         ({"server_error": "timed out"}, {"compute_nodes_reach_server": True}, "problem", "reach_server: false"),
-        ({"server_error": ""}, {}, "ok", "compute_nodes_reach_server: true would spare"),
+        ({"server_error": ""}, {}, "ok", "compute_nodes_reach_server: true makes"),
     ],
 )
 def test_what_the_trivial_job_saw_is_judged(change, profile, level, words):
-    found = probe.check_answer(ANSWER | change, Profile(**profile), Resources(), 10.0, (100.0, 110.0))
-    assert words in said(found, level)
+    findings = probe.check_answer(ANSWER | change, Profile(**profile), Resources(), (100.0, 110.0))
+    assert words in messages(findings, level)
 
 
 def test_a_job_that_saw_nothing_wrong_is_ok_all_over():
-    found = probe.check_answer(ANSWER, Profile(gpus_per_node=1), Resources(), 10.0, (100.0, 110.0))
-    assert {one.level for one in found} == {"ok"}
+    findings = probe.check_answer(ANSWER, Profile(gpus_per_node=1), Resources(), (100.0, 110.0))
+    assert {finding.level for finding in findings} == {"ok"}
 
 
 # -------------------------------------------------------------------------------------------------------- this machine
@@ -347,15 +301,15 @@ def test_missing_data_and_a_runs_folder_that_cannot_be_written_are_problems_and_
 def test_weights_of_inception_that_are_not_there_are_a_problem(tmp_path, tiny_study, monkeypatch):
     tiny_study("evaluate: [{fidelity: {num_samples: 16, num_steps: 5}}]\n")
     plan = planning.plan(load_study(tmp_path / "tiny.yaml"), tmp_path / "runs")
-    assert said(machine.check_extractors(plan), "ok") == "extractors: classifier; Inception is not asked for"
+    assert messages(machine.check_extractors(plan), "ok") == "extractors: classifier; Inception is not used"
     monkeypatch.setenv("HARNESS_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
-    assert "none.pth" in said(machine.check_extractors(plan), "problem")
+    assert "none.pth" in messages(machine.check_extractors(plan), "problem")
 
 
 def test_without_slurm_a_profile_cannot_be_examined_and_the_message_says_where(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = list(examine.examine_cluster(Profile(), None, tmp_path, timeout_seconds=None))
-    assert "on the cluster's login node" in said(found, "problem")
+    findings = list(examine.examine_cluster(Profile(), None, tmp_path, timeout_seconds=None))
+    assert "run this on a login node or load the SLURM module" in messages(findings, "problem")
 
 
 # ------------------------------------------------------------------------------------------------------- a live cluster

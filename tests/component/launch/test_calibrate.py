@@ -232,12 +232,12 @@ def test_a_job_on_the_cluster_times_the_steps_there(tmp_path, plan, slurm):
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_a_job_that_does_not_end_in_time_is_cancelled_and_says_so(tmp_path, plan, slurm):
-    from harness.slurm.commands import queued_in_slurm
+    from harness.slurm.jobs import live_jobs
     from harness.slurm.profile import Profile
 
     with pytest.raises(LaunchError, match="after 1 s and is cancelled"):
         calibrate.calibrate(plan(), cluster="slurm", profile=Profile(memory_gib=1), timeout_seconds=1)
     ends = time.monotonic() + 30  # SLURM takes a while to clean up behind a cancelled job
-    while queued_in_slurm() and time.monotonic() < ends:
+    while live_jobs() and time.monotonic() < ends:
         time.sleep(0.5)
-    assert queued_in_slurm() == set()
+    assert live_jobs() == {}

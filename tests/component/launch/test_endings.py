@@ -18,8 +18,7 @@ from harness.launch import manage, planning, requeue, states, submit, worker
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
 from harness.records.status import Status
-from harness.slurm import commands
-from harness.slurm.commands import JobInfo
+from harness.slurm.jobs import JobInfo
 from harness.study.expand import load_study
 from harness.study.model import Study
 from harness.tracking import daemon
@@ -93,7 +92,7 @@ def test_what_slurm_says_completes_what_the_run_directory_says(tmp_path, study, 
     tiny = study()
     directory = write(tmp_path, tiny.runs[0], status)
     submission_of(tmp_path, directory.key)
-    monkeypatch.setattr(commands, "read_queue", lambda jobs: {"7_0": job} if job and set(jobs) == {"7_0"} else {})
+    monkeypatch.setattr(states, "read_queue", lambda jobs: {"7_0": job} if job and set(jobs) == {"7_0"} else {})
     planned = planning.plan(tiny, tmp_path / "runs").runs[0]
     assert (planned.state, planned.status.cause) == (state, cause)
     assert bool(planned.status.stopped_by) == (cause == "signal")
@@ -103,7 +102,7 @@ def test_a_run_whose_canary_failed_says_so(tmp_path, study, monkeypatch):
     canary, waiting = (write(tmp_path, run, Status("queued")) for run in study("replicates: 2\n").runs)
     canary.set_status(Status("failed", cause="error"))
     submission_of(tmp_path, waiting.key, canaries={"7": canary.key})
-    monkeypatch.setattr(commands, "read_queue", lambda jobs: {"7_0": JobInfo("7_0", "CANCELLED")})
+    monkeypatch.setattr(states, "read_queue", lambda jobs: {"7_0": JobInfo("7_0", "CANCELLED")})
     status = states.read_run_states([waiting.path])[waiting.key].status
     assert (status.state, status.cause) == ("interrupted", "canary")
 

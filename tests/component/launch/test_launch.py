@@ -15,16 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import DataError, LaunchError, SpecError
-from harness.launch import claims, local, manage, planning, processes, requeue, submit, worker
+from harness.errors import DataError, LaunchError
+from harness.launch import claims, local, manage, planning, processes, requeue, states, submit, worker
 from harness.launch.submission import BlockingSubmission, Submission
 from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
-from harness.slurm import commands, profile
-from harness.slurm.commands import JobInfo
+from harness.slurm.jobs import JobInfo, live_jobs
+from harness.slurm.profile import Profile
 from harness.spec.base import SCHEMA_VERSION
-from harness.spec.resources import Resources
 from harness.study.expand import load_study
 from harness.study.model import Study
 
@@ -319,57 +318,9 @@ def test_a_run_whose_code_is_gone_or_was_changed_is_not_mixed_silently(begun):
 # --------------------------------------------------------------------------------------------------------------- SLURM
 
 
-def write_profile(tmp_path: Path, text: str) -> profile.Profile:
-    (tmp_path / "cluster.yaml").write_text(text)
-    return profile.load_profile(tmp_path / "cluster.yaml")
-
-
-def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp_path):
-    gpu_cluster = write_profile(
-        tmp_path, "partition: gpu\ngpus_per_node: 1\ncpus: 8\ntime_minutes: 240\nsetup: [module load cuda]\n"
-    )
-    asked = profile.slurm_parameters(Resources(cpus=2), gpu_cluster)
-    assert asked["cpus_per_task"] == 2  # the study
-    assert asked["gpus_per_node"] == 1  # the cluster
-    assert asked["mem_gb"] == 4.0  # the default
-    assert asked["timeout_min"] == 240
-    assert asked["slurm_partition"] == "gpu"
-    assert asked["slurm_setup"] == ["module load cuda"]
-    assert asked["slurm_array_parallelism"] == 64
-    assert profile.slurm_parameters(Resources(), gpu_cluster, jobs=3)["slurm_array_parallelism"] == 3
-    assert profile.slurm_parameters(Resources(threads=6, cpus=2), gpu_cluster)["cpus_per_task"] == 6
-
-
-@pytest.mark.parametrize(
-    ("text", "error", "message"),
-    [
-        (
-            "partition: gpu\npartiton: x\n",
-            LaunchError,
-            r"cluster.yaml:2: partiton: unknown key; did you mean 'partition'\?",
-        ),
-        ("gpus_per_node: many\n", LaunchError, r"cluster.yaml:1: gpus_per_node: input should be a valid integer"),
-        ("- gpu\n", LaunchError, r"cluster.yaml:1: a profile is a mapping, such as partition: gpu"),
-        ("a: [\n", SpecError, r"cluster.yaml:2: not YAML"),
-    ],
-)
-def test_a_bad_profile_is_refused_with_file_and_line(tmp_path, text, error, message):
-    with pytest.raises(error, match=message):
-        write_profile(tmp_path, text)
-
-
-def test_a_missing_profile_is_named(tmp_path):
-    with pytest.raises(LaunchError, match=r"none.yaml: cannot be read: No such file or directory"):
-        profile.load_profile(tmp_path / "none.yaml")
-
-
-def test_an_empty_profile_is_a_cluster_without_peculiarities(tmp_path):
-    assert write_profile(tmp_path, "") == profile.Profile()
-
-
 def submit_to_slurm(study: Study, runs_folder: Path, **settings) -> Submission:
-    facts = profile.Profile(time_minutes=20, memory_gib=1.5, **settings)
-    return submit.submit(planning.plan(study, runs_folder), cluster="slurm", profile=facts, sync=False)
+    profile = Profile(time_minutes=20, memory_gib=1.5, **settings)
+    return submit.submit(planning.plan(study, runs_folder), cluster="slurm", profile=profile, sync=False)
 
 
 def wait_for(done: Callable[[], object], seconds: float = 180) -> None:
@@ -421,7 +372,7 @@ def test_an_array_waits_its_turn_is_not_submitted_twice_and_is_again_after_a_can
     assert len({job.job_id.split("_")[0] for job in first.jobs}) == 1
     assert submit_to_slurm(tiny, runs).runs == []
     subprocess.run(["scancel", first.jobs[2].job_id], check=True)
-    wait_for(lambda: first.jobs[2].job_id not in commands.queued_in_slurm())
+    wait_for(lambda: first.jobs[2].job_id not in live_jobs())
     again = submit_to_slurm(tiny, runs)
     assert [planned.run.replicate for planned in again.runs] == [2]
     wait_for(lambda: not first.unfinished())
@@ -477,7 +428,7 @@ def test_people_are_told_why_a_run_waits_or_ended(tmp_path, study, monkeypatch, 
     tiny = study()
     directory = write(tmp_path / "runs", tiny.runs[0], status)
     claim_of(tmp_path, directory.key)
-    monkeypatch.setattr(commands, "read_queue", lambda jobs: {"7_0": job} if job and set(jobs) == {"7_0"} else {})
+    monkeypatch.setattr(states, "read_queue", lambda jobs: {"7_0": job} if job and set(jobs) == {"7_0"} else {})
     assert planning.plan(tiny, tmp_path / "runs").runs[0].status.reason == reason
 
 
@@ -492,7 +443,7 @@ def test_a_run_that_was_cancelled_says_by_whom_and_when(tmp_path, study, monkeyp
     if old:  # the name alone, and the file's time
         path.write_text("ada\n")
         os.utime(path, (7, 7))
-    monkeypatch.setattr(commands, "read_queue", lambda jobs: {})
+    monkeypatch.setattr(states, "read_queue", lambda jobs: {})
     status = planning.plan(tiny, tmp_path / "runs").runs[0].status
     assert (status.cause, status.reason) == ("cancelled", "cancelled by ada")
     assert abs(claim.cancellation(directory.key).cancelled_seconds - (7 if old else time.time())) < 60

@@ -26,7 +26,7 @@ from harness import PACKAGE_ROOT
 from harness.launch import claims, planning, states, submission, submit
 from harness.records import layout, snapshot
 from harness.records.directory import RunDirectory
-from harness.slurm import commands
+from harness.slurm.jobs import JobAttempt, read_queue
 from harness.slurm.profile import Profile
 from harness.study.expand import load_study
 
@@ -179,7 +179,7 @@ def test_a_preempted_run_comes_back_by_itself(scenarios, undisturbed):
     [run] = ended(scenarios["preempted"]).runs
     assert len(resumed_at(run.directory)) > 1
     assert resumed_at(run.directory)[1] > 0
-    assert len(slurm_lives(scenarios["preempted"])) > 1
+    assert len(slurm_attempts(scenarios["preempted"])) > 1
     undisturbed(run.directory)
 
 
@@ -203,9 +203,9 @@ def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint(scenarios, und
     undisturbed(run.directory)
 
 
-def slurm_lives(submission: submission.Submission) -> tuple[commands.JobAttempt, ...]:
+def slurm_attempts(submission: submission.Submission) -> tuple[JobAttempt, ...]:
     job_id = submission.jobs[0].job_id
-    return commands.read_queue([job_id])[job_id].lives
+    return read_queue([job_id])[job_id].attempts
 
 
 def test_over_memory_is_left_failed_after_three_kills_and_a_retry_with_more_ends_well(live, scenarios, undisturbed):

@@ -1,70 +1,69 @@
-"""What SLURM says is taken as it is; where it says nothing, the error tells what is missing."""
+"""A profile is read with its file and line in errors, and stands between a study and the defaults."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import time
+from pathlib import Path
 
 import pytest
 
-from harness.errors import LaunchError
-from harness.slurm import commands, profile
+from harness.errors import LaunchError, SpecError
+from harness.slurm.profile import Profile, load_profile, slurm_parameters
+from harness.spec.resources import Resources
 
 
-def test_without_jobs_slurm_is_not_asked(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert commands.read_queue([]) == {}
+def write_profile(tmp_path: Path, text: str) -> Profile:
+    (tmp_path / "cluster.yaml").write_text(text)
+    return load_profile(tmp_path / "cluster.yaml")
 
 
-def test_a_machine_without_slurm_is_told_apart_from_an_empty_queue(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(LaunchError, match="squeue is not on this machine"):
-        commands.read_queue(["7_0"])
+def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp_path):
+    gpu_cluster = write_profile(
+        tmp_path, "partition: gpu\ngpus_per_node: 1\ncpus: 8\ntime_minutes: 240\nsetup: [module load cuda]\n"
+    )
+    parameters = slurm_parameters(Resources(cpus=2), gpu_cluster)
+    assert parameters["cpus_per_task"] == 2  # the study
+    assert parameters["gpus_per_node"] == 1  # the cluster
+    assert parameters["mem_gb"] == 4.0  # the default
+    assert parameters["timeout_min"] == 240
+    assert parameters["slurm_partition"] == "gpu"
+    assert parameters["slurm_setup"] == ["module load cuda"]
+    assert parameters["slurm_array_parallelism"] == 64
+    assert slurm_parameters(Resources(), gpu_cluster, jobs=3)["slurm_array_parallelism"] == 3
+    assert slurm_parameters(Resources(threads=6, cpus=2), gpu_cluster)["cpus_per_task"] == 6
 
 
-def test_the_profile_goes_before_what_slurm_says_of_arrays(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    assert commands.max_array_size(profile.Profile(max_array_size=9)) == 9
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        (
+            "partition: gpu\npartiton: x\n",
+            LaunchError,
+            r"cluster.yaml:2: partiton: unknown key; did you mean 'partition'\?",
+        ),
+        ("gpus_per_node: many\n", LaunchError, r"cluster.yaml:1: gpus_per_node: input should be a valid integer"),
+        ("- gpu\n", LaunchError, r"cluster.yaml:1: a profile is a mapping, such as partition: gpu"),
+        ("a: [\n", SpecError, r"cluster.yaml:2: not YAML"),
+    ],
+)
+def test_a_bad_profile_is_refused_with_file_and_line(tmp_path, text, error, message):
+    with pytest.raises(error, match=message):
+        write_profile(tmp_path, text)
 
 
-def test_a_task_of_an_array_is_named_so_that_it_alone_is_meant(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        monkeypatch.delenv(name)
-    assert commands.this_job() is None
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    assert commands.this_job() == "12"
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert commands.this_job() == "12_3"
+def test_a_missing_profile_is_named(tmp_path):
+    with pytest.raises(LaunchError, match=r"none.yaml: cannot be read: No such file or directory"):
+        load_profile(tmp_path / "none.yaml")
 
 
-def test_a_successor_inherits_nothing_of_its_job_but_where_slurm_is(monkeypatch):
-    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
-    monkeypatch.setenv("SLURM_MEM_PER_CPU", "1")
-    monkeypatch.setenv("SBATCH_PARTITION", "high")
-    monkeypatch.setenv("HARNESS_SNAPSHOT", "abc")
-    kept = commands.outside_a_job()
-    assert kept["SLURM_CONF"] == "/etc/slurm.conf"
-    assert kept["HARNESS_SNAPSHOT"] == "abc"
-    assert not {"SLURM_MEM_PER_CPU", "SBATCH_PARTITION"} & set(kept)
+def test_an_empty_profile_is_a_cluster_without_peculiarities(tmp_path):
+    assert write_profile(tmp_path, "") == Profile()
 
 
-@pytest.mark.slurm
-def test_a_job_is_followed_from_its_wait_to_its_end(slurm, tmp_path):
-    command = ["sbatch", "--parsable", "--array=0-1", "--hold", "--output=/dev/null", "--wrap=exit 3"]
-    number = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    names = [f"{number}_0", f"{number}_1"]
-    waiting = commands.read_queue(names)
-    assert {(job.state, job.reason, job.live) for job in waiting.values()} == {("PENDING", "JobHeldUser", True)}
-    commands.cancel([names[1]])
-    subprocess.run(["scontrol", "release", number], check=True)
-    deadline = time.monotonic() + 60
-    found = waiting
-    while names[0] not in found or any(job.live for job in found.values()):  # sacct may lag behind squeue
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-        found = commands.read_queue(names)
-    assert (found[names[0]].state, found[names[0]].exit_code, found[names[0]].restarts) == ("FAILED", "3:0", 0)
-    assert names[1] not in found  # accounting never hears of a task that is cancelled while its array waits
-    commands.cancel(names)  # again, and nothing happens
+def test_scratch_and_modules_come_before_lines_of_ones_own():
+    profile = Profile(scratch="/scratch/$SLURM_JOB_ID", modules=("cuda/12.4",), setup=("export A=1",))
+    assert slurm_parameters(Resources(), profile)["slurm_setup"] == [
+        "module load cuda/12.4",
+        'export TMPDIR="/scratch/$SLURM_JOB_ID"',
+        'mkdir -p "$TMPDIR"',
+        "export A=1",
+    ]

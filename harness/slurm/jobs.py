@@ -1,0 +1,220 @@
+"""Jobs of this user in SLURM: what squeue and sacct know of them; submit, cancel and requeue them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.errors import LaunchError
+from harness.slurm.commands import parse_records, parse_table, run_slurm
+
+JOBS_PER_COMMAND = 500  # a command line has its limits
+
+
+@dataclass(frozen=True)
+class JobAttempt:
+    """One stay of a job on its nodes; a job that is requeued has several."""
+
+    state: str  # PENDING, RUNNING, COMPLETED, OUT_OF_MEMORY, ...
+    node: str = ""
+    start: str = ""  # local time, 2026-11-22T19:30:05
+    end: str = ""
+    exit_code: str = ""  # code:signal
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """What SLURM knows of one job, or of one task of an array: its newest attempt, and all of them."""
+
+    job_id: str
+    state: str
+    node: str = ""
+    reason: str = ""  # why it waits: Priority, Dependency, ...
+    exit_code: str = ""
+    start: str = ""
+    end: str = ""
+    live: bool = False  # waits or runs; SLURM will go on with it by itself
+    user: str = ""  # who cancelled it
+    attempts: tuple[JobAttempt, ...] = ()
+
+    @property
+    def restarts(self) -> int:
+        return max(0, len(self.attempts) - 1)
+
+    @property
+    def waits(self) -> bool:
+        return self.live and self.state not in ("RUNNING", "COMPLETING")
+
+    def how_it_ended(self) -> str:
+        """Return `OUT_OF_MEMORY on n1`, `CANCELLED by ada`."""
+        by = f" by {self.user}" if self.user else ""
+        return f"{self.state}{by}" + (f" on {self.node}" if self.node else "")
+
+
+# ------------------------------------------------------------------------------------------------------------- queries
+
+
+def read_queue(job_ids: Iterable[str]) -> dict[str, JobInfo]:
+    """Look jobs up in one query each of squeue (what waits and runs) and sacct (what has ended, and earlier attempts).
+
+    Args:
+        job_ids: `12`, or `12_3` for a task of an array. A job that is missing in the result is one that SLURM, asked
+            and answering, does not know.
+
+    Raises:
+        LaunchError: squeue does not answer, so nothing is known. Without sacct the past is missing, and no more.
+    """
+    requested = set(job_ids)
+    if not requested:
+        return {}
+    jobs: dict[str, JobInfo] = {}
+    with contextlib.suppress(LaunchError):
+        jobs = {job_id: job for job_id, job in read_accounting(requested).items() if job_id in requested}
+    for job_id, live in live_jobs().items():
+        if job_id in requested:
+            # sacct may not have heard of the newest attempt yet, and keeps the old one's end for a job that waits.
+            known = jobs.get(job_id, live)
+            jobs[job_id] = replace(live, user=known.user, attempts=known.attempts)
+    return jobs
+
+
+def live_jobs() -> dict[str, JobInfo]:
+    """Return this user's jobs that wait or run, array tasks one by one.
+
+    Raises:
+        LaunchError: squeue does not answer.
+    """
+    table = run_slurm("squeue", "--noheader", "--array", "--me", "--format=%i|%T|%N|%r|%S")
+    return {
+        job_id: JobInfo(job_id, state, node, reason, start=_time(start), live=True)
+        for job_id, state, node, reason, start in parse_table(table, 5)
+    }
+
+
+def read_accounting(job_ids: Iterable[str]) -> dict[str, JobInfo]:
+    """Return what the accounting has of jobs, and of all tasks of their arrays.
+
+    Args:
+        job_ids: `12`, or `12_3` for a task; none asks for all of today's.
+
+    Raises:
+        LaunchError: sacct does not answer; a cluster without slurmdbd has none.
+    """
+    numbers = sorted({job_id.split("_")[0] for job_id in job_ids}, key=int)
+    columns = "--format=JobID,State,NodeList,ExitCode,Start,End"
+    selection = [f"--jobs={','.join(numbers)}"] if numbers else []
+    table = run_slurm("sacct", "--allocations", "--noheader", "--parsable2", "--duplicates", columns, *selection)
+    jobs: dict[str, JobInfo] = {}
+    for job_id, state, node, exit_code, start, end in parse_table(table, 6):
+        state, _, uid = state.partition(" by ")  # CANCELLED by 1000
+        node = "" if node == "None assigned" else node
+        attempt = JobAttempt(state, node, _time(start), _time(end), exit_code)
+        jobs[job_id] = JobInfo(
+            job_id,
+            state,
+            node,
+            exit_code=exit_code,
+            start=attempt.start,
+            end=attempt.end,
+            user=_user_name(uid.strip()),
+            attempts=(*(jobs[job_id].attempts if job_id in jobs else ()), attempt),
+        )
+    return jobs
+
+
+def was_preempted(job_id: str) -> bool:
+    """Tell whether SLURM itself is ending the job to make room, not a person by scancel.
+
+    Raises:
+        LaunchError: scontrol does not answer or does not know the job.
+    """
+    records = parse_records(run_slurm("scontrol", "--oneliner", "show", "job", job_id))
+    return any(_time(record.get("PreemptTime", "None")) for record in records)
+
+
+def current_job_id() -> str | None:
+    """Return the job that this process belongs to as `12` or `12_3`, None outside of SLURM."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def _user_name(uid: str) -> str:
+    try:
+        return pwd.getpwuid(int(uid)).pw_name
+    except (KeyError, ValueError):
+        return uid
+
+
+def _time(value: str) -> str:
+    return "" if value in ("Unknown", "None", "N/A") else value
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+def submit_script(script: Path, *options: str) -> str:
+    """Submit a batch script, from a login node or from within a job; return the job's number.
+
+    Raises:
+        LaunchError: sbatch refuses or does not answer.
+    """
+    printed = run_slurm("sbatch", "--parsable", *options, str(script), environment=login_environment())
+    return printed.strip().split(";")[0]  # 12, or 12;cluster
+
+
+def check_submission(*options: str) -> None:
+    """Have SLURM judge a job with these options; nothing is submitted.
+
+    Raises:
+        LaunchError: SLURM would not take it, and says why.
+    """
+    run_slurm("sbatch", "--test-only", *options, "--wrap=true", environment=login_environment())
+
+
+def resubmit_job(script: Path, job_id: str) -> str:
+    """Submit a job again as a new one, where SLURM does not requeue what it preempted; return the new one's name.
+
+    Args:
+        script: the file that sbatch was given.
+        job_id: `12`, or `12_3` of which the task is submitted alone.
+    """
+    task = job_id.partition("_")[2]
+    number = submit_script(script, *([f"--array={task}"] if task else []))
+    return f"{number}_{task}" if task else number
+
+
+def cancel_jobs(job_ids: Sequence[str]) -> None:
+    """Cancel exactly these jobs and tasks; those that have ended already do not matter.
+
+    Raises:
+        LaunchError: scancel does not answer or refuses.
+    """
+    for first in range(0, len(job_ids), JOBS_PER_COMMAND):
+        run_slurm("scancel", "--quiet", *job_ids[first : first + JOBS_PER_COMMAND])
+
+
+def requeue_job(job_id: str) -> None:
+    """Have SLURM begin this job again; it ends the present attempt at once.
+
+    Raises:
+        LaunchError: scontrol does not answer or refuses.
+    """
+    run_slurm("scontrol", "requeue", job_id)
+
+
+def login_environment() -> dict[str, str]:
+    """Return the environment as a login shell has it.
+
+    What SLURM set for the job that this process belongs to would become options of a job that it submits.
+    """
+    environment = dict(os.environ)
+    if "SLURM_JOB_ID" not in environment:
+        return environment
+    of_the_job = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI")
+    return {
+        name: value for name, value in environment.items() if name == "SLURM_CONF" or not name.startswith(of_the_job)
+    }
