@@ -280,6 +280,25 @@ def test_logs_of_a_run_that_no_job_took_says_why(tmp_path, runs):
     assert str(refused).startswith(f"run {runs[0].key} has no log: no job of `harness submit` has begun it")
 
 
+def test_following_a_log_is_a_tail_that_goes_over_to_the_next_attempts(tmp_path, runs):
+    first, second = runs[0].log_path(1), runs[0].log_path(2)
+    first.parent.mkdir()
+    first.write_text("one\ntw")
+    command = [sys.executable, "-m", "harness.cli", "logs", runs[0].key, "-f"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as follower:
+        try:
+            assert follower.stdout.readline() == "one\n"
+            with first.open("a") as log:
+                log.write("o\n== run of nobody\n")
+            assert [follower.stdout.readline() for _ in range(2)] == ["two\n", "== run of nobody\n"]
+            with first.open("a") as log:
+                log.write("the last\n")
+            second.write_text("three\n")
+            assert [follower.stdout.readline() for _ in range(2)] == ["the last\n", "three\n"]
+        finally:
+            follower.terminate()
+
+
 # -------------------------------------------------------------------------------------------------------- sample, sync
 
 
@@ -406,3 +425,4 @@ def test_a_submission_killed_and_stopped_and_repeated_ends_in_the_bits_of_an_unb
     assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     log = harness("logs", keys[1], cwd=tmp_path, check=True).stdout
     assert f"{keys[1]} is done" in log
+    assert keys[0] not in log  # though one worker had both

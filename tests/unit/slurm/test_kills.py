@@ -1,4 +1,4 @@
-"""What the lines of shell in a batch script do when the job's task was killed."""
+"""A killed task: what slurmstepd writes into the log, and what the shell lines of the batch script do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from harness.slurm.kills import REQUEUE_WHEN_KILLED
+from harness.slurm.kills import REQUEUE_WHEN_KILLED, says_out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,30 @@ def test_a_job_is_requeued_when_its_task_was_killed_and_slurm_is_not_ending_it(
     result = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == exit_code
     assert calls.read_text() == ("requeue 12_3\n" if requeued else "")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",
+        "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.batch cgroup.",
+        "slurmstepd: error: Exceeded job memory limit at some point.",
+        "slurmstepd: error: Job 7 exceeded memory limit (4100 > 4096), being killed",
+        "srun: error: n1: task 0: Out Of Memory\nslurmstepd: error: task_p_post_term: OUT_OF_MEMORY",
+    ],
+)
+def test_a_kill_for_memory_is_recognised(line):
+    assert says_out_of_memory(f"submitit INFO\n{line}\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***",
+        "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***",
+        "srun: error: n1: task 0: Killed",
+        "",
+    ],
+)
+def test_other_ends_are_none(line):
+    assert not says_out_of_memory(line)
