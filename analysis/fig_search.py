@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import style
 from analysis.runs import RunRecord, load_runs
+from harness.records.layout import SEARCH
 
 MAP = "viridis"  # dark is good, light is bad, in grey too
 GREY = "#9a9a9a"
@@ -61,7 +62,7 @@ def draw_all(runs_folder: Path, study: str, out: Path) -> list[Path]:
 
 
 def _folder(runs: Sequence[RunRecord]) -> Path:
-    return runs[0].folder.parent / ".search" / runs[0].study
+    return runs[0].folder.parent / SEARCH / runs[0].study
 
 
 def _definition(runs: Sequence[RunRecord]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness.errors import RecordError
+from harness.records import layout
 from harness.records.directory import RunDirectory
 from harness.records.status import STATES, Status
 from harness.spec.base import choices
@@ -91,7 +92,7 @@ class RunRecord:
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of one file, e.g. `eval_likelihood.npz`; none where it was never written."""
-        path = self.folder / "arrays" / name
+        path = RunDirectory(self.folder).arrays_folder / name
         if not path.exists():
             return {}
         with np.load(path) as file:
@@ -99,7 +100,8 @@ class RunRecord:
 
     def sample_pictures(self) -> dict[str, Path]:
         """Return the run's sample grids by the prefix of the measurement that made them."""
-        paths = {one.prefix: self.folder / "samples" / f"{one.prefix}_samples.png" for one in self.measured("grid")}
+        folder = RunDirectory(self.folder).samples_folder
+        paths = {one.prefix: folder / f"{one.prefix}_samples.png" for one in self.measured("grid")}
         return {prefix: path for prefix, path in paths.items() if path.exists()}
 
     # -- what a measurement gave
@@ -134,8 +136,8 @@ def load_runs(runs_folder: Path | str, study: str | None = None) -> list[RunReco
     be read is kept, as failed, with the reason: a figure must be able to count it.
     """
     records: list[RunRecord] = []
-    for path in sorted(Path(runs_folder).glob("[!.]*/spec.json")):
-        directory = RunDirectory(path.parent)
+    for path in layout.run_paths(Path(runs_folder)):
+        directory = RunDirectory(path)
         studies = {name: facts for name, facts in directory.studies().items() if study in (None, name)}
         if studies:
             records.extend(_records(directory, studies))
@@ -144,7 +146,7 @@ def load_runs(runs_folder: Path | str, study: str | None = None) -> list[RunReco
 
 def study_names(runs_folder: Path | str) -> list[str]:
     """Return the names of all studies that have a run here."""
-    return sorted({path.stem for path in Path(runs_folder).glob("[!.]*/studies/[!.]*.json")})
+    return layout.study_names(Path(runs_folder))
 
 
 def by_arm(runs: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -202,7 +204,7 @@ def _measurements(directory: RunDirectory, asked: list[dict], prefixes: dict[str
     have more parts, still draws the records of an earlier one.
     """
     for key, prefix in prefixes.items():
-        path = directory.path / "evaluations" / f"{key}.json"
+        path = directory.evaluation_path(key)
         protocol = json.loads(path.read_text()) if path.exists() else {}
         evaluation = protocol.get("evaluation")
         if evaluation in asked:

@@ -56,33 +56,26 @@ def records(folder: Path) -> None:
 
     from harness.randomness import Streams
     from harness.records.directory import RunDirectory
-    from harness.registry import make_dataset, make_method, make_timestep_sampler
+    from harness.registry import make_dataset, make_method
     from harness.spec.resources import Resources
     from harness.study.expand import load_study
     from harness.training.batches import Batches
+    from harness.training.distributed import ProcessGroup
     from harness.training.loop import Training
-    from harness.training.window import Window
 
     torch.set_num_threads(1)
     run = load_study(ROOT / "experiments/base/digits.yaml").runs[0]
     data, cpu = make_dataset(run.spec.data), torch.device("cpu")
-    training = Training(
-        run.spec, make_method(run.spec, data, Resources(), cpu), make_timestep_sampler(run.spec, cpu), cpu
-    )
-    streams = Streams(0)
-    batches, window = Batches(run.spec, data, streams), Window(run.spec.diffusion.num_timesteps, cpu)
-    x_0, y = batches(0)
-    t, weight = training.timesteps.at(streams.uniform("timestep", 0, len(x_0)))
-    noise = streams.normal("noise", 0, tuple(x_0.shape))
-    step = seconds(lambda: training.method.step(0, x_0, y, t, weight, noise), 20)
-    terms = training.method.step(0, x_0, y, t, weight, noise)
+    training = Training(run.spec, make_method(run.spec, data, Resources(), cpu), cpu)
+    streams, window, group = Streams(0), training.window, ProcessGroup()
+    batches = Batches(run.spec, data, streams)
+    step = seconds(lambda: training.method.step(0, batches(0), streams, group), 20)
+    output = training.method.step(0, batches(0), streams, group)
     directory = RunDirectory(folder / "runs" / run.run_key).create(run.resolved, 1)
     values = {f"train/metric_{i}": 0.5 for i in range(10)}
     with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
         append = seconds(lambda: journal.metrics(1, values), 500) / len(values)
-    around = seconds(
-        lambda: (batches(0), streams.normal("noise", 0, tuple(x_0.shape)), window.add(0, t, weight, terms)), 50
-    )
+    around = seconds(lambda: (batches(0), streams.normal("noise", 0, (64, 1, 8, 8)), window.add(0, output)), 50)
     print(f"{'training step, 64 images of 8x8, one thread':45s} {step:8.3f} s   {64 / step:6.0f} images a second")
     print(f"{'journal, one metric':45s} {1e6 * append:8.1f} us  {append / step:8.4%} of a step")
     print(f"{'data, noise and sums around a step':45s} {1e3 * around:8.2f} ms  {around / step:8.2%} of a step")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -11,10 +13,11 @@ from harness.data.base import Dataset
 from harness.data.facts import DatasetFacts
 from harness.data.sources import DATASETS
 from harness.diffusion.objectives import OBJECTIVES
-from harness.diffusion.process import GaussianDiffusion
+from harness.diffusion.process import GaussianDiffusion, VarType
 from harness.diffusion.schedules import SCHEDULES
-from harness.diffusion.timesteps import TIMESTEP_SAMPLERS, UniformSampler
+from harness.diffusion.timesteps import TIMESTEP_SAMPLERS
 from harness.errors import DataError
+from harness.methods.base import Method
 from harness.methods.gaussian import GaussianMethod
 from harness.models import MODELS, SuperResUNet
 from harness.randomness import derive_seed
@@ -46,12 +49,18 @@ def make_dataset(data: DataSpec, data_root: str | None = None) -> Dataset:
 
 
 def make_process(
-    diffusion: Diffusion, levels: int | None, *, fixed_variance: str = "large", decoder: str = "tanh"
+    diffusion: Diffusion,
+    levels: int | None,
+    *,
+    fixed_variance: Literal["small", "large"] = "large",
+    decoder: Literal["tanh", "exact"] = "tanh",
 ) -> GaussianDiffusion:
     """Build the chain; `fixed_variance` (small or large) closes the choice that `var_type: fixed` leaves open."""
     betas = SCHEDULES[diffusion.schedule.name](diffusion.num_timesteps, **parameters(diffusion.schedule))
     var_type = f"fixed_{fixed_variance}" if diffusion.var_type == "fixed" else diffusion.var_type
-    return GaussianDiffusion(betas, mean_type=diffusion.mean_type, var_type=var_type, levels=levels, decoder=decoder)
+    return GaussianDiffusion(
+        betas, mean_type=diffusion.mean_type, var_type=cast(VarType, var_type), levels=levels, decoder=decoder
+    )
 
 
 def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_checkpointing: bool = False) -> nn.Module:
@@ -68,6 +77,7 @@ def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_chec
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(spec.seed, "init"))
         if isinstance(spec.model, UNet):
+            assert data.image_size is not None, "only image_folder leaves it open, and its spec says it"
             return (SuperResUNet if spec.model.low_res_size else MODELS["unet"])(
                 in_channels=data.channels,
                 model_channels=spec.model.channels,
@@ -84,32 +94,48 @@ def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_chec
         return MODELS["mlp"](data.channels, out_channels, spec.model.width, spec.model.depth, num_classes)
 
 
-def make_method(
-    spec: RunSpec, data: Dataset | DatasetFacts, resources: Resources, device: torch.device
-) -> GaussianMethod:
-    """Build what trains: the network on its device, the objective, the optimizer and the EMA."""
-    network = make_network(spec, data, activation_checkpointing=resources.activation_checkpointing).to(device)
-    optim, steps = spec.optim, spec.train.steps
+def make_learning_rate(spec: RunSpec, lr: float | None = None) -> Callable[[int], float]:
+    """Return the learning rate of a step, counted from 0: `optim.lr`, or another peak, warmed up and decayed."""
+    optim, steps, peak = spec.optim, spec.train.steps, spec.optim.lr if lr is None else lr
 
     def learning_rate(step: int) -> float:
         warmup = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
-        return optim.lr * warmup * (1 - step / steps if optim.decay == "linear" else 1.0)
+        return peak * warmup * (1 - step / steps if optim.decay == "linear" else 1.0)
 
+    return learning_rate
+
+
+def make_gaussian(
+    spec: RunSpec, data: Dataset | DatasetFacts, resources: Resources, device: torch.device
+) -> GaussianMethod:
+    """Build DDPM or Improved DDPM: the network on its device, the objective, the optimizer and the EMA."""
+    network = make_network(spec, data, activation_checkpointing=resources.activation_checkpointing).to(device)
+    optim, sampler = spec.optim, spec.timestep_sampler
     return GaussianMethod(
         network,
         make_process(spec.diffusion, data.levels).to(device),
         partial(OBJECTIVES[spec.objective.name], **parameters(spec.objective)),
+        TIMESTEP_SAMPLERS[sampler.name](spec.diffusion.num_timesteps, **parameters(sampler), device=device),
         torch.optim.AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
-        learning_rate=learning_rate,
+        learning_rate=make_learning_rate(spec),
         ema_rate=spec.train.ema_rate,
         timestep_scale=1000 / spec.diffusion.num_timesteps if spec.model.rescale_timesteps else 1.0,
         grad_clip=optim.grad_clip,
         microbatch=resources.microbatch,
         autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,
+        num_classes=data.num_classes if spec.model.class_cond else None,
     )
 
 
-def make_timestep_sampler(spec: RunSpec, device: torch.device) -> UniformSampler:
-    """Build what draws t in training."""
-    sampler = spec.timestep_sampler
-    return TIMESTEP_SAMPLERS[sampler.name](spec.diffusion.num_timesteps, **parameters(sampler), device=device)
+MethodBuilder = Callable[[RunSpec, "Dataset | DatasetFacts", Resources, torch.device], Method]
+
+METHODS: dict[str, MethodBuilder] = {"gaussian": make_gaussian}
+
+
+def make_method(spec: RunSpec, data: Dataset | DatasetFacts, resources: Resources, device: torch.device) -> Method:
+    """Build what trains and is sampled, with the initial weights of the run's seed.
+
+    Args:
+        data: of which only the declared facts matter, so that a method can be built where the images are not.
+    """
+    return METHODS[spec.method.name](spec, data, resources, device)

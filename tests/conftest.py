@@ -45,13 +45,11 @@ def tiny_study(tmp_path: Path) -> Callable[..., list]:
 def tiny_run(tmp_path: Path, tiny_study: Callable[..., list]) -> Callable[..., Path]:
     """Return a function that writes the run directory of the tiny study's first run and returns its path."""
     from harness.records.directory import RunDirectory
-    from harness.spec.base import SCHEMA_VERSION
 
     def make(extra: str = "", *sets: str, folder: str = "runs") -> Path:
         run = tiny_study(extra, *sets)[0]
         directory = RunDirectory(tmp_path / folder / run.run_key)
-        directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        directory.add_to_study(run.study, run.facts())
+        directory.register(run)
         return directory.path
 
     return make

@@ -23,11 +23,11 @@ from harness.errors import LaunchError
 @click.argument("what", nargs=-1, required=True, metavar="STUDY|RUN...")
 @runs_folder_option
 def cancel(what: tuple[str, ...], runs_folder: Path) -> None:
-    """Stop what waits or runs, of studies or runs; a checkpoint is kept, and `submit` goes on from it."""
+    """Stop what waits or runs. A checkpoint is kept, and `submit` resumes from it."""
     from harness import text
     from harness.launch import manage
 
-    directories = {directory.key: directory for one in what for directory in studies_or_run(one, runs_folder)}
+    directories = {directory.key: directory for name in what for directory in studies_or_run(name, runs_folder)}
     stopped = manage.cancel(list(directories.values()))
     click.echo(f"cancelled: {text.count(len(stopped), 'run')}" if stopped else "nothing waits or runs")
 
@@ -39,8 +39,10 @@ def cancel(what: tuple[str, ...], runs_folder: Path) -> None:
 @click.option("--cluster", metavar="local|debug|slurm", help="Where to run.  [default: as submitted last]")
 @click.option("--jobs", type=click.IntRange(1), help="Workers (local), or runs at a time (slurm).")
 @profile_option
-@click.option("--new-code", is_flag=True, help="Go on with today's code, not with that which a run began with.")
-@click.option("--no-sync", is_flag=True, help="Don't carry the records to MLflow; `harness sync` does it later.")
+@click.option(
+    "--new-code", is_flag=True, help="Resume with the current code, not with the snapshot of the first start."
+)
+@click.option("--no-sync", is_flag=True, help="Don't upload the records to MLflow; `harness sync` does it later.")
 @set_option
 @runs_folder_option
 def retry(
@@ -55,11 +57,11 @@ def retry(
     sets: tuple[str, ...],
     runs_folder: Path,
 ) -> None:
-    """Begin failed runs again from their newest checkpoint, with the options of the last submission."""
+    """Run failed or killed runs again. They resume from their newest checkpoint, with the last submission's options."""
     from harness.launch import manage, planning
 
     if not failed and not killed:
-        raise LaunchError("say which: --failed, --killed or both")
+        raise LaunchError("retry which runs? Give --failed, --killed or both")
     planned = planning.plan(load(study, sets), runs_folder)
     options = manage.last_options(planned)
     if cluster and cluster != options["cluster"]:

@@ -88,7 +88,7 @@ def checkpoint_step(directory: RunDirectory, wanted: str | None) -> int | None:
         return int(wanted)
     from harness.records.disk import best_step
 
-    step = best_step(directory.path / "checkpoints")
+    step = best_step(directory.checkpoints_folder)
     if step is None:
         raise CheckpointError(f"run {directory.key} has no best checkpoint: its studies name no metric in records.best")
     return step
@@ -101,8 +101,9 @@ def same_runs(runs_folder: Path) -> str:
 
 def all_runs(runs_folder: Path) -> list[RunDirectory]:
     from harness.records.directory import RunDirectory
+    from harness.records.layout import run_paths
 
-    return [RunDirectory(path.parent) for path in sorted(runs_folder.glob("[!.]*/spec.json"))]
+    return [RunDirectory(path) for path in run_paths(runs_folder)]
 
 
 def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
@@ -114,6 +115,7 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
         LaunchError: no run belongs to a study of that name.
     """
     from harness.records.directory import RunDirectory
+    from harness.records.layout import study_names
     from harness.study.expand import is_search
 
     if study is None:
@@ -124,15 +126,15 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
         study = load_search(study, inception=has_inception()).name
     elif study.endswith((".yaml", ".yml")) or Path(study).is_file():
         loaded = load(Path(study))
-        present = [runs_folder / run.run_key for run in loaded.runs]
-        directories = [RunDirectory(path) for path in present if (path / "spec.json").exists()]
+        directories = [RunDirectory(runs_folder / run.run_key) for run in loaded.runs]
+        directories = [directory for directory in directories if directory.spec_path.exists()]
         if not directories:
             raise LaunchError(f"study {loaded.name} has no runs in {runs_folder} yet: harness submit {study}")
         return loaded.name, directories
-    members = [one for one in all_runs(runs_folder) if (one.path / "studies" / f"{study}.json").is_file()]
+    members = [one for one in all_runs(runs_folder) if one.study_path(study).is_file()]
     members.sort(key=lambda one: [one.studies()[study].get(key) for key in ("arm", "replicate")])
     if not members:
-        names = sorted({path.stem for path in runs_folder.glob("[!.]*/studies/[!.]*.json")})
+        names = study_names(runs_folder)
         raise LaunchError(f"no study {study!r} in {runs_folder}; {_choices(names, 'it is empty')}")
     return study, members
 

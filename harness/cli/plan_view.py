@@ -96,9 +96,10 @@ def cost_sentence(plan: Plan, device: str | None = None) -> str:
 def _total_cost(plan: Plan) -> str:
     budget = plan.study.budget_gpu_hours
     limit = f"; budget: {budget:g} GPU hours" if budget is not None else ""
-    said = cost_sentence(plan)
-    if not said:
+    sentence = cost_sentence(plan)
+    if not sentence:
         return f"training left: none{limit}"
     disk = _sum_known([plan.checkpoint_bytes(planned) for planned in plan.runs], size)
-    hint = f"\nwhat is unknown: `harness calibrate {plan.study.path}` measures it" if "unknown" in said else ""
-    return f"training left: {said}, without evaluations{limit}\ncheckpoints will take: {disk}{hint}"
+    unknown = any(plan.device_hours(planned) is None for planned in plan.runs)
+    hint = f"\nwhat is unknown: `harness calibrate {plan.study.path}` measures it" if unknown else ""
+    return f"training left: {sentence}, without evaluations{limit}\ncheckpoints will take: {disk}{hint}"

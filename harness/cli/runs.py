@@ -45,9 +45,9 @@ def status(study: str | None, watch: bool, as_json: bool, runs_folder: Path) -> 
     if watch:
         _watch(gather)
         return
-    found = gather()
-    status_view.status_table(found).show()
-    click.echo(f"{text.count(len(found), 'run')}: {tables.state_counts(one.state for one in found)}")
+    rows = gather()
+    status_view.status_table(rows).show()
+    click.echo(f"{text.count(len(rows), 'run')}: {tables.state_counts(row.state for row in rows)}")
 
 
 def _watch(gather: Any) -> None:
@@ -58,7 +58,7 @@ def _watch(gather: Any) -> None:
 
     with contextlib.suppress(KeyboardInterrupt), status_view.Follower(gather) as follower:
         follower.tick()
-        while any(one.state in ("new", "queued", "running") for one in gather()):
+        while any(row.state in ("new", "queued", "running") for row in gather()):
             time.sleep(1.0)
             follower.tick()
 
@@ -74,57 +74,65 @@ def why(run: str, lines: int, runs_folder: Path) -> None:
     from harness.launch import claims
 
     directory = find_run(run, runs_folder)
-    [found] = status_view.status_rows([directory])
-    click.echo(f"{found.run_key} {found.arm} r{found.replicate} of {', '.join(found.studies) or 'no study'}")
-    for line in timeline.chain(directory):
+    [row] = status_view.status_rows([directory])
+    click.echo(f"{row.run_key} {row.arm} r{row.replicate} of {', '.join(row.studies) or 'no study'}")
+    for line in timeline.timeline(directory):
         click.echo(f"  {line}")
-    reason = f": {found.reason}" if found.reason else ""
-    click.echo(text.printable(f"{found.state} at step {found.step} of {found.num_steps}{reason}"))
-    log, log_lines = claims.log_of(runs_folder, directory.key)
+    reason = f": {row.reason}" if row.reason else ""
+    click.echo(text.printable(f"{row.state} at step {row.step} of {row.num_steps}{reason}"))
+    log, job_log = claims.run_log(runs_folder, directory.key), claims.job_log(runs_folder, directory.key)
+    if job_log and job_log != log:
+        click.echo(f"log of its job: {job_log}")
     if log:
         click.echo(f"log: {log}")
-    for line in log_lines[-lines:]:
-        click.echo(f"  {text.printable(line)}")
+        for line in log.read_text(errors="replace").splitlines()[-lines:]:
+            click.echo(f"  {text.printable(line)}")
 
 
 @click.command()
 @click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is written; Ctrl-C ends it.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing what is appended; Ctrl-C ends it.")
 @runs_folder_option
 def logs(run: str, follow: bool, runs_folder: Path) -> None:
-    """Print what the newest job of a run wrote."""
+    """Print the log of a run's newest attempt."""
     import contextlib
 
     from harness.launch import claims
 
     directory = find_run(run, runs_folder)
-    log, log_lines = claims.log_of(runs_folder, directory.key)
+    log = claims.run_log(runs_folder, directory.key)
     if log is None and not follow:
         raise LaunchError(
             f"run {directory.key} has no log: no job of `harness submit` has begun it (debug jobs keep none)"
         )
-    if log_lines:
-        click.echo("\n".join(log_lines))
+    shown = _print_from(log, 0) if log else 0
     if follow:
         with contextlib.suppress(KeyboardInterrupt):
-            _follow(runs_folder, directory.key, len(log_lines))
+            _follow(runs_folder, directory.key, log, shown)
 
 
-def _follow(runs_folder: Path, run_key: str, shown: int) -> None:
-    """Print the lines that are added; of a log that is another one now, from its beginning."""
+def _print_from(log: Path, offset: int) -> int:
+    """Print a log from a byte on; return the byte at which it ends now."""
+    with log.open("rb") as file:
+        file.seek(offset)
+        added = file.read()
+    click.echo(added.decode(errors="replace"), nl=False)
+    return offset + len(added)
+
+
+def _follow(runs_folder: Path, run_key: str, log: Path | None, shown: int) -> None:
+    """Print what is appended to a run's log; of the next attempt's from its beginning."""
     import time
 
     from harness.launch import claims
 
-    log = claims.log_path(runs_folder, run_key)
     while True:
         time.sleep(0.5)
-        newest, text = claims.log_of(runs_folder, run_key)
-        if newest != log or len(text) < shown:
-            log, shown = newest, 0
-        for line in text[shown:]:
-            click.echo(line)
-        shown = len(text)
+        newest = claims.run_log(runs_folder, run_key)
+        if log:
+            shown = _print_from(log, shown)
+        if newest and newest != log:
+            log, shown = newest, _print_from(newest, 0)
 
 
 @click.command()
@@ -170,6 +178,6 @@ def sample(
             weights=weights,
             step=checkpoint_step(directory, step),
             low_res=low_res,
-            told=lambda what, done, total: progress.update(done, total, what),
+            on_progress=lambda what, done, total: progress.update(done, total, what),
         )
     click.echo(path)

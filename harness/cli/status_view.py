@@ -15,6 +15,7 @@ from harness.cli.tables import Table, state_counts
 from harness.launch import states
 from harness.progress import duration
 from harness.records.directory import RunDirectory
+from harness.records.journal import last_value
 from harness.text import count, printable
 
 NEWS_EVERY_SECONDS = 60.0
@@ -37,7 +38,7 @@ class StatusRow:
     nll_bpd: float | None  # of the last evaluation
     reason: str
     run_dir: str
-    job: str = ""  # SLURM's, as squeue spells it
+    job: str = ""  # SLURM's, as squeue writes it
     node: str = ""
 
     def row(self, *, slurm: bool = False) -> tuple[str, ...]:
@@ -62,8 +63,8 @@ STATUS_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd
 
 def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -> list[StatusRow]:
     """Gather what `status` says of runs; arm and replicate are those of `study`, else of a run's first study."""
-    found = states.read_run_states([directory.path for directory in directories])
-    return [_status_row(directory, study, found[directory.key]) for directory in directories]
+    run_states = states.read_run_states([directory.path for directory in directories])
+    return [_status_row(directory, study, run_states[directory.key]) for directory in directories]
 
 
 def _status_row(directory: RunDirectory, study: str | None, here: states.RunState) -> StatusRow:
@@ -83,7 +84,7 @@ def _status_row(directory: RunDirectory, study: str | None, here: states.RunStat
         steps_per_second=speed / batch_size if speed else None,
         eta_seconds=status.eta_seconds,
         loss=status.loss,
-        nll_bpd=last_nll(directory.path) if status.attempt else None,
+        nll_bpd=last_nll(directory) if status.attempt else None,
         reason=status.reason,
         run_dir=str(directory.path),
         job=job.job_id if job else "",
@@ -97,26 +98,20 @@ def _size_of(run_directory: Path) -> tuple[int, int]:
     return train["steps"], train["batch_size"]
 
 
-def last_nll(run_directory: Path) -> float | None:
+def last_nll(directory: RunDirectory) -> float | None:
     """Return the newest `eval/nll_bpd` in the journals, found from their ends without reading them as a whole."""
-    for path in sorted(run_directory.glob("journal-*.jsonl"), reverse=True):
-        data = path.read_bytes()
-        at = data.rfind(b'"eval/nll_bpd": ')
-        if at >= 0 and b"\n" in data[at:]:
-            line = data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)]
-            values = json.loads(line[9:])["metrics"]
-            return values["eval/nll_bpd"]
-    return None
+    values = (last_value(path, "eval/nll_bpd") for path in reversed(directory.journal_paths()))
+    return next((value for value in values if value is not None), None)
 
 
-def status_table(found: Sequence[StatusRow]) -> Table:
-    slurm = any(one.job for one in found)
+def status_table(rows: Sequence[StatusRow]) -> Table:
+    slurm = any(row.job for row in rows)
     headers = [*STATUS_HEADERS[:-1], *(("job", "node") if slurm else ()), STATUS_HEADERS[-1]]
-    return Table(headers, [one.row(slurm=slurm) for one in found])
+    return Table(headers, [row.row(slurm=slurm) for row in rows])
 
 
-def status_json(found: Sequence[StatusRow]) -> str:
-    return json.dumps([asdict(one) for one in found], indent=1)
+def status_json(rows: Sequence[StatusRow]) -> str:
+    return json.dumps([asdict(row) for row in rows], indent=1)
 
 
 class Follower:
@@ -139,7 +134,7 @@ class Follower:
             self._live = Live(auto_refresh=False)
             self._live.start()
         else:
-            self._states = {one.run_key: one.state for one in self._gather()}
+            self._states = {row.run_key: row.state for row in self._gather()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -148,42 +143,42 @@ class Follower:
 
     def tick(self) -> None:
         """Look again and show what is new."""
-        found = self._gather()
+        rows = self._gather()
         if self._live:
-            self._live.update(self._picture(found), refresh=True)
+            self._live.update(self._picture(rows), refresh=True)
             return
-        for one in found:
-            before = self._states[one.run_key]
-            if one.state != before:
-                self._states[one.run_key] = one.state
-                self._say(one, f"{before} -> {one.state}")
+        for row in rows:
+            before = self._states[row.run_key]
+            if row.state != before:
+                self._states[row.run_key] = row.state
+                self._say(row, f"{before} -> {row.state}")
         if time.monotonic() - self._last_news >= NEWS_EVERY_SECONDS:
             self._last_news = time.monotonic()
-            for one in found:
-                if one.state == "running":
-                    self._say(one, "running")
+            for row in rows:
+                if row.state == "running":
+                    self._say(row, "running")
 
-    def _say(self, one: StatusRow, what: str) -> None:
-        facts = [f"step {one.step}/{one.num_steps}"]
-        if one.state == "running" and one.eta_seconds is not None:
-            facts.append(f"{duration(one.eta_seconds)} left")
-        if one.loss is not None:
-            facts.append(f"loss {one.loss:.4f}")
-        if one.state == "done" and one.nll_bpd is not None:
-            facts.append(f"nll {one.nll_bpd:.4f} bits/dim")
-        if one.reason:
-            facts.append(one.reason)
-        name = f"{one.run_key} {one.arm} r{one.replicate}"
+    def _say(self, row: StatusRow, what: str) -> None:
+        facts = [f"step {row.step}/{row.num_steps}"]
+        if row.state == "running" and row.eta_seconds is not None:
+            facts.append(f"{duration(row.eta_seconds)} left")
+        if row.loss is not None:
+            facts.append(f"loss {row.loss:.4f}")
+        if row.state == "done" and row.nll_bpd is not None:
+            facts.append(f"nll {row.nll_bpd:.4f} bits/dim")
+        if row.reason:
+            facts.append(row.reason)
+        name = f"{row.run_key} {row.arm} r{row.replicate}"
         print(printable(f"{time.strftime('%H:%M:%S')} {name}: {what}; {', '.join(facts)}"), flush=True)
 
-    def _picture(self, found: Sequence[StatusRow]) -> Any:
+    def _picture(self, rows: Sequence[StatusRow]) -> Any:
         """Draw as many runs as the terminal has lines for, those at work first, and count them all."""
         from rich.console import Group
         from rich.text import Text
 
         order = ("running", "failed", "interrupted", "queued", "evaluate", "new", "pruned", "done")
         room = max(4, self._live.console.height - 6)
-        urgent = sorted(found, key=lambda one: order.index(one.state))[:room]
+        urgent = sorted(rows, key=lambda row: order.index(row.state))[:room]
         return Group(
-            status_table(urgent).rich(), Text(f"{count(len(found), 'run')}: {state_counts(s.state for s in found)}")
+            status_table(urgent).rich(), Text(f"{count(len(rows), 'run')}: {state_counts(s.state for s in rows)}")
         )

@@ -13,14 +13,14 @@ from harness.slurm.commands import JobInfo, read_queue
 from harness.text import printable
 
 
-def chain(directory: RunDirectory) -> list[str]:
-    """Spell what happened to a run, as its journal and SLURM know it together, one line an event, oldest first.
+def timeline(directory: RunDirectory) -> list[str]:
+    """Describe what happened to a run, as its journal and SLURM know it together, one line an event, oldest first.
 
-    Of checkpoints in a row the last is told. Where SLURM is not, or has forgotten, the run directory alone tells.
+    Of checkpoints in a row only the last is shown. Where SLURM is not, or has forgotten, the run directory is all.
     """
     events = directory.events()
     following = [*events, None][1:]
-    told = [
+    lines = [
         (event.time_ms / 1000, _event_line(event))
         for event, after in zip(events, following, strict=True)
         if event.name != "checkpoint" or after is None or after.name != "checkpoint"
@@ -31,9 +31,11 @@ def chain(directory: RunDirectory) -> list[str]:
     except LaunchError:
         jobs = {}
     for claim in claims:
-        told.extend(_claim_lines(claim, jobs, directory.key))
-    moments = sorted(told, key=lambda line: line[0])
-    return [printable(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(at))}  {what}") for at, what in moments]
+        lines.extend(_claim_lines(claim, jobs, directory.key))
+    moments = sorted(lines, key=lambda line: line[0])
+    return [
+        printable(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}  {what}") for seconds, what in moments
+    ]
 
 
 def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo], run_key: str) -> Iterator[tuple[float, str]]:
@@ -52,8 +54,8 @@ def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo], run_key: str) -> Ite
                 by = f" by {jobs[job_id].user}" if life.state == "CANCELLED" and jobs[job_id].user else ""
                 code = f", exit code {life.exit_code}" if life.exit_code not in ("", "0:0") else ""
                 yield _seconds(life.end), f"SLURM ends job {job_id}: {life.state}{by}{code}"
-    if who := claim.cancelled_by(run_key):
-        yield (claim.folder / "cancelled" / run_key).stat().st_mtime, f"cancelled by {who}"
+    if cancellation := claim.cancellation(run_key):
+        yield cancellation.cancelled_seconds, f"cancelled by {cancellation.by}"
 
 
 def _seconds(local: str) -> float:
@@ -61,8 +63,8 @@ def _seconds(local: str) -> float:
 
 
 def _event_line(event: Event) -> str:
-    told = {key: value for key, value in event.facts.items() if key not in ("attempt", "traceback")}
-    facts = " ".join(f"{key}={value}" for key, value in told.items() if value not in (None, ""))
+    shown = {key: value for key, value in event.facts.items() if key not in ("attempt", "traceback")}
+    facts = " ".join(f"{key}={value}" for key, value in shown.items() if value not in (None, ""))
     superseded = "  (made again later)" if event.superseded else ""
     if event.name == "started":
         begun = f"resumed at step {event.facts['resumed_from_step']}" if event.facts["resumed_from_step"] else "started"

@@ -13,9 +13,9 @@ from harness.data.base import Dataset
 from harness.data.facts import DatasetFacts
 from harness.diffusion.respacing import space_timesteps
 from harness.errors import RecordError, SpecError
-from harness.evaluation.evaluator import Evaluator, ProgressCallback
+from harness.evaluation.context import EvaluationContext, ProgressCallback
 from harness.evaluation.images import image_grid, save_png
-from harness.methods.gaussian import Predict
+from harness.methods.base import Method
 from harness.records.directory import RunDirectory
 from harness.registry import make_method
 from harness.spec.evaluation import Ancestral, Ddim, DpmSolverPP, Evaluation, section_counts
@@ -23,16 +23,15 @@ from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
 
 
-def load_predict(
+def load_method(
     run_folder: Path,
     spec: RunSpec,
     data: Dataset | DatasetFacts,
     *,
-    weights: str,
     device: torch.device,
     step: int | None = None,
-) -> Predict:
-    """Load a run's network from a checkpoint (the newest by default); `untrained` needs none.
+) -> tuple[Method, int]:
+    """Load a run's method from a checkpoint (the newest by default); return it with the checkpoint's step.
 
     Raises:
         RecordError: the run has no checkpoint yet.
@@ -40,14 +39,12 @@ def load_predict(
     from harness.training.checkpoints import Checkpoints
 
     method = make_method(spec, data, Resources(), device)
-    if weights == "untrained":
-        return method.predict("raw")
-    checkpoints = Checkpoints(run_folder / "checkpoints")
-    found = checkpoints.latest(device) if step is None else (step, checkpoints.load(step, device))
-    if found is None:
+    checkpoints = Checkpoints(RunDirectory(run_folder).checkpoints_folder)
+    checkpoint = checkpoints.latest(device) if step is None else (step, checkpoints.load(step, device))
+    if checkpoint is None:
         raise RecordError(f"run {run_folder.name} has no checkpoint yet; `harness status` tells how far it is")
-    method.load_state_dict(found[1]["method"])
-    return method.predict(weights)
+    method.load_state_dict(checkpoint[1])
+    return method, checkpoint[0]
 
 
 def sample_run(
@@ -60,7 +57,7 @@ def sample_run(
     weights: str = "ema",
     step: int | None = None,
     low_res: Path | None = None,
-    told: ProgressCallback = lambda what, done, total: None,
+    on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> Path:
     """Draw samples from a run's checkpoint, whether it is finished or not.
 
@@ -86,12 +83,15 @@ def sample_run(
     num_samples = num_samples if small is None else min(num_samples, len(small))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = spec.data.facts  # the images themselves need not be here
-    predict = load_predict(run_directory.path, spec, data, weights=weights, device=device, step=step)
+    if weights == "untrained":
+        method = make_method(spec, data, Resources(), device)
+    else:
+        method, _ = load_method(run_directory.path, spec, data, device=device, step=step)
     evaluation = Evaluation(name="samples", seed=seed, weights=weights)
-    evaluator = Evaluator(predict, spec, data, evaluation, device, told=told)
+    context = EvaluationContext(method, spec, data, evaluation, device, on_progress=on_progress)
     with torch.inference_mode():
-        samples = evaluator.pictures(evaluator.sample(sampler, num_steps, num_samples, low_res=small)).numpy()
-    folder = run_directory.path / "samples"
+        samples = context.to_images(context.sample(sampler, num_steps, num_samples, low_res=small)).numpy()
+    folder = run_directory.samples_folder
     folder.mkdir(exist_ok=True)
     stem = f"{sampler.name}{num_steps}_seed{seed}_{weights}" + ("" if step is None else f"_step{step}")
     np.savez(folder / f"{stem}.npz", samples=samples)

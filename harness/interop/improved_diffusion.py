@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 from harness.errors import CheckpointError
+from harness.evaluation.sampling import load_method
 from harness.interop.openai_checkpoint import load_published, published, save_published
 from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.status import Status
-from harness.registry import make_method, make_timestep_sampler
+from harness.registry import make_method
 from harness.spec.base import SCHEMA_VERSION
 from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
@@ -42,7 +44,7 @@ def published_spec(name: str, sha256: str | None = None) -> RunSpec:
     entry = published(name)
     network, diffusion, training = entry.network, entry.diffusion, entry.training
     size, num_timesteps = entry.image_size, diffusion["num_timesteps"]
-    data = {64: {"name": "imagenet64"}, 32: {"name": "cifar10"}}.get(size)
+    data: dict[str, Any] | None = {64: {"name": "imagenet64"}, 32: {"name": "cifar10"}}.get(size)
     if data is None:
         num_classes = network.get("num_classes")
         folder = "imagenet" if num_classes else "lsun_bedroom"
@@ -100,15 +102,13 @@ def import_checkpoint(path: Path, name: str, runs_folder: Path) -> RunDirectory:
     if directory.status().state == "done":
         return directory
     cpu = torch.device("cpu")
-    training = Training(
-        spec, make_method(spec, spec.data.facts, Resources(), cpu), make_timestep_sampler(spec, cpu), cpu
-    )
-    training.method.network.load_state_dict(state)
-    training.method.ema.load_state_dict(state)
+    training = Training(spec, make_method(spec, spec.data.facts, Resources(), cpu), cpu)
+    for weights in ("raw", "ema"):
+        training.method.sampling_network(weights).load_state_dict(state)
     training.step = spec.train.steps
     with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
         journal.event("imported", file=path.name, sha256=spec.imported_sha256)
-        save(training, journal, Checkpoints(directory.path / "checkpoints"))
+        save(training, journal, Checkpoints(directory.checkpoints_folder))
         steps = spec.train.steps
         directory.set_status(Status("done", step=steps, num_steps=steps, attempt=journal.attempt))
     return directory
@@ -125,14 +125,13 @@ def export_checkpoint(run_folder: Path, path: Path, *, weights: str = "ema", ste
         the step that they are of.
 
     Raises:
+        RecordError: the run has no checkpoint yet.
         CheckpointError: the run has no such checkpoint or no U-Net, or the file cannot be written.
     """
     run_directory = RunDirectory(run_folder)
     if run_directory.spec()["model"]["name"] != "unet":
         raise CheckpointError(f"run {run_directory.key} has no U-Net, which is what the published layout holds")
-    checkpoints = Checkpoints(run_directory.path / "checkpoints")
-    found = checkpoints.latest() if step is None else (step, checkpoints.load(step))
-    if found is None:
-        raise CheckpointError(f"run {run_directory.key} has no checkpoint yet")
-    save_published(found[1]["method"][{"ema": "ema", "raw": "network"}[weights]], path)
-    return found[0]
+    spec = RunSpec.model_validate(run_directory.spec())
+    method, step = load_method(run_directory.path, spec, spec.data.facts, device=torch.device("cpu"), step=step)
+    save_published(method.sampling_network(weights).state_dict(), path)
+    return step

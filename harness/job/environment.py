@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from typing import Any
 
 import torch
 
 from harness import PACKAGE_ROOT, __version__
+from harness.data.base import Dataset
 from harness.errors import HarnessError
 from harness.records import snapshot
-from harness.training.distributed import RankInfo
+from harness.records.directory import RunDirectory
+from harness.spec.resources import Resources
+from harness.training.distributed import ProcessGroup, RankInfo
 
 # Beyond the spec: the same run under another value of these need not end in the same bits.
 BITS_DEPEND_ON = (
@@ -33,13 +37,52 @@ def code_version() -> str:
         return f"{__version__}+g{origin['commit'][:12]}{'-dirty' * origin['dirty']}" if origin else __version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        description = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return __version__  # installed from an archive, or no git here
-    return f"{__version__}+g{found}"
+    return f"{__version__}+g{description}"
 
 
-def choose_device(wanted: str, place: RankInfo = RankInfo()) -> torch.device:  # noqa: B008 (it is frozen)
+def describe_environment(
+    device: torch.device, data: Dataset, group: ProcessGroup, resources: Resources
+) -> dict[str, Any]:
+    """Return the code, the machine and the conditions that an attempt computes under."""
+    return {
+        "harness": __version__,
+        "code_version": code_version(),
+        "code_snapshot": snapshot.current(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "host": platform.node(),
+        "num_processes": group.size,
+        "hosts": list(group.hosts),  # of the processes, by rank
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "microbatch": resources.microbatch,
+        "deterministic": resources.deterministic,
+        "data_digest": data.digest,
+        "data_files": dict(data.files),
+        "data_padded_share": data.padded_share,
+    }
+
+
+def changed_conditions(directory: RunDirectory, environment: dict[str, Any]) -> list[str]:
+    """Return each condition that is another than where the training's newest checkpoint was made, as `name old -> new`.
+
+    A run without a checkpoint has none.
+    """
+    checkpoints = [event for event in directory.events("checkpoint") if not event.superseded]
+    by_attempt = {earlier["attempt"]: earlier for earlier in directory.environments()}
+    old = by_attempt.get(checkpoints[-1].attempt, {}) if checkpoints else {}
+    return [
+        f"{name} {old[name]} -> {environment[name]}"
+        for name in BITS_DEPEND_ON
+        if name in old and old[name] != environment[name]
+    ]
+
+
+def choose_device(name: str, rank_info: RankInfo = RankInfo()) -> torch.device:  # noqa: B008 (it is frozen)
     """Return the device that a process computes on; `auto` takes a CUDA device where there is one.
 
     The processes on a node take its devices in turn; SLURM may have left each process one of its own.
@@ -47,17 +90,18 @@ def choose_device(wanted: str, place: RankInfo = RankInfo()) -> torch.device:  #
     Raises:
         HarnessError: cuda is asked for and not there.
     """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
         raise HarnessError("resources.device: cuda, but torch sees no CUDA device here; take auto or cpu")
-    if wanted == "cuda" and place.size > 1:
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-        return torch.device(wanted, torch.cuda.current_device())
-    return torch.device(wanted)
+    if name == "cuda" and rank_info.size > 1:
+        torch.cuda.set_device(rank_info.local_rank % torch.cuda.device_count())
+        return torch.device(name, torch.cuda.current_device())
+    return torch.device(name)
 
 
 def gpu_gauges(device: torch.device) -> Any:
+    """Return a function that reads the GPU's gauges, None for a CPU."""
     if device.type != "cuda":
         return None
     return lambda: {"gpu_memory_gib": torch.cuda.memory_allocated(device) / 2**30}

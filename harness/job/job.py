@@ -11,56 +11,45 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from harness import __version__
 from harness.data.base import Dataset
 from harness.errors import CheckpointError, HarnessError, RecordError
-from harness.evaluation.evaluator import EvaluationResult, Evaluator
+from harness.evaluation.context import EvaluationContext
+from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.images import save_png
-from harness.evaluation.sampling import load_predict
-from harness.job.environment import BITS_DEPEND_ON, choose_device, code_version, gpu_gauges
-from harness.job.request import Request
+from harness.evaluation.result import EvaluationResult
+from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges
+from harness.job.request import RunRequest
+from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
 from harness.progress import Progress
-from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.records.files import differences, replace_file
 from harness.records.journal import Journal
 from harness.records.lineage import parent_of
-from harness.records.status import Status
+from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
-from harness.registry import make_dataset, make_method, make_timestep_sampler
+from harness.registry import make_dataset, make_method
 from harness.spec.evaluation import Evaluation
+from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
 from harness.training.checkpoints import Checkpoints
-from harness.training.distributed import Group, RankInfo, detect_rank, join
+from harness.training.distributed import ProcessGroup, RankInfo, detect_rank, process_group
 from harness.training.loop import Interrupted, Training, save, train
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-
-
-_PRUNED = "pruning"  # in the place of a signal's name
-
-
-_STOP_NUMBERS = {"": 0, **{one.name: int(one) for one in _STOP_SIGNALS}, _PRUNED: 1000}  # what processes agree on
-
 
 _STATUS_EVERY_SECONDS = 1.0
 
 
-def work(
+def run_job(
     run_folder: Path,
     *,
     threads: int | None = None,
@@ -91,44 +80,45 @@ def work(
         LaunchError: the run is distributed, and its processes cannot meet.
     """
     run_directory = RunDirectory(Path(run_folder))
-    place = detect_rank(Request.of(run_directory).resources.num_processes)
-    if threads and place.starts_others:
-        threads = max(1, threads // place.size)
-    if place.rank:
-        return _help(_Job(run_directory, threads, False, place, stop_after_steps))
+    rank_info = detect_rank(RunRequest.of(run_directory).resources.num_processes)
+    if threads and rank_info.starts_others:
+        threads = max(1, threads // rank_info.size)
+    if rank_info.rank:
+        return _train_as_worker_rank(_Job(run_directory, threads, False, rank_info, stop_after_steps))
     with run_directory.lock(wait_seconds), ExitStack() as stack:
         if sync:
             from harness.tracking.daemon import BackgroundSync
 
             stack.enter_context(
-                BackgroundSync([run_directory], run_directory.path / "tracking", tracking_uri=tracking_uri)
+                BackgroundSync([run_directory], run_directory.tracking_folder, tracking_uri=tracking_uri)
             )
-        job = _Job(run_directory, threads, show_progress, place, stop_after_steps)
+        job = _Job(run_directory, threads, show_progress, rank_info, stop_after_steps)
         try:
             job.run()
         except Interrupted:
-            if job.stop_signal == _PRUNED:
-                job.leave("pruned", run_directory.pruning_requested())
+            if job.stop_signal == PRUNED:
+                job.finish("pruned", run_directory.pruning_requested(), cause="pruned")
                 return job.state
-            job.leave("interrupted", f"stopped by {job.stop_signal}; submit again and it goes on")
+            cause: Cause = "signal" if job.stop_signal in SIGNAL_NAMES else "step_limit"
+            job.finish("interrupted", f"stopped by {job.stop_signal}; resubmit to resume", cause=cause)
         except HarnessError as error:
-            job.leave("failed", str(error))
+            job.finish("failed", str(error), cause="error")
         except Exception as error:
             # Whatever went wrong, the record says so; the traceback is for whoever mends it.
-            job.leave("failed", f"{type(error).__name__}: {error}", trace=traceback.format_exc())
+            job.finish("failed", f"{type(error).__name__}: {error}", cause="error", trace=traceback.format_exc())
         else:
-            job.leave("done", "")
+            job.finish("done", "")
     return job.state
 
 
-def _help(job: _Job) -> str:
+def _train_as_worker_rank(job: _Job) -> str:
     """Train with the first process of the run, which keeps the records and hears of errors."""
     try:
         job.run()
     except Interrupted:
         return "interrupted"
     except Exception:
-        # `join` has told the first process, whose record gives the reason; the traceback is for this process's own log.
+        # The first process, whose record gives the reason, knows; the traceback is for this process's own log.
         traceback.print_exc()
         return "failed"
     return "done"
@@ -140,16 +130,16 @@ class _Job:
         run_directory: RunDirectory,
         threads: int | None,
         show_progress: bool,
-        place: RankInfo,
+        rank_info: RankInfo,
         stop_after_steps: int | None = None,
     ):
         self.directory = run_directory
         self.spec = RunSpec.model_validate(run_directory.spec())
-        self.request = Request.of(run_directory)
+        self.request = RunRequest.of(run_directory)
         self.threads = threads
-        self.place = place
-        self.shown = show_progress
-        self.state, self.stop_signal = "running", ""
+        self.rank_info = rank_info
+        self.show_progress = show_progress
+        self.state, self.signals = "running", StopSignals()
         self.stop_after_steps = stop_after_steps
         self.journal: Journal | None = None
         self.step = 0
@@ -157,18 +147,27 @@ class _Job:
         self._speed: float | None = None
         self._loss: float | None = None
 
+    @property
+    def stop_signal(self) -> str:
+        """What asked the run to stop: a signal's name, pruning, or a number of steps; empty while nothing has."""
+        return self.signals.received
+
+    @stop_signal.setter
+    def stop_signal(self, name: str) -> None:
+        self.signals.received = name
+
     # -- the run
 
     def run(self) -> None:
         """Load, train and evaluate."""
         self._set_threads()
         cuda = self.request.resources.device != "cpu" and torch.cuda.is_available()
-        with join(self.place, cuda=cuda, command=self._another_process()) as group:
-            device = choose_device(self.request.resources.device, self.place)
+        with process_group(self.rank_info, cuda=cuda, command=self._worker_command()) as group:
+            device = choose_device(self.request.resources.device, self.rank_info)
             data = make_dataset(self.spec.data, self.request.data_root)
-            training, checkpoints = self._take_up(data, device, group)
+            training, checkpoints = self._restore(data, device, group)
             if not group.is_first:
-                with self._signals(), Progress("", shown=False) as progress:
+                with self.signals.caught(), Progress("", shown=False) as progress:
                     self._train(training, data, checkpoints, progress, group)
                 return
             self.journal = self.directory.open_journal(resumed_from_step=training.step)
@@ -177,54 +176,52 @@ class _Job:
                 save(training, self.journal, checkpoints)  # from here on the run needs its parent no more
             self._record_environment(self.journal.attempt, device, data, group)
             self._write_status("running", force=True)
-            with SystemMetrics(self.journal, lambda: self.step, extra=gpu_gauges(device)), self._signals():
-                with Progress(f"train {self.directory.key[:8]}", shown=self.shown) as progress:
+            with SystemMetrics(self.journal, lambda: self.step, extra=gpu_gauges(device)), self.signals.caught():
+                with Progress(f"train {self.directory.key[:8]}", shown=self.show_progress) as progress:
                     self._train(training, data, checkpoints, progress, group)
-                group.leave()
+                group.close()
                 self._record_compute(training, data)
                 self._evaluate_at_end(training, data, checkpoints)
 
-    def _take_up(self, data: Dataset, device: torch.device, group: Group) -> tuple[Training, Checkpoints]:
+    def _restore(self, data: Dataset, device: torch.device, group: ProcessGroup) -> tuple[Training, Checkpoints]:
         """Return the training as its newest whole checkpoint left it: on every process the one that the first found."""
         resources, spec = self.request.resources, self.spec
         torch.use_deterministic_algorithms(resources.deterministic)
         if resources.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins; cuBLAS asks for it
-        training = Training(
-            spec, make_method(spec, data, resources, device), make_timestep_sampler(spec, device), device
-        )
+        training = Training(spec, make_method(spec, data, resources, device), device)
         scored_by, keep_every = self.request.scored_by, self.request.records.keep_every or 0
         metric = f"{self.request.records.best} of {scored_by.key}" if scored_by else None
-        checkpoints = Checkpoints(self.directory.path / "checkpoints", keep_every=keep_every, metric=metric)
-        found = checkpoints.latest(device) if group.is_first else None
-        step = group.agree(found[0] if found else -1)
+        checkpoints = Checkpoints(self.directory.checkpoints_folder, keep_every=keep_every, metric=metric)
+        checkpoint = checkpoints.latest(device) if group.is_first else None
+        step = group.all_reduce_max(checkpoint[0] if checkpoint else -1)
         if not group.is_first and step >= 0:
-            found = step, checkpoints.load(step, device)
-        if spec.imported_sha256 and not found:
+            checkpoint = step, checkpoints.load(step, device)
+        if spec.imported_sha256 and not checkpoint:
             raise CheckpointError("the weights come from a file that is not here: `harness import-checkpoint` it first")
-        if found:
-            self._require_same_spec(*found)
-            training.load_state_dict(found[1])
+        if checkpoint:
+            self._require_same_spec(*checkpoint)
+            training.load_state_dict(checkpoint[1])
         elif spec.continue_from:
-            self._take_over(training)
+            self._load_parent(training)
         self.step = training.step
         return training, checkpoints
 
     def _require_same_spec(self, step: int, state: dict[str, Any]) -> None:
         """Raise CheckpointError if a checkpoint is of another spec than the run directory's."""
         stored = {"schema_version": state["schema_version"], "spec": state["spec"]}
-        asked = {"schema_version": self.directory.schema_version(), "spec": self.directory.spec()}
-        if found := differences(stored, asked):
-            raise CheckpointError("\n  ".join([f"the checkpoint of step {step} is of another spec:", *found]))
+        own = {"schema_version": self.directory.schema_version(), "spec": self.directory.spec()}
+        if changes := differences(stored, own):
+            raise CheckpointError("\n  ".join([f"the checkpoint of step {step} is of another spec:", *changes]))
 
-    def _take_over(self, training: Training) -> None:
+    def _load_parent(self, training: Training) -> None:
         """Begin in the final state of the run that this one continues."""
         parent, step = parent_of(self.spec, self.directory.path.parent)
-        state = Checkpoints(parent.path / "checkpoints").load(step, training.device)
+        state = Checkpoints(parent.checkpoints_folder).load(step, training.device)
         training.load_state_dict(state)
 
     def _train(
-        self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress, group: Group
+        self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress, group: ProcessGroup
     ) -> None:
         if training.step >= self.spec.train.steps:
             return
@@ -242,10 +239,10 @@ class _Job:
         def stop_requested() -> bool:
             """Tell whether any process was asked to stop, so that all do at the same step and for the same reason."""
             if not self.stop_signal and self.directory.pruning_requested():
-                self.stop_signal = _PRUNED
-            number = group.agree(_STOP_NUMBERS[self.stop_signal])
+                self.stop_signal = PRUNED
+            number = group.all_reduce_max(stop_number(self.stop_signal))
             if number:
-                self.stop_signal = next(name for name, one in _STOP_NUMBERS.items() if one == number)
+                self.stop_signal = stop_name(number)
             elif self.stop_after_steps and training.step - first >= self.stop_after_steps:  # the same step for all
                 self.stop_signal = f"request after {self.stop_after_steps} steps"
             return bool(self.stop_signal)
@@ -273,12 +270,12 @@ class _Job:
         score = None
         for evaluation in self.request.evaluations:
             if evaluation.every and step % evaluation.every == 0:
-                predict = training.method.predict(evaluation.weights)
-                evaluator = Evaluator(predict, self.spec, data, evaluation, training.device, self._prefix(evaluation))
-                metrics = evaluator.measure(only_likelihood=True).metrics
+                prefix = self._prefix(evaluation)
+                context = EvaluationContext(training.method, self.spec, data, evaluation, training.device, prefix)
+                metrics = evaluate_during_training(context).metrics
                 self.journal.metrics(step, metrics)
                 if evaluation == self.request.scored_by:
-                    score = metrics[f"{evaluator.prefix}/nll_bpd"]
+                    score = metrics[f"{prefix}/nll_bpd"]
         return score
 
     def _evaluate_at_end(self, training: Training, data: Dataset, checkpoints: Checkpoints) -> None:
@@ -289,55 +286,43 @@ class _Job:
                 continue
             if self.stop_signal:
                 raise Interrupted
-            predict = training.method.predict(evaluation.weights)
+            method = training.method
             if evaluation.weights == "untrained":
-                predict = load_predict(
-                    self.directory.path, self.spec, data, weights="untrained", device=training.device
-                )
+                method = make_method(self.spec, data, Resources(), training.device)
             prefix = self._prefix(evaluation)
             began = time.monotonic()
-            with Progress(f"{prefix} {self.directory.key[:8]}", shown=self.shown) as progress:
+            with Progress(f"{prefix} {self.directory.key[:8]}", shown=self.show_progress) as progress:
 
-                def told(what: str, count: int, total: int, progress: Progress = progress) -> None:
+                def on_progress(what: str, count: int, total: int, progress: Progress = progress) -> None:
                     progress.update(count, total, what)
                     self._write_status("running")
                     if self.stop_signal:
                         raise Interrupted
 
-                evaluator = Evaluator(
-                    predict,
-                    self.spec,
-                    data,
-                    evaluation,
-                    training.device,
-                    prefix,
-                    told,
-                    training.method,
-                    training.timesteps,
-                )
-                measured = evaluator.measure()
+                context = EvaluationContext(method, self.spec, data, evaluation, training.device, prefix, on_progress)
+                result = evaluate(context)
             if evaluation == self.request.scored_by:
-                checkpoints.record_score(training.step, measured.metrics[f"{prefix}/nll_bpd"])
-            measured.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began
-            self._record(evaluation, prefix, measured)
+                checkpoints.record_score(training.step, result.metrics[f"{prefix}/nll_bpd"])
+            result.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began
+            self._record(evaluation, prefix, result)
 
-    def _record(self, evaluation: Evaluation, prefix: str, measured: EvaluationResult) -> None:
+    def _record(self, evaluation: Evaluation, prefix: str, result: EvaluationResult) -> None:
         """Write what was measured: files first, then the rows, then the event that says it is whole."""
         assert self.journal is not None
-        folder, step = self.directory.path, self.spec.train.steps
-        for name, arrays in measured.arrays.items():
-            (folder / "arrays").mkdir(exist_ok=True)
-            temporary = folder / "arrays" / f".{name}"
+        directory, step = self.directory, self.spec.train.steps
+        for name, arrays in result.arrays.items():
+            directory.arrays_folder.mkdir(exist_ok=True)
+            temporary = directory.arrays_folder / f".{name}"
             with temporary.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
-            temporary.rename(folder / "arrays" / name)
-        for name, picture in measured.pictures.items():
-            save_png(folder / "samples" / name, picture)
-        protocol = {"evaluation": evaluation.model_dump(mode="json"), **measured.protocol}
-        (folder / "evaluations").mkdir(exist_ok=True)
-        replace_file(folder / "evaluations" / f"{evaluation.key}.json", json.dumps(protocol, indent=2), durable=True)
-        self.journal.metrics(step, measured.metrics)
-        for name, curve in measured.curves.items():
+            temporary.rename(directory.arrays_folder / name)
+        for name, picture in result.pictures.items():
+            save_png(directory.samples_folder / name, picture)
+        protocol = {"evaluation": evaluation.model_dump(mode="json"), **result.protocol}
+        directory.evaluations_folder.mkdir(exist_ok=True)
+        replace_file(directory.evaluation_path(evaluation.key), json.dumps(protocol, indent=2), durable=True)
+        self.journal.metrics(step, result.metrics)
+        for name, curve in result.curves.items():
             for at, value in curve:
                 self.journal.metrics(at, {name: value}, at=step)
         # With its step, so that it is fenced with its rows when the last checkpoint turns out to be damaged.
@@ -360,7 +345,7 @@ class _Job:
 
     # -- records
 
-    def leave(self, state: str, reason: str, trace: str = "") -> None:
+    def finish(self, state: str, reason: str, *, cause: Cause = "", trace: str = "") -> None:
         """Write the run's final state for this attempt; where the disk takes nothing more, say it in the log."""
         self.state = state
         if trace:
@@ -371,12 +356,12 @@ class _Job:
                 self.journal = self.directory.open_journal(resumed_from_step=self.directory.durable_step())
             with self.journal:
                 self.journal.event("finished" if state == "done" else state, **facts)
-            self._write_status(state, reason, force=True)
+            self._write_status(state, reason, cause=cause, force=True)
         except RecordError as error:
             self.state = "failed"
             print(f"{self.directory.key} {state}: {reason}; its records cannot say so: {error}", file=sys.stderr)
 
-    def _write_status(self, state: str, reason: str = "", *, force: bool = False) -> None:
+    def _write_status(self, state: str, reason: str = "", *, cause: Cause = "", force: bool = False) -> None:
         now = time.monotonic()
         if not force and now - self._status_written < _STATUS_EVERY_SECONDS:
             return
@@ -390,54 +375,27 @@ class _Job:
                 num_steps=steps,
                 attempt=self.journal.attempt if self.journal else 0,
                 reason=reason,
+                cause=cause,
+                stopped_by=self.stop_signal if cause == "signal" else "",
                 loss=self._loss,
                 images_per_second=speed * self.spec.train.batch_size if speed else None,
                 eta_seconds=(steps - self.step) / speed if speed else None,
             )
         )
 
-    def _record_environment(self, attempt: int, device: torch.device, data: Dataset, group: Group) -> None:
-        facts: dict[str, Any] = {
-            "harness": __version__,
-            "code_version": code_version(),
-            "code_snapshot": snapshot.current(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "host": platform.node(),
-            "num_processes": group.size,
-            "hosts": list(group.hosts),  # of the processes, by rank
-            "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-            "microbatch": self.request.resources.microbatch,
-            "deterministic": self.request.resources.deterministic,
-            "data_digest": data.digest,
-            "data_files": dict(data.files),
-            "data_padded_share": data.padded_share,
-        }
-        self._note_other_environment(facts)
-        self.directory.write_environment(attempt, facts)
-
-    def _note_other_environment(self, facts: dict[str, Any]) -> None:
-        """Say in the records when a training goes on under other conditions than it was checkpointed under."""
+    def _record_environment(self, attempt: int, device: torch.device, data: Dataset, group: ProcessGroup) -> None:
+        """Write under which conditions this attempt computes, and say where they are others than before."""
         assert self.journal is not None
-        checkpoints = [event for event in self.directory.events("checkpoint") if not event.superseded]
-        before = {one["attempt"]: one for one in self.directory.environments()}
-        if not checkpoints or not (old := before.get(checkpoints[-1].attempt)):
-            return
-        changes = [
-            f"{name} {old[name]} -> {facts[name]}"
-            for name in BITS_DEPEND_ON
-            if name in old and old[name] != facts[name]
-        ]
-        if changes:
-            told = f"{', '.join(changes)}: the bits may differ from here on"
-            self.journal.event("environment_changed", step=self.step, changes=told)
-            print(f"{self.directory.key}: {told}", file=sys.stderr)
+        environment = describe_environment(device, data, group, self.request.resources)
+        if changes := changed_conditions(self.directory, environment):
+            message = f"{', '.join(changes)}: the bits may differ from here on"
+            self.journal.event("environment_changed", step=self.step, changes=message)
+            print(f"{self.directory.key}: {message}", file=sys.stderr)
+        self.directory.write_environment(attempt, environment)
 
     def _record_throughput(self, seconds_per_step: float, device: torch.device) -> None:
         """Keep what a step took and what a checkpoint weighs, for `plan`."""
-        checkpoints = (self.directory.path / "checkpoints").glob("step-*.pt")
+        checkpoints = self.directory.checkpoints_folder.glob("step-*.pt")
         fact = Throughput(
             self.spec.cost_key,
             seconds_per_step,
@@ -457,49 +415,33 @@ class _Job:
             return
         from harness.metrics.flops import training_step_compute
 
-        shape = (1, data.channels, data.image_size, data.image_size)
-        x, t = torch.empty(shape, device="meta"), torch.empty(1, device="meta")
-        y = (torch.empty(1, device="meta", dtype=torch.int64),) if self.spec.model.class_cond else ()
-        step = training_step_compute(training.method.network.train(), x, t, *y)
+        x_0 = torch.empty((1, data.channels, data.image_size, data.image_size), device="meta")
         examples = self.spec.train.steps * self.spec.train.batch_size
+        multiply_adds = flops = parameters = 0
+        for network in training.method.networks().values():
+            one_pass = training_step_compute(network.module.train(), *network.inputs(x_0))
+            multiply_adds += network.passes * one_pass.multiply_adds
+            flops += network.passes * one_pass.flops
+            parameters += sum(weight.numel() for weight in network.module.parameters())
         compute = {
-            "compute/train_multiply_adds": float(step.multiply_adds * examples),
-            "compute/train_flops": float(step.flops * examples),
-            "compute/parameters": float(sum(weight.numel() for weight in training.method.network.parameters())),
+            "compute/train_multiply_adds": float(multiply_adds * examples),
+            "compute/train_flops": float(flops * examples),
+            "compute/parameters": float(parameters),
         }
         self.journal.metrics(self.spec.train.steps, compute)
 
     # -- the process
 
-    def _another_process(self) -> list[str]:
+    def _worker_command(self) -> list[str]:
         """Return the command that starts another process of this run."""
         # _exit: after an error torch's threads may still be there, and would turn the end into an abort.
-        code = f"work(sys.argv[1], threads={self.threads}) == 'failed'"
-        code = f"import os, sys; from harness.job.job import work; os._exit({code})"
+        code = f"run_job(sys.argv[1], threads={self.threads}) == 'failed'"
+        code = f"import os, sys; from harness.job.job import run_job; os._exit({code})"
         return [sys.executable, "-u", "-c", code, str(self.directory.path)]
 
     def _set_threads(self) -> None:
         """Fix the number of threads at the first start and use it again ever after."""
         environments = self.directory.environments()
-        wanted = environments[0]["threads"] if environments else self.request.resources.threads or self.threads
-        if wanted:
-            torch.set_num_threads(wanted)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn signals to stop into a wish that the loop grants at its next step."""
-
-        def stop(number: int, _: object) -> None:
-            self.stop_signal = signal.Signals(number).name
-
-        # A worker that was begun with SIGINT ignored is not to hear Ctrl-C: who began it hears it, and asks by SIGTERM.
-        deaf = {number for number in [signal.SIGINT] if signal.getsignal(number) == signal.SIG_IGN}
-        try:
-            before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS if number not in deaf}
-        except ValueError:  # not the main thread: whoever owns it handles signals
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        threads = environments[0]["threads"] if environments else self.request.resources.threads or self.threads
+        if threads:
+            torch.set_num_threads(threads)

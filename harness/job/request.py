@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from harness.records.directory import RunDirectory
@@ -11,7 +10,7 @@ from harness.spec.resources import Records, Resources
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """What the studies of a run ask of it, together."""
 
     evaluations: tuple[Evaluation, ...]
@@ -21,18 +20,20 @@ class Request:
     scored_by: Evaluation | None = None  # measures records.best, during training and at the end
 
     @classmethod
-    def of(cls, run_directory: RunDirectory) -> Request:
+    def of(cls, run_directory: RunDirectory) -> RunRequest:
         """Read the run's studies; evaluations add up, for the rest the study that joined last decides."""
-        studies = sorted((run_directory.path / "studies").glob("[!.]*.json"), key=lambda path: path.stat().st_mtime_ns)
-        facts = [json.loads(path.read_text()) for path in studies]
+        studies = list(run_directory.studies_by_joining().values())
         evaluations = {
             evaluation.key: evaluation
-            for one in facts
-            for evaluation in map(Evaluation.model_validate, one["evaluations"])
+            for study in studies
+            for evaluation in map(Evaluation.model_validate, study["evaluations"])
         }
-        last = facts[-1] if facts else {}
+        last = studies[-1] if studies else {}
         records = Records.model_validate(last.get("records", {}))
-        wanted = map(Evaluation.model_validate, last.get("evaluations", []))
-        scored_by = next((one for one in wanted if one.every and f"{one.name}/nll_bpd" == records.best), None)
+        candidates = map(Evaluation.model_validate, last.get("evaluations", []))
+        scored_by = next(
+            (candidate for candidate in candidates if candidate.every and f"{candidate.name}/nll_bpd" == records.best),
+            None,
+        )
         resources = Resources.model_validate(last.get("resources", {}))
         return cls(tuple(evaluations.values()), resources, records, last.get("data_root"), scored_by)

@@ -30,14 +30,6 @@ from harness.records.lineage import parent_of
 from harness.spec.base import SCHEMA_VERSION
 from harness.study.model import Run
 
-# Where the parts of a training's state_dict lie, by the names under which a certificate lists their digests.
-PARTS = {
-    "weights": "method.network",
-    "ema": "method.ema",
-    "optimizer": "method.optimizer",
-    "timestep_sampler": "timesteps",
-    "window": "window",
-}
 POLL_SECONDS = 0.002
 
 
@@ -114,8 +106,8 @@ def verify_resume(
             scratch_home.rmdir()
     else:
         certificate["kept"] = str(scratch)
-    if (directory.path / "spec.json").exists():
-        folder = directory.path / "certificates"
+    if directory.spec_path.exists():
+        folder = directory.certificates_folder
         folder.mkdir(exist_ok=True)
         code = re.sub(r"[^\w.+-]", "_", certificate["environment"]["code_version"])
         path = folder / f"resume-{code}.json"
@@ -249,16 +241,16 @@ def _compare(straight: RunDirectory, killed: RunDirectory) -> dict[str, Any]:
     from harness.training.checkpoints import Checkpoints
 
     (step, one), (other_step, other) = (
-        Checkpoints(directory.path / "checkpoints").latest() or (0, {}) for directory in (straight, killed)
+        Checkpoints(directory.checkpoints_folder).latest() or (0, {}) for directory in (straight, killed)
     )
     assert step == other_step, "both are done"
     digests_one = digests(one)
     rows_one, rows_other = results(straight), results(killed)
     difference = _first_row_difference(rows_one, rows_other) or first_state_difference(one, other, step)
     parts = {}
-    for name, prefix in PARTS.items():
-        found = {path: digest for path, digest in digests_one.items() if path.startswith(f"{prefix}.")}
-        parts[name] = _together(found) if found else "has no state"
+    for name in _parts(one):
+        leaves = {path: digest for path, digest in digests_one.items() if path.startswith(f"{name}.")}
+        parts[name] = _together(leaves) if leaves else "has no state"
     compared: dict[str, Any] = {
         "verdict": "different" if difference else "equal",
         "digests": parts | {"result_rows": hashlib.sha256(repr(rows_one).encode()).hexdigest()},
@@ -266,6 +258,15 @@ def _compare(straight: RunDirectory, killed: RunDirectory) -> dict[str, Any]:
         "num_result_rows": len(rows_one),
     }
     return compared | ({"first_difference": difference} if difference else {})
+
+
+def _parts(state: dict[str, Any]) -> Iterator[str]:
+    """Yield the paths of a checkpoint's parts whose digests a certificate lists: `method.ema`, `window`."""
+    for name, part in state.items():
+        if name == "method":
+            yield from (f"method.{inner}" for inner in part)
+        elif isinstance(part, dict) and name != "spec":
+            yield name
 
 
 def _together(found: dict[str, str]) -> str:
@@ -306,9 +307,9 @@ def _brief(value: Any) -> str:
 
 
 def _main(folder: str, threads: str) -> None:
-    from harness.job.job import work
+    from harness.job.job import run_job
 
-    work(Path(folder), threads=int(threads) or None, sync=False, show_progress=False)
+    run_job(Path(folder), threads=int(threads) or None, sync=False, show_progress=False)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
     import torch
 
     from harness.job.environment import choose_device
-    from harness.registry import make_dataset, make_method, make_timestep_sampler
+    from harness.registry import make_dataset, make_method
     from harness.training.checkpoints import Checkpoints
     from harness.training.loop import Training, train
 
@@ -178,12 +178,10 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
     device = choose_device(resources.device)
     torch.use_deterministic_algorithms(resources.deterministic)
     data = make_dataset(spec.data, data_root)
-    training = Training(
-        timed, make_method(timed, data, resources, device), make_timestep_sampler(timed, device), device
-    )
+    training = Training(timed, make_method(timed, data, resources, device), device)
     directory = RunDirectory(scratch / spec.run_key).create(timed.model_dump(mode="json"), SCHEMA_VERSION)
     speeds: list[float] = []
-    checkpoints = Checkpoints(directory.path / "checkpoints")
+    checkpoints = Checkpoints(directory.checkpoints_folder)
     with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
         train(
             training,

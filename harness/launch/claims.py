@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-LOG_MARK = "== run"  # begins a run's part of a worker's log
+from harness.records.directory import RunDirectory
+from harness.records.files import replace_file
+from harness.records.layout import SubmissionLayout, claim_folders
 
 
 @dataclass(frozen=True)
@@ -33,36 +35,50 @@ class Claim:
     def on_slurm(self) -> bool:
         return bool(self.submission.get("cluster") == "slurm")
 
-    def cancelled_by(self, run_key: str) -> str | None:
-        path = self.folder / "cancelled" / run_key
-        return path.read_text().strip() if path.exists() else None
+    def cancellation(self, run_key: str) -> Cancellation | None:
+        """Return who wants the run stopped, None if nobody does."""
+        path = SubmissionLayout(self.folder).cancelled_path(run_key)
+        if not path.exists():
+            return None
+        text = path.read_text().strip()
+        if text.startswith("{"):
+            return Cancellation(**json.loads(text))
+        return Cancellation(text, path.stat().st_mtime)  # from before the time stood in the file
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """A person's wish that a run be stopped."""
+
+    by: str
+    cancelled_seconds: float  # Unix time
 
 
 @cache
 def read_submission(folder: Path) -> dict[str, Any]:
-    path = folder / "submission.json"
+    path = SubmissionLayout(folder).facts_path
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def claims_of(runs_folder: Path, run_keys: Iterable[str]) -> dict[str, list[Claim]]:
     """Return who took each run, oldest first; a run that nobody took is missing."""
-    wanted = set(run_keys)
-    found: dict[str, list[Claim]] = {}
-    folders = sorted((runs_folder / ".jobs").glob("*/*/claims"), key=lambda path: path.parts[-2]) if wanted else []
-    for folder in folders:
-        for name in wanted.intersection(os.listdir(folder)):  # noqa: PTH208 (3 times faster)
-            jobs = tuple((folder / name).read_text().split())
-            found.setdefault(name, []).append(Claim(folder.parent, jobs))
-    return found
+    keys = set(run_keys)
+    claims: dict[str, list[Claim]] = {}
+    for folder in claim_folders(runs_folder) if keys else []:
+        for key in keys.intersection(os.listdir(folder)):  # noqa: PTH208 (3 times faster)
+            jobs = tuple((folder / key).read_text().split())
+            claims.setdefault(key, []).append(Claim(folder.parent, jobs))
+    return claims
 
 
 def is_cancelled(folder: Path, path: Path) -> bool:
-    return (folder / "cancelled" / path.name).exists()
+    return SubmissionLayout(folder).cancelled_path(path.name).exists()
 
 
 def mark_cancelled(folder: Path, run_key: str, by: str) -> None:
-    (folder / "cancelled").mkdir(exist_ok=True)
-    (folder / "cancelled" / run_key).write_text(by)
+    path = SubmissionLayout(folder).cancelled_path(run_key)
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, json.dumps({"by": by, "cancelled_seconds": time.time()}), durable=False)
 
 
 def job_of(runs_folder: Path, run_key: str) -> tuple[Path | None, str]:
@@ -71,22 +87,20 @@ def job_of(runs_folder: Path, run_key: str) -> tuple[Path | None, str]:
     return (newest.folder, newest.job_id) if newest else (None, "")
 
 
-def log_path(runs_folder: Path, run_key: str) -> Path | None:
-    """Return the log that the newest work on a run is written to, or None before there is any."""
+def run_log(runs_folder: Path, run_key: str) -> Path | None:
+    """Return the log of a run's newest attempt, or of the start that was to become one; None before there is any.
+
+    Runs of versions that kept no log in the run directory have their job's.
+    """
+    logs = RunDirectory(runs_folder / run_key).log_paths()
+    return logs[-1] if logs else job_log(runs_folder, run_key)
+
+
+def job_log(runs_folder: Path, run_key: str) -> Path | None:
+    """Return the log of the newest job that took a run: what was printed outside of runs, and what SLURM wrote."""
     for claim in reversed(claims_of(runs_folder, [run_key]).get(run_key, [])):
-        its_own = claim.folder / f"{run_key}_log.out"  # of a run that shared its job
-        for path in (its_own, *(claim.folder / f"{job_id}_0_log.out" for job_id in reversed(claim.jobs))):
+        layout = SubmissionLayout(claim.folder)
+        for path in (layout.earlier_log_path(run_key), *map(layout.job_log_path, reversed(claim.jobs))):
             if path.exists():
                 return path
     return None
-
-
-def log_of(runs_folder: Path, run_key: str, *, whole: bool = False) -> tuple[Path | None, Any]:
-    """Return a run's newest log and this run's lines in it; `whole`: all of the text, with what SLURM wrote there."""
-    path = log_path(runs_folder, run_key)
-    text = path.read_text(errors="replace") if path else ""
-    if whole:
-        return path, text
-    parts = re.split(rf"^(?={LOG_MARK} )", text, flags=re.MULTILINE)
-    mine = [part for part in parts if part.startswith(f"{LOG_MARK} {run_key} ")]
-    return path, "".join(mine).splitlines()

@@ -26,6 +26,7 @@ from harness.launch.submission import BlockingSubmission, Submission
 from harness.launch.worker import Worker
 from harness.records import snapshot
 from harness.slurm.profile import Profile
+from harness.text import count
 
 if TYPE_CHECKING:
     from harness.tracking.daemon import BackgroundSync
@@ -36,7 +37,7 @@ LOCAL_TIMEOUT_MINUTES = 28 * 24 * 60  # submitit's own default would end a local
 
 @dataclass
 class LocalSubmission(BlockingSubmission):
-    """Workers on this machine, and one process that carries all their records to MLflow.
+    """Workers on this machine, and one process that uploads all their records to MLflow.
 
     They start when they are waited for, so that there is no moment at which Ctrl-C would leave them behind.
     """
@@ -59,15 +60,16 @@ class LocalSubmission(BlockingSubmission):
                     time.sleep(0.5)
                 return True
             except KeyboardInterrupt:
-                print("stopping at the next step, with a checkpoint; Ctrl-C again does not wait", file=sys.stderr)
+                note = "Stopping after this step and saving a checkpoint. Press Ctrl-C again to quit at once."
+                print(note, file=sys.stderr)
                 self.stop(tick)
                 return False
             finally:
                 tick()
                 if self._syncing:
-                    self._carry_the_rest(self._syncing)
+                    self._final_sync(self._syncing)
 
-    def _carry_the_rest(self, syncing: BackgroundSync) -> None:
+    def _final_sync(self, syncing: BackgroundSync) -> None:
         """Bring MLflow up to date at our own priority: the other process has the lowest, and a busy machine."""
         from harness.tracking.sync import sync_run
 
@@ -76,7 +78,7 @@ class LocalSubmission(BlockingSubmission):
             for planned in self.runs:
                 sync_run(planned.directory, tracking_uri=self.tracking_uri)
         except HarnessError as error:
-            print(f"not all records have reached MLflow; `harness sync` carries them later: {error}", file=sys.stderr)
+            print(f"not all records have reached MLflow; `harness sync` uploads the rest: {error}", file=sys.stderr)
 
     def start(self) -> None:
         """Begin the work; `wait` does, but a search looks after many submissions at once."""
@@ -167,23 +169,22 @@ def launch_local(
     processes = max(
         planned.run.resources.num_processes for planned in runs
     )  # of one run: one a GPU where there are any
-    wish = max((planned.run.resources.threads or 1) * planned.run.resources.num_processes for planned in runs)
+    cores_of_a_run = max((planned.run.resources.threads or 1) * planned.run.resources.num_processes for planned in runs)
     gpus = [",".join(gpus[first : first + processes]) for first in range(0, len(gpus), processes)]
-    jobs = min(jobs or len(gpus) or max(1, cores // wish), len(runs))
+    jobs = min(jobs or len(gpus) or max(1, cores // cores_of_a_run), len(runs))
     threads = max(1, cores // jobs)
     queues: dict[str, list[Path]] = {}
     for planned in runs:
         queues.setdefault(code[planned.run_key].id, []).append(planned.path.absolute())
-    # As a rule there is one; runs that go on with older code need workers that have imported it.
-    codes = {one.id: snapshot.environment(one) for one in code.values()}
+    # As a rule there is one; runs that resume with older code need workers that have imported it.
+    codes = {of_run.id: snapshot.environment(of_run) for of_run in code.values()}
     jobs = max(jobs, len(queues))
     for index in range(jobs):
         gpu = gpus[index % len(gpus)] if len(gpus) > 1 else os.environ.get("CUDA_VISIBLE_DEVICES")
         its_code = list(queues)[index % len(queues)]
         worker = Worker(tuple(queues[its_code]), folder, threads, gpu, sync=False)
         submission.workers.append((worker, codes[its_code]))
-    one = "1 worker" if jobs == 1 else f"{jobs} workers"
-    submission.notes.append(f"{one} on {cores} cores, {threads} each; logs: {folder}")
+    submission.notes.append(f"{count(jobs, 'worker')} on {cores} cores, {threads} each; logs: {folder}")
     return submission
 
 

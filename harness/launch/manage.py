@@ -15,8 +15,10 @@ from typing import Any
 from harness.errors import LaunchError
 from harness.launch.claims import Claim, claims_of, mark_cancelled, read_submission
 from harness.launch.planning import TO_DO, Plan
+from harness.launch.requeue import forget_kills
 from harness.launch.states import read_run_states
 from harness.records.directory import RunDirectory
+from harness.records.layout import SubmissionLayout, members_of, submission_folders
 from harness.slurm import commands
 from harness.slurm.profile import Profile
 
@@ -24,10 +26,10 @@ from harness.slurm.profile import Profile
 def orphans(plan: Plan) -> list[RunDirectory]:
     """Return the runs that wait or run for this study alone, which no longer asks for them."""
     asked = {planned.run_key for planned in plan.runs}
-    paths = [path.parents[1] for path in plan.runs_folder.glob(f"[!.]*/studies/{plan.study.name}.json")]
-    alone = [path for path in paths if path.name not in asked and len(list((path / "studies").glob("[!.]*.json"))) == 1]
-    found = read_run_states(alone)
-    return [RunDirectory(path) for path in alone if found[path.name].status.state in ("queued", "running")]
+    paths = [path for path in members_of(plan.runs_folder, plan.study.name) if path.name not in asked]
+    alone = [path for path in paths if len(RunDirectory(path).studies()) == 1]
+    states = read_run_states(alone)
+    return [RunDirectory(path) for path in alone if states[path.name].status.state in ("queued", "running")]
 
 
 def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
@@ -42,18 +44,20 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
         return []
     runs_folder = directories[0].path.parent
     by = getpass.getuser()
-    taken = claims_of(runs_folder, (one.key for one in directories))
-    found = read_run_states([one.path for one in directories])
+    keys = [directory.key for directory in directories]
+    claims = claims_of(runs_folder, keys)
+    states = read_run_states([directory.path for directory in directories])
     # Local workers claim a run when they begin it: those that wait in their queues are told here, too.
-    for path in (runs_folder / ".jobs").glob("*/*/submission.json"):
-        if read_submission(path.parent).get("cluster") != "slurm":
-            for key in {one.key for one in directories} & set(read_submission(path.parent)["runs"]):
-                if found[key].status.state in TO_DO or found[key].status.state == "running":
-                    mark_cancelled(path.parent, key, by)
-    live = [one for one in directories if found[one.key].status.state in ("queued", "running")]
+    for folder in submission_folders(runs_folder):
+        facts = read_submission(folder)
+        if facts and facts.get("cluster") != "slurm":
+            for key in set(keys) & set(facts["runs"]):
+                if states[key].status.state in TO_DO or states[key].status.state == "running":
+                    mark_cancelled(folder, key, by)
+    live = [directory for directory in directories if states[directory.key].status.state in ("queued", "running")]
     jobs: dict[str, Claim] = {}
     for directory in live:
-        claim = taken.get(directory.key, [None])[-1]
+        claim = claims.get(directory.key, [None])[-1]
         if claim is None:
             continue
         mark_cancelled(claim.folder, directory.key, by)
@@ -71,32 +75,32 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
 
 def _needed(folder: Path) -> set[str]:
     """Return the jobs of a submission that still have a run which is neither cancelled nor at its end."""
+    layout = SubmissionLayout(folder)
     needed = set()
-    for path in (folder / "claims").iterdir():
-        if not (folder / "cancelled" / path.name).exists():
-            state = RunDirectory(folder.parents[2] / path.name).status().state
+    for path in layout.claims_folder.iterdir():
+        if not layout.cancelled_path(path.name).exists():
+            state = RunDirectory(layout.runs_folder / path.name).status().state
             if state in ("queued", "running", "interrupted"):
                 needed.update(path.read_text().split()[-1:])
     return needed
 
 
 def select_retries(plan: Plan, *, failed: bool, killed: bool) -> Plan:
-    """Return the failed and the killed runs of a plan, with what they did before forgiven."""
+    """Return the failed and the killed runs of a plan; how often they were killed before no longer counts."""
     chosen = [
         planned
         for planned in plan.to_do
         if (failed and planned.state == "failed")
-        or (killed and planned.state == "interrupted" and "killed" in planned.status.reason)
+        or (killed and planned.state == "interrupted" and planned.status.cause in ("killed", "out_of_memory"))
     ]
     for planned in chosen:
-        attempts = planned.directory.attempts()
-        (planned.path / "retried").write_text(str(max(attempts, default=0)))
+        forget_kills(planned.directory)
     return replace(plan, runs=tuple(replace(planned, state="interrupted") for planned in chosen))
 
 
 def last_options(plan: Plan) -> dict[str, Any]:
     """Return `cluster`, `jobs` and `profile` of the newest submission of a study; the defaults if there was none."""
-    folders = sorted((plan.runs_folder / ".jobs" / plan.study.name).glob("*/submission.json"))
-    facts = read_submission(folders[-1].parent) if folders else {"cluster": "local", "jobs": None, "profile": {}}
+    submissions = list(filter(None, map(read_submission, submission_folders(plan.runs_folder, plan.study.name))))
+    facts = submissions[-1] if submissions else {"cluster": "local", "jobs": None, "profile": {}}
     options = {key: facts[key] for key in ("cluster", "jobs")}
     return options | {"profile": Profile.model_validate(facts["profile"]) if facts["profile"] else None}

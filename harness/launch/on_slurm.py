@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import LaunchError
+from harness.launch import requeue
 from harness.launch.planning import Plan, PlannedRun
 from harness.launch.processes import make_executor, process_environment, thread_environment
 from harness.launch.slurm_job import Task
 from harness.launch.submission import Submission
 from harness.records import snapshot
 from harness.records.files import replace_file
+from harness.records.layout import SubmissionLayout
 from harness.slurm import commands
 from harness.slurm.profile import Profile, slurm_parameters
 from harness.spec.resources import Resources
@@ -38,10 +40,11 @@ def launch_slurm(
     for planned in runs:
         classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)
         # Before sbatch: a job may start, and say so, at once.
-        planned.directory.set_status(replace(planned.status, state="queued", reason=""))
+        planned.directory.set_status(replace(planned.status, state="queued", reason="", cause="", stopped_by=""))
     for (resources, _), members in classes.items():
         variables = snapshot.environment(code[members[0].run_key])
         parameters = slurm_parameters(resources, profile, jobs)
+        parameters["slurm_setup"] = [*requeue.SETUP, *parameters["slurm_setup"]]
         pack = profile.need(resources, "pack") if resources.num_processes == 1 else 1
         threads = max(1, parameters["cpus_per_task"] // pack)
         task = Task(folder, threads, preemption_cancels=profile.preempt_mode == "cancel", **options)
@@ -58,14 +61,14 @@ def launch_slurm(
             for array in arrays:
                 share = max(1, parallel * len(array) // len(packs))  # of what may run at a time
                 limited = parameters | {"slurm_array_parallelism": share}
-                found = _sbatch(submission, task, array, limited)
-                number = found[0].job_id.split("_")[0]
+                tasks = _sbatch(submission, task, array, limited)
+                number = tasks[0].job_id.split("_")[0]
                 if canary:
                     _note_canary(folder, number, members[0].run_key)
                 size = sum(map(len, array))
-                said = f"{size} runs" if pack == 1 else f"{size} runs, {pack} to a job"
+                shared = f"{size} runs" if pack == 1 else f"{size} runs, {pack} to a job"
                 cores = "1 core" if threads == 1 else f"{threads} cores"
-                submission.notes.append(f"job {number}: {said}, {cores} each")
+                submission.notes.append(f"job {number}: {shared}, {cores} each")
     submission.notes.append(f"logs: {folder}")
     return submission
 
@@ -77,24 +80,23 @@ def _sbatch(submission: Submission, task: Task, packs: list[list[PlannedRun]], p
         LaunchError: sbatch refused; runs that have no job are left as they were.
     """
     try:
-        executor = make_executor(task.folder, "slurm", **parameters)
+        executor = make_executor(task.folder, "slurm", max_time_limits=requeue.MAX_TIME_LIMITS, **parameters)
         array = executor.map_array(task, [tuple(planned.path.absolute() for planned in pack) for pack in packs])
     except Exception as error:
         for planned in submission.runs:
-            if not (task.folder / "claims" / planned.run_key).exists():
+            if not SubmissionLayout(task.folder).claim_path(planned.run_key).exists():
                 planned.directory.set_status(planned.status)
         raise LaunchError(f"SLURM did not take the jobs: {' '.join(str(error).split())[-400:]}") from error
     for pack, job in zip(packs, array, strict=True):
         for planned in pack:
-            claim = task.folder / "claims" / planned.run_key
-            with claim.open("a") as file:
+            with SubmissionLayout(task.folder).claim_path(planned.run_key).open("a") as file:
                 file.write(f"{job.job_id}\n")
     submission.jobs.extend(array)
     return array
 
 
 def _note_canary(folder: Path, number: str, run_key: str) -> None:
-    path = folder / "submission.json"
+    path = SubmissionLayout(folder).facts_path
     facts = json.loads(path.read_text())
     facts.setdefault("canaries", {})[number] = run_key
     replace_file(path, json.dumps(facts, indent=1), durable=False)

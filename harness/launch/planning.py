@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -91,7 +90,7 @@ class Plan:
         if planned.state in ("done", "evaluate", "pruned"):
             return 0
         sizes = [fact.checkpoint_bytes for fact in self._throughput.get(planned.run.spec.cost_key, ())]
-        num_bytes = next((one for one in sizes if one), None)  # the same on every device
+        num_bytes = next(filter(None, sizes), None)  # the same on every device
         keep_every, steps = planned.run.records.keep_every, planned.run.spec.train.steps
         return num_bytes * (2 + (steps // keep_every if keep_every else 0)) if num_bytes else None
 
@@ -116,31 +115,19 @@ def plan(study: Study, runs_folder: Path) -> Plan:
         SpecError: a run is to go on from one that it cannot go on from.
     """
     present = set(os.listdir(runs_folder)) if runs_folder.is_dir() else set()  # noqa: PTH208 (one call for all runs)
-    found = read_run_states([runs_folder / run.run_key for run in study.runs if run.run_key in present])
-    runs = tuple(planned_run(run, runs_folder / run.run_key, found) for run in study.runs)
+    states = read_run_states([runs_folder / run.run_key for run in study.runs if run.run_key in present])
+    runs = tuple(planned_run(run, runs_folder / run.run_key, states) for run in study.runs)
     for planned in runs:
         if planned.run.spec.continue_from and planned.state == "new":
             parent_of(planned.run.spec, runs_folder)
     return Plan(study, runs_folder, runs)
 
 
-def planned_run(run: Run, path: Path, found: dict[str, RunState]) -> PlannedRun:
-    here = found.get(run.run_key, RunState())
+def planned_run(run: Run, path: Path, states: dict[str, RunState]) -> PlannedRun:
+    here = states.get(run.run_key, RunState())
     state = here.status.state
-    if state == "done" and any(evaluation.key not in evaluated(path) for evaluation in run.evaluations):
-        state = "evaluate"
+    if state == "done" and run.evaluations:
+        evaluated = RunDirectory(path).evaluated_keys()
+        if any(evaluation.key not in evaluated for evaluation in run.evaluations):
+            state = "evaluate"
     return PlannedRun(run, path, state, here.status, here.job)
-
-
-def evaluated(run_directory: Path) -> set[str]:
-    """Return the keys of the protocols that a run was measured by.
-
-    Picks the few lines in question out of the journals instead of reading them whole, which is many times faster. That
-    is sound for a run that is done: its state says that nothing which stands is missing.
-    """
-    keys = set()
-    for path in run_directory.glob("journal-*.jsonl"):
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            if b'"event": "evaluation"' in line:
-                keys.add(json.loads(line[9:])["facts"].get("key"))
-    return keys

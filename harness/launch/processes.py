@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 
-def make_executor(folder: Path, cluster: str, **parameters: Any) -> Any:
+def make_executor(folder: Path, cluster: str, *, max_time_limits: int | None = None, **parameters: Any) -> Any:
+    """Return submitit's executor.
+
+    Args:
+        max_time_limits: how often a job of SLURM may reach its time limit and be requeued; None: submitit's default.
+    """
     import submitit
 
-    # Not 3 time limits: a long run has as many as it needs, and one without progress ends itself.
-    limits = {"slurm_max_num_timeout": 1_000_000} if cluster == "slurm" else {}
+    limits = {"slurm_max_num_timeout": max_time_limits} if max_time_limits else {}
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **limits)
     executor.update_parameters(stderr_to_stdout=True, **parameters)
     return executor
@@ -28,14 +32,14 @@ def available_cores() -> int:
 
 def visible_gpus() -> list[str]:
     """Return the names that CUDA_VISIBLE_DEVICES has or could have here, found without torch."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is not None:
-        return [name.strip() for name in said.split(",") if name.strip()]
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [name.strip() for name in listed.split(",") if name.strip()]
     if not shutil.which("nvidia-smi"):
         return []
     query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    found = subprocess.run(query, capture_output=True, text=True, check=False)
-    return found.stdout.split() if found.returncode == 0 else []
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return answer.stdout.split() if answer.returncode == 0 else []
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -1,44 +1,50 @@
-"""What one SLURM job does with its runs, and when it comes back: the requeue policy."""
+"""What one SLURM job does with its runs; when it comes back is decided in harness/launch/requeue.py."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from harness.errors import LaunchError
 from harness.launch.claims import is_cancelled
 from harness.launch.processes import process_environment, thread_environment, visible_gpus
-from harness.launch.states import ATTEMPTS_WITHOUT_PROGRESS, killed_without_progress, repeated_kill_reason
-from harness.launch.worker import execute_run
+from harness.launch.requeue import comes_back, forget_starts, given_up, given_up_before_it_began
+from harness.launch.worker import execute_run, next_log, open_log
 from harness.records.directory import RunDirectory
+from harness.records.layout import SubmissionLayout
 from harness.slurm import commands
 
 CANARY_STEPS = 50
-
-
 OUTLASTS_A_DEAD_WRITER_SECONDS = 130.0
+_STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
-class _Told(BaseException):
+class _StopRequested(BaseException):
     """SLURM told the job to leave while no run was at work that could have heard it."""
+
+
+@dataclass(frozen=True)
+class _LifeEnd:
+    """How this life of a job ended, as far as it matters for the next."""
+
+    stopped_by: str = ""  # a signal's name
+    killed: bool = False  # one of its several processes was
 
 
 @dataclass(frozen=True)
 class Task:
     """Work on the runs of one job: one in this very process, several side by side in processes of their own.
 
-    A job that is to leave (USR2: a time limit or a preemption) has its runs write their checkpoints and is requeued;
-    where SLURM cancels what it preempts, the job submits its own successor. SIGTERM alone means a person's scancel.
-    Progress is found in the run directories, so the pickle that submitit keeps is the same for all lives of the job.
+    A job that is to leave (USR2: a time limit or a preemption) has its runs write their checkpoints. Progress is found
+    in the run directories, so the pickle that submitit keeps is the same for all lives of the job.
     """
 
     folder: Path
@@ -49,62 +55,57 @@ class Task:
     preemption_cancels: bool = False
 
     def __call__(self, paths: tuple[Path, ...]) -> None:
-        if int(os.environ.get("SLURM_PROCID", "0")) > 0:  # it only helps to train
-            options = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
-            execute_run(paths[0], self.threads, False, None, **options)
+        if int(os.environ.get("SLURM_PROCID", "0")) > 0:  # it only helps to train, and the job's log has its words
+            options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
+            execute_run(paths[0], self.threads, False, None, logged=False, **options)
             return
-        told = ""
+        end = _LifeEnd()
         to_do = [path for path in paths if self._is_to_do(path)]
         if len(paths) == 1 and to_do:
-            told = self._work_here(to_do[0])
+            end = self._work_here(to_do[0])
         elif to_do:
-            told = self._work_side_by_side(to_do)
+            end = self._work_side_by_side(to_do)
         if self.canary:
             self._release_the_rest(paths[0])
-        self._come_back_if_told(told, to_do)
+        self._come_back(end, to_do)
+
+    @property
+    def _layout(self) -> SubmissionLayout:
+        return SubmissionLayout(self.folder)
 
     def _is_to_do(self, path: Path) -> bool:
         """Tell whether a run still wants work: an earlier life of this job may have finished it."""
         if is_cancelled(self.folder, path):
             return False
         directory = RunDirectory(path)
-        if reason := killed_without_progress(path) or self._killed_before_it_began(path):
-            print(f"{path.name}: {reason}", flush=True)
-            directory.set_status(replace(directory.status(), state="failed", reason=reason))
+        if ending := given_up(path) or given_up_before_it_began(self._layout, path, platform.node()):
+            print(f"{path.name}: {ending.reason}", flush=True)
+            status = replace(directory.status(), state="failed", cause=ending.cause, reason=ending.reason)
+            directory.set_status(replace(status, stopped_by=""))
             return False
         return directory.status().state not in ("done", "failed", "pruned")
 
-    def _killed_before_it_began(self, path: Path) -> str | None:
-        """Count starts that did not come as far as a journal: memory may not even suffice to import torch."""
-        (self.folder / "begun").mkdir(exist_ok=True)
-        begun, attempts = self.folder / "begun" / path.name, str(len(RunDirectory(path).attempts()))
-        earlier = begun.read_text().split() if begun.exists() else []
-        begun.write_text("\n".join([*earlier, attempts]))
-        if earlier[-ATTEMPTS_WITHOUT_PROGRESS:] == [attempts] * ATTEMPTS_WITHOUT_PROGRESS:
-            return repeated_kill_reason(path, ATTEMPTS_WITHOUT_PROGRESS, "before it began", platform.node())
-        return None
+    def _work_here(self, path: Path) -> _LifeEnd:
+        def stop(number: int, _: object) -> NoReturn:
+            raise _StopRequested(signal.Signals(number).name)
 
-    def _work_here(self, path: Path) -> str:
-        def hear(number: int, _: object) -> NoReturn:
-            raise _Told(signal.Signals(number).name)
-
-        for number in (signal.SIGUSR2, signal.SIGTERM):  # until the run listens itself
-            signal.signal(number, hear)
-        options = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
+        for number in _STOP_SIGNALS:  # until the run listens itself
+            signal.signal(number, stop)
+        options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
         wait = OUTLASTS_A_DEAD_WRITER_SECONDS
         try:
             state = execute_run(path, self.threads, self.sync, self.tracking_uri, wait_seconds=wait, **options)
-        except _Told as told:
-            return str(told)
+        except _StopRequested as request:
+            return _LifeEnd(stopped_by=str(request))
         finally:
-            for number in (signal.SIGUSR2, signal.SIGTERM):  # what is told now is no news
+            for number in _STOP_SIGNALS:  # what is said now is no news
                 signal.signal(number, signal.SIG_IGN)
-        return _heard(path) if state == "interrupted" else ""
+        return _LifeEnd(stopped_by=RunDirectory(path).status().stopped_by) if state == "interrupted" else _LifeEnd()
 
-    def _work_side_by_side(self, paths: list[Path]) -> str:
-        told: list[str] = []
-        for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, lambda number, _: told.append(signal.Signals(number).name))
+    def _work_side_by_side(self, paths: list[Path]) -> _LifeEnd:
+        signals: list[signal.Signals] = []
+        for number in _STOP_SIGNALS:
+            signal.signal(number, lambda number, _: signals.append(signal.Signals(number)))
         gpus = visible_gpus()
         processes = {}
         for index, path in enumerate(paths):
@@ -113,24 +114,24 @@ class Task:
                 processes[path] = self._begin(path)
         while alive := {path: process for path, process in processes.items() if process.poll() is None}:
             for path, process in alive.items():
-                if told or is_cancelled(self.folder, path):
+                if signals or is_cancelled(self.folder, path):
                     # Again and again, for one that was just starting has not heard the first time.
-                    process.send_signal(getattr(signal, told[-1] if told else "SIGTERM"))
+                    process.send_signal(signals[-1] if signals else signal.SIGTERM)
             time.sleep(0.5)
-        for path, process in processes.items():
-            if process.returncode < 0:
-                by = signal.Signals(-process.returncode).name
-                directory = RunDirectory(path)
-                directory.set_status(replace(directory.status(), state="interrupted", reason=f"killed by {by}"))
-                told.append("killed")
-        return next((one for one in told if one != "killed"), "killed" if told else "")
+        killed = {path: process.returncode for path, process in processes.items() if process.returncode < 0}
+        for path, code in killed.items():
+            directory = RunDirectory(path)
+            reason = f"killed by {signal.Signals(-code).name}"
+            status = replace(directory.status(), state="interrupted", cause="killed", reason=reason, stopped_by="")
+            directory.set_status(status)
+        return _LifeEnd(signals[0].name if signals else "", bool(killed))
 
     def _begin(self, path: Path) -> subprocess.Popen:
         """Begin a process for one run, with a log of its own; it ignores signals until the run listens itself."""
         program = "import sys; from harness.launch.slurm_job import work_alone; work_alone(*sys.argv[1:])"
         facts = {"threads": self.threads, "sync": self.sync, "tracking_uri": self.tracking_uri}
-        with (self.folder / f"{path.name}_log.out").open("ab") as log:
-            before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGUSR2, signal.SIGTERM)}
+        with open_log(next_log(path)) as log:
+            before = {number: signal.signal(number, signal.SIG_IGN) for number in _STOP_SIGNALS}
             try:
                 return subprocess.Popen(
                     [sys.executable, "-u", "-c", program, str(path), json.dumps(facts)], stdout=log, stderr=log
@@ -145,38 +146,46 @@ class Task:
         status = directory.status()
         if status.state == "failed":
             raise LaunchError(f"the canary {path.name} failed: {status.reason}")
-        if status.state == "interrupted" and not _heard(path):
-            directory.set_status(replace(status, state="queued", reason=""))
+        if status.state == "interrupted" and status.cause == "step_limit":
+            directory.set_status(replace(status, state="queued", cause="", reason=""))
 
-    def _come_back_if_told(self, told: str, paths: list[Path]) -> None:
+    def _come_back(self, end: _LifeEnd, paths: list[Path]) -> None:
+        """Have SLURM begin this job again, or submit its successor, where the policy says so."""
         job_id = commands.this_job()
-        if not told or job_id is None or all(is_cancelled(self.folder, path) for path in paths):
+        ended = not end.stopped_by and not end.killed
+        if ended or job_id is None or all(is_cancelled(self.folder, path) for path in paths):
             return
-        preempted = told != "killed" and commands.was_preempted(job_id)
+        preempted = bool(end.stopped_by) and commands.was_preempted(job_id)
         if preempted:
             for path in paths:
-                (self.folder / "begun" / path.name).unlink(missing_ok=True)
-        if preempted and self.preemption_cancels:
-            number = job_id.split("_")[0]
-            successor = commands.submit_again(self.folder / f"{number}_submission.sh", job_id)
-            pickle, its_pickle = (self.folder / f"{one}_submitted.pkl" for one in (job_id, successor))
-            os.link(pickle, its_pickle)
-            for path in paths:
-                with (self.folder / "claims" / path.name).open("a") as claim:
-                    claim.write(f"\n{successor}")
-            print(f"preempted for good; job {successor} goes on", flush=True)
-        elif preempted or told in ("SIGUSR2", "killed"):
+                forget_starts(self._layout, path)
+        how = comes_back(
+            end.stopped_by, killed=end.killed, preempted=preempted, preemption_cancels=self.preemption_cancels
+        )
+        if how == "as_successor":
+            self._submit_successor(job_id, paths)
+        elif how == "requeued":
             commands.requeue(job_id)
+
+    def _submit_successor(self, job_id: str, paths: list[Path]) -> None:
+        number = job_id.split("_")[0]
+        successor = commands.submit_again(self.folder / f"{number}_submission.sh", job_id)
+        pickle, its_pickle = (self.folder / f"{job}_submitted.pkl" for job in (job_id, successor))
+        os.link(pickle, its_pickle)
+        for path in paths:
+            with self._layout.claim_path(path.name).open("a") as claim:
+                claim.write(f"\n{successor}")
+        print(f"preempted for good; job {successor} takes over", flush=True)
 
 
 def work_alone(path: str, facts: str) -> None:
-    """Work on one run of several in a job."""
+    """Work on one run of several in a job; what it prints goes to the run's log already."""
     options = json.loads(facts)
-    wait = OUTLASTS_A_DEAD_WRITER_SECONDS
-    execute_run(Path(path), options["threads"], options["sync"], options["tracking_uri"], wait_seconds=wait)
-
-
-def _heard(path: Path) -> str:
-    """Return the signal by which a run was stopped."""
-    found = re.match(r"stopped by (SIG\w+)", RunDirectory(path).status().reason)
-    return found[1] if found else ""
+    execute_run(
+        Path(path),
+        options["threads"],
+        options["sync"],
+        options["tracking_uri"],
+        logged=False,
+        wait_seconds=OUTLASTS_A_DEAD_WRITER_SECONDS,
+    )

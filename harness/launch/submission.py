@@ -23,8 +23,8 @@ class Submission:
 
     def now(self) -> list[PlannedRun]:
         """Return each run that was submitted with where it stands now."""
-        found = read_run_states([planned.path for planned in self.runs])
-        return [planned_run(planned.run, planned.path, found) for planned in self.runs]
+        states = read_run_states([planned.path for planned in self.runs])
+        return [planned_run(planned.run, planned.path, states) for planned in self.runs]
 
     def unfinished(self) -> list[PlannedRun]:
         return [planned for planned in self.now() if planned.state not in ("done", "pruned")]

@@ -15,11 +15,12 @@ from harness.errors import LaunchError, TrackingError
 from harness.launch.local import launch_debug, launch_local
 from harness.launch.on_slurm import launch_slurm
 from harness.launch.planning import Plan, PlannedRun
-from harness.launch.states import killed_without_progress
+from harness.launch.requeue import given_up
 from harness.launch.submission import Submission
 from harness.records import snapshot
+from harness.records.layout import CODE, JOBS, SubmissionLayout
 from harness.slurm.profile import Profile
-from harness.spec.base import SCHEMA_VERSION
+from harness.text import count
 
 
 def submit(
@@ -38,10 +39,10 @@ def submit(
         cluster: local (workers on this machine), debug (in this process) or slurm.
         jobs: workers (local), or runs of an array at a time (slurm); None chooses.
         profile: facts of the SLURM cluster.
-        sync: whether jobs carry their records to MLflow.
+        sync: whether jobs upload their records to MLflow.
         tracking_uri: MLflow's store; None means the profile's, MLFLOW_TRACKING_URI, else `mlflow.db` in the working
             folder. Jobs on SLURM write to a server that their nodes reach, and never to a database in a file.
-        new_code: whether runs that have a checkpoint go on with today's code, not with that which they began with.
+        new_code: whether runs that have a checkpoint resume with the current code, not that of their first start.
 
     Returns:
         What was submitted, to be waited for (`wait`) unless it is on SLURM.
@@ -53,8 +54,8 @@ def submit(
     if cluster not in CLUSTERS:
         raise LaunchError(f"no cluster {cluster!r}; the choices are {', '.join(CLUSTERS)}")
     profile = profile or Profile()
-    hopeless = {planned.run_key for planned in plan.to_do if killed_without_progress(planned.path)}
-    runs = [planned for planned in plan.to_do if planned.run_key not in hopeless]
+    no_more = {planned.run_key for planned in plan.to_do if given_up(planned.path)}
+    runs = [planned for planned in plan.to_do if planned.run_key not in no_more]
     _require_data(runs)
     uri = tracking_uri or profile.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     carried_later = cluster == "slurm" and not (profile.compute_nodes_reach_server and (uri or "").startswith("http"))
@@ -63,14 +64,15 @@ def submit(
 
         uri = initialise_store(uri)
     sync = sync and not carried_later
-    joined = _join(plan)
-    notes = _tell_mlflow([planned for planned in joined if planned.state == "done"], uri) if sync and uri else []
-    if hopeless:
-        notes.append(f"{len(hopeless)} left failed, killed again and again: harness retry {plan.study.path} --failed")
+    news = _register_runs(plan)
+    notes = _sync_finished_runs([planned for planned in news if planned.state == "done"], uri) if sync and uri else []
+    if no_more:
+        notes.append(f"{len(no_more)} left failed, killed again and again: harness retry {plan.study.path} --failed")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
-    folder = (plan.runs_folder / ".jobs" / plan.study.name / stamp).absolute()
+    folder = (plan.runs_folder / JOBS / plan.study.name / stamp).absolute()
     if runs:
-        (folder / "claims").mkdir(parents=True)
+        layout = SubmissionLayout(folder)
+        layout.claims_folder.mkdir(parents=True)
         facts = {
             "cluster": cluster,
             "jobs": jobs,
@@ -79,15 +81,16 @@ def submit(
             "time": time.time(),
             "runs": [planned.run_key for planned in runs],
         }
-        (folder / "submission.json").write_text(json.dumps(facts, indent=1))
+        layout.facts_path.write_text(json.dumps(facts, indent=1))
     today, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
     launch = CLUSTERS[cluster]
     options = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
     submission = launch(plan, runs, folder, code, **options)
-    if old := sum(one.id != today for one in code.values()):
-        notes.append(f"{old} of them go on with the code that they began with (--new-code takes today's)")
+    if old := sum(of_run.id != today for of_run in code.values()):
+        resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
+        notes.append(f"{resume} with the code snapshot from the first start (--new-code uses the current code)")
     if runs and carried_later:
-        notes.append(f"records: `harness sync {plan.study.path} --watch` carries them to MLflow")
+        notes.append(f"records: `harness sync {plan.study.path} --watch` uploads them to MLflow")
     submission.notes.extend(notes)
     return submission
 
@@ -101,65 +104,54 @@ def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[st
     Raises:
         LaunchError: the code that a run began with is no longer here, or was changed.
     """
-    store = plan.runs_folder.absolute() / ".code"
+    store = plan.runs_folder.absolute() / CODE
     today = snapshot.take(store, leave_out=[plan.runs_folder])
     code = {}
     for planned in runs:
         begun = planned.status.attempt and planned.state != "evaluate" and planned.directory.durable_step() > 0
         its_own = snapshot.of(planned.path) if begun and not new_code else None
-        found = snapshot.find(store, its_own) if its_own else today
-        if found is None:
+        of_run = snapshot.find(store, its_own) if its_own else today
+        if of_run is None:
             raise LaunchError(
                 f"run {planned.run_key} began with code {its_own}, which is no longer in {store}; "
-                "--new-code goes on with today's"
+                "--new-code uses the current code"
             )
-        code[planned.run_key] = found
-    for old in {one.id: one for one in code.values() if one.id != today.id}.values():
-        if wrong := snapshot.verify(old):
-            raise LaunchError(f"the code in {old.path} was changed ({', '.join(wrong[:5])}); --new-code takes today's")
+        code[planned.run_key] = of_run
+    for old in {of_run.id: of_run for of_run in code.values() if of_run.id != today.id}.values():
+        if changed := snapshot.verify(old):
+            raise LaunchError(
+                f"the code in {old.path} was changed ({', '.join(changed[:5])}); --new-code uses the current code"
+            )
     return today.id, code
-
-
-def _environment_of(code: snapshot.Snapshot | None) -> dict[str, str | None]:
-    return dict(snapshot.environment(code)) if code else {}
 
 
 def _require_data(runs: list[PlannedRun]) -> None:
     """Load each data set once, so that a missing or damaged file is met here and not in the queue."""
-    wanted = {(planned.run.spec.data, planned.run.data_root) for planned in runs}
-    if wanted:
+    datasets = {(planned.run.spec.data, planned.run.data_root) for planned in runs}
+    if datasets:
         from harness.registry import make_dataset
 
-        for data, root in wanted:
+        for data, root in datasets:
             make_dataset(data, root)
 
 
-def _join(plan: Plan) -> list[PlannedRun]:
+def _register_runs(plan: Plan) -> list[PlannedRun]:
     """Write what every run of the study is and what the study says of it; return those of which this is news."""
-
-    def write(planned: PlannedRun) -> bool:
-        facts = planned.run.facts()
-        directory = planned.directory.create(planned.run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        news = directory.studies().get(plan.study.name) != json.loads(json.dumps(facts))
-        if news:
-            directory.add_to_study(plan.study.name, facts)
-        return news
-
     plan.runs_folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(16) as pool:  # most of it is waiting for the disk
-        news = list(pool.map(write, plan.runs))
+        news = list(pool.map(lambda planned: planned.directory.register(planned.run), plan.runs))
     return list(itertools.compress(plan.runs, news))
 
 
-def _tell_mlflow(joined: list[PlannedRun], uri: str) -> list[str]:
-    """Show done runs in the study that they are members of now, since no job will; return what could not be told."""
+def _sync_finished_runs(done: list[PlannedRun], uri: str) -> list[str]:
+    """Show done runs in the study that they are members of now, since no job will; return what kept it from them."""
     from harness.tracking.sync import sync_run
 
     try:
-        for planned in joined:
+        for planned in done:
             sync_run(planned.directory, tracking_uri=uri)
     except TrackingError as error:
-        return [f"{error}; `harness sync` will carry the runs that were done before"]
+        return [f"{error}; `harness sync` will upload the runs that were done before"]
     return []
 
 

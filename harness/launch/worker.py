@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
+import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from harness.errors import HarnessError
-from harness.launch.claims import LOG_MARK, is_cancelled
+from harness.launch.claims import is_cancelled
 from harness.launch.processes import set_or_unset
+from harness.records.directory import RunDirectory
+from harness.records.layout import SubmissionLayout
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Worker:
 
     def __call__(self, job_id: str | None = None) -> None:
         stopping = threading.Event()
+        logged = job_id is None  # a debugger is to have its terminal
         if job_id is None:
             job_id = os.environ["SUBMITIT_LOCAL_JOB_ID"]
             signal.signal(signal.SIGTERM, lambda *_: stopping.set())  # between two runs; submitit would ignore it
@@ -44,25 +50,73 @@ class Worker:
             if is_cancelled(self.folder, path):
                 continue
             with contextlib.suppress(FileExistsError):
-                with (self.folder / "claims" / path.name).open("x") as claim:
+                with SubmissionLayout(self.folder).claim_path(path.name).open("x") as claim:
                     claim.write(job_id)
-                state = execute_run(path, self.threads, self.sync, self.tracking_uri)
+                state = execute_run(path, self.threads, self.sync, self.tracking_uri, logged=logged)
                 if state == "interrupted" and not is_cancelled(self.folder, path):
                     return
 
 
-def execute_run(path: Path, threads: int, sync: bool, tracking_uri: str | None, **options: Any) -> str:
-    """Work on one run and return its state; what goes wrong in it stays in it, and in the log."""
-    print(f"{LOG_MARK} {path.name} {time.strftime('%Y-%m-%d %H:%M:%S')}", flush=True)
-    try:
-        from harness.job.job import work
+def execute_run(
+    path: Path, threads: int, sync: bool, tracking_uri: str | None, *, logged: bool = True, **options: Any
+) -> str:
+    """Work on one run and return its state; what goes wrong in it stays in it, and in its log.
 
-        state = work(path, threads=threads, tracking_uri=tracking_uri, sync=sync, **options)
-    except HarnessError as error:  # as a rule: another submission works on it, and it is left alone
-        print(error, flush=True)
-        return "left alone"
-    except Exception:
-        traceback.print_exc()
-        return "failed"
-    print(f"{path.name} is {state}", flush=True)
-    return state
+    Args:
+        logged: whether all that is printed meanwhile goes to the log of the run's next attempt, in its directory.
+    """
+    with printing_to(next_log(path)) if logged else contextlib.nullcontext():
+        place = f"{platform.node()}, process {os.getpid()}"
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {path.name} on {place}", flush=True)
+        try:
+            from harness.job.job import run_job
+
+            state = run_job(path, threads=threads, tracking_uri=tracking_uri, sync=sync, **options)
+        except HarnessError as error:  # as a rule: another submission works on it, and it is left alone
+            print(error, flush=True)
+            return "left alone"
+        except Exception:
+            traceback.print_exc()
+            return "failed"
+        print(f"{path.name} is {state}", flush=True)
+        return state
+
+
+def next_log(path: Path) -> Path:
+    """Return the log of a run's next attempt; starts that die before it begins are in it as well."""
+    directory = RunDirectory(path)
+    return directory.log_path(max(directory.attempts(), default=0) + 1)
+
+
+@contextlib.contextmanager
+def printing_to(path: Path) -> Iterator[None]:
+    """Append to a file whatever this process, its libraries and its children print meanwhile."""
+    try:
+        log = open_log(path)
+    except OSError as error:  # the disk is full: a log is not worth the run
+        print(f"{path} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+        yield
+        return
+    _flush()
+    before = [(number, os.dup(number)) for number in (1, 2)]
+    with log:
+        for number, _ in before:
+            os.dup2(log.fileno(), number)
+    try:
+        yield
+    finally:
+        _flush()
+        for number, copy in before:
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def open_log(path: Path) -> IO[bytes]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("ab")
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()

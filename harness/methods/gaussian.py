@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -14,9 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from harness.diffusion.process import GaussianDiffusion
+from harness.diffusion.samplers import Denoise, Network, denoiser, guided
+from harness.diffusion.timesteps import UniformSampler
+from harness.methods.base import Batch, Group, Predict, StepOutput, TrainedNetwork
+from harness.randomness import Streams
 
 Objective = Callable[..., dict[str, Tensor]]
-Predict = Callable[..., Tensor]  # (x_t, t of the original chain, y or None; an upsampler also low_res=) -> output
 
 
 class GaussianMethod:
@@ -26,6 +29,7 @@ class GaussianMethod:
         network: called as network(x_t, timesteps, y).
         process: the chain that it is trained on, on the network's device.
         objective: from OBJECTIVES, its parameters bound.
+        timesteps: draws t, and learns from the losses.
         optimizer: over network.parameters().
         learning_rate: of a step, counted from 0.
         ema_rate: the EMA starts as a copy of the weights, without warm-up (IDDPM's code).
@@ -33,13 +37,18 @@ class GaussianMethod:
         grad_clip: largest global norm of the gradient, None for any.
         microbatch: examples in one forward pass; gradients add up to those of the whole batch.
         autocast: the dtype of the forward pass, None for that of the weights.
+        num_classes: of labels, None where the network takes none; the class after the last means "not told".
     """
+
+    terms_logged: tuple[str, ...] = ("loss", "mse", "vb")
+    scalars_logged: tuple[str, ...] = ("grad_norm_preclip",)
 
     def __init__(
         self,
         network: nn.Module,
         process: GaussianDiffusion,
         objective: Objective,
+        timesteps: UniformSampler,
         optimizer: torch.optim.Optimizer,
         *,
         learning_rate: Callable[[int], float],
@@ -48,12 +57,14 @@ class GaussianMethod:
         grad_clip: float | None = None,
         microbatch: int | None = None,
         autocast: torch.dtype | None = None,
+        num_classes: int | None = None,
     ):
         self.network, self.process, self.objective, self.optimizer = network, process, objective, optimizer
+        self.timesteps, self._was_warm = timesteps, timesteps.warm
         self.ema = copy.deepcopy(network).requires_grad_(False).eval()
         self._learning_rate, self._average = learning_rate, get_ema_multi_avg_fn(ema_rate)
         self._timestep_scale, self._grad_clip, self._microbatch = timestep_scale, grad_clip, microbatch
-        self._autocast = autocast
+        self._autocast, self._num_classes = autocast, num_classes
         self._replica, self._num_processes = network, 1
 
     def distribute(self, num_processes: int) -> None:
@@ -65,39 +76,38 @@ class GaussianMethod:
         # It broadcasts the first process's weights; norms without running statistics leave no buffers to do so for.
         self._replica = DistributedDataParallel(self.network) if num_processes > 1 else self.network
 
-    def step(
-        self,
-        step: int,
-        x_0: Tensor,
-        y: Tensor | None,
-        t: Tensor,
-        weight: Tensor,
-        noise: Tensor,
-        *,
-        batch_size: int | None = None,
-    ) -> dict[str, Tensor]:
-        """Take one optimizer step on a batch.
+    def step(self, step: int, batch: Batch, streams: Streams, group: Group) -> StepOutput:
+        """Take one optimizer step on a batch; each process gives its rows of the global batch."""
+        size, rows = batch.size, batch.rows
+        t, weight = self.timesteps.at(streams.uniform("timestep", step, size))
+        noise = streams.normal("noise", step, (size, *batch.x_0.shape[1:]))
+        own, grad_norm = self.update(step, batch, t[rows], weight[rows], noise[rows])
+        terms = group.gather(own, rows, size)
+        self.timesteps.update(t, terms["loss"])
+        return StepOutput(t, terms["loss"] * weight, terms, {"grad_norm_preclip": grad_norm})
+
+    def update(
+        self, step: int, batch: Batch, t: Tensor, weight: Tensor, noise: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Move the weights and their EMA by one step.
 
         Args:
             step: counted from 0.
-            x_0: [B, C, H, W], in [-1, 1]; of a distributed batch, the rows of this process.
-            y: [B], labels, or None.
-            t: [B].
-            weight: [B], 1 / (T p_t) for how t was drawn.
+            batch: of this process.
+            t: [rows].
+            weight: [rows], 1 / (T p_t) for how t was drawn.
             noise: like x_0.
-            batch_size: of all processes together, B when this one is alone.
 
         Returns:
-            the objective's terms, [B] each and detached, and the gradient's norm before clipping, a scalar. Nothing
-            here waits for the device.
+            the objective's terms, [rows] each and detached, and the gradient's norm before clipping, a scalar.
         """
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = []
+        x_0, y, parts = batch.x_0, batch.y, []
         # Processes have their gradients averaged, where those of their rows add up.
-        divisor = (batch_size or len(x_0)) / self._num_processes
+        divisor = batch.size / self._num_processes
         for rows in _slices(len(x_0), self._microbatch):
-            with self._keeping_to_itself(last=rows.stop >= len(x_0)):
+            with self._without_all_reduce(unless=rows.stop >= len(x_0)):
                 terms = self.terms(x_0[rows], None if y is None else y[rows], t[rows], noise[rows])
                 (terms["loss"] * weight[rows]).sum().div(divisor).backward()
             parts.append({name: term.detach() for name, term in terms.items()})
@@ -110,22 +120,73 @@ class GaussianMethod:
         self.optimizer.step()
         with torch.no_grad():
             self._average(list(self.ema.parameters()), weights, step)
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} | {"grad_norm": grad_norm}
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, grad_norm
 
     def terms(self, x_0: Tensor, y: Tensor | None, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Give the objective's terms of a batch at the present weights, [B] each, ready for a backward pass."""
         x_t = self.process.q_sample(x_0, t, noise)
         return self.objective(self.process, self._forward(self._replica, x_t, t, y), x_0, x_t, t, noise)
 
+    def weighted_loss(self, x_0: Tensor, y: Tensor | None, u: Tensor, noise: Tensor) -> Tensor:
+        """Return what training minimises, [B], with t drawn by u as training would draw it now."""
+        t, weight = self.timesteps.at(u)
+        return self.terms(x_0, y, t, noise)["loss"] * weight
+
+    def sampling_network(self, weights: str = "ema") -> nn.Module:
+        """Return the network with the chosen weights, "ema" or "raw"."""
+        return self.ema if weights == "ema" else self.network
+
     def predict(self, weights: str = "ema") -> Predict:
         """Return the network with the chosen weights ("ema" or "raw"), in eval mode, on the original chain's t."""
-        network = self.ema if weights == "ema" else self.network
-        network.eval()
-        return partial(self._forward, network)
+        return partial(self._forward, self.sampling_network(weights).eval())
 
-    def _keeping_to_itself(self, *, last: bool) -> AbstractContextManager:
-        """Add a microbatch's gradients up here; the last one's backward pass tells the sums to the other processes."""
-        if last or not isinstance(self._replica, DistributedDataParallel):
+    def denoiser(
+        self,
+        weights: str,
+        process: GaussianDiffusion,
+        *,
+        y: Tensor | None,
+        generator: torch.Generator,
+        clip: bool,
+        guidance: float = 1.0,
+        low_res: Tensor | None = None,
+    ) -> Denoise:
+        """Return the samplers' view of the network, guided by the difference to hidden labels; draws nothing."""
+        predict = self.predict(weights)
+        inputs = {} if low_res is None else {"low_res": low_res}
+
+        def network_of(label: Tensor | None) -> Network:
+            return lambda x_t, t: predict(x_t, t, label, **inputs)
+
+        network = network_of(y)
+        if guidance != 1 and y is not None:
+            hidden = torch.full_like(y, self._num_classes)  # type: ignore[arg-type]
+            network = guided(network, network_of(hidden), guidance)
+        return denoiser(process, network, clip=clip)
+
+    def networks(self) -> dict[str, TrainedNetwork]:
+        """Return the one network."""
+
+        def inputs(x_0: Tensor) -> tuple[Tensor, ...]:
+            t = x_0.new_empty(len(x_0))
+            return (x_0, t) if self._num_classes is None else (x_0, t, t.long())
+
+        return {"network": TrainedNetwork(self.network, inputs)}
+
+    def learning_rates(self) -> dict[str, float]:
+        """Return the optimizer's, as `lr`."""
+        return {"lr": self.optimizer.param_groups[0]["lr"]}
+
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        """Say once when t is no longer drawn uniformly."""
+        if self._was_warm or not self.timesteps.warm:
+            return []
+        self._was_warm = True
+        return [("timestep_sampler_warm", {})]
+
+    def _without_all_reduce(self, *, unless: bool) -> AbstractContextManager:
+        """Add a microbatch's gradients up here; the last one's backward pass adds the sums over the processes."""
+        if unless or not isinstance(self._replica, DistributedDataParallel):
             return nullcontext()
         return self._replica.no_sync()
 
@@ -136,16 +197,22 @@ class GaussianMethod:
     def state_dict(self) -> dict[str, Any]:
         """Give everything that the next step depends on."""
         return {
-            "network": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "method": {
+                "network": self.network.state_dict(),
+                "ema": self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            },
+            "timesteps": self.timesteps.state_dict(),
+            "was_warm": self._was_warm,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the state of `state_dict`; strict in names and shapes."""
-        self.network.load_state_dict(state["network"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.network.load_state_dict(state["method"]["network"])
+        self.ema.load_state_dict(state["method"]["ema"])
+        self.optimizer.load_state_dict(state["method"]["optimizer"])
+        self.timesteps.load_state_dict(state["timesteps"])
+        self._was_warm = state["was_warm"]
 
 
 def _slices(count: int, size: int | None) -> Iterator[slice]:

@@ -3,9 +3,7 @@
     L = L_0 + L_1 + ... + L_{T-1} + L_T                                                              (DDPM, eq. 5)
 
 `full_nll` evaluates the network at every t; it is the reference, and at T = 4000 it costs hours. `stratified_nll` draws
-a few t for each image and is unbiased for the same number: t is drawn within strata that hold about equal shares of the
-bound, in proportion to a pilot's curve of L_t, so that L_t / p(t) hardly varies. Its core knows no network: it works on
-a function `terms` and can be replayed on stored values.
+a few t for each image and is unbiased for the same number (`harness/metrics/stratified.py`).
 
 Randomness is a function of (seed, index of the image, index of the draw), whatever the batch size, the device or the
 model: arms that are compared share it.
@@ -16,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +22,10 @@ from scipy.special import ndtr
 from torch import Tensor
 
 from harness.diffusion.process import GaussianDiffusion
+from harness.metrics.stratified import Pilot, Progress, Terms, chunks, draw_strata, make_strata, run_pilot
 
 Predict = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """network(x_t, t of the original chain, y) -> output."""
-
-Terms = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""terms(image, t, draw) -> L_t in bits/dim, all [n]: the same image, t and draw give the same value."""
-
-Progress = Callable[[int, int], None]
-"""progress(network evaluations done, of how many)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +157,7 @@ def _likelihood(
     *,
     image_sum: np.ndarray,
     image_variance: np.ndarray,
-    **said: Any,
+    **attributes: Any,
 ) -> Likelihood:
     """Add the prior and average. image_variance, the Monte Carlo's, is that of every image or of some of them."""
     prior = process.prior_bpd(x_0.to(process.device)).double().cpu().numpy()
@@ -178,191 +171,8 @@ def _likelihood(
         image_bpd=image_bpd,
         num_images=len(image_bpd),
         decoder=process.decoder,
-        **said,
+        **attributes,
     )
-
-
-# -- the stratified estimator, on any `terms` --------------------------------------------------------------------------
-
-
-class Pilot(NamedTuple):
-    """Draws that steer the strata and fill the curve's tail, and stay out of the estimate.
-
-    Attributes:
-        timesteps: [G], ascending, with t = 0.
-        values: [P, G, 2], L_t of P images, two draws each.
-    """
-
-    timesteps: np.ndarray
-    values: np.ndarray
-
-    @property
-    def L_t(self) -> np.ndarray:
-        """Mean over images and draws: [G]."""
-        return self.values.mean((0, 2))
-
-
-class Strata(NamedTuple):
-    """Where the timesteps are drawn.
-
-    Attributes:
-        edges: [K + 1], stratum k is edges[k] .. edges[k + 1] - 1. The first is t = 0 alone.
-        draws: [K], for each image, at least 2.
-        density: [T], p(t) within its stratum, where it sums to one.
-    """
-
-    edges: np.ndarray
-    draws: np.ndarray
-    density: np.ndarray
-
-
-class Drawn(NamedTuple):
-    """What the draws gave.
-
-    Attributes:
-        image_sum: [N], unbiased for L_0 + ... + L_{T-1} of each image.
-        image_variance: [N], unbiased for the variance of image_sum.
-        L_0: mean over images.
-        sum_at, count_at: [T], of the draws that fell on t.
-    """
-
-    image_sum: np.ndarray
-    image_variance: np.ndarray
-    L_0: float
-    sum_at: np.ndarray
-    count_at: np.ndarray
-
-    @property
-    def mean(self) -> float:
-        """Estimate the mean over images of L_0 + ... + L_{T-1}."""
-        return float(self.image_sum.mean())
-
-    @property
-    def standard_error(self) -> float:
-        """Of `mean`, for these images."""
-        return math.sqrt(self.image_variance.mean() / len(self.image_variance))
-
-    def L_t(self, pilot: Pilot) -> np.ndarray:
-        """Return the mean of all draws at each t, the pilot's included: [T], NaN where there are none."""
-        total, count = self.sum_at.copy(), self.count_at.copy()
-        total[pilot.timesteps] += pilot.values.sum((0, 2))
-        count[pilot.timesteps] += pilot.values.shape[0] * pilot.values.shape[2]
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def curve_timesteps(num_timesteps: int, count: int = 300) -> np.ndarray:
-    """Choose about `count` values of t for a curve of L_t, no more: every t below 50, then spaced by their log."""
-    if num_timesteps <= count:
-        return np.arange(num_timesteps)
-    tail = np.geomspace(50, num_timesteps - 1, count - 50)
-    return np.unique(np.concatenate([np.arange(50), tail.round().astype(int)]))
-
-
-def run_pilot(terms: Terms, num_images: int, num_timesteps: int, evaluations_per_image: int, *, seed: int) -> Pilot:
-    """Evaluate a few images at the curve's timesteps: about a tenth of the estimate's own cost, but four images."""
-    timesteps = curve_timesteps(num_timesteps)
-    affordable = num_images * evaluations_per_image // (10 * 2 * len(timesteps))
-    images = np.random.default_rng([seed, 1]).permutation(num_images)[: max(4, affordable)]
-    shape = (len(images), len(timesteps), 2)
-    image, t, draw = np.broadcast_arrays(images[:, None, None], timesteps[:, None], np.arange(2))
-    # Negative draws: the estimate's noise, whose draws count up from 0, is never met here.
-    values = terms(image.ravel(), t.ravel(), (-1 - draw - 2 * t).ravel())
-    return Pilot(timesteps, values.reshape(shape))
-
-
-def make_strata(pilot: Pilot, num_timesteps: int, evaluations_per_image: int) -> Strata:
-    """Cut 1 .. T-1 into strata of equal shares of the pilot's L_t, and divide the draws by its standard deviations.
-
-    Two draws to each stratum; t = 0 gets its share by Neyman's rule, n_k proportional to the standard deviation of the
-    stratum's contribution. Whatever the pilot saw, the estimate is unbiased: it only varies more under a poor one.
-
-    Raises:
-        ValueError: fewer than 4 evaluations, which cannot put two draws into two strata.
-    """
-    budget = evaluations_per_image
-    if budget < 4:
-        raise ValueError(f"evaluations_per_image must be at least 4, two in each of two strata; got {budget}")
-    mass = _interpolated_curve(pilot, num_timesteps)
-    strata = _cut(mass, budget // 2 - 1)
-    std = np.sqrt(_variances(pilot, strata))
-    at_0 = int(np.clip(round(budget * std[0] / max(std.sum(), 1e-30)), 2, budget - 2))
-    strata = _cut(mass, (budget - at_0) // 2)
-    variance = _variances(pilot, strata)
-    for _ in range(budget - int(strata.draws.sum())):
-        strata.draws[np.argmax(variance / (strata.draws * (strata.draws + 1)))] += 1
-    return strata
-
-
-def draw_strata(
-    terms: Terms,
-    num_images: int,
-    strata: Strata,
-    *,
-    seed: int,
-    images_at_once: int = 1000,
-    progress: Progress | None = None,
-) -> Drawn:
-    """Draw every stratum's timesteps for every image and sum up.
-
-        sum_k 1/n_k sum_j L_{t_kj} / p(t_kj),   each t_kj drawn from p within stratum k, independently
-
-    The same strata and seed give the same t, and draw j of an image has number j in `terms`.
-    """
-    edges, draws, density = strata
-    num_draws, starts = int(draws.sum()), np.cumsum(draws) - draws
-    stratum = np.repeat(np.arange(len(draws)), draws)  # [m]
-    cumulative = np.cumsum(density)  # k at the start of stratum k
-    uniform = np.random.default_rng(seed)
-    image_sum, image_variance = np.zeros(num_images), np.zeros(num_images)
-    sum_at, count_at, L_0 = np.zeros(len(density)), np.zeros(len(density), int), 0.0
-    for images in _chunks(num_images, images_at_once):
-        position = stratum + uniform.random((len(images), num_draws))
-        t = np.searchsorted(cumulative, position, side="right").clip(edges[stratum], edges[stratum + 1] - 1)
-        image, draw = np.broadcast_arrays(images[:, None], np.arange(num_draws))
-        L = terms(image.ravel(), t.ravel(), draw.ravel()).reshape(t.shape)
-        contribution = L / density[t]
-        mean = np.add.reduceat(contribution, starts, axis=1) / draws  # [b, K]
-        deviation = contribution - mean[:, stratum]
-        variance = np.add.reduceat(deviation**2, starts, axis=1) / (draws - 1)
-        image_sum[images], image_variance[images] = mean.sum(1), (variance / draws).sum(1)
-        L_0 += float(mean[:, 0].sum()) / num_images
-        sum_at += np.bincount(t.ravel(), L.ravel(), minlength=len(density))
-        count_at += np.bincount(t.ravel(), minlength=len(density))
-        if progress is not None:
-            progress(int(images[-1] + 1) * num_draws, num_images * num_draws)
-    return Drawn(image_sum, image_variance, L_0, sum_at, count_at)
-
-
-def _interpolated_curve(pilot: Pilot, num_timesteps: int) -> np.ndarray:
-    """Give the pilot's L_t at every t, [T], straight lines on logarithmic axes, and above 0 whatever the pilot saw."""
-    known = np.nan_to_num(pilot.L_t, nan=0.0, posinf=0.0)
-    known = np.maximum(known, max(1e-9 * known.max(), 1e-30))
-    return np.exp(np.interp(np.log1p(np.arange(num_timesteps)), np.log1p(pilot.timesteps), np.log(known)))
-
-
-def _cut(mass: np.ndarray, count: int) -> Strata:
-    """Part t = 0, and the rest into at most `count` strata of equal mass; two draws in each."""
-    cumulative = np.cumsum(mass[1:])
-    inner = 2 + np.searchsorted(cumulative, cumulative[-1] * np.arange(1, count) / count)
-    edges = np.unique(np.concatenate([[0, 1], inner.clip(max=len(mass)), [len(mass)]]))
-    size = np.diff(edges)
-    share = mass / np.repeat(np.add.reduceat(mass, edges[:-1]), size)
-    # A tenth of each stratum is drawn evenly: no draw then weighs more than 10 times what it would without a pilot.
-    density = 0.9 * share + 0.1 / np.repeat(size, size)
-    return Strata(edges, np.full(len(size), 2), density)
-
-
-def _variances(pilot: Pilot, strata: Strata) -> np.ndarray:
-    """Give the variance of one draw's contribution within each stratum, averaged over the pilot's images: [K]."""
-    contribution = pilot.values / strata.density[pilot.timesteps][:, None]
-    which = np.searchsorted(strata.edges, pilot.timesteps, side="right") - 1
-    inside = (contribution[:, which == k].reshape(len(contribution), -1) for k in range(len(strata.draws)))
-    with np.errstate(invalid="ignore"):  # a network that overflows
-        return np.nan_to_num([x.var(1, ddof=1).mean() if x.shape[1] else 0.0 for x in inside], posinf=0.0)
-
-
-def _chunks(count: int, size: int) -> list[np.ndarray]:
-    return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 # -- the terms of a real model -----------------------------------------------------------------------------------------
@@ -429,7 +239,7 @@ def evaluate_every_t(
     """Call evaluate(image, t, draw) for images, [M], at every t, with draw = first_draw[M] + t: [M, T, ...]."""
     at_once = max(1, 32 * batch_size // num_timesteps)  # some 32 batches between two fetches from the device
     t, rows = np.arange(num_timesteps), []
-    for chunk in _chunks(len(images), at_once):
+    for chunk in chunks(len(images), at_once):
         image, all_t, draw = np.broadcast_arrays(images[chunk, None], t, first_draw[chunk, None] + t)
         values = evaluate(image.ravel(), all_t.ravel(), draw.ravel())
         rows.append(values.reshape(image.shape + values.shape[1:]))

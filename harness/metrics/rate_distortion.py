@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.process import GaussianDiffusion
-from harness.metrics.likelihood import Predict, Progress, evaluate_draws, evaluate_every_t
+from harness.metrics.likelihood import Predict, evaluate_draws, evaluate_every_t
+from harness.metrics.stratified import Progress
 
 
 @dataclass(frozen=True, eq=False)

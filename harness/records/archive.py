@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import tarfile
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +28,8 @@ from typing import IO, Any, Literal, cast, get_args
 
 from harness import __version__
 from harness.errors import RecordError
-from harness.records.directory import RunDirectory
-from harness.records.disk import best_step, checkpoint_files
+from harness.records.directory import RunDirectory, without_joining_time
+from harness.records.disk import SCORES, best_step, checkpoint_files
 from harness.records.files import sync_folder
 from harness.spec.base import digest
 
@@ -113,7 +112,7 @@ def export_study(
         "harness": __version__,
         "checkpoints": checkpoints,
         "counts": {"runs": len(run_directories), "files": len(files), "bytes": num_bytes},
-        "runs": {directory.key: _joining_order(directory) for directory in run_directories},
+        "runs": {directory.key: list(directory.studies_by_joining()) for directory in run_directories},
         "files": files,
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -135,33 +134,26 @@ def export_study(
 
 def _files_of(directory: RunDirectory, checkpoints: WhichCheckpoints) -> dict[str, Path]:
     """Return what of a run goes into an archive, by its name in the run directory."""
-    found = _files_below(directory.path)
-    kept = checkpoint_files(directory.path / "checkpoints")
+    files = _files_below(directory.path)
+    kept = checkpoint_files(directory.checkpoints_folder)
     if checkpoints != "all":
-        best = best_step(directory.path / "checkpoints") if kept else None
+        best = best_step(directory.checkpoints_folder) if kept else None
         kept = [] if checkpoints == "none" else [(step, file) for step, file in kept if step in (kept[-1][0], best)]
-    wanted = {f"checkpoints/{file.name}" for _, file in kept} | ({"checkpoints/scores.json"} if kept else set())
-    return {
-        name: source
-        for name, source in found.items()
-        if name.split("/")[0] not in ("lock", "tracking", "checkpoints") or name in wanted
-    }
+    checkpoints_folder = directory.checkpoints_folder.name
+    chosen = {f"{checkpoints_folder}/{file.name}" for _, file in kept}
+    chosen |= {f"{checkpoints_folder}/{SCORES}"} if kept else set()
+    left_out = (directory.lock_folder.name, directory.tracking_folder.name, checkpoints_folder)
+    return {name: source for name, source in files.items() if name.split("/")[0] not in left_out or name in chosen}
 
 
 def _files_below(folder: Path) -> dict[str, Path]:
     """Return the regular files below a folder by their names there; hidden ones are half-written, links lead away."""
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and not path.is_symlink() and not any(part.startswith(".") for part in name.split("/")):
-            found[name] = path
-    return found
-
-
-def _joining_order(directory: RunDirectory) -> list[str]:
-    """Return a run's studies in the order in which it joined them, which decides whose resources and records count."""
-    paths = (directory.path / "studies").glob("[!.]*.json")
-    return [path.stem for path in sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))]
+            files[name] = path
+    return files
 
 
 @contextmanager
@@ -338,12 +330,12 @@ def _unpack_one(
     target.parent.mkdir(parents=True, exist_ok=True)
     content = tar.extractfile(member)
     assert content is not None
-    found = hashlib.sha256()
+    digest_of_content = hashlib.sha256()
     with target.open("xb") as file:
         while chunk := content.read(_CHUNK_BYTES):
-            found.update(chunk)
+            digest_of_content.update(chunk)
             file.write(chunk)
-    if found.hexdigest() != files[name]["sha256"]:
+    if digest_of_content.hexdigest() != files[name]["sha256"]:
         raise RecordError(f"{name} is damaged: its checksum does not fit")
 
 
@@ -357,14 +349,14 @@ def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, fi
             continue
         if owner := here.writer():
             wrong.append(f"run {key} is being written by process {owner.get('pid')} on {owner.get('host')}")
-        elif found := _differences(here.path, key, manifest):
-            wrong.append(f"run {key} is here already and differs: {'; '.join(found)}")
+        elif changes := _differences(here, staging / "runs" / key, manifest):
+            wrong.append(f"run {key} is here already and differs: {'; '.join(changes)}")
         else:
             present.append(key)
     if wrong:
         raise RecordError("\n  ".join(["nothing was imported, for no run is ever overwritten:", *wrong]))
     for key in new:
-        _keep_joining_order(staging / "runs" / key / "studies", manifest["runs"][key])
+        RunDirectory(staging / "runs" / key).keep_joining_order(manifest["runs"][key])
         (staging / "runs" / key).rename(runs_folder / key)
     sync_folder(runs_folder)
     num_figures = 0
@@ -379,35 +371,48 @@ def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, fi
 def _require_run(folder: Path) -> None:
     """Raise RecordError unless a folder's name is the hash of the spec in it."""
     try:
-        stored = json.loads((folder / "spec.json").read_text())
+        stored = json.loads(RunDirectory(folder).spec_path.read_text())
         key = digest({"schema_version": stored["schema_version"], "spec": stored["spec"]})
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise RecordError(f"run {folder.name} has no readable spec.json") from None
     if key != folder.name:
         raise RecordError(f"run {folder.name} holds the spec of run {key}")
+    try:
+        RunDirectory(folder).studies_by_joining()
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        raise RecordError(f"what studies say of run {folder.name} cannot be read") from None
 
 
-def _differences(run_directory: Path, key: str, manifest: dict[str, Any]) -> list[str]:
-    """Say in which files a run that is here differs from the archive's, the first five."""
-    prefix = f"runs/{key}/"
+def _differences(here: RunDirectory, staged: Path, manifest: dict[str, Any]) -> list[str]:
+    """Say in which files a run that is here differs from the archive's, the first five.
+
+    When it joined its studies, and what its processes printed, may differ from one machine to the other.
+    """
+    prefix = f"runs/{here.key}/"
     theirs = {name.removeprefix(prefix): facts for name, facts in manifest["files"].items() if name.startswith(prefix)}
-    ours = _files_of(RunDirectory(run_directory), manifest["checkpoints"])
+    ours = _files_of(here, manifest["checkpoints"])
     ours = {name: path for name, path in ours.items() if name.endswith(SUFFIXES)}
-    found = []
+    changes = []
     for name in sorted(theirs.keys() | ours.keys()):
+        folder = name.split("/")[0]
+        if folder == here.logs_folder.name:
+            continue
         if name not in ours:
-            found.append(f"{name} is in the archive alone")
+            changes.append(f"{name} is in the archive alone")
         elif name not in theirs:
-            found.append(f"{name} is here alone")
-        elif _sha256(ours[name]) != theirs[name]["sha256"]:
-            found.append(f"{name} has other content")
-    return found if len(found) <= 5 else [*found[:5], f"and {len(found) - 5} more"]
+            changes.append(f"{name} is here alone")
+        elif _sha256(ours[name]) != theirs[name]["sha256"] and not (
+            folder == here.studies_folder.name and _same_study(ours[name], staged / name)
+        ):
+            changes.append(f"{name} has other content")
+    return changes if len(changes) <= 5 else [*changes[:5], f"and {len(changes) - 5} more"]
 
 
-def _keep_joining_order(studies: Path, order: list[str]) -> None:
-    """Let the study that a run joined last be the last one again."""
-    now = time.time_ns()
-    for age, name in enumerate(reversed(order)):
-        path = studies / f"{PurePosixPath(name).name}.json"
-        if path.is_file():
-            os.utime(path, ns=(now - age * 10**9,) * 2)
+def _same_study(ours: Path, theirs: Path) -> bool:
+    """Tell whether two files say the same about a run, but for the time at which it joined the study."""
+    try:
+        return without_joining_time(json.loads(ours.read_text())) == without_joining_time(
+            json.loads(theirs.read_text())
+        )
+    except (ValueError, AttributeError, RecursionError):
+        return False

@@ -1,4 +1,8 @@
-"""The disk that run directories take, and what of it can go: nothing that a resume, a figure or an evaluation needs."""
+"""The disk that run directories take, and what of it can go: nothing that a resume, a figure or an evaluation needs.
+
+What a killed process left behind goes when its file is ten minutes old. That is the one place where the time of a file
+counts, and it can only err on the safe side: a fresh copy of a left-over is kept a little longer.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.records.directory import RunDirectory
+from harness.records.layout import CODE, SubmissionLayout, run_paths, submission_folders
 
 LEFTOVER_SECONDS = 600.0  # a younger one may still be written
 SCORES = "scores.json"  # beside checkpoints: what the metric that the spec names was at their steps
@@ -30,8 +35,8 @@ class Removable:
 
 def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
     """Return the checkpoints in a folder with their steps, whole or not, in ascending order."""
-    found = [(match, path) for path in folder.glob("step-*.pt") if (match := _CHECKPOINT.fullmatch(path.name))]
-    return sorted((int(match[1]), path) for match, path in found)
+    matches = [(match, path) for path in folder.glob("step-*.pt") if (match := _CHECKPOINT.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in matches)
 
 
 def scores(folder: Path, metric: str | None = None) -> dict[int, float]:
@@ -48,31 +53,31 @@ def scores(folder: Path, metric: str | None = None) -> dict[int, float]:
 
 def best_step(folder: Path, metric: str | None = None) -> int | None:
     """Return the step of the best checkpoint that is there, the earliest of equals."""
-    found = scores(folder, metric)
-    return min(found, key=lambda step: (found[step], step), default=None)
+    by_step = scores(folder, metric)
+    return min(by_step, key=lambda step: (by_step[step], step), default=None)
 
 
 def usage(run_directories: Iterable[Path]) -> Counter[str]:
     """Return the bytes that runs take, by kind: checkpoints, journals, samples, arrays and other."""
-    found: Counter[str] = Counter()
+    num_bytes: Counter[str] = Counter()
     for run_directory in run_directories:
         for path in run_directory.rglob("*"):
             if path.is_file():
                 top = path.relative_to(run_directory).parts[0]
                 kind = "journals" if top.startswith("journal-") else top
-                found[kind if kind in ("checkpoints", "journals", "samples", "arrays") else "other"] += _size(path)
-    return found
+                num_bytes[kind if kind in ("checkpoints", "journals", "samples", "arrays") else "other"] += _size(path)
+    return num_bytes
 
 
 def removable(run_directory: RunDirectory) -> list[Removable]:
     """Return what can go in a run that nobody works on: old checkpoints of a done one, and what killed jobs left."""
     if run_directory.writer():
         return []
-    found = [Removable(path, _size(path), "left by a killed job") for path in _leftovers(run_directory.path)]
+    can_go = [Removable(path, _size(path), "left by a killed job") for path in _leftovers(run_directory)]
     if run_directory.status().state == "done":
         old = _old_checkpoints(run_directory)
-        found += [Removable(path, _size(path), "checkpoint before the last of a done run") for path in old]
-    return found
+        can_go += [Removable(path, _size(path), "checkpoint before the last of a done run") for path in old]
+    return can_go
 
 
 def remove(run_directory: RunDirectory) -> int:
@@ -82,18 +87,18 @@ def remove(run_directory: RunDirectory) -> int:
         RecordError: another process has begun to work on the run.
     """
     # Looked up before the lock is held, since whoever holds it counts as a writer, and only then removed.
-    found = removable(run_directory)
-    if not found:
+    can_go = removable(run_directory)
+    if not can_go:
         return 0
     with run_directory.lock():
-        for one in found:
-            one.path.unlink(missing_ok=True)
-    return sum(one.num_bytes for one in found)
+        for entry in can_go:
+            entry.path.unlink(missing_ok=True)
+    return sum(entry.num_bytes for entry in can_go)
 
 
 def removable_folders(runs_folder: Path) -> list[Removable]:
     """Return what can go beside the runs: copies of code that none of them ran on, and folders of finished jobs."""
-    directories = {path.parent.name: RunDirectory(path.parent) for path in runs_folder.glob("[!.]*/spec.json")}
+    directories = {path.name: RunDirectory(path) for path in run_paths(runs_folder)}
     states = {key: directory.status().state for key, directory in directories.items()}
     code = "code that no run was made by"
     jobs = "logs and pickles of finished jobs"
@@ -104,17 +109,17 @@ def removable_folders(runs_folder: Path) -> list[Removable]:
     ]
 
 
-def remove_folder(found: Removable) -> int:
+def remove_folder(folder: Removable) -> int:
     """Remove a folder that can go; return how many bytes that freed."""
-    shutil.rmtree(found.path, ignore_errors=True)
-    return found.num_bytes
+    shutil.rmtree(folder.path, ignore_errors=True)
+    return folder.num_bytes
 
 
 def _unused_code(runs_folder: Path, directories: dict[str, RunDirectory], states: dict[str, str]) -> list[Path]:
     if {"queued", "running"} & set(states.values()):
         return []  # a job that has not begun yet has not said which code it will import
-    used = {entry.get("code_snapshot") for one in directories.values() for entry in one.environments()}
-    return [path for path in (runs_folder / ".code").glob("[!.]*") if path.name not in used and _is_old(path)]
+    used = {entry.get("code_snapshot") for run in directories.values() for entry in run.environments()}
+    return [path for path in (runs_folder / CODE).glob("[!.]*") if path.name not in used and _is_old(path)]
 
 
 def _killed_imports(runs_folder: Path) -> list[Path]:
@@ -124,8 +129,10 @@ def _killed_imports(runs_folder: Path) -> list[Path]:
 def _finished_jobs(runs_folder: Path, states: dict[str, str]) -> list[Path]:
     """Find submissions all of whose runs are done, gone, or submitted again and at rest: nothing reads their logs."""
     newest: dict[str, Path] = {}
-    submissions = sorted((runs_folder / ".jobs").glob("*/*"), key=lambda path: path.name)
-    claims = {folder: [claim.name for claim in folder.glob("claims/*")] for folder in submissions}
+    claims = {
+        folder: [claim.name for claim in SubmissionLayout(folder).claims_folder.glob("*")]
+        for folder in submission_folders(runs_folder)
+    }
     for folder, keys in claims.items():
         newest |= dict.fromkeys(keys, folder)
 
@@ -148,26 +155,26 @@ def _size_below(folder: Path) -> int:
     return sum(_size(path) for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def _leftovers(run_directory: Path) -> list[Path]:
+def _leftovers(run_directory: RunDirectory) -> list[Path]:
     """Find files that were being written when their process ended: the writers rename them when they are whole."""
-    hidden = [path for path in run_directory.rglob(".*") if path.is_file()]
-    partial = list((run_directory / "checkpoints").glob("*.tmp"))
-    return [path for path in [*hidden, *partial] if time.time() - path.stat().st_mtime > LEFTOVER_SECONDS]
+    hidden = [path for path in run_directory.path.rglob(".*") if path.is_file()]
+    partial = list(run_directory.checkpoints_folder.glob("*.tmp"))
+    return [path for path in [*hidden, *partial] if _is_old(path)]
 
 
 def _old_checkpoints(run_directory: RunDirectory) -> list[Path]:
-    folder = run_directory.path / "checkpoints"
-    found = checkpoint_files(folder)
-    if len(found) < 2:
+    folder = run_directory.checkpoints_folder
+    checkpoints = checkpoint_files(folder)
+    if len(checkpoints) < 2:
         return []
-    newest = found[-1][1]
+    newest = checkpoints[-1][1]
     with newest.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() not in newest.name:
             return []  # the newest is damaged, so the one before it is what resumes and evaluates
     every = [facts.get("records", {}).get("keep_every") for facts in run_directory.studies().values()]
     best = best_step(folder)
-    by_interval = {step for step, _ in found if any(interval and step % interval == 0 for interval in every)}
-    return [path for step, path in found[:-1] if step != best and step not in by_interval]
+    by_interval = {step for step, _ in checkpoints if any(interval and step % interval == 0 for interval in every)}
+    return [path for step, path in checkpoints[:-1] if step != best and step not in by_interval]
 
 
 def _size(path: Path) -> int:

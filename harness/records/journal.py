@@ -184,6 +184,33 @@ class AttemptFile:
             )
 
 
+def read_events(path: Path, name: str) -> list[Event]:
+    """Return the whole events of one name in a journal, parsing no other line."""
+    mark = json.dumps({"event": name}).encode()[1:-1]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    entries = filter(None, (parse_line(line) for line in lines if mark in line))
+    attempt = attempt_number(path)
+    return [
+        Event(name, entry["facts"], entry["ms"], attempt, entry["seq"])
+        for entry in entries
+        if entry.get("event") == name
+    ]
+
+
+def last_value(path: Path, key: str) -> float | None:
+    """Return the newest value of a metric in a journal, looked for from its end; None where it has none."""
+    data = path.read_bytes()
+    end = len(data)
+    while (position := data.rfind(json.dumps(key).encode() + b": ", 0, end)) >= 0:
+        start = data.rfind(b"\n", 0, position) + 1
+        line, newline, _ = data[start:].partition(b"\n")
+        entry = parse_line(line) if newline else None
+        if entry and key in entry.get("metrics", {}):
+            return entry["metrics"][key]
+        end = start
+    return None
+
+
 def parse_line(line: bytes) -> dict | None:
     """Return a journal line's entry, or None when its checksum does not fit."""
     checksum, _, body = line.partition(b" ")

@@ -12,6 +12,7 @@ from typing import Any
 from harness.errors import SpecError
 from harness.records.directory import RunDirectory
 from harness.records.files import differences
+from harness.records.layout import run_paths
 from harness.spec.run import RunSpec
 
 MAY_DIFFER = {
@@ -30,9 +31,8 @@ def parent_of(spec: RunSpec, runs_folder: Path) -> tuple[RunDirectory, int]:
     """
     assert spec.continue_from is not None
     parent = RunDirectory(runs_folder / spec.continue_from)
-    if not (parent.path / "spec.json").exists():
-        done = [path.parent for path in sorted(runs_folder.glob("[!.]*/spec.json"))]
-        names = [path.name for path in done if RunDirectory(path).status().state == "done"]
+    if not parent.spec_path.exists():
+        names = [path.name for path in run_paths(runs_folder) if RunDirectory(path).status().state == "done"]
         more = f" and {len(names) - 10} more" if len(names) > 10 else ""
         known = f"choices: {', '.join(names[:10])}{more}" if names else "no run there is done"
         raise SpecError(f"continue_from: no run {parent.key} in {runs_folder}; {known}")
@@ -41,9 +41,9 @@ def parent_of(spec: RunSpec, runs_folder: Path) -> tuple[RunDirectory, int]:
         raise SpecError(f"continue_from: run {parent.key} is {state}; only a done run can be trained further")
     stored = parent.spec()
     step = stored["train"]["steps"]
-    found = differences(_shared(stored), _shared(spec.model_dump(mode="json")))
-    if found:
-        raise SpecError("\n  ".join([f"continue_from: run {parent.key} is of another kind:", *found]))
+    changes = differences(_shared(stored), _shared(spec.model_dump(mode="json")))
+    if changes:
+        raise SpecError("\n  ".join([f"continue_from: run {parent.key} is of another kind:", *changes]))
     if spec.train.steps <= step:
         raise SpecError(
             f"continue_from: run {parent.key} has trained for {step} steps, so train.steps must be more than that, "
@@ -54,7 +54,9 @@ def parent_of(spec: RunSpec, runs_folder: Path) -> tuple[RunDirectory, int]:
 
 def _shared(spec: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a resolved spec in which parent and child must be equal."""
-    parts = {part: one for part, one in spec.items() if part not in ("objective", "continue_from", "imported_sha256")}
+    parts = {
+        part: value for part, value in spec.items() if part not in ("objective", "continue_from", "imported_sha256")
+    }
     for part, names in MAY_DIFFER.items():
-        parts[part] = {name: one for name, one in parts[part].items() if name not in names}
+        parts[part] = {name: value for name, value in parts[part].items() if name not in names}
     return parts

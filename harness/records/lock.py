@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -11,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 from harness.errors import RecordError
-from harness.records.files import replace_file
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -28,13 +28,21 @@ class FolderLock:
     lock free of races.
 
     A lock is stale when its process (pid and start time) is gone from this machine, when it was left by an earlier
-    start of this same SLURM job, or when its heartbeat (the file's mtime, every 10 s) is older than 120 s.
+    start of this same SLURM job, or when its heartbeat is older than 120 s. The heartbeat stands in the file and is
+    rewritten every 10 s: a copy of a folder that is being written has the heartbeat of the moment at which it was made,
+    and is free 120 s later, whatever the times of its files. That goes for a copy on the owner's own machine too, where
+    the process is still there: the copy is another folder than the one whose inode the owner wrote down.
+
+    The file is written in place, with always the same length: a reader finds the old text or the new one, a full disk
+    does not matter, and what was removed by whoever took over does not come back.
     """
 
     def __init__(self, folder: Path, what: str):
         self.folder, self.what = folder, what
         self._path: Path | None = None
+        self._facts: dict = {}
         self._stop = threading.Event()
+        self._writing = threading.Lock()
 
     def owner(self) -> dict | None:
         """Return the facts of the process that holds the lock now, or None when it is free or stale."""
@@ -61,11 +69,8 @@ class FolderLock:
         """Give the lock back; a number that somebody took over meanwhile stays theirs."""
         self._stop.set()
         if self._path:
-            try:
-                replace_file(self._path, '{"released": true}', durable=False)
-            except RecordError:  # the disk is full: an empty file of long ago needs no room and says the same
-                os.truncate(self._path, 0)
-                os.utime(self._path, (0, 0))
+            with self._writing, contextlib.suppress(FileNotFoundError):
+                _write_in_place(self._path, {"released": True})
             self._path = None
 
     def verify(self) -> None:
@@ -78,9 +83,11 @@ class FolderLock:
         if newest and self._live_owner(newest):
             return False
         mine = self.folder / f"{newest + 1:06d}"
+        folder = self.folder.stat()
+        self._facts = this_process() | {"folder": [folder.st_dev, folder.st_ino]}
         try:
             with mine.open("x") as file:
-                file.write(json.dumps(this_process()))
+                file.write(_padded(self._facts))
         except FileExistsError:
             return False
         if self._newest() > newest + 1:
@@ -90,6 +97,8 @@ class FolderLock:
             if number <= newest:
                 (self.folder / f"{number:06d}").unlink(missing_ok=True)
         self._path = mine
+        with contextlib.suppress(FileNotFoundError):
+            self._write_heartbeat(mine)
         return True
 
     def _numbers(self) -> list[int]:
@@ -104,26 +113,61 @@ class FolderLock:
     def _live_owner(self, number: int) -> dict | None:
         path = self.folder / f"{number:06d}"
         try:
-            text, heartbeat = path.read_text(), path.stat().st_mtime
+            text, modified = path.read_text(), path.stat().st_mtime
         except FileNotFoundError:
             return None
         # An empty file was created this instant, or its process died in that instant: only its age can tell.
         owner = json.loads(text) if text.endswith("}") else {}
         if owner.get("released"):
             return None
-        if owner and owner["machine"] == _machine():
-            return owner if _start_time(owner["pid"]) == owner["started"] else None
-        if owner and _is_my_earlier_start(owner):
+        # Versions before the heartbeat stood in the file had the file's time for it.
+        owner = owner if "heartbeat" in owner else owner | {"heartbeat": modified}
+        fresh = time.time() - owner["heartbeat"] <= STALE_SECONDS
+        if "machine" in owner and owner["machine"] == _machine():
+            if _start_time(owner["pid"]) != owner["started"]:
+                return None
+            return owner if fresh or not self._is_a_copy(owner) else None
+        if "machine" in owner and _is_my_earlier_start(owner):
             return None
-        return owner | {"heartbeat": heartbeat} if time.time() - heartbeat <= STALE_SECONDS else None
+        return owner if fresh else None
+
+    def _is_a_copy(self, owner: dict) -> bool:
+        folder = self.folder.stat()
+        return owner.get("folder", [folder.st_dev, folder.st_ino]) != [folder.st_dev, folder.st_ino]
 
     def _beat(self) -> None:
         path = self._path
         while path and not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                os.utime(path)
+                with self._writing:
+                    if self._stop.is_set():
+                        return  # it was given back this instant
+                    os.utime(path)
+                    self._write_heartbeat(path)
             except OSError:
                 return  # taken over: verify() says so at the next checkpoint
+
+    def _write_heartbeat(self, path: Path) -> None:
+        """Write the time of the file's last change into it: by the file system's clock, which all machines share."""
+        _write_in_place(path, self._facts | {"heartbeat": path.stat().st_mtime})
+
+
+_LENGTH = 1024  # bytes of a lock file; its facts are some 350 long
+
+
+def _padded(facts: dict) -> str:
+    """Write facts as JSON of a fixed length, with the padding before the last brace."""
+    text = json.dumps(facts)
+    return f"{text[:-1]:<{_LENGTH - 1}}}}"
+
+
+def _write_in_place(path: Path, facts: dict) -> None:
+    """Replace the content of a file that exists, by one write."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        os.write(descriptor, _padded(facts).encode())
+    finally:
+        os.close(descriptor)
 
 
 def this_process() -> dict:

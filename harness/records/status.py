@@ -1,10 +1,38 @@
-"""Where a run stands, as last said by whoever works on it."""
+"""Where a run stands, as last said by whoever works on it.
+
+`state`, `cause` and `stopped_by` are for programs; `reason` is for people, and nothing reads a meaning out of it.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, get_args
 
 STATES = ("new", "queued", "running", "interrupted", "failed", "pruned", "done")
+
+Cause = Literal[
+    "",  # it goes on, is done, or waits
+    "signal",  # interrupted: stopped by the signal that `stopped_by` names, with a checkpoint
+    "step_limit",  # interrupted: after as many steps as were asked for, with a checkpoint
+    "killed",  # interrupted: its process or job ended without a word
+    "out_of_memory",  # interrupted or, after three times, failed: killed for taking too much memory
+    "cancelled",  # interrupted: by a person
+    "canary",  # interrupted: the run failed whose first steps it waited for
+    "not_begun",  # interrupted: its job ended without having begun it
+    "never_submitted",  # interrupted: the submission broke off before the run had a job
+    "no_progress",  # failed: killed again and again at one step
+    "error",  # failed: by an error of its own
+    "pruned",  # pruned: by a search
+]
+CAUSES = get_args(Cause)
+
+
+class Ending(NamedTuple):
+    """Why a run ended: for programs, and for people."""
+
+    cause: Cause
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +43,43 @@ class Status:
     step: int = 0
     num_steps: int = 0
     attempt: int = 0
-    reason: str = ""  # why it is interrupted, failed or pruned
+    reason: str = ""  # why it is interrupted, failed or pruned, for people
     loss: float | None = None
     images_per_second: float | None = None
     eta_seconds: float | None = None
     updated_seconds: float = 0.0  # Unix time, set when written
+    cause: Cause = ""
+    stopped_by: str = ""  # SIGUSR2, SIGTERM or SIGINT, where the cause is a signal
 
 
 _STATUS_FIELDS = {entry.name for entry in fields(Status)}
+
+
+def status_from(stored: dict[str, Any]) -> Status:
+    """Return the status that a status.json holds; fields of later versions are left out."""
+    if "cause" not in stored and stored.get("reason"):
+        stored = stored | _fields_of_an_old_reason(stored["state"], stored["reason"])
+    return Status(**{key: value for key, value in stored.items() if key in _STATUS_FIELDS})
+
+
+def _fields_of_an_old_reason(state: str, reason: str) -> dict[str, str]:
+    """Return the fields of a status.json from before there were fields; it had the sentence alone.
+
+    The patterns are frozen, as files on disk are: what is written today has the fields, and is not looked at here.
+    """
+    if state == "interrupted":
+        if signal := re.match(r"stopped by (SIG[A-Z0-9]+)", reason):
+            return {"cause": "signal", "stopped_by": signal[1]}
+        if reason.startswith("stopped by request"):
+            return {"cause": "step_limit"}
+        if re.match(r"killed(:| by )", reason):
+            return {"cause": "killed"}
+    if state == "failed":
+        return {"cause": _cause_of_an_old_failure(reason)}
+    return {"cause": "pruned"} if state == "pruned" else {}
+
+
+def _cause_of_an_old_failure(reason: str) -> str:
+    if not re.match(r"killed \d+ times ", reason):
+        return "error"
+    return "out_of_memory" if ": OUT_OF_MEMORY on " in reason else "no_progress"

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.records.files import replace_file
-
-FOLDER = ".throughput"
+from harness.records.layout import THROUGHPUT
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,31 @@ class Throughput:
     num_processes: int = 1
     precision: str = "fp32"
     checkpoint_bytes: int | None = None
+    measured_seconds: float = 0.0  # Unix time, set when written; 0 in files from before it was
 
 
 def record(runs_folder: Path, fact: Throughput) -> None:
     """Keep a fact in place of what was known of this cost class on this device."""
-    folder = runs_folder / FOLDER
+    folder = runs_folder / THROUGHPUT
     folder.mkdir(parents=True, exist_ok=True)
     where = hashlib.sha256(f"{fact.device_name} x {fact.num_processes}".encode()).hexdigest()[:8]
-    replace_file(folder / f"{fact.cost_key}-{where}.json", json.dumps(asdict(fact), indent=1), durable=False)
+    text = json.dumps(asdict(fact) | {"measured_seconds": time.time()}, indent=1)
+    replace_file(folder / f"{fact.cost_key}-{where}.json", text, durable=False)
 
 
 def load(runs_folder: Path) -> dict[str, list[Throughput]]:
     """Return all facts by cost_key, the newest first."""
-    paths = sorted((runs_folder / FOLDER).glob("[!.]*.json"), key=lambda path: -path.stat().st_mtime_ns)
-    found = defaultdict(list)
+    # Files from before the time was in them are older than the others, and among themselves have their files' times.
+    paths = sorted((runs_folder / THROUGHPUT).glob("[!.]*.json"), key=lambda path: -path.stat().st_mtime_ns)
+    facts = defaultdict(list)
     for path in paths:
         values = json.loads(path.read_text())
         # Version 0.1 named the kind of device alone, and the cost_key by the file.
         fact = Throughput(**{"cost_key": path.stem, "device_name": values["device"], **values})
-        found[fact.cost_key].append(fact)
-    return dict(found)
+        facts[fact.cost_key].append(fact)
+    for of_one_class in facts.values():
+        of_one_class.sort(key=lambda fact: -fact.measured_seconds)
+    return dict(facts)
 
 
 def cpu_name() -> str:

@@ -230,7 +230,7 @@ class Coordinator:
     def _complete(self, trial: _Trial, planned: Sequence[planning.PlannedRun]) -> None:
         for one in planned:  # those that were done before belong to the search too
             if self.search.name not in one.directory.studies():
-                one.directory.add_to_study(self.search.name, one.run.facts())
+                one.directory.register(one.run)
         found = {metric.name: [self._value(metric, one.run) for one in planned] for metric in self.search.metrics}
         for name, values in found.items():
             if not all(map(math.isfinite, values)):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from harness.records.layout import SEARCH
 from harness.spec.base import SpecModel
 from harness.spec.evaluation import Evaluation, extractor_name
 from harness.spec.run import RunSpec
@@ -219,7 +220,7 @@ class Search:
         )
 
     def folder(self, runs_folder: Path) -> Path:
-        return runs_folder / ".search" / self.name
+        return runs_folder / SEARCH / self.name
 
 
 def trial_name(number: int) -> str:

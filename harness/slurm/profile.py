@@ -72,7 +72,7 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
     cpus = max(profile.need(resources, "cpus"), resources.threads or 1)
     gpus, minutes = profile.need(resources, "gpus_per_node"), profile.need(resources, "time_minutes")
     scratch = [f'export TMPDIR="{profile.scratch}"', 'mkdir -p "$TMPDIR"'] if profile.scratch else []
-    setup = [*_REQUEUE_THE_KILLED, *(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
+    setup = [*(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
     return {
         "timeout_min": minutes,
         "nodes": resources.nodes,
@@ -91,18 +91,3 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
         "slurm_srun_args": [f"--cpus-per-task={cpus}"],
         "slurm_additional_parameters": {"requeue": True},  # after a node failure, whatever the cluster's default is
     }
-
-
-# A task that was killed (out of memory, as a rule) ends its step alone: the batch script lives, and can have the job
-# begin again. One that SLURM is ending already, for whatever reason, is no longer RUNNING. An array's last task bears
-# the number of the whole array, which must not be requeued for it.
-_REQUEUE_THE_KILLED = (
-    "harness_requeue_the_killed() {",
-    "    local code=$? job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
-    "    job=${job:-$SLURM_JOB_ID}",
-    '    if [ "$code" -gt 128 ] && scontrol show job "$job" | grep -q "JobState=RUNNING"; then',
-    '        echo "killed (exit code $code): requeued" && scontrol requeue "$job"',
-    "    fi",
-    "}",
-    "trap harness_requeue_the_killed EXIT",
-)

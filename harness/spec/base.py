@@ -4,16 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, get_args
+from collections.abc import Iterable
+from typing import Any, ClassVar, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_serializer
 
 SCHEMA_VERSION = 1
 """Part of every run_key. Raise it when a field keeps its name but changes its meaning."""
 
 
+YOUNGER = object()
+"""Marks a field that is younger than the schema: `Annotated[int | None, YOUNGER] = None`.
+
+It is written, and hashed, only when it is not its default. So every spec that does not use it keeps its key, and run
+directories of before are not of another spec.
+"""
+
+
 class SpecModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    younger_fields: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        fields = cls.model_fields.items()
+        cls.younger_fields = tuple(name for name, field in fields if any(mark is YOUNGER for mark in field.metadata))
+
+    def unwritten_paths(self) -> Iterable[str]:
+        """Return the dotted paths of what is neither written nor hashed."""
+        fields = type(self).model_fields
+        return [name for name in self.younger_fields if getattr(self, name) == fields[name].default]
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: Any) -> dict[str, Any]:
+        written = handler(self)
+        for path in self.unwritten_paths():
+            *parents, name = path.split(".")
+            part = written
+            for parent in parents:
+                part = part.get(parent, {})
+            part.pop(name, None)
+        return written
 
 
 def expand_name(value: Any) -> Any:

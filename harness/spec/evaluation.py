@@ -98,6 +98,10 @@ class NoiseScale(SpecModel):
     num_big: int = Field(16, ge=1)
 
 
+PARTS = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid")
+"""What an evaluation may measure, in the order in which it is measured; each is a field of `Evaluation`."""
+
+
 class Evaluation(SpecModel):
     """A protocol: what is measured on a finished run's weights, and how. `name` is the prefix of its metrics."""
 
@@ -127,8 +131,7 @@ class Evaluation(SpecModel):
     @property
     def parts(self) -> list[str]:
         """Return what it measures."""
-        kinds = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid")
-        return [part for part in kinds if getattr(self, part) is not None]
+        return [part for part in PARTS if getattr(self, part) is not None]
 
     @property
     def key(self) -> str:
@@ -145,6 +148,10 @@ class Evaluation(SpecModel):
         Raises:
             ValueError: it asks for what this run cannot give.
         """
+        for part in self.parts:
+            if part not in spec.method.measures:
+                choices = ", ".join(name for name in PARTS if name in spec.method.measures)
+                raise ValueError(f"{part} cannot be measured under method {spec.method.name}; choices: {choices}")
         if self.every is not None and self.nll is None:
             raise ValueError("every: needs an nll to measure during training")
         if self.every is not None and self.weights == "untrained":
@@ -160,7 +167,7 @@ class Evaluation(SpecModel):
         if self.noise_scale and self.weights != "raw":
             raise ValueError("noise_scale is measured where training stands: say weights: raw")
         num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
-        if spec.diffusion.var_type != "fixed":
+        if spec.diffusion.var_type != "fixed" or "diffusion.var_type" not in spec.method.owns:
             change["fixed_variance"] = "large"  # moot: one key for one measurement
         for part in ("fidelity", "sweep", "skip"):
             wanted = getattr(self, part)

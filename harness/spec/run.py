@@ -13,14 +13,16 @@ Two identities follow from it:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
 from harness.data.facts import DATASET_FACTS, DatasetFacts
-from harness.spec.base import SCHEMA_VERSION, SpecModel, digest, expand_name
+from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest, expand_name
 
 
 class _Data(SpecModel):
@@ -249,12 +251,50 @@ class Train(SpecModel):
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
+class MethodSpec(SpecModel):
+    """What trains. A method's parameters are fields of its class, their defaults included."""
+
+    name: str
+
+    owns: ClassVar[tuple[str, ...]] = ()
+    """Dotted paths of a run's spec that only this method and others that own them read; refused elsewhere."""
+    measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "grid"))
+    """What an evaluation can measure of it: samples, unless it says more."""
+
+
+class Gaussian(MethodSpec):
+    """DDPM and Improved DDPM: one network that denoises, by an objective at random timesteps."""
+
+    name: Literal["gaussian"] = "gaussian"
+
+    owns: ClassVar[tuple[str, ...]] = ("objective", "timestep_sampler", "diffusion.mean_type", "diffusion.var_type")
+    measures: ClassVar[frozenset[str]] = MethodSpec.measures | {"nll", "rate_distortion", "noise_scale"}
+
+
+METHODS: dict[str, type[MethodSpec]] = {"gaussian": Gaussian}
+
+
+def _by_name(value: Any) -> Any:
+    value = expand_name(value)
+    if not isinstance(value, dict):
+        return value
+    name = value.get("name")
+    if not isinstance(name, str) or name not in METHODS:
+        context = {"discriminator": "'name'", "tag": str(name), "expected_tags": ", ".join(map(repr, METHODS))}
+        raise PydanticKnownError("union_tag_invalid", context)
+    return METHODS[name].model_validate(value)
+
+
+Method = Annotated[SerializeAsAny[MethodSpec], BeforeValidator(_by_name)]
+
+
 class RunSpec(SpecModel):
     """One training: all that its weights depend on, and only that."""
 
     seed: int = Field(0, ge=0, lt=2**31)
     imported_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # weights from a file: trained elsewhere
-    continue_from: str | None = Field(None, pattern="^[0-9a-f]{16}$")  # run_key of a done run that is trained further
+    continue_from: Annotated[str | None, YOUNGER] = Field(None, pattern="^[0-9a-f]{16}$")  # run_key of a done run
+    method: Annotated[Method, YOUNGER] = Gaussian()
     data: Data
     diffusion: Diffusion = Diffusion()
     objective: Objective = Simple()
@@ -263,11 +303,29 @@ class RunSpec(SpecModel):
     optim: Optim = Optim()
     train: Train
 
-    @model_serializer(mode="wrap")
-    def _without_an_absent_parent(self, handler: Any) -> dict[str, Any]:
-        # The field is younger than run directories are: a spec that does not use it is spelt, and hashed, as before.
-        spelt = handler(self)
-        return spelt if self.continue_from else {key: one for key, one in spelt.items() if key != "continue_from"}
+    def unwritten_paths(self) -> Iterable[str]:
+        """Return also what belongs to other methods."""
+        return [*super().unwritten_paths(), *self._foreign_paths()]
+
+    def _foreign_paths(self) -> list[str]:
+        """Return the dotted paths that other methods than this run's own."""
+        owned = dict.fromkeys(path for method in METHODS.values() for path in method.owns)
+        return [path for path in owned if path not in self.method.owns]
+
+    @model_validator(mode="after")
+    def _only_this_methods_fields(self) -> RunSpec:
+        for path in self._foreign_paths():
+            *parents, name = path.split(".")
+            part: SpecModel = self
+            for parent in parents:
+                part = getattr(part, parent)
+            if name in part.model_fields_set:
+                owners = [method for method, kind in METHODS.items() if path in kind.owns]
+                raise ValueError(
+                    f"{path} is read by method {' and '.join(owners)}, not by {self.method.name}: "
+                    f"remove it, or choose method: {' | '.join(owners)}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> RunSpec:
@@ -351,8 +409,11 @@ class RunSpec(SpecModel):
     @property
     def cost_key(self) -> str:
         """Return a digest of all that decides what a training step costs: network, images, batch, precision."""
+        default = type(self).model_fields["method"].default
+        method = {} if self.method == default else {"method": self.method.model_dump(mode="json")}
         return digest(
-            {
+            method
+            | {
                 "model": self.model.model_dump(mode="json"),
                 "data": [self.data.name, self.data.pixels],
                 "learned_variance": self.diffusion.var_type in LEARNED,

@@ -238,13 +238,14 @@ def _resolve_evaluation(
     entry: _EvaluationEntry, spec: RunSpec, inception: bool, known: dict[tuple[int, str], Any]
 ) -> Evaluation:
     # What an evaluation resolves to depends on these parts of the spec alone; a thousand runs share a few of them.
-    about = (entry.index, f"{spec.data!r} {spec.diffusion.var_type} {spec.diffusion.num_timesteps}")
-    if about not in known:
+    parts = (spec.data, spec.method, spec.model, spec.diffusion.var_type, spec.diffusion.num_timesteps)
+    key = (entry.index, repr(parts))
+    if key not in known:
         try:
-            known[about] = entry.evaluation.resolve(spec, inception=inception)
+            known[key] = entry.evaluation.resolve(spec, inception=inception)
         except ValueError as error:
             raise spec_error(entry.mark, f"evaluate.{entry.index}", str(error)) from None
-    return known[about]
+    return known[key]
 
 
 def _place_of(document: Document, overrides: Sequence[Override], keys: Keys) -> SourceLocation:

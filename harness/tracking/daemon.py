@@ -19,6 +19,7 @@ from typing import Any
 from harness import PACKAGE_ROOT
 from harness.errors import HarnessError, TrackingError
 from harness.records.directory import RunDirectory
+from harness.records.layout import STUDIES
 from harness.records.status import Status
 from harness.tracking.store import store_uri
 from harness.tracking.sync import file_stamp, sync_run
@@ -28,52 +29,52 @@ MAX_PAUSE_SECONDS = 600.0
 
 def watch(
     gather: Callable[[], Sequence[RunDirectory]],
-    say: Callable[[str], None],
+    on_news: Callable[[str], None],
     *,
     tracking_uri: str | None = None,
     every_seconds: float = 30.0,
     for_ever: bool = False,
 ) -> None:
-    """Carry records to MLflow again and again, until all is there and nothing is left to run.
+    """Upload records to MLflow again and again, until all is there and nothing is left to run.
 
     This is what a login node does for compute nodes that cannot reach the server. An outage is waited out: the pause
     between tries doubles, up to ten minutes.
 
     Args:
         gather: finds the runs, anew before each pass.
-        say: takes a plain line of what is new.
-        for_ever: go on when nothing is left to run.
+        on_news: takes a plain line of what is new.
+        for_ever: continue when nothing is left to run.
     """
-    passes = _Passes(tracking_uri)
-    told, pause, away = "", every_seconds, False
+    sync_loop = _SyncLoop(tracking_uri)
+    last_news, pause, away = "", every_seconds, False
     while True:
-        num_rows, news, error = passes.carry(gather())
+        num_rows, news, error = sync_loop.sync(gather())
         if num_rows:
-            say(f"{num_rows} rows carried")
+            on_news(f"{num_rows} rows uploaded")
         if error:
             pause = min(2 * pause, MAX_PAUSE_SECONDS) if away else every_seconds
-            say(f"{error}; trying again in {pause:.0f} s")
+            on_news(f"{error}; trying again in {pause:.0f} s")
         elif away:
             pause = every_seconds
-            say("the store is back")
+            on_news("the store is back")
         away = error is not None
-        if news != told:
-            say(news)
-            told = news
-        if not (for_ever or away or passes.left_to_do):
+        if news != last_news:
+            on_news(news)
+            last_news = news
+        if not (for_ever or away or sync_loop.left_to_do):
             return
         time.sleep(pause)
 
 
-class _Passes:
-    """Passes over many runs that leave out those in which nothing has changed since they were carried."""
+class _SyncLoop:
+    """Passes over many runs that leave out those in which nothing has changed since they were uploaded."""
 
     def __init__(self, tracking_uri: str | None):
         self.tracking_uri = tracking_uri
         self.left_to_do = False
-        self._carried: dict[str, Any] = {}
+        self._synced: dict[str, Any] = {}
 
-    def carry(self, run_directories: Sequence[RunDirectory]) -> tuple[int, str, TrackingError | None]:
+    def sync(self, run_directories: Sequence[RunDirectory]) -> tuple[int, str, TrackingError | None]:
         """Return how many rows were sent, where the runs stand and what is wrong, and why the store is away."""
         num_rows, lines, error = 0, [], None
         states: Counter[str] = Counter()
@@ -81,10 +82,10 @@ class _Passes:
         for run_directory in run_directories:
             status = run_directory.status()
             states[status.state] += 1
-            self.left_to_do |= _goes_on(status)
-            # Taken first: what changes while the run is carried is carried next time.
+            self.left_to_do |= _is_active(status)
+            # Taken first: what changes while the run is uploaded is uploaded next time.
             seen = (status.state, _files_seen(run_directory))
-            if error or self._carried.get(run_directory.key) == seen:
+            if error or self._synced.get(run_directory.key) == seen:
                 continue
             try:
                 report = sync_run(run_directory, tracking_uri=self.tracking_uri, wait_seconds=5.0)
@@ -94,22 +95,22 @@ class _Passes:
                 self.left_to_do = True
                 lines.append(f"{run_directory.key} is left for the next pass: {refusal}")
             else:
-                self._carried[run_directory.key] = seen
+                self._synced[run_directory.key] = seen
                 num_rows += sum(study.num_rows_sent for study in report.studies.values())
                 lines.extend(f"{run_directory.key}: {problem}" for problem in report.problems)
         counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no runs yet"
         return num_rows, "\n".join([*lines, counts]), error
 
 
-def _goes_on(status: Status) -> bool:
+def _is_active(status: Status) -> bool:
     """Tell whether more is to come of a run; SLURM requeues one that was stopped by its notice of the end, SIGUSR2."""
     waiting = status.state in ("new", "queued", "running")
-    return waiting or (status.state == "interrupted" and "SIGUSR2" in status.reason)
+    return waiting or (status.state == "interrupted" and status.stopped_by == "SIGUSR2")
 
 
 def _files_seen(run_directory: RunDirectory) -> list[tuple[str, list[int]]]:
-    folder = run_directory.path
-    return [(path.name, file_stamp(path)) for pattern in ("*.json*", "studies/*.json") for path in folder.glob(pattern)]
+    paths = [*run_directory.path.glob("*.json*"), *run_directory.studies_folder.glob(STUDIES)]
+    return [(path.name, file_stamp(path)) for path in paths]
 
 
 class BackgroundSync:
@@ -117,7 +118,7 @@ class BackgroundSync:
 
     It never blocks a training: it reads the journals, waits out a dead or hanging server, and catches up. When the
     process that began it ends, by SIGKILL too, it makes a last pass and ends. What it cannot deliver, `sync_run`
-    delivers later. Write the last status before `close`, so that the last pass carries it.
+    delivers later. Write the last status before `close`, so that the last pass uploads it.
 
     Args:
         run_directories: of one job, or of all that one machine works on.
@@ -157,7 +158,7 @@ class BackgroundSync:
         self.close()
 
     def close(self, wait_seconds: float = 60.0) -> bool:
-        """Ask for the last pass and wait for it, no longer than told; return whether it succeeded."""
+        """Ask for the last pass and wait for it, no longer than asked; return whether it succeeded."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -173,7 +174,7 @@ class BackgroundSync:
         self._process.wait()
 
 
-def _follow(run_directories: list[RunDirectory], uri: str, every_seconds: float) -> int:
+def _sync_until_parent_exits(run_directories: list[RunDirectory], uri: str, every_seconds: float) -> int:
     """Sync until standard input closes, which it does when the process that asked for it ends in whatever way."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # SLURM sends its signals to every process of the job
@@ -202,4 +203,4 @@ def _follow(run_directories: list[RunDirectory], uri: str, every_seconds: float)
 if __name__ == "__main__":
     uri, seconds = sys.argv[1:]
     folders = json.loads(sys.stdin.buffer.readline() or b"[]")
-    sys.exit(_follow([RunDirectory(Path(folder)) for folder in folders], uri, float(seconds)))
+    sys.exit(_sync_until_parent_exits([RunDirectory(Path(folder)) for folder in folders], uri, float(seconds)))

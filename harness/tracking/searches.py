@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
+from harness.records.layout import SEARCH
 from harness.records.lock import FolderLock
 from harness.tracking.store import (
     MAX_METRICS_PER_BATCH,
@@ -43,7 +44,7 @@ def sync_search(
         state: running, interrupted or done.
 
     Raises:
-        TrackingError: the store cannot be reached or refuses; a repeat goes on from there.
+        TrackingError: the store cannot be reached or refuses; a repeat resumes from there.
     """
     uri = initialise_store(tracking_uri)
     mlflow = import_mlflow()
@@ -77,7 +78,7 @@ def sync_search(
 
 def parent_run_id(client: Any, uri: str, run_directory: RunDirectory, study: str) -> str | None:
     """Return the run of the search that this study is, None where it is no search."""
-    folder = run_directory.path.parent / ".search" / study
+    folder = run_directory.path.parent / SEARCH / study
     return _search_run_id(client, uri, folder) if folder.is_dir() else None
 
 
@@ -90,9 +91,9 @@ def _search_run_id(client: Any, uri: str, folder: Path) -> str:
         try:
             if "run_id" not in read_cursor(path):
                 experiment_id = experiment_id_of(client, uri, folder.name)
-                found = client.search_runs([experiment_id], f"tags.search = '{folder.name}'")
+                runs = client.search_runs([experiment_id], f"tags.search = '{folder.name}'")
                 tags = {"search": folder.name, "study": folder.name}
-                run = found[0] if found else client.create_run(experiment_id, None, tags, f"search {folder.name}")
+                run = runs[0] if runs else client.create_run(experiment_id, None, tags, f"search {folder.name}")
                 replace_file(path, json.dumps({"run_id": run.info.run_id}), durable=False)
         finally:
             lock.release()

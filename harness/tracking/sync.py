@@ -1,4 +1,4 @@
-"""Carry run directories into MLflow, each row exactly once; the only file that writes to MLflow.
+"""Upload run directories to MLflow, each row exactly once; the only package that writes to MLflow.
 
 The run directory is the truth and MLflow the window on it. A metric row is sent only once it can never change (a
 checkpoint at or after its step is durable), because MLflow cannot take a row back; until then the live step, loss and
@@ -41,7 +41,7 @@ from harness.tracking.store import (
 
 @dataclass
 class StudySync:
-    """What one pass carried into MLflow for one study of a run."""
+    """What one pass uploaded to MLflow for one study of a run."""
 
     run_id: str
     num_rows_sent: int = 0
@@ -59,13 +59,13 @@ class SyncReport:
 
 
 def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wait_seconds: float = 60.0) -> SyncReport:
-    """Carry everything that is new in a run directory into MLflow: one MLflow run for each study that it belongs to.
+    """Upload everything that is new in a run directory to MLflow: one MLflow run for each study that it belongs to.
 
     Args:
         wait_seconds: how long to wait while another process syncs this same run.
 
     Raises:
-        TrackingError: the store cannot be reached or refuses; what was sent stays, and a repeat goes on from there.
+        TrackingError: the store cannot be reached or refuses; what was sent stays, and a repeat resumes from there.
         RecordError: another process syncs this run for longer than that.
     """
     uri = initialise_store(tracking_uri)
@@ -73,7 +73,7 @@ def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wa
     studies = run_directory.studies()
     if not studies or not run_directory.attempts():
         return report  # nothing has happened yet
-    lock = FolderLock(run_directory.path / "tracking" / "lock", f"the MLflow record of run {run_directory.key}")
+    lock = FolderLock(run_directory.tracking_folder / "lock", f"the MLflow record of run {run_directory.key}")
     lock.acquire(wait_seconds)
     try:
         mlflow = import_mlflow()
@@ -117,13 +117,15 @@ class _StudySyncer:
         )
 
     def _stamps(self) -> dict[str, list[int]]:
-        names = ("journal-*.jsonl", "status.json", "spec.*", "environment.json", f"studies/{self.study}.json")
+        run = self.run_directory
+        single = [run.status_path, run.spec_path, run.spec_yaml_path, run.environment_path, run.study_path(self.study)]
+        folders = (run.evaluations_folder, run.arrays_folder, run.samples_folder)
         paths = [
-            path
-            for name in (*names, "evaluations/*", "arrays/*", "samples/*")
-            for path in self.run_directory.path.glob(name)
+            *run.journal_paths(),
+            *filter(Path.exists, single),
+            *(path for each in folders for path in each.glob("*")),
         ]
-        return {str(path.relative_to(self.run_directory.path)): file_stamp(path) for path in sorted(paths)}
+        return {str(path.relative_to(run.path)): file_stamp(path) for path in sorted(paths)}
 
     def _find_or_create_run(self, status: Status) -> Any:
         """Return the run that the cursor names, else the one that bears our key, else a new one."""
@@ -140,9 +142,9 @@ class _StudySyncer:
         self.cursor = {}  # another store, or the run was deleted there: send everything
         experiment_id = experiment_id_of(self.client, self.uri, self.study)
         key = self.run_directory.key
-        found = self.client.search_runs([experiment_id], f"tags.run_key = '{key}'")
+        runs = self.client.search_runs([experiment_id], f"tags.run_key = '{key}'")
         start_ms = self.run_directory.events()[0].time_ms
-        run = found[0] if found else self.client.create_run(experiment_id, start_ms, {"run_key": key}, self._run_name())
+        run = runs[0] if runs else self.client.create_run(experiment_id, start_ms, {"run_key": key}, self._run_name())
         self._save_cursor(run_id=run.info.run_id)
         return run
 
@@ -205,29 +207,34 @@ class _StudySyncer:
 
     def _send_artifacts(self) -> None:
         sent = self.cursor.get("artifacts", {})
-        folder = self.run_directory.path
-        for pattern in ("spec.yaml", "environment.json", "evaluations/*.json", "arrays/*.npz", "samples/*.png"):
-            for path in sorted(folder.glob(pattern)):
-                name, stamp = str(path.relative_to(folder)), file_stamp(path)
-                if sent.get(name) != stamp:
-                    parent = path.parent.name if path.parent != folder else None
-                    self.client.log_artifact(self.outcome.run_id, str(path), parent)
-                    self.outcome.num_artifacts_sent += 1
-                    sent = {**sent, name: stamp}
-                    self._save_cursor(artifacts=sent)
+        run = self.run_directory
+        paths = [
+            *(path for path in (run.spec_yaml_path, run.environment_path) if path.exists()),
+            *sorted(run.evaluations_folder.glob("*.json")),
+            *sorted(run.arrays_folder.glob("*.npz")),
+            *sorted(run.samples_folder.glob("*.png")),
+        ]
+        for path in paths:
+            name, stamp = str(path.relative_to(run.path)), file_stamp(path)
+            if sent.get(name) != stamp:
+                parent = path.parent.name if path.parent != run.path else None
+                self.client.log_artifact(self.outcome.run_id, str(path), parent)
+                self.outcome.num_artifacts_sent += 1
+                sent = {**sent, name: stamp}
+                self._save_cursor(artifacts=sent)
 
     def _send_status(self, stored: Any, status: Status) -> None:
-        asked = MLFLOW_STATUS[status.state]
+        mlflow_status = MLFLOW_STATUS[status.state]
         name = self._run_name()
-        if asked in ("RUNNING", "SCHEDULED"):
-            if stored.info.status != asked or stored.info.run_name != name:
-                self.client.update_run(self.outcome.run_id, status=asked, name=name)
+        if mlflow_status in ("RUNNING", "SCHEDULED"):
+            if stored.info.status != mlflow_status or stored.info.run_name != name:
+                self.client.update_run(self.outcome.run_id, status=mlflow_status, name=name)
             return
         if stored.info.run_name != name:
             self.client.update_run(self.outcome.run_id, name=name)
         end_ms = self.run_directory.events()[-1].time_ms
-        if stored.info.status != asked or stored.info.end_time != end_ms:
-            self.client.set_terminated(self.outcome.run_id, asked, end_ms)
+        if stored.info.status != mlflow_status or stored.info.end_time != end_ms:
+            self.client.set_terminated(self.outcome.run_id, mlflow_status, end_ms)
 
     def _save_cursor(self, **facts: Any) -> None:
         self.cursor = self.cursor | facts
@@ -236,10 +243,14 @@ class _StudySyncer:
 
 def _cursor_path(run_directory: RunDirectory, study: str, uri: str) -> Path:
     store = hashlib.sha256(uri.encode()).hexdigest()[:12]
-    return run_directory.path / "tracking" / f"{study}-{store}.json"
+    return run_directory.tracking_folder / f"{study}-{store}.json"
 
 
 def file_stamp(path: Path) -> list[int]:
+    """Return by what a file that was changed is known, most likely; a copy of it counts as changed.
+
+    It saves the reading of what is known already. Rows do not hang on it: journals only grow, and their size tells.
+    """
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
@@ -275,8 +286,8 @@ def params_of(spec: dict) -> dict[str, str]:
 
 def _infinite_values(rows: list[Row]) -> str:
     """Name the infinities, which MLflow stores as the largest float without a word; NaN it keeps."""
-    found = [f"{row.key} at step {row.step}: {row.value}" for row in rows if math.isinf(row.value)]
-    if not found:
+    infinite = [f"{row.key} at step {row.step}: {row.value}" for row in rows if math.isinf(row.value)]
+    if not infinite:
         return ""
-    more = f"; and {len(found) - 20} more" if len(found) > 20 else ""
-    return "; ".join(found[:20]) + more + " (MLflow shows them as 1.8e308)"
+    more = f"; and {len(infinite) - 20} more" if len(infinite) > 20 else ""
+    return "; ".join(infinite[:20]) + more + " (MLflow shows them as 1.8e308)"

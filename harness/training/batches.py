@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.data.base import Dataset
+from harness.methods.base import Batch
 from harness.randomness import Permutations, Streams
 from harness.spec.run import RunSpec
 
@@ -26,25 +27,28 @@ class Batches:
         self._images: Any = images
         if images[:1].nbytes * len(images) <= IN_MEMORY_BYTES:
             self._images = torch.from_numpy(images[:]).to(streams.device)
-        self._labels = torch.from_numpy(labels).to(streams.device) if spec.model.class_cond else None
+        self._labels: Tensor | None = None
+        if spec.model.class_cond:
+            assert labels is not None, "the spec's validation asks for labels"
+            self._labels = torch.from_numpy(labels).to(streams.device)
 
     def indices(self, step: int) -> Tensor:
         """Return which training images a step sees, [B]."""
         return self._order.batch(step, self._batch_size)
 
-    def __call__(self, step: int, share: slice = slice(None)) -> tuple[Tensor, Tensor | None]:
-        """Return a step's x_0, [B, C, H, W], and labels, [B] or None; of some rows of the batch, if so told."""
-        rows = self.indices(step)[share]
-        here = rows.to(self._streams.device, non_blocking=True)
-        stored = self._images[here] if isinstance(self._images, Tensor) else self._images[rows.numpy()]
+    def __call__(self, step: int, rows: slice | None = None) -> Batch:
+        """Return a step's examples, or some rows of its global batch."""
+        rows = rows or slice(0, self._batch_size)
+        indices = self.indices(step)[rows]
+        on_device = indices.to(self._streams.device, non_blocking=True)
+        stored = self._images[on_device] if isinstance(self._images, Tensor) else self._images[indices.numpy()]
         x_0 = self._data.to_unit(stored).to(self._streams.device, non_blocking=True)
         if self._flip:
-            mirrored = self._streams.uniform("flip", step, self._batch_size)[share] < 0.5
+            mirrored = self._streams.uniform("flip", step, self._batch_size)[rows] < 0.5
             x_0 = torch.where(mirrored.view(-1, 1, 1, 1), x_0.flip(-1), x_0)
-        if self._labels is None:
-            return x_0, None
-        y = self._labels[here]
-        if self._label_dropout:
-            hidden = self._streams.uniform("label_dropout", step, self._batch_size)[share] < self._label_dropout
+        y = None if self._labels is None else self._labels[on_device]
+        if y is not None and self._label_dropout:
+            hidden = self._streams.uniform("label_dropout", step, self._batch_size)[rows] < self._label_dropout
+            assert self._data.num_classes is not None, "it has labels"
             y = torch.where(hidden, self._data.num_classes, y)
-        return x_0, y
+        return Batch(x_0, y, self._batch_size, rows)

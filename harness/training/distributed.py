@@ -30,8 +30,8 @@ from torch import Tensor
 
 from harness.errors import LaunchError, TrainingError
 
-MEETING = timedelta(minutes=5)  # until all processes of a run have started
-SILENCE = timedelta(hours=2)  # the longest that one may keep the others waiting: an evaluation during training
+RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # until all processes of a run have started
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # one process may keep the others waiting: an evaluation during training
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _scontrol(what: str, name: str) -> str:
 
 
 @dataclass
-class Group:
+class ProcessGroup:
     """The processes of a run, as one of them sees them. Alone, nothing here does anything."""
 
     rank: int = 0
@@ -115,27 +115,27 @@ class Group:
             raise TrainingError(f"{self.size} processes cannot share a batch of {batch_size}: ask for fewer")
         return slice(self.rank * batch_size // self.size, (self.rank + 1) * batch_size // self.size)
 
-    def gather(self, terms: dict[str, Tensor], share: slice, batch_size: int) -> dict[str, Tensor]:
-        """Put the terms of all rows together: [rows of the share] each -> [batch_size] each; scalars stay."""
+    def gather(self, terms: dict[str, Tensor], rows: slice, batch_size: int) -> dict[str, Tensor]:
+        """Put the terms of all rows together: [rows] each -> [batch_size] each; scalars stay."""
         if self.size == 1:
             return terms
         by_row = {name: term for name, term in terms.items() if term.ndim}
         own = torch.stack(list(by_row.values()))
         # A sum in which every row has one process that knows it: exact, also where shares differ in size.
         whole = own.new_zeros(len(by_row), batch_size)
-        whole[:, share] = own
+        whole[:, rows] = own
         dist.all_reduce(whole)
         return terms | dict(zip(by_row, whole, strict=True))
 
-    def agree(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """Return the largest of the processes' numbers."""
         if self.size == 1:
             return number
-        ours = torch.tensor(number)
-        dist.all_reduce(ours, dist.ReduceOp.MAX)
-        return int(ours)
+        largest = torch.tensor(number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Take part in nothing any more; the others may go on or end. Harmless to repeat."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
@@ -145,68 +145,73 @@ class Group:
 
 
 @contextmanager
-def join(place: RankInfo, *, cuda: bool, command: Sequence[str]) -> Iterator[Group]:
-    """Meet the other processes of a run; leave them, and end those that were started here, when the block ends.
+def process_group(rank_info: RankInfo, *, cuda: bool, command: Sequence[str]) -> Iterator[ProcessGroup]:
+    """Join the other processes of a run; leave them, and end those that were started here, when the block ends.
 
     Args:
-        place: of this process; the first one starts the others when nobody has.
+        rank_info: of this process; the first one starts the others when nobody has.
         cuda: whether the run computes on GPUs.
-        command: starts another process of this run, which finds its place in its environment.
+        command: starts another process of this run, which finds its rank in its environment.
 
     Raises:
         TrainingError: another process did not come, failed, or was killed.
     """
-    if place.size == 1:
-        yield Group()
+    if rank_info.size == 1:
+        yield ProcessGroup()
         return
     # Under torchrun, its agent holds the store.
-    holds = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    holds_store = rank_info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     others: list[subprocess.Popen] = []
-    group = Group(place.rank, place.size)
+    group = ProcessGroup(rank_info.rank, rank_info.size)
     try:
-        store = dist.TCPStore(place.address, place.port, is_master=holds, timeout=MEETING, wait_for_workers=False)
+        store = dist.TCPStore(
+            rank_info.address, rank_info.port, is_master=holds_store, timeout=RENDEZVOUS_TIMEOUT, wait_for_workers=False
+        )
     except dist.DistError as error:
         raise TrainingError(
-            f"the first process of this run does not answer at {place.address}:{place.port}: {error}"
+            f"the first process of this run does not answer at {rank_info.address}:{rank_info.port}: {error}"
         ) from error
     try:
-        if place.starts_others:
-            others += [_start(command, rank, place.size, store.port) for rank in range(1, place.size)]
-        group.hosts = _meet(place, store, others)
+        if rank_info.starts_others:
+            others += [_start(command, rank, rank_info.size, store.port) for rank in range(1, rank_info.size)]
+        group.hosts = _meet(rank_info, store, others)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=SILENCE)
+        dist.init_process_group(
+            backend, store=store, rank=rank_info.rank, world_size=rank_info.size, timeout=COLLECTIVE_TIMEOUT
+        )
         yield group
     except Exception as error:
         if not group.is_first:
             with suppress(RuntimeError):  # the first process, who holds the store, may be gone
-                told = f"process {place.rank} of {place.size} on {platform.node()}: {type(error).__name__}: {error}"
-                store.compare_set("failed", "", told)
+                where = f"process {rank_info.rank} of {rank_info.size} on {platform.node()}"
+                failure = f"{where}: {type(error).__name__}: {error}"
+                store.compare_set("failed", "", failure)
         elif isinstance(error, RuntimeError) and (why := _who_failed(store, others)):
             raise TrainingError(why) from error
         raise
     finally:
-        group.leave()
+        group.close()
         for other in others:
             _end(other)
 
 
 def _start(command: Sequence[str], rank: int, size: int, port: int) -> subprocess.Popen:
-    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    environment = os.environ | {name: str(value) for name, value in place.items()}
+    variables = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment = os.environ | {name: str(value) for name, value in variables.items()}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the very code that runs here
     # A session of its own: Ctrl-C reaches the first process alone, which tells the others at the next step.
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
-def _meet(place: RankInfo, store: dist.Store, others: Sequence[subprocess.Popen]) -> tuple[str, ...]:
+def _meet(rank_info: RankInfo, store: dist.Store, others: Sequence[subprocess.Popen]) -> tuple[str, ...]:
     """Wait until every process has said on which host it is."""
-    store.set(f"host/{place.rank}", platform.node())
-    names = [f"host/{rank}" for rank in range(place.size)]
-    end = time.monotonic() + MEETING.total_seconds()
+    store.set(f"host/{rank_info.rank}", platform.node())
+    names = [f"host/{rank}" for rank in range(rank_info.size)]
+    end = time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
     while not store.check(names):
         if time.monotonic() > end or any(other.poll() is not None for other in others):
             missing = sum(not store.check([name]) for name in names)
-            raise TrainingError(_killed(others) or f"{missing} of {place.size} processes of this run did not start")
+            raise TrainingError(_killed(others) or f"{missing} of {rank_info.size} processes of this run did not start")
         time.sleep(0.02)
     return tuple(store.get(name).decode() for name in names)
 

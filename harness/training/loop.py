@@ -1,4 +1,4 @@
-"""The training loop, in the order of the science: data, time, noise, one step; then the records.
+"""The training loop, in the order of the science: data, one step of the method; then the records.
 
 Nothing in a step waits for the device and nothing talks to a server. What a step draws is a function of the seed and
 the step's number (randomness.py), so a run that was killed anywhere and resumed ends in the bits of an unbroken one.
@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from harness.data.base import Dataset
-from harness.diffusion.timesteps import UniformSampler
 from harness.errors import TrainingError
-from harness.methods.gaussian import GaussianMethod
+from harness.methods.base import Method
 from harness.randomness import Streams
 from harness.records.journal import Journal
 from harness.spec.base import SCHEMA_VERSION
@@ -24,7 +23,7 @@ from harness.spec.resources import Records
 from harness.spec.run import RunSpec
 from harness.training.batches import Batches
 from harness.training.checkpoints import Checkpoints
-from harness.training.distributed import Group
+from harness.training.distributed import ProcessGroup
 from harness.training.window import Window
 
 
@@ -35,11 +34,10 @@ class Interrupted(Exception):
 class Training:
     """All state that the next step depends on, named once: what a checkpoint holds."""
 
-    def __init__(self, spec: RunSpec, method: GaussianMethod, timesteps: UniformSampler, device: torch.device):
-        self.spec, self.method, self.timesteps, self.device = spec, method, timesteps, device
+    def __init__(self, spec: RunSpec, method: Method, device: torch.device):
+        self.spec, self.method, self.device = spec, method, device
         self.step = 0
-        self.window = Window(spec.diffusion.num_timesteps, device)
-        self.was_warm = timesteps.warm
+        self.window = Window(spec.diffusion.num_timesteps, method.terms_logged, method.scalars_logged, device)
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state, with the spec, so that sampling and evaluation need no flags."""
@@ -47,17 +45,14 @@ class Training:
             "schema_version": SCHEMA_VERSION,
             "spec": self.spec.model_dump(mode="json"),
             "step": self.step,
-            "method": self.method.state_dict(),
-            "timesteps": self.timesteps.state_dict(),
             "window": {"sums": self.window.sums.clone(), "steps": self.window.steps.clone()},
-            "was_warm": self.was_warm,
+            **self.method.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a checkpoint's state."""
-        self.step, self.was_warm = state["step"], state["was_warm"]
-        self.method.load_state_dict(state["method"])
-        self.timesteps.load_state_dict(state["timesteps"])
+        self.step = state["step"]
+        self.method.load_state_dict(state)
         self.window.sums.copy_(state["window"]["sums"])
         self.window.steps.copy_(state["window"]["steps"])
 
@@ -72,7 +67,7 @@ def train(
     measure: Callable[[int], float | None],
     on_log: Callable[[int, dict[str, float]], None],
     stop_requested: Callable[[], bool],
-    group: Group | None = None,
+    group: ProcessGroup | None = None,
 ) -> None:
     """Train to the last step, from wherever `training` stands.
 
@@ -93,47 +88,41 @@ def train(
         TrainingError: a loss or gradient is not a number; the last good checkpoint stays.
         Interrupted: stop_requested said so; the state is saved.
     """
-    spec, method, timesteps, window = training.spec, training.method, training.timesteps, training.window
+    spec, method, window = training.spec, training.method, training.window
     streams = Streams(spec.seed, training.device)
-    batches, batch_size = Batches(spec, data, streams), spec.train.batch_size
-    group = group or Group()
-    share = group.share(batch_size)
+    batches = Batches(spec, data, streams)
+    group = group or ProcessGroup()
+    rows = group.share(spec.train.batch_size)
     method.distribute(group.size)
     last_saved, log_time, log_step = time.monotonic(), time.monotonic(), training.step
 
     for step in range(training.step, spec.train.steps):
-        x_0, y = batches(step, share)
-        t, weight = timesteps.at(streams.uniform("timestep", step, batch_size))
-        noise = streams.normal("noise", step, (batch_size, *x_0.shape[1:]))
         streams.seed_dropout(step, group.rank)
-        terms = method.step(step, x_0, y, t[share], weight[share], noise[share], batch_size=batch_size)
-        terms = group.gather(terms, share, batch_size)
-        timesteps.update(t, terms["loss"])
-        window.add(step, t, weight, terms)
+        output = method.step(step, batches(step, rows), streams, group)
+        window.add(step, output)
 
         training.step = done = step + 1
         finished = done == spec.train.steps
         if journal and (done % records.log_every == 0 or finished):
-            _refuse_bad_numbers(window, batches, spec)
+            _check_finite(window, batches, spec)
             now = time.monotonic()
             speed = (done - log_step) / (now - log_time)
             log_time, log_step = now, done
-            values = window.flush() | {
-                "train/lr": method.optimizer.param_groups[0]["lr"],
+            values = window.flush() | {f"train/{name}": rate for name, rate in method.learning_rates().items()}
+            values |= {
                 "perf/steps_per_second": speed,
-                "perf/images_per_second": speed * batch_size,
+                "perf/images_per_second": speed * spec.train.batch_size,
             }
             journal.metrics(done, values)
             on_log(done, values)
-            if not training.was_warm and timesteps.warm:
-                training.was_warm = True
-                journal.event("timestep_sampler_warm", step=done)
+            for name, facts in method.events():
+                journal.event(name, step=done, **facts)
         score = measure(done) if journal else None
         stopping = stop_requested() and not finished
         by_time = time.monotonic() - last_saved >= records.checkpoint_every_seconds
         by_step = records.keep_every and done % records.keep_every == 0
         if journal and (finished or stopping or by_time or by_step or score is not None):
-            _refuse_bad_numbers(window, batches, spec)
+            _check_finite(window, batches, spec)
             save(training, journal, checkpoints, score)
             last_saved = time.monotonic()
         if stopping:
@@ -148,7 +137,7 @@ def save(training: Training, journal: Journal, checkpoints: Checkpoints, score: 
     journal.sync()
 
 
-def _refuse_bad_numbers(window: Window, batches: Batches, spec: RunSpec) -> None:
+def _check_finite(window: Window, batches: Batches, spec: RunSpec) -> None:
     bad = window.first_bad_step()
     if bad is not None:
         images = ", ".join(map(str, batches.indices(bad).tolist()[:8]))

@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+
+from harness.methods.base import StepOutput
 
 
 class Window:
-    """Sums of what the steps since the last log line gave, kept on the device; terms also by quartile of t."""
+    """Sums of what the steps since the last log line gave, kept on the device; terms also by quartile of t.
 
-    TERMS = ("loss", "mse", "vb")
+    Args:
+        num_timesteps: T.
+        terms, scalars: the names of those that every step gives.
+    """
 
-    def __init__(self, num_timesteps: int, device: torch.device):
-        self._num_timesteps = num_timesteps
+    def __init__(self, num_timesteps: int, terms: Sequence[str], scalars: Sequence[str], device: torch.device):
+        self._num_timesteps, self._terms, self._scalars = num_timesteps, tuple(terms), tuple(scalars)
         # Rows: each term, then its count; columns: quartiles of t.
-        self.sums = torch.zeros(len(self.TERMS) + 1, 4, dtype=torch.float64, device=device)
-        # Sums of the weighted loss and of the gradient's norm, the number of steps, and 1 + the first bad step.
-        self.steps = torch.zeros(4, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(self._terms) + 1, 4, dtype=torch.float64, device=device)
+        # Sums of the weighted loss and of each scalar, the number of steps, and 1 + the first bad step.
+        self.steps = torch.zeros(len(self._scalars) + 3, dtype=torch.float64, device=device)
 
-    def add(self, step: int, t: Tensor, weight: Tensor, terms: dict[str, Tensor]) -> None:
-        rows = torch.stack([*(terms[name].double() for name in self.TERMS), torch.ones_like(t, dtype=torch.float64)])
+    def add(self, step: int, output: StepOutput) -> None:
+        """Take in what a step gave; does not wait for the device."""
+        t = output.t
+        terms = [output.terms[name].double() for name in self._terms]
+        rows = torch.stack([*terms, torch.ones_like(t, dtype=torch.float64)])
         self.sums.index_add_(1, 4 * t // self._num_timesteps, rows)
-        loss, norm = (terms["loss"] * weight).double().mean(), terms["grad_norm"].double()
-        bad = torch.where((loss + norm).isfinite(), 0.0, step + 1.0)
-        first_bad = torch.where(self.steps[3] > 0, self.steps[3], bad)
-        self.steps = torch.stack([self.steps[0] + loss, self.steps[1] + norm, self.steps[2] + 1, first_bad])
+        values = torch.stack([output.loss.double().mean(), *(output.scalars[name].double() for name in self._scalars)])
+        bad = torch.where(values.isfinite().all(), 0.0, step + 1.0)
+        first_bad = torch.where(self.steps[-1] > 0, self.steps[-1], bad)
+        self.steps = torch.cat([self.steps[:-2] + values, torch.stack([self.steps[-2] + 1, first_bad])])
 
     def first_bad_step(self) -> int | None:
-        """Return the first step (counted from 0) whose loss or gradient is not a number; waits for the device."""
-        return int(self.steps[3]) - 1 if self.steps[3] > 0 else None
+        """Return the first step (counted from 0) whose loss or gradient is not finite; waits for the device."""
+        return int(self.steps[-1]) - 1 if self.steps[-1] > 0 else None
 
     def flush(self) -> dict[str, float]:
         """Return the means since the last flush and begin anew; waits for the device."""
-        sums, (loss, norm, steps, _) = self.sums.cpu(), self.steps.tolist()
+        sums, (loss, *scalars, steps, _) = self.sums.cpu(), self.steps.tolist()
         counts = sums[-1]
-        values = {"train/loss": loss / steps, "train/grad_norm_preclip": norm / steps}
-        for name, row in zip(self.TERMS, sums, strict=False):
+        values = {"train/loss": loss / steps}
+        values |= {f"train/{name}": value / steps for name, value in zip(self._scalars, scalars, strict=True)}
+        for name, row in zip(self._terms, sums, strict=False):
             if name != "loss":
                 values[f"train/{name}"] = float(row.sum() / counts.sum())
             for quartile in range(4):

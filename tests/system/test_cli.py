@@ -73,8 +73,7 @@ def runs(tmp_path: Path, tiny_study: Callable[..., list]) -> list[RunDirectory]:
     found = []
     for run in tiny_study("arms: {slow: {}, fast: {optim.lr: 2.0e-3}}\n"):
         directory = RunDirectory(tmp_path / "runs" / run.run_key)
-        directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        directory.add_to_study("tiny", run.facts())
+        directory.register(run)
         with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
             journal.metrics(12, {"eval/nll_bpd": 3.25})
             journal.event("failed", reason="the disk is full")

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "diffusion": {"errors"},
     "models": {"errors"},
     "data": {"errors"},
-    "methods": {"diffusion", "errors"},
+    "methods": {"diffusion", "randomness", "errors"},
     "metrics": {"diffusion", "data", "errors"},
     # no torch in these. The spec reads two torch-free tables of leaves: data.facts and diffusion.respacing
     "spec": {"data", "diffusion", "errors"},
@@ -42,7 +42,7 @@ MAY_IMPORT = {
         *("training", "registry", "records", "spec"),
         *("diffusion", "data", "methods", "metrics", "randomness", "errors"),
     },
-    "interop": {"training", "registry", "records", "models", "spec", "errors"},
+    "interop": {"evaluation", "training", "registry", "records", "models", "spec", "errors"},
     "job": {
         *("training", "evaluation", "registry", "tracking", "records", "study", "spec"),
         *("data", "metrics", "progress", "errors"),

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from harness.errors import RecordError, SpecError
-from harness.evaluation.evaluator import Evaluator
+from harness.evaluation.context import EvaluationContext
+from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.images import image_grid
-from harness.evaluation.sampling import load_predict, sample_run
+from harness.evaluation.sampling import sample_run
 from harness.randomness import Streams
-from harness.registry import make_dataset, make_method, make_timestep_sampler
+from harness.registry import make_dataset, make_method
 from harness.spec.evaluation import (
     Ancestral,
     Ddim,
@@ -22,34 +23,40 @@ from harness.spec.evaluation import (
     Skip,
     Sweep,
 )
+from harness.spec.metrics import METRIC_KINDS, PART_OUTPUTS, metric_kind, outputs
 from harness.spec.resources import Resources
 from harness.training.batches import Batches
 
 CPU = torch.device("cpu")
 
 
-def evaluator(run, **parts) -> Evaluator:
+def context_of(run, **parts) -> EvaluationContext:
     data = make_dataset(run.spec.data)
-    predict = make_method(run.spec, data, Resources(), CPU).predict("raw")
+    method = make_method(run.spec, data, Resources(), CPU)
     measured = parts if parts.keys() - {"seed"} else {"grid": 4, **parts}
     evaluation = Evaluation(batch_size=32, **measured).resolve(run.spec, inception=False)
-    return Evaluator(predict, run.spec, data, evaluation, CPU, evaluation.name)
+    return EvaluationContext(method, run.spec, data, evaluation, CPU, evaluation.name)
+
+
+def use_network(method, network) -> None:
+    """Let a method be that of another network, network(x_t, t, y) -> output."""
+    method.predict = lambda weights: network
 
 
 def test_likelihood_terms_add_up_to_the_bound(tiny_study):
-    found = evaluator(tiny_study()[0], nll=Nll(estimator="full", num_images=8)).measure()
-    curve = [value for _, value in found.curves["eval/L_t_bpd"]]
-    assert [t for t, _ in found.curves["eval/L_t_bpd"]] == list(range(30))
-    assert sum(curve) + found.metrics["eval/L_T_bpd"] == pytest.approx(found.metrics["eval/nll_bpd"], rel=1e-6)
-    assert curve[0] == pytest.approx(found.metrics["eval/L_0_bpd"])
-    assert found.protocol["likelihood"]["levels"] == 17
+    result = evaluate(context_of(tiny_study()[0], nll=Nll(estimator="full", num_images=8)))
+    curve = [value for _, value in result.curves["eval/L_t_bpd"]]
+    assert [t for t, _ in result.curves["eval/L_t_bpd"]] == list(range(30))
+    assert sum(curve) + result.metrics["eval/L_T_bpd"] == pytest.approx(result.metrics["eval/nll_bpd"], rel=1e-6)
+    assert curve[0] == pytest.approx(result.metrics["eval/L_0_bpd"])
+    assert result.protocol["likelihood"]["levels"] == 17
 
 
 @pytest.mark.slow
 def test_the_estimator_agrees_with_the_full_sum(tiny_study):
     run = tiny_study("", "diffusion.num_timesteps=200")[0]
-    full = evaluator(run, nll=Nll(estimator="full", num_images=64)).measure().metrics
-    some = evaluator(run, nll=Nll(num_images=64, evaluations_per_image=20)).measure().metrics
+    full = evaluate(context_of(run, nll=Nll(estimator="full", num_images=64))).metrics
+    some = evaluate(context_of(run, nll=Nll(num_images=64, evaluations_per_image=20))).metrics
     error = abs(some["eval/nll_bpd"] - full["eval/nll_bpd"])
     assert error < 4 * math.hypot(some["eval/nll_standard_error_bpd"], full["eval/nll_standard_error_bpd"])
 
@@ -57,58 +64,68 @@ def test_the_estimator_agrees_with_the_full_sum(tiny_study):
 def test_beta_and_beta_tilde_are_two_evaluations_of_one_training(tiny_study):
     run = tiny_study()[0]
     nll = Nll(estimator="full", num_images=8)
-    large = evaluator(run, nll=nll, fixed_variance="large").measure().metrics["eval/nll_bpd"]
-    small = evaluator(run, nll=nll, fixed_variance="small").measure().metrics["eval/nll_bpd"]
+    large = evaluate(context_of(run, nll=nll, fixed_variance="large")).metrics["eval/nll_bpd"]
+    small = evaluate(context_of(run, nll=nll, fixed_variance="small")).metrics["eval/nll_bpd"]
     assert large != small
 
 
+def test_during_training_the_numbers_of_the_likelihood_alone_are_measured_and_are_the_same(tiny_study):
+    context = context_of(tiny_study()[0], nll=Nll(estimator="full", num_images=8), grid=4, every=6)
+    during, at_end = evaluate_during_training(context), evaluate(context)
+    assert tuple(during.metrics) == outputs(context.evaluation, context.spec).during_training
+    assert during.metrics == {name: at_end.metrics[name] for name in during.metrics}
+    assert not (during.curves or during.arrays or during.pictures)
+
+
 def test_the_gaussian_baseline_stands_beside_the_model(tiny_study):
-    found = evaluator(tiny_study()[0], nll=Nll(estimator="full", num_images=8)).measure()
-    assert 1.5 < found.metrics["eval/gaussian_baseline_bpd"] < 4.1  # 17 levels are 4.09 bits
+    result = evaluate(context_of(tiny_study()[0], nll=Nll(estimator="full", num_images=8)))
+    assert 1.5 < result.metrics["eval/gaussian_baseline_bpd"] < 4.1  # 17 levels are 4.09 bits
 
 
 @pytest.mark.parametrize("sampler", [Ancestral(), Ddim(), Ddim(eta=0.5), DpmSolverPP()])
 def test_samples_are_a_function_of_weights_protocol_and_seed(tiny_study, sampler):
     run = tiny_study()[0]
     with torch.inference_mode():
-        first, again, other = (evaluator(run, seed=seed).sample(sampler, 5, 40) for seed in (0, 0, 1))
+        first, again, other = (context_of(run, seed=seed).sample(sampler, 5, 40) for seed in (0, 0, 1))
     assert first.shape == (40, 1, 8, 8)
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_class_conditional_samples_take_the_classes_in_turn(tiny_study):
-    one, seen = evaluator(tiny_study("", "model.class_cond=true")[0]), []
-    object.__setattr__(one, "predict", lambda x, t, y: seen.append(y) or torch.zeros_like(x))
+    context, seen = context_of(tiny_study("", "model.class_cond=true")[0]), []
+    use_network(context.method, lambda x, t, y: seen.append(y) or torch.zeros_like(x))
     with torch.inference_mode():
-        one.sample(Ancestral(), 2, 40)
+        context.sample(Ancestral(), 2, 40)
     assert torch.cat(seen[::2]).tolist() == [i % 10 for i in range(40)]
 
 
 def test_fidelity_names_extractor_count_sampler_and_steps(tiny_study):
-    found = evaluator(tiny_study()[0], fidelity=Fidelity(num_samples=32, num_steps=3, sampler=Ddim(), k=4)).measure()
+    result = evaluate(context_of(tiny_study()[0], fidelity=Fidelity(num_samples=32, num_steps=3, sampler=Ddim(), k=4)))
     assert {
         "eval/fid_digitsnet_32_ddim3",
         "eval/precision_digitsnet_32_ddim3",
         "eval/recall_digitsnet_32_ddim3",
-    } == set(found.metrics)
-    assert found.protocol["fidelity"] == {
+    } == set(result.metrics)
+    assert result.protocol["fidelity"] == {
         "reference_images": 1442,
         "reference": "train",
         "prc_reference_images": 1442,
         "k": 4,
     }
-    assert found.protocol["extractor"]["test_accuracy"] >= 0.97
+    assert result.protocol["extractor"]["test_accuracy"] >= 0.97
 
 
 def test_a_sweep_is_a_curve_over_the_number_of_steps(tiny_study):
-    found = evaluator(tiny_study()[0], sweep=Sweep(num_samples=32, samplers=(Ancestral(),), num_steps=(6, 2))).measure()
-    assert [steps for steps, _ in found.curves["sweep/fid_digitsnet_32_ancestral"]] == [2, 6]
+    result = evaluate(
+        context_of(tiny_study()[0], sweep=Sweep(num_samples=32, samplers=(Ancestral(),), num_steps=(6, 2)))
+    )
+    assert [steps for steps, _ in result.curves["sweep/fid_digitsnet_32_ancestral"]] == [2, 6]
 
 
 def test_samples_that_diverged_have_no_fid(tiny_study):
-    one = evaluator(tiny_study()[0], fidelity=Fidelity(num_samples=32, num_steps=2))
-    object.__setattr__(one, "predict", lambda x, t, y: torch.full_like(x, torch.nan))
-    assert math.isnan(one.measure().metrics["eval/fid_digitsnet_32_ancestral2"])
+    context = context_of(tiny_study()[0], fidelity=Fidelity(num_samples=32, num_steps=2))
+    use_network(context.method, lambda x, t, y: torch.full_like(x, torch.nan))
+    assert math.isnan(evaluate(context).metrics["eval/fid_digitsnet_32_ancestral2"])
 
 
 @pytest.mark.slow
@@ -116,11 +133,11 @@ def test_points_of_the_plane_are_measured_by_their_coordinates(tiny_study):
     run = tiny_study(
         "", "data=mog", "model={name: mlp, width: 16}", "diffusion.num_timesteps=10", "train.batch_size=8"
     )[0]
-    found = evaluator(run, nll=Nll(num_images=16), fidelity=Fidelity(num_samples=64, num_steps=5), grid=64).measure()
-    assert {"eval/nll_bpd", "eval/fid_coordinates_64_ancestral5"} <= set(found.metrics)
-    assert "eval/gaussian_baseline_bpd" not in found.metrics
-    assert not found.pictures
-    assert found.arrays["eval_samples.npz"]["samples"].shape == (64, 2, 1, 1)
+    result = evaluate(context_of(run, nll=Nll(num_images=16), fidelity=Fidelity(num_samples=64, num_steps=5), grid=64))
+    assert {"eval/nll_bpd", "eval/fid_coordinates_64_ancestral5"} <= set(result.metrics)
+    assert "eval/gaussian_baseline_bpd" not in result.metrics
+    assert not result.pictures
+    assert result.arrays["eval_samples.npz"]["samples"].shape == (64, 2, 1, 1)
 
 
 def test_a_grid_keeps_every_pixel_sharp():
@@ -142,34 +159,37 @@ def test_a_number_of_steps_that_the_chain_has_not_is_refused(tiny_run):
 
 
 def test_untrained_weights_are_those_of_the_seed(tiny_run, tiny_study):
-    run = tiny_study()[0]
-    data = make_dataset(run.spec.data)
-    predict = load_predict(tiny_run(), run.spec, data, weights="untrained", device=CPU)
-    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0, 5])
-    assert torch.equal(predict(x, t, None), make_method(run.spec, data, Resources(), CPU).predict("raw")(x, t, None))
+    run, folder = tiny_study()[0], tiny_run()
+    path = sample_run(folder, sampler=Ddim(), num_steps=2, num_samples=4, weights="untrained")
+    method = make_method(run.spec, run.spec.data.facts, Resources(), CPU)
+    evaluation = Evaluation(name="samples", weights="untrained")
+    context = EvaluationContext(method, run.spec, run.spec.data.facts, evaluation, CPU)
+    with torch.inference_mode():
+        expected = context.to_images(context.sample(Ddim(), 2, 4)).numpy()
+    assert np.array_equal(np.load(path.with_suffix(".npz"))["samples"], expected)
 
 
 def test_the_whole_chain_is_walked_where_no_number_of_steps_is_said(tiny_study):
-    found = evaluator(tiny_study()[0], fidelity=Fidelity(num_samples=16, num_steps=None)).measure()
-    assert "eval/fid_digitsnet_16_ancestral30" in found.metrics
+    result = evaluate(context_of(tiny_study()[0], fidelity=Fidelity(num_samples=16, num_steps=None)))
+    assert "eval/fid_digitsnet_16_ancestral30" in result.metrics
 
 
 def test_skipping_the_start_of_the_chain_saves_its_steps(tiny_study):
-    one, seen = evaluator(tiny_study()[0], skip=Skip(num_samples=16, num_steps=10, fractions=(0.0, 0.3))), []
-    object.__setattr__(one, "predict", lambda x, t, y: seen.append(int(t[0])) or torch.zeros_like(x))
-    found = one.measure()
-    assert [percent for percent, _ in found.curves["eval/fid_digitsnet_16_ancestral10_by_skipped_percent"]] == [0, 30]
+    context, seen = context_of(tiny_study()[0], skip=Skip(num_samples=16, num_steps=10, fractions=(0.0, 0.3))), []
+    use_network(context.method, lambda x, t, y: seen.append(int(t[0])) or torch.zeros_like(x))
+    result = evaluate(context)
+    assert [percent for percent, _ in result.curves["eval/fid_digitsnet_16_ancestral10_by_skipped_percent"]] == [0, 30]
     assert len(seen) == 10 + 7
 
 
 def test_rate_and_distortion_end_where_the_bound_says(tiny_study):
     run = tiny_study()[0]
-    found = evaluator(run, rate_distortion=RateDistortion(num_images=8)).measure()
-    bound = evaluator(run, nll=Nll(estimator="full", num_images=8)).measure().metrics
+    result = evaluate(context_of(run, rate_distortion=RateDistortion(num_images=8)))
+    bound = evaluate(context_of(run, nll=Nll(estimator="full", num_images=8))).metrics
     # What has arrived before the last step, and what the decoder then adds, are the bound: of two draws of the noise.
-    rate = found.metrics["eval/rate_bpd"]
+    rate = result.metrics["eval/rate_bpd"]
     assert rate + bound["eval/L_0_bpd"] == pytest.approx(bound["eval/nll_bpd"], rel=0.05)
-    assert found.arrays["eval_rate_distortion.npz"]["distortion_rmse"].shape == (30,)
+    assert result.arrays["eval_rate_distortion.npz"]["distortion_rmse"].shape == (30,)
 
 
 def test_the_gradient_noise_scale_is_that_of_the_runs_own_objective(tiny_study):
@@ -180,16 +200,8 @@ def test_the_gradient_noise_scale_is_that_of_the_runs_own_objective(tiny_study):
     for weight in method.network.parameters():
         torch.nn.init.normal_(weight, std=0.05)
     wanted = Evaluation(weights="raw", noise_scale=NoiseScale(batch_size=8, small_per_big=4, num_big=6))
-    one = Evaluator(
-        method.predict("raw"),
-        run.spec,
-        data,
-        wanted,
-        CPU,
-        method=method,
-        timesteps=make_timestep_sampler(run.spec, CPU),
-    )
-    first, again = (one.measure().metrics["eval/gradient_noise_scale"] for _ in range(2))
+    context = EvaluationContext(method, run.spec, data, wanted, CPU)
+    first, again = (evaluate(context).metrics["eval/gradient_noise_scale"] for _ in range(2))
     assert first == again and first > 0
 
 
@@ -203,15 +215,52 @@ def test_guidance_of_one_is_the_conditional_network_and_of_zero_the_unconditiona
 
     def samples(guidance):
         evaluation = Evaluation(guidance=guidance, grid=4).resolve(run.spec, inception=False)
-        return Evaluator(predict, run.spec, data, evaluation, CPU).sample(Ddim(), 3, 4)
+        method = make_method(run.spec, data, Resources(), CPU)
+        use_network(method, predict)
+        return EvaluationContext(method, run.spec, data, evaluation, CPU).sample(Ddim(), 3, 4)
 
     conditional, free = samples(1.0), samples(0.0)
     assert not torch.equal(conditional, free)
     assert {int(y[0]) for y in seen} == {0, 10}
 
 
+EVERY_PART = {
+    "nll": Nll(num_images=8, evaluations_per_image=4),
+    "fidelity": Fidelity(num_samples=32, num_steps=3, prc_reference=32),
+    "sweep": Sweep(num_samples=32, samplers=(Ancestral(), Ddim(), DpmSolverPP()), num_steps=(2, 3)),
+    "skip": Skip(num_samples=32, num_steps=3, fractions=(0.0, 0.5)),
+    "rate_distortion": RateDistortion(num_images=4, num_steps=3),
+    "noise_scale": NoiseScale(batch_size=4, small_per_big=2, num_big=2),
+    "grid": 4,
+}
+
+
+@pytest.mark.parametrize("data", ["digits", "mog"])
+@pytest.mark.parametrize("prefix", ["eval", "eval_raw_12ab34"])
+def test_an_evaluation_with_every_part_leaves_exactly_the_names_that_are_declared(tiny_study, data, prefix):
+    sets = [] if data == "digits" else ["data=mog", "model={name: mlp, width: 16}"]
+    spec = tiny_study("", *sets)[0].spec
+    dataset, evaluation = make_dataset(spec.data), Evaluation(weights="raw", batch_size=32, **EVERY_PART)
+    method = make_method(spec, dataset, Resources(), CPU)
+    evaluation = evaluation.resolve(spec, inception=False)
+    context = EvaluationContext(method, spec, dataset, evaluation, CPU, prefix)
+    result, declared = evaluate(context), outputs(evaluation, spec, prefix)
+    assert evaluation.parts == list(PART_OUTPUTS)
+    assert tuple(result.metrics) == declared.metrics
+    assert tuple(result.curves) == declared.curves
+    assert tuple(result.arrays) == declared.arrays
+    assert tuple(result.pictures) == declared.pictures
+    assert all(metric_kind(name) in METRIC_KINDS.values() for name in (*declared.metrics, *declared.curves))
+
+
+def test_the_grid_shows_the_samples_that_fid_was_measured_on(tiny_study):
+    context = context_of(tiny_study()[0], fidelity=EVERY_PART["fidelity"], grid=4)
+    shown = evaluate(context).arrays["eval_samples.npz"]["samples"]
+    assert np.array_equal(shown, context.to_images(context.samples[:4]).numpy())
+
+
 def test_hidden_labels_are_the_class_after_the_last(tiny_study):
     spec = tiny_study("", "model.class_cond=true", "model.label_dropout=0.25", "train.batch_size=512")[0].spec
-    y = Batches(spec, make_dataset(spec.data), Streams(0))(0)[1]
+    y = Batches(spec, make_dataset(spec.data), Streams(0))(0).y
     assert 0.15 < (y == 10).float().mean() < 0.35
     assert y.max() == 10 and y.min() == 0

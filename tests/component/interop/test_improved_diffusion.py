@@ -7,11 +7,12 @@ from pydantic import ValidationError
 
 from harness.data.base import Split, build
 from harness.errors import CheckpointError, SpecError
-from harness.evaluation.evaluator import Evaluator
-from harness.evaluation.sampling import load_predict, sample_run
+from harness.evaluation.context import EvaluationContext
+from harness.evaluation.evaluator import evaluate
+from harness.evaluation.sampling import load_method, sample_run
 from harness.interop.improved_diffusion import export_checkpoint, import_checkpoint, published_spec
 from harness.interop.openai_checkpoint import PUBLISHED, build_published, save_published
-from harness.job.job import work
+from harness.job.job import run_job
 from harness.records.directory import RunDirectory
 from harness.registry import make_method, make_network
 from harness.spec.evaluation import Ancestral, Evaluation, RateDistortion
@@ -77,7 +78,7 @@ def an_upsampler(tmp_path):
     method = make_method(spec, spec.data.facts, Resources(), cpu)
     for weight in method.ema.parameters():
         torch.nn.init.normal_(weight, std=0.1)
-    Checkpoints(directory.path / "checkpoints").save(1, {"method": method.state_dict()})
+    Checkpoints(directory.path / "checkpoints").save(1, method.state_dict())
     return directory.path
 
 
@@ -109,15 +110,15 @@ def test_an_upsampler_without_fitting_images_says_what_it_needs(tmp_path, tiny_r
         sample_run(tiny_run(), sampler=Ancestral(), num_steps=3, num_samples=2, low_res=tmp_path / "large.npz")
 
 
-def evaluate(directory) -> float:
+def distortion(directory) -> float:
     """Measure the imported weights on two random images, by the short chain that a test can afford."""
     spec = RunSpec.model_validate(directory.spec())
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8)
     split = Split(images, np.zeros(2, np.int64))
     data, cpu = build("cifar10", spec.data.facts, split, split), torch.device("cpu")
-    predict = load_predict(directory.path, spec, data, weights="ema", device=cpu)
+    method, _ = load_method(directory.path, spec, data, device=cpu)
     wanted = Evaluation(rate_distortion=RateDistortion(num_images=1, num_steps=3)).resolve(spec, inception=False)
-    return Evaluator(predict, spec, data, wanted, cpu).measure().metrics["eval/distortion_rmse"]
+    return evaluate(EvaluationContext(method, spec, data, wanted, cpu)).metrics["eval/distortion_rmse"]
 
 
 @pytest.mark.slow
@@ -135,7 +136,7 @@ def test_a_published_file_becomes_a_run_is_sampled_and_goes_out_bit_for_bit(tmp_
     assert len(directory.attempts()) == 1
     picture = sample_run(directory.path, sampler=Ancestral(), num_steps=2, num_samples=1)
     assert picture.exists()
-    assert evaluate(directory) > 0
+    assert distortion(directory) > 0
 
     export_checkpoint(directory.path, tmp_path / "out.pt")
     out = torch.load(tmp_path / "out.pt", weights_only=True)
@@ -145,13 +146,13 @@ def test_a_published_file_becomes_a_run_is_sampled_and_goes_out_bit_for_bit(tmp_
 
 def test_an_imported_run_without_its_file_says_what_to_do(tiny_run):
     folder = tiny_run("", f"imported_sha256={SHA256}")
-    assert work(folder, sync=False, show_progress=False) == "failed"
+    assert run_job(folder, sync=False, show_progress=False) == "failed"
     assert "import-checkpoint" in RunDirectory(folder).status().reason
 
 
 def test_a_trained_run_goes_out_and_its_layout_is_the_published_one(tiny_run, tmp_path):
     folder = tiny_run()
-    work(folder, sync=False, show_progress=False)
+    run_job(folder, sync=False, show_progress=False)
     assert export_checkpoint(folder, tmp_path / "run.pt", weights="raw") == 12
     assert "time_embed.0.weight" in torch.load(tmp_path / "run.pt", weights_only=True)
 

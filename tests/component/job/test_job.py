@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.errors import CheckpointError, RecordError
-from harness.job.job import work
+from harness.job import job
 from harness.records.directory import RunDirectory
 from harness.records.disk import best_step, scores
 from harness.training.checkpoints import Checkpoints, DamagedCheckpointWarning
@@ -24,7 +24,7 @@ EVALUATE = "evaluate:\n  - {nll: {estimator: full, num_images: 4}, grid: 4}\n"
 
 
 def run_job(folder: Path, **options) -> str:
-    return work(folder, **{"sync": False, "show_progress": False} | options)
+    return job.run_job(folder, **{"sync": False, "show_progress": False} | options)
 
 
 def final_weights(folder: Path) -> dict:
@@ -215,7 +215,7 @@ def test_a_run_killed_between_training_and_evaluation_loses_no_row(tiny_run, mon
 
 
 def start_job(folder: Path) -> subprocess.Popen:
-    code = f"from pathlib import Path; from harness.job.job import work; print(work(Path({str(folder)!r}), sync=False))"
+    code = f"from harness.job.job import run_job; print(run_job({str(folder)!r}, sync=False))"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -267,5 +267,5 @@ def test_a_signal_to_stop_checkpoints_at_the_next_step(tiny_run, number):
     process.send_signal(number)
     assert process.communicate(timeout=30)[0].strip() == "interrupted"
     directory = RunDirectory(folder)
-    assert directory.status().state == "interrupted" and signal.Signals(number).name in directory.status().reason
+    assert directory.status().state == "interrupted" and directory.status().stopped_by == signal.Signals(number).name
     assert directory.durable_step() >= directory.status().step > 0

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.errors import TrainingError
-from harness.job.job import work
+from harness.job.job import run_job
 from harness.job.verify import digests, first_state_difference, verify_resume
 from harness.records.directory import RunDirectory
 from harness.spec.base import SCHEMA_VERSION
@@ -53,7 +53,14 @@ def test_a_training_killed_and_resumed_is_certified_in_its_run_directory(study, 
     assert sorted(end["signal"] for end in found["ends"]) == ["SIGKILL", "SIGTERM"]
     assert all(0 < end["after_the_row_of_step"] <= 80 for end in found["ends"])
     assert found["environment"]["torch"] == torch.__version__ and found["environment"]["threads"] == 1
-    assert {"weights", "ema", "optimizer", "timestep_sampler", "window", "result_rows"} == set(found["digests"])
+    assert set(found["digests"]) == {
+        "method.network",
+        "method.ema",
+        "method.optimizer",
+        "timesteps",
+        "window",
+        "result_rows",
+    }
     assert found["environment"]["code_version"] in path.name and list(runs.glob(".verify/*")) == []
     assert directory.attempts() == []  # the run itself was not touched
 
@@ -67,8 +74,8 @@ def test_a_resume_that_forgets_something_is_found_and_named(study, tmp_path, mon
         "if sys.argv[0] == '-m' and 'harness.job.verify' in sys.orig_argv:\n"
         "    from harness.methods.gaussian import GaussianMethod\n"
         "    def forgetful(self, state):\n"
-        "        self.network.load_state_dict(state['network'])\n"
-        "        self.ema.load_state_dict(state['ema'])\n"
+        "        self.network.load_state_dict(state['method']['network'])\n"
+        "        self.ema.load_state_dict(state['method']['ema'])\n"
         "    GaussianMethod.load_state_dict = forgetful\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
@@ -85,9 +92,9 @@ def test_a_resume_that_forgets_something_is_found_and_named(study, tmp_path, mon
 def test_a_run_that_continues_another_is_verified_from_there(study, tmp_path):
     runs = tmp_path / "runs"
     parent = load_study(study, sets=["train.steps=30", "evaluate=[]"]).runs[0]
-    directory = RunDirectory(runs / parent.run_key).create(parent.spec.model_dump(mode="json"), SCHEMA_VERSION)
-    directory.add_to_study(parent.study, parent.facts())
-    assert work(directory.path, sync=False, show_progress=False) == "done"
+    directory = RunDirectory(runs / parent.run_key)
+    directory.register(parent)
+    assert run_job(directory.path, sync=False, show_progress=False) == "done"
     run = load_study(study, sets=[f"continue_from={parent.run_key}", "evaluate=[]"]).runs[0]
     found = verify_resume(run, runs, kills=1, steps=60)
     assert (found["verdict"], found["steps"]) == ("equal", 90)

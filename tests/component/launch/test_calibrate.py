@@ -147,7 +147,7 @@ def test_calibrate_times_each_class_once_and_plan_then_knows_the_cost(tmp_path, 
 def test_a_training_leaves_the_same_kind_of_fact_and_its_own_checkpoint_is_as_large_as_the_calibrated_one(
     tmp_path, tiny_run
 ):
-    from harness.job.job import work
+    from harness.job.job import run_job
     from harness.spec.resources import Resources
     from harness.spec.run import RunSpec
 
@@ -155,7 +155,7 @@ def test_a_training_leaves_the_same_kind_of_fact_and_its_own_checkpoint_is_as_la
     spec = RunSpec.model_validate(RunDirectory(path).spec())
     resources = Resources(device="cpu", threads=1)
     timed = calibrate.time_steps(spec, resources, None, steps=5, scratch=tmp_path / "scratch")
-    assert work(path, sync=False, show_progress=False) == "done"
+    assert run_job(path, sync=False, show_progress=False) == "done"
     (fact,) = throughput.load(path.parent)[spec.cost_key]
     assert replace(fact, seconds_per_step=0.0, checkpoint_bytes=0) == replace(
         timed, seconds_per_step=0.0, checkpoint_bytes=0

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from harness.errors import DataError, LaunchError, SpecError
-from harness.launch import claims, local, manage, planning, processes, states, submit, worker
+from harness.launch import claims, local, manage, planning, processes, requeue, states, submit, worker
 from harness.launch.submission import BlockingSubmission, Submission
 from harness.records import snapshot
 from harness.records.directory import RunDirectory
+from harness.records.layout import SubmissionLayout
 from harness.records.status import Status
 from harness.slurm import commands, profile
 from harness.slurm.commands import JobInfo
@@ -111,7 +112,7 @@ def test_a_torn_line_is_no_evaluation(tmp_path, study):
         journal.event("evaluation", key=tiny.runs[0].evaluations[0].key)
     path = directory.path / "journal-0001.jsonl"
     path.write_bytes(path.read_bytes()[:-2])
-    assert planning.evaluated(directory.path) == set()
+    assert directory.evaluated_keys() == set()
 
 
 def test_the_cost_is_what_is_left_at_the_recorded_throughput(tmp_path, study):
@@ -164,13 +165,13 @@ def test_an_unknown_cluster_is_refused_with_the_choices(tmp_path, study):
 def test_what_is_known_of_a_run_stands_in_its_directory_before_a_job_starts(tmp_path, study):
     tiny = study("replicates: 2\n")
     plan = planning.plan(tiny, tmp_path / "runs")
-    assert submit._join(plan) == list(plan.runs)
+    assert submit._register_runs(plan) == list(plan.runs)
     for run in tiny.runs:
         directory = RunDirectory(tmp_path / "runs" / run.run_key)
         assert directory.spec() == run.spec.model_dump(mode="json")
         assert directory.studies()["tiny"] == json.loads(json.dumps(run.facts()))
     before = files_below(tmp_path)
-    assert submit._join(plan) == []
+    assert submit._register_runs(plan) == []
     assert files_below(tmp_path) == before
 
 
@@ -179,8 +180,8 @@ def test_a_store_that_cannot_be_reached_keeps_nobody_from_submitting(tmp_path, s
     tiny = study()
     write(tmp_path / "runs", tiny.runs[0], Status("done", step=12))
     planned = planning.plan(tiny, tmp_path / "runs").runs
-    [note] = submit._tell_mlflow(list(planned), f"sqlite:///{tmp_path}/mlflow.db")
-    assert note.endswith("is not a database; `harness sync` will carry the runs that were done before")
+    [note] = submit._sync_finished_runs(list(planned), f"sqlite:///{tmp_path}/mlflow.db")
+    assert note.endswith("is not a database; `harness sync` will upload the runs that were done before")
 
 
 def test_a_run_whose_further_evaluation_did_not_begin_is_not_finished(tmp_path, study):
@@ -334,7 +335,7 @@ def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp
     assert asked["mem_gb"] == 4.0  # the default
     assert asked["timeout_min"] == 240
     assert asked["slurm_partition"] == "gpu"
-    assert asked["slurm_setup"][-2:] == ["trap harness_requeue_the_killed EXIT", "module load cuda"]
+    assert asked["slurm_setup"] == ["module load cuda"]
     assert asked["slurm_array_parallelism"] == 64
     assert profile.slurm_parameters(Resources(), gpu_cluster, jobs=3)["slurm_array_parallelism"] == 3
     assert profile.slurm_parameters(Resources(threads=6, cpus=2), gpu_cluster)["cpus_per_task"] == 6
@@ -436,7 +437,7 @@ def test_a_job_that_is_told_to_leave_writes_a_checkpoint_and_comes_back(tmp_path
     wait_for(lambda: directory.latest())
     subprocess.run(["scancel", "--signal=USR2", submission.jobs[0].job_id], check=True)
     wait_for(lambda: not submission.unfinished())
-    assert [event.facts["reason"][:18] for event in directory.events("interrupted")] == ["stopped by SIGUSR2"]
+    assert len(directory.events("interrupted")) == 1
     resumed = [event.facts["resumed_from_step"] for event in directory.events("started")]
     assert len(resumed) == 2
     assert resumed[1] > 0
@@ -454,47 +455,176 @@ def claim_of(tmp_path: Path, run_key: str, job_id: str = "7_0", **facts) -> clai
 
 
 @pytest.mark.parametrize(
-    ("status", "job", "state", "reason"),
+    ("status", "job", "state", "cause", "reason"),
     [
-        (Status("queued"), JobInfo("7_0", "PENDING", reason="Priority", live=True), "queued", "(Priority)"),
-        (Status("queued"), JobInfo("7_0", "RUNNING", "n1", live=True), "queued", "starts on n1"),
-        (Status("queued"), JobInfo("7_0", "CANCELLED", user="ada"), "interrupted", "CANCELLED by ada"),
-        (Status("queued"), None, "interrupted", "SLURM no longer knows its job 7_0: cancelled before it began"),
+        (Status("queued"), JobInfo("7_0", "PENDING", reason="Priority", live=True), "queued", "", "(Priority)"),
+        (Status("queued"), JobInfo("7_0", "RUNNING", "n1", live=True), "queued", "", "starts on n1"),
+        (Status("queued"), JobInfo("7_0", "CANCELLED", user="ada"), "interrupted", "cancelled", "CANCELLED by ada"),
+        (
+            Status("queued"),
+            None,
+            "interrupted",
+            "not_begun",
+            "SLURM no longer knows its job 7_0: cancelled before it began",
+        ),
+        (
+            Status("queued"),
+            JobInfo("7_0", "COMPLETED", start="2026-01-01T00:00:00"),
+            "interrupted",
+            "not_begun",
+            "job 7_0 finished but never ran this run",
+        ),
         # A checkpoint was written and SLURM will begin the job again: nobody is to submit the run a second time.
         (
-            Status("interrupted", reason="stopped by SIGUSR2"),
+            Status("interrupted", cause="signal", stopped_by="SIGUSR2", reason="words"),
             JobInfo("7_0", "PENDING", reason="BeginTime", live=True),
             "queued",
-            "(BeginTime); requeued, stopped by SIGUSR2",
+            "",
+            "(BeginTime); requeued, words",
         ),
         (
             Status("running", step=3),  # and nobody holds its lock
             JobInfo("7_0", "OUT_OF_MEMORY", "n1", start="2026-01-01T00:00:00"),
             "interrupted",
+            "out_of_memory",
             "killed: OUT_OF_MEMORY on n1",
         ),
-        (Status("interrupted", reason="stopped by SIGTERM"), None, "interrupted", "stopped by SIGTERM"),
-        (Status("failed", reason="boom"), JobInfo("7_0", "COMPLETING", live=True), "failed", "boom"),
+        (
+            Status("running", step=3),
+            JobInfo("7_0", "NODE_FAIL", "n1", start="2026-01-01T00:00:00"),
+            "interrupted",
+            "killed",
+            "killed: NODE_FAIL on n1",
+        ),
+        (
+            Status("interrupted", cause="signal", stopped_by="SIGTERM", reason="words"),
+            None,
+            "interrupted",
+            "signal",
+            "words",
+        ),
+        (Status("interrupted", cause="step_limit", reason="words"), None, "interrupted", "step_limit", "words"),
+        (
+            Status("failed", cause="error", reason="boom"),
+            JobInfo("7_0", "COMPLETING", live=True),
+            "failed",
+            "error",
+            "boom",
+        ),
     ],
 )
 def test_what_slurm_says_completes_what_the_run_directory_says(
-    tmp_path, study, monkeypatch, status, job, state, reason
+    tmp_path, study, monkeypatch, status, job, state, cause, reason
 ):
     tiny = study()
     directory = write(tmp_path / "runs", tiny.runs[0], status)
     claim_of(tmp_path, directory.key)
     monkeypatch.setattr(commands, "read_queue", lambda jobs: {"7_0": job} if job and set(jobs) == {"7_0"} else {})
-    found = planning.plan(tiny, tmp_path / "runs").runs[0]
-    assert (found.state, found.status.reason) == (state, reason)
+    planned = planning.plan(tiny, tmp_path / "runs").runs[0]
+    assert (planned.state, planned.status.cause, planned.status.reason) == (state, cause, reason)
+    assert bool(planned.status.stopped_by) == (cause == "signal")
 
 
-def test_a_run_that_was_cancelled_says_by_whom(tmp_path, study, monkeypatch):
+def test_a_run_whose_canary_failed_says_so(tmp_path, study, monkeypatch):
+    canary, waiting = (write(tmp_path / "runs", run, Status()) for run in study("replicates: 2\n").runs)
+    canary.set_status(Status("failed", cause="error", reason="boom"))
+    waiting.set_status(Status("queued"))
+    claim_of(tmp_path, waiting.key, canaries={"7": canary.key})
+    monkeypatch.setattr(commands, "read_queue", lambda jobs: {"7_0": JobInfo("7_0", "CANCELLED")})
+    status = states.read_run_states([waiting.path])[waiting.key].status
+    assert (status.state, status.cause, status.reason) == ("interrupted", "canary", "its canary failed: boom")
+
+
+def test_a_run_without_a_job_is_forgotten_after_ten_minutes(tmp_path, study):
+    directory = write(tmp_path / "runs", study().runs[0], Status("queued"))
+    assert states.read_run_states([directory.path])[directory.key].status.state == "queued"
+    stored = json.loads(directory.status_path.read_text())
+    directory.status_path.write_text(json.dumps(stored | {"updated_seconds": time.time() - 700}))
+    status = states.read_run_states([directory.path])[directory.key].status
+    assert (status.state, status.cause) == ("interrupted", "never_submitted")
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_run_that_was_cancelled_says_by_whom_and_when(tmp_path, study, monkeypatch, old):
     tiny = study()
-    directory = write(tmp_path / "runs", tiny.runs[0], Status("interrupted", reason="stopped by SIGTERM"))
+    stopped = Status("interrupted", cause="signal", stopped_by="SIGTERM")
+    directory = write(tmp_path / "runs", tiny.runs[0], stopped)
     claim = claim_of(tmp_path, directory.key)
     claims.mark_cancelled(claim.folder, directory.key, "ada")
+    path = claim.folder / "cancelled" / directory.key
+    if old:  # the name alone, and the file's time
+        path.write_text("ada\n")
+        os.utime(path, (7, 7))
     monkeypatch.setattr(commands, "read_queue", lambda jobs: {})
-    assert planning.plan(tiny, tmp_path / "runs").runs[0].status.reason == "cancelled by ada"
+    status = planning.plan(tiny, tmp_path / "runs").runs[0].status
+    assert (status.cause, status.reason) == ("cancelled", "cancelled by ada")
+    assert abs(claim.cancellation(directory.key).cancelled_seconds - (7 if old else time.time())) < 60
+
+
+@pytest.mark.parametrize(
+    ("status", "killed", "failed"),
+    [
+        (Status("running"), True, False),  # nobody holds its lock
+        (Status("interrupted", cause="killed"), True, False),
+        (Status("interrupted", cause="out_of_memory"), True, False),
+        (Status("interrupted", cause="signal", stopped_by="SIGTERM", reason="killed"), False, False),
+        (Status("interrupted", cause="cancelled", reason="killed"), False, False),
+        (Status("failed", cause="error", reason="killed"), False, True),
+        (Status("failed", cause="no_progress"), False, True),
+        (Status("done"), False, False),
+    ],
+)
+def test_a_retry_chooses_by_cause(tmp_path, study, status, killed, failed):
+    tiny = study()
+    write(tmp_path / "runs", tiny.runs[0], status)
+    plan = planning.plan(tiny, tmp_path / "runs")
+    assert bool(manage.select_retries(plan, failed=False, killed=True).runs) == killed
+    assert bool(manage.select_retries(plan, failed=True, killed=False).runs) == failed
+
+
+# -------------------------------------------------------------------------------------------------- the requeue policy
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "killed", "preempted", "preemption_cancels", "how"),
+    [
+        ("SIGUSR2", False, False, False, "requeued"),  # the time limit
+        ("SIGUSR2", False, False, True, "requeued"),
+        ("SIGUSR2", False, True, False, "requeued"),
+        ("SIGUSR2", False, True, True, "as_successor"),
+        ("SIGTERM", False, True, False, "requeued"),
+        ("SIGTERM", False, True, True, "as_successor"),
+        ("SIGTERM", False, False, False, "not"),  # scancel
+        ("SIGTERM", True, False, False, "not"),
+        ("", True, False, False, "requeued"),
+        ("", False, False, False, "not"),
+    ],
+)
+def test_a_job_comes_back_unless_a_person_ended_it(stopped_by, killed, preempted, preemption_cancels, how):
+    facts = {"killed": killed, "preempted": preempted, "preemption_cancels": preemption_cancels}
+    assert requeue.comes_back(stopped_by, **facts) == how
+
+
+def test_three_starts_that_did_not_come_as_far_as_an_attempt_are_enough(tmp_path, study):
+    directory = write(tmp_path / "runs", study().runs[0], Status("queued"))
+    claim = claim_of(tmp_path, directory.key)
+    layout = SubmissionLayout(claim.folder)
+    assert [requeue.given_up_before_it_began(layout, directory.path, "n1") for _ in range(3)] == [None] * 3
+    assert requeue.given_up_before_it_began(layout, directory.path, "n1").cause == "no_progress"
+    layout.job_log_path("7_0").write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\n")
+    assert requeue.given_up_before_it_began(layout, directory.path, "n1").cause == "out_of_memory"
+    requeue.forget_starts(layout, directory.path)
+    assert requeue.given_up_before_it_began(layout, directory.path, "n1") is None
+
+
+def test_what_a_run_itself_prints_is_no_kill_for_memory(tmp_path, study):
+    directory = write(tmp_path / "runs", study().runs[0], Status("running"))
+    for _ in range(3):
+        attempt(directory, 4)
+    claim_of(tmp_path, directory.key)
+    with worker.printing_to(directory.log_path(3)):
+        print("my callback: exceeded memory limit? no", flush=True)
+    assert requeue.given_up(directory.path).cause == "no_progress"
 
 
 def attempt(directory: RunDirectory, step: int, *events: str) -> None:
@@ -514,11 +644,12 @@ def test_three_kills_without_progress_leave_a_run_failed_until_a_retry(tmp_path,
     attempt(directory, 4)
     plan = planning.plan(tiny, runs)
     assert plan.runs[0].state == "failed"
+    assert plan.runs[0].status.cause == "no_progress"
     assert plan.runs[0].status.reason.startswith("killed 3 times at step 4 without progress: on ")
     assert submit.submit(plan, cluster="debug", sync=False).runs == []
     again = manage.select_retries(plan, failed=True, killed=False)
     assert [planned.run_key for planned in again.to_do] == [directory.key]
-    assert states.killed_without_progress(directory.path) is None
+    assert requeue.given_up(directory.path) is None
 
 
 @pytest.mark.parametrize("word", ["checkpoint", "evaluation", "interrupted"])
@@ -526,7 +657,7 @@ def test_progress_and_a_clean_end_are_no_failures(tmp_path, study, word):
     directory = write(tmp_path / "runs", study().runs[0], Status("running"))
     for words in ((), (word,), ()):
         attempt(directory, 4, *words)
-    assert states.killed_without_progress(directory.path) is None
+    assert requeue.given_up(directory.path) is None
 
 
 def test_what_a_changed_study_no_longer_asks_for_is_found_unless_another_study_does(tmp_path, study):
@@ -542,17 +673,61 @@ def test_what_a_changed_study_no_longer_asks_for_is_found_unless_another_study_d
 # ---------------------------------------------------------------------------------------------------------------- logs
 
 
-def test_a_run_finds_its_own_lines_in_the_newest_log(tmp_path):
+def test_a_run_of_a_version_without_logs_of_its_own_has_its_newest_jobs(tmp_path):
     for stamp, job in (("20260101-000000-1", "11"), ("20260102-000000-1", "12")):
         folder = tmp_path / ".jobs" / "tiny" / stamp
         (folder / "claims").mkdir(parents=True)
         (folder / "claims" / "aaaa").write_text(job)
-        text = f"submitit\n== run bbbb now\nnot mine\n== run aaaa now\nmine, job {job}\n"
-        (folder / f"{job}_0_log.out").write_text(text)
-    log, lines = claims.log_of(tmp_path, "aaaa")
-    assert log == tmp_path / ".jobs" / "tiny" / "20260102-000000-1" / "12_0_log.out"
-    assert lines == ["== run aaaa now", "mine, job 12"]
+        (folder / f"{job}_0_log.out").write_text(f"job {job}\n")
+    assert claims.run_log(tmp_path, "aaaa") == tmp_path / ".jobs" / "tiny" / "20260102-000000-1" / "12_0_log.out"
+    (folder / "aaaa_log.out").touch()  # of a run that shared its job
+    assert claims.run_log(tmp_path, "aaaa") == folder / "aaaa_log.out"
 
 
 def test_a_run_that_no_job_took_has_no_log(tmp_path):
-    assert claims.log_of(tmp_path, "aaaa") == (None, [])
+    assert claims.run_log(tmp_path, "aaaa") is None
+    assert claims.job_log(tmp_path, "aaaa") is None
+
+
+def test_a_workers_run_prints_to_a_log_of_its_attempt_and_children_and_tracebacks_too(tmp_path, tiny_run):
+    runs = tiny_run("replicates: 2\n").parent
+    path = next(runs.iterdir())
+    program = """
+import os, subprocess, sys
+from pathlib import Path
+from harness.job import job
+from harness.launch.worker import execute_run
+path = Path(sys.argv[1])
+def run_job(path, **options):
+    print("a plain line")
+    sys.stderr.write("an error line\\n")
+    subprocess.run(["echo", "a line of a child"])
+    os.write(1, b"a line of a library\\n")
+    raise ValueError("what went wrong")
+job.run_job = run_job
+print("before", flush=True)
+assert execute_run(path, 1, False, None) == "failed"
+assert execute_run(path, 1, False, None) == "failed"
+print("after", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["before", "after"]
+    directory = RunDirectory(path)
+    assert claims.run_log(runs, path.name) == directory.log_path(1)  # both starts: neither came as far as an attempt
+    text = directory.log_path(1).read_text()
+    for line in ("a plain line", "an error line", "a line of a child", "a line of a library", "what went wrong"):
+        assert text.count(f"{line}\n") >= 2, line
+    assert text.count("Traceback") == 2
+
+
+def test_every_attempt_has_a_log_of_its_own(tmp_path, study):
+    plan = planning.plan(study(), tmp_path / "runs")
+    submit.submit(plan, cluster="local", sync=False).wait(lambda: None)
+    directory = plan.runs[0].directory
+    assert [path.name for path in directory.log_paths()] == ["attempt-0001.log"]
+    assert f"{directory.key} is done" in directory.log_path(1).read_text()
+    more = planning.plan(study(EVALUATE), tmp_path / "runs")
+    assert more.runs[0].state == "evaluate"
+    submit.submit(more, cluster="local", sync=False).wait(lambda: None)
+    assert [path.name for path in directory.log_paths()] == ["attempt-0001.log", "attempt-0002.log"]
+    assert claims.run_log(tmp_path / "runs", directory.key) == directory.log_path(2)

@@ -20,12 +20,11 @@ from analysis.runs import load_runs
 from harness.cli import cli
 from harness.cli.common import all_runs
 from harness.errors import RecordError
-from harness.job.job import work
-from harness.job.request import Request
+from harness.job.job import run_job
+from harness.job.request import RunRequest
 from harness.records import archive
 from harness.records.archive import export_study, import_study
 from harness.records.directory import RunDirectory
-from harness.spec.base import SCHEMA_VERSION
 from harness.study.expand import load_study
 from harness.tracking.check import check
 from harness.tracking.sync import sync_run
@@ -51,9 +50,8 @@ def trained(tmp_path_factory) -> Path:
     (folder / "tiny.yaml").write_text(STUDY)
     for run in load_study(folder / "tiny.yaml").runs:
         directory = RunDirectory(folder / "runs" / run.run_key)
-        directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        directory.add_to_study(run.study, run.facts())
-        assert work(directory.path, sync=False, show_progress=False) == "done"
+        directory.register(run)
+        assert run_job(directory.path, sync=False, show_progress=False) == "done"
     return folder / "runs"
 
 
@@ -122,7 +120,7 @@ def test_what_was_imported_is_carried_into_a_fresh_store_row_for_row(runs, there
 def test_the_same_content_gives_the_same_bytes(runs, tmp_path):
     first = export(runs).read_bytes()
     for path in runs.rglob("*"):
-        if path.is_file() and path.parent.name != "studies":
+        if path.is_file():
             os.utime(path, (1, 1))
     assert export(runs, "again.tar.gz").read_bytes() == first
     shutil.copytree(runs, tmp_path / "elsewhere" / "other")
@@ -150,9 +148,32 @@ def test_the_study_that_a_run_joined_last_is_the_last_one_there_too(runs, there)
     directory = all_runs(runs)[0]
     facts = directory.studies()["tiny"]
     directory.add_to_study("another", facts | {"data_root": "/the/last/word"})
-    os.utime(directory.path / "studies" / "tiny.json", (1, 1))
     import_study(export(runs), there)
-    assert Request.of(RunDirectory(there / directory.key)).data_root == "/the/last/word"
+    assert RunRequest.of(RunDirectory(there / directory.key)).data_root == "/the/last/word"
+
+
+def test_an_archive_of_runs_from_before_the_joining_time_was_written_keeps_their_order(runs, there):
+    directory = all_runs(runs)[0]
+    facts = directory.studies()["tiny"]
+    for name, seconds, root in (("tiny", 3, None), ("another", 1, "/the/first"), ("last", 7, "/the/last/word")):
+        directory.study_path(name).write_text(json.dumps(facts | {"data_root": root}))
+        os.utime(directory.study_path(name), (seconds, seconds))
+    path = export(runs)
+    import_study(path, there)
+    imported = RunDirectory(there / directory.key)
+    assert list(imported.studies_by_joining()) == ["another", "tiny", "last"]
+    assert RunRequest.of(imported).data_root == "/the/last/word"
+    imported.add_to_study("tiny", imported.studies()["tiny"])  # whenever it joined: it is the same run
+    assert len(import_study(path, there).present) == 2
+
+
+def test_what_a_run_here_has_printed_since_is_no_other_run(runs, there):
+    path = export(runs)
+    import_study(path, there)
+    log = all_runs(there)[0].log_path(7)
+    log.parent.mkdir(exist_ok=True)
+    log.write_text("looked at it\n")
+    assert len(import_study(path, there).present) == 2
 
 
 def test_the_verbs_carry_figures_and_say_what_they_did(runs, there, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.errors import SpecError
-from harness.job.job import work
+from harness.job import job
 from harness.launch.planning import plan
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
@@ -24,7 +24,7 @@ SETS = ("diffusion.var_type=learned_range", "diffusion.num_timesteps=5", "model.
 
 
 def run_job(folder: Path) -> str:
-    return work(folder, sync=False, show_progress=False)
+    return job.run_job(folder, sync=False, show_progress=False)
 
 
 def results(folder: Path, after: int = 0) -> list:

@@ -1,6 +1,8 @@
+import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +87,32 @@ class TestWhatARunIs:
             "objectives": "simple",
         }
 
+    def test_the_study_that_said_something_last_is_the_last_whatever_the_clock_says(self, run, monkeypatch):
+        for clock, study in ((3000.0, "first"), (2000.0, "second"), (1000.0, "third"), (500.0, "first")):
+            monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+            run.add_to_study(study, {"arm": study})
+        assert list(run.studies_by_joining()) == ["second", "third", "first"]
+        assert run.studies()["first"] == {"arm": "first"}
+
+    def test_studies_from_before_the_joining_time_was_written_come_first_in_the_order_of_their_files(self, run):
+        run.add_to_study("new", {})
+        for study, seconds in (("b", 5), ("a", 5), ("c", 1)):
+            run.study_path(study).write_text("{}")
+            os.utime(run.study_path(study), (seconds, seconds))
+        assert list(run.studies_by_joining()) == ["c", "a", "b", "new"]
+
+    def test_registering_a_run_writes_its_spec_and_study_once(self, tmp_path, tiny_study):
+        [planned] = tiny_study()
+        directory = RunDirectory(tmp_path / planned.run_key)
+        assert directory.register(planned)
+        assert directory.spec() == planned.spec.model_dump(mode="json")
+        assert directory.studies() == {"tiny": json.loads(json.dumps(planned.facts()))}
+        before = directory.study_path("tiny").read_bytes()
+        assert not directory.register(planned)
+        assert directory.study_path("tiny").read_bytes() == before
+        assert directory.register(dataclasses.replace(planned, arm="renamed"))
+        assert directory.studies()["tiny"]["arm"] == "renamed"
+
     @pytest.mark.parametrize("name", ["", "..", "a/b", "a\\b", "a\n", ".hidden", "a..b", "/tmp/x", "x" * 101, "a\0b"])
     def test_a_name_that_could_leave_the_folder_is_refused(self, run, name):
         with pytest.raises(RecordError, match="cannot be a file name"):
@@ -121,9 +149,46 @@ class TestWhereItStands:
         assert (stored.state, stored.step, stored.reason, stored.loss) == ("failed", 7, status.reason, math.inf)
         assert abs(stored.updated_seconds - time.time()) < 5
 
+    def test_the_fields_of_a_status_read_back(self, run):
+        run.set_status(Status("interrupted", step=7, cause="signal", stopped_by="SIGUSR2", reason="whatever it says"))
+        status = run.status()
+        assert (status.cause, status.stopped_by) == ("signal", "SIGUSR2")
+
+    @pytest.mark.parametrize(
+        ("state", "reason", "cause", "stopped_by"),
+        [
+            ("interrupted", "stopped by SIGUSR2; submit again and it goes on", "signal", "SIGUSR2"),
+            ("interrupted", "stopped by SIGTERM; submit again and it goes on", "signal", "SIGTERM"),
+            ("interrupted", "stopped by request after 50 steps; submit again and it goes on", "step_limit", ""),
+            ("interrupted", "killed by SIGKILL", "killed", ""),
+            ("interrupted", "", "", ""),
+            ("failed", "killed 3 times at step 4 without progress: on n1, then `harness retry`", "no_progress", ""),
+            (
+                "failed",
+                "killed 3 times before it began: OUT_OF_MEMORY on n1; ask for more memory_gib, then `harness retry`",
+                "out_of_memory",
+                "",
+            ),
+            ("failed", "train/loss is not a number at step 7", "error", ""),
+            ("pruned", "eval/nll_bpd 9 at step 10 (median)", "pruned", ""),
+            ("done", "", "", ""),
+        ],
+    )
+    def test_a_status_from_before_there_were_fields_is_classed_by_its_sentence(
+        self, run, state, reason, cause, stopped_by
+    ):
+        run.status_path.write_text(json.dumps({"state": state, "step": 4, "reason": reason, "updated_seconds": 1.0}))
+        status = run.status()
+        assert (status.state, status.reason) == (state, reason)
+        assert (status.cause, status.stopped_by) == (cause, stopped_by)
+
+    def test_the_sentence_of_a_status_that_has_fields_means_nothing(self, run):
+        run.set_status(Status("interrupted", reason="stopped by SIGUSR2", cause="killed"))
+        assert (run.status().cause, run.status().stopped_by) == ("killed", "")
+
     def test_running_without_a_living_writer_is_interrupted(self, run):
         run.set_status(Status("running", step=5))
-        assert (run.status().state, run.status().step) == ("interrupted", 5)
+        assert (run.status().state, run.status().cause, run.status().step) == ("interrupted", "killed", 5)
         with run.lock():
             assert run.status().state == "running"
 
@@ -155,12 +220,12 @@ class TestWhereItStands:
 
 class TestOneWriter:
     @staticmethod
-    def leave_lock(run, age_seconds):
-        """Leave the lock of SLURM job 42's first start on another machine, with a heartbeat of some age."""
+    def leave_lock(run, age_seconds, **more):
+        """Leave the lock of SLURM job 42's first start on another machine, its file of some age, as version 0.1 did."""
         facts = {"host": "node17", "machine": "node17 boot pid", "pid": 1, "started": "0"}
         path = run.path / "lock" / "000001"
         path.parent.mkdir()
-        path.write_text(json.dumps({**facts, "slurm_job_id": "42", "slurm_restart_count": "0"}))
+        path.write_text(json.dumps({**facts, "slurm_job_id": "42", "slurm_restart_count": "0", **more}))
         heartbeat = time.time() - age_seconds
         os.utime(path, (heartbeat, heartbeat))
 
@@ -230,15 +295,53 @@ class TestOneWriter:
         third.verify()
         third.release()
 
-    def test_the_heartbeat_moves(self, run, monkeypatch):
+    def test_the_heartbeat_moves_in_the_content_of_the_lock(self, run, monkeypatch):
         monkeypatch.setattr("harness.records.lock.HEARTBEAT_SECONDS", 0.02)
+        path = run.lock_folder / "000001"
         with run.lock():
-            path = run.path / "lock" / "000001"
-            os.utime(path, (0, 0))
+            first = json.loads(path.read_text())["heartbeat"]
             deadline = time.monotonic() + 5
-            while path.stat().st_mtime == 0 and time.monotonic() < deadline:
+            while json.loads(path.read_text())["heartbeat"] == first and time.monotonic() < deadline:
+                os.utime(path, (0, 0))
                 time.sleep(0.01)
-            assert time.time() - path.stat().st_mtime < 5
+            assert first < json.loads(path.read_text())["heartbeat"] <= time.time()
+        assert json.loads(path.read_text()) == {"released": True}
+
+    def test_a_copy_of_a_run_that_another_machine_writes_is_free_when_its_heartbeat_is_old(self, run, tmp_path):
+        self.leave_lock(run, 0, heartbeat=time.time() - 130)
+        shutil.copytree(run.path, tmp_path / run.key, copy_function=shutil.copy)  # with the time of the copy
+        copy = RunDirectory(tmp_path / run.key)
+        assert copy.writer() is None
+        with copy.lock():
+            assert copy.writer()["pid"] == os.getpid()
+
+    def test_old_file_times_make_no_lock_stale(self, run):
+        self.leave_lock(run, 10_000, heartbeat=time.time() - 20)
+        with pytest.raises(RecordError, match=r"node17, SLURM job 42, last heartbeat 2\d s ago"), run.lock():
+            pass
+
+    def test_a_copy_on_the_writers_own_machine_is_not_written_by_it(self, run, tmp_path):
+        process = start_writer(run)
+        try:
+            shutil.copytree(run.path, tmp_path / run.key)
+            copy = RunDirectory(tmp_path / run.key)
+            assert copy.status().state == "running"  # as it was when it was made
+            for directory in (run, copy):
+                path = directory.lock_folder / "000001"
+                facts = json.loads(path.read_text())
+                path.write_text(json.dumps(facts | {"heartbeat": time.time() - 130}))
+            assert (run.status().state, copy.status().state) == ("running", "interrupted")
+        finally:
+            process.kill()
+            process.wait()
+
+    def test_a_lock_is_written_in_place_so_that_a_full_disk_can_give_it_back(self, run):
+        with run.lock():
+            path = run.lock_folder / "000001"
+            before = path.stat()
+        after = path.stat()
+        assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+        assert run.writer() is None
 
     @pytest.mark.slow
     def test_many_takers_of_live_and_stale_locks_never_hold_one_together(self, tmp_path):

@@ -562,17 +562,16 @@ def start_run(search, runs, point):
     """Write the directory of one real run of the search, as launching it would."""
     run = search.trial(0, point).runs[0]
     directory = RunDirectory(runs / run.run_key)
-    directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-    directory.add_to_study(run.study, run.facts())
+    directory.register(run)
     return directory
 
 
 def test_a_run_that_is_to_be_pruned_ends_at_its_next_step_and_keeps_its_checkpoint(make, tmp_path):
-    from harness.job.job import work
+    from harness.job.job import run_job
 
     directory = start_run(make(REAL), tmp_path / "runs", {"optim.lr": 1e-3})
     directory.request_pruning("eval/nll_bpd 9 at step 10 (median)")
-    assert work(directory.path, sync=False, show_progress=False) == "pruned"
+    assert run_job(directory.path, sync=False, show_progress=False) == "pruned"
     status = directory.status()
     assert status.state == "pruned"
     assert directory.durable_step() == 1
@@ -585,12 +584,12 @@ def test_a_run_that_is_to_be_pruned_ends_at_its_next_step_and_keeps_its_checkpoi
 def test_a_pruned_run_is_killed_in_mlflow_with_its_state_as_a_tag(make, tmp_path):
     import mlflow
 
-    from harness.job.job import work
+    from harness.job.job import run_job
     from harness.tracking.sync import sync_run
 
     directory = start_run(make(REAL), tmp_path / "runs", {"optim.lr": 1e-3})
     directory.request_pruning("hopeless")
-    work(directory.path, sync=False, show_progress=False)
+    run_job(directory.path, sync=False, show_progress=False)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     run_id = sync_run(directory, tracking_uri=uri).studies["hunt"].run_id
     run = mlflow.MlflowClient(uri).get_run(run_id)
@@ -598,7 +597,7 @@ def test_a_pruned_run_is_killed_in_mlflow_with_its_state_as_a_tag(make, tmp_path
 
 
 def test_the_metrics_that_plan_knows_are_those_that_a_run_gives(make, tmp_path):
-    from harness.job.job import work
+    from harness.job.job import run_job
 
     base = BASE[: BASE.index("evaluate:")] + (
         "evaluate:\n  - {name: eval, nll: {num_images: 16, evaluations_per_image: 4}, "
@@ -609,7 +608,7 @@ def test_the_metrics_that_plan_knows_are_those_that_a_run_gives(make, tmp_path):
     search = make(REAL, base=base)
     run = search.trial(0, {"optim.lr": 1e-3}).runs[0]
     directory = start_run(search, tmp_path / "runs", {"optim.lr": 1e-3})
-    assert work(directory.path, sync=False, show_progress=False) == "done"
+    assert run_job(directory.path, sync=False, show_progress=False) == "done"
     known = {f"{one.name}/{name}" for one in run.evaluations for name in metrics_of(one, run.spec)}
     given = {row.key for row in directory.rows() if row.key.startswith("eval") and row.step == row.at}
     assert known == given - {"eval/L_t_bpd"}

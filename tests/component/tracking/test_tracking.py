@@ -492,7 +492,7 @@ class TestWatch:
             if text == "1 queued":
                 attempt(run, 10, range(11, 21), checkpoints=[20])
 
-        assert self.watched(run, act) == ["20 rows carried", "1 queued", "20 rows carried", "1 done"]
+        assert self.watched(run, act) == ["20 rows uploaded", "1 queued", "20 rows uploaded", "1 done"]
         assert stored_rows(store, run) == journalled_rows(run)
 
     def test_an_outage_is_waited_out_with_pauses_that_grow(self, run, tmp_path, fresh_database):
@@ -508,7 +508,7 @@ class TestWatch:
                     shutil.copy(fresh_database, database)
 
         lines = self.watched(run, act, tracking_uri=f"sqlite:///{database}")
-        assert [line for line in lines if line not in outages] == ["1 done", "20 rows carried", "the store is back"]
+        assert [line for line in lines if line not in outages] == ["1 done", "20 rows uploaded", "the store is back"]
         assert all("is not an MLflow database" in line for line in outages)
         assert stored_rows(f"sqlite:///{database}", run) == journalled_rows(run)
 
@@ -529,8 +529,8 @@ class TestWatch:
 
     def test_a_run_that_slurm_requeues_is_waited_for_and_one_that_was_cancelled_is_not(self, run, store):
         attempt(run, 0, range(1, 11), checkpoints=[10], state="interrupted")
-        assert self.watched(run) == ["20 rows carried", "1 interrupted"]
-        run.set_status(Status("interrupted", 10, 20, 1, "stopped by SIGUSR2; submit again and it goes on"))
+        assert self.watched(run) == ["20 rows uploaded", "1 interrupted"]
+        run.set_status(Status("interrupted", 10, 20, 1, cause="signal", stopped_by="SIGUSR2"))
         lines = self.watched(run, lambda _: attempt(run, 10, range(11, 21), checkpoints=[20]))
         assert lines[-1] == "1 done"
 
@@ -541,7 +541,7 @@ class TestWatch:
         lock.acquire()
         lines = self.watched(run, lambda text: lock.release() if "is in use by process" in text else None)
         assert f"{run.key} is left for the next pass: the MLflow record of run {run.key} is in use" in lines[0]
-        assert lines[1:] == ["1 done", "20 rows carried", "1 done"]
+        assert lines[1:] == ["1 done", "20 rows uploaded", "1 done"]
 
     @pytest.mark.slow
     def test_ctrl_c_ends_the_verb_in_good_order(self, run, store):
@@ -557,7 +557,7 @@ class TestWatch:
         said = [process.stdout.readline(), process.stdout.readline()]
         process.send_signal(signal.SIGINT)
         said.append(process.communicate(timeout=30)[0])
-        assert [line[9:] for line in said[:2]] == ["20 rows carried\n", "1 done\n"]
+        assert [line[9:] for line in said[:2]] == ["20 rows uploaded\n", "1 done\n"]
         assert said[2] == "stopped; what is not carried yet, the next `harness sync` carries\n"
         assert process.returncode == 0
         assert check(run).ok

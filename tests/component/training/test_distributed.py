@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from harness.errors import LaunchError, TrainingError
-from harness.job.job import work
+from harness.job.job import run_job
 from harness.launch.planning import plan
 from harness.launch.submit import submit
 from harness.records.directory import RunDirectory
 from harness.study.model import Study
 from harness.training.checkpoints import Checkpoints
-from harness.training.distributed import Group, RankInfo, detect_rank
+from harness.training.distributed import ProcessGroup, RankInfo, detect_rank
 
 LEARNING = (
     "objective: hybrid\ntimestep_sampler: {name: loss_second_moment, history_per_term: 2}\n",
@@ -48,7 +48,7 @@ def run_of(tiny_run):
 
 def finish(folder: Path) -> dict[str, float]:
     """Work on a run until it is done; return its metrics."""
-    assert work(folder, sync=False, show_progress=False) == "done", RunDirectory(folder).status().reason
+    assert run_job(folder, sync=False, show_progress=False) == "done", RunDirectory(folder).status().reason
     return metrics(folder)
 
 
@@ -106,11 +106,11 @@ def test_several_processes_reach_the_curve_and_the_weights_of_one(run_of, sample
 
 
 def test_rows_are_shared_out_whole_and_in_order():
-    shares = [Group(rank, 3).share(13) for rank in range(3)]
+    shares = [ProcessGroup(rank, 3).share(13) for rank in range(3)]
     assert [row for share in shares for row in range(13)[share]] == list(range(13))
     assert {share.stop - share.start for share in shares} == {4, 5}
     with pytest.raises(TrainingError, match="3 processes cannot share a batch of 2"):
-        Group(0, 3).share(2)
+        ProcessGroup(0, 3).share(2)
 
 
 def test_a_run_for_one_process_is_alone_whatever_started_it():
@@ -154,7 +154,7 @@ class Job:
 
     @classmethod
     def start(cls, folder: Path) -> "Job":
-        code = f"from harness.job.job import work; print(work({str(folder)!r}, sync=False, show_progress=False))"
+        code = f"from harness.job.job import run_job; print(run_job({str(folder)!r}, sync=False, show_progress=False))"
         return cls(folder, subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True))
 
     def others(self) -> list[psutil.Process]:
@@ -197,7 +197,7 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_another_number_of_pro
     assert job.state() == "interrupted", RunDirectory(job.folder).status().reason
     assert not psutil.wait_procs(others, timeout=30)[1]
     directory = RunDirectory(job.folder)
-    assert "SIGUSR2" in directory.status().reason and 0 < directory.durable_step() < 120
+    assert directory.status().stopped_by == "SIGUSR2" and 0 < directory.durable_step() < 120
     run = tiny_study("", "resources.processes_per_node=1", *LONG)[0]
     directory.add_to_study("tiny", run.facts())
     assert largest_difference(unbroken, finish(job.folder)) < CURVE
@@ -209,9 +209,9 @@ def test_the_run_says_which_process_failed_and_why(run_of, monkeypatch):
     folder = run_of(2)
     # Only the process that is begun hears of this: a package of the same name before ours, broken.
     monkeypatch.setattr(
-        "harness.job.job._Job._another_process", lambda job: [sys.executable, "-c", BROKEN, str(job.directory.path)]
+        "harness.job.job._Job._worker_command", lambda job: [sys.executable, "-c", BROKEN, str(job.directory.path)]
     )
-    assert work(folder, sync=False, show_progress=False) == "failed"
+    assert run_job(folder, sync=False, show_progress=False) == "failed"
     reason = RunDirectory(folder).status().reason
     assert reason.startswith("process 1 of 2 on ") and reason.endswith("MemoryError: no room")
 
@@ -220,16 +220,14 @@ BROKEN = """
 import sys, harness.job
 def fail(*_): raise MemoryError("no room")
 harness.job.job.make_dataset = fail
-harness.job.job.work(sys.argv[1])
+harness.job.job.run_job(sys.argv[1])
 """
 
 
 def test_a_process_that_cannot_start_is_noticed_at_once(run_of, monkeypatch):
     folder = run_of(2)
-    monkeypatch.setattr(
-        "harness.job.job._Job._another_process", lambda _: [sys.executable, "-c", "raise SystemExit(3)"]
-    )
-    assert work(folder, sync=False, show_progress=False) == "failed"
+    monkeypatch.setattr("harness.job.job._Job._worker_command", lambda _: [sys.executable, "-c", "raise SystemExit(3)"])
+    assert run_job(folder, sync=False, show_progress=False) == "failed"
     assert RunDirectory(folder).status().reason == "1 of 2 processes of this run did not start"
 
 

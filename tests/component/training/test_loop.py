@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from harness.errors import TrainingError
+from harness.methods.base import StepOutput
 from harness.randomness import Streams
 from harness.records.directory import RunDirectory
 from harness.records.journal import Journal
-from harness.registry import make_dataset, make_method, make_timestep_sampler
+from harness.registry import make_dataset, make_learning_rate, make_method
 from harness.spec.resources import Records, Resources
 from harness.training.batches import Batches
 from harness.training.checkpoints import Checkpoints
@@ -29,7 +30,7 @@ class Trial:
 
     def go(self, stop_after: int | None = None, measure=lambda step: None) -> Training:
         spec = self.run.spec
-        training = Training(spec, make_method(spec, self.data, Resources(), CPU), make_timestep_sampler(spec, CPU), CPU)
+        training = Training(spec, make_method(spec, self.data, Resources(), CPU), CPU)
         found = self.checkpoints.latest()
         if found:
             training.load_state_dict(found[1])
@@ -91,7 +92,7 @@ def test_arms_of_one_replicate_share_data_order_noise_and_timesteps(tiny_study):
     one, other = tiny_study("", "objective=simple")[0], tiny_study("", "objective={name: min_snr}")[0]
     data = make_dataset(one.spec.data)
     first, second = (Batches(run.spec, data, Streams(run.spec.seed)) for run in (one, other))
-    assert torch.equal(first(3)[0], second(3)[0])
+    assert torch.equal(first(3).x_0, second(3).x_0)
 
 
 def test_checkpoints_come_by_step_and_the_last_two_stay(tiny_study, tmp_path):
@@ -131,15 +132,11 @@ def test_log_lines_are_means_over_their_window_and_the_last_one_is_short(tiny_st
 
 
 def test_terms_are_logged_by_quartile_of_t():
-    window = Window(8, CPU)
-    t = torch.tensor([0, 1, 4, 7])
-    terms = {
-        "loss": torch.tensor([1.0, 3.0, 5.0, 7.0]),
-        "mse": torch.zeros(4),
-        "vb": torch.ones(4),
-        "grad_norm": torch.tensor(2.0),
-    }
-    window.add(0, t, torch.tensor([1.0, 1.0, 1.0, 2.0]), terms)
+    window = Window(8, ("loss", "mse", "vb"), ("grad_norm_preclip",), CPU)
+    loss = torch.tensor([1.0, 3.0, 5.0, 7.0])
+    terms = {"loss": loss, "mse": torch.zeros(4), "vb": torch.ones(4)}
+    weighted = loss * torch.tensor([1.0, 1.0, 1.0, 2.0])
+    window.add(0, StepOutput(torch.tensor([0, 1, 4, 7]), weighted, terms, {"grad_norm_preclip": torch.tensor(2.0)}))
     values = window.flush()
     assert values["train/loss"] == (1 + 3 + 5 + 14) / 4  # weighted, as it is minimised
     assert (values["train/loss_q0"], values["train/loss_q2"], values["train/loss_q3"]) == (2.0, 5.0, 7.0)
@@ -162,7 +159,7 @@ def test_measuring_comes_before_the_checkpoint_of_its_step(tiny_study, tmp_path)
 
 def test_warmup_and_linear_decay_shape_the_learning_rate(tiny_study):
     spec = tiny_study("", "optim.warmup_steps=4", "optim.decay=linear")[0].spec
-    rate = make_method(spec, make_dataset(spec.data), Resources(), CPU)._learning_rate
+    rate = make_learning_rate(spec)
     assert rate(0) == pytest.approx(1e-3 / 4)
     assert rate(6) == pytest.approx(1e-3 / 2)
 
@@ -172,7 +169,19 @@ def test_flips_mirror_about_half_of_the_images(tiny_study):
     data = make_dataset(spec.data)
     batches = Batches(spec, data, Streams(0))
     plain = data.to_unit(data.train.images[batches.indices(2).numpy()])
-    flipped = batches(2)[0]
+    flipped = batches(2).x_0
     same_way = (flipped == plain).flatten(1).all(1)
     assert ((flipped == plain.flip(-1)).flatten(1).all(1) | same_way).all()
     assert 0.35 < same_way.float().mean() < 0.65
+
+
+@pytest.mark.parametrize("bad", ["loss", "critic_loss"])
+def test_the_first_step_at_which_a_loss_or_a_scalar_is_not_finite_is_remembered(bad):
+    window = Window(4, ("mse",), ("critic_loss",), CPU)
+    for step in range(3):
+        values = {"loss": torch.ones(2), "critic_loss": torch.tensor(1.0)}
+        if step:
+            values[bad] = values[bad] * math.inf
+        scalars = {"critic_loss": values["critic_loss"]}
+        window.add(step, StepOutput(torch.tensor([0, 3]), values["loss"], {"mse": torch.ones(2)}, scalars))
+    assert window.first_bad_step() == 1

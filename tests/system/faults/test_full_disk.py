@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from harness.errors import RecordError
-from harness.job.job import work
+from harness.job.job import run_job
 from harness.job.verify import digests, results
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
@@ -47,7 +47,7 @@ def test_a_training_on_a_disk_that_fills_up_ends_with_a_clear_error_and_goes_on_
 ):
     sets = ("train.steps=60", "records.log_every=1")
     unbroken, run = tiny_run("", *sets), tiny_run("", *sets, "records.checkpoint_every_seconds=0", folder="disk")
-    assert work(unbroken, sync=False, show_progress=False) == "done"
+    assert run_job(unbroken, sync=False, show_progress=False) == "done"
 
     def at_step_20(job, training, data, step):
         if step == 20:
@@ -55,14 +55,14 @@ def test_a_training_on_a_disk_that_fills_up_ends_with_a_clear_error_and_goes_on_
 
     with monkeypatch.context() as patch:
         patch.setattr("harness.job.job._Job._evaluate_during", at_step_20)
-        state = work(run, sync=False, show_progress=False)
+        state = run_job(run, sync=False, show_progress=False)
     assert state == "failed"
     steps = Checkpoints(run / "checkpoints").steps()
     (disk / "filler").unlink()
     directory = RunDirectory(run)
     reason = directory.status().reason if directory.status().state == "failed" else capsys.readouterr().err
     assert "the disk or your quota is full" in reason or "No space left on device" in reason
-    assert work(run, sync=False, show_progress=False) == "done"
+    assert run_job(run, sync=False, show_progress=False) == "done"
     resumed = directory.events("started")[-1].facts["resumed_from_step"]
     assert resumed == steps[-1] >= 19
     assert directory.problems() == []

@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from harness.cli import cli
-from harness.job.job import work
+from harness.job.job import run_job
 from harness.records.directory import RunDirectory
 from harness.training.loop import Interrupted
 
@@ -24,7 +24,7 @@ def interrupted(tiny_run, monkeypatch):
         patch.setattr(
             "harness.job.job._Job._evaluate_during", lambda job, training, data, step: stop() if step == 6 else None
         )
-        assert work(folder, sync=False, show_progress=False) == "interrupted"
+        assert run_job(folder, sync=False, show_progress=False) == "interrupted"
     return folder
 
 
@@ -36,7 +36,7 @@ def pretend(folder, **facts):
 
 def test_a_resume_under_another_torch_and_device_says_so(interrupted, capsys):
     pretend(interrupted, torch="1.13.1", device="NVIDIA H200")
-    assert work(interrupted, sync=False, show_progress=False) == "done"
+    assert run_job(interrupted, sync=False, show_progress=False) == "done"
     (event,) = RunDirectory(interrupted).events("environment_changed")
     expected = f"torch 1.13.1 -> {torch.__version__}, device NVIDIA H200 -> cpu: the bits may differ from here on"
     assert event.facts == {"step": 4, "changes": expected}
@@ -46,7 +46,7 @@ def test_a_resume_under_another_torch_and_device_says_so(interrupted, capsys):
 
 
 def test_a_resume_under_the_same_conditions_says_nothing(interrupted):
-    assert work(interrupted, sync=False, show_progress=False) == "done"
+    assert run_job(interrupted, sync=False, show_progress=False) == "done"
     assert RunDirectory(interrupted).events("environment_changed") == []
 
 
@@ -55,13 +55,13 @@ def test_a_fact_that_an_older_record_lacks_is_not_a_change(interrupted):
     (old,) = json.loads(path.read_text())
     del old["cpu_capability"], old["microbatch"]
     path.write_text(json.dumps([old]))
-    work(interrupted, sync=False, show_progress=False)
+    run_job(interrupted, sync=False, show_progress=False)
     assert RunDirectory(interrupted).events("environment_changed") == []
 
 
 def test_the_threads_are_those_of_the_first_attempt_or_it_says_so(interrupted):
     # They are taken up again, so that only a record which was edited or lost can differ.
-    work(interrupted, sync=False, show_progress=False, threads=2)
+    run_job(interrupted, sync=False, show_progress=False, threads=2)
     assert [one["threads"] for one in RunDirectory(interrupted).environments()] == [1, 1]
 
 
@@ -69,5 +69,5 @@ def test_a_start_from_nothing_is_no_change(tiny_run, monkeypatch):
     folder = tiny_run()
     directory = RunDirectory(folder)
     directory.write_environment(1, {"torch": "1.13.1", "threads": 1})
-    assert work(folder, sync=False, show_progress=False) == "done"
+    assert run_job(folder, sync=False, show_progress=False) == "done"
     assert directory.events("environment_changed") == []

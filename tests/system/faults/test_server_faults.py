@@ -22,7 +22,7 @@ import urllib.request
 import psutil
 import pytest
 
-from harness.job.job import work
+from harness.job.job import run_job
 from harness.methods.gaussian import GaussianMethod
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
@@ -198,7 +198,7 @@ def test_a_training_does_not_notice_its_server_and_nothing_is_lost(what, tiny_ru
     monkeypatch.setattr(GaussianMethod, "step", step)
     try:
         with watched_network() as tried:
-            assert work(run, tracking_uri=server.uri, show_progress=False) == "done"
+            assert run_job(run, tracking_uri=server.uri, show_progress=False) == "done"
         assert tried == []
         directory = RunDirectory(run)
         assert directory.history("train/loss")[0] == list(range(5, STEPS + 1, 5))

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.evaluation.evaluator import Evaluator
-from harness.job.job import work
+from harness.job import job
+from harness.job.job import run_job
 from harness.job.verify import digests, results
 from harness.methods.gaussian import GaussianMethod
 from harness.records.directory import RunDirectory
@@ -57,9 +57,9 @@ def read(page: mmap.mmap) -> tuple[str, int]:
     return PHASES[phase], step
 
 
-def announce(page: mmap.mmap, owner: type, method: str, phase: str) -> None:
-    """Let a method say on the page when it begins and ends, and do what it always does."""
-    inner = getattr(owner, method)
+def announce(page: mmap.mmap, owner: object, name: str, phase: str) -> None:
+    """Let a function of a class or module say on the page when it begins and ends, and do what it always does."""
+    inner = getattr(owner, name)
 
     def outer(*args, **options):
         before, step = read(page)
@@ -69,7 +69,7 @@ def announce(page: mmap.mmap, owner: type, method: str, phase: str) -> None:
         finally:
             say(page, before if phase == "append" else "between", read(page)[1])
 
-    setattr(owner, method, outer)
+    setattr(owner, name, outer)
 
 
 def nurse(beacon: str, uri: str) -> None:
@@ -80,7 +80,8 @@ def nurse(beacon: str, uri: str) -> None:
 
     page = open_page(Path(beacon))
     announce(page, GaussianMethod, "step", "step")
-    announce(page, Evaluator, "measure", "evaluation")
+    announce(page, job, "evaluate", "evaluation")
+    announce(page, job, "evaluate_during_training", "evaluation")
     announce(page, Checkpoints, "save", "checkpoint")
     announce(page, Journal, "_append", "append")
     print("ready", flush=True)
@@ -89,7 +90,7 @@ def nurse(beacon: str, uri: str) -> None:
         pid = os.fork()
         if pid == 0:
             os.setsid()
-            state = work(Path(line.strip()), tracking_uri=uri, show_progress=False)
+            state = run_job(Path(line.strip()), tracking_uri=uri, show_progress=False)
             os._exit(0 if state == "done" else 1)
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
@@ -195,7 +196,7 @@ def test_after_many_sigkills_weights_journal_and_mlflow_are_those_of_an_undistur
     sets += ("timestep_sampler={name: loss_second_moment, history_per_term: 2}", "model.channels=16")
     unbroken, killed = (tiny_run(EVALUATE, *sets, folder=name) for name in ("unbroken", "killed"))
     began = time.monotonic()
-    assert work(unbroken, sync=False, show_progress=False) == "done"
+    assert run_job(unbroken, sync=False, show_progress=False) == "done"
     undisturbed_seconds = time.monotonic() - began
 
     database = tmp_path / "mlflow.db"

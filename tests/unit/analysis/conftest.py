@@ -11,7 +11,6 @@ import pytest
 
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
-from harness.spec.base import SCHEMA_VERSION
 from harness.spec.evaluation import Evaluation
 from harness.study.expand import load_study
 from harness.study.model import Run
@@ -82,8 +81,7 @@ class StudyRuns:
             found = {"nll": 3.0, "fid": 10.0, "precision": 0.5, "recall": 0.4, "ancestral": 5.0, "ddim": 4.0}
             found |= {"compute": 1e9, "state": "done"} | numbers(run)
             directory = RunDirectory(self.home / folder / run.run_key)
-            directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-            directory.add_to_study(run.study, run.facts())
+            directory.register(run)
             directory.write_environment(1, {"harness": "1.2.3", "threads": 1})
             with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
                 for step in range(10, 101, 10):

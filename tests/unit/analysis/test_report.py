@@ -124,9 +124,8 @@ def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path, c
 @pytest.mark.slow
 def test_a_study_that_was_really_trained_and_measured_gives_every_figure(tiny_study, tmp_path):
     from analysis.runs import load_runs
-    from harness.job.job import work
+    from harness.job.job import run_job
     from harness.records.directory import RunDirectory
-    from harness.spec.base import SCHEMA_VERSION
 
     runs = tiny_study(
         """
@@ -140,9 +139,8 @@ evaluate:
     )
     for run in runs:
         directory = RunDirectory(tmp_path / "runs" / run.run_key)
-        directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        directory.add_to_study(run.study, run.facts())
-        assert work(directory.path, threads=1, sync=False, show_progress=False) == "done"
+        directory.register(run)
+        assert run_job(directory.path, threads=1, sync=False, show_progress=False) == "done"
     out = tmp_path / "figures"
     report(tmp_path / "runs", out)
     assert {path.stem for path in (out / "tiny").glob("*.png")} == set(OF_A_STUDY)

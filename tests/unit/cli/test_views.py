@@ -131,7 +131,7 @@ def test_the_newest_likelihood_is_found_behind_long_curves(tiny_run):
             journal.metrics(12, {"perf/steps_per_second": 1.0, "eval/nll_bpd": value, "eval/L_T_bpd": 0.1})
             for t in range(300):
                 journal.metrics(t, {"eval/L_t_bpd": 0.5}, at=12)
-    assert status_view.last_nll(directory.path) == 3.0
+    assert status_view.last_nll(directory) == 3.0
 
 
 def test_a_torn_line_has_no_likelihood(tiny_run):
@@ -140,7 +140,7 @@ def test_a_torn_line_has_no_likelihood(tiny_run):
         journal.metrics(12, {"eval/nll_bpd": 3.0})
     path = directory.path / "journal-0001.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
-    assert status_view.last_nll(directory.path) is None
+    assert status_view.last_nll(directory) is None
 
 
 def test_without_a_terminal_a_line_is_said_when_a_state_changes(capsys):
@@ -199,7 +199,7 @@ def test_a_chain_of_events_keeps_the_last_of_many_checkpoints_and_hides_tracebac
         journal.event("failed", reason="boom", traceback="Traceback ...")
     with directory.lock(), directory.open_journal(resumed_from_step=4):
         pass
-    lines = [line.split("  ", 1)[1] for line in timeline.chain(directory)]
+    lines = [line.split("  ", 1)[1] for line in timeline.timeline(directory)]
     assert lines[0].startswith("started on ")
     assert lines[1:3] == ["checkpoint  step=6  (made again later)", "failed  reason=boom"]
     assert lines[3].startswith("resumed at step 4 on ")

@@ -11,18 +11,8 @@ from scipy import stats
 
 from harness.data.digits import digits
 from harness.diffusion import SCHEDULES, GaussianDiffusion, training_terms
-from harness.metrics.likelihood import (
-    Pilot,
-    bound_terms,
-    counter_noise,
-    curve_timesteps,
-    draw_strata,
-    full_nll,
-    gaussian_baseline_bpd,
-    make_strata,
-    run_pilot,
-    stratified_nll,
-)
+from harness.metrics.likelihood import bound_terms, counter_noise, full_nll, gaussian_baseline_bpd, stratified_nll
+from harness.metrics.stratified import Pilot, curve_timesteps, draw_strata, make_strata, run_pilot
 from harness.models.mlp import MLP
 
 

@@ -1,0 +1,30 @@
+"""The parts of an evaluation: what a field of `spec.Evaluation` names, one file each.
+
+A part is a function of the context and of its own field of the protocol; it returns what it measured under the names
+that `harness.spec.metrics` declares for it. tests/unit/contracts holds the three tables equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from harness.evaluation.context import EvaluationContext
+from harness.evaluation.parts.fidelity import fidelity
+from harness.evaluation.parts.grid import grid
+from harness.evaluation.parts.likelihood import likelihood
+from harness.evaluation.parts.noise_scale import noise_scale
+from harness.evaluation.parts.rate_distortion import rate_distortion
+from harness.evaluation.parts.skip import skip
+from harness.evaluation.parts.sweep import sweep
+from harness.evaluation.result import PartResult
+
+PARTS: dict[str, Callable[[EvaluationContext, Any], PartResult]] = {
+    "nll": likelihood,
+    "fidelity": fidelity,
+    "sweep": sweep,
+    "skip": skip,
+    "rate_distortion": rate_distortion,
+    "noise_scale": noise_scale,
+    "grid": grid,
+}

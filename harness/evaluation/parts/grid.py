@@ -1,0 +1,21 @@
+"""A picture of samples: those that FID was measured on where there are enough, else fresh ones."""
+
+from __future__ import annotations
+
+from harness.data.base import to_uint8
+from harness.evaluation.context import EvaluationContext
+from harness.evaluation.images import image_grid
+from harness.evaluation.result import PartResult
+from harness.spec.evaluation import Fidelity
+
+
+def grid(context: EvaluationContext, count: int) -> PartResult:
+    """Keep the first `count` samples, and their picture where they are images."""
+    samples = context.samples
+    if samples is None or len(samples) < count:
+        how = context.evaluation.fidelity or Fidelity(num_steps=None)
+        samples = context.sample(how.sampler, how.num_steps or context.spec.diffusion.num_timesteps, count)
+    result = PartResult(arrays={"samples": {"samples": context.to_images(samples[:count]).numpy()}})
+    if context.data.levels is not None:
+        result.pictures["samples"] = image_grid(to_uint8(samples[:count]).numpy())
+    return result

@@ -1,0 +1,171 @@
+"""Where everything lies in a folder of runs: the one place that knows the names of files and folders.
+
+    runs/<run_key>/                     a run (`RunLayout`; what the files mean: harness/records/directory.py)
+    runs/.jobs/<study>/<stamp>/         a submission (`SubmissionLayout`; harness/launch/__init__.py)
+    runs/.code/<id>/                    the code as it was at a submission (harness/records/snapshot.py)
+    runs/.search/<name>/                a search (harness/search/__init__.py)
+    runs/.throughput/                   what a training step was measured to cost (harness/records/throughput.py)
+
+Names that begin with a dot are no runs, and no study can have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+JOBS, CODE, SEARCH, THROUGHPUT = ".jobs", ".code", ".search", ".throughput"
+JOURNALS = "journal-*.jsonl"
+STUDIES = "[!.]*.json"  # in a run's folder of studies; a file that is being written begins with a dot
+
+
+def run_paths(runs_folder: Path) -> list[Path]:
+    """Return the run directories in a folder of runs, in the order of their keys."""
+    return [path.parent for path in sorted(runs_folder.glob("[!.]*/spec.json"))]
+
+
+def members_of(runs_folder: Path, study: str) -> list[Path]:
+    """Return the run directories that are members of a study, in no particular order."""
+    return [path.parents[1] for path in runs_folder.glob(f"[!.]*/studies/{study}.json")]
+
+
+def study_names(runs_folder: Path) -> list[str]:
+    """Return the names of all studies that have runs, sorted."""
+    return sorted({path.stem for path in runs_folder.glob(f"[!.]*/studies/{STUDIES}")})
+
+
+def submission_folders(runs_folder: Path, study: str = "*") -> list[Path]:
+    """Return the folders of submissions, of all studies or of one, the oldest first: their names begin with a time."""
+    return sorted((runs_folder / JOBS).glob(f"{study}/*"), key=lambda path: path.name)
+
+
+class RunLayout:
+    """The files and folders of one run directory."""
+
+    path: Path
+
+    @property
+    def spec_path(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def spec_yaml_path(self) -> Path:
+        return self.path / "spec.yaml"
+
+    @property
+    def status_path(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def environment_path(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def prune_path(self) -> Path:
+        return self.path / "prune.json"
+
+    @property
+    def retried_path(self) -> Path:
+        """The number of the last attempt before `harness retry`."""
+        return self.path / "retried"
+
+    @property
+    def studies_folder(self) -> Path:
+        return self.path / "studies"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def arrays_folder(self) -> Path:
+        return self.path / "arrays"
+
+    @property
+    def samples_folder(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def evaluations_folder(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
+    def certificates_folder(self) -> Path:
+        return self.path / "certificates"
+
+    @property
+    def logs_folder(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def lock_folder(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def tracking_folder(self) -> Path:
+        return self.path / "tracking"
+
+    def study_path(self, study: str) -> Path:
+        return self.studies_folder / f"{study}.json"
+
+    def evaluation_path(self, key: str) -> Path:
+        return self.evaluations_folder / f"{key}.json"
+
+    def journal_path(self, attempt: int) -> Path:
+        return self.path / f"journal-{attempt:04d}.jsonl"
+
+    def log_path(self, attempt: int) -> Path:
+        return self.logs_folder / f"attempt-{attempt:04d}.log"
+
+    def journal_paths(self) -> list[Path]:
+        """Return the journals that are there, the oldest attempt first."""
+        return sorted(self.path.glob(JOURNALS))
+
+    def log_paths(self) -> list[Path]:
+        """Return the logs that are there, the oldest attempt first."""
+        return sorted(self.logs_folder.glob("attempt-*.log"))
+
+
+class SubmissionLayout:
+    """The files and folders of one submission."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @property
+    def runs_folder(self) -> Path:
+        return self.folder.parents[2]
+
+    @property
+    def facts_path(self) -> Path:
+        """Who submitted what, where and with which options."""
+        return self.folder / "submission.json"
+
+    @property
+    def claims_folder(self) -> Path:
+        return self.folder / "claims"
+
+    def claim_path(self, run_key: str) -> Path:
+        """The jobs that took a run, the newest last."""
+        return self.claims_folder / run_key
+
+    def cancelled_path(self, run_key: str) -> Path:
+        """Who wants a run stopped, and since when."""
+        return self.folder / "cancelled" / run_key
+
+    def begun_path(self, run_key: str) -> Path:
+        """The number of attempts that a run had at each start of its job."""
+        return self.folder / "begun" / run_key
+
+    def job_log_path(self, job_id: str) -> Path:
+        """What a job wrote beside its runs' own logs: submitit's name for it."""
+        return self.folder / f"{job_id}_0_log.out"
+
+    def earlier_log_path(self, run_key: str) -> Path:
+        """The log of a run that shared its job, as versions without logs in run directories named it."""
+        return self.folder / f"{run_key}_log.out"
+
+
+def claim_folders(runs_folder: Path) -> Iterable[Path]:
+    """Return the folders of claims of all submissions, the oldest submission first."""
+    return sorted((runs_folder / JOBS).glob("*/*/claims"), key=lambda path: path.parts[-2])

@@ -1,0 +1,228 @@
+"""What measurements are called in the records, and what the names mean: the one place where they are made.
+
+The evaluator writes under these names, a search offers them, figures read and label them. A metric's name is
+`<prefix>/<kind>` or `<prefix>/<kind>_<how it was measured>`; the prefix is the evaluation's name, or `train`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from harness.spec.evaluation import (
+    Evaluation,
+    Fidelity,
+    Nll,
+    NoiseScale,
+    RateDistortion,
+    Skip,
+    Sweep,
+    extractor_name,
+)
+from harness.spec.run import RunSpec
+
+Direction = Literal["minimize", "maximize"]
+
+
+# -- what a number means
+
+
+@dataclass(frozen=True)
+class MetricKind:
+    """What a metric is, whatever evaluation it comes from.
+
+    Attributes:
+        label: for an axis or a column.
+        unit: empty for a plain number.
+        direction: of a better value; None where neither is better.
+        per_timestep: a mean over t of terms that add up over t: times the chain's length it is the whole.
+    """
+
+    label: str
+    unit: str = ""
+    direction: Direction | None = None
+    per_timestep: bool = False
+
+    @property
+    def axis(self) -> str:
+        """The label with its unit: `NLL (bits/dim)`."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def arrow(self) -> str:
+        """Which way is better: ↓, ↑ or nothing."""
+        return {"minimize": "↓", "maximize": "↑", None: ""}[self.direction]
+
+
+METRIC_KINDS: dict[str, MetricKind] = {
+    "nll_bpd": MetricKind("NLL", "bits/dim", "minimize"),
+    "nll_standard_error_bpd": MetricKind("standard error of the NLL", "bits/dim"),
+    "nll_images_standard_error_bpd": MetricKind("standard error of the NLL over images", "bits/dim"),
+    "L_0_bpd": MetricKind("$L_0$", "bits/dim", "minimize"),
+    "L_T_bpd": MetricKind("$L_T$", "bits/dim"),
+    "L_t_bpd": MetricKind("$L_t$", "bits/dim", "minimize"),
+    "gaussian_baseline_bpd": MetricKind("NLL of a Gaussian per pixel", "bits/dim"),
+    "fid": MetricKind("FID", direction="minimize"),
+    "precision": MetricKind("precision", direction="maximize"),
+    "recall": MetricKind("recall", direction="maximize"),
+    "rate_bpd": MetricKind("rate", "bits/dim", "minimize"),
+    "distortion_rmse": MetricKind("distortion", "RMSE on [0, 255]", "minimize"),
+    "gradient_noise_scale": MetricKind("gradient noise scale", "examples"),
+    "loss": MetricKind("Training loss", direction="minimize"),
+    "mse": MetricKind("Prediction error", "mean squared error", "minimize"),
+    "vb": MetricKind("Bound on training batches", "bits/dim", "minimize", per_timestep=True),
+    "train_multiply_adds": MetricKind("training compute", "multiply-adds"),
+}
+
+
+def metric_kind(name: str) -> MetricKind:
+    """Return what a recorded metric is, by its name; one that is registered nowhere is labelled by its own name."""
+    stem = name.rpartition("/")[2]
+    matches = [kind for kind in METRIC_KINDS if stem == kind or stem.startswith(f"{kind}_")]
+    return METRIC_KINDS[max(matches, key=len)] if matches else MetricKind(name)
+
+
+# -- what an evaluation leaves
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Names of what a measurement leaves.
+
+    Attributes:
+        metrics: one number each, at the training step.
+        curves: over something else: t, a number of sampling steps, a percentage.
+        arrays: files in `arrays/`.
+        pictures: files in `samples/`.
+        during_training: those of `metrics` that an evaluation with `every` measures during training too.
+    """
+
+    metrics: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
+    during_training: tuple[str, ...] = ()
+
+
+def fidelity_name(kind: str, extractor: str, num_samples: int, sampler: str, num_steps: int) -> str:
+    """Name a metric of samples, without its prefix: `fid_digitsnet_10000_ddim50`."""
+    return f"{kind}_{extractor}_{num_samples}_{sampler}{num_steps}"
+
+
+def sweep_name(extractor: str, num_samples: int, sampler: str) -> str:
+    """Name FID against the number of steps, without its prefix: `fid_digitsnet_10000_ddim`."""
+    return f"fid_{extractor}_{num_samples}_{sampler}"
+
+
+def skip_name(extractor: str, num_samples: int, sampler: str, num_steps: int) -> str:
+    """Name FID against the share of the chain that is skipped, without its prefix."""
+    return f"{fidelity_name('fid', extractor, num_samples, sampler, num_steps)}_by_skipped_percent"
+
+
+def metric_name(prefix: str, name: str) -> str:
+    """Return a metric's whole name, of an evaluation's prefix or of `train`."""
+    return f"{prefix}/{name}"
+
+
+def curve_name(prefix: str, part: str, name: str) -> str:
+    """Return a curve's whole name; those of a sweep stand together under `sweep`."""
+    if part != "sweep":
+        return f"{prefix}/{name}"
+    return f"sweep/{name}" if prefix == "eval" else f"sweep_{prefix.removeprefix('eval_')}/{name}"
+
+
+def array_file(prefix: str, name: str) -> str:
+    """Return the file in `arrays/` that holds a measurement's arrays."""
+    return f"{prefix}_{name}.npz"
+
+
+def picture_file(prefix: str, name: str) -> str:
+    """Return the file in `samples/` that holds a measurement's picture."""
+    return f"{prefix}_{name}.png"
+
+
+def _nll(part: Nll, spec: RunSpec) -> Outputs:
+    terms = ("nll_bpd", "nll_standard_error_bpd", "nll_images_standard_error_bpd", "L_0_bpd", "L_T_bpd")
+    baseline = () if spec.data.facts.levels is None else ("gaussian_baseline_bpd",)
+    return Outputs((*terms, *baseline), curves=("L_t_bpd",), arrays=("likelihood",), during_training=terms)
+
+
+def _fidelity(part: Fidelity, spec: RunSpec) -> Outputs:
+    assert part.num_steps is not None, "resolved"
+    extractor = extractor_name(part.extractor, spec.data.name)
+    how = (extractor, part.num_samples, part.sampler.name, part.num_steps)
+    return Outputs(tuple(fidelity_name(kind, *how) for kind in ("fid", "precision", "recall")))
+
+
+def _sweep(part: Sweep, spec: RunSpec) -> Outputs:
+    extractor = extractor_name(part.extractor, spec.data.name)
+    return Outputs(curves=tuple(sweep_name(extractor, part.num_samples, sampler.name) for sampler in part.samplers))
+
+
+def _skip(part: Skip, spec: RunSpec) -> Outputs:
+    assert part.num_steps is not None, "resolved"
+    extractor = extractor_name(part.extractor, spec.data.name)
+    return Outputs(curves=(skip_name(extractor, part.num_samples, part.sampler.name, part.num_steps),))
+
+
+def _rate_distortion(part: RateDistortion, spec: RunSpec) -> Outputs:
+    return Outputs(("rate_bpd", "distortion_rmse"), arrays=("rate_distortion",))
+
+
+def _noise_scale(part: NoiseScale, spec: RunSpec) -> Outputs:
+    return Outputs(("gradient_noise_scale",))
+
+
+def _grid(part: int, spec: RunSpec) -> Outputs:
+    return Outputs(arrays=("samples",), pictures=() if spec.data.facts.levels is None else ("samples",))
+
+
+PART_OUTPUTS: dict[str, Callable[[Any, RunSpec], Outputs]] = {
+    "nll": _nll,
+    "fidelity": _fidelity,
+    "sweep": _sweep,
+    "skip": _skip,
+    "rate_distortion": _rate_distortion,
+    "noise_scale": _noise_scale,
+    "grid": _grid,
+}
+"""Part of an evaluation -> the names that it leaves of a run, without the evaluation's prefix."""
+
+
+def part_outputs(evaluation: Evaluation, spec: RunSpec) -> dict[str, Outputs]:
+    """Return what each part of a resolved evaluation leaves of a run, without the prefix."""
+    return {part: PART_OUTPUTS[part](getattr(evaluation, part), spec) for part in evaluation.parts}
+
+
+def outputs(evaluation: Evaluation, spec: RunSpec, prefix: str | None = None) -> Outputs:
+    """Return the whole names of everything that a resolved evaluation leaves of a run.
+
+    Args:
+        prefix: the evaluation's name by default.
+    """
+    prefix, parts = prefix or evaluation.name, part_outputs(evaluation, spec)
+    return Outputs(
+        metrics=tuple(metric_name(prefix, name) for part in parts.values() for name in part.metrics),
+        curves=tuple(curve_name(prefix, kind, name) for kind, part in parts.items() for name in part.curves),
+        arrays=tuple(array_file(prefix, name) for part in parts.values() for name in part.arrays),
+        pictures=tuple(picture_file(prefix, name) for part in parts.values() for name in part.pictures),
+        during_training=tuple(metric_name(prefix, name) for part in parts.values() for name in part.during_training),
+    )
+
+
+# -- what a training leaves
+
+
+TRAIN_COMPUTE = "compute/train_multiply_adds"
+_NOT_A_TERM = re.compile(r"(lr|grad_norm)(_|$)|.*_q\d$")
+
+
+def training_terms(names: Iterable[str]) -> list[str]:
+    """Return which of the recorded names are terms of a training's loss; `train/loss` where there is no other.
+
+    Left out are learning rates, norms of gradients, and the same terms by quartile of t.
+    """
+    terms = [name for name in names if name.startswith("train/") and not _NOT_A_TERM.match(name.removeprefix("train/"))]
+    return [name for name in terms if name != "train/loss"] or terms
