@@ -77,7 +77,7 @@ def runs(tmp_path: Path, tiny_study: Callable[..., list]) -> list[RunDirectory]:
         with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
             journal.metrics(12, {"eval/nll_bpd": 3.25})
             journal.event("failed", reason="the disk is full")
-        directory.set_status(Status("failed", 7, 12, 1, "the disk is full", loss=0.5))
+        directory.set_status(Status("failed", 7, 12, 1, "the disk is full", loss=0.5, cause="error"))
         found.append(directory)
     return found
 
@@ -222,6 +222,8 @@ def test_status_as_json_has_every_field(tmp_path, runs):
         "run_dir": str(runs[0].path),
         "job": "",
         "node": "",
+        "cause": "error",
+        "stopped_by": "",
     }
 
 
