@@ -40,6 +40,8 @@ class StatusRow:
     run_dir: str
     job: str = ""  # SLURM's, as squeue writes it
     node: str = ""
+    cause: str = ""  # why it is interrupted, failed or pruned, for programs
+    stopped_by: str = ""
 
     def row(self, *, slurm: bool = False) -> tuple[str, ...]:
         """Return the cells of `status`; of SLURM's two only when they are asked for."""
@@ -67,8 +69,8 @@ def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -
     return [_status_row(directory, study, run_states[directory.key]) for directory in directories]
 
 
-def _status_row(directory: RunDirectory, study: str | None, here: states.RunState) -> StatusRow:
-    status, job = here.status, here.job
+def _status_row(directory: RunDirectory, study: str | None, run_state: states.RunState) -> StatusRow:
+    status, job = run_state.status, run_state.job
     num_steps, batch_size = _size_of(directory.path)
     studies = directory.studies()
     facts = studies.get(study or next(iter(studies), ""), {})
@@ -89,6 +91,8 @@ def _status_row(directory: RunDirectory, study: str | None, here: states.RunStat
         run_dir=str(directory.path),
         job=job.job_id if job else "",
         node=job.node if job and job.live else "",
+        cause=status.cause,
+        stopped_by=status.stopped_by,
     )
 
 

@@ -54,11 +54,6 @@ def comes_back(stopped_by: str, *, killed: bool, preempted: bool, preemption_can
     return "requeued" if killed else "not"
 
 
-def goes_on_by_itself(stopped_by: str) -> bool:
-    """Tell whether an interrupted run's job ended in a way that makes SLURM begin it again."""
-    return stopped_by == "SIGUSR2"
-
-
 def given_up(path: Path) -> Ending | None:
     """Return why a run had better not be begun again, None if it may: it was killed three times at one step.
 

@@ -19,12 +19,12 @@ from harness.records.lock import FolderLock
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One value of one metric: `step` is what MLflow draws it at, `at` the training step at which it was made."""
+    """One value of one metric: `step` is what MLflow draws it at, `train_step` the step at which it was made."""
 
     key: str
     value: float
     step: int
-    at: int
+    train_step: int
     time_ms: int
     attempt: int
     seq: int
@@ -186,15 +186,17 @@ class AttemptFile:
 
 def read_events(path: Path, name: str) -> list[Event]:
     """Return the whole events of one name in a journal, parsing no other line."""
+    data = path.read_bytes()
     mark = json.dumps({"event": name}).encode()[1:-1]
-    lines = path.read_bytes().split(b"\n")[:-1]
-    entries = filter(None, (parse_line(line) for line in lines if mark in line))
-    attempt = attempt_number(path)
-    return [
-        Event(name, entry["facts"], entry["ms"], attempt, entry["seq"])
-        for entry in entries
-        if entry.get("event") == name
-    ]
+    events, end = [], 0
+    while (position := data.find(mark, end)) >= 0:
+        start, end = data.rfind(b"\n", 0, position) + 1, data.find(b"\n", position)
+        if end < 0:
+            break  # torn
+        entry = parse_line(data[start:end])
+        if entry and entry.get("event") == name:
+            events.append(Event(name, entry["facts"], entry["ms"], attempt_number(path), entry["seq"]))
+    return events
 
 
 def last_value(path: Path, key: str) -> float | None:

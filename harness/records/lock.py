@@ -70,7 +70,11 @@ class FolderLock:
         self._stop.set()
         if self._path:
             with self._writing, contextlib.suppress(FileNotFoundError):
-                _write_in_place(self._path, {"released": True})
+                try:
+                    _write_in_place(self._path, {"released": True})
+                except OSError:  # a full disk that copies what is written: an empty file of long ago needs no room
+                    os.truncate(self._path, 0)
+                    os.utime(self._path, (0, 0))
             self._path = None
 
     def verify(self) -> None:

@@ -243,12 +243,12 @@ def _listed_by_git(root: Path) -> list[str]:
 
 def _walk(folder: Path, root: Path | None = None) -> list[str]:
     """List the files below a folder, without bytecode caches."""
-    found: list[str] = []
-    for here, folders, names in os.walk(folder):
-        names += [name for name in folders if Path(here, name).is_symlink()]
+    paths: list[str] = []
+    for parent, folders, names in os.walk(folder):
+        names += [name for name in folders if Path(parent, name).is_symlink()]
         folders[:] = [name for name in folders if name != "__pycache__"]
-        found.extend(os.path.relpath(Path(here, name), root or folder) for name in names)
-    return found
+        paths.extend(os.path.relpath(Path(parent, name), root or folder) for name in names)
+    return paths
 
 
 def _parents(path: str) -> list[str]:

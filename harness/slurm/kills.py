@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_OUT_OF_MEMORY = re.compile(r"exceeded (job|step) memory|exceeded memory limit|oom[-_ ]kill|OUT_OF_MEMORY")
+_OUT_OF_MEMORY = re.compile(r"[Ee]xceeded (job|step) memory|[Ee]xceeded memory limit|oom[-_ ]kill|OUT_OF_MEMORY")
 
 
 def says_out_of_memory(job_log: str) -> bool:

@@ -103,7 +103,7 @@ class _SyncLoop:
 
 
 def _is_active(status: Status) -> bool:
-    """Tell whether more is to come of a run; SLURM requeues one that was stopped by its notice of the end, SIGUSR2."""
+    """Tell whether more is to come of a run: one that SIGUSR2 stopped is requeued (harness/launch/requeue.py)."""
     waiting = status.state in ("new", "queued", "running")
     return waiting or (status.state == "interrupted" and status.stopped_by == "SIGUSR2")
 

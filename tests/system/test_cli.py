@@ -77,7 +77,7 @@ def runs(tmp_path: Path, tiny_study: Callable[..., list]) -> list[RunDirectory]:
         with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
             journal.metrics(12, {"eval/nll_bpd": 3.25})
             journal.event("failed", reason="the disk is full")
-        directory.set_status(Status("failed", 7, 12, 1, "the disk is full", loss=0.5))
+        directory.set_status(Status("failed", 7, 12, 1, "the disk is full", loss=0.5, cause="error"))
         found.append(directory)
     return found
 
@@ -222,6 +222,8 @@ def test_status_as_json_has_every_field(tmp_path, runs):
         "run_dir": str(runs[0].path),
         "job": "",
         "node": "",
+        "cause": "error",
+        "stopped_by": "",
     }
 
 
@@ -276,6 +278,25 @@ def test_a_run_that_is_not_clear_is_refused_with_the_choices(tmp_path, runs, ver
 def test_logs_of_a_run_that_no_job_took_says_why(tmp_path, runs):
     refused = invoke("logs", runs[0].key, "--runs", tmp_path / "runs").exception
     assert str(refused).startswith(f"run {runs[0].key} has no log: no job of `harness submit` has begun it")
+
+
+def test_following_a_log_is_a_tail_that_goes_over_to_the_next_attempts(tmp_path, runs):
+    first, second = runs[0].log_path(1), runs[0].log_path(2)
+    first.parent.mkdir()
+    first.write_text("one\ntw")
+    command = [sys.executable, "-m", "harness.cli", "logs", runs[0].key, "-f"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as follower:
+        try:
+            assert follower.stdout.readline() == "one\n"
+            with first.open("a") as log:
+                log.write("o\n== run of nobody\n")
+            assert [follower.stdout.readline() for _ in range(2)] == ["two\n", "== run of nobody\n"]
+            with first.open("a") as log:
+                log.write("the last\n")
+            second.write_text("three\n")
+            assert [follower.stdout.readline() for _ in range(2)] == ["the last\n", "three\n"]
+        finally:
+            follower.terminate()
 
 
 # -------------------------------------------------------------------------------------------------------- sample, sync
@@ -335,7 +356,7 @@ def writer_at_step(run: RunDirectory, step: int) -> int:
     """Wait until a run has trained so far, and return the process that works on it."""
     for _ in range(1200):
         owner = run.writer()
-        if owner and any(row.at >= step for row in run.latest().values()):
+        if owner and any(row.train_step >= step for row in run.latest().values()):
             return owner["pid"]
         time.sleep(0.05)
     raise AssertionError(f"run {run.key} never came to step {step}")
@@ -379,7 +400,7 @@ def test_a_submission_killed_and_stopped_and_repeated_ends_in_the_bits_of_an_unb
     os.killpg(second.pid, signal.SIGINT)
     said, _ = second.communicate(timeout=120)
     assert second.returncode == 130, said
-    assert "stopping at the next step, with a checkpoint; Ctrl-C again does not wait" in said
+    assert "Stopping after this step and saving a checkpoint. Press Ctrl-C again to quit at once." in said
     assert runs[0].status().state == "interrupted"
     assert runs[0].events("interrupted"), "it was not stopped gently"
 
@@ -404,3 +425,4 @@ def test_a_submission_killed_and_stopped_and_repeated_ends_in_the_bits_of_an_unb
     assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     log = harness("logs", keys[1], cwd=tmp_path, check=True).stdout
     assert f"{keys[1]} is done" in log
+    assert keys[0] not in log  # though one worker had both

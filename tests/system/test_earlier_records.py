@@ -472,19 +472,7 @@ def test_an_earlier_failed_run_is_begun_again_by_retry_and_fails_for_the_same_re
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "folder",
-    [
-        ".",
-        pytest.param(
-            "reversed",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="which study a run joined last is read from the times of studies/*.json, which a copy may lose",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("folder", [".", "reversed"])
 def test_the_study_that_is_submitted_and_was_joined_last_decides_about_resources_and_records(taken_up, folder):
     run = taken_up / folder / "runs" / OF_TWO_STUDIES
     assert json.loads((run / "status.json").read_text())["state"] == "done"

@@ -16,11 +16,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import DataError, LaunchError, SpecError
-from harness.launch import claims, local, manage, planning, processes, requeue, states, submit, worker
+from harness.launch import claims, local, manage, planning, processes, requeue, submit, worker
 from harness.launch.submission import BlockingSubmission, Submission
 from harness.records import snapshot
 from harness.records.directory import RunDirectory
-from harness.records.layout import SubmissionLayout
 from harness.records.status import Status
 from harness.slurm import commands, profile
 from harness.slurm.commands import JobInfo
@@ -455,93 +454,31 @@ def claim_of(tmp_path: Path, run_key: str, job_id: str = "7_0", **facts) -> clai
 
 
 @pytest.mark.parametrize(
-    ("status", "job", "state", "cause", "reason"),
+    ("status", "job", "reason"),
     [
-        (Status("queued"), JobInfo("7_0", "PENDING", reason="Priority", live=True), "queued", "", "(Priority)"),
-        (Status("queued"), JobInfo("7_0", "RUNNING", "n1", live=True), "queued", "", "starts on n1"),
-        (Status("queued"), JobInfo("7_0", "CANCELLED", user="ada"), "interrupted", "cancelled", "CANCELLED by ada"),
+        (Status("queued"), JobInfo("7_0", "PENDING", reason="Priority", live=True), "(Priority)"),
+        (Status("queued"), JobInfo("7_0", "RUNNING", "n1", live=True), "starts on n1"),
+        (Status("queued"), JobInfo("7_0", "CANCELLED", user="ada"), "CANCELLED by ada"),
+        (Status("queued"), None, "SLURM no longer knows its job 7_0: cancelled before it began"),
+        (Status("queued"), JobInfo("7_0", "COMPLETED"), "job 7_0 finished but never ran this run"),
         (
-            Status("queued"),
-            None,
-            "interrupted",
-            "not_begun",
-            "SLURM no longer knows its job 7_0: cancelled before it began",
-        ),
-        (
-            Status("queued"),
-            JobInfo("7_0", "COMPLETED", start="2026-01-01T00:00:00"),
-            "interrupted",
-            "not_begun",
-            "job 7_0 finished but never ran this run",
-        ),
-        # A checkpoint was written and SLURM will begin the job again: nobody is to submit the run a second time.
-        (
-            Status("interrupted", cause="signal", stopped_by="SIGUSR2", reason="words"),
+            Status("interrupted", cause="signal", stopped_by="SIGUSR2", reason="stopped by SIGUSR2"),
             JobInfo("7_0", "PENDING", reason="BeginTime", live=True),
-            "queued",
-            "",
-            "(BeginTime); requeued, words",
+            "(BeginTime); requeued, stopped by SIGUSR2",
         ),
         (
             Status("running", step=3),  # and nobody holds its lock
             JobInfo("7_0", "OUT_OF_MEMORY", "n1", start="2026-01-01T00:00:00"),
-            "interrupted",
-            "out_of_memory",
             "killed: OUT_OF_MEMORY on n1",
-        ),
-        (
-            Status("running", step=3),
-            JobInfo("7_0", "NODE_FAIL", "n1", start="2026-01-01T00:00:00"),
-            "interrupted",
-            "killed",
-            "killed: NODE_FAIL on n1",
-        ),
-        (
-            Status("interrupted", cause="signal", stopped_by="SIGTERM", reason="words"),
-            None,
-            "interrupted",
-            "signal",
-            "words",
-        ),
-        (Status("interrupted", cause="step_limit", reason="words"), None, "interrupted", "step_limit", "words"),
-        (
-            Status("failed", cause="error", reason="boom"),
-            JobInfo("7_0", "COMPLETING", live=True),
-            "failed",
-            "error",
-            "boom",
         ),
     ],
 )
-def test_what_slurm_says_completes_what_the_run_directory_says(
-    tmp_path, study, monkeypatch, status, job, state, cause, reason
-):
+def test_people_are_told_why_a_run_waits_or_ended(tmp_path, study, monkeypatch, status, job, reason):
     tiny = study()
     directory = write(tmp_path / "runs", tiny.runs[0], status)
     claim_of(tmp_path, directory.key)
     monkeypatch.setattr(commands, "read_queue", lambda jobs: {"7_0": job} if job and set(jobs) == {"7_0"} else {})
-    planned = planning.plan(tiny, tmp_path / "runs").runs[0]
-    assert (planned.state, planned.status.cause, planned.status.reason) == (state, cause, reason)
-    assert bool(planned.status.stopped_by) == (cause == "signal")
-
-
-def test_a_run_whose_canary_failed_says_so(tmp_path, study, monkeypatch):
-    canary, waiting = (write(tmp_path / "runs", run, Status()) for run in study("replicates: 2\n").runs)
-    canary.set_status(Status("failed", cause="error", reason="boom"))
-    waiting.set_status(Status("queued"))
-    claim_of(tmp_path, waiting.key, canaries={"7": canary.key})
-    monkeypatch.setattr(commands, "read_queue", lambda jobs: {"7_0": JobInfo("7_0", "CANCELLED")})
-    status = states.read_run_states([waiting.path])[waiting.key].status
-    assert (status.state, status.cause, status.reason) == ("interrupted", "canary", "its canary failed: boom")
-
-
-def test_a_run_without_a_job_is_forgotten_after_ten_minutes(tmp_path, study):
-    directory = write(tmp_path / "runs", study().runs[0], Status("queued"))
-    assert states.read_run_states([directory.path])[directory.key].status.state == "queued"
-    stored = json.loads(directory.status_path.read_text())
-    directory.status_path.write_text(json.dumps(stored | {"updated_seconds": time.time() - 700}))
-    status = states.read_run_states([directory.path])[directory.key].status
-    assert (status.state, status.cause) == ("interrupted", "never_submitted")
+    assert planning.plan(tiny, tmp_path / "runs").runs[0].status.reason == reason
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -561,72 +498,6 @@ def test_a_run_that_was_cancelled_says_by_whom_and_when(tmp_path, study, monkeyp
     assert abs(claim.cancellation(directory.key).cancelled_seconds - (7 if old else time.time())) < 60
 
 
-@pytest.mark.parametrize(
-    ("status", "killed", "failed"),
-    [
-        (Status("running"), True, False),  # nobody holds its lock
-        (Status("interrupted", cause="killed"), True, False),
-        (Status("interrupted", cause="out_of_memory"), True, False),
-        (Status("interrupted", cause="signal", stopped_by="SIGTERM", reason="killed"), False, False),
-        (Status("interrupted", cause="cancelled", reason="killed"), False, False),
-        (Status("failed", cause="error", reason="killed"), False, True),
-        (Status("failed", cause="no_progress"), False, True),
-        (Status("done"), False, False),
-    ],
-)
-def test_a_retry_chooses_by_cause(tmp_path, study, status, killed, failed):
-    tiny = study()
-    write(tmp_path / "runs", tiny.runs[0], status)
-    plan = planning.plan(tiny, tmp_path / "runs")
-    assert bool(manage.select_retries(plan, failed=False, killed=True).runs) == killed
-    assert bool(manage.select_retries(plan, failed=True, killed=False).runs) == failed
-
-
-# -------------------------------------------------------------------------------------------------- the requeue policy
-
-
-@pytest.mark.parametrize(
-    ("stopped_by", "killed", "preempted", "preemption_cancels", "how"),
-    [
-        ("SIGUSR2", False, False, False, "requeued"),  # the time limit
-        ("SIGUSR2", False, False, True, "requeued"),
-        ("SIGUSR2", False, True, False, "requeued"),
-        ("SIGUSR2", False, True, True, "as_successor"),
-        ("SIGTERM", False, True, False, "requeued"),
-        ("SIGTERM", False, True, True, "as_successor"),
-        ("SIGTERM", False, False, False, "not"),  # scancel
-        ("SIGTERM", True, False, False, "not"),
-        ("", True, False, False, "requeued"),
-        ("", False, False, False, "not"),
-    ],
-)
-def test_a_job_comes_back_unless_a_person_ended_it(stopped_by, killed, preempted, preemption_cancels, how):
-    facts = {"killed": killed, "preempted": preempted, "preemption_cancels": preemption_cancels}
-    assert requeue.comes_back(stopped_by, **facts) == how
-
-
-def test_three_starts_that_did_not_come_as_far_as_an_attempt_are_enough(tmp_path, study):
-    directory = write(tmp_path / "runs", study().runs[0], Status("queued"))
-    claim = claim_of(tmp_path, directory.key)
-    layout = SubmissionLayout(claim.folder)
-    assert [requeue.given_up_before_it_began(layout, directory.path, "n1") for _ in range(3)] == [None] * 3
-    assert requeue.given_up_before_it_began(layout, directory.path, "n1").cause == "no_progress"
-    layout.job_log_path("7_0").write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\n")
-    assert requeue.given_up_before_it_began(layout, directory.path, "n1").cause == "out_of_memory"
-    requeue.forget_starts(layout, directory.path)
-    assert requeue.given_up_before_it_began(layout, directory.path, "n1") is None
-
-
-def test_what_a_run_itself_prints_is_no_kill_for_memory(tmp_path, study):
-    directory = write(tmp_path / "runs", study().runs[0], Status("running"))
-    for _ in range(3):
-        attempt(directory, 4)
-    claim_of(tmp_path, directory.key)
-    with worker.printing_to(directory.log_path(3)):
-        print("my callback: exceeded memory limit? no", flush=True)
-    assert requeue.given_up(directory.path).cause == "no_progress"
-
-
 def attempt(directory: RunDirectory, step: int, *events: str) -> None:
     with directory.lock(), directory.open_journal(resumed_from_step=step) as journal:
         for name in events:
@@ -644,19 +515,10 @@ def test_three_kills_without_progress_leave_a_run_failed_until_a_retry(tmp_path,
     attempt(directory, 4)
     plan = planning.plan(tiny, runs)
     assert plan.runs[0].state == "failed"
-    assert plan.runs[0].status.cause == "no_progress"
     assert plan.runs[0].status.reason.startswith("killed 3 times at step 4 without progress: on ")
     assert submit.submit(plan, cluster="debug", sync=False).runs == []
     again = manage.select_retries(plan, failed=True, killed=False)
     assert [planned.run_key for planned in again.to_do] == [directory.key]
-    assert requeue.given_up(directory.path) is None
-
-
-@pytest.mark.parametrize("word", ["checkpoint", "evaluation", "interrupted"])
-def test_progress_and_a_clean_end_are_no_failures(tmp_path, study, word):
-    directory = write(tmp_path / "runs", study().runs[0], Status("running"))
-    for words in ((), (word,), ()):
-        attempt(directory, 4, *words)
     assert requeue.given_up(directory.path) is None
 
 

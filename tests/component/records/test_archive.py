@@ -284,7 +284,8 @@ def test_every_flipped_byte_of_a_file_is_found(runs, there):
 )
 def test_an_archive_that_is_cut_off_is_refused(runs, there, name, share):
     path = export(runs, name)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    content = path.read_bytes().rstrip(b"\0")  # a tar ends in zeros, which may be missing
+    path.write_bytes(content[: int(share * len(content))])
     assert "is damaged, or no archive of a study" in refused(path, there)
 
 

@@ -610,7 +610,7 @@ def test_the_metrics_that_plan_knows_are_those_that_a_run_gives(make, tmp_path):
     directory = start_run(search, tmp_path / "runs", {"optim.lr": 1e-3})
     assert run_job(directory.path, sync=False, show_progress=False) == "done"
     known = {f"{one.name}/{name}" for one in run.evaluations for name in metrics_of(one, run.spec)}
-    given = {row.key for row in directory.rows() if row.key.startswith("eval") and row.step == row.at}
+    given = {row.key for row in directory.rows() if row.key.startswith("eval") and row.step == row.train_step}
     assert known == given - {"eval/L_t_bpd"}
 
 

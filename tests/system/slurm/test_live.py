@@ -2,6 +2,9 @@
 
 Three nodes: n1 is calm, n2 gives way to the high partition, n3 crashes. All scenarios are submitted at once and go on
 side by side, each in a folder of its own; every test waits for its own.
+
+Nothing here looks at a text for people: tests/system/test_no_sentence_is_parsed.py runs these scenarios with all of
+them replaced.
 """
 
 from __future__ import annotations
@@ -12,14 +15,16 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from harness import PACKAGE_ROOT
 from harness.launch import claims, planning, states, submission, submit
-from harness.records import snapshot
+from harness.records import layout, snapshot
 from harness.records.directory import RunDirectory
 from harness.slurm import commands
 from harness.slurm.profile import Profile
@@ -28,6 +33,7 @@ from harness.study.expand import load_study
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[3]
+CODE = {"PYTHONPATH": f"{PACKAGE_ROOT}{os.pathsep}{ROOT}"}  # the harness that is tested, and the figures of this one
 MAX_ARRAY_SIZE = 8
 SLOWLY = ("records.checkpoint_every_seconds=0",)  # a checkpoint after each step, so that there is time to disturb it
 STUDY = """
@@ -64,9 +70,7 @@ class Live:
     def harness(self, name: str, *words: str) -> str:
         """Run the command line as from another shell."""
         command = [sys.executable, "-m", "harness.cli", *words]
-        done = subprocess.run(
-            command, cwd=self.folder / name, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-        )
+        done = subprocess.run(command, cwd=self.folder / name, env=os.environ | CODE, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -137,7 +141,7 @@ def weights(directory: RunDirectory) -> str:
 
     from harness.training.checkpoints import Checkpoints
 
-    step, state = Checkpoints(directory.path / "checkpoints").latest(torch.device("cpu"))
+    step, state = Checkpoints(directory.checkpoints_folder).latest(torch.device("cpu"))
     assert step == directory.spec()["train"]["steps"]
     digest = hashlib.sha256()
 
@@ -207,13 +211,14 @@ def slurm_lives(submission: submission.Submission) -> tuple[commands.JobAttempt,
 def test_over_memory_is_left_failed_after_three_kills_and_a_retry_with_more_ends_well(live, scenarios, undisturbed):
     [run] = scenarios["memory"].runs
     wait_for(lambda: scenarios["memory"].now()[0].state == "failed")
-    reason = run.directory.status().reason
-    assert reason.startswith("killed 3 times before it began: OUT_OF_MEMORY on n1; ask for more memory_gib")
-    said = live.harness("memory", "why", run.run_key[:8])
-    assert reason in said
-    assert "SLURM starts job" in said
-    said = live.harness("memory", "retry", "study.yaml", "--failed", "--set", "resources.memory_gib=1")
-    assert "submitted: 1 run" in said
+    assert run.directory.status().cause == "out_of_memory"
+    assert run.directory.attempts() == []  # memory did not suffice to begin
+    assert run.directory.log_path(1).exists()
+    why = live.harness("memory", "why", run.run_key[:8])
+    assert scenarios["memory"].jobs[0].job_id in why
+    assert run.directory.log_path(1).name in why
+    live.harness("memory", "retry", "study.yaml", "--failed", "--set", "resources.memory_gib=1")
+    assert len(claims.claims_of(run.path.parent, [run.run_key])[run.run_key]) == 2
     ended(scenarios["memory"])
     undisturbed(run.directory)
 
@@ -221,12 +226,13 @@ def test_over_memory_is_left_failed_after_three_kills_and_a_retry_with_more_ends
 def test_cancel_stops_what_runs_and_what_waits_and_submit_goes_on(live, undisturbed):
     submission = live.submit("cancel", "replicates: 2\n", SLOWLY, max_parallel=1)
     wait_for(submission.runs[0].directory.latest)
-    assert "cancelled: " in live.harness("cancel", "cancel", "live")
-    wait_for(lambda: all(one.state not in ("running", "queued") for one in submission.now()))
-    assert {one.status.reason for one in submission.unfinished()} == {f"cancelled by {os.environ.get('USER', 'root')}"}
-    assert "nothing waits or runs" in live.harness("cancel", "cancel", "live")
-    again = live.harness("cancel", "retry", "study.yaml", "--failed")
-    assert "nothing to retry" in again
+    live.harness("cancel", "cancel", "live")
+    wait_for(lambda: all(planned.state not in ("running", "queued") for planned in submission.now()))
+    assert {planned.status.cause for planned in submission.unfinished()} == {"cancelled"}
+    live.harness("cancel", "cancel", "live")  # nothing waits or runs
+    live.harness("cancel", "retry", "study.yaml", "--failed")  # and nothing failed
+    all_claims = claims.claims_of(submission.runs[0].path.parent, [planned.run_key for planned in submission.runs])
+    assert all(len(of_run) == 1 for of_run in all_claims.values())
     ended(live.submit("cancel", "replicates: 2\n"))
     for planned in submission.runs:
         undisturbed(planned.directory)
@@ -249,14 +255,12 @@ def test_a_killed_run_of_a_shared_job_leaves_the_others_and_comes_back(live, und
 def test_a_study_that_dies_at_once_costs_one_job(live):
     sets = ("optim.lr=1.0e+30", "resources.canary=true", "train.steps=100")
     submission = live.submit("canary", "replicates: 4\n", sets)
-    assert (
-        states.read_run_states([submission.runs[1].path])[submission.runs[1].run_key].status.reason
-        == "waits for its canary"
-    )
-    wait_for(lambda: all(one.state in ("failed", "interrupted") for one in submission.now()))
-    assert [one.state for one in submission.now()] == ["failed", "interrupted", "interrupted", "interrupted"]
-    assert submission.now()[1].status.reason.startswith("its canary failed: ")
-    assert not any(one.directory.attempts() for one in submission.runs[1:])
+    waiting = states.read_run_states([submission.runs[1].path])[submission.runs[1].run_key]
+    assert waiting.status.state == "queued" and waiting.job.waits
+    wait_for(lambda: all(planned.state in ("failed", "interrupted") for planned in submission.now()))
+    causes = [(planned.state, planned.status.cause) for planned in submission.now()]
+    assert causes == [("failed", "error"), *[("interrupted", "canary")] * 3]
+    assert not any(planned.directory.attempts() for planned in submission.runs[1:])
 
 
 def test_a_canary_that_lives_releases_the_rest_and_loses_nothing(live):
@@ -270,7 +274,7 @@ def test_editing_the_code_while_jobs_wait_changes_nothing(live, tmp_path):
     import shutil
 
     copy = tmp_path / "tree"
-    shutil.copytree(ROOT / "harness", copy / "harness", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(PACKAGE_ROOT / "harness", copy / "harness", ignore=shutil.ignore_patterns("__pycache__"))
     live.study("snapshot", "", "train.steps=12")
     (live.folder / "snapshot" / "profile.yaml").write_text("time_minutes: 20\nmemory_gib: 1\nconstraint: calm\n")
     ask("scontrol", "update", "nodename=n1", "state=drain", "reason=test")
@@ -283,10 +287,10 @@ def test_editing_the_code_while_jobs_wait_changes_nothing(live, tmp_path):
             env=environment,
             check=True,
         )
-        (copy / "harness" / "job.py").write_text("raise RuntimeError('the edited file was imported')\n")
+        (copy / "harness" / "job" / "job.py").write_text("raise RuntimeError('the edited file was imported')\n")
     finally:
         ask("scontrol", "update", "nodename=n1", "state=resume")
-    [directory] = [RunDirectory(path.parent) for path in (live.folder / "snapshot" / "runs").glob("*/spec.json")]
+    [directory] = [RunDirectory(path) for path in layout.run_paths(live.folder / "snapshot" / "runs")]
     wait_for(lambda: directory.status().state in ("done", "failed"))
     assert directory.status().state == "done"
     assert snapshot.find(live.folder / "snapshot" / "runs" / ".code", snapshot.of(directory.path))
@@ -300,16 +304,16 @@ def test_a_grid_larger_than_an_array_from_submit_to_figures(live):
         "time_minutes: 20\nmemory_gib: 1\nconstraint: calm\nmax_parallel: 4\n"
     )
     short = ("--set", "train.steps=12")
-    said = live.harness(
-        "grid", "submit", "study.yaml", "--cluster", "slurm", "--profile", "profile.yaml", *short
-    ).splitlines()
-    assert [line.split(": ")[1].split(" ")[0] for line in said if line.startswith("job ")] == ["8", "4"]
-    assert said[-1] == "follow: harness status study.yaml --watch"
-    runs = [RunDirectory(path.parent) for path in (live.folder / "grid" / "runs").glob("[!.]*/spec.json")]
+    live.harness("grid", "submit", "study.yaml", "--cluster", "slurm", "--profile", "profile.yaml", *short)
+    runs = [RunDirectory(path) for path in layout.run_paths(live.folder / "grid" / "runs")]
+    all_claims = claims.claims_of(live.folder / "grid" / "runs", [run.key for run in runs])
+    arrays = Counter(claim.job_id.split("_")[0] for [claim] in all_claims.values())
+    assert sorted(arrays.values()) == [4, 8]
     wait_for(lambda: all(run.status().state == "done" for run in runs))
     assert json.loads(live.harness("grid", "status", "--json"))[0]["state"] == "done"
     # MLflow hears of it where a database can be written, and the figures are made from the records alone.
-    assert "12 runs" in live.harness("grid", "sync")
+    live.harness("grid", "sync")
+    live.harness("grid", "sync", "--check")
     command = [sys.executable, "-m", "analysis.report", "--runs", str(live.folder / "grid" / "runs")]
-    subprocess.run(command, cwd=live.folder / "grid", env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    subprocess.run(command, cwd=live.folder / "grid", env=os.environ | CODE, check=True)
     assert list((live.folder / "grid").rglob("*.png"))

@@ -1,0 +1,250 @@
+"""How a run ended, and what follows from it: by fields alone, so that every text for people may change.
+
+tests/system/test_no_sentence_is_parsed.py runs these tests with all of them replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.launch import manage, planning, requeue, states, submit, worker
+from harness.records.directory import RunDirectory
+from harness.records.layout import SubmissionLayout
+from harness.records.status import Status
+from harness.slurm import commands
+from harness.slurm.commands import JobInfo
+from harness.study.expand import load_study
+from harness.study.model import Study
+from harness.tracking import daemon
+
+LONG = ("train.steps=3000", "records.checkpoint_every_seconds=0.2")
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_study: Callable[..., list]) -> Callable[..., Study]:
+    """Return a function that loads the tiny study with extra lines of YAML."""
+
+    def load(extra: str = "", *sets: str) -> Study:
+        tiny_study(extra)
+        return load_study(tmp_path / "tiny.yaml", sets=sets)
+
+    return load
+
+
+def write(tmp_path: Path, run, status: Status) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "runs" / run.run_key)
+    directory.register(run)
+    directory.set_status(status)
+    return directory
+
+
+def submission_of(tmp_path: Path, run_key: str, **facts) -> SubmissionLayout:
+    """Write the submission of a run to SLURM as job 7_0."""
+    layout = SubmissionLayout(tmp_path / "runs" / ".jobs" / "tiny" / "20260101")
+    layout.claims_folder.mkdir(parents=True)
+    layout.claim_path(run_key).write_text("7_0")
+    layout.facts_path.write_text(json.dumps({"cluster": "slurm", "runs": [run_key], "profile": {}} | facts))
+    return layout
+
+
+def attempt(directory: RunDirectory, step: int, *events: str) -> None:
+    with directory.lock(), directory.open_journal(resumed_from_step=step) as journal:
+        for name in events:
+            journal.event(name, step=step)
+
+
+BEGUN = "2026-01-01T00:00:00"
+
+
+@pytest.mark.parametrize(
+    ("status", "job", "state", "cause"),
+    [
+        (Status("queued"), JobInfo("7_0", "PENDING", live=True), "queued", ""),
+        (Status("queued"), JobInfo("7_0", "RUNNING", "n1", live=True), "queued", ""),
+        (Status("queued"), JobInfo("7_0", "CANCELLED", user="ada"), "interrupted", "cancelled"),
+        (Status("queued"), None, "interrupted", "not_begun"),
+        (Status("queued"), JobInfo("7_0", "COMPLETED", start=BEGUN), "interrupted", "not_begun"),
+        (Status("queued"), JobInfo("7_0", "BOOT_FAIL"), "interrupted", "not_begun"),
+        # A checkpoint was written and SLURM will begin the job again: nobody is to submit the run a second time.
+        (
+            Status("interrupted", cause="signal", stopped_by="SIGUSR2"),
+            JobInfo("7_0", "PENDING", live=True),
+            "queued",
+            "",
+        ),
+        # Nobody holds the lock of these.
+        (Status("running"), JobInfo("7_0", "OUT_OF_MEMORY", "n1", start=BEGUN), "interrupted", "out_of_memory"),
+        (Status("running"), JobInfo("7_0", "NODE_FAIL", "n1", start=BEGUN), "interrupted", "killed"),
+        (Status("running"), JobInfo("7_0", "PENDING", live=True), "queued", ""),
+        (Status("interrupted", cause="signal", stopped_by="SIGTERM"), None, "interrupted", "signal"),
+        (Status("interrupted", cause="step_limit"), None, "interrupted", "step_limit"),
+        (Status("interrupted", cause="killed"), JobInfo("7_0", "TIMEOUT", start=BEGUN), "interrupted", "killed"),
+        (Status("failed", cause="error"), JobInfo("7_0", "COMPLETING", live=True), "failed", "error"),
+    ],
+)
+def test_what_slurm_says_completes_what_the_run_directory_says(tmp_path, study, monkeypatch, status, job, state, cause):
+    tiny = study()
+    directory = write(tmp_path, tiny.runs[0], status)
+    submission_of(tmp_path, directory.key)
+    monkeypatch.setattr(commands, "read_queue", lambda jobs: {"7_0": job} if job and set(jobs) == {"7_0"} else {})
+    planned = planning.plan(tiny, tmp_path / "runs").runs[0]
+    assert (planned.state, planned.status.cause) == (state, cause)
+    assert bool(planned.status.stopped_by) == (cause == "signal")
+
+
+def test_a_run_whose_canary_failed_says_so(tmp_path, study, monkeypatch):
+    canary, waiting = (write(tmp_path, run, Status("queued")) for run in study("replicates: 2\n").runs)
+    canary.set_status(Status("failed", cause="error"))
+    submission_of(tmp_path, waiting.key, canaries={"7": canary.key})
+    monkeypatch.setattr(commands, "read_queue", lambda jobs: {"7_0": JobInfo("7_0", "CANCELLED")})
+    status = states.read_run_states([waiting.path])[waiting.key].status
+    assert (status.state, status.cause) == ("interrupted", "canary")
+
+
+def test_a_run_without_a_job_is_forgotten_after_ten_minutes(tmp_path, study):
+    directory = write(tmp_path, study().runs[0], Status("queued"))
+    assert states.read_run_states([directory.path])[directory.key].status.state == "queued"
+    stored = json.loads(directory.status_path.read_text())
+    directory.status_path.write_text(json.dumps(stored | {"updated_seconds": time.time() - 700}))
+    status = states.read_run_states([directory.path])[directory.key].status
+    assert (status.state, status.cause) == ("interrupted", "never_submitted")
+
+
+@pytest.mark.parametrize(
+    ("status", "killed", "failed"),
+    [
+        (Status("running"), True, False),  # nobody holds its lock
+        (Status("interrupted", cause="killed"), True, False),
+        (Status("interrupted", cause="out_of_memory"), True, False),
+        (Status("interrupted", cause="signal", stopped_by="SIGTERM", reason="killed"), False, False),
+        (Status("interrupted", cause="cancelled", reason="killed"), False, False),
+        (Status("failed", cause="error", reason="killed"), False, True),
+        (Status("failed", cause="no_progress"), False, True),
+        (Status("done"), False, False),
+    ],
+)
+def test_a_retry_chooses_by_cause(tmp_path, study, status, killed, failed):
+    tiny = study()
+    write(tmp_path, tiny.runs[0], status)
+    plan = planning.plan(tiny, tmp_path / "runs")
+    assert bool(manage.select_retries(plan, failed=False, killed=True).runs) == killed
+    assert bool(manage.select_retries(plan, failed=True, killed=False).runs) == failed
+
+
+@pytest.mark.parametrize(
+    ("status", "active"),
+    [
+        (Status("queued"), True),
+        (Status("interrupted", cause="signal", stopped_by="SIGUSR2"), True),  # SLURM begins it again
+        (Status("interrupted", cause="signal", stopped_by="SIGTERM", reason="SIGUSR2"), False),
+        (Status("interrupted", cause="killed"), False),
+        (Status("done"), False),
+    ],
+)
+def test_a_watching_sync_waits_for_what_comes_back_by_itself(status, active):
+    assert daemon._is_active(status) == active
+
+
+# -------------------------------------------------------------------------------------------------- the requeue policy
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "killed", "preempted", "preemption_cancels", "how"),
+    [
+        ("SIGUSR2", False, False, False, "requeued"),  # the time limit
+        ("SIGUSR2", False, False, True, "requeued"),
+        ("SIGUSR2", False, True, False, "requeued"),
+        ("SIGUSR2", False, True, True, "as_successor"),
+        ("SIGTERM", False, True, False, "requeued"),
+        ("SIGTERM", False, True, True, "as_successor"),
+        ("SIGTERM", False, False, False, "not"),  # scancel
+        ("SIGTERM", True, False, False, "not"),
+        ("", True, False, False, "requeued"),
+        ("", False, False, False, "not"),
+    ],
+)
+def test_a_job_comes_back_unless_a_person_ended_it(stopped_by, killed, preempted, preemption_cancels, how):
+    facts = {"killed": killed, "preempted": preempted, "preemption_cancels": preemption_cancels}
+    assert requeue.comes_back(stopped_by, **facts) == how
+
+
+@pytest.mark.parametrize("progress", ["checkpoint", "evaluation", "interrupted"])
+def test_progress_and_a_clean_end_are_no_failures(tmp_path, study, progress):
+    directory = write(tmp_path, study().runs[0], Status("running"))
+    for events in ((), (progress,), ()):
+        attempt(directory, 4, *events)
+    assert requeue.given_up(directory.path) is None
+
+
+def test_a_run_that_was_killed_three_times_at_one_step_is_given_up_until_a_retry(tmp_path, study):
+    tiny = study()
+    directory = write(tmp_path, tiny.runs[0], Status("running"))
+    for _ in range(3):
+        assert planning.plan(tiny, tmp_path / "runs").runs[0].state == "interrupted"
+        attempt(directory, 4)
+    plan = planning.plan(tiny, tmp_path / "runs")
+    assert (plan.runs[0].state, plan.runs[0].status.cause) == ("failed", "no_progress")
+    assert manage.select_retries(plan, failed=True, killed=False).runs
+    assert planning.plan(tiny, tmp_path / "runs").runs[0].state == "interrupted"
+
+
+def test_three_starts_that_did_not_come_as_far_as_an_attempt_are_enough(tmp_path, study):
+    directory = write(tmp_path, study().runs[0], Status("queued"))
+    layout = submission_of(tmp_path, directory.key)
+    assert [requeue.given_up_before_it_began(layout, directory.path, "n1") for _ in range(3)] == [None] * 3
+    assert requeue.given_up_before_it_began(layout, directory.path, "n1").cause == "no_progress"
+    layout.job_log_path("7_0").write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\n")
+    assert requeue.given_up_before_it_began(layout, directory.path, "n1").cause == "out_of_memory"
+    requeue.forget_starts(layout, directory.path)
+    assert requeue.given_up_before_it_began(layout, directory.path, "n1") is None
+
+
+def test_what_a_run_itself_prints_is_no_kill_for_memory(tmp_path, study):
+    directory = write(tmp_path, study().runs[0], Status("running"))
+    for _ in range(3):
+        attempt(directory, 4)
+    submission_of(tmp_path, directory.key)
+    with worker.printing_to(directory.log_path(3)):
+        os.write(1, b"exceeded memory limit? no\n")
+    assert b"exceeded memory limit" in directory.log_path(3).read_bytes()
+    assert requeue.given_up(directory.path).cause == "no_progress"
+
+
+# -------------------------------------------------------------------------------------------------------- this machine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "cause", "stopped_by"), [(signal.SIGTERM, "signal", "SIGTERM"), (signal.SIGKILL, "killed", "")]
+)
+def test_a_local_run_that_is_stopped_or_killed_says_so_and_goes_on(tmp_path, study, number, cause, stopped_by):
+    long = study("", *LONG)
+    submission = submit.submit(planning.plan(long, tmp_path / "runs"), sync=False)
+    directory = submission.runs[0].directory
+    submission.start()
+    while not directory.events("checkpoint"):
+        assert submission.alive(), "it ended before it could be disturbed"
+        time.sleep(0.05)
+    os.kill(directory.writer()["pid"], number)
+    while submission.alive():
+        time.sleep(0.05)
+    plan = planning.plan(long, tmp_path / "runs")
+    [planned] = plan.runs
+    assert (planned.state, planned.status.cause, planned.status.stopped_by) == ("interrupted", cause, stopped_by)
+    assert bool(manage.select_retries(plan, failed=False, killed=True).runs) == (cause == "killed")
+    assert [path.name for path in directory.log_paths()] == ["attempt-0001.log"]
+    again = submit.submit(plan, sync=False)
+    again.start()
+    while len(directory.events("started")) < 2:
+        assert again.alive(), "it ended before it began"
+        time.sleep(0.05)
+    again.stop()
+    assert directory.events("started")[1].facts["resumed_from_step"] > 0
+    assert [path.name for path in directory.log_paths()] == ["attempt-0001.log", "attempt-0002.log"]
