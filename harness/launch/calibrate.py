@@ -272,7 +272,8 @@ def require_within_budget(
         most_expensive = max(arms, key=lambda arm: arms[arm])
         raise LaunchError(
             f"over budget: {total:.3g} device hours are left to train, budget_gpu_hours is {budget:g}; "
-            f"nothing was submitted. The most expensive arm is {most_expensive} with {arms[most_expensive]:.3g} hours; "
+            f"nothing was submitted. The most expensive arm is {most_expensive} "
+            f"({arms[most_expensive]:.3g} device hours); "
             f"`harness plan {plan.study.path}` shows each run"
         )
 

@@ -12,7 +12,7 @@ import json
 import platform
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from harness.records.files import replace_file
@@ -31,7 +31,9 @@ class Throughput:
     num_processes: int = 1
     precision: str = "fp32"
     checkpoint_bytes: int | None = None
-    measured_seconds: float = 0.0  # Unix time, set when written; 0 in files from before it was
+    measured_seconds: float = field(
+        default=0.0, compare=False
+    )  # Unix time, set when written; 0 in files from before it was
 
 
 def record(runs_folder: Path, fact: Throughput) -> None:

@@ -174,7 +174,7 @@ def test_a_study_over_its_budget_is_refused_with_the_figures_before_anything_is_
     assert isinstance(done.exception, LaunchError)
     assert str(done.exception) == (
         "over budget: 42 device hours are left to train, budget_gpu_hours is 40; nothing was submitted. "
-        f"The most expensive arm is wide with 30; `harness plan {tmp_path / 'tiny.yaml'}` shows each run"
+        f"The most expensive arm is wide (30 device hours); `harness plan {tmp_path / 'tiny.yaml'}` shows each run"
     )
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".throughput"]
 
