@@ -37,8 +37,9 @@ def test_every_published_study_is_planned_without_data_and_begins_with_its_quest
     study = load_study(path)
     assert study.runs
     assert study.warnings() == []
-    first = path.read_text().splitlines()[0]
-    assert first.startswith("# ") and "?" in first
+    schema, question = path.read_text().splitlines()[:2]
+    assert schema.startswith("# yaml-language-server: ")
+    assert question.startswith("# ") and "?" in question
     for run in study.runs:
         assert run.spec.train.ema_rate == 0.9999
         assert run.spec.optim.weight_decay == 0
