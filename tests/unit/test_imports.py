@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "doctor": {"launch", "slurm", "registry", "tracking", "records", "spec", "text", "errors"},
     "search": {"launch", "slurm", "tracking", "records", "study", "spec", "text", "errors"},
     "analysis": {"records", "spec", "diffusion", "data", "errors"},
+    "testing": {"job", "evaluation", "records", "study", "spec"},
     "cli": None,  # all
 }
 
@@ -67,7 +68,13 @@ ONE_HOME = {
 LEAVES = ("diffusion", "models", "data", "methods", "metrics")
 # What computes may load torch at once; everything else answers on a login node without it.
 LOADS_TORCH = (*LEAVES, "randomness", "registry", "training", "evaluation", "interop", "job")
-LOADS_NO_TORCH_ALL_THE_SAME = ("harness.job", "harness.job.request", "harness.job.verify", "harness.data.facts")
+LOADS_NO_TORCH_ALL_THE_SAME = (
+    "harness.job",
+    "harness.job.request",
+    "harness.job.verify",
+    "harness.job.writer",
+    "harness.data.facts",
+)
 HEAVY = ("torch", "torchvision", "torch_fidelity", "mlflow", "submitit", "optuna", "scipy", "sklearn", "matplotlib")
 
 
