@@ -9,7 +9,6 @@ who only help to train, have gone.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -19,21 +18,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from harness.data.base import Dataset
 from harness.errors import CheckpointError, HarnessError, RecordError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
-from harness.evaluation.images import save_png
-from harness.evaluation.result import EvaluationResult
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges
 from harness.job.request import RunRequest
 from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
+from harness.job.writer import record_evaluation
 from harness.progress import Progress
 from harness.records.directory import RunDirectory
-from harness.records.files import differences, replace_file
+from harness.records.files import differences
 from harness.records.journal import Journal
 from harness.records.lineage import parent_of
 from harness.records.plugins import read_spec
@@ -307,31 +304,7 @@ class _Job:
             if evaluation == self.request.scored_by:
                 checkpoints.record_score(training.step, result.metrics[f"{prefix}/nll_bpd"])
             result.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began
-            self._record(evaluation, prefix, result)
-
-    def _record(self, evaluation: Evaluation, prefix: str, result: EvaluationResult) -> None:
-        """Write what was measured: files first, then the rows, then the event that says it is whole."""
-        assert self.journal is not None
-        directory, step = self.directory, self.spec.train.steps
-        for name, arrays in result.arrays.items():
-            directory.arrays_folder.mkdir(exist_ok=True)
-            temporary = directory.arrays_folder / f".{name}"
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            temporary.rename(directory.arrays_folder / name)
-        for name, picture in result.pictures.items():
-            save_png(directory.samples_folder / name, picture)
-        protocol = {"evaluation": evaluation.model_dump(mode="json"), **result.protocol}
-        directory.evaluations_folder.mkdir(exist_ok=True)
-        replace_file(directory.evaluation_path(evaluation.key), json.dumps(protocol, indent=2), durable=True)
-        self.journal.metrics(step, result.metrics)
-        for name, curve in result.curves.items():
-            for at, value in curve:
-                self.journal.metrics(at, {name: value}, at=step)
-        # With its step, so that it is fenced with its rows when the last checkpoint turns out to be damaged.
-        facts = {"key": evaluation.key, "evaluation": evaluation.name, "prefix": prefix, "parts": evaluation.parts}
-        self.journal.event("evaluation", step=step, **facts)
-        self.journal.sync()
+            record_evaluation(self.directory, self.journal, evaluation, prefix, result, self.spec.train.steps)
 
     def _prefix(self, evaluation: Evaluation) -> str:
         """Return the metrics' prefix: the evaluation's name, marked when another protocol took that name before."""

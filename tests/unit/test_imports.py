@@ -60,6 +60,7 @@ MAY_IMPORT = {
     # what others import: for plugins' files, and for notebooks
     "plugins": {"spec", "data"},
     "api": None,
+    "testing": {"job", "evaluation", "records", "study", "spec"},
     "cli": None,  # all
 }
 
@@ -87,7 +88,13 @@ COMMAND = re.compile(
 LEAVES = ("diffusion", "models", "data", "methods", "metrics")
 # What computes may load torch at once; everything else answers on a login node without it.
 LOADS_TORCH = (*LEAVES, "randomness", "registry", "training", "evaluation", "interop", "job")
-LOADS_NO_TORCH_ALL_THE_SAME = ("harness.job", "harness.job.request", "harness.job.verify", "harness.data.facts")
+LOADS_NO_TORCH_ALL_THE_SAME = (
+    "harness.job",
+    "harness.job.request",
+    "harness.job.verify",
+    "harness.job.writer",
+    "harness.data.facts",
+)
 HEAVY = ("torch", "torchvision", "torch_fidelity", "mlflow", "submitit", "optuna", "scipy", "sklearn", "matplotlib")
 
 

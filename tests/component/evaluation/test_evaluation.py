@@ -25,6 +25,7 @@ from harness.spec.evaluation import (
 )
 from harness.spec.metrics import METRIC_KINDS, PART_OUTPUTS, metric_kind, outputs
 from harness.spec.resources import Resources
+from harness.testing import fake_result
 from harness.training.batches import Batches
 
 CPU = torch.device("cpu")
@@ -251,6 +252,18 @@ def test_an_evaluation_with_every_part_leaves_exactly_the_names_that_are_declare
     assert tuple(result.arrays) == declared.arrays
     assert tuple(result.pictures) == declared.pictures
     assert all(metric_kind(name) in METRIC_KINDS.values() for name in (*declared.metrics, *declared.curves))
+    assert form(fake_result(evaluation, spec, {}, prefix)) == form(result)
+
+
+def form(result):
+    """Return the names of what was measured, the shapes and types of the arrays, and where curves were measured."""
+    arrays = {
+        name: {key: (value.shape, value.dtype) for key, value in arrays.items()}
+        for name, arrays in result.arrays.items()
+    }
+    # Of a likelihood's curve the points depend on the estimator.
+    curves = {name: None if "L_t" in name else [x for x, _ in curve] for name, curve in result.curves.items()}
+    return list(result.metrics), curves, arrays, {name: image.shape for name, image in result.pictures.items()}
 
 
 def test_the_grid_shows_the_samples_that_fid_was_measured_on(tiny_study):

@@ -13,16 +13,9 @@ from harness.job.verify import digests, first_state_difference, verify_resume
 from harness.records.directory import RunDirectory
 from harness.spec.base import SCHEMA_VERSION
 from harness.study.expand import load_study
+from harness.testing import TINY_STUDY
 
-STUDY = """
-study: tiny
-data: digits
-diffusion: {num_timesteps: 30, schedule: cosine}
-model: {channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], num_heads: 1, dropout: 0.1}
-optim: {lr: 1.0e-3}
-train: {steps: 100000, batch_size: 16, ema_rate: 0.8}
-records: {log_every: 5}
-resources: {device: cpu, threads: 1}
+EXTRA = """
 evaluate:
   - {nll: {estimator: full, num_images: 4}, grid: 4}
 arms:
@@ -34,7 +27,9 @@ replicates: 2
 @pytest.fixture
 def study(tmp_path):
     path = tmp_path / "tiny.yaml"
-    path.write_text(STUDY)
+    path.write_text(
+        TINY_STUDY.replace("steps: 12", "steps: 100000").replace("num_heads: 1", "num_heads: 1, dropout: 0.1") + EXTRA
+    )
     return path
 
 

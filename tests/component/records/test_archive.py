@@ -25,19 +25,11 @@ from harness.job.request import RunRequest
 from harness.records import archive
 from harness.records.archive import export_study, import_study
 from harness.records.directory import RunDirectory
-from harness.study.expand import load_study
+from harness.testing import tiny_study, write_run
 from harness.tracking.check import check
 from harness.tracking.sync import sync_run
 
-STUDY = """
-study: tiny
-data: digits
-diffusion: {num_timesteps: 30, schedule: cosine}
-model: {channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], num_heads: 1}
-optim: {lr: 1.0e-3}
-train: {steps: 12, batch_size: 16, ema_rate: 0.8}
-records: {log_every: 5, best: eval/nll_bpd}
-resources: {device: cpu, threads: 1}
+TWO_ARMS = """
 arms: {slow: {}, fast: {optim.lr: 2.0e-3}}
 evaluate: [{nll: {num_images: 16}, grid: 4, every: 4}]
 """
@@ -47,10 +39,8 @@ evaluate: [{nll: {num_images: 16}, grid: 4, every: 4}]
 def trained(tmp_path_factory) -> Path:
     """Train the two runs of a small study once; return the folder of its runs."""
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(STUDY)
-    for run in load_study(folder / "tiny.yaml").runs:
-        directory = RunDirectory(folder / "runs" / run.run_key)
-        directory.register(run)
+    for run in tiny_study(folder, TWO_ARMS, ["records.best=eval/nll_bpd"]):
+        directory = write_run(run, folder / "runs")
         assert run_job(directory.path, sync=False, show_progress=False) == "done"
     return folder / "runs"
 
@@ -278,15 +268,25 @@ def test_every_flipped_byte_of_a_file_is_found(runs, there):
         data[place] ^= 1
 
 
-@pytest.mark.parametrize(
-    "name, share",
-    [(name, share) for name in ("tiny.tar", "tiny.tar.gz") for share in (0, 0.001, 0.5, 0.9)] + [("x.gz", 0.9999)],
-)
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("name", ["tiny.tar", "tiny.tar.gz"])
 def test_an_archive_that_is_cut_off_is_refused(runs, there, name, share):
     path = export(runs, name)
-    content = path.read_bytes().rstrip(b"\0")  # a tar ends in zeros, which may be missing
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(path.read_bytes()[: place_to_cut(path, share)])
     assert "is damaged, or no archive of a study" in refused(path, there)
+
+
+def place_to_cut(path: Path, share: float) -> int:
+    """Return where an archive's beginning of about this share ends: of a plain tar, in the middle of a member.
+
+    Elsewhere it might end in the padding behind all members, where nothing would be missing.
+    """
+    if share == 0 or path.suffix == ".gz":
+        return int(share * path.stat().st_size)
+    with tarfile.open(path) as archive:
+        members = [member for member in archive.getmembers() if member.size]
+    member = members[round(share * (len(members) - 1))]
+    return member.offset_data + member.size // 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""Leave what an evaluation measured in the run directory, in an order that a kill cannot make untrue."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from harness.evaluation.images import save_png
+from harness.evaluation.result import EvaluationResult
+from harness.records.directory import RunDirectory
+from harness.records.files import replace_file
+from harness.records.journal import Journal
+from harness.spec.evaluation import Evaluation
+
+
+def record_evaluation(
+    directory: RunDirectory, journal: Journal, evaluation: Evaluation, prefix: str, result: EvaluationResult, step: int
+) -> None:
+    """Write what was measured: files first, then the rows, then the event that says it is whole.
+
+    Args:
+        prefix: of the metrics' names.
+        step: of the weights that were measured.
+    """
+    for name, arrays in result.arrays.items():
+        directory.arrays_folder.mkdir(exist_ok=True)
+        temporary = directory.arrays_folder / f".{name}"
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        temporary.rename(directory.arrays_folder / name)
+    for name, picture in result.pictures.items():
+        save_png(directory.samples_folder / name, picture)
+    protocol = {"evaluation": evaluation.model_dump(mode="json"), **result.protocol}
+    directory.evaluations_folder.mkdir(exist_ok=True)
+    replace_file(directory.evaluation_path(evaluation.key), json.dumps(protocol, indent=2), durable=True)
+    journal.metrics(step, result.metrics)
+    for name, curve in result.curves.items():
+        for x, value in curve:
+            journal.metrics(x, {name: value}, at=step)
+    # With its step, so that it is superseded with its rows when the last checkpoint turns out to be damaged.
+    facts = {"key": evaluation.key, "evaluation": evaluation.name, "prefix": prefix, "parts": evaluation.parts}
+    journal.event("evaluation", step=step, **facts)
+    journal.sync()

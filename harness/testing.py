@@ -1,0 +1,188 @@
+"""Small studies, and runs whose records say what a test wants, for tests of whatever reads runs.
+
+    [run] = tiny_study(tmp_path, "evaluate: [{nll: {}}]")
+    write_finished_run(run, tmp_path / "runs", {"nll_bpd": 2.5})
+
+Nothing is trained and torch is not loaded. The records are written by the functions that a job writes them with, so
+that a format that changes changes here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.evaluation.images import image_grid
+from harness.evaluation.result import EvaluationResult, PartResult
+from harness.job.writer import record_evaluation
+from harness.records.directory import RunDirectory
+from harness.records.journal import Journal
+from harness.records.status import Status
+from harness.spec.evaluation import Evaluation
+from harness.spec.metrics import METRIC_KINDS, TRAIN_COMPUTE, Outputs, part_outputs
+from harness.spec.run import RunSpec
+from harness.study.expand import load_study
+from harness.study.model import Run
+
+TINY_STUDY = """
+study: tiny
+data: digits
+diffusion: {num_timesteps: 30, schedule: cosine}
+model: {channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], num_heads: 1}
+optim: {lr: 1.0e-3}
+train: {steps: 12, batch_size: 16, ema_rate: 0.8}
+records: {log_every: 5}
+resources: {device: cpu, threads: 1}
+"""
+"""A study that trains in a second on one CPU thread: one run of 12 steps on the digits that come with scikit-learn."""
+
+MEASURED = {
+    "nll_bpd": 3.0,
+    "untrained_nll_bpd": 5.0,
+    "gaussian_baseline_bpd": 2.5,
+    "fid": 10.0,
+    "precision": 0.5,
+    "recall": 0.4,
+    "fid_ancestral": 5.0,
+    "fid_ddim": 4.0,
+    "fid_dpmpp_2m": 3.0,
+    "train_multiply_adds": 1e9,
+}
+"""What the records of `write_finished_run` say where nothing else is asked for."""
+
+
+Values = Mapping[str, float]
+
+_NUM_IMAGES = 355  # of a whole split: the test images of digits
+
+
+def tiny_study(folder: Path, extra: str = "", sets: Sequence[str] = (), *, study: str = TINY_STUDY) -> list[Run]:
+    """Write a study's file into a folder and return the runs that it plans.
+
+    Args:
+        extra: more lines of YAML.
+        sets: changes such as `train.steps=3`, as `--set` takes them.
+        study: the YAML before them.
+
+    Raises:
+        SpecError: the study is wrong; the message names the line.
+    """
+    path = folder / "tiny.yaml"
+    path.write_text(study + extra)
+    return list(load_study(path, sets=sets).runs)
+
+
+def write_run(run: Run, runs: Path) -> RunDirectory:
+    """Write the directory of a run that has not started, and return it."""
+    directory = RunDirectory(runs / run.run_key)
+    directory.register(run)
+    return directory
+
+
+def write_finished_run(run: Run, runs: Path, measured: Values | None = None, *, state: str = "done") -> RunDirectory:
+    """Write a run's directory as a job leaves it, with curves that fall and the measurements that are asked for.
+
+    Args:
+        measured: kind of metric (`nll_bpd`, `fid`, `train_multiply_adds`) -> its value, over the defaults in
+            `MEASURED`; every other metric is 1. `fid_<sampler>` is what the FID of a sweep falls towards, and
+            `untrained_nll_bpd` the NLL of an evaluation of the untrained weights.
+        state: of the run; one that is not done has been trained, but not evaluated.
+    """
+    values = MEASURED | dict(measured or {})
+    directory, steps = write_run(run, runs), run.spec.train.steps
+    directory.write_environment(1, {"harness": "1.2.3", "threads": 1})
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        _write_training(journal, run.spec, values)
+        for evaluation in run.evaluations if state == "done" else ():
+            result = fake_result(evaluation, run.spec, values)
+            record_evaluation(directory, journal, evaluation, evaluation.name, result, steps)
+    directory.set_status(Status(state=state, step=steps, num_steps=steps))
+    return directory
+
+
+def fake_result(evaluation: Evaluation, spec: RunSpec, measured: Values, prefix: str | None = None) -> EvaluationResult:
+    """Return what an evaluation that measured the given values would leave.
+
+    Args:
+        measured: as for `write_finished_run`.
+        prefix: of the metrics' names, the evaluation's name by default.
+    """
+    values = {kind: 1.0 for kind in METRIC_KINDS} | dict(measured)
+    if evaluation.weights == "untrained":
+        values["nll_bpd"] = values.get("untrained_nll_bpd", values["nll_bpd"])
+    result = EvaluationResult()
+    for part, names in part_outputs(evaluation, spec).items():
+        fake = PartResult(metrics={name: values[_kind(name)] for name in names.metrics})
+        if part in _FILL:
+            _FILL[part](fake, names, getattr(evaluation, part), spec, values)
+        result.add(part, prefix or evaluation.name, fake)
+    return result
+
+
+def _kind(name: str) -> str:
+    """Return the kind of a metric by its name: `fid` of `fid_digitsnet_64_ddim10`."""
+    return max((kind for kind in METRIC_KINDS if name == kind or name.startswith(f"{kind}_")), key=len)
+
+
+def _write_training(journal: Journal, spec: RunSpec, values: Values) -> None:
+    """Write ten lines of a log and the last checkpoint's event."""
+    steps = spec.train.steps
+    for step in sorted({max(1, steps * tenth // 10) for tenth in range(1, 11)}):
+        journal.metrics(step, {"train/mse": 10 / step, "train/vb": 1 / step, "train/loss": 10 / step})
+    journal.metrics(steps, {TRAIN_COMPUTE: values["train_multiply_adds"]})
+    journal.event("checkpoint", step=steps)
+
+
+def _fill_likelihood(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    L_t = values["nll_bpd"] * 0.5 ** np.arange(1, spec.diffusion.num_timesteps + 1)
+    num_images = part.num_images or _NUM_IMAGES
+    fake.curves["L_t_bpd"] = [(t, float(L_t[t])) for t in range(0, len(L_t), max(1, len(L_t) // 10))]
+    fake.arrays["likelihood"] = {
+        "L_t_bpd": L_t,
+        "prior_bpd": np.array(0.0),
+        "image_index": np.arange(num_images),
+    }
+    fake.protocol["likelihood"] = {"estimator": part.estimator, "num_images": num_images}
+
+
+def _fill_sweep(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    for name, sampler in zip(names.curves, part.samplers, strict=True):
+        limit = values.get(f"fid_{sampler.name}", values["fid"])
+        fake.curves[name] = [(steps, limit + 100 / steps) for steps in sorted(part.num_steps)]
+
+
+def _fill_skip(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    [name] = names.curves
+    fake.curves[name] = [(round(100 * fraction), values["fid"]) for fraction in sorted(part.fractions)]
+
+
+def _fill_rate_distortion(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    count = part.num_steps or spec.diffusion.num_timesteps
+    fake.arrays["rate_distortion"] = {
+        "reverse_steps": np.arange(1, count + 1),
+        "rate_bpd": np.linspace(0, values["rate_bpd"], count),
+        "distortion_rmse": np.linspace(80, values["distortion_rmse"], count),
+        "image_index": np.arange(part.num_images or _NUM_IMAGES),
+    }
+
+
+def _fill_grid(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    facts, random = spec.data.facts, np.random.default_rng(0)
+    shape = (part, facts.channels, spec.data.pixels, spec.data.pixels)
+    if facts.levels is None:
+        fake.arrays["samples"] = {"samples": random.normal(size=shape).astype(np.float32)}
+        return
+    fake.arrays["samples"] = {"samples": random.integers(0, 256, shape, dtype=np.uint8)}
+    fake.pictures["samples"] = image_grid(fake.arrays["samples"]["samples"])
+
+
+_FILL = {
+    "nll": _fill_likelihood,
+    "sweep": _fill_sweep,
+    "skip": _fill_skip,
+    "rate_distortion": _fill_rate_distortion,
+    "grid": _fill_grid,
+}
