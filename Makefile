@@ -5,11 +5,9 @@ BIN    := $(VENV)/bin
 JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PORT   ?= 5000
 STUDY  ?= experiments/laptop/iddpm_digits.yaml
-TYPED  := $(addprefix harness/, errors.py spec.py study.py records.py tracking.py launch.py cluster.py snapshot.py verify.py \
-          search.py archive.py doctor.py errand.py calibrate.py throughput.py disk.py views.py progress.py cli) analysis
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check figures ui bench clean
+.PHONY: help setup demo test faults check figures ui bench lowest lock clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -25,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup  ## Run a real ablation on digits, from YAML to figures/index.html (about 10 minutes)
 	$(BIN)/harness submit $(STUDY) --cluster local --jobs $(JOBS)
-	$(BIN)/python -m analysis.report
+	$(BIN)/harness figures
 	@echo "Look at figures/index.html, and compare the runs with: make ui"
 
 test: setup  ## Run all tests
@@ -34,14 +32,14 @@ test: setup  ## Run all tests
 faults: setup  ## Kill a training a hundred times, break servers and disks under it, and print the figures
 	KILLS=100 $(BIN)/python -m pytest -q tests/system/faults tests/component/job/test_verify.py
 
-check: setup  ## Format, lint, types and the fast tests: about a minute
+check: setup  ## Format, lint, types and the unit tests: about a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --follow-imports=silent $(TYPED)
-	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not slurm and not gpu"
+	$(BIN)/mypy harness benchmarks
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not slurm and not gpu" tests/unit
 
 figures: setup  ## Draw every figure again from the records in runs/
-	$(BIN)/python -m analysis.report
+	$(BIN)/harness figures
 
 ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
 	$(BIN)/harness sync
@@ -51,5 +49,19 @@ ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
 bench: setup  ## Measure what things cost, as ratios
 	$(BIN)/python -m benchmarks.run
 
-clean:  ## Remove the virtual environment and caches (runs and figures stay)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+lowest:  ## Run the unit tests with the lowest versions that pyproject.toml promises
+	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) .ci/lowest.py > .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-lowest/requirements.txt
+	PYTHONPATH=. .venv-lowest/bin/python -m pytest -q -n $(JOBS) -m "not slow and not slurm and not gpu" tests/unit
+
+lock:  ## Make constraints.txt again: what pip resolves today, in a fresh environment
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	.venv-lock/bin/python .ci/lock.py > .venv-lock/constraints.txt
+	mv .venv-lock/constraints.txt constraints.txt
+	rm -rf .venv-lock
+
+clean:  ## Remove the virtual environments and caches (runs and figures stay)
+	rm -rf $(VENV) .venv-lowest .venv-lock .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What the papers claim, held against our own records: supported, contradicted or not decided, with the numbers.
+"""What the papers claim, compared with our own records: supported, contradicted or not decided, with the numbers.
 
 A contrast compares two settings in one metric, all else equal. Replicates that share a seed share data order, timesteps
 and noise, so they are compared in pairs. The rule:
@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.intervals import t_interval
-from analysis.runs import RunRecord
+from harness.analysis.intervals import t_interval
+from harness.analysis.runs import RunRecord
 from harness.spec.base import canonical_json
+from harness.spec.metrics import metric_kind
 
 if TYPE_CHECKING:
     import pandas as pd
+
+NLL, FID = metric_kind("nll_bpd").label, metric_kind("fid").label
 
 RULE = (
     "Replicates that share a seed are compared in pairs. Three pairs or more: supported or contradicted where the 95 % "
@@ -81,38 +84,38 @@ class Claim:
 
 def cosine_beats_linear(runs: Sequence[RunRecord]) -> Claim:
     """Compare schedules under the same objective, in NLL."""
-    found = _settings(runs, "nll", _schedule, vary=("diffusion.schedule",))
+    contexts = _settings(runs, "nll", _schedule, vary=("diffusion.schedule",))
     return Claim(
         "The cosine schedule reaches a better NLL than the linear one",
         "IDDPM, table 2: CIFAR-10, L_hybrid, 3.17 against 3.26 (paper; dropout differs too)",
-        tuple(_contrasts(found, "cosine", ["linear"])),
+        tuple(_contrasts(contexts, "cosine", ["linear"])),
     )
 
 
 def hybrid_beats_simple(runs: Sequence[RunRecord]) -> Claim:
     """Compare objectives under the same schedule, in NLL."""
-    found = _settings(runs, "nll", _objective, vary=_OBJECTIVE)
+    contexts = _settings(runs, "nll", _objective, vary=_OBJECTIVE)
     return Claim(
         "L_hybrid reaches a better NLL than L_simple",
         "IDDPM, table 2: CIFAR-10, cosine, 3.17 against 3.26 (paper)",
-        tuple(_contrasts(found, "hybrid", ["simple"])),
+        tuple(_contrasts(contexts, "hybrid", ["simple"])),
     )
 
 
 def vlb_has_the_best_nll(runs: Sequence[RunRecord]) -> Claim:
     """Compare L_vlb with the other objectives, in NLL."""
-    found = _settings(runs, "nll", _objective, vary=_OBJECTIVE)
+    contexts = _settings(runs, "nll", _objective, vary=_OBJECTIVE)
     return Claim(
         "L_vlb reaches the best NLL",
         "IDDPM, table 2: CIFAR-10, cosine, 2.94 against 3.17 and 3.26 (paper; with importance-sampled t)",
-        tuple(_contrasts(found, "vlb", ["hybrid", "simple"])),
+        tuple(_contrasts(contexts, "vlb", ["hybrid", "simple"])),
     )
 
 
 def vlb_has_the_worst_fid(runs: Sequence[RunRecord]) -> Claim:
     """Compare the other objectives with L_vlb, in FID."""
-    found = _settings(runs, "fid", _objective, vary=_OBJECTIVE)
-    contrasts = [one for name in ("hybrid", "simple") for one in _contrasts(found, name, ["vlb"])]
+    contexts = _settings(runs, "fid", _objective, vary=_OBJECTIVE)
+    contrasts = [contrast for name in ("hybrid", "simple") for contrast in _contrasts(contexts, name, ["vlb"])]
     return Claim(
         "... and the worst FID: the others' is lower",
         "IDDPM, table 2: CIFAR-10, cosine, 3.19 and 3.05 against 11.47 (paper)",
@@ -138,7 +141,7 @@ def ancestral_wins_at_many_steps(runs: Sequence[RunRecord]) -> Claim:
     )
 
 
-def table(found: Sequence[Claim]) -> pd.DataFrame:
+def table(claims: Sequence[Claim]) -> pd.DataFrame:
     """Return one row for each contrast, with the values of every pair."""
     import pandas as pd
 
@@ -146,15 +149,15 @@ def table(found: Sequence[Claim]) -> pd.DataFrame:
         {
             "claim": claim.statement,
             "source": claim.source,
-            "context": one.context,
-            "metric": one.metric,
-            "ours": one.ours,
-            "other": one.other,
-            "pairs": " ".join(f"{a:.10g}/{b:.10g}" for a, b in one.pairs),
-            "verdict": one.verdict,
+            "context": contrast.context,
+            "metric": contrast.metric,
+            "ours": contrast.ours,
+            "other": contrast.other,
+            "pairs": " ".join(f"{a:.10g}/{b:.10g}" for a, b in contrast.pairs),
+            "verdict": contrast.verdict,
         }
-        for claim in found
-        for one in claim.contrasts
+        for claim in claims
+        for contrast in claim.contrasts
     )
 
 
@@ -178,11 +181,11 @@ class _Context:
 
 
 def _schedule(run: RunRecord) -> str:
-    return run.spec["diffusion"]["schedule"]["name"]
+    return run.named("diffusion.schedule")
 
 
 def _objective(run: RunRecord) -> str:
-    return run.spec["objective"]["name"]
+    return run.named("objective")
 
 
 def _settings(
@@ -203,19 +206,20 @@ def _settings(
 def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, str, float]]:
     """Return each measured value with the metric's full name and the protocol that both sides must share."""
     if metric == "nll":
-        for one in run.measured("nll"):
-            yield "NLL", canonical_json([one.asked["nll"], one.asked["split"]]), run.nll(one)
+        for measurement in run.measured("nll"):
+            asked = measurement.asked
+            yield NLL, canonical_json([asked["nll"], asked["split"]]), run.nll(measurement)
     else:
-        for one in run.measured("fidelity"):
-            part = one.asked["fidelity"]
-            yield f"FID ({run.extractor(part)})", canonical_json(part), run.fidelity(one)
+        for measurement in run.measured("fidelity"):
+            part = measurement.asked["fidelity"]
+            yield f"{FID} ({run.extractor(part)})", canonical_json(part), run.fidelity(measurement)
 
 
 def _without(spec: dict, paths: tuple[str, ...]) -> dict:
     rest = {key: dict(value) if isinstance(value, dict) else value for key, value in spec.items()}
     for path in paths:
         head, _, tail = path.partition(".")
-        (rest[head] if tail else rest).pop(tail or head, None)
+        (rest.get(head, {}) if tail else rest).pop(tail or head, None)
     return rest
 
 
@@ -230,22 +234,22 @@ def _contrasts(contexts: list[_Context], ours: str, others: list[str]) -> Iterat
 
 
 def _sampler_contrasts(
-    runs: Sequence[RunRecord], ours: str, other: str, wanted: Callable[[int], bool]
+    runs: Sequence[RunRecord], ours: str, other: str, counts: Callable[[int], bool]
 ) -> Iterator[Contrast]:
-    """Compare two samplers on the same weights by the geometric mean of FID over the wanted numbers of steps."""
+    """Compare two samplers on the same weights by the geometric mean of FID over the numbers of steps that count."""
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for run in runs:
-        for one in run.measured("sweep"):
-            curves = {name: dict(zip(*curve, strict=True)) for name, curve in run.sweep(one).items()}
+        for measurement in run.measured("sweep"):
+            curves = {name: dict(zip(*curve, strict=True)) for name, curve in run.sweep(measurement).items()}
             mine, theirs = curves.get(ours, {}), curves.get(other, {})
-            steps = [step for step in sorted(mine.keys() & theirs.keys()) if wanted(step)]
+            steps = [step for step in sorted(mine.keys() & theirs.keys()) if counts(step)]
             if steps:
                 context = f"{run.arm} at {', '.join(map(str, steps))} steps"
                 middle = [float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (mine, theirs)]
-                key = (context, run.extractor(one.asked["sweep"]))
+                key = (context, run.extractor(measurement.asked["sweep"]))
                 pairs.setdefault(key, []).append((middle[0], middle[1]))
     for (context, extractor), values in pairs.items():
-        yield Contrast(context, ours, other, f"FID ({extractor})", tuple(values))
+        yield Contrast(context, ours, other, f"{FID} ({extractor})", tuple(values))
 
 
 CLAIMS: tuple[Callable[[Sequence[RunRecord]], Claim], ...] = (

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.runs import RunRecord, arm_index
+from harness.analysis import style
+from harness.analysis.runs import RunRecord, arm_index
 
 TITLE = "Terms of the variational bound"
 NEEDS = "an evaluation with nll"
@@ -24,15 +24,15 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     index = arm_index(runs)
     parts = []
     for run in runs:
-        for one in run.measured("nll"):
-            L_t = run.arrays(f"{one.prefix}_likelihood.npz").get("L_t_bpd")
+        for measurement in run.measured("nll"):
+            L_t = run.L_t(measurement)
             if L_t is None:
                 continue
             t = np.arange(len(L_t))
             known = np.isfinite(L_t)
             whole = np.interp(t, t[known], L_t[known])
-            about = {"evaluation": one.name, "arm": run.arm, "arm_index": index[run.arm]}
-            parts.append(pd.DataFrame({**about, "t": t + 1, "L_t": L_t, "share": whole.cumsum() / whole.sum()}))
+            row = {"evaluation": measurement.name, "arm": run.arm, "arm_index": index[run.arm]}
+            parts.append(pd.DataFrame({**row, "t": t + 1, "L_t": L_t, "share": whole.cumsum() / whole.sum()}))
     columns = ["evaluation", "arm", "arm_index", "t", "n", "mean", "low", "high", "share"]
     if not parts:
         return pd.DataFrame(columns=columns)

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.runs import RunRecord
+from harness.analysis import style
+from harness.analysis.runs import RunRecord
 from harness.diffusion.schedules import SCHEDULES, tables
 
 TITLE = "Upper and lower bound of the reverse variance"

@@ -8,22 +8,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.runs import RunRecord, arm_index
+from harness.analysis import style
+from harness.analysis.runs import RunRecord, arm_index
+from harness.spec.metrics import METRIC_KINDS, MetricKind, metric_kind
 
 TITLE = "Learning curves"
 NEEDS = "a run that has trained"
 BINS = 60
-LABELS = {
-    "mse": ("Prediction error", "mean squared error"),
-    "bound": ("Bound on training batches", "$T \\times L_t$ (bits/dim)"),
-    "nll": ("NLL", "bits/dim"),
-}
+NLL = "nll"
+KIND_OF = {NLL: "nll_bpd", "bound": "vb"}  # of curves that are drawn under another name than they were recorded under
+CURVE_OF = {kind: curve for curve, kind in KIND_OF.items()}
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return curves over replicates: `mse` and `bound` (T times train/vb) as means over bins of iterations, and `nll`
-    where evaluations ran during training.
+    """Return curves over replicates: each term of the loss as means over bins of iterations, and the NLL.
+
+    `curve` is the term's name, or `nll` where evaluations ran during training. A term that is a mean over t of what
+    adds up over t is multiplied by the chain's length: `bound` is T times train/vb.
     """
     index = arm_index(runs)
     longest = max((run.spec["train"]["steps"] for run in runs), default=1)
@@ -41,26 +42,27 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 
 def _curves(run: RunRecord, width: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    num_timesteps = run.spec["diffusion"]["num_timesteps"]
-    for curve, key, factor in (("mse", "train/mse", 1), ("bound", "train/vb", num_timesteps)):
-        steps, values = run.history(key)
-        if len(steps):
-            bins = -(-steps // width)
-            ends = np.unique(bins)
-            yield curve, ends * width, np.array([factor * values[bins == end].mean() for end in ends])
-    for one in run.measured("nll"):
-        steps, values = run.history(f"{one.prefix}/nll_bpd")
+    for name in run.terms():
+        steps, values = run.history(name)
+        factor = run.spec["diffusion"]["num_timesteps"] if metric_kind(name).per_timestep else 1
+        bins = -(-steps // width)
+        ends = np.unique(bins)
+        means = np.array([factor * values[bins == end].mean() for end in ends])
+        term = name.removeprefix("train/")
+        yield CURVE_OF.get(term, term), ends * width, means
+    for measurement in run.measured("nll"):
+        steps, values = run.nll_curve(measurement)
         if len(steps) > 1:
-            yield "nll", steps, values
+            yield NLL, steps, values
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    curves = [curve for curve in LABELS if curve in set(frame["curve"])]
+    curves = sorted(frame["curve"].unique(), key=_panel_order)
     figure, (panels,) = style.subplots(1, len(curves), height=2.75)
     for axes, curve in zip(panels, curves, strict=True):
         for arm, part in frame[frame["curve"] == curve].groupby("arm", sort=False):
             look = style.arm_style(part["arm_index"].iloc[0])
-            marker = look["marker"] if curve == "nll" else ""
+            marker = look["marker"] if curve == NLL else ""
             axes.plot(
                 part["iteration"], part["mean"], label=arm, color=look["color"], linestyle=look["linestyle"],
                 marker=marker, markersize=3, linewidth=1.2,
@@ -69,16 +71,32 @@ def draw(frame: pd.DataFrame) -> Figure:
                 part["iteration"], part["low"], part["high"],
                 color=look["color"], alpha=0.15, lw=0,
             )  # fmt: skip
-        title, unit = LABELS[curve]
-        axes.set(yscale="log", xlabel="iterations", ylabel=unit, title=title)
-        style.plain_log_numbers(axes)
+        kind = _kind(curve)
+        unit = f"$T \\times L_t$ ({kind.unit})" if kind.per_timestep else kind.unit or curve
+        positive = (frame.loc[frame["curve"] == curve, "low"] > 0).all()
+        axes.set(yscale="log" if positive else "linear", xlabel="iterations", ylabel=unit, title=kind.label)
+        if positive:
+            style.plain_log_numbers(axes)
     style.legend_below(figure, panels[0])
     return figure
 
 
+def _kind(curve: str) -> MetricKind:
+    return metric_kind(KIND_OF.get(curve, curve))
+
+
+def _panel_order(curve: str) -> tuple[int, str]:
+    """Order panels: terms of the loss as METRIC_KINDS lists them, then unknown ones by name, then the NLL."""
+    names = list(METRIC_KINDS)
+    name = KIND_OF.get(curve, curve)
+    return (len(names) + 1 if curve == NLL else names.index(name) if name in names else len(names), curve)
+
+
 def caption(frame: pd.DataFrame) -> str:
     bands = f"Lines: means over {frame['n'].max()} replicates; bands: their range. " if frame["n"].max() > 1 else ""
-    return (
-        f"Training curves are means over bins of iterations. {bands}The bound on training batches is read without "
-        "clipping and over the timesteps that were drawn, so it compares arms only where they draw t alike."
+    bound = any(_kind(curve).per_timestep for curve in frame["curve"].unique())
+    note = (
+        "The bound on training batches is read without clipping and over the timesteps that were drawn, so it compares "
+        "arms only where they draw t alike."
     )
+    return f"Training curves are means over bins of iterations. {bands}{note if bound else ''}".strip()

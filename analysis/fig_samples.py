@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.runs import RunRecord, arm_index, by_arm
+from harness.analysis import style
+from harness.analysis.runs import RunRecord, arm_index, by_arm
 from harness.data.facts import DATASET_FACTS
 
 TITLE = "Samples"
@@ -25,23 +25,24 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     index = arm_index(runs)
     rows: list[dict] = []
     for arm, replicates in by_arm(runs).items():
-        found: dict[str, dict] = {}
+        first: dict[str, dict] = {}
         for run in replicates:
-            for one in run.measured("grid"):
-                samples = run.arrays(f"{one.prefix}_samples.npz").get("samples")
-                if samples is not None and one.name not in found:
+            for measurement in run.measured("grid"):
+                samples, name = run.samples(measurement), measurement.name
+                if samples is not None and name not in first:
                     columns = _columns(run)
                     count = len(samples) if samples.shape[-1] == 1 else columns * min(columns, 6)
-                    about = {"evaluation": one.name, "arm": arm, "arm_index": index[arm], "replicate": run.replicate}
-                    drawn = {"run_key": run.run_key, "columns": columns, "pictures": samples[:count]}
-                    found[one.name] = about | drawn
-        rows += found.values()
+                    row = {"evaluation": name, "arm": arm, "arm_index": index[arm], "replicate": run.replicate}
+                    shown = {"run_key": run.run_key, "columns": columns, "pictures": samples[:count]}
+                    first[name] = row | shown
+        rows += first.values()
     names = ["evaluation", "arm", "arm_index", "replicate", "run_key", "columns", "pictures"]
     return pd.DataFrame(rows, columns=names).sort_values(["evaluation", "arm_index"], kind="stable")
 
 
 def _columns(run: RunRecord) -> int:
-    classes = DATASET_FACTS[run.spec["data"]["name"]].num_classes
+    facts = DATASET_FACTS.get(run.spec["data"]["name"])  # data of a plugin have none
+    classes = facts.num_classes if facts else None
     return classes if run.spec["model"]["class_cond"] and classes and classes <= 10 else 6
 
 
@@ -54,15 +55,15 @@ def draw(frame: pd.DataFrame) -> Figure:
     several = frame["evaluation"].nunique() > 1
     for axes in panels.flat:
         axes.set_axis_off()
-    for axes, (_, one) in zip(panels.flat, frame.iterrows(), strict=False):
-        if one["pictures"].shape[-1] == 1:
-            axes.scatter(*one["pictures"].reshape(-1, 2).T, s=1, color=style.INK, lw=0, alpha=0.5)
+    for axes, (_, row) in zip(panels.flat, frame.iterrows(), strict=False):
+        if row["pictures"].shape[-1] == 1:
+            axes.scatter(*row["pictures"].reshape(-1, 2).T, s=1, color=style.INK, lw=0, alpha=0.5)
             axes.set_aspect("equal")
         else:
-            axes.imshow(tile(one["pictures"], one["columns"]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        title = f"{one['arm']} ({one['evaluation']})" if several else one["arm"]
+            axes.imshow(tile(row["pictures"], row["columns"]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        title = f"{row['arm']} ({row['evaluation']})" if several else row["arm"]
         letters = min(8.5, size * 72 / (0.68 * len(title)))  # points: a long name still fits its panel
-        axes.set_title(title, color=style.arm_style(one["arm_index"])["color"], fontsize=letters)
+        axes.set_title(title, color=style.arm_style(row["arm_index"])["color"], fontsize=letters)
     return figure
 
 

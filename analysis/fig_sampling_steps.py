@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis import style
-from analysis.intervals import say_bands, summarise_by
-from analysis.runs import RunRecord, arm_index
+from harness.analysis import style
+from harness.analysis.intervals import describe_bands, summarise_by
+from harness.analysis.runs import RunRecord, arm_index
+from harness.spec.evaluation import Sampler
+from harness.spec.metrics import metric_kind
+from harness.spec.parts import choices
 
 TITLE = "FID against sampling steps"
 NEEDS = "an evaluation with sweep"
-_LINES: dict[str, Any] = {"ancestral": "-", "ddim": "--", "dpmpp_2m": ":"}
+FID = metric_kind("fid").label
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
@@ -23,12 +26,12 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     index = arm_index(runs)
     rows = []
     for run in runs:
-        for one in run.measured("sweep"):
-            sweep = one.asked["sweep"]
+        for measurement in run.measured("sweep"):
+            sweep = measurement.asked["sweep"]
             protocol = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
             learned = run.spec["diffusion"]["var_type"] != "fixed"
-            variance = "learned" if learned else {"small": "β̃", "large": "β"}[one.asked["fixed_variance"]]
-            for sampler, (steps, values) in run.sweep(one).items():
+            variance = "learned" if learned else {"small": "β̃", "large": "β"}[measurement.asked["fixed_variance"]]
+            for sampler, (steps, values) in run.sweep(measurement).items():
                 rows += [
                     {
                         "protocol": protocol,
@@ -46,7 +49,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    protocols = list(frame["protocol"].unique())
+    protocols, lines = list(frame["protocol"].unique()), sampler_lines(frame["sampler"].unique())
     figure, (panels,) = style.subplots(1, len(protocols), width=2.2 + 3.4 * len(protocols), height=3.0)
     several = frame.groupby("arm")["variance"].nunique().max() > 1
     for axes, protocol in zip(panels, protocols, strict=True):
@@ -56,20 +59,27 @@ def draw(frame: pd.DataFrame) -> Figure:
             face = "white" if several and variance == "β̃" else look["color"]
             axes.errorbar(
                 part["num_steps"], part["mean"], [part["mean"] - part["low"], part["high"] - part["mean"]],
-                color=look["color"], linestyle=_LINES[str(sampler)], marker=look["marker"], markerfacecolor=face,
+                color=look["color"], linestyle=lines[str(sampler)], marker=look["marker"], markerfacecolor=face,
                 elinewidth=0.8, capsize=2,
             )  # fmt: skip
         ticks = sorted(shown["num_steps"].unique())
-        axes.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=f"FID ({protocol})")
+        axes.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=f"{FID} ({protocol})")
         axes.set_xticks(ticks, list(map(str, ticks)))
         axes.set_xticks([], minor=True)
         style.plain_log_numbers(axes)
         axes.set_title(TITLE if len(protocols) == 1 else protocol)
-    figure.legend(handles=_handles(frame, several), loc="outside right upper")
+    figure.legend(handles=_handles(frame, lines, several), loc="outside right upper")
     return figure
 
 
-def _handles(frame: pd.DataFrame, several_variances: bool) -> list[Line2D]:
+def sampler_lines(samplers: Iterable[str]) -> dict[str, Any]:
+    """Return a line for each sampler: those of the spec always have the same, others follow in the order of names."""
+    registered = list(choices(Sampler))
+    others = sorted(set(samplers) - set(registered))
+    return {name: style.SAMPLER_LINES[i % len(style.SAMPLER_LINES)] for i, name in enumerate([*registered, *others])}
+
+
+def _handles(frame: pd.DataFrame, lines: dict[str, Any], several_variances: bool) -> list[Line2D]:
     """Return a legend by arm, sampler and, where an arm has both, fixed variance: a + b + c lines, not a x b x c."""
     arms = frame.drop_duplicates("arm").sort_values("arm_index")
     looks = [style.arm_style(index) for index in arms["arm_index"]]
@@ -78,7 +88,7 @@ def _handles(frame: pd.DataFrame, several_variances: bool) -> list[Line2D]:
         for arm, look in zip(arms["arm"], looks, strict=True)
     ]
     for name in frame["sampler"].unique():
-        handles.append(Line2D([], [], color=style.INK, linestyle=_LINES[name], label=name))
+        handles.append(Line2D([], [], color=style.INK, linestyle=lines[name], label=name))
     for name, face in (("β", style.INK), ("β̃", "white")) if several_variances else ():
         face_only: dict[str, Any] = {"color": style.INK, "marker": "o", "markerfacecolor": face, "linestyle": ""}
         handles.append(Line2D([], [], label=f"σ² = {name}", **face_only))
@@ -88,6 +98,6 @@ def _handles(frame: pd.DataFrame, several_variances: bool) -> list[Line2D]:
 def caption(frame: pd.DataFrame) -> str:
     return (
         "Fréchet distance of samples against the number of sampling steps; IDDPM, figure 8. "
-        f"Shown: {say_bands(frame['kind'])}. "
+        f"Shown: {describe_bands(frame['kind'])}. "
         "FID depends on the feature extractor and the number of samples: compare within this figure only."
     )

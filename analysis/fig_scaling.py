@@ -10,16 +10,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import style
-from analysis.intervals import say_bands, summarise
-from analysis.runs import RunRecord
-from analysis.scaling import PowerLaw, bootstrap, fit_power_law
+from harness.analysis import style
+from harness.analysis.intervals import describe_bands, summarise
+from harness.analysis.runs import RunRecord
+from harness.analysis.scaling import PowerLaw, bootstrap, fit_power_law
 from harness.spec.base import canonical_json
+from harness.spec.metrics import TRAIN_COMPUTE, metric_kind
 
 TITLE = "Scaling with training compute"
 NEEDS = "arms that differ in size or length of training, and their measurements"
-UNIT = "multiply-adds"
-LABELS = {"nll": "NLL", "fid": "FID"}
+KINDS = {"nll": metric_kind("nll_bpd"), "fid": metric_kind("fid")}
+COMPUTE = metric_kind(TRAIN_COMPUTE)
 LEAST_RATIO = 1.5  # of compute within a series; less is another number of output channels, not scale
 
 
@@ -32,35 +33,35 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     groups: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
     names: dict[str, str] = {}
     for run in runs:
-        compute, series = run.final("compute/train_multiply_adds"), _series(run)
-        schedule, objective = run.spec["diffusion"]["schedule"]["name"], run.spec["objective"]["name"]
-        name = names.setdefault(series, f"{schedule} {objective}{f' ({len(names) + 1})' if names else ''}")
+        compute, series = run.final(TRAIN_COMPUTE), _series(run)
+        parts = " ".join(filter(None, [run.named("diffusion.schedule"), run.named("objective")]))
+        name = names.setdefault(series, f"{parts}{f' ({len(names) + 1})' if names else ''}")
         for metric, protocol, value in _measured(run):
             if not np.isnan(compute + value):
                 groups.setdefault((name, metric, protocol), {}).setdefault(run.arm, []).append((compute, value))
     rows = []
     for (name, metric, protocol), arms in groups.items():
-        compute_of = {arm: float(np.mean([x for x, _ in found])) for arm, found in arms.items()}
+        compute_of = {arm: float(np.mean([x for x, _ in points])) for arm, points in arms.items()}
         if len(arms) < 2 or max(compute_of.values()) < LEAST_RATIO * min(compute_of.values()):
             continue
         ordered = sorted(arms, key=lambda arm: compute_of[arm])
         values = {arm: [y for _, y in arms[arm]] for arm in ordered}
         law = _fit([compute_of[arm] for arm in ordered], [values[arm] for arm in ordered])
         for arm in ordered:
-            about = {"series": name, "metric": metric, "protocol": protocol, "arm": arm}
-            at = {"compute_multiply_adds": compute_of[arm]}
-            rows.append({**about, **at, **summarise(values[arm])._asdict(), **_fit_columns(law)})
+            row: dict[str, object] = {"series": name, "metric": metric, "protocol": protocol, "arm": arm}
+            row |= {"compute_multiply_adds": compute_of[arm]}
+            rows.append({**row, **summarise(values[arm])._asdict(), **_fit_columns(law)})
     columns = ["series", "metric", "protocol", "arm", "compute_multiply_adds", "n", "mean", "low", "high", "kind"]
     return pd.DataFrame(rows, columns=[*columns, *_fit_columns(None)])
 
 
 def _measured(run: RunRecord) -> Iterator[tuple[str, str, float]]:
     """Return the run's first NLL and first FID: metric, how it was measured, value."""
-    for one in islice(run.measured("nll"), 1):
-        yield "nll", "bits/dim", run.nll(one)
-    for one in islice(run.measured("fidelity"), 1):
-        part = one.asked["fidelity"]
-        yield "fid", f"{run.extractor(part)}, {part['num_samples']} samples", run.fidelity(one)
+    for measurement in islice(run.measured("nll"), 1):
+        yield "nll", KINDS["nll"].unit, run.nll(measurement)
+    for measurement in islice(run.measured("fidelity"), 1):
+        part = measurement.asked["fidelity"]
+        yield "fid", f"{run.extractor(part)}, {part['num_samples']} samples", run.fidelity(measurement)
 
 
 def _series(run: RunRecord) -> str:
@@ -69,10 +70,10 @@ def _series(run: RunRecord) -> str:
 
 
 def _fit(compute: list[float], values: list[list[float]]) -> PowerLaw | None:
-    law = fit_power_law(compute, [float(np.mean(found)) for found in values])
+    law = fit_power_law(compute, [float(np.mean(replicates)) for replicates in values])
     if law is None or max(map(len, values)) < 2:
         return law
-    exponents = [one.c for one in bootstrap(compute, values)]
+    exponents = [resampled.c for resampled in bootstrap(compute, values)]
     if not exponents:
         return law
     low, high = np.quantile(exponents, [0.025, 0.975])
@@ -93,15 +94,15 @@ def _fit_columns(law: PowerLaw | None) -> dict[str, float]:
 
 
 def _law(part: pd.DataFrame) -> PowerLaw | None:
-    one = part.iloc[0]
-    if np.isnan(one["fit_c"]):
+    row = part.iloc[0]
+    if np.isnan(row["fit_c"]):
         return None
-    freedom = int(one["fit_degrees_of_freedom"])
-    return PowerLaw(one["fit_a"], one["fit_b"], one["fit_c"], freedom, one["fit_c_low"], one["fit_c_high"])
+    freedom = int(row["fit_degrees_of_freedom"])
+    return PowerLaw(row["fit_a"], row["fit_b"], row["fit_c"], freedom, row["fit_c_low"], row["fit_c_high"])
 
 
 def draw(frame: pd.DataFrame) -> Figure:
-    metrics = [metric for metric in LABELS if metric in set(frame["metric"])]
+    metrics = [metric for metric in KINDS if metric in set(frame["metric"])]
     several = frame["series"].nunique() > 1
     figure, (panels,) = style.subplots(1, len(metrics), width=style.ONE_COLUMN * len(metrics), height=2.8)
     for axes, metric in zip(panels, metrics, strict=True):
@@ -115,12 +116,13 @@ def draw(frame: pd.DataFrame) -> Figure:
             )  # fmt: skip
             if law:
                 fine = np.geomspace(x.min() / 1.25, x.max() * 1.25, 200)
-                axes.plot(fine, law(fine), color=look["color"], linewidth=1, linestyle="--", label=_spell(law))
-            for one in part.itertuples() if not several else ():
-                at = (one.compute_multiply_adds, one.mean)
-                axes.annotate(one.arm, at, (7, 6), textcoords="offset points", fontsize=7, color=style.INK)
-        axes.set(xscale="log", yscale="log", xlabel=f"training compute ({UNIT})", title=LABELS[metric])
-        axes.set_ylabel(f"{LABELS[metric]} ({'; '.join(shown['protocol'].unique())})")
+                axes.plot(fine, law(fine), color=look["color"], linewidth=1, linestyle="--", label=_formula(law))
+            for row in part.itertuples() if not several else ():
+                position = (row.compute_multiply_adds, row.mean)
+                axes.annotate(row.arm, position, (7, 6), textcoords="offset points", fontsize=7, color=style.INK)
+        label = KINDS[metric].label
+        axes.set(xscale="log", yscale="log", xlabel=COMPUTE.axis, title=label)
+        axes.set_ylabel(f"{label} ({'; '.join(shown['protocol'].unique())})")
         axes.margins(x=0.22, y=0.14)
         style.plain_log_numbers(axes)
         if axes.get_legend_handles_labels()[1]:
@@ -128,7 +130,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _spell(law: PowerLaw) -> str:
+def _formula(law: PowerLaw) -> str:
     asymptote = f"{law.a:.3g} + " if law.a else ""
     interval = "" if np.isnan(law.c_low) else f"  [{law.c_low:.2g}, {law.c_high:.2g}]"
     return f"{asymptote}({law.b:.2g} C)$^{{-{law.c:.3g}}}${interval}"
@@ -145,6 +147,6 @@ def caption(frame: pd.DataFrame) -> str:
         few = " (of two: too narrow by about a third)" if frame["n"].max() == 2 else ""
         fit += f" In brackets: 95 % of a bootstrap of the exponent over replicates{few}."
     return (
-        f"Measurements against the training's compute in {UNIT}, counted on the network (forward and backward, without "
-        f"optimizer and EMA); IDDPM, figure 10. {say_bands(frame['kind']).capitalize()}. {fit}"
+        f"Measurements against the training's compute in {COMPUTE.unit}, counted on the network (forward and backward, "
+        f"without optimizer and EMA); IDDPM, figure 10. {describe_bands(frame['kind']).capitalize()}. {fit}"
     )

@@ -19,8 +19,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis import style
-from analysis.runs import RunRecord, load_runs
+from harness.analysis import style
+from harness.analysis.runs import RunRecord, load_records
 from harness.records.layout import SEARCH
 
 MAP = "viridis"  # dark is good, light is bad, in grey too
@@ -46,14 +46,15 @@ def is_search(runs: Sequence[RunRecord]) -> bool:
 
 def draw_all(runs_folder: Path, study: str, out: Path) -> list[Path]:
     """Draw what there is data for into a folder; return the pictures."""
-    runs, paths = load_runs(runs_folder, study), []
+    runs, paths = load_records(runs_folder, study), []
     versions = tuple(sorted({run.code_version for run in runs}))
     keys = tuple(run.run_key for run in runs)
     for name, picture in FIGURES.items() if runs else ():
         frame = picture.data(runs)
         if not frame.empty:
-            about = style.Provenance(picture.TITLE, study, keys, versions, f"python -m analysis.report {study}")
-            style.save(picture.draw(frame), frame, out / name, about)
+            command = f"harness figures {study}"
+            provenance = style.Provenance(picture.TITLE, study, keys, versions, command)
+            style.save(picture.draw(frame), frame, out / name, provenance)
             paths.append(out / f"{name}.png")
     return paths
 
@@ -79,16 +80,16 @@ def trials(runs: Sequence[RunRecord]) -> pd.DataFrame:
         return pd.DataFrame()
     definition = _definition(runs)
     records = [json.loads(path.read_text()) for path in sorted((_folder(runs) / "trials").glob("trial-*.json"))]
-    ended = sorted((one for one in records if one["state"] in ("complete", "pruned")), key=_ending)
+    ended = sorted((record for record in records if record["state"] in ("complete", "pruned")), key=_ending)
     rows = []
     for order, record in enumerate(ended, 1):
         for metric in definition["metrics"]:
-            found = record["replicate_values"].get(metric["name"], [])
+            replicates = record["replicate_values"].get(metric["name"], [])
             value = record["values"].get(metric["name"], np.nan)
-            about = {"trial": record["number"], "order": order, "state": record["state"], "metric": metric["name"]}
-            about |= {"direction": metric["direction"], "value": value, "n": len(found)}
+            row = {"trial": record["number"], "order": order, "state": record["state"], "metric": metric["name"]}
+            row |= {"direction": metric["direction"], "value": value, "n": len(replicates)}
             for parameter in definition["space"]:
-                rows.append(about | _position(parameter, record["point"]))
+                rows.append(row | _position(parameter, record["point"]))
     return pd.DataFrame(rows)
 
 
@@ -98,12 +99,12 @@ def _ending(record: dict[str, Any]) -> tuple[float, int]:
 
 def _position(parameter: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
     path = parameter["path"]
-    found = {"parameter": path, "log": bool(parameter.get("log"))}
+    row = {"parameter": path, "log": bool(parameter.get("log"))}
     if parameter["kind"] == "choices":
         names, values = list(parameter["choices"]), list(parameter["choices"].values())
         index = values.index(point[path]) if path in point else None
         place, label = (np.nan, "") if index is None else (index, names[index])
-        return found | {
+        return row | {
             "position": place,
             "label": label,
             "low": -0.5,
@@ -112,7 +113,7 @@ def _position(parameter: dict[str, Any], point: dict[str, Any]) -> dict[str, Any
         }
     value = point.get(path, np.nan)
     label = f"{value:.3g}" if path in point else ""
-    return found | {"position": value, "label": label, "low": parameter["low"], "high": parameter["high"], "names": ""}
+    return row | {"position": value, "label": label, "low": parameter["low"], "high": parameter["high"], "names": ""}
 
 
 def _complete(frame: pd.DataFrame) -> pd.DataFrame:
@@ -181,8 +182,8 @@ def _pareto_data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     if frame.empty or frame["metric"].nunique() < 2:
         return pd.DataFrame()
     first, second = frame["metric"].unique()[:2]
-    one, two = (frame[frame["metric"] == name].drop_duplicates("trial") for name in (first, second))
-    joined = one.merge(two, on="trial", suffixes=("_x", "_y"))
+    left, right = (frame[frame["metric"] == name].drop_duplicates("trial") for name in (first, second))
+    joined = left.merge(right, on="trial", suffixes=("_x", "_y"))
     columns = ["trial", *(f"{name}_{axis}" for axis in "xy" for name in ("metric", "direction", "value"))]
     joined = joined[[*columns, "order_x"]].rename(columns={"order_x": "order"})
     x, y = (joined[f"value_{a}"] * (1 if joined[f"direction_{a}"][0] == "minimize" else -1) for a in "xy")
@@ -214,12 +215,12 @@ def _axis(axes: Any, which: str, row: Any) -> None:
 
 def _clip(values: Iterable[float], direction: str) -> tuple[float, float]:
     """Return limits that hold the best and most of the rest: a few trials that diverged must not flatten the others."""
-    found = np.sort(np.asarray(list(values), float))
-    low, high = found[0], found[-1]
-    spread = np.median(np.abs(found - np.median(found))) or (high - low) or 1.0
+    ordered = np.sort(np.asarray(list(values), float))
+    low, high, median = ordered[0], ordered[-1], np.median(ordered)
+    spread = np.median(np.abs(ordered - median)) or (high - low) or 1.0
     if direction == "minimize":
-        return low, min(high, np.median(found) + 8 * spread)
-    return max(low, np.median(found) - 8 * spread), high
+        return low, min(high, median + 8 * spread)
+    return max(low, median - 8 * spread), high
 
 
 def _draw_history(frame: pd.DataFrame) -> Figure:
@@ -294,12 +295,12 @@ def _draw_contour(frame: pd.DataFrame) -> Figure:
 
 def _smooth(points: np.ndarray, values: Iterable[float], grid: np.ndarray) -> np.ndarray:
     """Join scattered values by a Gaussian kernel of Scott's bandwidth: it does not overshoot between the points."""
-    found = np.asarray(list(values), float)
-    width = SPREAD * len(found) ** (-1 / 6) * max(points.std(0).mean(), 1e-3)
+    heights = np.asarray(list(values), float)
+    width = SPREAD * len(heights) ** (-1 / 6) * max(points.std(0).mean(), 1e-3)
     x, y = np.meshgrid(grid, grid)
     squared = (x[..., None] - points[:, 0]) ** 2 + (y[..., None] - points[:, 1]) ** 2
     weights = np.exp(-(squared - squared.min(-1, keepdims=True)) / (2 * width**2))
-    return (weights * found).sum(-1) / weights.sum(-1)
+    return (weights * heights).sum(-1) / weights.sum(-1)
 
 
 def _draw_slices(frame: pd.DataFrame) -> Figure:
@@ -341,10 +342,10 @@ def _draw_importances(frame: pd.DataFrame) -> Figure:
     thick = 0.8 / len(metrics)
     for index, metric in enumerate(metrics):
         part = frame[frame["metric"] == metric].set_index("parameter").reindex(paths).fillna(0.0)
-        at = np.arange(len(paths)) + (len(metrics) - 1 - 2 * index) * thick / 2
+        y = np.arange(len(paths)) + (len(metrics) - 1 - 2 * index) * thick / 2
         colour = style.COLOURS[index % len(style.COLOURS)]
-        axes.barh(at, part["share"], thick * 0.86, color=colour, alpha=0.85, label=metric, zorder=2)
-        axes.hlines(at, part["low"], part["high"], color=style.INK, linewidth=1.1, zorder=3)
+        axes.barh(y, part["share"], thick * 0.86, color=colour, alpha=0.85, label=metric, zorder=2)
+        axes.hlines(y, part["low"], part["high"], color=style.INK, linewidth=1.1, zorder=3)
     axes.set_yticks(range(len(paths)), [_name(path) for path in paths])
     axes.set(xlim=(0, 1), xlabel="share of the variance (fANOVA)")
     axes.grid(False, axis="y")
@@ -367,11 +368,12 @@ def _draw_pareto(frame: pd.DataFrame) -> Figure:
         getattr(axes, f"set_{axis}lim")(low - room, high + room)
     axes.set(xlabel=row["metric_x"], ylabel=row["metric_y"])
     named: list[np.ndarray] = []
-    for one in front.itertuples():  # as many numbers as do not stand upon each other
-        at = axes.transAxes.inverted().transform(axes.transData.transform((one.value_x, one.value_y)))
-        if all(np.abs(at - other).max() > 0.06 for other in named):
-            named.append(at)
-            axes.annotate(f"{one.trial}", (one.value_x, one.value_y), (-5, -9), textcoords="offset points", fontsize=7)
+    for point in front.itertuples():  # as many numbers as do not overlap
+        position = axes.transAxes.inverted().transform(axes.transData.transform((point.value_x, point.value_y)))
+        if all(np.abs(position - other).max() > 0.06 for other in named):
+            named.append(position)
+            data_position = (point.value_x, point.value_y)
+            axes.annotate(f"{point.trial}", data_position, (-5, -9), textcoords="offset points", fontsize=7)
     axes.legend(loc="upper right")
     return figure
 
@@ -400,13 +402,13 @@ def _draw_parallel(frame: pd.DataFrame) -> Figure:
         row = column.iloc[0]
         ticks = _ticks(row)
         axes.vlines(place, 0, 1, color=style.INK, linewidth=0.8, zorder=4)
-        for at, text in ticks:
-            axes.annotate(text, (place, at), (-4, 0), textcoords="offset points", ha="right", va="center", fontsize=7,
-                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75},
+        for height, text in ticks:
+            axes.annotate(text, (place, height), (-4, 0), textcoords="offset points", ha="right", va="center",
+                          fontsize=7, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.75},
                           zorder=5)  # fmt: skip
     axes.vlines(len(columns), 0, 1, color=style.INK, linewidth=0.8, zorder=4)
-    for at in (0.0, 0.5, 1.0):
-        axes.annotate(f"{low + at * (high - low):.3g}", (len(columns), at), (4, 0), textcoords="offset points",
+    for height in (0.0, 0.5, 1.0):
+        axes.annotate(f"{low + height * (high - low):.3g}", (len(columns), height), (4, 0), textcoords="offset points",
                       va="center", fontsize=7, zorder=5)  # fmt: skip
     axes.set_xticks(range(len(columns) + 1), [*(_name(path) for path in paths), metric])
     axes.set(yticks=[], xlim=(-0.2, len(columns) + 0.2), ylim=(-0.04, 1.04))
@@ -433,7 +435,7 @@ def _ticks(row: pd.Series) -> list[tuple[float, str]]:
         low, high = np.log10(row["low"]), np.log10(row["high"])
         powers = range(int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9)) + 1)
         return [((power - low) / (high - low), f"$10^{{{power}}}$") for power in powers]
-    return [(at, f"{row['low'] + at * (row['high'] - row['low']):.3g}") for at in (0.0, 0.5, 1.0)]
+    return [(part, f"{row['low'] + part * (row['high'] - row['low']):.3g}") for part in (0.0, 0.5, 1.0)]
 
 
 # ------------------------------------------------------------------------------------------------------------ captions

@@ -1,4 +1,4 @@
-"""What may be said about a few replicates: an interval from three on, both values at two, the value at one."""
+"""What a few replicates support: an interval from three on, both values at two, the value at one."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """
     from scipy.stats import t
 
-    found = np.asarray(values, float)
-    half = t.ppf((1 + level) / 2, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
-    return float(found.mean() - half), float(found.mean() + half)
+    sample = np.asarray(values, float)
+    half = t.ppf((1 + level) / 2, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample))
+    return float(sample.mean() - half), float(sample.mean() + half)
 
 
 def summarise(values: Iterable[float]) -> Summary:
@@ -41,13 +41,13 @@ def summarise(values: Iterable[float]) -> Summary:
 
     From three on the 95 % t-interval of the mean; of two both values; of one the value.
     """
-    found = np.array([value for value in values if not np.isnan(value)], float)
-    if len(found) == 0:
+    numbers = np.array([value for value in values if not np.isnan(value)], float)
+    if len(numbers) == 0:
         return Summary(0, float("nan"), float("nan"), float("nan"), "value")
-    if len(found) < 3:
-        low, high = float(found.min()), float(found.max())
-        return Summary(len(found), float(found.mean()), low, high, "range" if len(found) == 2 else "value")
-    return Summary(len(found), float(found.mean()), *t_interval(found), "interval")
+    if len(numbers) < 3:
+        low, high = float(numbers.min()), float(numbers.max())
+        return Summary(len(numbers), float(numbers.mean()), low, high, "range" if len(numbers) == 2 else "value")
+    return Summary(len(numbers), float(numbers.mean()), *t_interval(numbers), "interval")
 
 
 def summarise_by(frame: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
@@ -60,25 +60,25 @@ def summarise_by(frame: pd.DataFrame, keys: list[str], value: str) -> pd.DataFra
     return pd.DataFrame(rows, columns=[*keys, *Summary._fields])
 
 
-def spell(values: Sequence[float], digits: int) -> str:
+def format_values(values: Sequence[float], digits: int) -> str:
     """Write replicates for a table: `3.17 ± 0.02`, `3.15 / 3.19`, `3.17`, `–`; `3.17, 1 NaN` where one diverged."""
-    found = [value for value in values if not np.isnan(value)]
-    summary = summarise(found)
-    text = " / ".join(f"{value:.{digits}f}" for value in found)
+    numbers = [value for value in values if not np.isnan(value)]
+    summary = summarise(numbers)
+    text = " / ".join(f"{value:.{digits}f}" for value in numbers)
     if summary.kind == "interval":
         text = f"{summary.mean:.{digits}f} ± {summary.high - summary.mean:.{digits}f}"
-    diverged = f"{len(values) - len(found)} NaN" if len(found) < len(values) else ""
+    diverged = f"{len(values) - len(numbers)} NaN" if len(numbers) < len(values) else ""
     return ", ".join(filter(None, [text, diverged])) or "–"
 
 
-def say_bands(kinds: Iterable[str]) -> str:
-    """Say what the bands or bars of a figure are, for its caption."""
+def describe_bands(kinds: Iterable[str]) -> str:
+    """Return what the bands or bars of a figure are, for its caption."""
     kinds = set(kinds)
-    said = []
+    parts = []
     if "interval" in kinds:
-        said.append("mean and 95 % t-interval over replicates")
+        parts.append("mean and 95 % t-interval over replicates")
     if "range" in kinds:
-        said.append("mean and range of two replicates")
+        parts.append("mean and range of two replicates")
     if kinds == {"value"}:
-        said.append("one replicate")
-    return "; ".join(said)
+        parts.append("one replicate")
+    return "; ".join(parts)

@@ -1,4 +1,4 @@
-"""Draw every figure again from the records and gather them on one page: `python -m analysis.report [STUDY ...]`.
+"""Draw every figure again from the records and gather them on one page: `harness figures [STUDY...]`.
 
     figures/index.html                       everything, with the runs that it came from
     figures/schedules/<name>.{png,pdf,csv}   what needs no runs
@@ -9,9 +9,8 @@ The same records give the same bytes: nothing here knows the time or the machine
 
 from __future__ import annotations
 
-import argparse
 import html
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,8 @@ from types import ModuleType
 
 import pandas as pd
 
-from analysis import (
+from harness import __version__
+from harness.analysis import (
     claims,
     fig_alpha_bar,
     fig_beta_ratio,
@@ -33,9 +33,9 @@ from analysis import (
     style,
     tab_results,
 )
-from analysis.runs import RunRecord, by_arm, count_states, load_runs, study_names
-from harness import __version__
-from harness.errors import HarnessError, RecordError
+from harness.analysis.runs import RunRecord, by_arm, count_states, load_records, require_study, study_names
+
+logger = logging.getLogger(__name__)
 
 WITHOUT_RUNS: dict[str, ModuleType] = {
     "beta_ratio": fig_beta_ratio,
@@ -53,7 +53,7 @@ OF_A_STUDY: dict[str, ModuleType] = {
 
 @dataclass
 class Shown:
-    """One figure on the page: where it lies below the page, and what is said about it."""
+    """One figure on the page: its path below the page without suffix, and its caption."""
 
     stem: str
     title: str
@@ -73,7 +73,7 @@ class Section:
 
 
 def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
-    """Draw all figures and write the page; say in one line each what there is no data for.
+    """Draw all figures and write the page; print in one line each what there is no data for.
 
     Args:
         runs_folder: holds the run directories; it may be missing, then only what needs no runs is drawn.
@@ -88,22 +88,19 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
     """
     known = study_names(runs_folder)
     for name in studies:
-        if name not in known:
-            raise RecordError(
-                f"no run in {runs_folder} belongs to study {name!r}; choices: {', '.join(known) or 'none'}"
-            )
+        require_study(runs_folder, name)
     if not known:
-        print(f"{runs_folder}: no runs yet, so only the figures that need none are drawn")
+        logger.info(f"{runs_folder}: no runs yet, so only the figures that need none are drawn")
     closed_form = [_figure(out, "schedules", name, module, [])[0] for name, module in WITHOUT_RUNS.items()]
     sections = [_section(runs_folder, out, name) for name in (studies or known)]
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
-    page.write_text(_page(sections, [one for one in closed_form if one]), encoding="utf-8")
+    page.write_text(_page(sections, [shown for shown in closed_form if shown]), encoding="utf-8")
     return page
 
 
 def _section(runs_folder: Path, out: Path, study: str) -> Section:
-    section = Section(study, load_runs(runs_folder, study))
+    section = Section(study, load_records(runs_folder, study))
     figures: dict[str, ModuleType | fig_search.Picture] = {**OF_A_STUDY}
     if fig_search.is_search(section.runs):
         figures |= fig_search.FIGURES
@@ -112,7 +109,7 @@ def _section(runs_folder: Path, out: Path, study: str) -> Section:
         if shown:
             section.figures.append(shown)
         elif frame is not None:
-            print(f"{study}: no {name} figure: it needs {module.NEEDS}")
+            logger.info(f"{study}: no {name} figure: it needs {module.NEEDS}")
     results = tab_results.data(section.runs)
     if len(results):
         section.results = results
@@ -121,7 +118,7 @@ def _section(runs_folder: Path, out: Path, study: str) -> Section:
         style.write_csv(results, folder / "results.csv")
         (folder / "results.md").write_text(tab_results.markdown(results), encoding="utf-8")
     else:
-        print(f"{study}: no results table: it needs {tab_results.NEEDS}")
+        logger.info(f"{study}: no results table: it needs {tab_results.NEEDS}")
     section.claims = claims.judge(section.runs)
     if section.claims:
         style.write_csv(claims.table(section.claims), out / study / "claims.csv")
@@ -134,7 +131,7 @@ def _figure(
     frame = module.data(runs)
     if frame.empty:
         return None, frame
-    command = f"python -m analysis.report{f' {folder}' if runs else ''}"
+    command = f"harness figures{f' {folder}' if runs else ''}"
     versions = tuple(sorted({run.code_version for run in runs}))
     keys = tuple(run.run_key for run in runs)
     provenance = style.Provenance(module.TITLE, folder, keys, versions, command)
@@ -150,7 +147,7 @@ def _figure(
 
 
 def _page(sections: list[Section], closed_form: list[Shown]) -> str:
-    links = "".join(f'<a href="#{_id(one.name)}">{_text(one.name)}</a>' for one in sections)
+    links = "".join(f'<a href="#{_id(section.name)}">{_text(section.name)}</a>' for section in sections)
     parts = [
         f"<header><h1>Figures from records</h1><p>{_summary(sections)}</p>"
         f'<nav>{links}<a href="#schedules">schedules</a></nav></header>',
@@ -194,13 +191,13 @@ def _study(section: Section) -> str:
     return "\n".join([*parts, "</section>"])
 
 
-def _shown(one: Shown) -> str:
-    stem = _text(one.stem)
+def _shown(shown: Shown) -> str:
+    stem = _text(shown.stem)
     files = " ".join(f'<a href="{stem}.{kind}">{kind.upper()}</a>' for kind in ("png", "pdf", "csv"))
     return (
-        f'<figure class="{"half" if one.width_inches <= style.ONE_COLUMN * 1.3 else "wide"}"><a href="{stem}.png">'
-        f'<img src="{stem}.png" alt="{_text(one.title)}" style="max-width: {round(one.width_inches * 150)}px"></a>'
-        f"<figcaption><b>{_text(one.title)}.</b> {_text(one.caption)} "
+        f'<figure class="{"half" if shown.width_inches <= style.ONE_COLUMN * 1.3 else "wide"}"><a href="{stem}.png">'
+        f'<img src="{stem}.png" alt="{_text(shown.title)}" style="max-width: {round(shown.width_inches * 150)}px"></a>'
+        f"<figcaption><b>{_text(shown.title)}.</b> {_text(shown.caption)} "
         f'<span class="files">{files}</span></figcaption></figure>'
     )
 
@@ -209,17 +206,17 @@ _COLOUR_OF = {"supported": "good", "suggests": "good", "contradicted": "bad", "s
 
 
 def _claims(section: Section) -> str:
-    lines = ["<h3>The papers' claims, held against these runs</h3>", '<div class="wide"><table class="claims">']
+    lines = ["<h3>The papers' claims, compared with these runs</h3>", '<div class="wide"><table class="claims">']
     for claim in section.claims:
         lines.append(
             f'<tr class="claim"><td colspan="3"><b>{_text(claim.statement)}</b> '
             f"<small>{_text(claim.source)}</small></td></tr>"
         )
-        for one in claim.contrasts:
-            verdict = f'<span class="verdict {_COLOUR_OF.get(one.verdict, "")}">{_text(one.verdict)}</span>'
-            lines.append(
-                f"<tr><td>{verdict}</td><td>{_text(one.context)}</td><td>{one.metric}: {_text(one.numbers())}</td></tr>"
-            )
+        for contrast in claim.contrasts:
+            colour = _COLOUR_OF.get(contrast.verdict, "")
+            verdict = f'<span class="verdict {colour}">{_text(contrast.verdict)}</span>'
+            numbers = f"{contrast.metric}: {_text(contrast.numbers())}"
+            lines.append(f"<tr><td>{verdict}</td><td>{_text(contrast.context)}</td><td>{numbers}</td></tr>")
     caption = _text(claims.RULE)
     link = f'<span class="files"><a href="{_text(section.name)}/claims.csv">CSV</a></span>'
     return "\n".join([*lines, f'</table></div><p class="caption">{caption} {link}</p>'])
@@ -235,13 +232,13 @@ def _runs(runs: list[RunRecord]) -> str:
         "<th>state</th><th>steps</th><th>code</th><th></th></tr></thead><tbody>"
     ]
     for run in runs:
-        said = "; ".join(filter(None, [run.status.reason, *run.problems]))
+        notes = "; ".join(filter(None, [run.status.reason, *run.problems]))
         steps = f"{run.status.step:,} of {run.spec['train']['steps']:,}"
         lines.append(
             f"<tr><td><code>{run.run_key}</code></td><td>{_text(run.arm)}</td><td>{run.replicate}</td>"
             f'<td>{run.spec["seed"]}</td><td><span class="state {_STATE_COLOUR.get(run.state, "")}">{run.state}</span>'
             f"</td><td>{steps}</td>"
-            f"<td>{_text(run.code_version)}</td><td>{_text(said)}</td></tr>"
+            f"<td>{_text(run.code_version)}</td><td>{_text(notes)}</td></tr>"
         )
     return "\n".join([*lines, "</tbody></table></div></details>"])
 
@@ -305,22 +302,3 @@ details {{ margin-top: 1.4rem }} summary {{ cursor: pointer; color: var(--link);
 footer {{ margin-top: 3rem; color: var(--soft); font-size: .85rem }}
 {_ARM_COLOURS}
 </style>"""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code: 0, or 2 after a mistake of the user's."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=(__doc__ or "").split(":")[0])
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help="names of studies; all that have runs by default")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the run directories (runs)")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the figures (figures)")
-    asked = parser.parse_args(arguments)
-    try:
-        print(report(asked.runs, asked.out, asked.studies))
-    except HarnessError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

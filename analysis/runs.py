@@ -1,24 +1,38 @@
-"""The one loader: run directories as plain records that figures, tables and claims are made from."""
+"""The one loader: run directories as records that figures, tables and claims are made from, and as tables.
+
+`load_runs` gives pandas frames, for a notebook; `load_records` gives the records, for the figures here.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from harness.errors import RecordError
 from harness.records import layout
 from harness.records.directory import RunDirectory
 from harness.records.status import STATES, Status
-from harness.spec.base import choices
 from harness.spec.evaluation import extractor_name
+from harness.spec.metrics import (
+    array_file,
+    curve_name,
+    fidelity_name,
+    metric_name,
+    picture_file,
+    sweep_name,
+    training_terms,
+)
+from harness.spec.parts import choices
 from harness.spec.run import Objective, Schedule
 
 
@@ -30,7 +44,7 @@ class Measurement:
         name: of the evaluation in the study, the same in every run.
         prefix: of its metrics in this run; the name, or the name and a piece of the key where two studies clashed.
         asked: the resolved `spec.Evaluation` as plain values.
-        protocol: what the job said beside the numbers: images, extractor, reference, ...
+        protocol: what the job recorded beside the numbers: images, extractor, reference, ...
     """
 
     name: str
@@ -49,7 +63,8 @@ class RunRecord:
     """One run as one study sees it; curves and files belong to the run, arm and measurements to the study.
 
     Attributes:
-        curves: metric -> (steps, values), what stands in the journals after fencing.
+        curves: metric -> (steps, values), without superseded rows.
+        over_training: the metrics whose steps are training steps; those of the others are t, or numbers of steps.
         problems: what is wrong with the journals, line by line; a figure that uses the run should not hide it.
     """
 
@@ -61,6 +76,7 @@ class RunRecord:
     status: Status
     measurements: tuple[Measurement, ...] = ()
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
+    over_training: frozenset[str] = field(default_factory=frozenset, repr=False)
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
     problems: tuple[str, ...] = ()
 
@@ -77,6 +93,13 @@ class RunRecord:
         """The code that the last attempt ran: its snapshot where there is one, else the harness's version."""
         return str(self.environment.get("code_version") or self.environment.get("harness") or "unknown")
 
+    def named(self, path: str) -> str:
+        """Return the name of a part of the spec, such as `objective`; empty where the run's method has no such part."""
+        part: Any = self.spec
+        for key in path.split("."):
+            part = (part or {}).get(key)
+        return str((part or {}).get("name", ""))
+
     def history(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         """Return a metric's curve, [n] steps and [n] values; empty where it was never recorded."""
         return self.curves.get(key, (np.empty(0, int), np.empty(0)))
@@ -88,7 +111,15 @@ class RunRecord:
 
     def measured(self, part: str, *, trained: bool = True) -> Iterator[Measurement]:
         """Iterate over the finished measurements that hold a part: nll, fidelity, sweep or grid."""
-        return (one for one in self.measurements if one.asked[part] and one.trained == trained)
+        return (
+            measurement
+            for measurement in self.measurements
+            if measurement.asked.get(part) and measurement.trained == trained
+        )
+
+    def terms(self) -> list[str]:
+        """Return the names of the terms of the training's loss, such as `train/mse`."""
+        return training_terms(self.curves)
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of one file, e.g. `eval_likelihood.npz`; none where it was never written."""
@@ -101,35 +132,124 @@ class RunRecord:
     def sample_pictures(self) -> dict[str, Path]:
         """Return the run's sample grids by the prefix of the measurement that made them."""
         folder = RunDirectory(self.folder).samples_folder
-        paths = {one.prefix: folder / f"{one.prefix}_samples.png" for one in self.measured("grid")}
+        prefixes = [measurement.prefix for measurement in self.measured("grid")]
+        paths = {prefix: folder / picture_file(prefix, "samples") for prefix in prefixes}
         return {prefix: path for prefix, path in paths.items() if path.exists()}
 
     # -- what a measurement gave
 
-    def nll(self, one: Measurement) -> float:
+    def metric(self, measurement: Measurement, kind: str) -> float:
+        """Return a metric whose name says its kind alone, such as `nll_bpd`."""
+        return self.final(metric_name(measurement.prefix, kind))
+
+    def nll(self, measurement: Measurement) -> float:
         """Return the bound in bits/dim."""
-        return self.final(f"{one.prefix}/nll_bpd")
+        return self.metric(measurement, "nll_bpd")
 
-    def fidelity(self, one: Measurement, metric: str = "fid") -> float:
+    def nll_curve(self, measurement: Measurement) -> tuple[np.ndarray, np.ndarray]:
+        """Return the bound in bits/dim over training steps."""
+        return self.history(metric_name(measurement.prefix, "nll_bpd"))
+
+    def L_t(self, measurement: Measurement) -> np.ndarray | None:
+        """Return the terms of the bound, [T]; None where the arrays are gone."""
+        return self.arrays(array_file(measurement.prefix, "likelihood")).get("L_t_bpd")
+
+    def samples(self, measurement: Measurement) -> np.ndarray | None:
+        """Return the samples that were kept, [n, C, H, W]; None where the arrays are gone."""
+        return self.arrays(array_file(measurement.prefix, "samples")).get("samples")
+
+    def fidelity(self, measurement: Measurement, kind: str = "fid") -> float:
         """Return fid, precision or recall."""
-        part = one.asked["fidelity"]
-        sampler, num_steps = part["sampler"]["name"], part["num_steps"]
-        extractor = self.extractor(part)
-        return self.final(f"{one.prefix}/{metric}_{extractor}_{part['num_samples']}_{sampler}{num_steps}")
+        part = measurement.asked["fidelity"]
+        how = (self.extractor(part), part["num_samples"], part["sampler"]["name"], part["num_steps"])
+        return self.metric(measurement, fidelity_name(kind, *how))
 
-    def sweep(self, one: Measurement) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def sweep(self, measurement: Measurement) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return FID against the number of sampling steps, by sampler: its steps and its values."""
-        part = one.asked["sweep"]
-        prefix = "sweep" if one.prefix == "eval" else f"sweep_{one.prefix.removeprefix('eval_')}"
-        key = f"{prefix}/fid_{self.extractor(part)}_{part['num_samples']}"
-        return {sampler["name"]: self.history(f"{key}_{sampler['name']}") for sampler in part["samplers"]}
+        part = measurement.asked["sweep"]
+        names = {
+            sampler["name"]: sweep_name(self.extractor(part), part["num_samples"], sampler["name"])
+            for sampler in part["samplers"]
+        }
+        return {sampler: self.history(curve_name(measurement.prefix, "sweep", name)) for sampler, name in names.items()}
 
     def extractor(self, part: dict[str, Any]) -> str:
         """Return the name of the network whose features a `fidelity` or `sweep` compares."""
         return extractor_name(part["extractor"], self.spec["data"]["name"])
 
 
-def load_runs(runs_folder: Path | str, study: str | None = None) -> list[RunRecord]:
+@dataclass(frozen=True)
+class StudyRuns:
+    """Runs as tables; what `load_runs` returns."""
+
+    records: tuple[RunRecord, ...] = field(repr=False)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row for each run of each study.
+
+        Columns: study, arm, replicate, run_key, state, step, num_steps; the spec's fields by their dotted paths, such
+        as `optim.lr` and `diffusion.schedule.name`; and each metric at its last training step, such as `eval/nll_bpd`.
+        """
+        return pd.DataFrame([_table_row(run) for run in self.records])
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Every recorded value, with the columns run_key, key, step and value; a run of several studies once.
+
+        `step` is a training step, except of the curves over something else: t of `eval/L_t_bpd`, the number of sampling
+        steps of `sweep/...`.
+        """
+        runs = {run.run_key: run for run in self.records}
+        parts = [
+            pd.DataFrame({"run_key": run_key, "key": key, "step": steps, "value": values})
+            for run_key, run in runs.items()
+            for key, (steps, values) in run.curves.items()
+        ]
+        columns = ["run_key", "key", "step", "value"]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+    def array(self, run_key: str, name: str) -> dict[str, np.ndarray]:
+        """Return the arrays of one file of a run, e.g. `eval_likelihood.npz` with its `L_t_bpd`.
+
+        Raises:
+            RecordError: no such run, or it has no such file; the message lists those that there are.
+        """
+        run = next((run for run in self.records if run.run_key == run_key), None)
+        if run is None:
+            keys = ", ".join(sorted({run.run_key for run in self.records})) or "none"
+            raise RecordError(f"no run {run_key!r} was loaded; choices: {keys}")
+        arrays = run.arrays(name)
+        if not arrays:
+            names = ", ".join(sorted(path.name for path in (run.folder / "arrays").glob("[!.]*.npz"))) or "none"
+            raise RecordError(f"run {run_key} has no arrays {name!r}; choices: {names}")
+        return arrays
+
+
+def load_runs(study: str | None = None, *, runs_folder: Path | str | None = None) -> StudyRuns:
+    """Read every run of a study, or of all studies, as pandas frames: `.runs`, `.curves` and `.array(run_key, name)`.
+
+    Args:
+        study: its name.
+        runs_folder: $HARNESS_RUNS by default, else ./runs.
+
+    Raises:
+        RecordError: no run belongs to the study; the message lists the studies that there are.
+    """
+    folder = Path(runs_folder or os.environ.get("HARNESS_RUNS", "runs"))
+    if study is not None:
+        require_study(folder, study)
+    return StudyRuns(tuple(load_records(folder, study)))
+
+
+def require_study(runs_folder: Path, study: str) -> None:
+    """Raise a RecordError that lists the choices when no run belongs to a study."""
+    known = study_names(runs_folder)
+    if study not in known:
+        raise RecordError(f"no run in {runs_folder} belongs to study {study!r}; choices: {', '.join(known) or 'none'}")
+
+
+def load_records(runs_folder: Path | str, study: str | None = None) -> list[RunRecord]:
     """Read every run of a study, or every run once for each study that it belongs to.
 
     Runs come in the order of their studies, arms (schedule, objective, name) and replicates. One whose records cannot
@@ -140,7 +260,7 @@ def load_runs(runs_folder: Path | str, study: str | None = None) -> list[RunReco
         directory = RunDirectory(path)
         studies = {name: facts for name, facts in directory.studies().items() if study in (None, name)}
         if studies:
-            records.extend(_records(directory, studies))
+            records.extend(_read(directory, studies))
     return sorted(records, key=lambda run: (run.study, _arm_order(run), run.arm, run.replicate))
 
 
@@ -163,21 +283,44 @@ def arm_index(runs: Sequence[RunRecord]) -> dict[str, int]:
 
 
 def count_states(runs: Sequence[RunRecord]) -> str:
-    """Say how many runs there are and how many of them are not done: `12 runs, 1 of them failed`."""
+    """Return how many runs there are and how many of them are not done: `12 runs, of them 1 failed`."""
     states = Counter(run.state for run in runs)
     unfinished = [f"{states[state]} {state}" for state in STATES if state != "done" and states[state]]
     total = f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
     return f"{total}, of them {', '.join(unfinished)}" if unfinished else f"{total}, all done"
 
 
-def _records(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunRecord]:
+def _table_row(run: RunRecord) -> dict[str, Any]:
+    row = {
+        "study": run.study,
+        "arm": run.arm,
+        "replicate": run.replicate,
+        "run_key": run.run_key,
+        "state": run.state,
+        "step": run.status.step,
+        "num_steps": run.status.num_steps,
+    }
+    return row | _flatten(run.spec) | {name: run.final(name) for name in run.curves if name in run.over_training}
+
+
+def _flatten(spec: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return a spec's values by their dotted paths; lists stay whole."""
+    values: dict[str, Any] = {}
+    for key, value in spec.items():
+        values |= _flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return values
+
+
+def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunRecord]:
     spec, status = directory.spec(), directory.status()
     environment: dict[str, Any] = {}
-    events, curves, problems = [], {}, []
+    events, problems = [], []
+    curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    over_training: frozenset[str] = frozenset()
     try:
         environment = (directory.environments() or [{}])[-1]
         events = [event for event in directory.events("evaluation") if not event.superseded]
-        curves = _curves(directory)
+        curves, over_training = _curves(directory)
         problems = directory.problems()
     except (RecordError, ValueError) as error:
         status = Status(state="failed", reason=f"its records cannot be read: {error}")
@@ -192,13 +335,14 @@ def _records(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunR
             status=status,
             measurements=tuple(_measurements(directory, facts["evaluations"], prefixes)),
             curves=curves,
+            over_training=over_training,
             environment=environment,
             problems=tuple(problems),
         )
 
 
 def _measurements(directory: RunDirectory, asked: list[dict], prefixes: dict[str, str]) -> Iterator[Measurement]:
-    """Find what the study asked for among what was measured.
+    """Return what the study asked for among what was measured.
 
     Protocols are compared as they were written, not by keys made anew: a later version of the harness, whose protocols
     have more parts, still draws the records of an earlier one.
@@ -211,15 +355,20 @@ def _measurements(directory: RunDirectory, asked: list[dict], prefixes: dict[str
             yield Measurement(evaluation["name"], prefix, evaluation, protocol)
 
 
-def _curves(directory: RunDirectory) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], frozenset[str]]:
+    """Return every metric's steps and values, and the names of those whose steps are training steps."""
     points: dict[str, list[tuple[int, float]]] = {}
+    over_others = set()
     for row in directory.rows():
         if not row.key.startswith("system/"):
             points.setdefault(row.key, []).append((row.step, row.value))
-    return {
-        key: (np.array([step for step, _ in found]), np.array([value for _, value in found]))
-        for key, found in points.items()
+            if row.step != row.train_step:
+                over_others.add(row.key)
+    curves = {
+        key: (np.array([step for step, _ in pairs]), np.array([value for _, value in pairs]))
+        for key, pairs in points.items()
     }
+    return curves, frozenset(curves.keys() - over_others)
 
 
 @cache
@@ -233,5 +382,5 @@ def _arm_order(run: RunRecord) -> tuple:
     schedules, objectives = _ranks()
     words = re.split(r"(\d+(?:\.\d+)?)", run.arm)
     natural = [(float(word), "") if index % 2 else (0.0, word) for index, word in enumerate(words)]
-    schedule, objective = run.spec["diffusion"]["schedule"]["name"], run.spec["objective"]["name"]
+    schedule, objective = run.named("diffusion.schedule"), run.named("objective")
     return schedules.get(schedule, len(schedules)), objectives.get(objective, len(objectives)), natural

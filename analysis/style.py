@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008) without the yellow, which white paper swallows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES: Any = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)))  # where two curves coincide, both stay visible
+SAMPLER_LINES: Any = ("-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 4)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#222222"
 
@@ -61,7 +62,7 @@ _RC: Any = {
 def subplots(
     rows: int = 1, columns: int = 1, *, width: float = TWO_COLUMNS, height: float = 2.6, **options: Any
 ) -> tuple[Figure, np.ndarray]:
-    """Return a figure in the house style and its axes, [rows, columns]; no window, no pyplot, no global state kept."""
+    """Return a figure in our style and its axes, [rows, columns]; no window, no pyplot, no global state kept."""
     matplotlib.rcParams.update(_RC)
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
@@ -77,7 +78,7 @@ def arm_style(index: int) -> dict[str, Any]:
 
 
 def plain_log_numbers(axes: Axes) -> None:
-    """Write the numbers of a logarithmic y axis as people say them: 1, 2, 5, 10; powers only over many decades."""
+    """Write the numbers of a logarithmic y axis in plain: 1, 2, 5, 10; powers only over many decades."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = axes.get_ylim()
@@ -127,10 +128,10 @@ class Provenance:
 def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance) -> None:
     """Write `stem`.png, .pdf and .csv; the same records give the same bytes, so nothing here knows the time."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    about = provenance.sentence()
-    png = {"Title": provenance.title, "Description": about, "Software": "diffusion-harness"}
+    description = provenance.sentence()
+    png = {"Title": provenance.title, "Description": description, "Software": "diffusion-harness"}
     figure.savefig(f"{stem}.png", metadata=png)
-    pdf = {"Title": provenance.title, "Subject": about, "Creator": "diffusion-harness", "CreationDate": None}
+    pdf = {"Title": provenance.title, "Subject": description, "Creator": "diffusion-harness", "CreationDate": None}
     figure.savefig(f"{stem}.pdf", metadata=pdf)
     write_csv(frame, Path(f"{stem}.csv"))
 

@@ -9,40 +9,43 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import spell, summarise
-from analysis.runs import Measurement, RunRecord, arm_index, by_arm
+from harness.analysis.intervals import format_values, summarise
+from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
+from harness.spec.metrics import MetricKind, metric_kind
 
 TITLE = "Results"
 NEEDS = "an evaluation with nll or fidelity"
 DIGITS = {"nll": 3, "fid": 2, "precision": 3, "recall": 3}
-NAMES = {"nll": "NLL", "fid": "FID", "precision": "precision", "recall": "recall"}
-ARROWS = {"nll": "↓", "fid": "↓", "precision": "↑", "recall": "↑"}
+KINDS: dict[str, MetricKind] = {
+    "nll": metric_kind("nll_bpd"),
+    **{kind: metric_kind(kind) for kind in ("fid", "precision", "recall")},
+}
 TRAINED, UNTRAINED, GAUSSIAN = "trained", "untrained network", "Gaussian per pixel"
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return one row for each model, arm, evaluation and metric: `values` over replicates and what may be said of them.
+    """Return one row for each model, arm, evaluation and metric: `values` over replicates and their summary.
 
     `model` is `trained`, `untrained network` or `Gaussian per pixel`; `planned` is the number of replicates that the
     study has, so that a table can say how many of them are missing.
     """
     index = arm_index(runs)
     planned = {arm: len(replicates) for arm, replicates in by_arm(runs).items()}
-    found: dict[tuple, dict[int, float]] = {}
+    values_of: dict[tuple, dict[int, float]] = {}
     for run in runs:
-        for one in run.measurements:
-            for model, arm, metric, how, value in _values(run, one):
+        for measurement in run.measurements:
+            for model, arm, metric, how, value in _values(run, measurement):
                 # Two evaluations of one name in one study hold different parts, so no value is overwritten here.
-                name = one.name if model != GAUSSIAN else ""
-                found.setdefault((model, arm, name, metric, *how), {})[run.replicate] = value
+                name = measurement.name if model != GAUSSIAN else ""
+                values_of.setdefault((model, arm, name, metric, *how), {})[run.replicate] = value
     rows = []
-    for (model, arm, evaluation, metric, extractor, protocol, variance), values in found.items():
-        about = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "evaluation": evaluation}
+    for (model, arm, evaluation, metric, extractor, protocol, variance), values in values_of.items():
+        row = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "evaluation": evaluation}
         if model == GAUSSIAN:  # a property of the data: every run must give the same
             values = dict(enumerate(sorted(set(values.values()))))
         numbers = list(values.values())
         rows.append(
-            about
+            row
             | {"metric": metric, "extractor": extractor, "protocol": protocol, "fixed_variance": variance}
             | {"planned": planned.get(arm, 0)}
             | summarise(numbers)._asdict()
@@ -54,17 +57,17 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns="order")
 
 
-def _values(run: RunRecord, one: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
+def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
     """Return (model, arm, metric, (extractor, protocol, fixed variance), value) of one measurement."""
-    model, asked = TRAINED if one.trained else UNTRAINED, one.asked
+    model, asked = TRAINED if measurement.trained else UNTRAINED, measurement.asked
     fixed = run.spec["diffusion"]["var_type"] == "fixed"
     variance = {"small": "β̃", "large": "β"}[asked["fixed_variance"]] if fixed else ""
     if asked["nll"]:
-        images = one.protocol.get("likelihood", {}).get("num_images", "?")
+        images = measurement.protocol.get("likelihood", {}).get("num_images", "?")
         protocol = f"{asked['nll']['estimator']} sum over t on {images} {asked['split']} images"
-        yield model, run.arm, "nll", ("", protocol, variance), run.nll(one)
-        gaussian = run.final(f"{one.prefix}/gaussian_baseline_bpd")
-        if one.trained and not np.isnan(gaussian):
+        yield model, run.arm, "nll", ("", protocol, variance), run.nll(measurement)
+        gaussian = run.metric(measurement, "gaussian_baseline_bpd")
+        if measurement.trained and not np.isnan(gaussian):
             yield GAUSSIAN, "", "nll", ("", f"on {images} {asked['split']} images", ""), gaussian
     if asked["fidelity"]:
         part = asked["fidelity"]
@@ -72,11 +75,11 @@ def _values(run: RunRecord, one: Measurement) -> Iterator[tuple[str, str, str, t
         protocol += f" against the {part['reference']} split, k = {part['k']}"
         for metric in ("fid", "precision", "recall"):
             how = (run.extractor(part), protocol, variance)
-            yield model, run.arm, metric, how, run.fidelity(one, metric)
+            yield model, run.arm, metric, how, run.fidelity(measurement, metric)
 
 
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the table as people read it: a row for each model, arm and evaluation, its cells spelt out.
+    """Return the table as people read it: a row for each model, arm and evaluation, its cells as text.
 
     `best` names the metrics in which the row's mean is the best of the trained ones; `note` is the evaluation's name
     where the study has several.
@@ -90,12 +93,12 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
         missing = f" of {planned}" if model == TRAINED and n < planned else ""
         row["replicates"] = "" if model == GAUSSIAN else f"{n}{missing}"
         row["note"] = str(evaluation) if several and model == TRAINED else ""
-        for _, one in part.iterrows():
-            metric = one["metric"]
-            row[metric] = spell([float(value) for value in one["values"].split()], DIGITS[metric])
+        for _, cell in part.iterrows():
+            metric = cell["metric"]
+            row[metric] = format_values([float(value) for value in cell["values"].split()], DIGITS[metric])
             means = trained.loc[trained["metric"] == metric, "mean"]
-            best = means.min() if metric in ("nll", "fid") else means.max()
-            if model == TRAINED and one["mean"] == best and len(means) > 1:
+            best = means.min() if KINDS[metric].direction == "minimize" else means.max()
+            if model == TRAINED and cell["mean"] == best and len(means) > 1:
                 row["best"].add(metric)
         table.append(row)
     return table
@@ -136,11 +139,12 @@ def caption(frame: pd.DataFrame) -> str:
 
 def heads(frame: pd.DataFrame) -> dict[str, str]:
     """Return the columns' titles by metric; a distance in another network's features is never called plain FID."""
-    titles = {"nll": "NLL (bits/dim) ↓"} if "nll" in set(frame["metric"]) else {}
+    nll = KINDS["nll"]
+    titles = {"nll": f"{nll.axis} {nll.arrow}"} if "nll" in set(frame["metric"]) else {}
     for metric in ("fid", "precision", "recall"):
         extractors = frame.loc[frame["metric"] == metric, "extractor"].unique()
         if len(extractors):
-            titles[metric] = f"{NAMES[metric]} ({' / '.join(extractors)}) {ARROWS[metric]}"
+            titles[metric] = f"{KINDS[metric].label} ({' / '.join(extractors)}) {KINDS[metric].arrow}"
     return titles
 
 

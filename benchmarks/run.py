@@ -75,7 +75,13 @@ def records(folder: Path) -> None:
     values = {f"train/metric_{i}": 0.5 for i in range(10)}
     with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
         append = seconds(lambda: journal.metrics(1, values), 500) / len(values)
-    around = seconds(lambda: (batches(0), streams.normal("noise", 0, (64, 1, 8, 8)), window.add(0, output)), 50)
+
+    def around_a_step() -> None:
+        batches(0)
+        streams.normal("noise", 0, (64, 1, 8, 8))
+        window.add(0, output)
+
+    around = seconds(around_a_step, 50)
     print(f"{'training step, 64 images of 8x8, one thread':45s} {step:8.3f} s   {64 / step:6.0f} images a second")
     print(f"{'journal, one metric':45s} {1e6 * append:8.1f} us  {append / step:8.4%} of a step")
     print(f"{'data, noise and sums around a step':45s} {1e3 * around:8.2f} ms  {around / step:8.2%} of a step")

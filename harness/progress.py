@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _LINE_EVERY_SECONDS = 15.0
 
@@ -66,5 +69,4 @@ class Progress:
         if now - self._last_line >= _LINE_EVERY_SECONDS and done > self._first:
             self._last_line = now
             left = (total - done) * (now - self._began) / (done - self._first)
-            said = f"{self._label}: {done}/{total}, {duration(left)} left" + (f", {note}" if note else "")
-            print(said, file=sys.stderr, flush=True)
+            logger.info(f"{self._label}: {done}/{total}, {duration(left)} left" + (f", {note}" if note else ""))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from harness.data.facts import DatasetFacts
 from harness.data.sources import DATASETS
 from harness.diffusion.objectives import OBJECTIVES
 from harness.diffusion.process import GaussianDiffusion, VarType
+from harness.diffusion.samplers import SAMPLERS
 from harness.diffusion.schedules import SCHEDULES
 from harness.diffusion.timesteps import TIMESTEP_SAMPLERS
 from harness.errors import DataError
@@ -22,9 +23,24 @@ from harness.methods.gaussian import GaussianMethod
 from harness.models import MODELS, SuperResUNet
 from harness.randomness import derive_seed
 from harness.spec.base import SpecModel
+from harness.spec.parts import NamedModel, plugin_implementation
 from harness.spec.resources import Resources
-from harness.spec.run import LEARNED, Diffusion, RunSpec, UNet
-from harness.spec.run import Data as DataSpec
+from harness.spec.run import LEARNED, MLP, DataModel, Diffusion, NetworkModel, RunSpec, UNet
+
+BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "schedule": SCHEDULES,
+    "objective": OBJECTIVES,
+    "timestep_sampler": TIMESTEP_SAMPLERS,
+    "sampler": SAMPLERS,
+    "model": MODELS,
+    "data": DATASETS,
+    "metric": {},
+}
+
+
+def implementation(kind: str, part: NamedModel | DataModel | UNet | MLP) -> Callable[..., Any]:
+    """Return what a part of a spec stands for: a plugin's own, or the built-in one of its name."""
+    return plugin_implementation(part) or BUILT_IN[kind][part.name]
 
 
 def parameters(part: SpecModel) -> dict:
@@ -32,7 +48,7 @@ def parameters(part: SpecModel) -> dict:
     return part.model_dump(exclude={"name"})
 
 
-def make_dataset(data: DataSpec, data_root: str | None = None) -> Dataset:
+def make_dataset(data: DataModel, data_root: str | None = None) -> Dataset:
     """Load the data set that a spec names.
 
     Raises:
@@ -40,7 +56,7 @@ def make_dataset(data: DataSpec, data_root: str | None = None) -> Dataset:
     """
     declared = ("horizontal_flip", "num_classes")  # of the training, and of the plan
     options = {key: value for key, value in parameters(data).items() if key not in declared}
-    dataset = DATASETS[data.name](data_root, **options)
+    dataset = implementation("data", data)(data_root, **options)
     if data.facts.num_classes not in (None, dataset.num_classes):
         raise DataError(
             f"{data.name}: the spec says num_classes {data.facts.num_classes}, the files have {dataset.num_classes}"
@@ -56,7 +72,7 @@ def make_process(
     decoder: Literal["tanh", "exact"] = "tanh",
 ) -> GaussianDiffusion:
     """Build the chain; `fixed_variance` (small or large) closes the choice that `var_type: fixed` leaves open."""
-    betas = SCHEDULES[diffusion.schedule.name](diffusion.num_timesteps, **parameters(diffusion.schedule))
+    betas = implementation("schedule", diffusion.schedule)(diffusion.num_timesteps, **parameters(diffusion.schedule))
     var_type = f"fixed_{fixed_variance}" if diffusion.var_type == "fixed" else diffusion.var_type
     return GaussianDiffusion(
         betas, mean_type=diffusion.mean_type, var_type=cast(VarType, var_type), levels=levels, decoder=decoder
@@ -91,6 +107,17 @@ def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_chec
                 use_scale_shift_norm=spec.model.use_scale_shift_norm,
                 use_checkpoint=activation_checkpointing,
             )
+        if isinstance(spec.model, NetworkModel):
+            options = parameters(spec.model)
+            for read_elsewhere in NetworkModel.model_fields.keys() - {"name"}:
+                del options[read_elsewhere]
+            return implementation("model", spec.model)(
+                in_channels=data.channels,
+                out_channels=out_channels,
+                image_size=data.image_size,
+                num_classes=num_classes,
+                **options,
+            )
         return MODELS["mlp"](data.channels, out_channels, spec.model.width, spec.model.depth, num_classes)
 
 
@@ -114,8 +141,8 @@ def make_gaussian(
     return GaussianMethod(
         network,
         make_process(spec.diffusion, data.levels).to(device),
-        partial(OBJECTIVES[spec.objective.name], **parameters(spec.objective)),
-        TIMESTEP_SAMPLERS[sampler.name](spec.diffusion.num_timesteps, **parameters(sampler), device=device),
+        partial(implementation("objective", spec.objective), **parameters(spec.objective)),
+        implementation("timestep_sampler", sampler)(spec.diffusion.num_timesteps, **parameters(sampler), device=device),
         torch.optim.AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
         learning_rate=make_learning_rate(spec),
         ema_rate=spec.train.ema_rate,
@@ -130,6 +157,7 @@ def make_gaussian(
 MethodBuilder = Callable[[RunSpec, "Dataset | DatasetFacts", Resources, torch.device], Method]
 
 METHODS: dict[str, MethodBuilder] = {"gaussian": make_gaussian}
+BUILT_IN["method"] = METHODS
 
 
 def make_method(spec: RunSpec, data: Dataset | DatasetFacts, resources: Resources, device: torch.device) -> Method:
@@ -138,4 +166,4 @@ def make_method(spec: RunSpec, data: Dataset | DatasetFacts, resources: Resource
     Args:
         data: of which only the declared facts matter, so that a method can be built where the images are not.
     """
-    return METHODS[spec.method.name](spec, data, resources, device)
+    return implementation("method", spec.method)(spec, data, resources, device)

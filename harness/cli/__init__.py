@@ -9,8 +9,54 @@ import sys
 
 import click
 
-from harness.cli import checkpoints, cluster, preflight, records, runs, search, studies, verify
+from harness import __version__
+from harness.cli import (
+    checkpoints,
+    cluster,
+    figures,
+    listing,
+    preflight,
+    records,
+    runs,
+    schema,
+    search,
+    studies,
+    verify,
+)
 from harness.errors import HarnessError
+from harness.messages import show_messages
+
+GROUPS: dict[str, tuple[click.Command, ...]] = {
+    "Run": (studies.plan, studies.submit, search.search, cluster.cancel, cluster.retry),
+    "Look": (listing.list_, runs.status, runs.why, runs.logs, figures.figures, runs.sample),
+    "Keep": (
+        *(records.sync, records.export, records.import_, records.clean),
+        *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),
+    ),
+    "Check": (preflight.doctor, preflight.calibrate, verify.verify_resume, schema.schema),
+}
+
+
+class GroupedVerbs(click.Group):
+    """List the verbs under the headings of `GROUPS`."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.commands))
+        for heading, verbs in GROUPS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(str(verb.name).ljust(width), verb.get_short_help_str()) for verb in verbs])
+
+
+@click.group(cls=GroupedVerbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="harness", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Ablations and scaling studies of diffusion models: one YAML study in, runs, records and figures out."""
+    show_messages()
+
+
+for verbs in GROUPS.values():
+    for verb in verbs:
+        cli.add_command(verb)
 
 
 def main() -> None:
@@ -20,21 +66,3 @@ def main() -> None:
     except HarnessError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-def cli() -> None:
-    """Ablations and scaling studies of diffusion models: one YAML study in, runs, records and figures out."""
-
-
-VERBS = (
-    *(studies.plan, studies.submit, search.search),
-    *(cluster.cancel, cluster.retry),
-    *(preflight.doctor, preflight.calibrate),
-    *(runs.status, runs.why, runs.logs, runs.sample),
-    *(records.sync, records.clean, records.export, records.import_),
-    *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),
-    verify.verify_resume,
-)
-for verb in VERBS:
-    cli.add_command(verb)

@@ -1,4 +1,4 @@
-"""import-checkpoint, export-checkpoint: weights that come from or go to improved-diffusion."""
+"""import-checkpoint, export-checkpoint: weights from and for improved-diffusion."""
 
 from __future__ import annotations
 
@@ -6,32 +6,59 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import checkpoint_step, find_run, runs_folder_option, step_option
+from harness.cli.common import (
+    Output,
+    checkpoint_option,
+    checkpoint_step,
+    find_run,
+    json_option,
+    runs_folder_option,
+    weights_option,
+)
 
 
 @click.command("import-checkpoint")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--as", "name", required=True, metavar="NAME", help="Which one: imagenet64_uncond, cifar10_uncond, ...")
+@click.option("--as", "name", required=True, metavar="NAME", help="Its name: imagenet64_uncond, cifar10_uncond, ...")
+@json_option
 @runs_folder_option
-def import_checkpoint(file: Path, name: str, runs_folder: Path) -> None:
-    """Make a finished run of a checkpoint that openai/improved-diffusion published."""
+def import_checkpoint(file: Path, name: str, output: Output, runs_folder: Path) -> None:
+    """Make a run of a published checkpoint.
+
+    FILE is one of the checkpoints that openai/improved-diffusion published.
+
+    With --json: {"run_key", "name", "run_dir", "study_file"}.
+    """
     from harness.interop import improved_diffusion as published
 
     directory = published.import_checkpoint(file, name, runs_folder)
-    click.echo(f"{directory.key} is {name}; sample it: harness sample {directory.key[:8]} --n 16")
-    click.echo(f"evaluate it by a study that says `extends: {directory.path / 'study.yaml'}`, and what to measure")
+    study = directory.path / "study.yaml"
+    click.echo(f"{directory.key} is {name}; to sample: harness sample {directory.key[:8]} --num-samples 16")
+    click.echo(f"to evaluate: submit a study with `extends: {study}` and an `evaluate:` list")
+    output.document({"run_key": directory.key, "name": name, "run_dir": str(directory.path), "study_file": str(study)})
 
 
 @click.command("export-checkpoint")
 @click.argument("run")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--weights", type=click.Choice(["ema", "raw"]), default="ema", show_default=True)
-@step_option
+@weights_option("ema", "raw")
+@checkpoint_option
+@json_option
 @runs_folder_option
-def export_checkpoint(run: str, file: Path, weights: str, step: str | None, runs_folder: Path) -> None:
-    """Write a run's weights as a file that openai/improved-diffusion's scripts load."""
+def export_checkpoint(
+    run: str, file: Path, weights: str, checkpoint: str | None, output: Output, runs_folder: Path
+) -> None:
+    """Write weights for improved-diffusion.
+
+    FILE can be loaded by openai/improved-diffusion's scripts.
+
+    With --json: {"file", "run_key", "weights", "step"}.
+    """
     from harness.interop import improved_diffusion as published
 
     directory = find_run(run, runs_folder)
-    done = published.export_checkpoint(directory.path, file, weights=weights, step=checkpoint_step(directory, step))
-    click.echo(f"{file}: the {weights} weights of {directory.key} at step {done}")
+    step = published.export_checkpoint(
+        directory.path, file, weights=weights, step=checkpoint_step(directory, checkpoint)
+    )
+    click.echo(f"{file}: the {weights} weights of {directory.key} at step {step}")
+    output.document({"file": str(file), "run_key": directory.key, "weights": weights, "step": step})

@@ -1,4 +1,4 @@
-"""cancel, retry: changing one's mind about runs, from any shell and as often as one likes."""
+"""cancel, retry: stopping runs and starting failed ones again, from any shell."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 import click
 
 from harness.cli.common import (
+    Output,
+    json_option,
     load,
+    new_code_option,
+    no_sync_option,
     profile_option,
     read_profile,
     runs_folder_option,
     set_option,
-    studies_or_run,
+    studies_or_runs,
     study_file,
 )
 from harness.cli.studies import submit_and_follow
@@ -20,30 +24,35 @@ from harness.errors import LaunchError
 
 
 @click.command()
-@click.argument("what", nargs=-1, required=True, metavar="STUDY|RUN...")
+@click.argument("names", nargs=-1, required=True, metavar="STUDY|RUN...")
+@json_option
 @runs_folder_option
-def cancel(what: tuple[str, ...], runs_folder: Path) -> None:
-    """Stop what waits or runs. A checkpoint is kept, and `submit` resumes from it."""
+def cancel(names: tuple[str, ...], output: Output, runs_folder: Path) -> None:
+    """Stop queued and running runs.
+
+    What is running saves a checkpoint, from which `submit` resumes.
+
+    With --json: {"cancelled": [RUN_KEY]}.
+    """
     from harness import text
     from harness.launch import manage
 
-    directories = {directory.key: directory for name in what for directory in studies_or_run(name, runs_folder)}
-    stopped = manage.cancel(list(directories.values()))
-    click.echo(f"cancelled: {text.count(len(stopped), 'run')}" if stopped else "nothing waits or runs")
+    stopped = manage.cancel(studies_or_runs(names, runs_folder))
+    click.echo(f"cancelled: {text.count(len(stopped), 'run')}" if stopped else "nothing is queued or running")
+    output.document({"cancelled": [directory.key for directory in stopped]})
 
 
 @click.command()
 @study_file
-@click.option("--failed", is_flag=True, help="The failed ones, also those that were killed again and again.")
-@click.option("--killed", is_flag=True, help="Those whose process or job was killed.")
+@click.option("--failed", is_flag=True, help="Failed runs, also those that were killed repeatedly.")
+@click.option("--killed", is_flag=True, help="Runs whose process or job was killed.")
 @click.option("--cluster", metavar="local|debug|slurm", help="Where to run.  [default: as submitted last]")
 @click.option("--jobs", type=click.IntRange(1), help="Workers (local), or runs at a time (slurm).")
 @profile_option
-@click.option(
-    "--new-code", is_flag=True, help="Resume with the current code, not with the snapshot of the first start."
-)
-@click.option("--no-sync", is_flag=True, help="Don't upload the records to MLflow; `harness sync` does it later.")
+@new_code_option
+@no_sync_option
 @set_option
+@json_option
 @runs_folder_option
 def retry(
     study: Path,
@@ -55,23 +64,30 @@ def retry(
     new_code: bool,
     no_sync: bool,
     sets: tuple[str, ...],
+    output: Output,
     runs_folder: Path,
 ) -> None:
-    """Run failed or killed runs again. They resume from their newest checkpoint, with the last submission's options."""
+    """Start failed or killed runs again.
+
+    They resume from their newest checkpoints, with the options of the last submission.
+
+    With --json: as `submit`.
+    """
     from harness.launch import manage, planning
 
     if not failed and not killed:
-        raise LaunchError("retry which runs? Give --failed, --killed or both")
+        raise LaunchError("give --failed, --killed or both")
     planned = planning.plan(load(study, sets), runs_folder)
     options = manage.last_options(planned)
     if cluster and cluster != options["cluster"]:
         options = {"cluster": cluster, "jobs": None, "profile": None}
     if jobs:
         options["jobs"] = jobs
-    if facts := read_profile(profile, options["cluster"]):
-        options["profile"] = facts
+    if slurm_profile := read_profile(profile, options["cluster"]):
+        options["profile"] = slurm_profile
     chosen = manage.select_retries(planned, failed=failed, killed=killed)
     if not chosen.runs:
         click.echo("nothing to retry")
+        output.document({"study": planned.study.name, "submitted": [], "skipped": [], "notes": [], "runs": []})
         return
-    submit_and_follow(chosen, runs_folder, **options, sync=not no_sync, new_code=new_code)
+    submit_and_follow(chosen, runs_folder, output, **options, sync=not no_sync, new_code=new_code)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -23,9 +28,61 @@ def default_runs() -> str:
     return os.environ.get("HARNESS_RUNS") or "runs"
 
 
-study_file = click.argument("study", type=click.Path(path_type=Path))
+@dataclass(frozen=True)
+class Output:
+    """Where a verb's result goes: with --json one JSON document on standard output, else nowhere but into messages."""
+
+    stdout: IO[str] | None = None
+
+    @property
+    def as_json(self) -> bool:
+        return self.stdout is not None
+
+    def document(self, value: Any) -> None:
+        """Print the result of a verb if it was asked for as JSON; a verb prints one."""
+        if self.stdout is not None:
+            click.echo(json.dumps(value, indent=1, default=str), file=self.stdout)
+
+    def refuse_with(self, option: str, given: bool) -> None:
+        """Refuse --json together with an option that never comes to an end.
+
+        Raises:
+            LaunchError: both were given.
+        """
+        if self.as_json and given:
+            raise LaunchError(f"--json prints one document and {option} goes on; use one of them")
+
+
+def _redirect_messages(context: click.Context, _: click.Parameter, as_json: bool) -> Output:
+    """With --json, send to standard error whatever else is printed while the verb runs."""
+    if not as_json:
+        return Output()
+    output = Output(sys.stdout)
+    context.with_resource(contextlib.redirect_stdout(sys.stderr))
+    return output
+
+
+json_option = click.option(
+    "--json",
+    "output",
+    is_flag=True,
+    callback=_redirect_messages,
+    help="Print one JSON document; messages go to standard error.",
+)
+
+
+class StudyFile(click.ParamType):
+    """A study's file, or its name."""
+
+    name = "study"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return find_study_file(str(value))
+
+
+study_file = click.argument("study", type=StudyFile())
 set_option = click.option(
-    "--set", "sets", multiple=True, metavar="PATH=VALUE", help="Set any field for once, as in --set train.steps=100."
+    "--set", "sets", multiple=True, metavar="PATH=VALUE", help="Set any field once, e.g. --set train.steps=100."
 )
 runs_folder_option = click.option(
     "--runs",
@@ -36,13 +93,21 @@ runs_folder_option = click.option(
     help="Folder of the run directories.",
 )
 profile_option = click.option(
-    "--profile", type=click.Path(path_type=Path), metavar="NAME|FILE", help="Facts of the SLURM cluster."
+    "--profile",
+    type=click.Path(path_type=Path),
+    metavar="NAME|FILE",
+    help="Profile of the SLURM cluster: a file, or a name in slurm/clusters.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for other programs.")
+new_code_option = click.option(
+    "--new-code", is_flag=True, help="Use the current code, not the snapshot that a run started with."
+)
+no_sync_option = click.option(
+    "--no-sync", is_flag=True, help="Don't upload records to MLflow; `harness sync` does it later."
+)
 
 
 def read_profile(profile: Path | None, cluster: str = "slurm") -> Profile | None:
-    """Read the facts of a cluster; `mine` stands for slurm/clusters/mine.yaml.
+    """Read the profile of a cluster; `mine` stands for slurm/clusters/mine.yaml.
 
     Raises:
         LaunchError: the file cannot be read or is wrong, or the runs would not go to a SLURM cluster.
@@ -69,29 +134,64 @@ def has_inception() -> bool:
     return bool(weights) and Path(str(weights)).is_file()
 
 
-step_option = click.option(
-    "--step", metavar="STEP|best", help="Of a kept checkpoint, or the best by records.best.  [default: the newest]"
+checkpoint_option = click.option(
+    "--checkpoint",
+    metavar="STEP|best",
+    help="A kept checkpoint's step, or the best by records.best.  [default: the newest]",
 )
 
 
-def checkpoint_step(directory: RunDirectory, wanted: str | None) -> int | None:
-    """Return the step that `--step` means; None is the newest checkpoint's.
+def weights_option(*choices: str) -> Callable:
+    return click.option(
+        "--weights", type=click.Choice(choices), default=choices[0], show_default=True, help="Which weights."
+    )
+
+
+def checkpoint_step(directory: RunDirectory, checkpoint: str | None) -> int | None:
+    """Return the step that `--checkpoint` means; None is the newest checkpoint's.
 
     Raises:
-        CheckpointError: it is no step, or no checkpoint of the run has been scored.
+        CheckpointError: it is neither a step nor `best`, or no checkpoint of the run has been scored.
     """
-    if wanted is None:
+    if checkpoint is None:
         return None
-    if wanted != "best":
-        if not wanted.isdecimal():
-            raise CheckpointError(f"--step {wanted}: a number of steps, or best")
-        return int(wanted)
+    if checkpoint != "best":
+        if not checkpoint.isdecimal():
+            raise CheckpointError(f"--checkpoint {checkpoint}: give a number of steps, or best")
+        return int(checkpoint)
     from harness.records.disk import best_step
 
     step = best_step(directory.checkpoints_folder)
     if step is None:
         raise CheckpointError(f"run {directory.key} has no best checkpoint: its studies name no metric in records.best")
     return step
+
+
+STUDY_SUFFIXES = (".yaml", ".yml", ".py")
+_STUDY_NAME = re.compile(r"""^study:[ ]*["']?([^"'#\s]+)""", re.MULTILINE)
+
+
+def is_study_file(study: str) -> bool:
+    return study.endswith(STUDY_SUFFIXES) or Path(study).is_file()
+
+
+def find_study_file(study: str) -> Path:
+    """Return a study's file; a name is looked up in the YAML files here and below experiments/.
+
+    Raises:
+        LaunchError: no file has a study of that name, or several have.
+    """
+    if is_study_file(study):
+        return Path(study)
+    paths = [*Path().glob("*.y*ml"), *Path("experiments").glob("**/*.y*ml")]
+    names = {path: match[1] for path in paths if (match := _STUDY_NAME.search(path.read_text(errors="replace")))}
+    matches = sorted(path for path, name in names.items() if name == study)
+    if not matches:
+        choices = _choices(sorted(set(names.values())), "they name none")
+        raise LaunchError(f"no study {study!r} in the YAML files here and in experiments/; {choices}")
+    if len(matches) > 1:
+        raise LaunchError(f"study {study!r} is in {len(matches)} files, give one: {', '.join(map(str, matches))}")
+    return matches[0]
 
 
 def same_runs(runs_folder: Path) -> str:
@@ -107,9 +207,9 @@ def all_runs(runs_folder: Path) -> list[RunDirectory]:
 
 
 def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
-    """Return a study's name and its runs, in the order of the file; all runs when none is named.
+    """Return the name and the runs of a study, given by file or name, in the file's order; all runs without a study.
 
-    The runs of a search are those that it has asked for so far.
+    The runs of a search are those of its trials so far.
 
     Raises:
         LaunchError: no run belongs to a study of that name.
@@ -120,31 +220,43 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
 
     if study is None:
         return None, all_runs(runs_folder)
-    if (study.endswith((".yaml", ".yml")) or Path(study).is_file()) and is_search(study):
+    if is_study_file(study) and is_search(study):
         from harness.search.loading import load_search
 
         study = load_search(study, inception=has_inception()).name
-    elif study.endswith((".yaml", ".yml")) or Path(study).is_file():
+    elif is_study_file(study):
         loaded = load(Path(study))
         directories = [RunDirectory(runs_folder / run.run_key) for run in loaded.runs]
         directories = [directory for directory in directories if directory.spec_path.exists()]
         if not directories:
             raise LaunchError(f"study {loaded.name} has no runs in {runs_folder} yet: harness submit {study}")
         return loaded.name, directories
-    members = [one for one in all_runs(runs_folder) if one.study_path(study).is_file()]
-    members.sort(key=lambda one: [one.studies()[study].get(key) for key in ("arm", "replicate")])
-    if not members:
+    directories = [run for run in all_runs(runs_folder) if run.study_path(study).is_file()]
+    directories.sort(key=lambda run: [run.studies()[study].get(key) for key in ("arm", "replicate")])
+    if not directories:
         names = study_names(runs_folder)
         raise LaunchError(f"no study {study!r} in {runs_folder}; {_choices(names, 'it is empty')}")
-    return study, members
+    return study, directories
 
 
-def studies_or_run(what: str | None, runs_folder: Path) -> list[RunDirectory]:
+def studies_or_runs(names: Iterable[str], runs_folder: Path) -> list[RunDirectory]:
+    """Return the runs of studies and the runs that are named by key, each once; all runs without a name.
+
+    Raises:
+        LaunchError: a name is that of no study and no run.
+    """
+    names = list(names)
+    if not names:
+        return all_runs(runs_folder)
+    return list({run.key: run for name in names for run in _study_or_run(name, runs_folder)}.values())
+
+
+def _study_or_run(name: str, runs_folder: Path) -> list[RunDirectory]:
     try:
-        return members(what, runs_folder)[1]
+        return members(name, runs_folder)[1]
     except LaunchError as no_study:
         try:
-            return [find_run(str(what), runs_folder)]
+            return [find_run(name, runs_folder)]
         except LaunchError:
             raise no_study from None
 
@@ -158,11 +270,11 @@ def find_run(prefix: str, runs_folder: Path) -> RunDirectory:
     if len(prefix) < MIN_PREFIX:
         raise LaunchError(f"{prefix!r} is too short for a run: give {MIN_PREFIX} digits of its key or more")
     runs = all_runs(runs_folder)
-    found = [directory for directory in runs if directory.key.startswith(prefix)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise LaunchError(f"{prefix!r} fits {len(found)} runs; {_choices(map(_label, found), '')}")
+    matches = [directory for directory in runs if directory.key.startswith(prefix)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise LaunchError(f"{prefix!r} matches {len(matches)} runs; {_choices(map(_label, matches), '')}")
     raise LaunchError(f"no run {prefix!r} in {runs_folder}; {_choices(map(_label, runs), 'it is empty')}")
 
 

@@ -51,7 +51,7 @@ def _overrides(overrides: Mapping[str, Any]) -> str:
 
 def _brief(value: Any) -> str:
     if isinstance(value, dict) and "name" in value:
-        rest = ",".join(f"{key}={_brief(one)}" for key, one in value.items() if key != "name")
+        rest = ",".join(f"{key}={_brief(part)}" for key, part in value.items() if key != "name")
         return f"{value['name']}({rest})" if rest else str(value["name"])
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
@@ -67,15 +67,15 @@ def _cost(plan: Plan, members: Sequence[PlannedRun]) -> tuple[str, str, str]:
     )
 
 
-def _sum_known(amounts: Sequence[float | None], spell: Callable[[float], str]) -> str:
-    """Spell a sum, with `?` for what nobody has measured: 40 min, ?, 40 min + ?, - for nothing."""
-    known = sum(one for one in amounts if one is not None)
-    parts = [spell(known)] if known else []
+def _sum_known(amounts: Sequence[float | None], format_amount: Callable[[float], str]) -> str:
+    """Format a sum, with `?` for what nobody has measured: 40 min, ?, 40 min + ?, - for nothing."""
+    known = sum(amount for amount in amounts if amount is not None)
+    parts = [format_amount(known)] if known else []
     return " + ".join(parts + ["?"] * (None in amounts)) or "-"
 
 
 def cost_sentence(plan: Plan, device: str | None = None) -> str:
-    """Say what is left to train in device hours, by the device that each estimate was measured on."""
+    """Return what is left to train in device hours, by the device that each estimate was measured on."""
     hours: dict[tuple[str, str], float] = {}
     unknown = 0
     for planned in plan.runs:
@@ -85,12 +85,12 @@ def cost_sentence(plan: Plan, device: str | None = None) -> str:
         elif left and measured:
             where = (measured.device, measured.device_name)
             hours[where] = hours.get(where, 0.0) + left
-    said = [
+    parts = [
         f"{device_hours(amount)} {'GPU ' * (kind == 'cuda')}hours on {name}" for (kind, name), amount in hours.items()
     ]
     if unknown:
-        said.append(f"an unknown time for {count(unknown, 'run')} (nothing alike has been measured yet)")
-    return ", ".join(said)
+        parts.append(f"an unknown time for {count(unknown, 'run')} (nothing alike has been measured yet)")
+    return ", ".join(parts)
 
 
 def _total_cost(plan: Plan) -> str:

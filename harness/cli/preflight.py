@@ -3,35 +3,61 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.common import load, profile_option, read_profile, runs_folder_option, same_runs, set_option, study_file
+from harness.cli.common import (
+    Output,
+    StudyFile,
+    json_option,
+    load,
+    profile_option,
+    read_profile,
+    runs_folder_option,
+    same_runs,
+    set_option,
+    study_file,
+)
+
+if TYPE_CHECKING:
+    from harness.launch.calibrate import Calibrated
 
 
 @click.command()
-@click.argument("study", required=False, type=click.Path(path_type=Path))
+@click.argument("study", required=False, type=StudyFile())
 @profile_option
-@click.option("--no-job", is_flag=True, help="Don't submit the trivial job.")
+@click.option("--no-job", is_flag=True, help="Don't submit the probe job.")
 @click.option("--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds to wait for it.")
+@json_option
 @runs_folder_option
-def doctor(study: Path | None, profile: Path | None, no_job: bool, timeout: float, runs_folder: Path) -> None:
-    """Look whether this machine, or a cluster, is ready for a study, and say what to do where it is not."""
+def doctor(
+    study: Path | None, profile: Path | None, no_job: bool, timeout: float, output: Output, runs_folder: Path
+) -> None:
+    """Check this machine, or a cluster.
+
+    Each finding says what to do. With STUDY, whether this study can run; with --profile, on that cluster.
+
+    With --json: {"findings": [{"level": "ok"|"warning"|"problem", "text"}]}.
+    """
     from harness import text
     from harness.doctor.examine import examine_cluster, examine_here
     from harness.launch import planning
 
     planned = planning.plan(load(study), runs_folder) if study else None
-    facts = read_profile(profile)
-    if facts:
-        findings = examine_cluster(facts, planned, runs_folder, timeout_seconds=None if no_job else timeout)
+    slurm_profile = read_profile(profile)
+    if slurm_profile:
+        findings = examine_cluster(slurm_profile, planned, runs_folder, timeout_seconds=None if no_job else timeout)
     else:
         findings = examine_here(planned, runs_folder)
-    levels = []
-    for one in findings:
-        click.echo(text.printable(f"{one.level:<8} {one.said}"))
-        levels.append(one.level)
+    results = []
+    for finding in findings:
+        click.echo(text.printable(f"{finding.level:<8} {finding.said}"))
+        results.append({"level": finding.level, "text": finding.said})
+    levels = [result["level"] for result in results]
+    output.document({"findings": results})
     click.echo(f"{text.count(levels.count('problem'), 'problem')}, {text.count(levels.count('warning'), 'warning')}")
     if "problem" in levels:
         sys.exit(1)
@@ -39,13 +65,16 @@ def doctor(study: Path | None, profile: Path | None, no_job: bool, timeout: floa
 
 @click.command()
 @study_file
-@click.option("--cluster", type=click.Choice(["local", "slurm"]), default="local", show_default=True)
+@click.option(
+    "--cluster", type=click.Choice(["local", "slurm"]), default="local", show_default=True, help="Where to run."
+)
 @profile_option
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Timed steps of each kind of run.")
 @click.option(
     "--timeout", type=click.FloatRange(1), default=1800.0, show_default=True, help="Seconds to wait for a job."
 )
 @set_option
+@json_option
 @runs_folder_option
 def calibrate(
     study: Path,
@@ -54,41 +83,58 @@ def calibrate(
     steps: int,
     timeout: float,
     sets: tuple[str, ...],
+    output: Output,
     runs_folder: Path,
 ) -> None:
-    """Time a few training steps of each kind of run that a study asks for, so that `plan` knows what it costs."""
-    from harness import text
+    """Time some training steps of a study.
+
+    A few steps of each kind of run that the study has; `plan` and `budget_gpu_hours` then know what it costs.
+
+    With --json: {"classes": [{"arms", "batch_size", "error", "measured"}]}, `measured` being null or {"device",
+    "device_name", "seconds_per_step", "num_processes", ...}.
+    """
     from harness.cli import tables
     from harness.launch import planning
     from harness.launch.calibrate import calibrate as time_classes
 
     planned = planning.plan(load(study, sets), runs_folder)
-    facts = read_profile(profile, cluster)
-    found = time_classes(
+    results = time_classes(
         planned,
         cluster=cluster,
-        profile=facts,
+        profile=read_profile(profile, cluster),
         steps=steps,
         timeout_seconds=timeout,
         told=lambda news: click.echo(news, err=True),
     )
-    if not found:
+    output.document({"classes": [_class_facts(result) for result in results]})
+    if not results:
         click.echo("nothing to time: no run has steps left to train")
         return
-    rows = []
-    for one in found:
-        fact = one.fact
-        arms = ", ".join(one.arms[:3]) + (f" and {len(one.arms) - 3} more" if len(one.arms) > 3 else "")
-        if fact is None:
-            rows.append((arms, "-", "-", "-", one.error))
-            continue
-        speed = f"{one.batch_size / fact.seconds_per_step:.4g}"
-        where = (
-            fact.device_name if fact.device == "cuda" else f"{fact.device_name}, {text.count(fact.threads, 'thread')}"
-        )
-        where += f", 1 of {fact.num_processes} processes timed" if fact.num_processes > 1 else ""
-        rows.append((arms, f"{fact.seconds_per_step:.4g}", speed, text.size(fact.checkpoint_bytes or 0), where))
-    tables.Table(("arm", "seconds a step", "images/s", "checkpoint", "on"), rows).show()
-    click.echo(f"what it costs: harness plan {study}{same_runs(runs_folder)}")
-    if any(one.fact is None for one in found):
+    if not output.as_json:
+        headers = ("arm", "seconds a step", "images/s", "checkpoint", "on")
+        tables.Table(headers, [_class_cells(result) for result in results]).show()
+    click.echo(f"cost: harness plan {study}{same_runs(runs_folder)}")
+    if any(result.fact is None for result in results):
         sys.exit(1)
+
+
+def _class_facts(result: Calibrated) -> dict[str, Any]:
+    return {
+        "arms": list(result.arms),
+        "batch_size": result.batch_size,
+        "error": result.error,
+        "measured": asdict(result.fact) if result.fact else None,
+    }
+
+
+def _class_cells(result: Calibrated) -> tuple[str, ...]:
+    from harness import text
+
+    fact = result.fact
+    arms = ", ".join(result.arms[:3]) + (f" and {len(result.arms) - 3} more" if len(result.arms) > 3 else "")
+    if fact is None:
+        return arms, "-", "-", "-", result.error
+    device = fact.device_name if fact.device == "cuda" else f"{fact.device_name}, {text.count(fact.threads, 'thread')}"
+    device += f", 1 of {fact.num_processes} processes timed" if fact.num_processes > 1 else ""
+    speed = f"{result.batch_size / fact.seconds_per_step:.4g}"
+    return arms, f"{fact.seconds_per_step:.4g}", speed, text.size(fact.checkpoint_bytes or 0), device

@@ -1,123 +1,163 @@
-"""sync, clean, export, import: what lies in the run directories."""
+"""sync, export, import, clean: the records in the run directories."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.common import members, runs_folder_option, studies_or_run
+from harness.cli.common import Output, json_option, members, runs_folder_option, studies_or_runs
 from harness.errors import LaunchError
 
 if TYPE_CHECKING:
-    from harness.records.directory import RunDirectory
+    from collections.abc import Sequence
+
+    from harness.records.disk import Removable
+
+figures_option = click.option(
+    "--figures", type=click.Path(path_type=Path), default=Path("figures"), show_default=True, help="Folder of figures."
+)
 
 
 @click.command()
-@click.argument("what", nargs=-1, metavar="[STUDY|RUN]...")
-@click.option("--check", is_flag=True, help="Compare MLflow with the journals row for row, and change nothing.")
-@click.option("--watch", is_flag=True, help="Go on until nothing is left to run (with no STUDY: until Ctrl-C).")
+@click.argument("names", nargs=-1, metavar="[STUDY|RUN]...")
+@click.option("--check", is_flag=True, help="Compare MLflow with the journals row for row; change nothing.")
+@click.option("--watch", is_flag=True, help="Repeat until nothing is left to run (without STUDY: until Ctrl-C).")
 @click.option("--every", type=click.FloatRange(1), default=30, show_default=True, help="Seconds, with --watch.")
+@json_option
 @runs_folder_option
-def sync(what: tuple[str, ...], check: bool, watch: bool, every: float, runs_folder: Path) -> None:
-    """Carry records to MLflow, each row once: of studies, of runs, or all. Safe to repeat."""
+def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output: Output, runs_folder: Path) -> None:
+    """Upload records to MLflow, exactly once.
+
+    The records of studies, of runs, or all. Safe to repeat: what MLflow has is not sent again.
+
+    With --json: {"runs": [{"run_key", "num_rows", "problems": [TEXT]}]}, the rows being those sent, or with --check
+    those compared.
+    """
     from harness import text
     from harness.tracking.check import check as check_run
     from harness.tracking.sync import sync_run
 
+    output.refuse_with("--watch", watch)
     if watch and check:
-        raise LaunchError("--watch carries and --check only looks; say one of them")
+        raise LaunchError("--watch uploads and --check only compares; use one of them")
     if watch:
-        _watch(what, every, runs_folder)
+        _watch(names, every, runs_folder)
         return
 
-    directories = {
-        directory.key: directory for one in what or (None,) for directory in studies_or_run(one, runs_folder)
-    }
-    wrong, num_rows = 0, 0
-    for directory in directories.values():
+    results: list[dict[str, Any]] = []
+    for directory in studies_or_runs(names, runs_folder):
         if check:
             report = check_run(directory)
-            num_rows += report.num_rows_compared
-            found = [*report.gaps, *report.duplicates, *report.conflicts, *report.problems]
+            num_rows = report.num_rows_compared
+            problems = [*report.gaps, *report.duplicates, *report.conflicts, *report.problems]
         else:
             sent = sync_run(directory)
-            num_rows += sum(study.num_rows_sent for study in sent.studies.values())
-            found = sent.problems
-        for line in found:
+            num_rows = sum(study.num_rows_sent for study in sent.studies.values())
+            problems = sent.problems
+        for line in problems:
             click.echo(text.printable(f"{directory.key}: {line}"))
-        wrong += bool(found)
+        results.append({"run_key": directory.key, "num_rows": num_rows, "problems": problems})
+    output.document({"runs": results})
+    rows = text.count(sum(result["num_rows"] for result in results), "row")
+    num_wrong = sum(bool(result["problems"]) for result in results)
     verb = "compared" if check else "sent"
-    click.echo(f"{text.count(len(directories), 'run')}, {text.count(num_rows, 'row')} {verb}, {wrong} with problems")
-    if wrong:
+    click.echo(f"{text.count(len(results), 'run')}, {rows} {verb}, {num_wrong} with problems")
+    if num_wrong:
         sys.exit(1)
 
 
-def _watch(what: tuple[str, ...], every: float, runs_folder: Path) -> None:
+def _watch(names: tuple[str, ...], every: float, runs_folder: Path) -> None:
     import time
 
     from harness import text
     from harness.tracking import daemon
 
-    def gather() -> list[RunDirectory]:
-        found = [directory for one in what or (None,) for directory in studies_or_run(one, runs_folder)]
-        return list({directory.key: directory for directory in found}.values())
-
-    def say(message: str) -> None:
+    def show(message: str) -> None:
         for line in message.splitlines():
             click.echo(f"{time.strftime('%H:%M:%S')} {text.printable(line)}")
 
     try:
-        daemon.watch(gather, say, every_seconds=every, for_ever=not what)
+        daemon.watch(lambda: studies_or_runs(names, runs_folder), show, every_seconds=every, for_ever=not names)
     except KeyboardInterrupt:
-        click.echo("stopped; what is not carried yet, the next `harness sync` carries")
+        click.echo("stopped; the next `harness sync` uploads what is left")
 
 
 @click.command()
 @click.argument("study")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: STUDY.tar.gz]")
-@click.option("--checkpoints", type=click.Choice(["none", "newest", "all"]), default="none", show_default=True)
-@click.option("--figures", type=click.Path(path_type=Path), default=Path("figures"), show_default=True)
+@click.option(
+    "-o", "--output", "file", type=click.Path(path_type=Path, dir_okay=False), help="File.  [default: STUDY.tar.gz]"
+)
+@click.option(
+    "--checkpoints",
+    type=click.Choice(["none", "newest", "all"]),
+    default="none",
+    show_default=True,
+    help="Which checkpoints of each run go into the archive.",
+)
+@figures_option
+@json_option
 @runs_folder_option
-def export(study: str, output: Path | None, checkpoints: str, figures: Path, runs_folder: Path) -> None:
-    """Write a study as one archive with checksums, to be read on another machine: its records, specs and figures."""
+def export(study: str, file: Path | None, checkpoints: str, figures: Path, output: Output, runs_folder: Path) -> None:
+    """Pack a study into one archive.
+
+    Its specs, records and figures, with checksums; `harness import` unpacks it on another machine.
+
+    With --json: {"study", "file", "num_runs", "num_files", "num_bytes", "sha256", "left_out": [TEXT]}.
+    """
     from harness import text
     from harness.records import archive
 
     name, directories = members(study, runs_folder)
     assert name is not None, "a study was named"
-    path = output or Path(f"{name}.tar.gz")
+    path = file or Path(f"{name}.tar.gz")
     done = archive.export_study(name, directories, path, checkpoints=checkpoints, figures=figures / name)  # type: ignore[arg-type]
     for left_out in done.left_out:
         click.echo(text.printable(f"left out: {left_out}"))
-    what = f"{text.count(done.num_runs, 'run')}, {text.count(done.num_files, 'file')}, {text.size(done.num_bytes)}"
-    click.echo(f"{path}: {what}; sha256 {done.sha256}")
+    content = f"{text.count(done.num_runs, 'run')}, {text.count(done.num_files, 'file')}, {text.size(done.num_bytes)}"
+    click.echo(f"{path}: {content}; sha256 {done.sha256}")
+    facts = asdict(done)
+    output.document({"study": name, "file": str(facts.pop("path")), **facts})
 
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
-@click.option("--figures", type=click.Path(path_type=Path), default=Path("figures"), show_default=True)
+@figures_option
+@json_option
 @runs_folder_option
-def import_(file: Path, figures: Path, runs_folder: Path) -> None:
-    """Put the runs of an archive in place: all of it checked before the first, and none ever overwritten."""
+def import_(file: Path, figures: Path, output: Output, runs_folder: Path) -> None:
+    """Unpack an archive of a study.
+
+    All of it is checked before the first run is put in place, and no run is ever overwritten.
+
+    With --json: {"study", "added": [RUN_KEY], "present": [RUN_KEY], "num_figures"}.
+    """
     from harness import text
     from harness.records import archive
 
     done = archive.import_study(file, runs_folder, figures=figures)
-    there = f", {text.count(len(done.present), 'run')} there already" if done.present else ""
+    present = f", {text.count(len(done.present), 'run')} already here" if done.present else ""
     drawn = f", {text.count(done.num_figures, 'figure file')}" if done.num_figures else ""
-    click.echo(f"study {done.study}: {text.count(len(done.added), 'run')} imported{there}{drawn}")
-    click.echo(f"look at them: harness status {done.study}; show them in MLflow: harness sync {done.study}")
+    click.echo(f"study {done.study}: {text.count(len(done.added), 'run')} imported{present}{drawn}")
+    click.echo(f"next: harness status {done.study}; for MLflow: harness sync {done.study}")
+    output.document(asdict(done))
 
 
 @click.command()
 @click.argument("study", required=False)
 @click.option("--yes", is_flag=True, help="Remove what is safe to remove, without asking.")
+@json_option
 @runs_folder_option
-def clean(study: str | None, yes: bool, runs_folder: Path) -> None:
-    """Show the disk that runs take and what can go; remove that only when you say yes."""
+def clean(study: str | None, yes: bool, output: Output, runs_folder: Path) -> None:
+    """Show disk usage and remove what can go.
+
+    Nothing is removed without --yes or a yes at the prompt.
+
+    With --json: {"num_bytes": {KIND: bytes}, "removable": [{"path", "num_bytes", "why"}], "num_bytes_freed"}.
+    """
     from harness import text
     from harness.cli import tables
     from harness.records import disk
@@ -125,21 +165,29 @@ def clean(study: str | None, yes: bool, runs_folder: Path) -> None:
     _, directories = members(study, runs_folder)
     used = disk.usage(directory.path for directory in directories)
     rows = [(kind, text.size(used[kind])) for kind in sorted(used, key=lambda kind: -used[kind])]
-    tables.Table(("kind", "disk"), [*rows, ("all", text.size(sum(used.values())))]).show()
-    offers = {directory.key: disk.removable(directory) for directory in directories}
+    if not output.as_json:
+        tables.Table(("kind", "disk"), [*rows, ("all", text.size(sum(used.values())))]).show()
+    by_run = {directory.key: disk.removable(directory) for directory in directories}
     folders = [] if study else disk.removable_folders(runs_folder)
-    found = [*(one for offer in offers.values() for one in offer), *folders]
-    if not found:
-        click.echo("nothing that is safe to remove")
-        return
-    for reason in sorted({one.why for one in found}):
-        these = [one for one in found if one.why == reason]
-        kind = text.count(len(these), "folder" if these[0].path.is_dir() else "file")
-        click.echo(f"safe to remove: {kind}, {text.size(sum(one.num_bytes for one in these))}: {reason}")
-    if not yes and not sys.stdin.isatty():
+    removable = [*(item for items in by_run.values() for item in items), *folders]
+    _show_removable(removable)
+    freed = 0
+    if removable and not yes and (output.as_json or not sys.stdin.isatty()):
         click.echo("nothing removed; --yes removes them")
-        return
-    if yes or click.confirm("Remove them?"):
-        freed = sum(disk.remove(directory) for directory in directories if offers[directory.key])
+    elif removable and (yes or click.confirm("Remove them?")):
+        freed = sum(disk.remove(directory) for directory in directories if by_run[directory.key])
         freed += sum(map(disk.remove_folder, folders))
         click.echo(f"freed {text.size(freed)}")
+    items = [asdict(item) for item in removable]
+    output.document({"num_bytes": dict(used), "removable": items, "num_bytes_freed": freed})
+
+
+def _show_removable(removable: Sequence[Removable]) -> None:
+    from harness import text
+
+    if not removable:
+        click.echo("nothing is safe to remove")
+    for reason in sorted({item.why for item in removable}):
+        items = [item for item in removable if item.why == reason]
+        kind = text.count(len(items), "folder" if items[0].path.is_dir() else "file")
+        click.echo(f"safe to remove: {kind}, {text.size(sum(item.num_bytes for item in items))}: {reason}")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from harness.cli.common import (
+    Output,
+    checkpoint_option,
     checkpoint_step,
     find_run,
     json_option,
     members,
     runs_folder_option,
-    step_option,
+    weights_option,
 )
 from harness.errors import LaunchError, SpecError
 
@@ -23,21 +26,28 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("study", required=False)
-@click.option("--watch", "--live", is_flag=True, help="Keep looking until nothing is left to run; Ctrl-C ends it.")
+@click.option("--watch", "--live", is_flag=True, help="Update until nothing is left to run; Ctrl-C ends it.")
 @json_option
 @runs_folder_option
-def status(study: str | None, watch: bool, as_json: bool, runs_folder: Path) -> None:
-    """Show where runs stand: of a study (its file or its name), or all."""
+def status(study: str | None, watch: bool, output: Output, runs_folder: Path) -> None:
+    """Show the state and progress of runs.
+
+    Those of a study, given by file or name, or all.
+
+    With --json: [{"run_key", "studies", "arm", "replicate", "state", "step", "num_steps", "steps_per_second",
+    "eta_seconds", "loss", "nll_bpd", "reason", "run_dir", "job", "node"}].
+    """
     from harness import text
     from harness.cli import status_view, tables
 
+    output.refuse_with("--watch", watch)
     name, directories = members(study, runs_folder)
 
     def gather() -> list[StatusRow]:
         return status_view.status_rows(directories, name)
 
-    if as_json:
-        click.echo(status_view.status_json(gather()))
+    if output.as_json:
+        output.document([asdict(row) for row in gather()])
         return
     if not directories:
         click.echo(f"no runs in {runs_folder}")
@@ -65,46 +75,67 @@ def _watch(gather: Any) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("--lines", default=20, show_default=True, help="Lines of the log's end.")
+@click.option("--lines", default=20, show_default=True, help="Lines from the end of its log.")
+@json_option
 @runs_folder_option
-def why(run: str, lines: int, runs_folder: Path) -> None:
-    """Explain a run: what happened to it, why it stands where it stands, and the end of its log."""
+def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
+    """Explain what happened to a run.
+
+    Its events in order, the reason for its state, and the end of its log.
+
+    With --json: the run's object of `status --json`, with "timeline": [TEXT], "log": FILE or null, and "log_lines".
+    """
     from harness import text
     from harness.cli import status_view, timeline
     from harness.launch import claims
 
     directory = find_run(run, runs_folder)
     [row] = status_view.status_rows([directory])
+    events = timeline.timeline(directory)
+    log, job_log = claims.run_log(runs_folder, directory.key), claims.job_log(runs_folder, directory.key)
+    log_lines = log.read_text(errors="replace").splitlines()[-lines:] if log else []
+    if output.as_json:
+        log_facts = {"log": str(log) if log else None, "log_lines": log_lines}
+        output.document({**asdict(row), "timeline": events, **log_facts})
+        return
     click.echo(f"{row.run_key} {row.arm} r{row.replicate} of {', '.join(row.studies) or 'no study'}")
-    for line in timeline.timeline(directory):
+    for line in events:
         click.echo(f"  {line}")
     reason = f": {row.reason}" if row.reason else ""
     click.echo(text.printable(f"{row.state} at step {row.step} of {row.num_steps}{reason}"))
-    log, job_log = claims.run_log(runs_folder, directory.key), claims.job_log(runs_folder, directory.key)
     if job_log and job_log != log:
         click.echo(f"log of its job: {job_log}")
     if log:
         click.echo(f"log: {log}")
-        for line in log.read_text(errors="replace").splitlines()[-lines:]:
-            click.echo(f"  {text.printable(line)}")
+    for line in log_lines:
+        click.echo(f"  {text.printable(line)}")
 
 
 @click.command()
 @click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Keep printing what is appended; Ctrl-C ends it.")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines as they are written; Ctrl-C ends it.")
+@json_option
 @runs_folder_option
-def logs(run: str, follow: bool, runs_folder: Path) -> None:
-    """Print the log of a run's newest attempt."""
+def logs(run: str, follow: bool, output: Output, runs_folder: Path) -> None:
+    """Print the log of a run's newest attempt.
+
+    With --json: {"run_key", "log": FILE, "lines": [TEXT]}.
+    """
     import contextlib
 
     from harness.launch import claims
 
+    output.refuse_with("--follow", follow)
     directory = find_run(run, runs_folder)
     log = claims.run_log(runs_folder, directory.key)
     if log is None and not follow:
         raise LaunchError(
             f"run {directory.key} has no log: no job of `harness submit` has begun it (debug jobs keep none)"
         )
+    if output.as_json and log:
+        lines = log.read_text(errors="replace").splitlines()
+        output.document({"run_key": directory.key, "log": str(log), "lines": lines})
+        return
     shown = _print_from(log, 0) if log else 0
     if follow:
         with contextlib.suppress(KeyboardInterrupt):
@@ -138,32 +169,41 @@ def _follow(runs_folder: Path, run_key: str, log: Path | None, shown: int) -> No
 @click.command()
 @click.argument("run")
 @click.option("--sampler", default="ddim", show_default=True, help="ancestral, ddim or dpmpp_2m.")
-@click.option("--steps", type=click.IntRange(1), help="Steps of the sampler.  [default: 50, or T where that is less]")
-@click.option("--n", "num_samples", type=click.IntRange(1), default=64, show_default=True, help="Images.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@click.option("--weights", type=click.Choice(["ema", "raw", "untrained"]), default="ema", show_default=True)
-@step_option
+@click.option("--num-steps", type=click.IntRange(1), help="Steps of the sampler.  [default: 50, or T if less]")
+@click.option("--num-samples", type=click.IntRange(1), default=64, show_default=True, help="Images.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the noise.")
+@weights_option("ema", "raw", "untrained")
+@checkpoint_option
 @click.option("--low-res", type=click.Path(path_type=Path), help="An upsampler's small images, a uint8 npz.")
+@json_option
 @runs_folder_option
 def sample(
     run: str,
     sampler: str,
-    steps: int | None,
+    num_steps: int | None,
     num_samples: int,
     seed: int,
     weights: str,
-    step: str | None,
+    checkpoint: str | None,
     low_res: Path | None,
+    output: Output,
     runs_folder: Path,
 ) -> None:
-    """Draw images from a run's checkpoint; the spec inside it says all else."""
+    """Draw images from a checkpoint.
+
+    The checkpoint carries the spec of its run, which says everything else.
+
+    With --json: {"run_key", "file"}.
+    """
     from harness.progress import Progress
-    from harness.spec.base import choices
+    from harness.records.plugins import plugins_of_run
     from harness.spec.evaluation import Sampler
+    from harness.spec.parts import active, choices
     from harness.text import did_you_mean
 
     directory = find_run(run, runs_folder)
-    known = choices(Sampler)
+    with active(plugins_of_run(directory)):
+        known = choices(Sampler)
     if sampler not in known:
         raise SpecError(f"--sampler {sampler}: unknown; {did_you_mean(sampler, list(known))}")
     from harness.evaluation.sampling import sample_run
@@ -172,12 +212,13 @@ def sample(
         path = sample_run(
             directory.path,
             sampler=known[sampler](),  # type: ignore[arg-type]
-            num_steps=steps or min(50, directory.spec()["diffusion"]["num_timesteps"]),
+            num_steps=num_steps or min(50, directory.spec()["diffusion"]["num_timesteps"]),
             num_samples=num_samples,
             seed=seed,
             weights=weights,
-            step=checkpoint_step(directory, step),
+            step=checkpoint_step(directory, checkpoint),
             low_res=low_res,
             on_progress=lambda what, done, total: progress.update(done, total, what),
         )
     click.echo(path)
+    output.document({"run_key": directory.key, "file": str(path)})

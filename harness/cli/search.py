@@ -1,17 +1,27 @@
-"""search: trials that Optuna asks for, each an ordinary run."""
+"""search: trials that Optuna proposes, each an ordinary run."""
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.common import has_inception, profile_option, read_profile, runs_folder_option, same_runs, set_option
+from harness.cli.common import (
+    Output,
+    has_inception,
+    json_option,
+    no_sync_option,
+    profile_option,
+    read_profile,
+    runs_folder_option,
+    same_runs,
+    set_option,
+    study_file,
+)
 from harness.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -23,17 +33,18 @@ NUM_SUGGESTIONS = 8
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@study_file
 @click.option("--cluster", default="local", metavar="local|slurm", show_default=True, help="Where to run.")
 @click.option("--jobs", type=click.IntRange(1), help="Runs at a time.  [default: local: GPUs or cores, slurm: all]")
 @profile_option
-@click.option("--no-sync", is_flag=True, help="Don't carry the records to MLflow; `harness sync` does it later.")
+@no_sync_option
 @click.option("--status", "only_status", is_flag=True, help="Show the trials, the best value and what is left.")
-@click.option("--best", "only_best", is_flag=True, help="Write the best trial as a study's YAML, ready for submit.")
+@click.option("--best", "only_best", is_flag=True, help="Print the best trial as a study's YAML, ready for submit.")
 @set_option
+@json_option
 @runs_folder_option
 def search(
-    file: Path,
+    study: Path,
     cluster: str,
     jobs: int | None,
     profile: Path | None,
@@ -41,64 +52,73 @@ def search(
     only_status: bool,
     only_best: bool,
     sets: tuple[str, ...],
+    output: Output,
     runs_folder: Path,
 ) -> None:
-    """Search a space: ask, run, tell, until all trials have ended. Safe to kill and to repeat."""
+    """Search a space with Optuna.
+
+    Trials are asked for, run and told until all have ended; each is an ordinary run. Safe to kill and to repeat.
+
+    With --json: {"search", "trials": [{"trial", "state", "point", "values", "run_keys", "reason"}], "best": [TRIAL]},
+    best being the Pareto front where there are several metrics; with --best {"trial", "study": YAML}.
+    """
     from harness.search.coordinator import Coordinator
     from harness.search.loading import load_search
     from harness.search.workers import LocalWorkers, SlurmWorkers, Workers
 
-    found = load_search(file, sets=sets, inception=has_inception())
+    definition = load_search(study, sets=sets, inception=has_inception())
     if only_status or only_best:
-        (_show_status if only_status else _show_best)(found, runs_folder)
+        (_show_status if only_status else _show_best)(definition, runs_folder, output)
         return
     if cluster not in ("local", "slurm"):
         raise LaunchError(f"no cluster {cluster!r} for a search; the choices are local, slurm")
-    facts = read_profile(profile, cluster)
+    slurm_profile = read_profile(profile, cluster)
     workers: Workers
     if cluster == "slurm":
-        workers = SlurmWorkers(runs_folder, jobs, facts, sync=not no_sync)
+        workers = SlurmWorkers(runs_folder, jobs, slurm_profile, sync=not no_sync)
     else:
-        workers = LocalWorkers(runs_folder, jobs, found.settings.parallel * found.settings.replicates)
+        workers = LocalWorkers(runs_folder, jobs, definition.settings.parallel * definition.settings.replicates)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    coordinator = Coordinator(found, runs_folder, workers, sync=not no_sync, say=lambda line: click.echo(_plain(line)))
+    coordinator = Coordinator(
+        definition, runs_folder, workers, sync=not no_sync, on_message=lambda line: click.echo(_plain(line))
+    )
     try:
         finished = coordinator.run()
     except KeyboardInterrupt:
-        click.echo(f"stopped; it goes on where it was: harness search {file}{same_runs(runs_folder)}")
+        click.echo(f"stopped; to resume: harness search {study}{same_runs(runs_folder)}")
         sys.exit(INTERRUPTED_EXIT_CODE)
-    _draw(found, runs_folder)
-    coordinator.carry()
-    _show_status(found, runs_folder)
+    _draw(definition, runs_folder)
+    coordinator.sync_search()
+    _show_status(definition, runs_folder, output)
     sys.exit(0 if finished else 1)
 
 
-def show_plan(file: Path, sets: Sequence[str], runs_folder: Path, *, as_json: bool) -> None:
+def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Output) -> None:
     """Print a search's space, its budget and its first suggestions."""
-    import json
-
     from harness import text
     from harness.cli import tables
     from harness.launch import planning
     from harness.progress import duration
-    from harness.search.coordinator import brief
     from harness.search.loading import load_search
     from harness.search.optuna_backend import first_suggestions
+    from harness.search.space import format_value
 
-    found = load_search(file, sets=sets, inception=has_inception())
-    settings = found.settings
-    points = first_suggestions(found, min(settings.parallel, settings.trials, NUM_SUGGESTIONS))
-    trials = [found.trial(number, point) for number, point in enumerate(points)]
-    if as_json:
-        keys = [[run.run_key for run in study.runs] for study in trials]
-        suggestions = [{"point": point, "run_keys": one} for point, one in zip(points, keys, strict=True)]
-        click.echo(json.dumps({"search": found.name, **found.definition(), "suggestions": suggestions}))
+    definition = load_search(study, sets=sets, inception=has_inception())
+    settings = definition.settings
+    points = first_suggestions(definition, min(settings.parallel, settings.trials, NUM_SUGGESTIONS))
+    trials = [definition.trial(number, point) for number, point in enumerate(points)]
+    if output.as_json:
+        suggestions = [
+            {"point": point, "run_keys": [run.run_key for run in trial.runs]}
+            for point, trial in zip(points, trials, strict=True)
+        ]
+        output.document({"search": definition.name, **definition.definition(), "suggestions": suggestions})
         return
-    click.echo(f"search {found.name}: {text.count(settings.trials, 'trial')}, {settings.parallel} at a time\n")
-    tables.Table(("parameter", "space"), [(one.path, one.spell()) for one in found.space]).show()
+    click.echo(f"search {definition.name}: {text.count(settings.trials, 'trial')}, {settings.parallel} at a time\n")
+    tables.Table(("parameter", "space"), [(axis.path, axis.describe()) for axis in definition.space]).show()
     click.echo()
     rows = []
-    for metric in found.metrics:
+    for metric in definition.metrics:
         evaluation, name = metric.find(trials[0].runs[0])
         rows.append((f"{evaluation.name}/{name}", metric.direction))
     tables.Table(("metric", "aim"), rows).show()
@@ -111,41 +131,51 @@ def show_plan(file: Path, sets: Sequence[str], runs_folder: Path, *, as_json: bo
     seconds, measured = planned.training_seconds(planned.runs[0]), planned.measured(planned.runs[0])
     if seconds and measured:
         click.echo(f"training: about {duration(runs * seconds)} on one {measured.device_name}, one by one")
-    click.echo("\nfirst suggestions (what is asked for before any trial has ended):")
-    paths = [one.path for one in found.space]
+    click.echo("\nfirst suggestions (asked for before any trial has ended):")
+    paths = [axis.path for axis in definition.space]
     tables.Table(
         ("trial", *paths, "run"),
         [
             (
-                study.runs[0].arm,
-                *(brief(point[path]) if path in point else "-" for path in paths),
-                study.runs[0].run_key,
+                trial.runs[0].arm,
+                *(format_value(point[path]) if path in point else "-" for path in paths),
+                trial.runs[0].run_key,
             )
-            for point, study in zip(points, trials, strict=True)
+            for point, trial in zip(points, trials, strict=True)
         ],
     ).show()
-    for warning in dict.fromkeys(one for study in trials for one in study.warnings()):
+    for warning in dict.fromkeys(warning for trial in trials for warning in trial.warnings()):
         click.echo(f"warning: {_plain(warning)}")
 
 
-def _show_status(search: Search, runs_folder: Path) -> None:
+def _trial_facts(trial: TrialRecord) -> dict[str, Any]:
+    facts = {"trial": trial.arm, "state": trial.state, "point": trial.point, "values": trial.values}
+    return facts | {"run_keys": trial.run_keys, "reason": trial.reason}
+
+
+def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
     from harness.cli import tables
     from harness.progress import duration
-    from harness.search.coordinator import brief
-    from harness.search.trials import FINISHED, eta_seconds, front, read_trials
+    from harness.search.space import format_value
+    from harness.search.trials import FINISHED, eta_seconds, pareto_front, read_trials
 
     trials = read_trials(search.folder(runs_folder))
+    if output.as_json:
+        best_trials = [trial.arm for trial in pareto_front(trials, search.metrics)]
+        facts = [_trial_facts(trial) for trial in trials]
+        output.document({"search": search.name, "trials": facts, "best": best_trials})
+        return
     if not trials:
         click.echo(f"search {search.name} has no trials in {runs_folder} yet")
         return
-    best = front(trials, search.metrics)
-    paths = [one.path for one in search.space]
+    best = pareto_front(trials, search.metrics)
+    paths = [axis.path for axis in search.space]
     rows = []
     for trial in trials:
-        point = [brief(trial.point[path]) if path in trial.point else "-" for path in paths]
+        point = [format_value(trial.point[path]) if path in trial.point else "-" for path in paths]
         values = [_value(trial, metric.name) for metric in search.metrics]
         mark = "*" if trial in best else ""
-        note = trial.reason or ("served" if trial.served and len(trial.served) == len(trial.run_keys) else "")
+        note = trial.reason or ("reused" if trial.reused and len(trial.reused) == len(trial.run_keys) else "")
         rows.append((trial.arm, _progress(trial, runs_folder), *point, *values, mark, note or trial.run_keys[0]))
     headers = ("trial", "state", *paths, *(metric.name for metric in search.metrics), "best", "run")
     tables.Table(headers, rows).show()
@@ -174,25 +204,28 @@ def _value(trial: TrialRecord, metric: str) -> str:
 
 
 def _progress(trial: TrialRecord, runs_folder: Path) -> str:
-    """Say how a trial stands; of one that runs how far its runs are."""
+    """Return a trial's state; while it runs, with the steps of its runs."""
     from harness.records.directory import RunDirectory
 
     if trial.state != "running":
         return trial.state
-    standing = [RunDirectory(runs_folder / key).status() for key in trial.run_keys]
-    steps = sum(status.step for status in standing)
-    total = sum(status.num_steps for status in standing)
+    statuses = [RunDirectory(runs_folder / key).status() for key in trial.run_keys]
+    steps = sum(status.step for status in statuses)
+    total = sum(status.num_steps for status in statuses)
     return f"running {steps} of {total}" if total else "running"
 
 
-def _show_best(search: Search, runs_folder: Path) -> None:
-    from harness.search.trials import best_study, front, read_trials
+def _show_best(search: Search, runs_folder: Path, output: Output) -> None:
+    from harness.search.trials import best_study, pareto_front, read_trials
 
-    best = front(read_trials(search.folder(runs_folder)), search.metrics)
+    best = pareto_front(read_trials(search.folder(runs_folder)), search.metrics)
     if not best:
         raise LaunchError(
             f"search {search.name} has no complete trial in {runs_folder} yet: harness search {search.path}"
         )
+    output.document({"trial": best[0].arm, "study": best_study(search, best[0])})
+    if output.as_json:
+        return
     values = ", ".join(f"{metric.name} {_value(best[0], metric.name)}" for metric in search.metrics)
     click.echo(f"# {best[0].arm} of search {search.name}: {values}")
     if len(search.metrics) > 1:
@@ -202,15 +235,13 @@ def _show_best(search: Search, runs_folder: Path) -> None:
 
 
 def _draw(search: Search, runs_folder: Path) -> None:
-    """Draw the figures where analysis/ is at hand; MLflow then shows them with the search."""
+    """Draw the figures of a search; MLflow then shows them with it."""
+    from harness.analysis.fig_search import draw_all
     from harness.search.importances import write_importances
 
     folder = search.folder(runs_folder)
     write_importances(search, folder)
-    with contextlib.suppress(ImportError):
-        from analysis.fig_search import draw_all
-
-        draw_all(runs_folder, search.name, folder / "figures")
+    draw_all(runs_folder, search.name, folder / "figures")
 
 
 def _plain(text: str) -> str:

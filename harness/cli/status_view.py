@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -69,8 +68,8 @@ def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -
     return [_status_row(directory, study, run_states[directory.key]) for directory in directories]
 
 
-def _status_row(directory: RunDirectory, study: str | None, here: states.RunState) -> StatusRow:
-    status, job = here.status, here.job
+def _status_row(directory: RunDirectory, study: str | None, run_state: states.RunState) -> StatusRow:
+    status, job = run_state.status, run_state.job
     num_steps, batch_size = _size_of(directory.path)
     studies = directory.studies()
     facts = studies.get(study or next(iter(studies), ""), {})
@@ -112,10 +111,6 @@ def status_table(rows: Sequence[StatusRow]) -> Table:
     slurm = any(row.job for row in rows)
     headers = [*STATUS_HEADERS[:-1], *(("job", "node") if slurm else ()), STATUS_HEADERS[-1]]
     return Table(headers, [row.row(slurm=slurm) for row in rows])
-
-
-def status_json(rows: Sequence[StatusRow]) -> str:
-    return json.dumps([asdict(row) for row in rows], indent=1)
 
 
 class Follower:

@@ -1,4 +1,4 @@
-"""plan, submit: what a study asks for, and having it done."""
+"""plan, submit: what a study asks for, and running it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli.common import (
+    Output,
     json_option,
     load,
+    new_code_option,
+    no_sync_option,
     profile_option,
     read_profile,
     runs_folder_option,
@@ -20,7 +23,7 @@ from harness.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from harness.launch.planning import Plan
+    from harness.launch.planning import Plan, PlannedRun
     from harness.launch.submission import BlockingSubmission
 
 INTERRUPTED_EXIT_CODE = 130
@@ -32,21 +35,25 @@ INTERRUPTED_EXIT_CODE = 130
 @click.option("--all", "everything", is_flag=True, help="Show every run, not the first 40.")
 @set_option
 @runs_folder_option
-def plan(study: Path, as_json: bool, everything: bool, sets: tuple[str, ...], runs_folder: Path) -> None:
-    """Show what a study asks for, where each run stands and what is left to pay. Changes nothing."""
+def plan(study: Path, output: Output, everything: bool, sets: tuple[str, ...], runs_folder: Path) -> None:
+    """Show a study's runs, states and cost.
+
+    Nothing is changed.
+
+    With --json: {"study", "runs": [{"run_key", "state", "arm", "replicate", "run_dir"}]}; of a search {"search",
+    "suggestions": [{"point", "run_keys"}]} with its definition.
+    """
     from harness.launch import planning
     from harness.study.expand import is_search
 
     if is_search(study):
         from harness.cli.search import show_plan
 
-        show_plan(study, sets, runs_folder, as_json=as_json)
+        show_plan(study, sets, runs_folder, output)
         return
     planned = planning.plan(load(study, sets), runs_folder)
-    if as_json:
-        import json
-
-        click.echo(json.dumps(planned.as_json()))
+    if output.as_json:
+        output.document(planned.as_json())
         return
     from harness.cli import plan_view
 
@@ -58,9 +65,10 @@ def plan(study: Path, as_json: bool, everything: bool, sets: tuple[str, ...], ru
 @click.option("--cluster", default="local", metavar="local|debug|slurm", show_default=True, help="Where to run.")
 @click.option("--jobs", type=click.IntRange(1), help="Workers (local), or runs at a time (slurm).")
 @profile_option
-@click.option("--new-code", is_flag=True, help="Go on with today's code, not with that which a run began with.")
-@click.option("--no-sync", is_flag=True, help="Don't carry the records to MLflow; `harness sync` does it later.")
+@new_code_option
+@no_sync_option
 @set_option
+@json_option
 @runs_folder_option
 def submit(
     study: Path,
@@ -70,23 +78,30 @@ def submit(
     new_code: bool,
     no_sync: bool,
     sets: tuple[str, ...],
+    output: Output,
     runs_folder: Path,
 ) -> None:
-    """Run all of a study that is not done yet. Safe to repeat: done runs are skipped, broken ones go on."""
+    """Run whatever is not finished.
+
+    Finished runs are skipped, interrupted ones resume; submitting twice is safe. On this machine the command waits for
+    the runs and shows them; on SLURM it returns when they are queued.
+
+    With --json: {"study", "submitted": [RUN_KEY], "skipped": [RUN_KEY], "notes": [TEXT], "runs": [{"run_key", "state",
+    "arm", "replicate", "reason"}]}, the runs as they stand when the command returns.
+    """
     from harness.launch import planning
     from harness.launch.calibrate import require_within_budget
 
     planned = planning.plan(load(study, sets), runs_folder)
-    facts = read_profile(profile, cluster)
-    require_within_budget(planned, cluster=cluster, profile=facts, told=click.echo)
-    _offer_to_cancel_orphans(planned, runs_folder)
-    submit_and_follow(
-        planned, runs_folder, cluster=cluster, jobs=jobs, profile=facts, sync=not no_sync, new_code=new_code
-    )
+    slurm_profile = read_profile(profile, cluster)
+    require_within_budget(planned, cluster=cluster, profile=slurm_profile, told=click.echo)
+    _offer_to_cancel_orphans(planned, runs_folder, ask=sys.stdin.isatty() and not output.as_json)
+    options = {"cluster": cluster, "jobs": jobs, "profile": slurm_profile}
+    submit_and_follow(planned, runs_folder, output, **options, sync=not no_sync, new_code=new_code)
 
 
-def submit_and_follow(planned: Plan, runs_folder: Path, **options: Any) -> None:
-    """Submit what a plan has to do; look on where it runs here, and say how to where it does not."""
+def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **options: Any) -> None:
+    """Submit what a plan has left to do, and follow it where it runs on this machine."""
     from harness import text
     from harness.cli import status_view, tables
     from harness.launch.submission import BlockingSubmission
@@ -94,57 +109,76 @@ def submit_and_follow(planned: Plan, runs_folder: Path, **options: Any) -> None:
 
     study, name = planned.study.path, planned.study.name
     submission = submit_plan(planned, **options)
-    submitted = {one.run_key for one in submission.runs}
-    left_alone = [one for one in planned.runs if one.run_key not in submitted]
-    if left_alone:
-        click.echo(f"left alone: {tables.state_counts(one.state for one in left_alone)}")
+    submitted = {run.run_key for run in submission.runs}
+    skipped = [run for run in planned.runs if run.run_key not in submitted]
+    if skipped:
+        click.echo(f"skipped: {tables.state_counts(run.state for run in skipped)}")
     if submission.runs:
         click.echo(f"submitted: {text.count(len(submission.runs), 'run')}")
     for note in submission.notes:
         click.echo(note)
+    ended_by_itself = True
     if not submission.runs:
         click.echo("nothing to submit")
-        return
-    if not isinstance(submission, BlockingSubmission):
+    elif isinstance(submission, BlockingSubmission):
+        directories = [run.directory for run in submission.runs]
+        with status_view.Follower(lambda: status_view.status_rows(directories, name)) as follower:
+            ended_by_itself = submission.wait(follower.tick)
+    else:
         click.echo(f"follow: harness status {study}{same_runs(runs_folder)} --watch")
-        return
-    directories = [one.directory for one in submission.runs]
-    with status_view.Follower(lambda: status_view.status_rows(directories, name)) as follower:
-        ended_by_itself = submission.wait(follower.tick)
-    _say_how_it_ended(submission, study, runs_folder, ended_by_itself)
+    output.document(
+        {
+            "study": name,
+            "submitted": [run.run_key for run in submission.runs],
+            "skipped": [run.run_key for run in skipped],
+            "notes": submission.notes,
+            "runs": [_run_facts(run) for run in (*skipped, *submission.now())],
+        }
+    )
+    if submission.runs and isinstance(submission, BlockingSubmission):
+        _report_end(submission, study, runs_folder, ended_by_itself)
 
 
-def _offer_to_cancel_orphans(planned: Plan, runs_folder: Path) -> None:
-    """Deal with what still waits or runs for this study, though its file no longer asks for it."""
+def _run_facts(planned: PlannedRun) -> dict[str, Any]:
+    return {
+        "run_key": planned.run_key,
+        "state": planned.state,
+        "arm": planned.run.arm,
+        "replicate": planned.run.replicate,
+        "reason": planned.status.reason,
+    }
+
+
+def _offer_to_cancel_orphans(planned: Plan, runs_folder: Path, *, ask: bool) -> None:
+    """Name the runs that still wait or run for this study although its file no longer has them; cancel them if told."""
     from harness import text
     from harness.launch import manage
 
     orphans = manage.orphans(planned)
     if not orphans:
         return
-    said = f"{text.count(len(orphans), 'run')} of this study still at work, though its file no longer asks for them"
-    if sys.stdin.isatty():
-        if click.confirm(f"{said}: {' '.join(one.key for one in orphans)}. Cancel?"):
-            manage.cancel(orphans)
-        return
-    keys = " ".join(one.key for one in orphans)
-    click.echo(f"{said}; to cancel: harness cancel {keys}{same_runs(runs_folder)}")
+    message = f"{text.count(len(orphans), 'run')} of this study queued or running, but no longer in its file"
+    keys = " ".join(directory.key for directory in orphans)
+    if not ask:
+        click.echo(f"{message}; to cancel: harness cancel {keys}{same_runs(runs_folder)}")
+    elif click.confirm(f"{message}: {keys}. Cancel?"):
+        manage.cancel(orphans)
 
 
-def _say_how_it_ended(submission: BlockingSubmission, study: Path, runs_folder: Path, ended_by_itself: bool) -> None:
+def _report_end(submission: BlockingSubmission, study: Path, runs_folder: Path, ended_by_itself: bool) -> None:
     from harness import text
 
     unfinished = submission.unfinished()
     num_done = len(submission.runs) - len(unfinished)
     click.echo(f"{num_done} of {text.count(len(submission.runs), 'run')} done")
     for planned in unfinished:
-        why = f": {planned.status.reason}" if planned.status.reason else ""
+        reason = f": {planned.status.reason}" if planned.status.reason else ""
         name = f"{planned.run_key} {planned.run.arm} r{planned.run.replicate}"
-        click.echo(text.printable(f"  {name} {planned.state}{why}"))
+        click.echo(text.printable(f"  {name} {planned.state}{reason}"))
     for log in submission.logs_of_killed():
         click.echo(f"a worker was killed (out of memory?); its log: {log}", err=True)
     if not unfinished:
         return
     first, option = unfinished[0].run_key, same_runs(runs_folder)
-    click.echo(f"`harness why {first}{option}` tells more; submit again resumes: harness submit {study}{option}")
+    click.echo(f"details: harness why {first}{option}; to resume: harness submit {study}{option}")
     sys.exit(1 if ended_by_itself else INTERRUPTED_EXIT_CODE)

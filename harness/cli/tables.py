@@ -52,6 +52,6 @@ class Table:
 
 
 def state_counts(states: Iterable[str]) -> str:
-    """Say `3 done, 1 running`, in the order in which states follow each other."""
-    found = Counter(states)
-    return ", ".join(f"{found[state]} {state}" for state in STATE_ORDER if found[state])
+    """Return `3 done, 1 running`, in the order in which states follow each other."""
+    counts = Counter(states)
+    return ", ".join(f"{counts[state]} {state}" for state in STATE_ORDER if counts[state])

@@ -14,13 +14,13 @@ from torch import Tensor
 from harness.data.base import Split, to_uint8
 from harness.diffusion.process import Denoised, GaussianDiffusion
 from harness.diffusion.respacing import space_timesteps
-from harness.diffusion.samplers import SAMPLERS, skip_fraction
+from harness.diffusion.samplers import skip_fraction
 from harness.methods.base import HasLikelihood, Method, Predict
 from harness.metrics.features import Extractor, load_extractor
 from harness.metrics.fidelity import reference_features
 from harness.randomness import Streams
-from harness.registry import make_process, parameters
-from harness.spec.evaluation import Ancestral, Ddim, DpmSolverPP, Evaluation, extractor_name, section_counts
+from harness.registry import implementation, make_process, parameters
+from harness.spec.evaluation import AnySampler, Evaluation, extractor_name, section_counts
 from harness.spec.run import RunSpec
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -72,7 +72,7 @@ class EvaluationContext:
 
     def sample(
         self,
-        sampler: Ancestral | Ddim | DpmSolverPP,
+        sampler: AnySampler,
         num_steps: int,
         num_samples: int,
         *,
@@ -109,7 +109,7 @@ class EvaluationContext:
                 guidance=self.evaluation.guidance,
                 low_res=None if low_res is None else low_res[start : start + count].to(self.device),
             )
-            x_0 = SAMPLERS[sampler.name](
+            x_0 = implementation("sampler", sampler)(
                 denoise,
                 x_T,
                 process,

@@ -17,8 +17,9 @@ from harness.evaluation.context import EvaluationContext, ProgressCallback
 from harness.evaluation.images import image_grid, save_png
 from harness.methods.base import Method
 from harness.records.directory import RunDirectory
+from harness.records.plugins import read_spec
 from harness.registry import make_method
-from harness.spec.evaluation import Ancestral, Ddim, DpmSolverPP, Evaluation, section_counts
+from harness.spec.evaluation import AnySampler, Evaluation, section_counts
 from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
 
@@ -50,7 +51,7 @@ def load_method(
 def sample_run(
     run_folder: Path,
     *,
-    sampler: Ancestral | Ddim | DpmSolverPP,
+    sampler: AnySampler,
     num_steps: int,
     num_samples: int,
     seed: int = 0,
@@ -74,11 +75,11 @@ def sample_run(
         SpecError: the chain has no such number of steps, or an upsampler has nothing to enlarge.
     """
     run_directory = RunDirectory(run_folder)
-    spec = RunSpec.model_validate(run_directory.spec())
+    spec = read_spec(run_directory.path, run_directory.spec())
     try:
         space_timesteps(spec.diffusion.num_timesteps, section_counts(sampler, num_steps))
     except ValueError as error:
-        raise SpecError(f"--steps {num_steps}: {error}") from None
+        raise SpecError(f"--num-steps {num_steps}: {error}") from None
     small = _small_images(spec, low_res)
     num_samples = num_samples if small is None else min(num_samples, len(small))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

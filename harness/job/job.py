@@ -9,6 +9,7 @@ who only help to train, have gone.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -32,16 +33,18 @@ from harness.records.directory import RunDirectory
 from harness.records.files import differences
 from harness.records.journal import Journal
 from harness.records.lineage import parent_of
+from harness.records.plugins import read_spec
 from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
 from harness.registry import make_dataset, make_method
 from harness.spec.evaluation import Evaluation
 from harness.spec.resources import Resources
-from harness.spec.run import RunSpec
 from harness.training.checkpoints import Checkpoints
 from harness.training.distributed import ProcessGroup, RankInfo, detect_rank, process_group
 from harness.training.loop import Interrupted, Training, save, train
+
+logger = logging.getLogger(__name__)
 
 _STATUS_EVERY_SECONDS = 1.0
 
@@ -116,7 +119,7 @@ def _train_as_worker_rank(job: _Job) -> str:
         return "interrupted"
     except Exception:
         # The first process, whose record gives the reason, knows; the traceback is for this process's own log.
-        traceback.print_exc()
+        logger.exception(f"run {job.directory.key} failed in this process")
         return "failed"
     return "done"
 
@@ -131,7 +134,7 @@ class _Job:
         stop_after_steps: int | None = None,
     ):
         self.directory = run_directory
-        self.spec = RunSpec.model_validate(run_directory.spec())
+        self.spec = read_spec(run_directory.path, run_directory.spec())
         self.request = RunRequest.of(run_directory)
         self.threads = threads
         self.rank_info = rank_info
@@ -322,7 +325,7 @@ class _Job:
         """Write the run's final state for this attempt; where the disk takes nothing more, say it in the log."""
         self.state = state
         if trace:
-            print(trace, file=sys.stderr)
+            logger.error(trace)
         facts = {"reason": reason, "traceback": trace} if trace else {"reason": reason}
         try:
             if self.journal is None:  # it failed before it could begin
@@ -332,7 +335,7 @@ class _Job:
             self._write_status(state, reason, cause=cause, force=True)
         except RecordError as error:
             self.state = "failed"
-            print(f"{self.directory.key} {state}: {reason}; its records cannot say so: {error}", file=sys.stderr)
+            logger.error(f"{self.directory.key} {state}: {reason}; its records cannot say so: {error}")
 
     def _write_status(self, state: str, reason: str = "", *, cause: Cause = "", force: bool = False) -> None:
         now = time.monotonic()
@@ -363,7 +366,7 @@ class _Job:
         if changes := changed_conditions(self.directory, environment):
             message = f"{', '.join(changes)}: the bits may differ from here on"
             self.journal.event("environment_changed", step=self.step, changes=message)
-            print(f"{self.directory.key}: {message}", file=sys.stderr)
+            logger.warning(f"{self.directory.key}: {message}")
         self.directory.write_environment(attempt, environment)
 
     def _record_throughput(self, seconds_per_step: float, device: torch.device) -> None:

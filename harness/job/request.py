@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from harness.records.directory import RunDirectory
+from harness.records.plugins import read_evaluation
 from harness.spec.evaluation import Evaluation
 from harness.spec.resources import Records, Resources
 
@@ -23,14 +25,13 @@ class RunRequest:
     def of(cls, run_directory: RunDirectory) -> RunRequest:
         """Read the run's studies; evaluations add up, for the rest the study that joined last decides."""
         studies = list(run_directory.studies_by_joining().values())
+        read = partial(read_evaluation, run_directory.path)
         evaluations = {
-            evaluation.key: evaluation
-            for study in studies
-            for evaluation in map(Evaluation.model_validate, study["evaluations"])
+            evaluation.key: evaluation for study in studies for evaluation in map(read, study["evaluations"])
         }
         last = studies[-1] if studies else {}
         records = Records.model_validate(last.get("records", {}))
-        candidates = map(Evaluation.model_validate, last.get("evaluations", []))
+        candidates = map(read, last.get("evaluations", []))
         scored_by = next(
             (candidate for candidate in candidates if candidate.every and f"{candidate.name}/nll_bpd" == records.best),
             None,

@@ -24,6 +24,7 @@ from harness.launch.processes import available_cores, visible_gpus
 from harness.records import throughput
 from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
+from harness.records.plugins import freeze, read_spec
 from harness.records.throughput import Throughput, cpu_name
 from harness.slurm import probe as errand
 from harness.slurm.profile import Profile
@@ -126,6 +127,8 @@ def _answers(
     # Below the runs folder, which all nodes see.
     with tempfile.TemporaryDirectory(prefix=".calibrate-", dir=plan.runs_folder, ignore_cleanup_errors=True) as name:
         folder = Path(name)
+        for one in request["wanted"]:
+            freeze(folder, one["spec"].get("plugins", {}))
         (folder / REQUEST).write_text(json.dumps(request))
         if cluster == "slurm":
             sent = errand.run_probe_job(
@@ -214,7 +217,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(request["threads"])
     answers: list[dict[str, Any]] = []
     for one in request["wanted"]:
-        spec, resources = RunSpec.model_validate(one["spec"]), Resources.model_validate(one["resources"])
+        spec, resources = read_spec(folder, one["spec"]), Resources.model_validate(one["resources"])
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 fact = time_steps(spec, resources, one["data_root"], steps=request["steps"], scratch=Path(scratch))

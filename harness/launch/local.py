@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +30,8 @@ from harness.text import count
 
 if TYPE_CHECKING:
     from harness.tracking.daemon import BackgroundSync
+
+logger = logging.getLogger(__name__)
 
 
 LOCAL_TIMEOUT_MINUTES = 28 * 24 * 60  # submitit's own default would end a local worker after 2 minutes
@@ -60,8 +62,7 @@ class LocalSubmission(BlockingSubmission):
                     time.sleep(0.5)
                 return True
             except KeyboardInterrupt:
-                note = "Stopping after this step and saving a checkpoint. Press Ctrl-C again to quit at once."
-                print(note, file=sys.stderr)
+                logger.info("Stopping after this step and saving a checkpoint. Press Ctrl-C again to quit at once.")
                 self.stop(tick)
                 return False
             finally:
@@ -78,7 +79,7 @@ class LocalSubmission(BlockingSubmission):
             for planned in self.runs:
                 sync_run(planned.directory, tracking_uri=self.tracking_uri)
         except HarnessError as error:
-            print(f"not all records have reached MLflow; `harness sync` uploads the rest: {error}", file=sys.stderr)
+            logger.warning(f"not all records have reached MLflow; `harness sync` uploads the rest: {error}")
 
     def start(self) -> None:
         """Begin the work; `wait` does, but a search looks after many submissions at once."""

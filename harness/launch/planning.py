@@ -112,7 +112,7 @@ def plan(study: Study, runs_folder: Path) -> Plan:
     """Look up where every run of a study stands; read only, and 1,000 runs take a fraction of a second.
 
     Raises:
-        SpecError: a run is to go on from one that it cannot go on from.
+        SpecError: a run is to continue one that it cannot continue.
     """
     present = set(os.listdir(runs_folder)) if runs_folder.is_dir() else set()  # noqa: PTH208 (one call for all runs)
     states = read_run_states([runs_folder / run.run_key for run in study.runs if run.run_key in present])
@@ -124,10 +124,10 @@ def plan(study: Study, runs_folder: Path) -> Plan:
 
 
 def planned_run(run: Run, path: Path, states: dict[str, RunState]) -> PlannedRun:
-    here = states.get(run.run_key, RunState())
-    state = here.status.state
+    run_state = states.get(run.run_key, RunState())
+    state = run_state.status.state
     if state == "done" and run.evaluations:
         evaluated = RunDirectory(path).evaluated_keys()
         if any(evaluation.key not in evaluated for evaluation in run.evaluations):
             state = "evaluate"
-    return PlannedRun(run, path, state, here.status, here.job)
+    return PlannedRun(run, path, state, run_state.status, run_state.job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import signal
@@ -18,9 +19,12 @@ from harness.launch.claims import is_cancelled
 from harness.launch.processes import process_environment, thread_environment, visible_gpus
 from harness.launch.requeue import comes_back, forget_starts, given_up, given_up_before_it_began
 from harness.launch.worker import execute_run, next_log, open_log
+from harness.messages import show_messages
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
 from harness.slurm import commands
+
+logger = logging.getLogger(__name__)
 
 CANARY_STEPS = 50
 OUTLASTS_A_DEAD_WRITER_SECONDS = 130.0
@@ -55,6 +59,7 @@ class Task:
     preemption_cancels: bool = False
 
     def __call__(self, paths: tuple[Path, ...]) -> None:
+        show_messages("stdout")
         if int(os.environ.get("SLURM_PROCID", "0")) > 0:  # it only helps to train, and the job's log has its words
             options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
             execute_run(paths[0], self.threads, False, None, logged=False, **options)
@@ -79,7 +84,7 @@ class Task:
             return False
         directory = RunDirectory(path)
         if ending := given_up(path) or given_up_before_it_began(self._layout, path, platform.node()):
-            print(f"{path.name}: {ending.reason}", flush=True)
+            logger.warning(f"{path.name}: {ending.reason}")
             status = replace(directory.status(), state="failed", cause=ending.cause, reason=ending.reason)
             directory.set_status(replace(status, stopped_by=""))
             return False
@@ -175,11 +180,12 @@ class Task:
         for path in paths:
             with self._layout.claim_path(path.name).open("a") as claim:
                 claim.write(f"\n{successor}")
-        print(f"preempted for good; job {successor} takes over", flush=True)
+        logger.info(f"preempted for good; job {successor} takes over")
 
 
 def work_alone(path: str, facts: str) -> None:
     """Work on one run of several in a job; what it prints goes to the run's log already."""
+    show_messages("stdout")
     options = json.loads(facts)
     execute_run(
         Path(path),

@@ -6,6 +6,7 @@ import getpass
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -58,12 +59,12 @@ def submit(
     runs = [planned for planned in plan.to_do if planned.run_key not in no_more]
     _require_data(runs)
     uri = tracking_uri or profile.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    carried_later = cluster == "slurm" and not (profile.compute_nodes_reach_server and (uri or "").startswith("http"))
-    if sync and not carried_later:
+    synced_later = cluster == "slurm" and not (profile.compute_nodes_reach_server and (uri or "").startswith("http"))
+    if sync and not synced_later:
         from harness.tracking.store import initialise_store
 
         uri = initialise_store(uri)
-    sync = sync and not carried_later
+    sync = sync and not synced_later
     news = _register_runs(plan)
     notes = _sync_finished_runs([planned for planned in news if planned.state == "done"], uri) if sync and uri else []
     if no_more:
@@ -82,6 +83,8 @@ def submit(
             "runs": [planned.run_key for planned in runs],
         }
         layout.facts_path.write_text(json.dumps(facts, indent=1))
+        if plan.study.path.suffix == ".py":  # a study that is code is kept with what it asked for
+            shutil.copyfile(plan.study.path, folder / plan.study.path.name)
     today, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
     launch = CLUSTERS[cluster]
     options = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
@@ -89,7 +92,7 @@ def submit(
     if old := sum(of_run.id != today for of_run in code.values()):
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
         notes.append(f"{resume} with the code snapshot from the first start (--new-code uses the current code)")
-    if runs and carried_later:
+    if runs and synced_later:
         notes.append(f"records: `harness sync {plan.study.path} --watch` uploads them to MLflow")
     submission.notes.extend(notes)
     return submission
@@ -98,7 +101,7 @@ def submit(
 def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[str, dict[str, snapshot.Snapshot]]:
     """Freeze today's code; return its id, and by run the code that it works with.
 
-    A run that has a checkpoint goes on with the code that it began with, so that it never mixes two versions. Further
+    A run that has a checkpoint resumes with the code that it began with, so that it never mixes two versions. Further
     evaluations of a run that is done are today's business.
 
     Raises:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,11 @@ from typing import IO, Any
 from harness.errors import HarnessError
 from harness.launch.claims import is_cancelled
 from harness.launch.processes import set_or_unset
+from harness.messages import show_messages
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Worker:
             job_id = os.environ["SUBMITIT_LOCAL_JOB_ID"]
             signal.signal(signal.SIGTERM, lambda *_: stopping.set())  # between two runs; submitit would ignore it
             set_or_unset("CUDA_VISIBLE_DEVICES", self.gpu)  # which submitit has emptied
+        show_messages("stdout")
         for path in self.queue:
             if stopping.is_set():
                 return
@@ -67,18 +71,18 @@ def execute_run(
     """
     with printing_to(next_log(path)) if logged else contextlib.nullcontext():
         place = f"{platform.node()}, process {os.getpid()}"
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {path.name} on {place}", flush=True)
+        logger.info(f"{time.strftime('%Y-%m-%d %H:%M:%S')} run {path.name} on {place}")
         try:
             from harness.job.job import run_job
 
             state = run_job(path, threads=threads, tracking_uri=tracking_uri, sync=sync, **options)
         except HarnessError as error:  # as a rule: another submission works on it, and it is left alone
-            print(error, flush=True)
+            logger.warning(error)
             return "left alone"
         except Exception:
-            traceback.print_exc()
+            logger.exception(f"run {path.name} failed")
             return "failed"
-        print(f"{path.name} is {state}", flush=True)
+        logger.info(f"{path.name} is {state}")
         return state
 
 
@@ -94,7 +98,7 @@ def printing_to(path: Path) -> Iterator[None]:
     try:
         log = open_log(path)
     except OSError as error:  # the disk is full: a log is not worth the run
-        print(f"{path} cannot be written: {error.strerror}", file=sys.stderr, flush=True)
+        logger.warning(f"{path} cannot be written: {error.strerror}")
         yield
         return
     _flush()

@@ -182,8 +182,11 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
-class Stage(nn.Sequential):
+class Stage(nn.ModuleList):
     """Layers in a row, of which the residual blocks also see the embedding."""
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__(layers)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
@@ -330,13 +333,20 @@ class SuperResUNet(UNet):
     def __init__(self, in_channels: int, *args, **kwargs):
         super().__init__(2 * in_channels, *args, **kwargs)
 
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, *, low_res: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, *, low_res: Tensor | None = None
+    ) -> Tensor:
         """Run the network.
 
         Args:
             x, timesteps, y: as for UNet; x is [B, in_channels, H, W] of the large image.
             low_res: [B, in_channels, h, w], the small image in [-1, 1].
+
+        Raises:
+            ValueError: low_res is missing or does not fit x.
         """
+        if low_res is None:
+            raise ValueError("an upsampler needs low_res, the small image")
         if low_res.shape[:2] != x.shape[:2]:
             raise ValueError(f"low_res {list(low_res.shape)} must have x's batch and channels, x is {list(x.shape)}")
         upsampled = F.interpolate(low_res, size=x.shape[2:], mode="bilinear")  # [B, C, H, W]

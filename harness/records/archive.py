@@ -91,6 +91,7 @@ def export_study(
         RecordError: a run is being worked on, a file changes meanwhile, or the archive cannot be written.
     """
     sources: dict[str, Path] = {}
+    dated: dict[Path, bytes] = {}  # what goes in place of a file's content
     left_out: list[str] = []
     for directory in run_directories:
         if owner := directory.writer():
@@ -99,13 +100,14 @@ def export_study(
             )
         for name, source in _files_of(directory, checkpoints).items():
             sources[f"runs/{directory.key}/{name}"] = source
+        dated |= {path: text.encode() for path, text in directory.dated_studies().items()}
     if figures and figures.is_dir():
         sources |= {f"figures/{name}": source for name, source in _files_below(figures).items()}
     for name in [name for name in sources if not _NAME.fullmatch(name) or not name.endswith(SUFFIXES)]:
         left_out.append(name)
         del sources[name]
-    files = {name: {"bytes": source.stat().st_size, "sha256": _sha256(source)} for name, source in sources.items()}
-    num_bytes = sum(source.stat().st_size for source in sources.values())
+    files = {name: _facts(source, dated.get(source)) for name, source in sources.items()}
+    num_bytes = sum(facts["bytes"] for facts in files.values())
     manifest = {
         "format": FORMAT,
         "study": study,
@@ -122,7 +124,7 @@ def export_study(
             text = json.dumps(manifest, indent=1, sort_keys=True).encode()
             tar.addfile(_entry(MANIFEST, len(text)), io.BytesIO(text))
             for name in sorted(sources):
-                _add(tar, name, sources[name], files[name])
+                _add(tar, name, sources[name], files[name], dated.get(sources[name]))
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -175,8 +177,14 @@ def _entry(name: str, num_bytes: int) -> tarfile.TarInfo:
     return entry
 
 
-def _add(tar: tarfile.TarFile, name: str, source: Path, facts: dict[str, Any]) -> None:
-    with source.open("rb") as file:
+def _facts(source: Path, content: bytes | None) -> dict[str, Any]:
+    if content is not None:
+        return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {"bytes": source.stat().st_size, "sha256": _sha256(source)}
+
+
+def _add(tar: tarfile.TarFile, name: str, source: Path, facts: dict[str, Any], content: bytes | None) -> None:
+    with source.open("rb") if content is None else io.BytesIO(content) as file:
         hashing = _Hashing(file)
         tar.addfile(_entry(name, facts["bytes"]), cast(IO[bytes], hashing))
     if hashing.digest.hexdigest() != facts["sha256"]:
@@ -356,7 +364,8 @@ def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, fi
     if wrong:
         raise RecordError("\n  ".join(["nothing was imported, for no run is ever overwritten:", *wrong]))
     for key in new:
-        RunDirectory(staging / "runs" / key).keep_joining_order(manifest["runs"][key])
+        for path, dated in RunDirectory(staging / "runs" / key).dated_studies(manifest["runs"][key]).items():
+            path.write_text(dated)
         (staging / "runs" / key).rename(runs_folder / key)
     sync_folder(runs_folder)
     num_figures = 0

@@ -7,6 +7,7 @@
         journal-<attempt>.jsonl     every metric and event of one attempt, appended; what figures are made from
         environment.json            one entry an attempt: host, versions, threads, device, code snapshot
         logs/attempt-<attempt>.log  what its process printed, tracebacks and all, for people
+        plugins/<sha256>/*.py       files that parts of the spec come from, frozen with it
         arrays/*.npz  samples/*.png  evaluations/<key>.json  checkpoints/
         lock/  tracking/            who writes, and what MLflow already has
 
@@ -91,10 +92,11 @@ class RunDirectory(RunLayout):
 
         self.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
         facts = run.facts()
-        if self.studies().get(run.study) == json.loads(json.dumps(facts)):
-            return False
-        self.add_to_study(run.study, facts)
-        return True
+        stored = dict(self._study_entries()).get(self.study_path(run.study), {})
+        news = without_joining_time(stored) != json.loads(json.dumps(facts))
+        if news or _JOINED not in stored:  # an entry from before the time was in it: whoever submits now comes last
+            self.add_to_study(run.study, facts)
+        return news
 
     def create(self, spec: dict, schema_version: int) -> RunDirectory:
         """Write the resolved spec; do nothing when the same one is there already.
@@ -111,6 +113,7 @@ class RunDirectory(RunLayout):
         import yaml  # 20 ms that readers need not pay
 
         self.path.mkdir(parents=True, exist_ok=True)
+        self._freeze_plugins(asked["spec"])
         text = yaml.safe_dump(asked["spec"], sort_keys=False, allow_unicode=True)
         replace_file(self.spec_yaml_path, text, durable=True)
         # Last, because a spec.json means that the directory is whole.
@@ -132,11 +135,20 @@ class RunDirectory(RunLayout):
             facts: arm, replicate, label, overrides, evaluations (a list of dicts), ...
         """
         path = self.study_path(safe_name(study))
+        for evaluation in facts.get("evaluations", ()):
+            self._freeze_plugins(evaluation)
         self.studies_folder.mkdir(parents=True, exist_ok=True)
         # After all others, even those that were written by a machine whose clock is ahead.
         last = max((entry.get(_JOINED, 0.0) for _, entry in self._study_entries()), default=0.0)
         joined = facts | {_JOINED: max(time.time(), last + 1e-3)}
         replace_file(path, json.dumps(joined, indent=2), durable=True)
+
+    def _freeze_plugins(self, values: dict) -> None:
+        """Keep the files of the plugins that a spec or a protocol uses."""
+        if digests := values.get("plugins"):
+            from harness.records.plugins import freeze  # pydantic, which readers need not pay
+
+            freeze(self.path, digests)
 
     def studies(self) -> dict[str, dict]:
         """Return what each study says about this run, by the study's name."""
@@ -153,17 +165,19 @@ class RunDirectory(RunLayout):
         entries.sort(key=lambda pair: (pair[1].get(_JOINED, 0.0), of_files.get(pair[0].stem, 0), pair[0].stem))
         return {path.stem: without_joining_time(entry) for path, entry in entries}
 
-    def keep_joining_order(self, order: Sequence[str]) -> None:
-        """Write the order in which the run joined its studies into entries from before the time was in them.
+    def dated_studies(self, order: Sequence[str] = ()) -> dict[Path, str]:
+        """Return the text of each entry from before the time was in it, with a time that keeps the order of joining.
 
         Args:
-            order: the studies' names, that which the run joined first before the others.
+            order: the studies' names as they were joined; where it is empty, as the files' times say.
         """
-        for path, entry in self._study_entries():
-            if _JOINED not in entry and path.stem in order:
-                # Below every time that is written today.
-                entry = entry | {_JOINED: float(order.index(path.stem) + 1)}
-                replace_file(path, json.dumps(entry, indent=2), durable=True)
+        order = order or list(self.studies_by_joining())
+        # Seconds below every time that is written today.
+        return {
+            path: json.dumps(entry | {_JOINED: float(order.index(path.stem) + 1)}, indent=2)
+            for path, entry in self._study_entries()
+            if _JOINED not in entry and path.stem in order
+        }
 
     def _study_entries(self) -> list[tuple[Path, dict]]:
         paths = sorted(self.studies_folder.glob(STUDIES))
@@ -242,7 +256,7 @@ class RunDirectory(RunLayout):
         """Begin the next attempt; hold the lock.
 
         Args:
-            resumed_from_step: step of the checkpoint it goes on from, 0 for a fresh start. Rows that earlier attempts
+            resumed_from_step: step of the checkpoint it resumes from, 0 for a fresh start. Rows that earlier attempts
                 made past it are fenced off from now on.
             facts: whatever else the header should say.
         """
@@ -275,15 +289,15 @@ class RunDirectory(RunLayout):
         """Say what is wrong with the journals: torn and damaged lines, missing entries and attempts, contradictions."""
         rows_problems = self._current_rows()[1]
         attempts = self._read_attempts()
-        found = [line for attempt in attempts for line in attempt.damage]
+        lines = [line for attempt in attempts for line in attempt.damage]
         writing = self.writer() is not None
         for attempt in attempts:
             if attempt.torn_bytes and not (writing and attempt is attempts[-1]):
-                found.append(f"{attempt.path.name}: torn last line dropped ({attempt.torn_bytes} bytes)")
+                lines.append(f"{attempt.path.name}: torn last line dropped ({attempt.torn_bytes} bytes)")
         numbers = {attempt.attempt for attempt in attempts}
         missing = set(range(1, max(numbers, default=0) + 1)) - numbers
-        found.extend(f"{self.journal_path(number).name} is missing" for number in sorted(missing))
-        return found + rows_problems
+        lines.extend(f"{self.journal_path(number).name} is missing" for number in sorted(missing))
+        return lines + rows_problems
 
     def events(self, name: str | None = None) -> list[Event]:
         """Return what happened, over all attempts, all of it or by name.
@@ -291,13 +305,13 @@ class RunDirectory(RunLayout):
         An event with a `step` past the one that a later attempt resumed from is kept as history and marked as fenced.
         """
         attempts = self._read_attempts()
-        found = []
+        events = []
         for attempt, fence in zip(attempts, self._fences(attempts), strict=True):
             for event in attempt.events:
                 if name in (None, event.name):
                     superseded = event.facts.get("step", 0) > fence
-                    found.append(Event(event.name, event.facts, event.time_ms, event.attempt, event.seq, superseded))
-        return found
+                    events.append(Event(event.name, event.facts, event.time_ms, event.attempt, event.seq, superseded))
+        return events
 
     def evaluated_keys(self) -> set[str]:
         """Return the keys of the protocols that a done run was measured by.
@@ -328,12 +342,12 @@ class RunDirectory(RunLayout):
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - tail_bytes))
                 lines = file.read().split(b"\n")[1 if size > tail_bytes else 0 : -1]
-            attempt, found = attempt_number(path), {}
+            attempt, newest = attempt_number(path), {}
             for entry in filter(None, map(parse_line, lines)):
                 for key, value in entry.get("metrics", {}).items():
-                    found[key] = Row(key, value, entry["step"], entry["at"], entry["ms"], attempt, entry["seq"])
-            if found:
-                return found
+                    newest[key] = Row(key, value, entry["step"], entry["at"], entry["ms"], attempt, entry["seq"])
+            if newest:
+                return newest
         return {}
 
     # -- how it is read
@@ -368,18 +382,18 @@ class RunDirectory(RunLayout):
         for attempt, fence in zip(attempts, self._fences(attempts), strict=True):
             for row in attempt.rows:
                 if is_measurement(row.key):
-                    if row.at <= fence:
+                    if row.train_step <= fence:
                         kept.append(row)
                     continue
                 # A result that is made again bears the time at which it was made first. If the first one had gone to
                 # MLflow before its checkpoint was found damaged, sending it again is then the same row, not a second.
                 time_ms = first_made.setdefault((row.key, row.step, repr(row.value)), row.time_ms)
-                if row.at > fence:
+                if row.train_step > fence:
                     continue
                 other = standing.get((row.key, row.step))
                 if other is None:
                     if time_ms != row.time_ms:
-                        row = Row(row.key, row.value, row.step, row.at, time_ms, row.attempt, row.seq)
+                        row = Row(row.key, row.value, row.step, row.train_step, time_ms, row.attempt, row.seq)
                     standing[row.key, row.step] = row
                     kept.append(row)
                 elif repr(other.value) != repr(row.value):

@@ -19,12 +19,12 @@ from harness.records.lock import FolderLock
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One value of one metric: `step` is what MLflow draws it at, `at` the training step at which it was made."""
+    """One value of one metric: `step` is what MLflow draws it at, `train_step` the step at which it was made."""
 
     key: str
     value: float
     step: int
-    at: int
+    train_step: int
     time_ms: int
     attempt: int
     seq: int

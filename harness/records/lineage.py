@@ -1,4 +1,4 @@
-"""Which run goes on from which: `continue_from` names a done run, and the new run starts in its final state.
+"""Which run continues which: `continue_from` names a done run, and the new run starts in its final state.
 
 The new run is a run of its own. Its run_key has the parent's in it, so it is never taken for one that was trained in
 one go, though under the same settings it ends in the same bits. Rows before its first step stay with the parent.

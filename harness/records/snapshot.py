@@ -225,7 +225,14 @@ def _paths(root: Path) -> list[str]:
     if snapshot := find(root.parent, root.name):
         return list(snapshot.manifest["files"])
     listed = _listed_by_git(root) if _in_git(root) else []
-    return listed if "harness/__init__.py" in listed else _walk(root / "harness", root)
+    return listed if "harness/__init__.py" in listed else _package(root)
+
+
+def _package(root: Path) -> list[str]:
+    """List the files of the package, and those of the folders of the tree that it links to: harness/analysis is one."""
+    paths = _walk(root / "harness", root)
+    linked = {(root / path).resolve() for path in paths if (root / path).is_symlink() and (root / path).is_dir()}
+    return [*paths, *(path for folder in linked if root in folder.parents for path in _walk(folder, root))]
 
 
 def _listed_by_git(root: Path) -> list[str]:
@@ -243,12 +250,12 @@ def _listed_by_git(root: Path) -> list[str]:
 
 def _walk(folder: Path, root: Path | None = None) -> list[str]:
     """List the files below a folder, without bytecode caches."""
-    found: list[str] = []
-    for here, folders, names in os.walk(folder):
-        names += [name for name in folders if Path(here, name).is_symlink()]
+    paths: list[str] = []
+    for parent, folders, names in os.walk(folder):
+        names += [name for name in folders if Path(parent, name).is_symlink()]
         folders[:] = [name for name in folders if name != "__pycache__"]
-        found.extend(os.path.relpath(Path(here, name), root or folder) for name in names)
-    return found
+        paths.extend(os.path.relpath(Path(parent, name), root or folder) for name in names)
+    return paths
 
 
 def _parents(path: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A search's file -> Search: its space is held against RunSpec at its corners before anything runs."""
+"""Read a search's file, and check its space against RunSpec at its corners before anything runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.errors import SpecError
 from harness.search.space import Metric, Parameter, Search, Settings, space_keys
+from harness.spec.metrics import part_outputs
 from harness.study.axes import labels
 from harness.study.document import Document, Keys
 from harness.study.expand import read_document
@@ -27,7 +28,7 @@ LEAST_REPLICATES = 3  # of Wilcoxon's test
 
 
 def load_search(path: str | Path, *, sets: Sequence[str] = (), inception: bool = False) -> Search:
-    """Read a search and hold it against everything that could refuse it later.
+    """Read a search and check it against everything that could refuse it later.
 
     Args:
         path: the YAML file.
@@ -37,7 +38,7 @@ def load_search(path: str | Path, *, sets: Sequence[str] = (), inception: bool =
     Raises:
         SpecError: one line a mistake: `file:line: path: what is wrong; the choices`.
     """
-    document, late = read_document(path, sets)
+    document, run_overrides = read_document(path, sets)
     for part in ("arms", "grid", "exclude", "replicates"):
         if part in document.value:
             where = "search.replicates" if part == "replicates" else "search.space, as choices: [...]"
@@ -46,12 +47,12 @@ def load_search(path: str | Path, *, sets: Sequence[str] = (), inception: bool =
         raise SpecError(f"{path}: no search stands here; a study is submitted: `harness submit {path}`")
     settings = validate(Settings, document.value["search"], document.below(("search",)), ("search",))
     space = tuple(_parameter(document, path, entry) for path, entry in document.value["search"]["space"].items())
-    for override in late:
+    for override in run_overrides:
         if override.path in {parameter.path for parameter in space}:
             raise SpecError(f"{override.mark}: {override.path} is searched; narrow search.space instead")
     metrics = tuple(_metrics(document))
     name = str(document.value.get("study"))
-    search = Search(name, Path(path), settings, space, metrics, document, late, inception)
+    search = Search(name, Path(path), settings, space, metrics, document, run_overrides, inception)
     _refuse_what_optuna_refuses(search)
     _try_corners(search)
     return search
@@ -70,13 +71,13 @@ def _parameter(document: Document, path: str, entry: Any) -> Parameter:
     when = {}
     if not isinstance(entry.get("when", {}), dict):
         raise document.fail((*keys, "when"), "a mapping of paths to values: {objective.name: hybrid}")
-    for about, wanted in entry.get("when", {}).items():
-        when[about] = tuple(wanted) if isinstance(wanted, list) else (wanted,)
+    for other_path, values in entry.get("when", {}).items():
+        when[other_path] = tuple(values) if isinstance(values, list) else (values,)
     if kind == "choices":
         return Parameter(path, kind, choices=_choices(document, path, entry["choices"]), when=when)
     numbers = (int,) if kind == "int" else (int, float)
     bounds, log, step = entry[kind], entry.get("log", False), entry.get("step")
-    if not isinstance(bounds, list) or len(bounds) != 2 or any(type(one) not in numbers for one in bounds):
+    if not isinstance(bounds, list) or len(bounds) != 2 or any(type(bound) not in numbers for bound in bounds):
         raise document.fail((*keys, kind), f"two numbers, [low, high]{' without a point' if kind == 'int' else ''}")
     low, high = map(float if kind == "float" else int, bounds)
     if low >= high:
@@ -97,8 +98,8 @@ def _choices(document: Document, path: str, values: Any) -> dict[Any, Any]:
     keys: Keys = (*space_keys(path), "choices")
     if not isinstance(values, list) or not values:
         raise document.fail(keys, f"a list of values, not {values!r}")
-    plain = all(one is None or isinstance(one, (bool, int, float, str)) for one in values)
-    names = values if plain else labels([path], [[one] for one in values])
+    plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in values)
+    names = values if plain else labels([path], [[value] for value in values])
     if len(set(map(str, names))) < len(names):
         raise document.fail(keys, "a value stands there twice")
     return dict(zip(names, values, strict=True))
@@ -151,7 +152,7 @@ def _refuse_what_optuna_refuses(search: Search) -> None:
 
 
 def _try_corners(search: Search) -> None:
-    """Hold the space against the spec where it is widest, and the metrics against what would be measured there."""
+    """Check the space against the spec where it is widest, and the metrics against what would be measured there."""
     ends = {parameter.path: parameter.corners() for parameter in search.space}
     whole = math.prod(map(len, ends.values())) <= MAX_CORNERS
     if whole:
@@ -160,7 +161,7 @@ def _try_corners(search: Search) -> None:
         )
     else:
         first = {path: values[0] for path, values in ends.items()}
-        corners = [first, *({**first, path: one} for path, values in ends.items() for one in values[1:])]
+        corners = [first, *({**first, path: value} for path, values in ends.items() for value in values[1:])]
     reached, tried = set(), set()
     for corner in corners:
         point = search.choose(lambda parameter: corner[parameter.path])  # noqa: B023 (called at once)
@@ -176,11 +177,15 @@ def _try_corners(search: Search) -> None:
                 evaluation, stem = metric.find(run)
             except ValueError as error:
                 raise search.document.fail(keys, str(error)) from None
-            if search.settings.pruner in STEP_PRUNERS and not (evaluation.every and stem in _measured_in_training):
+            during_training = [
+                name for part in part_outputs(evaluation, run.spec).values() for name in part.during_training
+            ]
+            if search.settings.pruner in STEP_PRUNERS and not (evaluation.every and stem in during_training):
+                names = ", ".join(f"{evaluation.name}/{name}" for name in during_training)
                 raise search.document.fail(
                     ("search", "pruner"),
                     f"{search.settings.pruner} needs {metric.name} during training: give the evaluation `every: STEPS` "
-                    f"and take one of {', '.join(f'{evaluation.name}/{name}' for name in _measured_in_training)}",
+                    f"and take one of {names or 'the metrics of an nll'}",
                 )
     for parameter in search.space:
         if whole and parameter.path not in reached:
@@ -188,6 +193,3 @@ def _try_corners(search: Search) -> None:
                 (*space_keys(parameter.path), "when"),
                 "never holds; it may speak of parameters that stand above it, and of what the file says outright",
             )
-
-
-_measured_in_training = ("nll_bpd", "nll_standard_error_bpd", "nll_images_standard_error_bpd", "L_0_bpd", "L_T_bpd")

@@ -1,4 +1,4 @@
-"""Optuna: its storage, samplers and pruners."""
+"""Optuna: its storage, samplers, pruners and importances. The only file that imports it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import RecordError
-from harness.search.space import Search
+from harness.search.space import Parameter, Search
 
 if TYPE_CHECKING:
     import optuna
@@ -37,8 +38,8 @@ def open_study(search: Search, folder: Path | None) -> optuna.Study:
     url, storage = search.settings.storage, None
     if folder and url is None:
         path = folder / "journal.log"
-        mend_journal(path)
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # of a coordinator that died: there is one at most
+        repair_journal(path)
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # of a coordinator that died: our lock says so
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
     try:
         return optuna.create_study(
@@ -54,8 +55,8 @@ def open_study(search: Search, folder: Path | None) -> optuna.Study:
         raise RecordError(f"Optuna's storage {re.sub('//[^/@]*@', '//***@', url)}: {str(error)[:300]}") from error
 
 
-def mend_journal(path: Path) -> int:
-    """Cut off what a killed writer left of a last line, on which Optuna would raise; return its bytes."""
+def repair_journal(path: Path) -> int:
+    """Cut off an incomplete last line of a killed writer, on which Optuna would raise; return its number of bytes."""
     if not path.exists():
         return 0
     with path.open("r+b") as file:
@@ -74,21 +75,58 @@ def mend_journal(path: Path) -> int:
     return len(content) - end
 
 
-def suggest(search: Search, study: optuna.Study, under_way: set[int]) -> tuple[int, dict[str, Any], optuna.Trial]:
+def suggest(search: Search, study: optuna.Study, running: set[int]) -> tuple[int, dict[str, Any], optuna.Trial]:
     """Return the next trial: its number, its point, and Optuna's view of it.
 
-    A trial that runs in Optuna's record and is not under way was asked for by a coordinator that died before it could
-    write the point down. The sampler, seeded by its number, gives the same point once more.
+    A trial that runs in Optuna's record and not here was suggested to a coordinator that died before it could write the
+    point down. The sampler, seeded by the trial's number, gives the same point once more.
+
+    Args:
+        running: numbers of the trials that are running.
     """
     import optuna
 
     trials = study.get_trials(deepcopy=False)
-    lost = [one for one in trials if not one.state.is_finished() and one.number not in under_way]
+    lost = [trial for trial in trials if not trial.state.is_finished() and trial.number not in running]
     number = lost[0].number if lost else len(trials)
     study.sampler = _sampler(search, number)
-    trial = optuna.Trial(study, lost[0]._trial_id) if lost else study.ask()
-    point = search.choose(lambda parameter: parameter.suggest(trial))
-    return number, point, trial
+    optuna_trial = optuna.Trial(study, lost[0]._trial_id) if lost else study.ask()
+    point = search.choose(lambda parameter: _suggest_value(parameter, optuna_trial))
+    return number, point, optuna_trial
+
+
+def _suggest_value(parameter: Parameter, trial: optuna.Trial) -> Any:
+    """Return the trial's value of a parameter, the same at each call."""
+    if parameter.kind == "choices":
+        return trial.suggest_categorical(parameter.path, list(parameter.choices))
+    if parameter.kind == "int":
+        low, high, step = int(parameter.low), int(parameter.high), int(parameter.step or 1)
+        return trial.suggest_int(parameter.path, low, high, step=step, log=parameter.log)
+    return trial.suggest_float(parameter.path, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
+
+
+def resume_trial(study: optuna.Study, trial_id: int) -> optuna.Trial:
+    """Return Optuna's view of a trial that was suggested before."""
+    import optuna
+
+    study.sampler = optuna.samplers.RandomSampler()  # a new view calls its sampler; this one then does nothing
+    return optuna.Trial(study, trial_id)
+
+
+def report_end(study: optuna.Study, number: int, state: str, values: Sequence[float] | None) -> None:
+    """Tell Optuna how a trial ended.
+
+    Args:
+        state: complete, pruned or failed.
+        values: one a metric, of a complete trial alone.
+    """
+    import optuna
+
+    states = optuna.trial.TrialState
+    optuna_state = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[state]
+    # Of all samplers only the grid's does something after a trial: it stops an `optimize`, which there is none of.
+    study.sampler = optuna.samplers.RandomSampler()
+    study.tell(number, values=values, state=optuna_state)
 
 
 def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
@@ -140,13 +178,36 @@ def _pruner(search: Search) -> optuna.pruners.BasePruner:
 
 
 def first_suggestions(search: Search, count: int) -> list[dict[str, Any]]:
-    """Return the points that would be asked for before any trial has ended."""
+    """Return the points that would be suggested before any trial has ended."""
     quiet_optuna()
     study = open_study(search, None)
-    under_way: set[int] = set()
+    running: set[int] = set()
     points = []
     for _ in range(count):
-        number, point, _ = suggest(search, study, under_way)
-        under_way.add(number)
+        number, point, _ = suggest(search, study, running)
+        running.add(number)
         points.append(point)
     return points
+
+
+def complete_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+
+
+def fanova_shares(
+    study: optuna.Study, trials: Sequence[optuna.trial.FrozenTrial], index: int, *, num_trees: int, seed: int
+) -> dict[str, float]:
+    """Return each parameter's share of the variance of one metric, by fANOVA (Hutter et al. 2014).
+
+    Args:
+        trials: complete ones of the study, or a bootstrap sample of them.
+        index: of the metric.
+    """
+    import optuna
+
+    sample = optuna.create_study(directions=study.directions)
+    sample.add_trials(trials)
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=num_trees, seed=seed)
+    return optuna.importance.get_param_importances(
+        sample, evaluator=evaluator, target=lambda trial: trial.values[index]
+    )

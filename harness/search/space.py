@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from harness.records.layout import SEARCH
 from harness.spec.base import SpecModel
-from harness.spec.evaluation import Evaluation, extractor_name
-from harness.spec.run import RunSpec
+from harness.spec.evaluation import Evaluation
+from harness.spec.metrics import Direction, part_outputs
 from harness.study.axes import RUN_PARTS
 from harness.study.document import Document, Keys, SourceLocation
 from harness.study.expand import expand
 from harness.study.model import Override, Run, Study
+from harness.study.plugins import load_plugins
 from harness.text import did_you_mean
-
-if TYPE_CHECKING:
-    import optuna
-
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -81,25 +78,17 @@ class Parameter:
         count = int((self.high - self.low) / step + 1e-9) + 1
         return [type(self.low)(f"{self.low + index * step:.12g}") for index in range(count)]  # 0.3, not 0.3 + 4e-17
 
-    def suggest(self, trial: optuna.Trial) -> Any:
-        """Return the trial's value, asked for now unless it was before."""
-        if self.kind == "choices":
-            return trial.suggest_categorical(self.path, list(self.choices))
-        if self.kind == "int":
-            return trial.suggest_int(self.path, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
-
-    def about(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Return it as plain values, for the record and the figures."""
-        found: dict[str, Any] = {"path": self.path, "kind": self.kind}
+        values: dict[str, Any] = {"path": self.path, "kind": self.kind}
         if self.kind == "choices":
-            found["choices"] = dict(zip(map(str, self.choices), self.choices.values(), strict=True))
+            values["choices"] = dict(zip(map(str, self.choices), self.choices.values(), strict=True))
         else:
-            found |= {"low": self.low, "high": self.high, "log": self.log, "step": self.step}
-        return found | ({"when": {path: list(values) for path, values in self.when.items()}} if self.when else {})
+            values |= {"low": self.low, "high": self.high, "log": self.log, "step": self.step}
+        return values | ({"when": {path: list(values) for path, values in self.when.items()}} if self.when else {})
 
-    def spell(self) -> str:
-        """Say it in a few words: `1e-05 to 0.1, log`."""
+    def describe(self) -> str:
+        """Return it in a few words: `1e-05 to 0.1, log`."""
         text = " | ".join(map(str, self.choices)) if self.choices else f"{self.low:g} to {self.high:g}"
         text += ", log" if self.log else ""
         text += f", steps of {self.step:g}" if self.step else ""
@@ -109,10 +98,10 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Metric:
-    """What is made small or large: `eval/fid` stands for the one metric of evaluation `eval` that begins so."""
+    """What is optimised: `eval/fid` stands for the one metric of evaluation `eval` that begins so."""
 
     name: str
-    direction: Literal["minimize", "maximize"]
+    direction: Direction
 
     def find(self, run: Run) -> tuple[Evaluation, str]:
         """Return the evaluation that gives it, and its whole name there without the prefix.
@@ -121,37 +110,27 @@ class Metric:
             ValueError: none gives it, or it could be several.
         """
         prefix, _, stem = self.name.partition("/")
-        known = [(one, name) for one in run.evaluations for name in metrics_of(one, run.spec)]
-        mine = [(one, name) for one, name in known if one.name == prefix]
-        exact = [(one, name) for one, name in mine if name == stem]
-        found = exact or [(one, name) for one, name in mine if name.startswith(f"{stem}_")]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ValueError(f"{self.name} is ambiguous; choices: {', '.join(f'{prefix}/{name}' for _, name in found)}")
-        names = [f"{one.name}/{name}" for one, name in known]
-        if not names:
+        candidates = [
+            (evaluation, name)
+            for evaluation in run.evaluations
+            for part in part_outputs(evaluation, run.spec).values()
+            for name in part.metrics
+        ]
+        of_prefix = [(evaluation, name) for evaluation, name in candidates if evaluation.name == prefix]
+        exact = [(evaluation, name) for evaluation, name in of_prefix if name == stem]
+        matches = exact or [(evaluation, name) for evaluation, name in of_prefix if name.startswith(f"{stem}_")]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            names = ", ".join(f"{prefix}/{name}" for _, name in matches)
+            raise ValueError(f"{self.name} is ambiguous; choices: {names}")
+        if not candidates:
             raise ValueError(f"nothing gives {self.name}: the file evaluates nothing that is a number; add `evaluate`")
-        raise ValueError(f"no evaluation gives {self.name}; {did_you_mean(self.name, names)}")
+        choices = [f"{evaluation.name}/{name}" for evaluation, name in candidates]
+        raise ValueError(f"no evaluation gives {self.name}; {did_you_mean(self.name, choices)}")
 
-    def better(self, one: float, other: float) -> bool:
-        return one < other if self.direction == "minimize" else one > other
-
-
-def metrics_of(evaluation: Evaluation, spec: RunSpec) -> list[str]:
-    """Return the names, without their prefix, of the single numbers that a resolved evaluation leaves of a run."""
-    names = []
-    if evaluation.nll:
-        names += ["nll_bpd", "nll_standard_error_bpd", "nll_images_standard_error_bpd", "L_0_bpd", "L_T_bpd"]
-    if part := evaluation.fidelity:
-        extractor = extractor_name(part.extractor, spec.data.name)
-        how = f"{extractor}_{part.num_samples}_{part.sampler.name}{part.num_steps}"
-        names += [f"{metric}_{how}" for metric in ("fid", "precision", "recall")]
-    if evaluation.rate_distortion:
-        names += ["rate_bpd", "distortion_rmse"]
-    if evaluation.noise_scale:
-        names.append("gradient_noise_scale")
-    return names
+    def better(self, value: float, other: float) -> bool:
+        return value < other if self.direction == "minimize" else value > other
 
 
 @dataclass(frozen=True)
@@ -164,19 +143,19 @@ class Search:
     space: tuple[Parameter, ...]
     metrics: tuple[Metric, ...]
     document: Document = field(repr=False)
-    late: tuple[Override, ...] = ()
+    run_overrides: tuple[Override, ...] = ()
     inception: bool = False
 
     def choose(self, pick: Callable[[Parameter], Any]) -> dict[str, Any]:
         """Return a point of the space: `pick` is asked for each parameter that takes part, in the file's order."""
         chosen: dict[str, Any] = {}
         for parameter in self.space:
-            if all(self._at(path, chosen) in wanted for path, wanted in parameter.when.items()):
+            if all(self._value_at(path, chosen) in values for path, values in parameter.when.items()):
                 chosen[parameter.path] = parameter.value(pick(parameter))
         return chosen
 
-    def _at(self, path: str, chosen: Mapping[str, Any]) -> Any:
-        """Return the value at a path of the spec as it is so far: what is chosen, else what the file says."""
+    def _value_at(self, path: str, chosen: Mapping[str, Any]) -> Any:
+        """Return the value at a path of the spec so far: what is chosen, else what the file says."""
         keys = path.split(".")
         heads = [".".join(keys[:count]) for count in range(len(keys), 0, -1)]
         head = next((head for head in heads if head in chosen), None)
@@ -195,26 +174,30 @@ class Search:
         arm = trial_name(number)
         # A part before what lies in it: `objective`, then `objective.lambda_vlb`.
         overrides = dict(sorted(chosen.items(), key=lambda item: item[0].count(".")))
-        value = {key: one for key, one in self.document.value.items() if key != "search"}
+        value = {key: part for key, part in self.document.value.items() if key != "search"}
         value |= {"arms": {arm: overrides}, "replicates": self.settings.replicates}
         places: dict[Keys, SourceLocation] = {
             ("arms", arm, path): self.document.mark(space_keys(path)) for path in overrides
         }
-        return expand(Document(value, {**self.document.marks, **places}), self.path, self.late, self.inception)
+        marks = {**self.document.marks, **places}
+        document = replace(self.document, value=value, marks=marks)
+        return expand(document, self.path, self.run_overrides, self.inception)
 
     def definition(self) -> dict[str, Any]:
-        """Return all that must not change while the search goes on, as plain values."""
+        """Return all that must stay the same while the search goes on, as plain values."""
         value = self.document.value
+        plugins = {plugin.name: plugin.digest for plugin in load_plugins(self.document)}
         return json.loads(
             json.dumps(
                 {
-                    "space": [parameter.about() for parameter in self.space],
+                    "space": [parameter.as_dict() for parameter in self.space],
                     "metrics": [asdict(metric) for metric in self.metrics],
                     **self.settings.model_dump(include={"sampler", "pruner", "replicates", "seed"}),
                     "spec": {key: value[key] for key in RUN_PARTS if key in value},
-                    "set": {override.path: override.value for override in self.late},
+                    "set": {override.path: override.value for override in self.run_overrides},
                     "evaluate": value.get("evaluate", []),
                     "inception": self.inception,
+                    **({"plugins": plugins} if plugins else {}),
                 }
             )
         )
@@ -229,3 +212,10 @@ def trial_name(number: int) -> str:
 
 def space_keys(path: str) -> Keys:
     return ("search", "space", path)
+
+
+def format_value(value: Any) -> str:
+    """Return a parameter's value in short; of a part its name."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value.get("name", value)) if isinstance(value, dict) else str(value)

@@ -1,9 +1,10 @@
-"""The records of trials, and what follows from them: the front, the best so far, the time left."""
+"""The records of trials, and what follows from them: the Pareto front, the best so far, the time left."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,17 +15,18 @@ from harness.records.files import replace_file
 from harness.search.space import Metric, Search, Settings, trial_name
 
 FINISHED = ("complete", "pruned")
+_STORED_AS = {"reused": "served"}  # fields whose name in the files is an older one
 
 
 @dataclass
 class TrialRecord:
-    """What is kept of one trial: written when it is asked for, before it is started, and again when it ends.
+    """What is kept of one trial: written when it is suggested, before it is started, and again when it ends.
 
     Attributes:
         point: path -> value, as it went into the spec.
         run_keys: of its replicates, in their order.
-        served: those of them that were done before the trial was asked for.
-        values: by metric: the mean over replicates; of a pruned trial what it had come to.
+        reused: those of them that were done before the trial was suggested.
+        values: by metric: the mean over replicates; of a pruned trial the last value that its pruner saw.
         replicate_values: by metric, each replicate's own.
         state: running, complete, pruned or failed.
     """
@@ -32,7 +34,7 @@ class TrialRecord:
     number: int
     point: dict[str, Any]
     run_keys: list[str]
-    served: list[str] = field(default_factory=list)
+    reused: list[str] = field(default_factory=list)
     state: str = "running"
     reason: str = ""
     values: dict[str, float] = field(default_factory=dict)
@@ -45,44 +47,53 @@ class TrialRecord:
         return trial_name(self.number)
 
     def write(self, folder: Path) -> None:
-        """Put it where a restarted coordinator and the figures find it."""
+        """Write it where a restarted coordinator and the figures read it."""
         (folder / "trials").mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "trials" / f"{self.arm}.json", json.dumps(asdict(self), indent=2), durable=True)
+        stored = {_STORED_AS.get(name, name): value for name, value in asdict(self).items()}
+        replace_file(folder / "trials" / f"{self.arm}.json", json.dumps(stored, indent=2), durable=True)
+
+    @classmethod
+    def read(cls, path: Path) -> TrialRecord:
+        """Read what `write` wrote."""
+        fields = {stored: name for name, stored in _STORED_AS.items()}
+        return cls(**{fields.get(name, name): value for name, value in json.loads(path.read_text()).items()})
 
     def half_width(self, metric: str, level: float = 0.95) -> float | None:
         """Return half of Student's interval of the mean over replicates, None of fewer than three."""
-        found = self.replicate_values.get(metric, [])
-        if len(found) < 3:
+        values = self.replicate_values.get(metric, [])
+        if len(values) < 3:
             return None
         from scipy.stats import t
 
-        mean = sum(found) / len(found)
-        variance = sum((value - mean) ** 2 for value in found) / (len(found) - 1)
-        return float(t.ppf((1 + level) / 2, len(found) - 1)) * math.sqrt(variance / len(found))
+        mean = sum(values) / len(values)
+        variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+        return float(t.ppf((1 + level) / 2, len(values) - 1)) * math.sqrt(variance / len(values))
 
 
 def read_trials(folder: Path) -> list[TrialRecord]:
     """Return the trials of a search in the order of their numbers."""
     paths = sorted((folder / "trials").glob("trial-*.json"), key=lambda path: (len(path.name), path.name))
-    return [TrialRecord(**json.loads(path.read_text())) for path in paths]
+    return [TrialRecord.read(path) for path in paths]
 
 
-def front(trials: Sequence[TrialRecord], metrics: Sequence[Metric]) -> list[TrialRecord]:
-    """Return the complete trials that no other one beats in every metric: the best one, or the Pareto front."""
+def pareto_front(trials: Sequence[TrialRecord], metrics: Sequence[Metric]) -> list[TrialRecord]:
+    """Return the complete trials that no other one beats in every metric; of one metric the best trials."""
     complete = [trial for trial in trials if trial.state == "complete"]
 
-    def dominates(one: TrialRecord, other: TrialRecord) -> bool:
-        pairs = [(metric, one.values[metric.name], other.values[metric.name]) for metric in metrics]
+    def dominates(trial: TrialRecord, other: TrialRecord) -> bool:
+        pairs = [(metric, trial.values[metric.name], other.values[metric.name]) for metric in metrics]
         return all(a == b or metric.better(a, b) for metric, a, b in pairs) and any(a != b for _, a, b in pairs)
 
     best = [trial for trial in complete if not any(dominates(other, trial) for other in complete)]
     return sorted(best, key=lambda trial: trial.values[metrics[0].name] * (-1) ** (metrics[0].direction == "maximize"))
 
 
-def bests(trials: Sequence[TrialRecord], metrics: Sequence[Metric]) -> list[tuple[int, dict[str, float]]]:
+def best_so_far(trials: Sequence[TrialRecord], metrics: Sequence[Metric]) -> list[tuple[int, dict[str, float]]]:
     """Return, for each complete trial in the order in which they ended, its time in ms and the best values so far."""
     rows, best = [], dict[str, float]()
-    for trial in sorted((one for one in trials if one.state == "complete"), key=lambda one: one.ended_seconds):
+    for trial in sorted(
+        (trial for trial in trials if trial.state == "complete"), key=lambda trial: trial.ended_seconds
+    ):
         for metric in metrics:
             value = trial.values[metric.name]
             if metric.name not in best or metric.better(value, best[metric.name]):
@@ -92,20 +103,29 @@ def bests(trials: Sequence[TrialRecord], metrics: Sequence[Metric]) -> list[tupl
 
 
 def eta_seconds(trials: Sequence[TrialRecord], settings: Settings) -> float | None:
-    """Return how long the trials that are left will take at the pace of those that were computed; None before one."""
-    took = [one.ended_seconds - one.asked_seconds for one in trials if one.state in FINISHED and not one.served]
-    left = settings.trials - sum(one.state in FINISHED for one in trials)
-    return sum(took) / len(took) * math.ceil(max(0, left) / settings.parallel) if took else None
+    """Return how long the trials that are left will take at the pace of those computed so far; None before one."""
+    finished = [trial for trial in trials if trial.state in FINISHED]
+    durations = [trial.ended_seconds - trial.asked_seconds for trial in finished if not trial.reused]
+    num_left = max(0, settings.trials - len(finished))
+    return sum(durations) / len(durations) * math.ceil(num_left / settings.parallel) if durations else None
 
 
 def best_study(search: Search, trial: TrialRecord) -> str:
-    """Return a trial as the YAML of a study of its own, whole, so that it stands when what it extends is edited."""
+    """Return a trial as the YAML of a study of its own, which extends nothing."""
     import yaml
 
     (run, *_) = search.trial(trial.number, trial.point).runs
     spec = run.spec.model_dump(mode="json")
     study = {"study": f"{search.name}-best", **{key: value for key, value in spec.items() if value is not None}}
-    study["evaluate"] = [one.model_dump(mode="json", exclude_none=True) for one in run.evaluations]
+    evaluations = [evaluation.model_dump(mode="json", exclude_none=True) for evaluation in run.evaluations]
+    study["evaluate"] = [{key: part for key, part in entry.items() if key != "plugins"} for entry in evaluations]
+    study.pop("plugins", None)
+    if search.document.plugins:  # as seen from beside the search's own file
+        folder = search.path.resolve().parent
+        study["plugins"] = [
+            os.path.relpath(source, folder) if isinstance(source, Path) else source
+            for source in search.document.plugins
+        ]
     study["replicates"] = search.settings.replicates
     study["resources"] = run.resources.model_dump(mode="json", exclude_none=True)
     study["records"] = run.records.model_dump(mode="json", exclude_none=True)

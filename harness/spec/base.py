@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_serializer
 
@@ -47,16 +47,13 @@ class SpecModel(BaseModel):
             part.pop(name, None)
         return written
 
+    def check(self, run: Any) -> None:
+        """Raise ValueError where this part does not fit the rest of `run`, a RunSpec; begin with the path at fault."""
+
 
 def expand_name(value: Any) -> Any:
     """Let `schedule: cosine` stand for `schedule: {name: cosine}`."""
     return {"name": value} if isinstance(value, str) else value
-
-
-def choices(union: Any) -> dict[str, type[SpecModel]]:
-    """Map each name of a discriminated union below to its parameter class."""
-    variants = get_args(get_args(union)[0]) or (get_args(union)[0],)
-    return {get_args(variant.model_fields["name"].annotation)[0]: variant for variant in variants}
 
 
 def canonical_json(value: Any) -> str:

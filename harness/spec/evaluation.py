@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from harness.diffusion.respacing import space_timesteps
-from harness.spec.base import SCHEMA_VERSION, SpecModel, digest, expand_name
+from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
+from harness.spec.parts import Choice, NamedModel, plugins_of
 from harness.spec.run import RunSpec, UNet
 
 
-class Ancestral(SpecModel):
+class Ancestral(NamedModel):
     name: Literal["ancestral"] = "ancestral"
     spacing: Literal["even", "ddim", "quad"] = "even"
 
 
-class Ddim(SpecModel):
+class Ddim(NamedModel):
     name: Literal["ddim"] = "ddim"
     eta: float = Field(0.0, ge=0, le=1)
     spacing: Literal["even", "ddim", "quad"] = "ddim"  # IDDPM: constant stride, since the rounded even one hurt DDIM
 
 
-class DpmSolverPP(SpecModel):
+class DpmSolverPP(NamedModel):
     name: Literal["dpmpp_2m"] = "dpmpp_2m"
     spacing: Literal["even", "ddim", "quad"] = "even"
     lower_order_final: bool = False  # steadier with few steps, at the cost of the second order at the end
 
 
-Sampler = Annotated[Ancestral | Ddim | DpmSolverPP, Field(discriminator="name"), BeforeValidator(expand_name)]
+class SamplerModel(NamedModel):
+    """What every sampler is asked for; a plugin's own class adds its parameters."""
+
+    spacing: Literal["even", "ddim", "quad"] = "even"
 
 
-def section_counts(sampler: Ancestral | Ddim | DpmSolverPP, num_steps: int) -> str:
+AnySampler = Ancestral | Ddim | DpmSolverPP | SamplerModel
+Sampler = Annotated[
+    AnySampler, Choice("sampler", SamplerModel, {"ancestral": Ancestral, "ddim": Ddim, "dpmpp_2m": DpmSolverPP})
+]
+
+
+def section_counts(sampler: AnySampler, num_steps: int) -> str:
     """Spell a number of sampling steps as `space_timesteps` reads it: "50", "ddim50" or "quad50"."""
     return {"even": "", "ddim": "ddim", "quad": "quad"}[sampler.spacing] + str(num_steps)
 
@@ -98,7 +108,21 @@ class NoiseScale(SpecModel):
     num_big: int = Field(16, ge=1)
 
 
-PARTS = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid")
+class MetricModel(NamedModel):
+    """A measurement of a plugin's own; `outputs` are the names of its numbers, its own name where it gives one."""
+
+    outputs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of what it measures, without the evaluation's prefix."""
+        return self.outputs or (self.name,)
+
+
+Metric = Annotated[MetricModel, Choice("metric", MetricModel, {})]
+
+
+PARTS = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid", "metrics")
 """What an evaluation may measure, in the order in which it is measured; each is a field of `Evaluation`."""
 
 
@@ -120,6 +144,19 @@ class Evaluation(SpecModel):
     noise_scale: NoiseScale | None = None
     grid: int | None = Field(None, ge=1, le=1024)  # sampled images in the picture
     every: int | None = Field(None, ge=1)  # also every so many steps of training (likelihood alone)
+    metrics: Annotated[tuple[Metric, ...], YOUNGER] = ()  # of plugins
+    plugins: Annotated[dict[str, str] | None, YOUNGER] = None  # what parts come from, with its sha256; filled in
+
+    @model_validator(mode="after")
+    def _names_its_plugins(self) -> Evaluation:
+        used = plugins_of(self) or None
+        if self.plugins not in (None, used):
+            raise ValueError(f"plugins: the parts come from {used or 'none'}, not from {self.plugins}")
+        object.__setattr__(self, "plugins", used)
+        names = [name for metric in self.metrics for name in metric.names]
+        if len(set(names)) < len(names):
+            raise ValueError(f"metrics: two of them are called {next(n for n in names if names.count(n) > 1)!r}")
+        return self
 
     @field_validator("name")
     @classmethod
@@ -131,7 +168,7 @@ class Evaluation(SpecModel):
     @property
     def parts(self) -> list[str]:
         """Return what it measures."""
-        return [part for part in PARTS if getattr(self, part) is not None]
+        return [part for part in PARTS if getattr(self, part) not in (None, ())]
 
     @property
     def key(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from harness.spec.evaluation import (
     Evaluation,
     Fidelity,
+    MetricModel,
     Nll,
     NoiseScale,
     RateDistortion,
@@ -179,6 +180,10 @@ def _grid(part: int, spec: RunSpec) -> Outputs:
     return Outputs(arrays=("samples",), pictures=() if spec.data.facts.levels is None else ("samples",))
 
 
+def _metrics(part: tuple[MetricModel, ...], spec: RunSpec) -> Outputs:
+    return Outputs(tuple(name for metric in part for name in metric.names))
+
+
 PART_OUTPUTS: dict[str, Callable[[Any, RunSpec], Outputs]] = {
     "nll": _nll,
     "fidelity": _fidelity,
@@ -187,6 +192,7 @@ PART_OUTPUTS: dict[str, Callable[[Any, RunSpec], Outputs]] = {
     "rate_distortion": _rate_distortion,
     "noise_scale": _noise_scale,
     "grid": _grid,
+    "metrics": _metrics,
 }
 """Part of an evaluation -> the names that it leaves of a run, without the evaluation's prefix."""
 

@@ -16,21 +16,24 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
-from pydantic_core import PydanticKnownError
+from pydantic import Field, field_validator, model_validator
 
 from harness.data.facts import DATASET_FACTS, DatasetFacts
-from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest, expand_name
+from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
+from harness.spec.parts import KINDS, Choice, NamedModel, plugins_of
 
 
-class _Data(SpecModel):
+class DataModel(SpecModel):
+    """What all data sets share; a plugin's own says its `facts`."""
+
     horizontal_flip: bool = False  # DDPM flips at random in training; IDDPM's code does not
+    name: str
 
     @property
     def facts(self) -> DatasetFacts:
-        return DATASET_FACTS[self.name]  # type: ignore[attr-defined]
+        return DATASET_FACTS[self.name]
 
     @property
     def pixels(self) -> int:
@@ -40,19 +43,19 @@ class _Data(SpecModel):
         return size
 
 
-class Digits(_Data):
+class Digits(DataModel):
     name: Literal["digits"] = "digits"
 
 
-class Mnist(_Data):
+class Mnist(DataModel):
     name: Literal["mnist"] = "mnist"
 
 
-class FashionMnist(_Data):
+class FashionMnist(DataModel):
     name: Literal["fashion_mnist"] = "fashion_mnist"
 
 
-class Cifar10(_Data):
+class Cifar10(DataModel):
     name: Literal["cifar10"] = "cifar10"
     batches: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
 
@@ -64,11 +67,11 @@ class Cifar10(_Data):
         return batches
 
 
-class ImageNet64(_Data):
+class ImageNet64(DataModel):
     name: Literal["imagenet64"] = "imagenet64"
 
 
-class ImageFolder(_Data):
+class ImageFolder(DataModel):
     name: Literal["image_folder"] = "image_folder"
     path: str = Field(min_length=1, max_length=200)  # below data_root
     image_size: int = Field(ge=4, le=1024)
@@ -88,27 +91,38 @@ class ImageFolder(_Data):
         return replace(DATASET_FACTS[self.name], image_size=self.image_size, num_classes=self.num_classes)
 
 
-class Mog(_Data):
+class Mog(DataModel):
     name: Literal["mog"] = "mog"
 
 
 Data = Annotated[
-    Digits | Mnist | FashionMnist | Cifar10 | ImageNet64 | ImageFolder | Mog,
-    Field(discriminator="name"),
-    BeforeValidator(expand_name),
+    DataModel,
+    Choice(
+        "data",
+        DataModel,
+        {
+            "digits": Digits,
+            "mnist": Mnist,
+            "fashion_mnist": FashionMnist,
+            "cifar10": Cifar10,
+            "imagenet64": ImageNet64,
+            "image_folder": ImageFolder,
+            "mog": Mog,
+        },
+    ),
 ]
 
 
-class Linear(SpecModel):
+class Linear(NamedModel):
     name: Literal["linear"] = "linear"
 
 
-class Cosine(SpecModel):
+class Cosine(NamedModel):
     name: Literal["cosine"] = "cosine"
     s: float = Field(0.008, ge=0, lt=1)
 
 
-Schedule = Annotated[Linear | Cosine, Field(discriminator="name"), BeforeValidator(expand_name)]
+Schedule = Annotated[NamedModel, Choice("schedule", NamedModel, {"linear": Linear, "cosine": Cosine})]
 
 
 LEARNED = ("learned", "learned_range")
@@ -132,40 +146,49 @@ class Diffusion(SpecModel):
         return self
 
 
-class Simple(SpecModel):
+class ObjectiveModel(NamedModel):
+    trains_variance: ClassVar[bool] = False
+
+
+class Simple(ObjectiveModel):
     """L_simple (DDPM, eq. 14): the mean squared error of the network's prediction."""
 
     name: Literal["simple"] = "simple"
 
 
-class Hybrid(SpecModel):
+class Hybrid(ObjectiveModel):
     """L_hybrid = L_simple + lambda_vlb L_vlb (IDDPM, eq. 16), the mean detached inside L_vlb."""
 
     name: Literal["hybrid"] = "hybrid"
     lambda_vlb: float = Field(0.001, ge=0)
+    trains_variance: ClassVar[bool] = True
 
 
-class Vlb(SpecModel):
+class Vlb(ObjectiveModel):
     """L_vlb (DDPM, eq. 5), in bits/dim."""
 
     name: Literal["vlb"] = "vlb"
+    trains_variance: ClassVar[bool] = True
 
 
-class MinSnr(SpecModel):
+class MinSnr(ObjectiveModel):
     """L_simple weighted by min(SNR, gamma) in x_0's terms (Hang et al. 2023)."""
 
     name: Literal["min_snr"] = "min_snr"
     gamma: float = Field(5.0, gt=0)
 
 
-Objective = Annotated[Simple | Hybrid | Vlb | MinSnr, Field(discriminator="name"), BeforeValidator(expand_name)]
+Objective = Annotated[
+    ObjectiveModel,
+    Choice("objective", ObjectiveModel, {"simple": Simple, "hybrid": Hybrid, "vlb": Vlb, "min_snr": MinSnr}),
+]
 
 
-class Uniform(SpecModel):
+class Uniform(NamedModel):
     name: Literal["uniform"] = "uniform"
 
 
-class LossSecondMoment(SpecModel):
+class LossSecondMoment(NamedModel):
     """p_t ~ sqrt(E[L_t^2]) (IDDPM, eq. 18), uniform until every t has its history."""
 
     name: Literal["loss_second_moment"] = "loss_second_moment"
@@ -192,7 +215,9 @@ class LossSecondMoment(SpecModel):
         return math.ceil(high / batch_size)
 
 
-TimestepSampler = Annotated[Uniform | LossSecondMoment, Field(discriminator="name"), BeforeValidator(expand_name)]
+TimestepSampler = Annotated[
+    NamedModel, Choice("timestep_sampler", NamedModel, {"uniform": Uniform, "loss_second_moment": LossSecondMoment})
+]
 
 
 class UNet(SpecModel):
@@ -226,11 +251,17 @@ class MLP(SpecModel):
     rescale_timesteps: bool = True
 
 
-def _default_to_unet(value: Any) -> Any:
-    return {"name": "unet", **value} if isinstance(value, dict) else expand_name(value)
+class NetworkModel(NamedModel):
+    """What every network is asked for; a plugin's own class adds its parameters."""
+
+    class_cond: bool = False
+    label_dropout: float = Field(0.0, ge=0, lt=1)  # share of labels hidden in training, for classifier-free guidance
+    rescale_timesteps: bool = True  # the network sees 1000 t / T
 
 
-Model = Annotated[UNet | MLP, Field(discriminator="name"), BeforeValidator(_default_to_unet)]
+Model = Annotated[
+    UNet | MLP | NetworkModel, Choice("model", NetworkModel, {"unet": UNet, "mlp": MLP}, default_name="unet")
+]
 
 
 class Optim(SpecModel):
@@ -251,14 +282,12 @@ class Train(SpecModel):
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
-class MethodSpec(SpecModel):
+class MethodSpec(NamedModel):
     """What trains. A method's parameters are fields of its class, their defaults included."""
-
-    name: str
 
     owns: ClassVar[tuple[str, ...]] = ()
     """Dotted paths of a run's spec that only this method and others that own them read; refused elsewhere."""
-    measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "grid"))
+    measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "grid", "metrics"))
     """What an evaluation can measure of it: samples, unless it says more."""
 
 
@@ -274,18 +303,7 @@ class Gaussian(MethodSpec):
 METHODS: dict[str, type[MethodSpec]] = {"gaussian": Gaussian}
 
 
-def _by_name(value: Any) -> Any:
-    value = expand_name(value)
-    if not isinstance(value, dict):
-        return value
-    name = value.get("name")
-    if not isinstance(name, str) or name not in METHODS:
-        context = {"discriminator": "'name'", "tag": str(name), "expected_tags": ", ".join(map(repr, METHODS))}
-        raise PydanticKnownError("union_tag_invalid", context)
-    return METHODS[name].model_validate(value)
-
-
-Method = Annotated[SerializeAsAny[MethodSpec], BeforeValidator(_by_name)]
+Method = Annotated[MethodSpec, Choice("method", MethodSpec, METHODS)]
 
 
 class RunSpec(SpecModel):
@@ -302,6 +320,15 @@ class RunSpec(SpecModel):
     model: Model = UNet()
     optim: Optim = Optim()
     train: Train
+    plugins: Annotated[dict[str, str] | None, YOUNGER] = None  # what parts come from, with its sha256; filled in
+
+    @model_validator(mode="after")
+    def _names_its_plugins(self) -> RunSpec:
+        used = plugins_of(self) or None
+        if self.plugins not in (None, used):
+            raise ValueError(f"plugins: the parts come from {used or 'none'}, not from {self.plugins}")
+        object.__setattr__(self, "plugins", used)
+        return self
 
     def unwritten_paths(self) -> Iterable[str]:
         """Return also what belongs to other methods."""
@@ -345,7 +372,18 @@ class RunSpec(SpecModel):
                 "objective vlb weighs its terms by the variance, so diffusion.var_type cannot stay open: "
                 "choose learned_range, learned, fixed_small or fixed_large"
             )
-        if (self.model.name == "mlp") != (self.data.name == "mog"):
+        if objective not in KINDS["objective"].built_in and var_type in LEARNED and not self.objective.trains_variance:
+            raise ValueError(f"objective {objective} does not train the variance, but diffusion.var_type is {var_type}")
+        for part in (
+            self.data,
+            self.diffusion.schedule,
+            self.objective,
+            self.timestep_sampler,
+            self.model,
+            self.method,
+        ):
+            part.check(self)
+        if isinstance(self.model, UNet | MLP) and (self.model.name == "mlp") != (self.data.name == "mog"):
             raise ValueError(
                 f"model {self.model.name} does not fit data {self.data.name}: mlp is for mog, unet for images"
             )

@@ -14,7 +14,7 @@ from harness.study.document import DOTTED_PATH, Document, Keys, SourceLocation, 
 from harness.study.model import Override, Variant
 from harness.text import did_you_mean
 
-RUN_PARTS = tuple(RunSpec.model_fields)  # what the weights depend on
+RUN_PARTS = tuple(name for name in RunSpec.model_fields if name != "plugins")  # plugins are filled in
 
 
 SIDE_PARTS = ("resources", "records")

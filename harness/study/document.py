@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Document:
 
     value: dict[str, Any]
     marks: dict[Keys, SourceLocation]
+    plugins: dict[Path | str, SourceLocation] = field(default_factory=dict)  # files, and names of packages' own
 
     def mark(self, keys: Keys) -> SourceLocation:
         """Return the place of the nearest written parent of `keys`."""
@@ -232,8 +233,38 @@ def resolve_extends(path: Path, chain: tuple[Path, ...] = (), asked_by: SourceLo
     for parent in parents:
         base = resolve_extends(path.parent / parent, (*chain, here), mark)
         base.value.pop("study", None)
-        merged = Document(merge(merged.value, base.value), {**merged.marks, **base.marks})
-    return Document(merge(merged.value, document.value), {**merged.marks, **document.marks})
+        merged = _lay_over(merged, base)
+    document.plugins = _plugins(document, path)
+    return _lay_over(merged, document)
+
+
+def _lay_over(base: Document, over: Document) -> Document:
+    marks, plugins = {**base.marks, **over.marks}, {**base.plugins, **over.plugins}
+    return Document(merge(base.value, over.value), marks, plugins)
+
+
+def _plugins(document: Document, path: Path) -> dict[Path | str, SourceLocation]:
+    """Take the plugins out of a file that names them: paths relative to it, or names that packages offer."""
+    names = document.value.pop("plugins", [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise document.fail(("plugins",), "a list of Python files beside this one: [my_parts.py]")
+    return plugin_sources(names, path, lambda index: document.mark(("plugins", index)))
+
+
+def plugin_sources(
+    names: Sequence[str], path: Path, mark_of: Callable[[int], SourceLocation]
+) -> dict[Path | str, SourceLocation]:
+    """Return the files that the file at `path` names, relative to it, and the names that packages offer."""
+    plugins: dict[Path | str, SourceLocation] = {}
+    for index, name in enumerate(names):
+        if not name.endswith(".py"):
+            plugins[name] = mark_of(index)
+        elif Path(name).is_absolute() or name.startswith("~"):
+            raise spec_error(mark_of(index), "plugins", f"{name!r}: give a path relative to this file")
+        else:
+            plugins[(path.parent / name).resolve()] = mark_of(index)
+    return plugins
 
 
 def set_in(value: Any, keys: Keys, new: Any, mark: SourceLocation, above: Keys = ()) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.errors import SpecError
 from harness.spec.evaluation import Evaluation
+from harness.spec.parts import active
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
 from harness.study.axes import MAX_RUNS, RUN_PARTS, SIDE_PARTS, read_exclusions, read_variants
@@ -30,23 +31,39 @@ from harness.study.document import (
     spec_error,
 )
 from harness.study.model import Override, Run, Study
+from harness.study.plugins import load_plugins
+from harness.study.python_studies import load_python_study
 from harness.study.validate import validate
 from harness.text import did_you_mean
 
-STUDY_PARTS = ("study", "extends", "arms", "grid", "replicates", "exclude", "evaluate", "data_root", "budget_gpu_hours")
+STUDY_PARTS = (
+    "study",
+    "extends",
+    "plugins",
+    "arms",
+    "grid",
+    "replicates",
+    "exclude",
+    "evaluate",
+    "data_root",
+    "budget_gpu_hours",
+)
 
 
 def load_study(path: str | Path, *, sets: Sequence[str] = (), inception: bool = False) -> Study:
     """Read, expand and validate a study.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or a Python file with a function `study()`.
         sets: `path=value` for once, as the command line gives them; they win over all that the file says.
         inception: whether Inception's weights are at hand (decides what `extractor: auto` means).
 
     Raises:
         SpecError: one line a mistake: `file:line: path: what is wrong; the choices`.
     """
+    if Path(path).suffix == ".py":
+        late = tuple(map(_parse_set, sets))
+        return load_python_study(Path(path), late, inception, expand)
     document, late = read_document(path, sets)
     if "search" in document.value:
         raise document.fail(("search",), "this file is a search: `harness search FILE` asks for its trials one by one")
@@ -60,6 +77,8 @@ def read_document(path: str | Path, sets: Sequence[str] = ()) -> tuple[Document,
     for text in sets:
         override = _parse_set(text)
         head = override.path.split(".")[0]
+        if head == "plugins":
+            raise SpecError(f"{override.mark}: plugins are named in the study's file, beside which they lie")
         if head in (*STUDY_PARTS, "search"):
             document.value = set_in(document.value, override.keys, override.value, override.mark)
             kept = {keys: mark for keys, mark in document.marks.items() if keys[: len(override.keys)] != override.keys}
@@ -71,6 +90,8 @@ def read_document(path: str | Path, sets: Sequence[str] = ()) -> tuple[Document,
 
 def is_search(path: str | Path) -> bool:
     """Tell a search's file from a study's; one that cannot be read is none."""
+    if Path(path).suffix == ".py":
+        return False
     try:
         return "search" in read_document(path)[0].value
     except SpecError:
@@ -87,6 +108,11 @@ def _parse_set(text: str) -> Override:
 
 def expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
     """Return the runs that a document describes, all of them validated."""
+    with active(load_plugins(document)):
+        return _expand(document, path, late, inception)
+
+
+def _expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
     value = document.value
     known = (*STUDY_PARTS, *RUN_PARTS, *SIDE_PARTS)
     for key in value:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import SpecError
 from harness.spec.base import SpecModel
+from harness.spec.parts import Choice
 from harness.study.document import Keys, SourceLocation, dotted, error_line
 from harness.text import did_you_mean
 
@@ -21,13 +22,13 @@ def validate(
     """Validate plain values as `kind`, strictly; turn pydantic's errors into our lines."""
     adapter = _ADAPTERS.setdefault(kind, TypeAdapter(kind))
     try:
-        return adapter.validate_python(_tuples(value), strict=True)
+        return adapter.validate_python(_tuples(value), strict=True, context={"strict": True})
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False):
             if problem["type"] == "too_short" and problem["input"]:
                 continue  # a list is short only because its bad items were left out: those have lines of their own
-            keys = _real_keys(problem["loc"], value, kind)
+            keys = _real_keys(problem["loc"], value)
             path = dotted((*prefix, *keys))
             what = _explain(problem, kind, keys, value)
             # A rule between parts has no place of its own; its message begins with the path at fault.
@@ -43,22 +44,14 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
 
 
-def _real_keys(loc: tuple, value: Any, kind: type[SpecModel]) -> Keys:
-    """Drop the tags of discriminated unions, which pydantic puts among the keys."""
+def _real_keys(loc: tuple, value: Any) -> Keys:
+    """Drop what pydantic puts among the keys that is none: the members of a union such as `int | None`."""
     keys: list[str | int] = []
-    places = [kind]
     for depth, part in enumerate(loc):
-        name = value.get("name") if isinstance(value, dict) else value
-        if len(places) > 1 and part == name:  # a tag, even where a key of that name (an unknown one) is there too
-            places = [one for one in places if _name_of(one) == name]
-            continue
-        if isinstance(value, dict) and part in value:
-            field = places[0].model_fields.get(part) if places else None
-            places = _parts_in(field.annotation) if field else []
         indexed = isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value)
         if indexed or (isinstance(value, dict) and part in value):
             value = value[part]
-        elif part == name or depth < len(loc) - 1:
+        elif depth < len(loc) - 1:
             continue
         keys.append(part)
     return tuple(keys)
@@ -88,8 +81,11 @@ def _explain(problem: Any, kind: type[SpecModel], keys: Keys, value: Any) -> str
     return f"{message}, not {shown!r}" if not isinstance(given, dict) else message
 
 
-def _parts_in(annotation: Any) -> list[type[SpecModel]]:
-    """Return the Part classes that an annotation such as `tuple[Ancestral | Ddim, ...]` speaks of."""
+def _parts_in(annotation: Any, metadata: Iterable[Any] = ()) -> list[type[SpecModel]]:
+    """Return the parameter classes that an annotation such as `tuple[Sampler, ...]` speaks of."""
+    for entry in (*metadata, *getattr(annotation, "__metadata__", ())):
+        if isinstance(entry, Choice):
+            return list(entry.classes().values())
     if isinstance(annotation, type) and issubclass(annotation, SpecModel):
         return [annotation]
     return [part for argument in get_args(annotation) for part in _parts_in(argument)]
@@ -100,12 +96,13 @@ def _place(kind: type[SpecModel], keys: Keys, value: Any) -> list[type[SpecModel
     places = [kind]
     for key in keys:
         if isinstance(value, dict):
-            places = _parts_in(places[0].model_fields[str(key)].annotation)
+            field = places[0].model_fields[str(key)]
+            places = _parts_in(field.annotation, field.metadata)
             value = value.get(key)
         else:
             value = value[int(key)]
         name = value.get("name") if isinstance(value, dict) else value
-        places = [one for one in places if _name_of(one) == name] or places
+        places = [place for place in places if _name_of(place) == name] or places
     return places
 
 

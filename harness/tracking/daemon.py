@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,11 +18,14 @@ from typing import Any
 
 from harness import PACKAGE_ROOT
 from harness.errors import HarnessError, TrackingError
+from harness.messages import show_messages
 from harness.records.directory import RunDirectory
 from harness.records.layout import STUDIES
 from harness.records.status import Status
 from harness.tracking.store import store_uri
 from harness.tracking.sync import file_stamp, sync_run
+
+logger = logging.getLogger(__name__)
 
 MAX_PAUSE_SECONDS = 600.0
 
@@ -189,18 +192,19 @@ def _sync_until_parent_exits(run_directories: list[RunDirectory], uri: str, ever
             try:
                 sync_run(run_directory, tracking_uri=uri)
             except HarnessError as error:
-                print(time.strftime("%Y-%m-%d %H:%M:%S"), error, flush=True)
+                logger.warning(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}")
                 failed = True
                 if isinstance(error, TrackingError):
                     break  # the store is away for the others too
             except Exception:
-                traceback.print_exc()
+                logger.exception(f"{run_directory.key}: its records were not uploaded")
                 failed = True
         if ended:
             return int(failed)
 
 
 if __name__ == "__main__":
+    show_messages("stdout")
     uri, seconds = sys.argv[1:]
     folders = json.loads(sys.stdin.buffer.readline() or b"[]")
     sys.exit(_sync_until_parent_exits([RunDirectory(Path(folder)) for folder in folders], uri, float(seconds)))

@@ -192,17 +192,17 @@ class _StudySyncer:
         from mlflow.entities import Metric
 
         sent_step, sent_line = self.cursor.get("sent_step", -1), tuple(self.cursor.get("sent_line", (0, 0)))
-        new = [row for row in rows if row.at > sent_step or (row.attempt, row.seq) > sent_line]
+        new = [row for row in rows if row.train_step > sent_step or (row.attempt, row.seq) > sent_line]
         # In the order of their steps, so that after any batch the cursor can say "everything up to here".
-        new.sort(key=lambda row: (row.at, row.attempt, row.seq))
+        new.sort(key=lambda row: (row.train_step, row.attempt, row.seq))
         last_line = max(((row.attempt, row.seq) for row in rows), default=(0, 0))
-        rows_end = max((row.at for row in rows), default=-1)
+        rows_end = max((row.train_step for row in rows), default=-1)
         for start in range(0, len(new), MAX_METRICS_PER_BATCH):
             batch = new[start : start + MAX_METRICS_PER_BATCH]
             metrics = [Metric(row.key, row.value, row.time_ms, row.step) for row in batch]
             self.client.log_batch(self.outcome.run_id, metrics=metrics)
             self.outcome.num_rows_sent += len(batch)
-            following = new[start + len(batch)].at if start + len(batch) < len(new) else rows_end + 1
+            following = new[start + len(batch)].train_step if start + len(batch) < len(new) else rows_end + 1
             self._save_cursor(sent_step=following - 1, sent_line=last_line)
 
     def _send_artifacts(self) -> None:
@@ -261,7 +261,7 @@ def durable_rows(run_directory: RunDirectory, status: Status) -> tuple[list[Row]
     if status.state in ("done", "pruned"):  # never resumed, so nothing of it is made again
         return rows, 0
     end = run_directory.durable_step()
-    durable = [row for row in rows if row.at <= end]
+    durable = [row for row in rows if row.train_step <= end]
     return durable, len(rows) - len(durable)
 
 

@@ -272,7 +272,7 @@ def test_a_run_that_is_not_clear_is_refused_with_the_choices(tmp_path, runs, ver
     assert refusal("zzzz") == f"no run 'zzzz' in {folder}; choices: {choices}"
     twin = folder / (runs[0].key[:8] + "0" * 8)
     RunDirectory(twin).create(runs[0].spec(), SCHEMA_VERSION)
-    assert re.fullmatch(rf"'{twin.name[:8]}' fits 2 runs; choices: {twin.name[:8]}.*", refusal(twin.name[:8]))
+    assert re.fullmatch(rf"'{twin.name[:8]}' matches 2 runs; choices: {twin.name[:8]}.*", refusal(twin.name[:8]))
 
 
 def test_logs_of_a_run_that_no_job_took_says_why(tmp_path, runs):
@@ -288,8 +288,8 @@ def test_sampling_refuses_an_unknown_sampler_and_a_run_without_weights(tmp_path,
     folder = tmp_path / "runs"
     refused = invoke("sample", runs[0].key, "--sampler", "ddmi", "--runs", folder).exception
     assert str(refused) == "--sampler ddmi: unknown; did you mean 'ddim'?"
-    refused = invoke("sample", runs[0].key, "--steps", "31", "--runs", folder).exception
-    assert str(refused).startswith("--steps 31: cannot keep exactly 31 of 30 steps")
+    refused = invoke("sample", runs[0].key, "--num-steps", "31", "--runs", folder).exception
+    assert str(refused).startswith("--num-steps 31: cannot keep exactly 31 of 30 steps")
     refused = invoke("sample", runs[0].key, "--runs", folder).exception
     assert str(refused) == f"run {runs[0].key} has no checkpoint yet; `harness status` tells how far it is"
 
@@ -311,7 +311,7 @@ def test_clean_removes_nothing_unasked(tmp_path, runs):
     assert len(list(folder.iterdir())) == 2
     assert "freed 2.0 KiB" in invoke("clean", "tiny", "--yes", "--runs", tmp_path / "runs").output
     assert [path.name[:13] for path in folder.iterdir()] == ["step-00000012"]
-    assert "nothing that is safe to remove" in invoke("clean", "--runs", tmp_path / "runs").output
+    assert "nothing is safe to remove" in invoke("clean", "--runs", tmp_path / "runs").output
 
 
 # ---------------------------------------------------------------------------------------------------------- end to end
@@ -337,7 +337,7 @@ def writer_at_step(run: RunDirectory, step: int) -> int:
     """Wait until a run has trained so far, and return the process that works on it."""
     for _ in range(1200):
         owner = run.writer()
-        if owner and any(row.at >= step for row in run.latest().values()):
+        if owner and any(row.train_step >= step for row in run.latest().values()):
             return owner["pid"]
         time.sleep(0.05)
     raise AssertionError(f"run {run.key} never came to step {step}")
@@ -374,14 +374,14 @@ def test_a_submission_killed_and_stopped_and_repeated_ends_in_the_bits_of_an_unb
     assert first.returncode == 1, said
     assert f"{keys[0]} slow r0 interrupted: killed: its process is gone" in said
     assert "a worker was killed (out of memory?); its log: " in said
-    assert "submit again resumes: harness submit tiny.yaml" in said
+    assert "to resume: harness submit tiny.yaml" in said
 
     second = submit(tmp_path, "--jobs", "1", "--no-sync")
     writer_at_step(runs[0], 30)
     os.killpg(second.pid, signal.SIGINT)
     said, _ = second.communicate(timeout=120)
     assert second.returncode == 130, said
-    assert "stopping at the next step, with a checkpoint; Ctrl-C again does not wait" in said
+    assert "Stopping after this step and saving a checkpoint. Press Ctrl-C again to quit at once." in said
     assert runs[0].status().state == "interrupted"
     assert runs[0].events("interrupted"), "it was not stopped gently"
 
@@ -393,7 +393,7 @@ def test_a_submission_killed_and_stopped_and_repeated_ends_in_the_bits_of_an_unb
 
     fourth = harness("submit", "tiny.yaml", cwd=tmp_path)
     assert fourth.returncode == 0
-    assert fourth.stdout == "left alone: 2 done\nnothing to submit\n"
+    assert fourth.stdout == "skipped: 2 done\nnothing to submit\n"
 
     unbroken = harness("submit", "tiny.yaml", "--runs", "unbroken", "--no-sync", cwd=tmp_path)
     assert unbroken.returncode == 0
@@ -402,7 +402,7 @@ def test_a_submission_killed_and_stopped_and_repeated_ends_in_the_bits_of_an_unb
 
     checked = harness("sync", "tiny", "--check", cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout
-    picture = harness("sample", keys[0][:5], "--n", "4", cwd=tmp_path, check=True).stdout.strip()
+    picture = harness("sample", keys[0][:5], "--num-samples", "4", cwd=tmp_path, check=True).stdout.strip()
     assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     log = harness("logs", keys[1], cwd=tmp_path, check=True).stdout
     assert f"{keys[1]} is done" in log

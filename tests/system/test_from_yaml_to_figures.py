@@ -74,7 +74,7 @@ def test_a_study_goes_from_yaml_to_runs_to_mlflow_to_figures_and_the_second_time
     assert "8 runs: 8 done" in command(tmp_path, harness, "status", "study.yaml")
     command(tmp_path, harness, "sync", "study.yaml", "--check")
 
-    command(tmp_path, sys.executable, "-m", "analysis.report")
+    command(tmp_path, sys.executable, "-m", "harness.cli", "figures")
     page = (tmp_path / "figures/index.html").read_text()
     for run in runs:
         assert run.data.tags["run_key"] in page

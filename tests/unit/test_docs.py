@@ -1,10 +1,13 @@
 """What the pages say is true: their examples load, and the files that they name exist."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+from harness import __version__
 from harness.spec import evaluation, run
 from harness.study.expand import STUDY_PARTS, load_study
 
@@ -73,6 +76,13 @@ def test_the_readmes_search_loads(tmp_path):
     _, example = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "search.yaml").write_text(example.replace("extends: ", f"extends: {ROOT}/"))
     assert load_search(tmp_path / "search.yaml").settings.trials == 20
+
+
+def test_the_version_is_the_same_wherever_it_is_written():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["version"] == __version__ == citation["version"]
+    assert project["license"] == citation["license"] == "MIT"
 
 
 def test_the_example_of_a_cluster_is_a_profile():

@@ -13,6 +13,7 @@ from harness.evaluation.context import EvaluationContext
 from harness.evaluation.parts.fidelity import fidelity
 from harness.evaluation.parts.grid import grid
 from harness.evaluation.parts.likelihood import likelihood
+from harness.evaluation.parts.metrics import metrics
 from harness.evaluation.parts.noise_scale import noise_scale
 from harness.evaluation.parts.rate_distortion import rate_distortion
 from harness.evaluation.parts.skip import skip
@@ -27,4 +28,5 @@ PARTS: dict[str, Callable[[EvaluationContext, Any], PartResult]] = {
     "rate_distortion": rate_distortion,
     "noise_scale": noise_scale,
     "grid": grid,
+    "metrics": metrics,
 }

@@ -155,7 +155,7 @@ def test_a_run_without_a_checkpoint_cannot_be_sampled(tiny_run):
 
 
 def test_a_number_of_steps_that_the_chain_has_not_is_refused(tiny_run):
-    with pytest.raises(SpecError, match="--steps 31"):
+    with pytest.raises(SpecError, match="--num-steps 31"):
         sample_run(tiny_run(), sampler=Ancestral(), num_steps=31, num_samples=4)
 
 

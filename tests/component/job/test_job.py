@@ -166,9 +166,9 @@ def test_verbs_take_the_best_checkpoint_and_refuse_where_there_is_none(tiny_run)
     best = json.loads((folder / "checkpoints" / "scores.json").read_text())
     (folder / "checkpoints" / "scores.json").write_text(json.dumps(best | {"scores": {"8": 1.0, "10": 2.0}}))
     common = ["--runs", str(folder.parent)]
-    sampled = ["sample", folder.name, "--step", "best", "--steps", "5", "--n", "2", *common]
+    sampled = ["sample", folder.name, "--checkpoint", "best", "--num-steps", "5", "--num-samples", "2", *common]
     assert "_step8.png" in CliRunner().invoke(cli, sampled).output
-    exported = ["export-checkpoint", folder.name, str(folder / "x.pt"), "--step", "best", *common]
+    exported = ["export-checkpoint", folder.name, str(folder / "x.pt"), "--checkpoint", "best", *common]
     assert "at step 8\n" in CliRunner().invoke(cli, exported).output
     (folder / "checkpoints" / "scores.json").unlink()
     refused = CliRunner().invoke(cli, exported).exception

@@ -135,7 +135,7 @@ def test_calibrate_times_each_class_once_and_plan_then_knows_the_cost(tmp_path, 
     arguments = (tmp_path / "tiny.yaml", "--runs", tmp_path / "runs")
     done = run_cli("calibrate", *arguments, "--steps", "5")
     assert done.exit_code == 0, done.output
-    assert [line.split()[0] for line in done.output.splitlines()] == ["arm", "small,", "wide", "what"]
+    assert [line.split()[0] for line in done.output.splitlines()] == ["arm", "small,", "wide", "cost:"]
     assert not any((tmp_path / "runs" / one.run_key).exists() for one in planned.runs)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".throughput"]  # and no scratch is left
     said = run_cli("plan", *arguments).output

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from analysis import fig_L_t, fig_learning_curves, tab_results
-from analysis.runs import load_runs
+from harness.analysis import fig_L_t, fig_learning_curves, tab_results
+from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.cli.common import all_runs
 from harness.errors import RecordError
@@ -87,7 +87,7 @@ def test_what_is_imported_is_what_was_exported_less_locks_cursors_and_checkpoint
 
 def test_figures_and_status_work_on_what_was_imported(runs, there):
     import_study(export(runs), there)
-    here, elsewhere = load_runs(runs), load_runs(there)
+    here, elsewhere = load_records(runs), load_records(there)
     for figure in (fig_learning_curves, fig_L_t, tab_results):
         data = figure.data(here)
         assert len(data) > 0
@@ -124,7 +124,7 @@ def test_checkpoints_go_along_where_asked_and_the_best_is_among_the_newest(runs,
     assert set(best["scores"]) >= {"8", "12"}
     (folder / "scores.json").write_text(json.dumps(best | {"scores": {"8": 1.0, "12": 2.0}}))
     import_study(export(runs, checkpoints="newest"), there)
-    assert invoke("export-checkpoint", key, there / "x.pt", "--step", "best", "--runs", there).exit_code == 0
+    assert invoke("export-checkpoint", key, there / "x.pt", "--checkpoint", "best", "--runs", there).exit_code == 0
     assert contents(there / key / "checkpoints") == {
         name: data for name, data in contents(folder).items() if not name.startswith("step-00000004")
     }

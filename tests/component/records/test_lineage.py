@@ -30,7 +30,9 @@ def run_job(folder: Path) -> str:
 def results(folder: Path, after: int = 0) -> list:
     rows = RunDirectory(folder).rows()
     left_out = ("perf/", "system/", "compute/")
-    return [(row.key, row.step, row.value) for row in rows if row.at > after and not row.key.startswith(left_out)]
+    return [
+        (row.key, row.step, row.value) for row in rows if row.train_step > after and not row.key.startswith(left_out)
+    ]
 
 
 def state_of(folder: Path) -> dict:

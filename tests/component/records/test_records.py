@@ -388,7 +388,7 @@ class TestJournal:
             journal.metrics(3, values, at=40)
         rows = run.rows()
         assert {row.key: repr(row.value) for row in rows} == {key: repr(value) for key, value in values.items()}
-        assert {(row.step, row.at, row.attempt) for row in rows} == {(3, 40, 1)}
+        assert {(row.step, row.train_step, row.attempt) for row in rows} == {(3, 40, 1)}
 
     def test_a_row_in_a_killed_process_is_not_lost(self, run):
         append = "run.open_journal(resumed_from_step=0).metrics(1, {'train/loss': 0.5})"

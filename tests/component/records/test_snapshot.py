@@ -196,6 +196,15 @@ def test_without_git_the_package_alone_is_taken(tree, store):
     assert files(taken) == [MANIFEST, "harness/__init__.py", "harness/show.py"] and taken.manifest["git"] is None
 
 
+def test_without_git_a_folder_that_the_package_links_to_is_taken_with_it(tree, store):
+    shutil.rmtree(tree / ".git")
+    write(tree / "analysis" / "__init__.py", "")
+    (tree / "harness" / "analysis").symlink_to("../analysis")
+    taken = snapshot.take(store, tree)
+    assert "analysis/__init__.py" in files(taken)
+    assert (taken.path / "harness" / "analysis" / "__init__.py").is_file() and snapshot.verify(taken) == []
+
+
 def test_a_wheel_installed_below_a_work_tree_of_something_else_is_the_package_alone(tree, store):
     site = tree / "env" / "site-packages"
     shutil.copytree(tree / "harness", site / "harness")

@@ -24,11 +24,11 @@ from harness.records.lock import FolderLock
 from harness.records.status import Status
 from harness.search.coordinator import Coordinator
 from harness.search.loading import load_search
-from harness.search.optuna_backend import first_suggestions, mend_journal, open_study
-from harness.search.space import metrics_of
-from harness.search.trials import best_study, front, read_trials
+from harness.search.optuna_backend import first_suggestions, open_study, repair_journal
+from harness.search.trials import best_study, pareto_front, read_trials
 from harness.search.workers import LocalWorkers, SlurmWorkers, Workers
 from harness.spec.base import SCHEMA_VERSION
+from harness.spec.metrics import outputs
 from harness.study.expand import load_study
 
 BASE = """
@@ -74,7 +74,7 @@ def quadratic(spec, seed_matters=False):
 class Planted(Workers):
     """Writes of each run what a job would, with `value(spec)` as its likelihood; by default it is done at once."""
 
-    every_seconds = 0.0
+    poll_seconds = 0.0
 
     def __init__(self, runs_folder, value=quadratic, end=lambda spec: "done"):
         self.runs_folder, self.value, self.end = runs_folder, value, end
@@ -97,13 +97,13 @@ class Planted(Workers):
                     journal.event("evaluation", step=steps, parts=evaluation.parts, **facts)
         directory.set_status(Status(state=state, step=steps if state == "done" else 0, num_steps=steps, reason=state))
 
-    def at_work(self, run_keys):
+    def busy(self, run_keys):
         return set()
 
 
 def hunt(search, runs_folder, **planted):
     workers = Planted(runs_folder, **planted)
-    finished = Coordinator(search, runs_folder, workers, sync=False, say=lambda line: None).run()
+    finished = Coordinator(search, runs_folder, workers, sync=False, on_message=lambda line: None).run()
     return finished, workers
 
 
@@ -244,9 +244,9 @@ search:
 def test_parts_lists_numbers_and_conditions_can_be_searched_together(make, tmp_path):
     search = make(CHOICES)
     assert hunt(search, tmp_path / "runs")[0]
-    found = points(search, tmp_path / "runs")
-    assert {point["diffusion.schedule"]["name"] for point in found} == {"linear", "cosine"}
-    for number, point in enumerate(found):
+    asked = points(search, tmp_path / "runs")
+    assert {point["diffusion.schedule"]["name"] for point in asked} == {"linear", "cosine"}
+    for number, point in enumerate(asked):
         spec = search.trial(number, point).runs[0].spec
         assert ("diffusion.schedule.s" in point) == (point["diffusion.schedule"]["name"] == "cosine")
         assert spec.diffusion.schedule.name == point["diffusion.schedule"]["name"]
@@ -282,9 +282,9 @@ def test_samplers_ask_for_different_points_within_the_bounds_also_after_a_restar
     hunt(search, tmp_path / "runs")
     more = make(LAMBDA_S + f"  sampler: {sampler}\n", "search.trials=8")
     hunt(more, tmp_path / "runs")
-    found = points(more, tmp_path / "runs")
-    assert len({json.dumps(point) for point in found}) == len(found) == 8
-    assert all(1e-5 <= point["objective.lambda_vlb"] <= 1e-1 for point in found)
+    asked = points(more, tmp_path / "runs")
+    assert len({json.dumps(point) for point in asked}) == len(asked) == 8
+    assert all(1e-5 <= point["objective.lambda_vlb"] <= 1e-1 for point in asked)
 
 
 # ----------------------------------------------------------------------------------------------- asking, telling, dying
@@ -293,7 +293,7 @@ def test_samplers_ask_for_different_points_within_the_bounds_also_after_a_restar
 def test_the_optimum_of_a_planted_quadratic_is_found(make, tmp_path):
     search = make()
     finished, _ = hunt(search, tmp_path / "runs")
-    (best, *_) = front(read_trials(search.folder(tmp_path / "runs")), search.metrics)
+    (best, *_) = pareto_front(read_trials(search.folder(tmp_path / "runs")), search.metrics)
     assert finished
     assert abs(math.log10(best.point["objective.lambda_vlb"] / BEST_LAMBDA)) < 0.15
     assert abs(math.log10(best.point["diffusion.schedule.s"] / BEST_S)) < 0.15
@@ -374,8 +374,8 @@ def test_a_coordinator_that_dies_anywhere_is_taken_up_with_the_same_trials(make,
     class Dies(Exception):
         pass
 
-    for place in ("record", "told", "started", "user_attr"):
-        coordinator = Coordinator(search, runs, Planted(runs), sync=False, say=lambda line: None)
+    for place in ("record", "report", "started", "user_attr"):
+        coordinator = Coordinator(search, runs, Planted(runs), sync=False, on_message=lambda line: None)
         with monkeypatch.context() as patch:
 
             def die(*_, **__):
@@ -384,8 +384,8 @@ def test_a_coordinator_that_dies_anywhere_is_taken_up_with_the_same_trials(make,
             match place:
                 case "record":
                     patch.setattr("harness.search.trials.TrialRecord.write", die)
-                case "told":
-                    patch.setattr(Coordinator, "_tell", die)
+                case "report":
+                    patch.setattr(Coordinator, "_report", die)
                 case "started":
                     patch.setattr(coordinator.workers, "start", die)
                 case "user_attr":
@@ -412,7 +412,7 @@ def test_two_coordinators_at_once_are_refused(make, tmp_path):
 
 def test_another_space_under_the_same_name_is_refused_and_more_trials_are_not(make, tmp_path):
     hunt(make(LAMBDA_S, "search.trials=2"), tmp_path / "runs")
-    with pytest.raises(RecordError, match=r"space: stored .* now|begun otherwise"):
+    with pytest.raises(RecordError, match=r"space: stored .* now|was started differently"):
         hunt(make(LAMBDA_S.replace("1.0e-5", "1.0e-6")), tmp_path / "runs")
     assert hunt(make(LAMBDA_S, "search.trials=3", "search.parallel=2"), tmp_path / "runs")[0]
 
@@ -424,7 +424,7 @@ def test_a_torn_line_of_optunas_journal_is_cut_off_and_the_search_goes_on(make, 
     journal = search.folder(tmp_path / "runs") / "journal.log"
     whole = journal.read_bytes()
     journal.write_bytes(whole + torn)
-    assert mend_journal(journal) == len(torn)
+    assert repair_journal(journal) == len(torn)
     assert journal.read_bytes() == whole
     journal.write_bytes(whole[:-7] + torn)  # the last thing told is lost as well
     assert hunt(search, tmp_path / "runs")[0]
@@ -497,27 +497,49 @@ def test_the_front_of_several_objectives_holds_what_nothing_beats(make):
         TrialRecord(index, {}, [], state="complete", values={"eval/nll_bpd": a, "eval/L_0_bpd": b})
         for index, (a, b) in enumerate(values)
     ]
-    assert [trial.number for trial in front(trials, search.metrics)] == [4, 0, 1]
+    assert [trial.number for trial in pareto_front(trials, search.metrics)] == [4, 0, 1]
 
 
-def test_an_identical_point_is_served_from_the_finished_run_and_that_is_said(make, tmp_path):
+def test_an_identical_point_reuses_the_finished_run_and_that_is_said(make, tmp_path):
     text = (
         "search: {space: {model.depth: {int: [1, 2]}}, metrics: [{eval/nll_bpd: minimize}], trials: 6, sampler: random}"
     )
     search, said = make(text), []
     workers = Planted(tmp_path / "runs")
-    Coordinator(search, tmp_path / "runs", workers, sync=False, say=said.append).run()
+    Coordinator(search, tmp_path / "runs", workers, sync=False, on_message=said.append).run()
     trials = read_trials(search.folder(tmp_path / "runs"))
     assert len(trials) == 6 and len(workers.started) == 2
-    served = [trial for trial in trials if trial.served]
-    assert len(served) == 4
-    for trial in served:
-        assert f"{trial.arm}: served by run {trial.run_keys[0]}, which was done before" in said
+    reusing = [trial for trial in trials if trial.reused]
+    assert len(reusing) == 4
+    for trial in reusing:
+        assert f"{trial.arm}: reuses run {trial.run_keys[0]}, which was done before" in said
     arms = {RunDirectory(tmp_path / "runs" / key).studies()["hunt"]["arm"] for key in set(workers.started)}
-    assert arms == {trial.arm for trial in trials if not trial.served}
+    assert arms == {trial.arm for trial in trials if not trial.reused}
 
 
-def test_a_run_of_another_study_serves_a_trial_and_joins_the_search(make, tmp_path):
+def test_the_record_of_a_trial_has_the_fields_that_earlier_versions_wrote_and_read(tmp_path):
+    stored = {
+        "number": 3,
+        "point": {"model.depth": 1},
+        "run_keys": ["a" * 16, "b" * 16],
+        "served": ["b" * 16],
+        "state": "complete",
+        "reason": "",
+        "values": {"eval/nll_bpd": 1.5},
+        "replicate_values": {"eval/nll_bpd": [1.0, 2.0]},
+        "asked_seconds": 1.0,
+        "ended_seconds": 2.0,
+    }
+    path = tmp_path / "trials" / "trial-0003.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(stored))
+    (trial,) = read_trials(tmp_path)
+    assert trial.reused == ["b" * 16]
+    trial.write(tmp_path)
+    assert list(json.loads(path.read_text()).items()) == list(stored.items())
+
+
+def test_a_run_of_another_study_is_reused_by_a_trial_and_joins_the_search(make, tmp_path):
     text = (
         "search: {space: {model.depth: {int: [1, 2]}}, metrics: [{eval/nll_bpd: minimize}], trials: 2, sampler: grid}"
     )
@@ -529,7 +551,7 @@ def test_a_run_of_another_study_serves_a_trial_and_joins_the_search(make, tmp_pa
     workers = Planted(tmp_path / "runs")
     workers.start(replace(load_study(tmp_path / "study.yaml"), runs=(run,)))
     workers.started.clear()
-    Coordinator(search, tmp_path / "runs", workers, sync=False, say=lambda line: None).run()
+    Coordinator(search, tmp_path / "runs", workers, sync=False, on_message=lambda line: None).run()
     assert run.run_key not in workers.started and len(workers.started) == 1
     assert set(RunDirectory(tmp_path / "runs" / run.run_key).studies()) == {"hunt", "other"}
 
@@ -537,7 +559,7 @@ def test_a_run_of_another_study_serves_a_trial_and_joins_the_search(make, tmp_pa
 def test_the_best_trial_as_a_study_is_the_same_run(make, tmp_path):
     search = make(LAMBDA_S, "search.trials=3")
     hunt(search, tmp_path / "runs")
-    (best, *_) = front(read_trials(search.folder(tmp_path / "runs")), search.metrics)
+    (best, *_) = pareto_front(read_trials(search.folder(tmp_path / "runs")), search.metrics)
     (tmp_path / "best.yaml").write_text(best_study(search, best))
     study = load_study(tmp_path / "best.yaml")
     assert study.name == "hunt-best"
@@ -609,8 +631,8 @@ def test_the_metrics_that_plan_knows_are_those_that_a_run_gives(make, tmp_path):
     run = search.trial(0, {"optim.lr": 1e-3}).runs[0]
     directory = start_run(search, tmp_path / "runs", {"optim.lr": 1e-3})
     assert run_job(directory.path, sync=False, show_progress=False) == "done"
-    known = {f"{one.name}/{name}" for one in run.evaluations for name in metrics_of(one, run.spec)}
-    given = {row.key for row in directory.rows() if row.key.startswith("eval") and row.step == row.at}
+    known = {name for evaluation in run.evaluations for name in outputs(evaluation, run.spec).metrics}
+    given = {row.key for row in directory.rows() if row.key.startswith("eval") and row.step == row.train_step}
     assert known == given - {"eval/L_t_bpd"}
 
 
@@ -622,23 +644,23 @@ def test_a_search_on_this_machine_survives_killed_workers_and_shows_itself_in_ml
     runs, said, killed = tmp_path / "runs", [], []
 
     class Killing(LocalWorkers):
-        def at_work(self, run_keys):
-            busy = super().at_work(run_keys)
-            for key in busy:  # each run's first worker, once it has begun to train
+        def busy(self, run_keys):
+            keys = super().busy(run_keys)
+            for key in keys:  # each run's first worker, once it has begun to train
                 owner = RunDirectory(runs / key).writer()
                 if owner and key not in killed and RunDirectory(runs / key).status().step:
                     killed.append(key)
                     os.kill(owner["pid"], signal.SIGKILL)
-            return busy
+            return keys
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     workers = Killing(runs, 2, 2)
-    assert Coordinator(search, runs, workers, tracking_uri=uri, say=said.append).run()
+    assert Coordinator(search, runs, workers, tracking_uri=uri, on_message=said.append).run()
     trials = read_trials(search.folder(runs))
     assert killed and {trial.state for trial in trials} == {"complete"} and len(trials) == 3
     for key in killed:
         assert len(RunDirectory(runs / key).attempts()) == 2
-        assert any(f"run {key} goes on from step" in line for line in said)
+        assert any(f"run {key} resumes from step" in line for line in said)
 
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("hunt")
@@ -648,7 +670,7 @@ def test_a_search_on_this_machine_survives_killed_workers_and_shows_itself_in_ml
     assert set(by_name) == {f"{trial.arm} r0" for trial in trials}
     for trial in trials:
         assert float(by_name[f"{trial.arm} r0"].data.params["optim.lr"]) == trial.point["optim.lr"]
-    (best, *_) = front(trials, search.metrics)
+    (best, *_) = pareto_front(trials, search.metrics)
     assert parent.info.status == "FINISHED" and parent.data.params["space.optim.lr"] == "0.0001 to 0.1, log"
     assert parent.data.tags["best_trial"] == best.arm and parent.data.tags["finished"] == "3 of 3"
     assert parent.data.metrics["best/eval/nll_bpd"] == best.values["eval/nll_bpd"]
@@ -688,7 +710,7 @@ search:
 """
     search = make(text, "train.steps=1500", base=base)
     runs = tmp_path / "runs"
-    assert Coordinator(search, runs, LocalWorkers(runs, 1, 1), sync=False, say=lambda line: None).run()
+    assert Coordinator(search, runs, LocalWorkers(runs, 1, 1), sync=False, on_message=lambda line: None).run()
     trials = read_trials(search.folder(runs))
     hopeless = trials[-1]  # the seed puts it last: before five complete trials, the median prunes nothing
     assert hopeless.point == {"optim.lr": 1e-7}
@@ -704,7 +726,7 @@ def test_a_search_on_slurm_with_four_workers(make, tmp_path, slurm):
     search = make(REAL, "search.trials=6", "search.parallel=4", "resources.memory_gib=1")
     runs = tmp_path / "runs"
     workers = SlurmWorkers(runs, 4, None, sync=False)
-    assert Coordinator(search, runs, workers, sync=False, say=lambda line: None).run()
+    assert Coordinator(search, runs, workers, sync=False, on_message=lambda line: None).run()
     trials = read_trials(search.folder(runs))
     assert len(trials) == 6 and {trial.state for trial in trials} == {"complete"}
     began = [RunDirectory(runs / trial.run_keys[0]).events("started")[0].facts for trial in trials]

@@ -314,6 +314,6 @@ def test_a_grid_larger_than_an_array_from_submit_to_figures(live):
     # MLflow hears of it where a database can be written, and the figures are made from the records alone.
     live.harness("grid", "sync")
     live.harness("grid", "sync", "--check")
-    command = [sys.executable, "-m", "analysis.report", "--runs", str(live.folder / "grid" / "runs")]
+    command = [sys.executable, "-m", "harness.cli", "figures", "--runs", str(live.folder / "grid" / "runs")]
     subprocess.run(command, cwd=live.folder / "grid", env=os.environ | CODE, check=True)
     assert list((live.folder / "grid").rglob("*.png"))

@@ -1,8 +1,8 @@
 import pytest
 
-from analysis import claims
-from analysis.claims import Contrast
-from analysis.runs import load_runs
+from harness.analysis import claims
+from harness.analysis.claims import Contrast
+from harness.analysis.runs import load_records
 
 GRID = """
 grid:
@@ -53,7 +53,7 @@ def as_in_the_paper(run):
 
 
 def test_the_papers_own_numbers_support_the_papers_claims(study_runs):
-    found = claims.judge(load_runs(study_runs(grid(3, FULL), as_in_the_paper)))
+    found = claims.judge(load_records(study_runs(grid(3, FULL), as_in_the_paper)))
     assert [len(claim.contrasts) for claim in found] == [3, 2, 4, 4]
     assert {one.verdict for claim in found for one in claim.contrasts} == {"supported"}
     assert [one.context for one in found[0].contrasts] == ["simple", "hybrid", "vlb"]
@@ -68,7 +68,7 @@ def test_replicates_are_paired_by_their_seed_and_a_missing_one_costs_its_partner
         failed = run.arm == "linear-simple" and run.replicate == 1
         return {"nll": 3 + run.replicate, "state": "failed" if failed else "done"}
 
-    cosine = claims.cosine_beats_linear(load_runs(study_runs(grid(3, NLL), numbers)))
+    cosine = claims.cosine_beats_linear(load_records(study_runs(grid(3, NLL), numbers)))
     assert cosine.contrasts[0].pairs == ((3.0, 3.0), (5.0, 5.0))
     assert cosine.contrasts[1].pairs == ((3.0, 3.0), (4.0, 4.0), (5.0, 5.0))
 
@@ -80,12 +80,12 @@ arms:
   two: {diffusion.schedule: cosine, optim.lr: 2.0e-3}
 evaluate: [{nll: {}}]
 """
-    assert claims.judge(load_runs(study_runs(extra, lambda run: {}))) == []
+    assert claims.judge(load_records(study_runs(extra, lambda run: {}))) == []
 
 
 def test_samplers_are_compared_on_the_same_weights_on_both_sides_of_50_steps(study_runs):
     extra = "replicates: 3\nevaluate: [{sweep: {num_steps: [5, 10, 25, 50], num_samples: 64}}]\n"
-    runs = load_runs(study_runs(extra, lambda run: {"ancestral": 5.0, "ddim": 4.0 + run.replicate / 100}))
+    runs = load_records(study_runs(extra, lambda run: {"ancestral": 5.0, "ddim": 4.0 + run.replicate / 100}))
     few, many = claims.judge(runs)
     assert (few.contrasts[0].verdict, few.contrasts[0].context) == ("supported", "base at 5, 10, 25 steps")
     assert many.contrasts[0].verdict == "contradicted"
@@ -94,4 +94,4 @@ def test_samplers_are_compared_on_the_same_weights_on_both_sides_of_50_steps(stu
 
 
 def test_a_claim_that_no_record_speaks_to_is_left_out(study_runs):
-    assert claims.judge(load_runs(study_runs("", lambda run: {}))) == []
+    assert claims.judge(load_records(study_runs("", lambda run: {}))) == []

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from analysis import fig_search
-from analysis.report import report
-from analysis.runs import load_runs
+from harness.analysis import fig_search
+from harness.analysis.report import report
+from harness.analysis.runs import load_records
 
 SPACE = [
     {"path": "objective.lambda_vlb", "kind": "float", "low": 1e-5, "high": 1e-1, "log": True, "step": None},
@@ -47,7 +47,7 @@ def searched(study_runs):
 
 
 def frame_of(name, searched):
-    return fig_search.FIGURES[name].data(load_runs(searched, "small"))
+    return fig_search.FIGURES[name].data(load_records(searched, "small"))
 
 
 def test_the_best_so_far_follows_complete_trials_in_the_direction_of_each_metric(searched):
@@ -82,7 +82,7 @@ def test_the_surface_of_a_contour_stays_within_the_values_that_it_joins():
 
 
 def test_a_choice_stands_at_its_place_and_a_parameter_that_takes_no_part_nowhere(searched):
-    frame = fig_search.trials(load_runs(searched, "small"))
+    frame = fig_search.trials(load_records(searched, "small"))
     depth = frame[(frame["parameter"] == "model.depth") & (frame["metric"] == "eval/nll_bpd")]
     assert depth["position"].fillna(-1).tolist() == [0, 1, -1, 0, 1]
     assert depth["label"].tolist() == ["2", "3", "", "2", "3"]
@@ -96,7 +96,7 @@ def test_the_report_shows_the_figures_of_a_search_and_of_a_study_none_of_them(se
             assert (tmp_path / "figures" / "small" / f"{name}.{kind}").stat().st_size > 50
         assert picture.TITLE in page
     plain = study_runs("", lambda run: {}, folder="plain")
-    assert not fig_search.is_search(load_runs(plain, "small"))
+    assert not fig_search.is_search(load_records(plain, "small"))
     report(plain, tmp_path / "plain_figures")
     assert not list((tmp_path / "plain_figures" / "small").glob("search_*"))
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from analysis import (
+from harness.analysis import (
     fig_alpha_bar,
     fig_beta_ratio,
     fig_forward_noising,
@@ -13,7 +13,7 @@ from analysis import (
     fig_sampling_steps,
     style,
 )
-from analysis.runs import load_runs
+from harness.analysis.runs import load_records
 
 ARMS = "grid: {diffusion.schedule: [linear, cosine]}\nreplicates: 2\n"
 
@@ -47,7 +47,7 @@ class TestSchedules:
 class TestLt:
     def test_terms_are_the_mean_and_range_of_the_arrays(self, study_runs):
         folder = study_runs(ARMS + "evaluate: [{nll: {}}]\n", lambda run: {"nll": 2.0 + run.replicate})
-        frame = fig_L_t.data(load_runs(folder))
+        frame = fig_L_t.data(load_records(folder))
         first = frame[(frame["arm"] == "linear") & (frame["t"] == 1)].iloc[0]
         assert (first["n"], first["low"], first["mean"], first["high"]) == (2, 1.0, 1.25, 1.5)
         assert first["share"] == pytest.approx(0.5)
@@ -56,7 +56,7 @@ class TestLt:
 
     def test_a_t_that_the_estimate_left_out_stays_empty(self, study_runs):
         folder = study_runs("evaluate: [{nll: {}}]\n", lambda run: {})
-        (run,) = load_runs(folder)
+        (run,) = load_records(folder)
         L_t = np.array([4.0, np.nan, 2.0, 1.0])
         np.savez(run.folder / "arrays" / "eval_likelihood.npz", L_t_bpd=L_t)
         frame = fig_L_t.data([run])
@@ -67,31 +67,57 @@ class TestLt:
 
 class TestLearningCurves:
     def test_curves_are_means_over_bins_and_the_bound_is_T_times_a_term(self, study_runs):
-        (run,) = load_runs(study_runs("", lambda run: {}))
+        (run,) = load_records(study_runs("", lambda run: {}))
         frame = fig_learning_curves.data([run])
         bound = frame[frame["curve"] == "bound"]
         np.testing.assert_allclose(bound["mean"], 50 / np.arange(10, 101, 10))
         assert not (frame["curve"] == "nll").any(), "one point is no curve"
 
     def test_a_long_training_is_binned(self, study_runs):
-        (run,) = load_runs(study_runs("", lambda run: {}))
+        (run,) = load_records(study_runs("", lambda run: {}))
         run.spec["train"]["steps"] = 1200  # bins of 20 iterations: two log lines in each
         mse = fig_learning_curves.data([run]).query("curve == 'mse'")
         assert mse["iteration"].tolist() == [20, 40, 60, 80, 100]
         assert mse["mean"].iloc[0] == pytest.approx((1 + 0.5) / 2)
 
     def test_the_nll_is_drawn_where_it_was_measured_during_training(self, study_runs):
-        (run,) = load_runs(study_runs("evaluate: [{nll: {}, every: 50}]\n", lambda run: {"nll": 2.0}))
+        (run,) = load_records(study_runs("evaluate: [{nll: {}, every: 50}]\n", lambda run: {"nll": 2.0}))
         run.curves["eval/nll_bpd"] = (np.array([50, 100]), np.array([3.0, 2.0]))
         nll = fig_learning_curves.data([run]).query("curve == 'nll'")
         assert dict(zip(nll["iteration"], nll["mean"], strict=True)) == {50: 3.0, 100: 2.0}
+
+    def test_terms_of_any_method_are_drawn_under_their_own_names(self, study_runs):
+        (run,) = load_records(study_runs("", lambda run: {}))
+        for name in ("train/mse", "train/vb"):
+            del run.curves[name]
+        steps = np.arange(10, 101, 10)
+        for name in ("generator", "discriminator", "generator_q0", "lr", "lr_discriminator", "grad_norm_generator"):
+            run.curves[f"train/{name}"] = (steps, -1.0 / steps)
+        frame = fig_learning_curves.data([run])
+        assert set(frame["curve"]) == {"generator", "discriminator"}
+        figure = fig_learning_curves.draw(frame)
+        assert [axes.get_title(loc="left") for axes in figure.axes] == ["discriminator", "generator"]
+        assert "bound" not in fig_learning_curves.caption(frame)
+
+    def test_a_method_with_a_loss_and_no_terms_has_its_loss_drawn(self, study_runs):
+        (run,) = load_records(study_runs("", lambda run: {}))
+        for name in ("train/mse", "train/vb"):
+            del run.curves[name]
+        assert set(fig_learning_curves.data([run])["curve"]) == {"loss"}
+
+    def test_all_panels_stand_in_one_order(self, study_runs):
+        (run,) = load_records(study_runs("evaluate: [{nll: {}, every: 50}]\n", lambda run: {"nll": 2.0}))
+        run.curves["eval/nll_bpd"] = (np.array([50, 100]), np.array([3.0, 2.0]))
+        figure = fig_learning_curves.draw(fig_learning_curves.data([run]))
+        titles = [axes.get_title(loc="left") for axes in figure.axes]
+        assert titles == ["Prediction error", "Bound on training batches", "NLL"]
 
 
 class TestSamplingSteps:
     STUDY = ARMS + "evaluate: [{sweep: {num_steps: [5, 10], num_samples: 64}, arms: [cosine]}]\n"
 
     def test_a_swept_arm_keeps_its_colour_when_others_are_not_swept(self, study_runs):
-        frame = fig_sampling_steps.data(load_runs(study_runs(self.STUDY, lambda run: {"ddim": 1.0 + run.replicate})))
+        frame = fig_sampling_steps.data(load_records(study_runs(self.STUDY, lambda run: {"ddim": 1.0 + run.replicate})))
         assert set(frame["arm"]) == {"cosine"}
         assert set(frame["arm_index"]) == {1}
         assert set(frame["protocol"]) == {"digitsnet, 64 samples"}
@@ -104,14 +130,27 @@ evaluate:
   - {name: eval, sweep: {num_steps: [5], num_samples: 64}, fixed_variance: large}
   - {name: eval_small, sweep: {num_steps: [5], num_samples: 64}, fixed_variance: small}
 """
-        frame = fig_sampling_steps.data(load_runs(study_runs(extra, lambda run: {})))
+        frame = fig_sampling_steps.data(load_records(study_runs(extra, lambda run: {})))
         assert set(frame["variance"]) == {"β", "β̃"}
         assert isinstance(fig_sampling_steps.draw(frame), Figure)
+
+    def test_a_sampler_that_the_spec_does_not_know_is_drawn_with_a_line_of_its_own(self, study_runs):
+        frame = fig_sampling_steps.data(load_records(study_runs(self.STUDY, lambda run: {})))
+        frame = pd.concat([frame, frame[frame["sampler"] == "ddim"].assign(sampler="heun_of_a_plugin")])
+        lines = fig_sampling_steps.sampler_lines(frame["sampler"])
+        assert len({str(line) for line in lines.values()}) == len(lines)
+        assert {name: lines[name] for name in ("ancestral", "ddim", "dpmpp_2m")} == {
+            "ancestral": "-",
+            "ddim": "--",
+            "dpmpp_2m": ":",
+        }
+        (legend,) = fig_sampling_steps.draw(frame).legends
+        assert "heun_of_a_plugin" in [text.get_text() for text in legend.get_texts()]
 
 
 class TestSamples:
     def test_each_arm_shows_the_first_samples_of_its_first_replicate(self, study_runs):
-        runs = load_runs(study_runs(ARMS + "evaluate: [{grid: 40}]\n", lambda run: {}))
+        runs = load_records(study_runs(ARMS + "evaluate: [{grid: 40}]\n", lambda run: {}))
         frame = fig_samples.data(runs)
         assert frame["arm"].tolist() == ["linear", "cosine"]
         assert frame["replicate"].tolist() == [0, 0]
@@ -120,7 +159,7 @@ class TestSamples:
 
     def test_a_conditional_models_columns_are_its_classes(self, study_runs):
         extra = "arms: {conditional: {model.class_cond: true}}\nevaluate: [{grid: 64}]\n"
-        runs = load_runs(study_runs(extra, lambda run: {}))
+        runs = load_records(study_runs(extra, lambda run: {}))
         (one,) = fig_samples.data(runs).to_dict("records")
         assert (one["columns"], len(one["pictures"])) == (10, 60)
 
@@ -148,10 +187,17 @@ class TestStyle:
     def test_figures_say_in_their_metadata_which_runs_they_were_made_from(self, tmp_path):
         from PIL import Image
 
-        about = style.Provenance("Title", "small", ("b" * 16, "a" * 16), ("0.1.0",), "python -m analysis.report small")
+        about = style.Provenance("Title", "small", ("b" * 16, "a" * 16), ("0.1.0",), "harness figures small")
         style.save(fig_alpha_bar.draw(fig_alpha_bar.data()), pd.DataFrame(), tmp_path / "x", about)
         said = Image.open(tmp_path / "x.png").text["Description"]
-        for part in ("study small", "2 runs", about.runs_digest, "a" * 16, "code 0.1.0", "python -m analysis.report"):
+        for part in (
+            "study small",
+            "2 runs",
+            about.runs_digest,
+            "a" * 16,
+            "code 0.1.0",
+            "harness figures",
+        ):
             assert part in said
         pdf = (tmp_path / "x.pdf").read_bytes()
         assert about.runs_digest.encode() in pdf

@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from analysis.intervals import say_bands, spell, summarise, summarise_by, t_interval
+from harness.analysis.intervals import describe_bands, format_values, summarise, summarise_by, t_interval
 
 
 def test_the_t_interval_is_the_textbooks():
@@ -22,15 +22,15 @@ def test_an_interval_is_given_from_three_replicates_on_and_not_before():
 
 def test_a_replicate_that_diverged_is_no_replicate_but_is_said():
     assert summarise([4.0, math.nan]) == (1, 4.0, 4.0, 4.0, "value")
-    assert spell([4.0, math.nan], 2) == "4.00, 1 NaN"
-    assert spell([math.nan], 2) == "1 NaN"
+    assert format_values([4.0, math.nan], 2) == "4.00, 1 NaN"
+    assert format_values([math.nan], 2) == "1 NaN"
 
 
 def test_tables_spell_an_interval_both_values_or_the_value():
-    assert spell([1.0, 2.0, 3.0], 2) == "2.00 ± 2.48"
-    assert spell([3.15, 3.19], 2) == "3.15 / 3.19"
-    assert spell([3.1], 1) == "3.1"
-    assert spell([], 1) == "–"
+    assert format_values([1.0, 2.0, 3.0], 2) == "2.00 ± 2.48"
+    assert format_values([3.15, 3.19], 2) == "3.15 / 3.19"
+    assert format_values([3.1], 1) == "3.1"
+    assert format_values([], 1) == "–"
 
 
 def test_groups_keep_their_order_of_appearance():
@@ -42,6 +42,6 @@ def test_groups_keep_their_order_of_appearance():
 
 
 def test_a_caption_says_what_the_bars_are():
-    assert say_bands(["interval", "interval"]) == "mean and 95 % t-interval over replicates"
-    assert say_bands(["value"]) == "one replicate"
-    assert "range of two" in say_bands(["range", "value"])
+    assert describe_bands(["interval", "interval"]) == "mean and 95 % t-interval over replicates"
+    assert describe_bands(["value"]) == "one replicate"
+    assert "range of two" in describe_bands(["range", "value"])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.report import OF_A_STUDY, WITHOUT_RUNS, main, report
+from harness.analysis.report import OF_A_STUDY, WITHOUT_RUNS, report
+from harness.errors import RecordError
 
 pytestmark = pytest.mark.slow  # each draws all the figures of a study
 
@@ -84,7 +85,7 @@ def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
 @pytest.mark.slow
 def test_another_process_draws_the_same_bytes_without_torch_mlflow_or_pyplot(some_runs, drawn, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from analysis.report import report\n"
+        "import sys; from pathlib import Path; from harness.analysis.report import report\n"
         "report(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "print(*({'torch', 'mlflow', 'optuna', 'submitit', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
@@ -108,22 +109,22 @@ def test_failed_runs_are_counted_in_every_caption_and_their_reason_stands_in_the
 
 
 @pytest.mark.slow
-def test_without_runs_the_closed_forms_are_drawn_all_the_same(tmp_path, capsys):
-    assert main(["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "figures")]) == 0
-    assert "no runs yet" in capsys.readouterr().out
+def test_without_runs_the_closed_forms_are_drawn_all_the_same(tmp_path, caplog):
+    caplog.set_level("INFO", logger="harness")
+    report(tmp_path / "runs", tmp_path / "figures")
+    assert "no runs yet" in caplog.text
     assert (tmp_path / "figures" / "schedules" / "alpha_bar.pdf").is_file()
 
 
-def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path, capsys):
-    assert main(["smal", "--runs", str(some_runs), "--out", str(tmp_path / "figures")]) == 2
-    assert "no run in" in (said := capsys.readouterr().err)
-    assert said.strip().endswith("belongs to study 'smal'; choices: small")
+def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path):
+    with pytest.raises(RecordError, match=r"no run in .* belongs to study 'smal'; choices: small"):
+        report(some_runs, tmp_path / "figures", ["smal"])
     assert not (tmp_path / "figures").exists()
 
 
 @pytest.mark.slow
 def test_a_study_that_was_really_trained_and_measured_gives_every_figure(tiny_study, tmp_path):
-    from analysis.runs import load_runs
+    from harness.analysis.runs import load_records
     from harness.job.job import run_job
     from harness.records.directory import RunDirectory
 
@@ -148,6 +149,6 @@ evaluate:
     assert "untrained network (channels=8)" in table
     assert "Gaussian per pixel" in table
     assert "nan" not in table.lower()
-    first = load_runs(tmp_path / "runs")[0]
+    first = load_records(tmp_path / "runs")[0]
     assert list(first.sample_pictures()) == ["eval"]
     assert "nll" in (out / "tiny" / "learning_curves.csv").read_text(), "measured at step 6 and at the end"

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from analysis import fig_scaling
-from analysis.runs import load_runs
-from analysis.scaling import PowerLaw, bootstrap, fit_power_law
+from harness.analysis import fig_scaling
+from harness.analysis.runs import load_records
+from harness.analysis.scaling import PowerLaw, bootstrap, fit_power_law
 
 IDDPM_FID = PowerLaw(4.00, 2.5e-25, 0.22, 0)  # figure 10
 IDDPM_NLL = PowerLaw(3.40, 3.0e-15, 0.17, 0)
@@ -61,7 +61,7 @@ def on_a_law(run):
 
 
 def test_a_study_of_widths_gives_its_law_and_its_unit(study_runs):
-    frame = fig_scaling.data(load_runs(study_runs(WIDTHS, on_a_law)))
+    frame = fig_scaling.data(load_records(study_runs(WIDTHS, on_a_law)))
     nll = frame[frame["metric"] == "nll"]
     assert nll["arm"].tolist() == ["channels=8", "channels=16", "channels=32"]
     assert nll["compute_multiply_adds"].tolist() == [6.4e10, 2.56e11, 1.024e12]
@@ -77,10 +77,10 @@ def test_a_study_of_widths_gives_its_law_and_its_unit(study_runs):
 
 def test_arms_that_differ_in_more_than_size_are_no_series(study_runs):
     extra = "grid: {diffusion.schedule: [linear, cosine]}\nevaluate: [{nll: {}}]\n"
-    assert fig_scaling.data(load_runs(study_runs(extra, on_a_law))).empty
+    assert fig_scaling.data(load_records(study_runs(extra, on_a_law))).empty
 
 
 def test_another_number_of_output_channels_is_no_scale(study_runs):
     extra = "grid: {model.dropout: [0.0, 0.1]}\nevaluate: [{nll: {}}]\n"
-    runs = load_runs(study_runs(extra, lambda run: {"compute": 1e9 * (1.2 if run.spec.model.dropout else 1)}))
+    runs = load_records(study_runs(extra, lambda run: {"compute": 1e9 * (1.2 if run.spec.model.dropout else 1)}))
     assert fig_scaling.data(runs).empty

@@ -1,5 +1,5 @@
-from analysis import tab_results
-from analysis.runs import load_runs
+from harness.analysis import tab_results
+from harness.analysis.runs import load_records
 
 EVALUATE = """
 grid: {diffusion.schedule: [linear, cosine]}
@@ -10,7 +10,7 @@ evaluate:
 
 
 def table(study_runs, replicates, numbers):
-    return tab_results.data(load_runs(study_runs(EVALUATE + f"replicates: {replicates}\n", numbers)))
+    return tab_results.data(load_records(study_runs(EVALUATE + f"replicates: {replicates}\n", numbers)))
 
 
 def nll(run):
@@ -21,7 +21,7 @@ def test_three_replicates_give_an_interval_two_both_values_and_one_the_value(stu
     cells = []
     for replicates in (1, 2, 3):
         frame = tab_results.data(
-            load_runs(study_runs(EVALUATE + f"replicates: {replicates}\n", nll, folder=f"runs{replicates}"))
+            load_records(study_runs(EVALUATE + f"replicates: {replicates}\n", nll, folder=f"runs{replicates}"))
         )
         cells.append(tab_results.rows(frame)[0]["nll"])
     assert cells == ["3.000", "3.000 / 3.100", "3.100 ± 0.248"]
@@ -59,7 +59,7 @@ evaluate:
   - {name: eval, nll: {}, fixed_variance: large}
   - {name: eval_small, nll: {}, fixed_variance: small}
 """
-    frame = tab_results.data(load_runs(study_runs(extra, lambda run: {})))
+    frame = tab_results.data(load_records(study_runs(extra, lambda run: {})))
     rows = [row for row in tab_results.rows(frame) if row["model"] == "trained"]
     assert [row["note"] for row in rows] == ["eval", "eval_small"]
     assert "Where the variance is fixed (eval_small): σ² = β̃." in tab_results.caption(frame)
@@ -78,4 +78,4 @@ def test_markdown_and_html_show_the_same_cells(study_runs):
 
 
 def test_no_measurement_gives_an_empty_table(study_runs):
-    assert tab_results.data(load_runs(study_runs("", lambda run: {}))).empty
+    assert tab_results.data(load_records(study_runs("", lambda run: {}))).empty

@@ -13,7 +13,7 @@ from harness.data import DATASET_FACTS, DATASETS
 from harness.diffusion import MEAN_TYPES, OBJECTIVES, SAMPLERS, SCHEDULES, TIMESTEP_SAMPLERS, VAR_TYPES
 from harness.models import MODELS
 from harness.registry import make_network, make_process
-from harness.spec import base, evaluation, run
+from harness.spec import evaluation, parts, run
 
 KINDS = {
     "schedule": (run.Schedule, SCHEDULES),
@@ -28,12 +28,12 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_spec_names_exactly_what_is_registered(kind):
     union, registry = KINDS[kind]
-    assert list(base.choices(union)) == list(registry)
+    assert list(parts.choices(union)) == list(registry)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_class_carries_its_name_as_the_default(kind):
-    for name, part in base.choices(KINDS[kind][0]).items():
+    for name, part in parts.choices(KINDS[kind][0]).items():
         assert part.model_fields["name"].default == name
 
 
@@ -68,7 +68,7 @@ def test_a_parameter_class_has_the_parameters_of_what_it_names_and_their_default
     }
     written = {
         field: info.default
-        for field, info in base.choices(union)[name].model_fields.items()
+        for field, info in parts.choices(union)[name].model_fields.items()
         if field != "name" and field not in READ_ELSEWHERE.get(kind, ())
     }
     assert set(written) == set(taken)
@@ -107,7 +107,7 @@ def test_the_spec_knows_the_mean_and_variance_types_of_the_process():
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_process_that_a_spec_can_name_is_built(mean_type, var_type, schedule):
     diffusion = run.Diffusion(
-        num_timesteps=21, schedule=base.choices(run.Schedule)[schedule](), mean_type=mean_type, var_type=var_type
+        num_timesteps=21, schedule=parts.choices(run.Schedule)[schedule](), mean_type=mean_type, var_type=var_type
     )
     process = make_process(diffusion, levels=256)
     assert (process.num_timesteps, process.mean_type, process.var_type) == (21, mean_type, var_type)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness.spec.base import canonical_json, choices
+from harness.spec.base import canonical_json
 from harness.spec.evaluation import Ddim, Evaluation, Fidelity, Nll, Sweep, extractor_name, section_counts
+from harness.spec.parts import choices
 from harness.spec.run import LossSecondMoment, RunSpec, Schedule, Uniform
 
 SMALL = {

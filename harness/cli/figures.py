@@ -1,0 +1,29 @@
+"""figures: every figure and table of the studies, drawn from the records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from harness.cli.common import Output, json_option, members, runs_folder_option
+
+
+@click.command()
+@click.argument("studies", nargs=-1, metavar="[STUDY]...")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("figures"), show_default=True, help="Folder.")
+@json_option
+@runs_folder_option
+def figures(studies: tuple[str, ...], out: Path, output: Output, runs_folder: Path) -> None:
+    """Draw figures and tables from the records.
+
+    All studies that have runs, or those that are given by file or name. OUT/index.html shows them on one page.
+
+    With --json: {"page": FILE, "studies": [NAME of each one asked for]}.
+    """
+    from harness.analysis.report import report
+
+    names = [str(members(study, runs_folder)[0]) for study in studies]
+    page = report(runs_folder, out, names)
+    click.echo(page)
+    output.document({"page": str(page), "studies": names})

@@ -1,0 +1,27 @@
+"""Metrics of plugins: functions of the context that return one number, or one a name that they declare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from harness.errors import HarnessError
+from harness.evaluation.context import EvaluationContext
+from harness.evaluation.result import PartResult
+from harness.registry import implementation, parameters
+from harness.spec.evaluation import MetricModel
+
+
+def metrics(context: EvaluationContext, chosen: tuple[MetricModel, ...]) -> PartResult:
+    """Measure by each metric in turn.
+
+    Raises:
+        HarnessError: one returns other names than it declares.
+    """
+    result = PartResult()
+    for metric in chosen:
+        values = implementation("metric", metric)(context, **parameters(metric))
+        values = dict(values) if isinstance(values, Mapping) else {metric.name: values}
+        if set(values) != set(metric.names):
+            raise HarnessError(f"metric {metric.name} measured {sorted(values)}, but declares {sorted(metric.names)}")
+        result.metrics |= {name: float(value) for name, value in values.items()}
+    return result

@@ -1,0 +1,29 @@
+"""What the library logs, shown to people as plain lines without levels and names: for the command line and for jobs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+
+class _PlainLines(logging.Handler):
+    """Print each message to what `sys.stderr` or `sys.stdout` is at that moment."""
+
+    def __init__(self, stream: Literal["stderr", "stdout"]):
+        super().__init__()
+        self.stream: Literal["stderr", "stdout"] = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stdout if self.stream == "stdout" else sys.stderr
+        stream.write(self.format(record) + "\n")
+        stream.flush()
+
+
+def show_messages(stream: Literal["stderr", "stdout"] = "stderr") -> None:
+    """Print what the harness logs, from INFO on; called again, only the stream changes."""
+    logger = logging.getLogger("harness")
+    for handler in [handler for handler in logger.handlers if isinstance(handler, _PlainLines)]:
+        logger.removeHandler(handler)
+    logger.addHandler(_PlainLines(stream))
+    logger.setLevel(logging.INFO)

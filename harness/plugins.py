@@ -1,0 +1,38 @@
+"""What a plugin's file imports: the classes that parameters derive from. No torch.
+
+from typing import Literal
+from harness.plugins import Field, ScheduleModel
+
+class Sigmoid(ScheduleModel):
+    name: Literal["sigmoid"] = "sigmoid"
+    start: float = -3.0
+    end: float = Field(3.0, gt=0)
+
+def sigmoid(num_timesteps, start, end): ...
+
+SCHEDULES = {"sigmoid": (Sigmoid, sigmoid)}
+"""
+
+from pydantic import Field, field_validator, model_validator
+
+from harness.data.facts import DatasetFacts
+from harness.spec.evaluation import MetricModel, SamplerModel
+from harness.spec.parts import NamedModel
+from harness.spec.run import DataModel, MethodSpec, NetworkModel, ObjectiveModel
+
+ScheduleModel = TimestepSamplerModel = NamedModel
+
+__all__ = [
+    "DataModel",
+    "DatasetFacts",
+    "Field",
+    "MethodSpec",
+    "MetricModel",
+    "NetworkModel",
+    "ObjectiveModel",
+    "SamplerModel",
+    "ScheduleModel",
+    "TimestepSamplerModel",
+    "field_validator",
+    "model_validator",
+]

@@ -1,0 +1,284 @@
+"""Plugins: Python files of a user's own that offer parts, through the tables that the built-in parts stand in.
+
+A plugin is code that its user runs on purpose. It is executed where a study that names it is planned, and where a run
+that uses it is worked on; never where records are listed, imported or drawn.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn, get_args
+
+import harness.spec.evaluation  # noqa: F401 (fills the table of kinds)
+from harness.errors import SpecError
+from harness.spec.base import SpecModel
+from harness.spec.parts import KINDS, Plugin
+
+TABLES = {
+    "SCHEDULES": "schedule",
+    "OBJECTIVES": "objective",
+    "TIMESTEP_SAMPLERS": "timestep_sampler",
+    "SAMPLERS": "sampler",
+    "MODELS": "model",
+    "DATASETS": "data",
+    "METRICS": "metric",
+    "METHODS": "method",
+}
+"""Tables that a plugin may have: name -> (parameter class, implementation) of that kind."""
+
+ENTRY_POINTS = "diffusion_harness.plugins"
+MAX_FILE_BYTES = 1 << 20
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_REFERENCE = re.compile(r"([A-Za-z_]\w*\.py):([A-Za-z_]\w*)")
+
+_loaded: dict[str, Plugin] = {}
+
+
+def load_plugin(path: Path, digest: str | None = None) -> Plugin:
+    """Execute a plugin's file and return its parts; each content is executed once in a process.
+
+    Args:
+        path: the file with the tables. Files beside it that its implementations name belong to it.
+        digest: that the files must have.
+
+    Raises:
+        SpecError: `file:line: what`: a file is missing, fails, or declares something that is no part.
+    """
+    content = _read(path, str(path))
+    references = _sibling_files(content, path)
+    files = {path.name: content, **{name: _read(path.parent / name, f"{path}:{line}") for name, line in references}}
+    actual = files_digest(files)
+    if digest not in (None, actual):
+        raise SpecError(f"{path}: not the plugin that the run began with: sha256 {actual[:16]}, not {str(digest)[:16]}")
+    if actual not in _loaded:
+        prefix = f"harness_plugin_{actual[:16]}_"
+        tree = _parse(content, path)
+        _refuse_torch(tree, path)
+        module = execute(prefix + path.stem, content, path)
+
+        def sibling(name: str, attribute: str) -> Any:
+            return getattr(_module(prefix + Path(name).stem, files[name], path.parent / name), attribute)
+
+        _loaded[actual] = _plugin(path.name, actual, module, path, tree, files, sibling)
+    return _loaded[actual]
+
+
+def load_package_plugin(name: str, digest: str | None = None) -> Plugin:
+    """Return the parts that an installed package offers by an entry point of this name.
+
+    Args:
+        name: of the entry point; as it stands in a stored spec, its version follows after a space.
+
+    Raises:
+        SpecError: no package offers it, it fails, or it has another content than `digest`.
+    """
+    name = name.split(" ")[0]
+    points = {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
+    if name not in points:
+        known = f"choices: {', '.join(sorted(points))}" if points else "none is installed"
+        raise SpecError(f"plugins: no installed package offers a plugin {name!r}; {known}. A file ends in .py")
+    point = points[name]
+    full_name = f"{name} {point.dist.version}" if point.dist else name
+    try:
+        found = importlib.util.find_spec(point.module)
+        if found is None or not found.origin or not found.origin.endswith(".py"):
+            raise ImportError(f"{point.module} is no Python file")
+        path = Path(found.origin)
+        content = path.read_bytes()
+        module = importlib.import_module(point.module)
+    except Exception as error:
+        raise SpecError(f"plugin {full_name}: {type(error).__name__}: {error}") from None
+    actual = files_digest({path.name: content})
+    if digest not in (None, actual):
+        raise SpecError(f"plugin {full_name} is installed with another content than the run began with")
+    if actual not in _loaded:
+
+        def sibling(file: str, attribute: str) -> Any:
+            parent = point.module.rpartition(".")[0]
+            return getattr(importlib.import_module(f"{parent}.{Path(file).stem}".lstrip(".")), attribute)
+
+        _loaded[actual] = _plugin(full_name, actual, module, path, _parse(content, path), {}, sibling)
+    return _loaded[actual]
+
+
+def loaded_plugin(digest: str) -> Plugin | None:
+    """Return a plugin that was loaded in this process."""
+    return _loaded.get(digest)
+
+
+def files_digest(files: Mapping[str, bytes]) -> str:
+    """Return the sha256 that stands for a plugin's files: over the lines of `sha256sum`, by name."""
+    lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# -- files
+
+
+def _read(path: Path, asked_by: str) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(0, "not a file")
+        content = path.read_bytes()
+    except OSError as error:
+        raise SpecError(f"{asked_by}: plugin {path} cannot be read: {error.strerror or error}") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise SpecError(f"{asked_by}: plugin {path} is larger than {MAX_FILE_BYTES} bytes")
+    return content
+
+
+def _parse(content: bytes, path: Path) -> ast.Module:
+    try:
+        return ast.parse(content, str(path))
+    except SyntaxError as error:
+        raise SpecError(f"{path}:{error.lineno or 1}: not Python: {error.msg}") from None
+    except ValueError as error:
+        raise SpecError(f"{path}:1: not Python: {error}") from None
+
+
+def _sibling_files(content: bytes, path: Path) -> list[tuple[str, int]]:
+    """Return the files that texts such as "my_networks.py:DiT" name, with the line of each."""
+    lines: dict[str, int] = {}
+    for node in ast.walk(_parse(content, path)):
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            continue
+        if match := _REFERENCE.fullmatch(node.value):
+            lines.setdefault(match[1], node.lineno)
+    lines.pop(path.name, None)
+    return sorted(lines.items())
+
+
+def _refuse_torch(tree: ast.Module, path: Path) -> None:
+    for node in tree.body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if any(name.split(".")[0] == "torch" for name in names):
+            raise SpecError(
+                f"{path}:{node.lineno}: imports torch at once, and `plan` does without: import it inside the function, "
+                'or keep the code in a file beside this one and name it as "my_networks.py:MyNetwork"'
+            )
+
+
+# -- modules
+
+
+def execute(name: str, content: bytes, path: Path) -> ModuleType:
+    """Execute exactly these bytes as a module.
+
+    Raises:
+        SpecError: it fails; with the file's own line.
+    """
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # pydantic looks there for what annotations mean
+    with located(path):
+        try:
+            exec(compile(content, str(path), "exec"), module.__dict__)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return module
+
+
+@contextmanager
+def located(path: Path) -> Iterator[None]:
+    """Turn what fails within a user's file into `file:line: what`, by the innermost line of that file.
+
+    Raises:
+        SpecError: as said.
+    """
+    try:
+        yield
+    except SpecError:
+        raise
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) and not lines else (lines or [1])[-1]
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise SpecError(f"{path}:{line or 1}: {what}") from None
+
+
+def _module(name: str, content: bytes, path: Path) -> ModuleType:
+    return sys.modules.get(name) or execute(name, content, path)
+
+
+# -- declarations
+
+
+def _plugin(
+    name: str,
+    digest: str,
+    module: ModuleType,
+    path: Path,
+    tree: ast.Module,
+    files: Mapping[str, bytes],
+    sibling: Callable[[str, str], Any],
+) -> Plugin:
+    lines = {
+        target.id: node.lineno
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    parts: dict[str, dict[str, type[SpecModel]]] = {}
+    implementations: dict[type[SpecModel], Callable[[], Any]] = {}
+    for table, kind in TABLES.items():
+        entries = getattr(module, table, None)
+        if entries is None:
+            continue
+
+        def fail(what: str, table: str = table) -> NoReturn:
+            raise SpecError(f"{path}:{lines.get(table, 1)}: {table}: {what}")
+
+        if kind not in KINDS:
+            fail(
+                f"parts of this kind cannot be added; choices: {', '.join(t for t, k in TABLES.items() if k in KINDS)}"
+            )
+        if not isinstance(entries, dict):
+            fail("a mapping of names to (parameter class, implementation) is expected")
+        for part, entry in entries.items():
+            parameters, implementation = _entry(kind, part, entry, fail)
+            if parameters in implementations:
+                fail(f"{parameters.__name__} stands for two parts")
+            parts.setdefault(kind, {})[part] = parameters
+            implementations[parameters] = _lazily(implementation, sibling)
+    if not parts:
+        raise SpecError(f"{path}:1: a plugin has one or more of the tables {', '.join(TABLES)}, and this has none")
+    return Plugin(name, digest, files, parts, implementations)
+
+
+def _entry(kind: str, name: Any, entry: Any, fail: Callable[[str], NoReturn]) -> tuple[type[SpecModel], Any]:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        fail(f"{name!r}: a name is of lower-case letters, digits and underscores, a letter first")
+    if name in KINDS[kind].built_in:
+        fail(f"{name!r} is built in; take another name")
+    if not isinstance(entry, tuple) or len(entry) != 2:
+        fail(f"{name!r}: (parameter class, implementation) is expected")
+    parameters, implementation = entry
+    base = KINDS[kind].base
+    if not (isinstance(parameters, type) and issubclass(parameters, base)):
+        fail(f"{name!r}: its parameter class derives from harness.plugins.{base.__name__}")
+    literal = parameters.model_fields["name"]
+    if literal.default != name or get_args(literal.annotation) != (name,):
+        fail(f'{name!r}: its parameter class says name: Literal["{name}"] = "{name}"')
+    if not callable(implementation) and not (isinstance(implementation, str) and _REFERENCE.fullmatch(implementation)):
+        fail(f'{name!r}: its implementation is a function, a class, or a text such as "my_networks.py:MyNetwork"')
+    return parameters, implementation
+
+
+def _lazily(implementation: Any, sibling: Callable[[str, str], Any]) -> Callable[[], Any]:
+    if match := _REFERENCE.fullmatch(implementation) if isinstance(implementation, str) else None:
+        return cache(lambda: sibling(match[1], match[2]))
+    return lambda: implementation

@@ -1,0 +1,39 @@
+"""The plugins that a study names: loaded before its first run is validated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.errors import SpecError
+from harness.spec.parts import Plugin
+from harness.spec.plugins import load_package_plugin, load_plugin
+from harness.study.document import Document, spec_error
+
+
+def load_plugins(document: Document) -> list[Plugin]:
+    """Load what a study names, in its order.
+
+    Raises:
+        SpecError: a file is missing, fails or declares something wrong; or two plugins clash.
+    """
+    plugins: list[Plugin] = []
+    for source, mark in document.plugins.items():
+        if isinstance(source, Path):
+            if not source.exists():
+                raise spec_error(mark, "plugins", f"{source} does not exist")
+            plugin = load_plugin(source)
+        else:
+            try:
+                plugin = load_package_plugin(source)
+            except SpecError as error:
+                raise spec_error(mark, "", str(error)) from None
+        for other in plugins:
+            if other.name == plugin.name:
+                raise spec_error(mark, "plugins", f"two files are called {plugin.name}; rename one")
+            for kind, parts in plugin.parts.items():
+                if both := sorted(parts.keys() & other.parts.get(kind, {}).keys()):
+                    raise spec_error(
+                        mark, "plugins", f"{plugin.name} and {other.name} both have a {kind} {both[0]!r}; rename one"
+                    )
+        plugins.append(plugin)
+    return plugins

@@ -1,0 +1,71 @@
+"""The JSON schema of study files (draft 2020-12), so that editors complete and check them.
+
+It knows keys, names and ranges. What holds between parts is for `plan` to say; and since a file may extend another,
+nothing is required but the name where one has to be chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from harness.spec.base import SpecModel
+from harness.spec.evaluation import Evaluation
+from harness.spec.resources import Records, Resources
+from harness.spec.run import RunSpec
+from harness.study.axes import RUN_PARTS, SIDE_PARTS
+
+_STRINGS = {"type": "array", "items": {"type": "string"}}
+_ONE_OR_MORE_STRINGS = {"anyOf": [{"type": "string"}, _STRINGS]}
+
+
+def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
+    """Return the schema.
+
+    Args:
+        search: the settings of a search; without them, anything may stand below `search`.
+    """
+    kinds: list[type[SpecModel]] = [RunSpec, Resources, Records, Evaluation, *([search] if search else [])]
+    _, schema = models_json_schema([(kind, "validation") for kind in kinds], ref_template="#/$defs/{model}")
+    definitions = schema["$defs"]
+    for definition in definitions.values():
+        definition.pop("required", None)
+    run, evaluation = definitions.pop("RunSpec"), definitions["Evaluation"]
+    evaluation["properties"] |= {"arms": _STRINGS, "replicates": {"type": "array", "items": {"type": "integer"}}}
+    del evaluation["properties"]["plugins"]
+    head = "|".join((*RUN_PARTS, *SIDE_PARTS))
+    path = rf"({head})(\.[A-Za-z_0-9]+)*"
+    changes = {"type": ["object", "null"], "propertyNames": {"pattern": f"^{path}$"}}
+    properties: dict[str, Any] = {
+        "study": {"type": "string", "description": "The study's name."},
+        "extends": {**_ONE_OR_MORE_STRINGS, "description": "Files that this one extends, relative to it."},
+        "plugins": {
+            **_ONE_OR_MORE_STRINGS,
+            "description": "Python files with parts of your own, relative to this one.",
+        },
+        **{part: run["properties"][part] for part in RUN_PARTS if part in run["properties"]},
+        "resources": {"$ref": "#/$defs/Resources"},
+        "records": {"$ref": "#/$defs/Records"},
+        "arms": {"type": "object", "additionalProperties": changes, "description": "Named changes to the base."},
+        "grid": {
+            "type": "object",
+            "propertyNames": {"pattern": rf"^{path}( *& *{path})*$"},
+            "additionalProperties": {"type": "array", "minItems": 1},
+            "description": "Every combination; & moves several fields together.",
+        },
+        "replicates": {"type": "integer", "minimum": 1, "maximum": 10_000, "description": "Seeds."},
+        "exclude": {"type": "array", "items": {"type": "object"}, "description": "Combinations that are left out."},
+        "evaluate": {"type": "array", "items": {"$ref": "#/$defs/Evaluation"}},
+        "data_root": {"type": ["string", "null"]},
+        "budget_gpu_hours": {"type": ["number", "null"], "minimum": 0},
+        "search": {"$ref": f"#/$defs/{search.__name__}"} if search else {"type": "object"},
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A study of diffusion-harness",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "$defs": definitions,
+    }

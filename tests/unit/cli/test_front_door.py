@@ -1,0 +1,228 @@
+"""The command line as a newcomer meets it: help, version, the reference, study names, --json, list and figures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from harness import __version__
+from harness.cli import GROUPS, cli, reference
+from harness.errors import LaunchError
+from harness.records.directory import RunDirectory
+from harness.records.status import Status
+from harness.spec.base import SCHEMA_VERSION
+
+ROOT = Path(__file__).parents[3]
+VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
+SHORT_HELP_COLUMNS = 45
+
+
+def invoke(*arguments: str | Path):
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def document(*arguments: str | Path):
+    """Return what a verb prints to standard output with --json."""
+    result = invoke(*arguments, "--json")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def runs(tmp_path, tiny_study):
+    """Write the tiny study with two arms, one failed and one never begun, and return its runs."""
+    directories = []
+    for run in tiny_study("arms: {slow: {}, fast: {optim.lr: 2.0e-3}}\n"):
+        directory = RunDirectory(tmp_path / "runs" / run.run_key)
+        directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
+        directory.add_to_study("tiny", run.facts())
+        directories.append(directory)
+    directories[0].set_status(Status("failed", 7, 12, 1, "the disk is full"))
+    return directories
+
+
+# ---------------------------------------------------------------------------------------------------------------- help
+
+
+def test_help_lists_every_verb_once_under_its_heading():
+    lines = CliRunner(env={"COLUMNS": "80"}).invoke(cli, ["--help"]).output.splitlines()
+    headings = {line.rstrip(":"): index for index, line in enumerate(lines) if line.rstrip(":") in GROUPS}
+    assert list(headings) == ["Run", "Look", "Keep", "Check"]
+    for heading, verbs in GROUPS.items():
+        below = lines[headings[heading] + 1 :][: len(verbs)]
+        assert [line.split()[0] for line in below] == [verb.name for verb in verbs]
+    assert len(VERBS) == len({verb.name for verb in VERBS}) == len(cli.commands)
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_the_first_line_of_a_verbs_help_is_shown_whole(verb):
+    first = verb.help.split("\n\n")[0].strip()
+    assert first == verb.get_short_help_str(SHORT_HELP_COLUMNS)
+    assert len(first) <= SHORT_HELP_COLUMNS and "\n" not in first
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_every_option_has_a_help_text(verb):
+    for option in verb.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.name
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.name != "schema"], ids=lambda verb: verb.name)
+def test_every_verb_prints_json_and_documents_its_shape(verb):
+    assert any("--json" in option.opts for option in verb.params)
+    assert "With --json:" in verb.help
+
+
+def test_the_version_is_that_of_the_package():
+    assert invoke("--version").output == f"harness {__version__}\n"
+
+
+def test_the_reference_is_up_to_date():
+    page = (ROOT / "docs" / "cli.md").read_text()
+    assert page == reference.reference(), "python -m harness.cli.reference > docs/cli.md"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted(ROOT.glob("docs/**/*.md"))],
+    ids=lambda page: page.name,
+)
+def test_the_pages_name_verbs_and_options_that_exist(page):
+    commands = {verb.name: verb for verb in VERBS}
+    for line in page.read_text().splitlines():
+        for name, rest in re.findall(r"(?:^|`)harness ([a-z-]+)([^`#|;]*)", line):
+            assert name in commands, line
+            options = {option for parameter in commands[name].params for option in parameter.opts} | {"--help"}
+            assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= options, line
+
+
+# --------------------------------------------------------------------------------------------------------- study names
+
+
+def test_a_study_is_named_by_its_file_or_by_its_name(tmp_path, tiny_study, monkeypatch):
+    tiny_study()
+    monkeypatch.chdir(tmp_path)
+    assert document("plan", "tiny") == document("plan", "tiny.yaml")
+    (tmp_path / "experiments" / "deeper").mkdir(parents=True)
+    (tmp_path / "tiny.yaml").rename(tmp_path / "experiments" / "deeper" / "other.yaml")
+    assert document("plan", "tiny") == document("plan", "experiments/deeper/other.yaml")
+
+
+def test_a_name_that_no_file_or_several_have_is_refused_with_the_choices(tmp_path, tiny_study, monkeypatch):
+    tiny_study()
+    monkeypatch.chdir(tmp_path)
+    error = invoke("plan", "tinny").exception
+    assert isinstance(error, LaunchError)
+    assert str(error) == "no study 'tinny' in the YAML files here and in experiments/; choices: tiny"
+    (tmp_path / "copy.yaml").write_text((tmp_path / "tiny.yaml").read_text())
+    error = invoke("plan", "tiny").exception
+    assert str(error) == "study 'tiny' is in 2 files, give one: copy.yaml, tiny.yaml"
+
+
+# ---------------------------------------------------------------------------------------------------------------- list
+
+
+def test_list_counts_the_states_of_each_study(tmp_path, runs):
+    shown = invoke("list", "--runs", tmp_path / "runs").output
+    assert re.search(r"^tiny +2 +1 new, 1 failed +\d{4}-\d\d-\d\d \d\d:\d\d$", shown, re.MULTILINE)
+    [study] = document("list", "--runs", tmp_path / "runs")["studies"]
+    seconds = study.pop("last_active_seconds")
+    assert seconds == runs[0].status().updated_seconds
+    assert study == {"study": "tiny", "num_runs": 2, "states": {"failed": 1, "new": 1}}
+
+
+@pytest.mark.parametrize("named", ["tiny", "tiny.yaml"])
+def test_list_shows_the_runs_of_a_study(tmp_path, runs, named, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    listed = document("list", named)
+    assert listed["study"] == "tiny"
+    by_key = {run["run_key"]: run for run in listed["runs"]}
+    assert by_key[runs[0].key] == {
+        "run_key": runs[0].key,
+        "arm": "slow",
+        "replicate": 0,
+        "state": "failed",
+        "step": 7,
+        "num_steps": 12,
+        "last_active_seconds": runs[0].status().updated_seconds,
+        "run_dir": f"runs/{runs[0].key}",
+    }
+    assert by_key[runs[1].key]["last_active_seconds"] is None
+    assert re.search(rf"^{runs[1].key} +fast r0 +new +0/12 +-$", invoke("list", named).output, re.MULTILINE)
+
+
+def test_list_without_runs_says_so(tmp_path):
+    assert invoke("list", "--runs", tmp_path / "runs").output == f"no studies in {tmp_path / 'runs'}\n"
+    assert document("list", "--runs", tmp_path / "runs") == {"studies": []}
+
+
+# ---------------------------------------------------------------------------------------------------------------- json
+
+
+def test_why_logs_and_status_as_json_describe_the_same_run(tmp_path, runs):
+    folder = ("--runs", tmp_path / "runs")
+    explained = document("why", runs[0].key[:6], *folder)
+    assert explained.pop("timeline") == [] and explained.pop("log") is None and explained.pop("log_lines") == []
+    assert explained in document("status", "tiny", *folder)
+
+
+def test_clean_as_json_removes_only_with_yes(tmp_path, runs):
+    folder = runs[0].path / "checkpoints"
+    folder.mkdir()
+    (folder / f"step-00000006-{'0' * 64}.pt").write_bytes(b"x" * 2048)
+    (folder / f"step-00000012-{hashlib.sha256(b'').hexdigest()}.pt").write_bytes(b"")
+    runs[0].set_status(Status("done", 12, 12, 1))
+    shown = document("clean", "tiny", "--runs", tmp_path / "runs")
+    assert [item["num_bytes"] for item in shown["removable"]] == [2048] and shown["num_bytes_freed"] == 0
+    assert document("clean", "tiny", "--yes", "--runs", tmp_path / "runs")["num_bytes_freed"] == 2048
+
+
+def test_an_archive_is_described_by_export_and_import_alike(tmp_path, runs):
+    exported = document("export", "tiny", "-o", tmp_path / "tiny.tar.gz", "--runs", tmp_path / "runs")
+    assert (exported["study"], exported["num_runs"], exported["left_out"]) == ("tiny", 2, [])
+    imported = document("import", exported["file"], "--runs", tmp_path / "elsewhere")
+    assert imported == {
+        "study": "tiny",
+        "added": sorted(directory.key for directory in runs),
+        "present": [],
+        "num_figures": 0,
+    }
+
+
+def test_cancel_and_retry_with_nothing_to_do_print_empty_documents(tmp_path, runs):
+    assert document("cancel", "tiny", "--runs", tmp_path / "runs") == {"cancelled": []}
+    retried = document("retry", tmp_path / "tiny.yaml", "--killed", "--runs", tmp_path / "runs")
+    assert retried == {"study": "tiny", "submitted": [], "skipped": [], "notes": [], "runs": []}
+
+
+def test_messages_go_to_standard_error_with_json(tmp_path, runs):
+    result = invoke("cancel", "tiny", "--json", "--runs", tmp_path / "runs")
+    assert result.stderr == "nothing is queued or running\n" and json.loads(result.stdout) == {"cancelled": []}
+
+
+@pytest.mark.parametrize("arguments", [("status", "--watch"), ("sync", "--watch"), ("logs", "abcd", "--follow")])
+def test_json_is_refused_with_what_never_ends(tmp_path, arguments):
+    error = invoke(*arguments, "--json", "--runs", tmp_path / "runs").exception
+    assert isinstance(error, LaunchError)
+    assert str(error) == f"--json prints one document and {arguments[-1]} goes on; use one of them"
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_figures_are_drawn_where_they_are_asked_for(tmp_path):
+    drawn = document("figures", "--out", tmp_path / "figures", "--runs", tmp_path / "runs")
+    assert drawn == {"page": str(tmp_path / "figures" / "index.html"), "studies": []}
+    assert (tmp_path / "figures" / "schedules" / "alpha_bar.pdf").is_file()
+
+
+def test_figures_of_a_study_without_runs_are_refused_with_the_choices(tmp_path, runs):
+    error = invoke("figures", "tinny", "--out", tmp_path / "figures", "--runs", tmp_path / "runs").exception
+    assert str(error) == f"no study 'tinny' in {tmp_path / 'runs'}; choices: tiny"
