@@ -359,7 +359,10 @@ def test_a_wrong_evaluation_is_told_with_its_place(refused, entry, message):
     ("text", "message"),
     [
         ("modle: {}", "study.yaml:3: modle: unknown key; did you mean 'model'?"),
-        ("zzz: {}", "study.yaml:3: zzz: unknown key; choices: study, extends, plugins, arms, grid, replicates, exclude,"),
+        (
+            "zzz: {}",
+            "study.yaml:3: zzz: unknown key; choices: study, extends, plugins, arms, grid, replicates, exclude,",
+        ),
         (
             "objective: {nmae: simple}",
             "study.yaml:3: objective: say which: name is one of simple, hybrid, vlb, min_snr",
