@@ -217,7 +217,7 @@ def test_the_run_says_which_process_failed_and_why(run_of, monkeypatch):
 
 
 BROKEN = """
-import sys, harness.job
+import sys, harness.job.job
 def fail(*_): raise MemoryError("no room")
 harness.job.job.make_dataset = fail
 harness.job.job.run_job(sys.argv[1])
