@@ -12,7 +12,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -194,7 +194,7 @@ def execute(name: str, content: bytes, path: Path) -> ModuleType:
 
 @contextmanager
 def located(path: Path) -> Iterator[None]:
-    """Turn what fails within a user's file into `file:line: what`, by the innermost line of that file.
+    """Turn what fails while a user's file is executed into `file:line: what`, by the innermost line of that file.
 
     Raises:
         SpecError: as said.
@@ -204,10 +204,36 @@ def located(path: Path) -> Iterator[None]:
     except SpecError:
         raise
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) and not lines else (lines or [1])[-1]
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise SpecError(f"{path}:{line or 1}: {what}") from None
+        line = error.lineno if isinstance(error, SyntaxError) else 1
+        raise _located(error, [path]) or SpecError(f"{path}:{line or 1}: {_what(error)}") from None
+
+
+@contextmanager
+def located_in(plugins: Sequence[Plugin]) -> Iterator[None]:
+    """Turn what fails in the code of plugins into `file:line: what`; all else stays as it is.
+
+    Raises:
+        SpecError: as said.
+    """
+    try:
+        yield
+    except SpecError:
+        raise
+    except Exception as error:
+        if refusal := _located(error, [plugin.path for plugin in plugins]):
+            raise refusal from None
+        raise
+
+
+def _located(error: Exception, paths: Sequence[Path]) -> SpecError | None:
+    """Return the error with the innermost line of these files that it passed; None where it passed none of them."""
+    files = set(map(str, paths))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return SpecError(f"{frames[-1].filename}:{frames[-1].lineno}: {_what(error)}") if frames else None
+
+
+def _what(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _module(name: str, content: bytes, path: Path) -> ModuleType:
@@ -257,7 +283,7 @@ def _plugin(
             implementations[parameters] = _lazily(implementation, sibling)
     if not parts:
         raise SpecError(f"{path}:1: a plugin has one or more of the tables {', '.join(TABLES)}, and this has none")
-    return Plugin(name, digest, files, parts, implementations)
+    return Plugin(name, digest, path, files, parts, implementations)
 
 
 def _entry(kind: str, name: Any, entry: Any, fail: Callable[[str], NoReturn]) -> tuple[type[SpecModel], Any]:
@@ -274,6 +300,10 @@ def _entry(kind: str, name: Any, entry: Any, fail: Callable[[str], NoReturn]) ->
     literal = parameters.model_fields["name"]
     if literal.default != name or get_args(literal.annotation) != (name,):
         fail(f'{name!r}: its parameter class says name: Literal["{name}"] = "{name}"')
+    try:
+        parameters.check_declaration()
+    except ValueError as error:
+        fail(f"{name!r}: {error}")
     if not callable(implementation) and not (isinstance(implementation, str) and _REFERENCE.fullmatch(implementation)):
         fail(f'{name!r}: its implementation is a function, a class, or a text such as "my_networks.py:MyNetwork"')
     return parameters, implementation
