@@ -7,7 +7,6 @@ import torch
 from harness.errors import RecordError, SpecError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
-from harness.evaluation.images import image_grid
 from harness.evaluation.sampling import sample_run
 from harness.randomness import Streams
 from harness.registry import make_dataset, make_method
@@ -139,14 +138,6 @@ def test_points_of_the_plane_are_measured_by_their_coordinates(tiny_study):
     assert "eval/gaussian_baseline_bpd" not in result.metrics
     assert not result.pictures
     assert result.arrays["eval_samples.npz"]["samples"].shape == (64, 2, 1, 1)
-
-
-def test_a_grid_keeps_every_pixel_sharp():
-    images = np.arange(5 * 2 * 2, dtype=np.uint8).reshape(5, 1, 2, 2)
-    grid = image_grid(images, min_tile_pixels=4)
-    assert grid.shape == (2 * 6 + 2, 3 * 6 + 2)
-    assert (grid[2:6, 2:6] == images[0, 0].repeat(2, 0).repeat(2, 1)).all()
-    assert image_grid(np.zeros((1, 3, 64, 64), np.uint8)).shape == (68, 68, 3)
 
 
 def test_a_run_without_a_checkpoint_cannot_be_sampled(tiny_run):

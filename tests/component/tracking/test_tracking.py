@@ -24,7 +24,7 @@ from harness.records.status import Status
 from harness.tracking.check import check
 from harness.tracking.daemon import BackgroundSync, watch
 from harness.tracking.store import initialise_store, store_uri
-from harness.tracking.sync import params_of, sync_run
+from harness.tracking.sync import sync_run
 
 
 @pytest.fixture(scope="module")
@@ -259,21 +259,6 @@ class TestWhatMLflowShows:
     def test_a_run_that_never_started_is_not_in_mlflow(self, run, store):
         run.set_status(Status("queued"))
         assert sync_run(run).studies == {}
-
-    def test_a_param_that_is_too_long_for_mlflow_is_cut_visibly(self):
-        (value,) = params_of({"note": "x" * 7000}).values()
-        assert len(value) == 6000
-        assert value.endswith(" ... (7000 characters; whole in spec.yaml)")
-
-    def test_params_keep_plain_text_and_write_all_else_as_json(self):
-        spec = {"a": {"name": "cosine", "on": True, "none": None}, "list": [1, 2.5], "empty": {}}
-        assert params_of(spec) == {
-            "a.name": "cosine",
-            "a.on": "true",
-            "a.none": "null",
-            "list": "[1, 2.5]",
-            "empty": "{}",
-        }
 
 
 class TestCheck:
