@@ -8,6 +8,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,29 @@ def study_runs(tmp_path: Path) -> StudyRuns:
 @pytest.fixture(scope="module")
 def study_runs_of_module(tmp_path_factory: pytest.TempPathFactory) -> StudyRuns:
     return StudyRuns(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="session")
+def file_accesses() -> Callable[[], contextlib.AbstractContextManager[list[tuple]]]:
+    """Return a context manager that lists what is opened and listed within it: (audit event, *arguments)."""
+    watchers: list[list[tuple]] = []
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.listdir", "os.scandir"):
+            for accesses in watchers:
+                accesses.append((event, *arguments))
+
+    sys.addaudithook(hook)  # for as long as the interpreter lives
+
+    @contextlib.contextmanager
+    def watch() -> Iterator[list[tuple]]:
+        watchers.append([])
+        try:
+            yield watchers[-1]
+        finally:
+            watchers.pop()
+
+    return watch
 
 
 DEVCLUSTER = Path(__file__).parents[1] / "slurm" / "devcluster" / "devcluster.sh"

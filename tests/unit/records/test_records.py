@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -127,10 +128,11 @@ class TestWhereItStands:
 
     def test_a_status_reads_back_with_the_time_of_its_writing(self, run):
         status = Status("failed", step=7, num_steps=10, attempt=2, reason="loss is nan at step 7", loss=math.inf)
+        before = time.time()
         run.set_status(status)
         stored = run.status()
         assert (stored.state, stored.step, stored.reason, stored.loss) == ("failed", 7, status.reason, math.inf)
-        assert abs(stored.updated_seconds - time.time()) < 5
+        assert before <= stored.updated_seconds <= time.time()
 
     def test_the_fields_of_a_status_read_back(self, run):
         run.set_status(Status("interrupted", step=7, cause="signal", stopped_by="SIGUSR2", reason="whatever it says"))
@@ -175,21 +177,13 @@ class TestWhereItStands:
         with run.lock():
             assert run.status().state == "running"
 
-    def test_a_thousand_statuses_are_read_in_a_fifth_of_a_second(self, tmp_path):
-        runs = [RunDirectory(tmp_path / f"run{number:04d}") for number in range(1000)]
-        for run in runs:
-            run.path.mkdir()
-            run.set_status(Status("running", step=3, num_steps=9))
-            FolderLock(run.path / "lock", "test").folder.mkdir()
-            (run.path / "lock" / "000001").write_text('{"released": true}')
-        best = math.inf
-        for _ in range(3):
-            start = time.perf_counter()
-            states = {run.status().state for run in runs}
-            best = min(best, time.perf_counter() - start)
-        print(f"1,000 statuses: {best:.3f} s")
-        assert states == {"interrupted"}
-        assert best < 0.2
+    def test_a_status_of_a_dead_writer_costs_two_files_and_a_listing(self, run, file_accesses):
+        run.set_status(Status("running", step=3, num_steps=9))
+        with run.lock():
+            pass
+        with file_accesses() as accesses:
+            assert run.status().state == "interrupted"
+        assert sorted(event for event, *_ in accesses) == ["open", "open", "os.listdir"], accesses
 
 
 class TestOneWriter:
@@ -310,14 +304,20 @@ class TestJournal:
         assert run.problems() == []
         assert all(run.history(f"m{number}")[0] == list(range(500)) for number in range(4))
 
-    def test_appending_costs_less_than_50_microseconds_a_metric(self, run):
+    def test_a_line_is_one_write_and_waits_for_no_disk(self, run, monkeypatch, file_accesses):
+        calls = Counter()
+
+        def counted(name):
+            function = getattr(os, name)
+            return lambda *arguments: (calls.update([name]), function(*arguments))[1]
+
         with run.lock(), run.open_journal(resumed_from_step=0) as journal:
-            start = time.perf_counter()
-            for step in range(5000):
-                journal.metrics(step, {"train/loss": step * 0.1})
-            cost = (time.perf_counter() - start) / 5000
-        print(f"one metric: {cost * 1e6:.1f} microseconds")
-        assert cost < 50e-6
+            for name in ("write", "fsync", "fdatasync"):
+                monkeypatch.setattr(os, name, counted(name))
+            with file_accesses() as accesses:
+                for step in range(50):
+                    journal.metrics(step, {"train/loss": step * 0.1, "train/mse": 1.0})
+            assert (calls, accesses) == ({"write": 50}, [])
 
     @pytest.mark.parametrize("key", ["fid%", "a(b)", "", "a//b", "../a", "a/", "x" * 251])
     def test_a_key_that_mlflow_would_refuse_is_refused_at_once(self, run, key):
@@ -422,6 +422,7 @@ class TestFences:
         assert run.durable_step() == 8
 
 
+@pytest.mark.process
 def test_records_import_neither_torch_nor_mlflow():
     code = "import sys, harness.records, harness.tracking; print({'torch', 'mlflow', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

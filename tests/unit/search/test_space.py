@@ -45,8 +45,8 @@ REFUSED = {
         ["search.yaml:17: diffusion.schedule.s:", "less than 1"],
     ),
     "a type that the spec refuses": (
-        "search: {space: {model.depth: {float: [1, 4]}}, metrics: [{eval/nll_bpd: minimize}], trials: 2}",
-        ["search.yaml:13: model.depth: input should be a valid integer"],
+        "search: {space: {model.num_res_blocks: {float: [1, 4]}}, metrics: [{eval/nll_bpd: minimize}], trials: 2}",
+        ["search.yaml:13: model.num_res_blocks: input should be a valid integer"],
     ),
     "bounds the wrong way round": (
         LAMBDA_S.replace("[1.0e-5, 1.0e-1]", "[1.0e-1, 1.0e-5]"),

@@ -29,6 +29,7 @@ def test_torchrun_says_where_a_process_stands():
     assert place == RankInfo(3, 4, 1, "node0", 29500) and not place.starts_others
 
 
+@pytest.mark.process
 def test_a_slurm_that_does_not_answer_is_said_so(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     names = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}
