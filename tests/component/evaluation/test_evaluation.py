@@ -237,7 +237,7 @@ def test_an_evaluation_with_every_part_leaves_exactly_the_names_that_are_declare
     evaluation = evaluation.resolve(spec, inception=False)
     context = EvaluationContext(method, spec, dataset, evaluation, CPU, prefix)
     result, declared = evaluate(context), outputs(evaluation, spec, prefix)
-    assert evaluation.parts == list(PART_OUTPUTS)
+    assert {*evaluation.parts, "metrics"} == set(PART_OUTPUTS)  # metrics: those of plugins (tests/component/plugins)
     assert tuple(result.metrics) == declared.metrics
     assert tuple(result.curves) == declared.curves
     assert tuple(result.arrays) == declared.arrays

@@ -40,7 +40,7 @@ def test_a_training_killed_and_resumed_is_certified_in_its_run_directory(study, 
     directory = RunDirectory(runs / run.run_key).create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
     done = CliRunner().invoke(cli, f"verify-resume {study} --runs {runs} --kills 1 --steps 80".split())
     assert done.exit_code == 0, done.output
-    assert f"{run.run_key} linear r0: equal bit by bit after 2 ends" in done.output
+    assert f"{run.run_key} linear r0: equal bit for bit after 2 ends" in done.output
     assert "r1" not in done.output  # the first run of each arm
     (path,) = (directory.path / "certificates").glob("resume-*.json")
     found = json.loads(path.read_text())

@@ -536,7 +536,7 @@ class TestWatch:
         process.send_signal(signal.SIGINT)
         said.append(process.communicate(timeout=30)[0])
         assert [line[9:] for line in said[:2]] == ["20 rows uploaded\n", "1 done\n"]
-        assert said[2] == "stopped; what is not carried yet, the next `harness sync` carries\n"
+        assert said[2] == "stopped; the next `harness sync` uploads what is left\n"
         assert process.returncode == 0
         assert check(run).ok
 
