@@ -175,7 +175,7 @@ def test_the_verbs_carry_figures_and_say_what_they_did(runs, there, tmp_path, mo
     said = invoke("import", "tiny.tar.gz", "--runs", there, "--figures", there.parent / "figures").output
     assert said.startswith("study tiny: 2 runs imported, 1 figure file\n")
     assert (there.parent / "figures" / "tiny" / "L_t.csv").read_text() == "t,value\n"
-    assert "0 runs imported, 2 runs there already\n" in invoke("import", "tiny.tar.gz", "--runs", there).output
+    assert "0 runs imported, 2 runs already here\n" in invoke("import", "tiny.tar.gz", "--runs", there).output
 
 
 def test_a_run_at_work_is_not_exported(runs):

@@ -235,6 +235,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         UNet(**TINY, num_heads=3)
 
 
+@pytest.mark.process
 def test_the_package_loads_without_torch_and_names_its_networks():
     check = "import sys, harness.models; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)

@@ -13,6 +13,8 @@ from harness.errors import LaunchError
 from harness.slurm import jobs
 from harness.slurm.jobs import JobAttempt, JobInfo
 
+pytestmark = pytest.mark.process  # programs that stand in for SLURM's
+
 SQUEUE = """\
 7_0|PENDING||BeginTime|2026-11-22T19:40:00
 7_1|RUNNING|n1|None|2026-11-22T19:30:05

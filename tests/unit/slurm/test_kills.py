@@ -9,6 +9,8 @@ import pytest
 
 from harness.slurm.kills import REQUEUE_WHEN_KILLED, says_out_of_memory
 
+pytestmark = pytest.mark.process  # programs that stand in for SLURM's
+
 
 @pytest.mark.parametrize(
     ("exit_code", "state", "requeued"),

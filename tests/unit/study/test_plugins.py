@@ -90,6 +90,7 @@ def test_a_file_that_an_implementation_names_belongs_to_the_plugin(study):
     assert before["own"] != after["own"]
 
 
+@pytest.mark.process
 def test_a_study_with_a_plugin_is_planned_without_torch(study):
     plugin = SIGMOID.replace("(Sigmoid, sigmoid)", '(Sigmoid, "more.py:sigmoid")')
     path = study(plugin, more="import torch\ndef sigmoid(num_timesteps, tau): return torch.zeros(num_timesteps)")
@@ -200,6 +201,7 @@ def test_a_run_keeps_exactly_the_files_that_it_uses(own_run):
     assert (directory.path / "plugins" / digest / "my_parts.py").read_text() == SIGMOID
 
 
+@pytest.mark.process
 def test_a_stored_spec_is_read_with_the_frozen_plugin_in_another_process(own_run, study):
     run, directory = own_run
     study("raise RuntimeError('the file beside the study is not asked')")

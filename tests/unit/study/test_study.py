@@ -1,5 +1,6 @@
 """A YAML study -> runs: what it expands to, and that every mistake is told with its file and line."""
 
+import sys
 import textwrap
 
 import pytest
@@ -136,14 +137,32 @@ def test_an_exclusion_that_an_earlier_one_covers_is_not_called_idle(study):
     assert arms(loaded) == ["a"]
 
 
-def test_a_thousand_runs_are_planned_in_half_a_second(study):
-    import time
+# Python functions that are called to plan and key one run; about 600 when this was written.
+MOST_CALLS_A_RUN = 900
 
-    began = time.process_time()
-    loaded = study("replicates: 50\ngrid: {optim.lr: [1e-3, 2e-3, 3e-3, 4e-3], train.steps: [1, 2, 3, 4, 5]}")
-    keys = {run.run_key for run in loaded.runs}
-    assert len(keys) == 1000
-    assert time.process_time() - began < 0.5
+
+def test_the_work_of_planning_grows_with_the_number_of_runs_and_no_faster(study):
+    def calls(replicates):
+        """Return how many Python functions are called to plan 10 arms and key their runs."""
+        count = 0
+
+        def on_event(frame, event, argument):
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(on_event)
+        try:
+            runs = study(
+                f"replicates: {replicates}\ngrid: {{optim.lr: [1e-3, 2e-3], train.steps: [1, 2, 3, 4, 5]}}"
+            ).runs
+            assert len({run.run_key for run in runs}) == 10 * replicates
+        finally:
+            sys.setprofile(None)
+        return count
+
+    few, more, many = (calls(replicates) for replicates in (1, 5, 9))
+    assert many - more == pytest.approx(more - few, rel=0.1)
+    assert many - more < 40 * MOST_CALLS_A_RUN
 
 
 # ------------------------------------------------------------------------------------------------------------- extends
@@ -544,12 +563,8 @@ def test_a_trap_of_yaml_is_refused_by_name(text, message):
     assert str(caught.value).startswith(message)
 
 
-def test_a_long_number_takes_no_time_to_read():
-    import time
-
-    began = time.process_time()
-    assert value_of("1" * 200_000 + "x").endswith("x")
-    assert time.process_time() - began < 2
+def test_a_long_number_is_read_without_trying_all_its_parts():
+    assert value_of("1" * 200_000 + "x").endswith("x")  # a pattern that backtracks would take hours
 
 
 def test_bytes_that_are_no_text_are_told_with_their_line(tmp_path):
