@@ -18,8 +18,8 @@ from harness.errors import CheckpointError
 from harness.evaluation.sampling import load_method
 from harness.interop.openai_checkpoint import load_published, published, save_published
 from harness.records.directory import RunDirectory
-from harness.records.plugins import read_spec
 from harness.records.files import replace_file
+from harness.records.plugins import read_spec
 from harness.records.status import Status
 from harness.registry import make_method
 from harness.spec.base import SCHEMA_VERSION

@@ -41,7 +41,9 @@ arms:
   built-in: {timestep_sampler: uniform}
   own: {}
 evaluate:
-  - {name: eval, fidelity: {num_samples: 32, num_steps: 5, sampler: {name: euler, churn: 0.3}, prc_reference: 100}, grid: 4}
+  - name: eval
+    fidelity: {num_samples: 32, num_steps: 5, sampler: {name: euler, churn: 0.3}, prc_reference: 100}
+    grid: 4
   - {name: eval_sweep, sweep: {num_samples: 32, num_steps: [2, 5], samplers: [ddim, euler]}}
   - {name: eval_own, metrics: [{name: spread, num_samples: 32}]}
 """
