@@ -218,7 +218,8 @@ class _Job:
         """Begin in the final state of the run that this one continues."""
         parent, step = parent_of(self.spec, self.directory.path.parent)
         state = Checkpoints(parent.checkpoints_folder).load(step, training.device)
-        training.load_state_dict(state)
+        # The parent logged its last step, so its window is empty; that of another objective has other terms.
+        training.load_state_dict(state | {"window": training.state_dict()["window"]})
 
     def _train(
         self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress, group: ProcessGroup
