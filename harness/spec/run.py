@@ -405,6 +405,8 @@ class RunSpec(SpecModel):
             )
         if objective not in KINDS["objective"].built_in and var_type in LEARNED and not self.objective.trains_variance:
             raise ValueError(f"objective {objective} does not train the variance, but diffusion.var_type is {var_type}")
+        if facts.image_size is None:
+            raise ValueError(f"data {self.data.name}: its facts leave image_size open")
         for part in (
             self.data,
             self.diffusion.schedule,

@@ -76,6 +76,27 @@ def huber(process, model_output, x_0, x_t, t, noise):
 
 OBJECTIVES = {"huber": (Huber, huber)}
 """
+NETWORK = """
+from typing import Literal
+from harness.plugins import NetworkModel
+
+class Fourier(NetworkModel):
+    name: Literal["fourier"] = "fourier"
+
+def fourier(in_channels, out_channels, image_size, num_classes):
+    import torch
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frequencies = torch.arange(8.0)  # no buffer
+            self.linear = torch.nn.Linear(in_channels + 8, out_channels)
+        def forward(self, x, t, y=None):
+            h = torch.cat([x.flatten(1), (t[:, None] * self.frequencies).cos()], 1)
+            return self.linear(h).reshape(len(x), -1, 1, 1)
+    return Network()
+
+MODELS = {"fourier": (Fourier, fourier)}
+"""
 SEARCH = """
 study: search-own
 plugins: [own_parts.py]
@@ -227,6 +248,18 @@ def test_a_sampler_that_was_edited_asks_for_another_measurement_of_the_same_weig
     assert work_on(directory) == "done", directory.status().reason
     assert len({row.value for row in directory.rows() if "fid_coordinates_32_euler5" in row.key}) == 2
     assert before[0] in {row.value for row in directory.rows()}
+
+
+def test_a_network_whose_arithmetic_cannot_be_counted_trains_all_the_same(tmp_path):
+    (tmp_path / "net.py").write_text(NETWORK)
+    path = write(tmp_path, POINTS.replace("[own_parts.py]", "[own_parts.py, net.py]"))
+    run = load_study(path, sets=["model=fourier", "data=ring"]).runs[1]
+    directory = register(tmp_path / "runs", run)
+    assert work_on(directory) == "done", directory.status().reason
+    keys = {row.key for row in directory.rows()}
+    assert "compute/parameters" in keys and "compute/train_flops" not in keys
+    (event,) = directory.events("compute_not_counted")
+    assert "cannot be counted by shapes alone" in event.facts["reason"]
 
 
 @pytest.mark.slow
