@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ model: {channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions
 train: {steps: 100, batch_size: 4, ema_rate: 0.9}
 """
 
-Numbers = Callable[[Run], dict]
+Numbers = Callable[[Run], dict[str, Any]]
 
 # What these tests say -> the kind of metric.
 KINDS = {"nll": "nll_bpd", "ancestral": "fid_ancestral", "ddim": "fid_ddim", "compute": "train_multiply_adds"}
@@ -37,7 +38,7 @@ class StudyRuns:
         done is left without measurements.
         """
         for run in tiny_study(self.home, extra, study=STUDY):
-            values = {"state": "done"} | numbers(run)
+            values: dict[str, Any] = {"state": "done"} | numbers(run)
             state = values.pop("state")
             measured = {KINDS.get(name, name): value for name, value in values.items()}
             write_finished_run(run, self.home / folder, measured, state=state)
