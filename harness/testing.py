@@ -115,7 +115,7 @@ def fake_result(evaluation: Evaluation, spec: RunSpec, measured: Values, prefix:
         values["nll_bpd"] = values.get("untrained_nll_bpd", values["nll_bpd"])
     result = EvaluationResult()
     for part, names in part_outputs(evaluation, spec).items():
-        fake = PartResult(metrics={name: values[_kind(name)] for name in names.metrics})
+        fake = PartResult(metrics={name: values.get(_kind(name), 1.0) for name in names.metrics})
         if part in _FILL:
             _FILL[part](fake, names, getattr(evaluation, part), spec, values)
         result.add(part, prefix or evaluation.name, fake)
@@ -123,8 +123,8 @@ def fake_result(evaluation: Evaluation, spec: RunSpec, measured: Values, prefix:
 
 
 def _kind(name: str) -> str:
-    """Return the kind of a metric by its name: `fid` of `fid_digitsnet_64_ddim10`."""
-    return max((kind for kind in METRIC_KINDS if name == kind or name.startswith(f"{kind}_")), key=len)
+    """Return the kind of a metric by its name: `fid` of `fid_digitsnet_64_ddim10`; of a plugin's metric its name."""
+    return max((kind for kind in METRIC_KINDS if name == kind or name.startswith(f"{kind}_")), key=len, default=name)
 
 
 def _write_training(journal: Journal, spec: RunSpec, values: Values) -> None:
@@ -179,12 +179,17 @@ def _fill_grid(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, value
     fake.pictures["samples"] = image_grid(fake.arrays["samples"]["samples"])
 
 
+def _fill_metrics(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    fake.protocol["metrics"] = {metric.name: list(metric.names) for metric in part}
+
+
 _FILL = {
     "nll": _fill_likelihood,
     "sweep": _fill_sweep,
     "skip": _fill_skip,
     "rate_distortion": _fill_rate_distortion,
     "grid": _fill_grid,
+    "metrics": _fill_metrics,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -108,6 +109,9 @@ class NoiseScale(SpecModel):
     num_big: int = Field(16, ge=1)
 
 
+_OUTPUT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,79}")
+
+
 class MetricModel(NamedModel):
     """A measurement of a plugin's own; `outputs` are the names of its numbers, its own name where it gives one."""
 
@@ -117,6 +121,17 @@ class MetricModel(NamedModel):
     def names(self) -> tuple[str, ...]:
         """Return the names of what it measures, without the evaluation's prefix."""
         return self.outputs or (self.name,)
+
+    @classmethod
+    def check_declaration(cls) -> None:
+        """Ask for names that journals take and that no built-in metric has."""
+        from harness.spec.metrics import METRIC_KINDS, metric_kind
+
+        for name in cls.outputs or (cls.model_fields["name"].default,):
+            if not isinstance(name, str) or not _OUTPUT.fullmatch(name):
+                raise ValueError(f"outputs: {name!r}: a name is of letters, digits and underscores, a letter first")
+            if metric_kind(name) in METRIC_KINDS.values():
+                raise ValueError(f"outputs: {name!r} would be read as a built-in metric; take another name")
 
 
 Metric = Annotated[MetricModel, Choice("metric", MetricModel, {})]
@@ -203,6 +218,8 @@ class Evaluation(SpecModel):
             raise ValueError("guidance needs a network that was trained with model.label_dropout, such as 0.1")
         if self.noise_scale and self.weights != "raw":
             raise ValueError("noise_scale is measured where training stands: say weights: raw")
+        for metric in self.metrics:
+            metric.check(spec)
         num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
         if spec.diffusion.var_type != "fixed" or "diffusion.var_type" not in spec.method.owns:
             change["fixed_variance"] = "large"  # moot: one key for one measurement
@@ -215,6 +232,7 @@ class Evaluation(SpecModel):
                 closed["num_steps"] = wanted.num_steps or num_timesteps
             change[part] = wanted.model_copy(update=closed)
             for sampler in wanted.samplers if part == "sweep" else [wanted.sampler]:
+                sampler.check(spec)
                 for count in wanted.num_steps if part == "sweep" else [closed["num_steps"]]:
                     space_timesteps(num_timesteps, section_counts(sampler, count))
         if self.rate_distortion:
@@ -225,9 +243,12 @@ class Evaluation(SpecModel):
 
     @staticmethod
     def _extractor(wanted: str, spec: RunSpec, inception: bool) -> str:
-        points = spec.data.name == "mog"
-        if (wanted == "coordinates") != points and wanted != "auto":
-            raise ValueError(f"extractor {wanted} does not fit data {spec.data.name}: coordinates are for mog, only")
+        continuous = spec.data.facts.levels is None
+        if (wanted == "coordinates") != continuous and wanted != "auto":
+            raise ValueError(
+                f"extractor {wanted} does not fit data {spec.data.name}: coordinates are for continuous data such as "
+                "mog, the others for images with levels"
+            )
         if wanted == "inception" and not inception:
             raise ValueError(
                 "extractor inception: name the file of its weights in HARNESS_INCEPTION_WEIGHTS "
@@ -237,7 +258,7 @@ class Evaluation(SpecModel):
             raise ValueError(f"extractor classifier: data {spec.data.name} has no labels; take inception")
         if wanted != "auto":
             return wanted
-        if points:
+        if continuous:
             return "coordinates"
         if inception and spec.data.pixels >= 32:
             return "inception"

@@ -16,6 +16,7 @@ from typing import Any
 from harness.errors import SpecError
 from harness.spec.evaluation import Evaluation
 from harness.spec.parts import active
+from harness.spec.plugins import located_in
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
 from harness.study.axes import MAX_RUNS, RUN_PARTS, SIDE_PARTS, read_exclusions, read_variants
@@ -108,7 +109,8 @@ def _parse_set(text: str) -> Override:
 
 def expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
     """Return the runs that a document describes, all of them validated."""
-    with active(load_plugins(document)):
+    plugins = load_plugins(document)
+    with active(plugins), located_in(plugins):
         return _expand(document, path, late, inception)
 
 
@@ -265,7 +267,7 @@ def _resolve_evaluation(
 ) -> Evaluation:
     # What an evaluation resolves to depends on these parts of the spec alone; a thousand runs share a few of them.
     parts = (spec.data, spec.method, spec.model, spec.diffusion.var_type, spec.diffusion.num_timesteps)
-    key = (entry.index, repr(parts))
+    key = (entry.index, repr(spec if entry.evaluation.plugins else parts))  # plugins may check the whole spec
     if key not in known:
         try:
             known[key] = entry.evaluation.resolve(spec, inception=inception)
