@@ -215,7 +215,7 @@ def check_parts(run: Run) -> None:
         network = method.network.eval()
         with torch.no_grad():
             for weight in network.parameters():  # a layer that begins at zero would hide those before it
-                weight += 0.05 * torch.randn_like(weight)
+                weight.add_(torch.randn_like(weight), alpha=0.05)
         x_0 = torch.randn(4, facts.channels, spec.data.pixels, spec.data.pixels)
         t = torch.linspace(0, spec.diffusion.num_timesteps - 1, len(x_0)).long()
         y = torch.arange(len(x_0)) if spec.model.class_cond else None
