@@ -23,7 +23,7 @@ from harness.records.journal import Journal
 from harness.records.status import Status
 from harness.spec.evaluation import Evaluation
 from harness.spec.metrics import METRIC_KINDS, TRAIN_COMPUTE, Outputs, part_outputs
-from harness.spec.run import RunSpec
+from harness.spec.run import LEARNED, RunSpec
 from harness.study.expand import load_study
 from harness.study.model import Run
 
@@ -191,3 +191,69 @@ _FILL = {
     "grid": _fill_grid,
     "metrics": _fill_metrics,
 }
+
+
+def check_parts(run: Run) -> None:
+    """Check what training and sampling rely on in a run's schedule, network and objective; no data are needed.
+
+    For tests of plugins: `for run in load_study("my_study.yaml").runs: check_parts(run)`.
+
+    Raises:
+        AssertionError: the message names the part and says what is wrong with it.
+    """
+    import torch
+
+    from harness.registry import implementation, make_gaussian, parameters
+    from harness.spec.resources import Resources
+
+    spec = run.spec
+    schedule, facts = spec.diffusion.schedule, spec.data.facts
+    _check_betas(implementation("schedule", schedule)(spec.diffusion.num_timesteps, **parameters(schedule)), spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        method = make_gaussian(spec, facts, Resources(), torch.device("cpu"))
+        network = method.network.eval()
+        with torch.no_grad():
+            for weight in network.parameters():  # a layer that begins at zero would hide those before it
+                weight.add_(torch.randn_like(weight), alpha=0.05)
+        x_0 = torch.randn(4, facts.channels, spec.data.pixels, spec.data.pixels)
+        t = torch.linspace(0, spec.diffusion.num_timesteps - 1, len(x_0)).long()
+        y = torch.arange(len(x_0)) if spec.model.class_cond else None
+        _check_network(network, x_0, t, y, spec)
+        _check_loss(method.terms(x_0, y, t, torch.randn_like(x_0))["loss"], network, spec)
+
+
+def _check_betas(betas: np.ndarray, spec: RunSpec) -> None:
+    name, num_timesteps = f"schedule {spec.diffusion.schedule.name}", spec.diffusion.num_timesteps
+    assert betas.shape == (num_timesteps,), f"{name}: betas have the shape {list(betas.shape)}, not [{num_timesteps}]"
+    assert betas.dtype == np.float64, f"{name}: betas are {betas.dtype}, not float64"
+    assert ((betas > 0) & (betas < 1)).all(), f"{name}: betas lie in {betas.min():g} .. {betas.max():g}, not in (0, 1)"
+
+
+def _check_network(network: Any, x_t: Any, t: Any, y: Any, spec: RunSpec) -> None:
+    """Check a network's output: its shape, and that an example's does not depend on the others or on chance."""
+    import torch
+
+    name = f"model {spec.model.name}"
+    with torch.no_grad():
+        output, again = network(x_t, t, y), network(x_t, t, y)
+        alone = network(x_t[:1], t[:1], None if y is None else y[:1])
+    channels = x_t.shape[1] * (2 if spec.diffusion.var_type in LEARNED else 1)
+    expected = (len(x_t), channels, *x_t.shape[2:])
+    assert tuple(output.shape) == expected, (
+        f"{name}: the output has the shape {list(output.shape)}, not {list(expected)}"
+    )
+    assert torch.equal(output, again), f"{name}: in eval mode the same input gives another output"
+    assert torch.allclose(output[:1], alone, rtol=1e-4, atol=1e-5), (
+        f"{name}: an output depends on the rest of the batch"
+    )
+
+
+def _check_loss(loss: Any, network: Any, spec: RunSpec) -> None:
+    """Check that an objective gives each example a finite loss that the network can learn from."""
+    name = f"objective {spec.objective.name}"
+    assert loss.ndim == 1, f"{name}: the loss has the shape {list(loss.shape)}, not one number for each example"
+    assert loss.isfinite().all(), f"{name}: the loss is not finite: {loss.tolist()}"
+    loss.sum().backward()
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    assert any(gradient.any() for gradient in gradients), f"{name}: the loss has no gradient"

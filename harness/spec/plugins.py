@@ -25,6 +25,7 @@ import harness.spec.evaluation  # noqa: F401 (fills the table of kinds)
 from harness.errors import SpecError
 from harness.spec.base import SpecModel
 from harness.spec.parts import KINDS, Plugin
+from harness.text import did_you_mean
 
 TABLES = {
     "SCHEDULES": "schedule",
@@ -181,8 +182,8 @@ def _require_attributes(files: Mapping[str, bytes], path: Path) -> None:
         symbols = symtable(importlib.util.decode_source(files[file]), str(path.parent / file), "exec").get_symbols()
         defined = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
         if attribute not in defined and not re.search(rb"import\s+\*", files[file]):
-            known = ", ".join(sorted(name for name in defined if not name.startswith("_")))
-            raise SpecError(f"{path}:{line}: {file} does not define {attribute}; choices: {known or 'none'}")
+            known = did_you_mean(attribute, sorted(name for name in defined if not name.startswith("_")))
+            raise SpecError(f"{path}:{line}: {file} does not define {attribute}; {known}")
 
 
 def _refuse_unfrozen_imports(tree: ast.Module, path: Path) -> None:
