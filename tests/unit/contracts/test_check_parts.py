@@ -43,16 +43,24 @@ class WithTwoOutputs(MLP):
         return super().forward(x, timesteps, y).repeat(1, 2, 1, 1)
 
 
+def terms(loss):
+    return dict.fromkeys(("loss", "mse", "vb"), loss)
+
+
 def a_mean(process, model_output, x_0, x_t, t, noise):
-    return {"loss": (model_output - noise).square().mean()}
+    return terms((model_output - noise).square().mean())
 
 
 def without_gradient(process, model_output, x_0, x_t, t, noise):
-    return {"loss": (model_output.sum() * 0 + noise.square().flatten(1).mean(1))}
+    return terms(model_output.sum() * 0 + noise.square().flatten(1).mean(1))
 
 
 def not_finite(process, model_output, x_0, x_t, t, noise):
-    return {"loss": model_output.flatten(1).mean(1) / 0}
+    return terms(model_output.flatten(1).mean(1) / 0)
+
+
+def of_another_name(process, model_output, x_0, x_t, t, noise):
+    return {"l1": (model_output - noise).abs().flatten(1).mean(1)}
 
 
 BROKEN = [
@@ -62,13 +70,19 @@ BROKEN = [
     (MODELS, "mlp", WithTwoOutputs, r"mlp: the output has the shape \[4, 4, 1, 1\], not \[4, 2, 1, 1\]"),
     (MODELS, "mlp", WithChance, "mlp: in eval mode the same input gives another output"),
     (MODELS, "mlp", WithBatchNorm, "mlp: an output depends on the rest of the batch"),
-    (OBJECTIVES, "simple", a_mean, r"simple: the loss has the shape \[\], not one number for each example"),
+    (OBJECTIVES, "simple", a_mean, r"simple: the objective gives terms of shape \{'loss': \[\]"),
+    (
+        OBJECTIVES,
+        "simple",
+        of_another_name,
+        r"simple: the objective gives \['l1'\], but declares \['loss', 'mse', 'vb'\]",
+    ),
     (OBJECTIVES, "simple", not_finite, "simple: the loss is not finite"),
     (OBJECTIVES, "simple", without_gradient, "simple: the loss has no gradient"),
 ]
 
 
-@pytest.mark.parametrize(("table", "name", "broken", "message"), BROKEN, ids=[message[:20] for *_, message in BROKEN])
+@pytest.mark.parametrize(("table", "name", "broken", "message"), BROKEN, ids=[message[:30] for *_, message in BROKEN])
 def test_a_broken_part_is_named_with_what_is_wrong(tiny_study, monkeypatch, table, name, broken, message):
     monkeypatch.setitem(table, name, broken)
     [run] = tiny_study("", *POINTS)
