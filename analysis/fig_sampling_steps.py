@@ -29,15 +29,13 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         for measurement in run.measured("sweep"):
             sweep = measurement.asked["sweep"]
             protocol = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
-            learned = run.spec["diffusion"]["var_type"] != "fixed"
-            variance = "learned" if learned else {"small": "β̃", "large": "β"}[measurement.asked["fixed_variance"]]
             for sampler, (steps, values) in run.sweep(measurement).items():
                 rows += [
                     {
                         "protocol": protocol,
                         "arm": run.arm,
                         "arm_index": index[run.arm],
-                        "variance": variance,
+                        "variance": run.variance(measurement),
                         "sampler": sampler,
                         "num_steps": num_steps,
                         "fid": fid,

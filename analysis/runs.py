@@ -158,6 +158,13 @@ class RunRecord:
         """Return the samples that were kept, [n, C, H, W]; None where the arrays are gone."""
         return self.arrays(array_file(measurement.prefix, "samples")).get("samples")
 
+    def variance(self, measurement: Measurement) -> str:
+        """Return the variance that was sampled with: β or β̃ where it is fixed, learned, or "" without a var_type."""
+        var_type = self.spec["diffusion"].get("var_type")
+        if var_type is None:
+            return ""
+        return {"small": "β̃", "large": "β"}[measurement.asked["fixed_variance"]] if var_type == "fixed" else "learned"
+
     def fidelity(self, measurement: Measurement, kind: str = "fid") -> float:
         """Return fid, precision or recall."""
         part = measurement.asked["fidelity"]

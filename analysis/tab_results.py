@@ -60,8 +60,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
     """Return (model, arm, metric, (extractor, protocol, fixed variance), value) of one measurement."""
     model, asked = TRAINED if measurement.trained else UNTRAINED, measurement.asked
-    fixed = run.spec["diffusion"]["var_type"] == "fixed"
-    variance = {"small": "β̃", "large": "β"}[asked["fixed_variance"]] if fixed else ""
+    variance = run.variance(measurement).replace("learned", "")
     if asked["nll"]:
         images = measurement.protocol.get("likelihood", {}).get("num_images", "?")
         protocol = f"{asked['nll']['estimator']} sum over t on {images} {asked['split']} images"
