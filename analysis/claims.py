@@ -207,27 +207,27 @@ def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, str, float]]:
     """Return each measured value with the metric's full name and the protocol that both sides must share."""
     if metric == "nll":
         for measurement in run.measured("nll"):
-            asked = measurement.asked
-            yield NLL, canonical_json([asked["nll"], asked["split"]]), run.nll(measurement)
+            evaluation = measurement.evaluation
+            yield NLL, canonical_json([evaluation["nll"], evaluation["split"]]), run.nll(measurement)
     else:
         for measurement in run.measured("fidelity"):
-            part = measurement.asked["fidelity"]
+            part = measurement.evaluation["fidelity"]
             yield f"{FID} ({run.extractor(part)})", canonical_json(part), run.fidelity(measurement)
 
 
 def _without(spec: dict, paths: tuple[str, ...]) -> dict:
-    rest = {key: dict(value) if isinstance(value, dict) else value for key, value in spec.items()}
+    remaining = {key: dict(value) if isinstance(value, dict) else value for key, value in spec.items()}
     for path in paths:
         head, _, tail = path.partition(".")
-        (rest.get(head, {}) if tail else rest).pop(tail or head, None)
-    return rest
+        (remaining.get(head, {}) if tail else remaining).pop(tail or head, None)
+    return remaining
 
 
 def _contrasts(contexts: list[_Context], ours: str, others: list[str]) -> Iterator[Contrast]:
     for context in contexts:
         for other in others:
-            mine, theirs = context.values.get(ours, {}), context.values.get(other, {})
-            pairs = [(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
+            our_values, other_values = context.values.get(ours, {}), context.values.get(other, {})
+            pairs = [(our_values[seed], other_values[seed]) for seed in sorted(our_values.keys() & other_values.keys())]
             pairs = [pair for pair in pairs if not np.isnan(pair).any()]
             if pairs:
                 yield Contrast(context.name, ours, other, context.metric, tuple(pairs))
@@ -241,12 +241,14 @@ def _sampler_contrasts(
     for run in runs:
         for measurement in run.measured("sweep"):
             curves = {name: dict(zip(*curve, strict=True)) for name, curve in run.sweep(measurement).items()}
-            mine, theirs = curves.get(ours, {}), curves.get(other, {})
-            steps = [step for step in sorted(mine.keys() & theirs.keys()) if counts(step)]
+            our_curve, other_curve = curves.get(ours, {}), curves.get(other, {})
+            steps = [step for step in sorted(our_curve.keys() & other_curve.keys()) if counts(step)]
             if steps:
                 context = f"{run.arm} at {', '.join(map(str, steps))} steps"
-                middle = [float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (mine, theirs)]
-                key = (context, run.extractor(measurement.asked["sweep"]))
+                middle = [
+                    float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (our_curve, other_curve)
+                ]
+                key = (context, run.extractor(measurement.evaluation["sweep"]))
                 pairs.setdefault(key, []).append((middle[0], middle[1]))
     for (context, extractor), values in pairs.items():
         yield Contrast(context, ours, other, f"{FID} ({extractor})", tuple(values))

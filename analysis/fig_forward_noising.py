@@ -34,8 +34,8 @@ def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
         alpha_bar = np.append(1.0, tables(make(NUM_TIMESTEPS)).alphas_cumprod)
         for t in np.linspace(0, NUM_TIMESTEPS, COLUMNS).astype(int):
             x_t = np.sqrt(alpha_bar[t]) * x_0 + np.sqrt(1 - alpha_bar[t]) * noise
-            facts = {"schedule": name, "t": t, "u": t / NUM_TIMESTEPS, "alpha_bar": alpha_bar[t]}
-            rows.append({**facts, "label": int(digits.target[PICTURE]), "picture": x_t})
+            values = {"schedule": name, "t": t, "u": t / NUM_TIMESTEPS, "alpha_bar": alpha_bar[t]}
+            rows.append({**values, "label": int(digits.target[PICTURE]), "picture": x_t})
     return pd.DataFrame(rows)
 
 
@@ -44,13 +44,13 @@ def draw(frame: pd.DataFrame) -> Figure:
     columns = len(frame) // len(schedules)
     figure, axes = style.subplots(len(schedules), columns, width=style.TWO_COLUMNS, height=1.62)
     for row, schedule in enumerate(schedules):
-        for column, (_, one) in enumerate(frame[frame["schedule"] == schedule].iterrows()):
+        for column, (_, cell) in enumerate(frame[frame["schedule"] == schedule].iterrows()):
             ax = axes[row, column]
-            ax.imshow(one["picture"], cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+            ax.imshow(cell["picture"], cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
             if row == len(schedules) - 1:
-                ax.set_xlabel(f"{one['u']:.1f}", labelpad=2, fontsize=7.5)
+                ax.set_xlabel(f"{cell['u']:.1f}", labelpad=2, fontsize=7.5)
         axes[row, 0].set_ylabel(schedule, rotation=0, ha="right", va="center")
     figure.supxlabel("diffusion step t / T", fontsize=8)
     return figure

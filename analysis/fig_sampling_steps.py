@@ -27,10 +27,10 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     rows = []
     for run in runs:
         for measurement in run.measured("sweep"):
-            sweep = measurement.asked["sweep"]
+            sweep = measurement.evaluation["sweep"]
             protocol = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
             learned = run.spec["diffusion"]["var_type"] != "fixed"
-            variance = "learned" if learned else {"small": "β̃", "large": "β"}[measurement.asked["fixed_variance"]]
+            variance = "learned" if learned else {"small": "β̃", "large": "β"}[measurement.evaluation["fixed_variance"]]
             for sampler, (steps, values) in run.sweep(measurement).items():
                 rows += [
                     {

@@ -60,7 +60,7 @@ def _measured(run: RunRecord) -> Iterator[tuple[str, str, float]]:
     for measurement in islice(run.measured("nll"), 1):
         yield "nll", KINDS["nll"].unit, run.nll(measurement)
     for measurement in islice(run.measured("fidelity"), 1):
-        part = measurement.asked["fidelity"]
+        part = measurement.evaluation["fidelity"]
         yield "fid", f"{run.extractor(part)}, {part['num_samples']} samples", run.fidelity(measurement)
 
 

@@ -203,14 +203,14 @@ def _name(path: str) -> str:
     return SHORT.get(path, path)
 
 
-def _axis(axes: Any, which: str, row: Any) -> None:
+def _axis(axes: Any, axis: str, row: Any) -> None:
     """Scale an axis as its parameter is: logarithmic, or by the names of its choices."""
-    side = getattr(axes, f"{which}axis")
+    scale = getattr(axes, f"{axis}axis")
     if row["names"]:
         names = row["names"].split("|")
-        side.set_ticks(range(len(names)), names)
-    getattr(axes, f"set_{which}scale")("log" if row["log"] else "linear")
-    getattr(axes, f"set_{which}lim")(row["low"], row["high"])
+        scale.set_ticks(range(len(names)), names)
+    getattr(axes, f"set_{axis}scale")("log" if row["log"] else "linear")
+    getattr(axes, f"set_{axis}lim")(row["low"], row["high"])
 
 
 def _clip(values: Iterable[float], direction: str) -> tuple[float, float]:
@@ -316,8 +316,8 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
             low, high = _clip(frame.loc[frame["metric"] == metric, "value"], direction)
             room = 0.06 * ((high - low) or 1.0)
             beyond = (part["value"] < low) | (part["value"] > high)
-            for which, marker in [(~beyond, "o"), (beyond, "^" if direction == "minimize" else "v")]:
-                shown = part[which]
+            for mask, marker in [(~beyond, "o"), (beyond, "^" if direction == "minimize" else "v")]:
+                shown = part[mask]
                 axes.scatter(shown["position"], np.clip(shown["value"], low, high), c=shown["order"], norm=colours,
                              cmap="Blues", s=24, marker=marker, edgecolors=style.INK, linewidths=0.4, clip_on=False,
                              zorder=3)  # fmt: skip

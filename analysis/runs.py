@@ -49,13 +49,13 @@ class Measurement:
 
     name: str
     prefix: str
-    asked: dict[str, Any]
+    evaluation: dict[str, Any]
     protocol: dict[str, Any]
 
     @property
     def trained(self) -> bool:
         """Tell a measurement of trained weights from one of the untrained baseline."""
-        return self.asked["weights"] != "untrained"
+        return self.evaluation["weights"] != "untrained"
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class RunRecord:
         return (
             measurement
             for measurement in self.measurements
-            if measurement.asked.get(part) and measurement.trained == trained
+            if measurement.evaluation.get(part) and measurement.trained == trained
         )
 
     def terms(self) -> list[str]:
@@ -160,13 +160,13 @@ class RunRecord:
 
     def fidelity(self, measurement: Measurement, kind: str = "fid") -> float:
         """Return fid, precision or recall."""
-        part = measurement.asked["fidelity"]
-        how = (self.extractor(part), part["num_samples"], part["sampler"]["name"], part["num_steps"])
-        return self.metric(measurement, fidelity_name(kind, *how))
+        part = measurement.evaluation["fidelity"]
+        protocol = (self.extractor(part), part["num_samples"], part["sampler"]["name"], part["num_steps"])
+        return self.metric(measurement, fidelity_name(kind, *protocol))
 
     def sweep(self, measurement: Measurement) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return FID against the number of sampling steps, by sampler: its steps and its values."""
-        part = measurement.asked["sweep"]
+        part = measurement.evaluation["sweep"]
         names = {
             sampler["name"]: sweep_name(self.extractor(part), part["num_samples"], sampler["name"])
             for sampler in part["samplers"]
@@ -258,7 +258,7 @@ def load_records(runs_folder: Path | str, study: str | None = None) -> list[RunR
     records: list[RunRecord] = []
     for path in layout.run_paths(Path(runs_folder)):
         directory = RunDirectory(path)
-        studies = {name: facts for name, facts in directory.studies().items() if study in (None, name)}
+        studies = {name: membership for name, membership in directory.studies().items() if study in (None, name)}
         if studies:
             records.extend(_read(directory, studies))
     return sorted(records, key=lambda run: (run.study, _arm_order(run), run.arm, run.replicate))
@@ -324,16 +324,16 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
         problems = directory.problems()
     except (RecordError, ValueError) as error:
         status = Status(state="failed", reason=f"its records cannot be read: {error}")
-    prefixes = {event.facts["key"]: event.facts["prefix"] for event in events}
-    for study, facts in studies.items():
+    prefixes = {event.fields["key"]: event.fields["prefix"] for event in events}
+    for study, membership in studies.items():
         yield RunRecord(
             folder=directory.path,
             study=study,
-            arm=facts["arm"],
-            replicate=facts["replicate"],
+            arm=membership["arm"],
+            replicate=membership["replicate"],
             spec=spec,
             status=status,
-            measurements=tuple(_measurements(directory, facts["evaluations"], prefixes)),
+            measurements=tuple(_measurements(directory, membership["evaluations"], prefixes)),
             curves=curves,
             over_training=over_training,
             environment=environment,
@@ -341,7 +341,7 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
         )
 
 
-def _measurements(directory: RunDirectory, asked: list[dict], prefixes: dict[str, str]) -> Iterator[Measurement]:
+def _measurements(directory: RunDirectory, evaluations: list[dict], prefixes: dict[str, str]) -> Iterator[Measurement]:
     """Return what the study asked for among what was measured.
 
     Protocols are compared as they were written, not by keys made anew: a later version of the harness, whose protocols
@@ -351,7 +351,7 @@ def _measurements(directory: RunDirectory, asked: list[dict], prefixes: dict[str
         path = directory.evaluation_path(key)
         protocol = json.loads(path.read_text()) if path.exists() else {}
         evaluation = protocol.get("evaluation")
-        if evaluation in asked:
+        if evaluation in evaluations:
             yield Measurement(evaluation["name"], prefix, evaluation, protocol)
 
 
@@ -361,8 +361,8 @@ def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.nda
     over_others = set()
     for row in directory.rows():
         if not row.key.startswith("system/"):
-            points.setdefault(row.key, []).append((row.step, row.value))
-            if row.step != row.train_step:
+            points.setdefault(row.key, []).append((row.x, row.value))
+            if row.x != row.train_step:
                 over_others.add(row.key)
     curves = {
         key: (np.array([step for step, _ in pairs]), np.array([value for _, value in pairs]))

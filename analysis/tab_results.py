@@ -34,10 +34,10 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     values_of: dict[tuple, dict[int, float]] = {}
     for run in runs:
         for measurement in run.measurements:
-            for model, arm, metric, how, value in _values(run, measurement):
+            for model, arm, metric, protocol_parts, value in _values(run, measurement):
                 # Two evaluations of one name in one study hold different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
-                values_of.setdefault((model, arm, name, metric, *how), {})[run.replicate] = value
+                values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.replicate] = value
     rows = []
     for (model, arm, evaluation, metric, extractor, protocol, variance), values in values_of.items():
         row = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "evaluation": evaluation}
@@ -59,23 +59,23 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
     """Return (model, arm, metric, (extractor, protocol, fixed variance), value) of one measurement."""
-    model, asked = TRAINED if measurement.trained else UNTRAINED, measurement.asked
+    model, evaluation = TRAINED if measurement.trained else UNTRAINED, measurement.evaluation
     fixed = run.spec["diffusion"]["var_type"] == "fixed"
-    variance = {"small": "β̃", "large": "β"}[asked["fixed_variance"]] if fixed else ""
-    if asked["nll"]:
+    variance = {"small": "β̃", "large": "β"}[evaluation["fixed_variance"]] if fixed else ""
+    if evaluation["nll"]:
         images = measurement.protocol.get("likelihood", {}).get("num_images", "?")
-        protocol = f"{asked['nll']['estimator']} sum over t on {images} {asked['split']} images"
+        protocol = f"{evaluation['nll']['estimator']} sum over t on {images} {evaluation['split']} images"
         yield model, run.arm, "nll", ("", protocol, variance), run.nll(measurement)
         gaussian = run.metric(measurement, "gaussian_baseline_bpd")
         if measurement.trained and not np.isnan(gaussian):
-            yield GAUSSIAN, "", "nll", ("", f"on {images} {asked['split']} images", ""), gaussian
-    if asked["fidelity"]:
-        part = asked["fidelity"]
+            yield GAUSSIAN, "", "nll", ("", f"on {images} {evaluation['split']} images", ""), gaussian
+    if evaluation["fidelity"]:
+        part = evaluation["fidelity"]
         protocol = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
         protocol += f" against the {part['reference']} split, k = {part['k']}"
         for metric in ("fid", "precision", "recall"):
-            how = (run.extractor(part), protocol, variance)
-            yield model, run.arm, metric, how, run.fidelity(measurement, metric)
+            protocol_parts = (run.extractor(part), protocol, variance)
+            yield model, run.arm, metric, protocol_parts, run.fidelity(measurement, metric)
 
 
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -107,15 +107,15 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def protocols(frame: pd.DataFrame) -> str:
     """Say how each metric was measured; whose protocol it is, where arms differ in it."""
     trained = frame[frame["model"] == TRAINED]
-    said = []
+    sentences = []
     for name, metrics in (("NLL", ("nll",)), ("FID, precision and recall", ("fid", "precision", "recall"))):
         part = trained[trained["metric"].isin(metrics)]
         for protocol in part["protocol"].unique():
-            said.append(f"{name}{_whose(part, 'protocol', protocol)}: {protocol}.")
+            sentences.append(f"{name}{_whose(part, 'protocol', protocol)}: {protocol}.")
     fixed = trained[trained["fixed_variance"] != ""]
     for variance in fixed["fixed_variance"].unique():
-        said.append(f"Where the variance is fixed{_whose(fixed, 'fixed_variance', variance)}: σ² = {variance}.")
-    return " ".join(said)
+        sentences.append(f"Where the variance is fixed{_whose(fixed, 'fixed_variance', variance)}: σ² = {variance}.")
+    return " ".join(sentences)
 
 
 def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
@@ -125,16 +125,18 @@ def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
     for owner in ("evaluation", "arm"):
         if frame.groupby(owner)[column].nunique().max() == 1:
             return f" ({', '.join(frame.loc[frame[column] == value, owner].unique())})"
-    mine = frame.loc[frame[column] == value].drop_duplicates(["arm", "evaluation"])
-    return f" ({', '.join(mine['arm'] + ' · ' + mine['evaluation'])})"
+    matches = frame.loc[frame[column] == value].drop_duplicates(["arm", "evaluation"])
+    return f" ({', '.join(matches['arm'] + ' · ' + matches['evaluation'])})"
 
 
 def caption(frame: pd.DataFrame) -> str:
     n = frame.loc[frame["model"] == TRAINED, "n"].max()
-    how = {1: "One replicate.", 2: "Both values of two replicates; no interval."}.get(
+    spread = {1: "One replicate.", 2: "Both values of two replicates; no interval."}.get(
         n, "Mean ± half of the 95 % t-interval over replicates, from three on."
     )
-    return f"{how} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
+    return (
+        f"{spread} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
+    )
 
 
 def heads(frame: pd.DataFrame) -> dict[str, str]:

@@ -279,7 +279,9 @@ def find_run(prefix: str, runs_folder: Path) -> RunDirectory:
 
 
 def _label(directory: RunDirectory) -> str:
-    arms = sorted({f"{facts.get('arm')} r{facts.get('replicate')}" for facts in directory.studies().values()})
+    arms = sorted(
+        {f"{membership.get('arm')} r{membership.get('replicate')}" for membership in directory.studies().values()}
+    )
     return f"{directory.key} ({', '.join(arms)})"
 
 

@@ -66,7 +66,7 @@ def _studies(directories: Sequence[RunDirectory]) -> list[dict[str, Any]]:
         }
         for name, members in statuses.items()
     ]
-    return sorted(studies, key=lambda facts: (-(facts["last_active_seconds"] or 0.0), facts["study"]))
+    return sorted(studies, key=lambda row: (-(row["last_active_seconds"] or 0.0), row["study"]))
 
 
 def _runs(directories: Sequence[RunDirectory], study: str) -> list[dict[str, Any]]:
@@ -96,12 +96,12 @@ def _table_of_studies(studies: Sequence[dict[str, Any]]) -> Table:
 
     rows = [
         (
-            facts["study"],
-            str(facts["num_runs"]),
-            state_counts(Counter(facts["states"]).elements()),
-            _moment(facts["last_active_seconds"]),
+            row["study"],
+            str(row["num_runs"]),
+            state_counts(Counter(row["states"]).elements()),
+            _moment(row["last_active_seconds"]),
         )
-        for facts in studies
+        for row in studies
     ]
     return Table(("study", "runs", "states", "last active"), rows)
 

@@ -51,8 +51,8 @@ def _overrides(overrides: Mapping[str, Any]) -> str:
 
 def _brief(value: Any) -> str:
     if isinstance(value, dict) and "name" in value:
-        rest = ",".join(f"{key}={_brief(part)}" for key, part in value.items() if key != "name")
-        return f"{value['name']}({rest})" if rest else str(value["name"])
+        parameters = ",".join(f"{key}={_brief(part)}" for key, part in value.items() if key != "name")
+        return f"{value['name']}({parameters})" if parameters else str(value["name"])
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
@@ -83,8 +83,8 @@ def cost_sentence(plan: Plan, device: str | None = None) -> str:
         if left is None:
             unknown += 1
         elif left and measured:
-            where = (measured.device, measured.device_name)
-            hours[where] = hours.get(where, 0.0) + left
+            kind_and_name = (measured.device, measured.device_name)
+            hours[kind_and_name] = hours.get(kind_and_name, 0.0) + left
     parts = [
         f"{device_hours(amount)} {'GPU ' * (kind == 'cuda')}hours on {name}" for (kind, name), amount in hours.items()
     ]

@@ -106,7 +106,7 @@ def calibrate(
         timeout_seconds=timeout,
         on_progress=lambda news: click.echo(news, err=True),
     )
-    output.document({"classes": [_class_facts(result) for result in results]})
+    output.document({"classes": [_class_json(result) for result in results]})
     if not results:
         click.echo("nothing to time: no run has steps left to train")
         return
@@ -114,27 +114,31 @@ def calibrate(
         headers = ("arm", "seconds a step", "images/s", "checkpoint", "on")
         tables.Table(headers, [_class_cells(result) for result in results]).show()
     click.echo(f"cost: harness plan {study}{same_runs(runs_folder)}")
-    if any(result.fact is None for result in results):
+    if any(result.timing is None for result in results):
         sys.exit(1)
 
 
-def _class_facts(result: Calibrated) -> dict[str, Any]:
+def _class_json(result: Calibrated) -> dict[str, Any]:
     return {
         "arms": list(result.arms),
         "batch_size": result.batch_size,
         "error": result.error,
-        "measured": asdict(result.fact) if result.fact else None,
+        "measured": asdict(result.timing) if result.timing else None,
     }
 
 
 def _class_cells(result: Calibrated) -> tuple[str, ...]:
     from harness import text
 
-    fact = result.fact
+    timing = result.timing
     arms = ", ".join(result.arms[:3]) + (f" and {len(result.arms) - 3} more" if len(result.arms) > 3 else "")
-    if fact is None:
+    if timing is None:
         return arms, "-", "-", "-", result.error
-    device = fact.device_name if fact.device == "cuda" else f"{fact.device_name}, {text.count(fact.threads, 'thread')}"
-    device += f", 1 of {fact.num_processes} processes timed" if fact.num_processes > 1 else ""
-    speed = f"{result.batch_size / fact.seconds_per_step:.4g}"
-    return arms, f"{fact.seconds_per_step:.4g}", speed, text.size(fact.checkpoint_bytes or 0), device
+    device = (
+        timing.device_name
+        if timing.device == "cuda"
+        else f"{timing.device_name}, {text.count(timing.threads, 'thread')}"
+    )
+    device += f", 1 of {timing.num_processes} processes timed" if timing.num_processes > 1 else ""
+    speed = f"{result.batch_size / timing.seconds_per_step:.4g}"
+    return arms, f"{timing.seconds_per_step:.4g}", speed, text.size(timing.checkpoint_bytes or 0), device

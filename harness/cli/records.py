@@ -119,8 +119,8 @@ def export(study: str, file: Path | None, checkpoints: str, figures: Path, outpu
         click.echo(text.printable(f"left out: {left_out}"))
     content = f"{text.count(done.num_runs, 'run')}, {text.count(done.num_files, 'file')}, {text.size(done.num_bytes)}"
     click.echo(f"{path}: {content}; sha256 {done.sha256}")
-    facts = asdict(done)
-    output.document({"study": name, "file": str(facts.pop("path")), **facts})
+    exported = asdict(done)
+    output.document({"study": name, "file": str(exported.pop("path")), **exported})
 
 
 @click.command("import")

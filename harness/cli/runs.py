@@ -95,8 +95,8 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
     log, job_log = claims.run_log(runs_folder, directory.key), claims.job_log(runs_folder, directory.key)
     log_lines = log.read_text(errors="replace").splitlines()[-lines:] if log else []
     if output.as_json:
-        log_facts = {"log": str(log) if log else None, "log_lines": log_lines}
-        output.document({**asdict(row), "timeline": events, **log_facts})
+        log_json = {"log": str(log) if log else None, "log_lines": log_lines}
+        output.document({**asdict(row), "timeline": events, **log_json})
         return
     click.echo(f"{row.run_key} {row.arm} r{row.replicate} of {', '.join(row.studies) or 'no study'}")
     for line in events:

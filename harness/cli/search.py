@@ -148,9 +148,9 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
         click.echo(f"warning: {_plain(warning)}")
 
 
-def _trial_facts(trial: TrialRecord) -> dict[str, Any]:
-    facts = {"trial": trial.arm, "state": trial.state, "point": trial.point, "values": trial.values}
-    return facts | {"run_keys": trial.run_keys, "reason": trial.reason}
+def _trial_json(trial: TrialRecord) -> dict[str, Any]:
+    trials_json = {"trial": trial.arm, "state": trial.state, "point": trial.point, "values": trial.values}
+    return trials_json | {"run_keys": trial.run_keys, "reason": trial.reason}
 
 
 def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
@@ -162,8 +162,8 @@ def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
     trials = read_trials(search.folder(runs_folder))
     if output.as_json:
         best_trials = [trial.arm for trial in pareto_front(trials, search.metrics)]
-        facts = [_trial_facts(trial) for trial in trials]
-        output.document({"search": search.name, "trials": facts, "best": best_trials})
+        trials_json = [_trial_json(trial) for trial in trials]
+        output.document({"search": search.name, "trials": trials_json, "best": best_trials})
         return
     if not trials:
         click.echo(f"search {search.name} has no trials in {runs_folder} yet")

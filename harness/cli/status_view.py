@@ -72,13 +72,13 @@ def _status_row(directory: RunDirectory, study: str | None, run_state: states.Ru
     status, job = run_state.status, run_state.job
     num_steps, batch_size = _size_of(directory.path)
     studies = directory.studies()
-    facts = studies.get(study or next(iter(studies), ""), {})
+    membership = studies.get(study or next(iter(studies), ""), {})
     speed = status.images_per_second
     return StatusRow(
         run_key=directory.key,
         studies=tuple(studies),
-        arm=facts.get("arm", "-"),
-        replicate=facts.get("replicate", 0),
+        arm=membership.get("arm", "-"),
+        replicate=membership.get("replicate", 0),
         state=status.state,
         step=status.step,
         num_steps=num_steps,
@@ -157,18 +157,18 @@ class Follower:
                 if row.state == "running":
                     self._say(row, "running")
 
-    def _say(self, row: StatusRow, what: str) -> None:
-        facts = [f"step {row.step}/{row.num_steps}"]
+    def _say(self, row: StatusRow, message: str) -> None:
+        parts = [f"step {row.step}/{row.num_steps}"]
         if row.state == "running" and row.eta_seconds is not None:
-            facts.append(f"{duration(row.eta_seconds)} left")
+            parts.append(f"{duration(row.eta_seconds)} left")
         if row.loss is not None:
-            facts.append(f"loss {row.loss:.4f}")
+            parts.append(f"loss {row.loss:.4f}")
         if row.state == "done" and row.nll_bpd is not None:
-            facts.append(f"nll {row.nll_bpd:.4f} bits/dim")
+            parts.append(f"nll {row.nll_bpd:.4f} bits/dim")
         if row.reason:
-            facts.append(row.reason)
+            parts.append(row.reason)
         name = f"{row.run_key} {row.arm} r{row.replicate}"
-        print(printable(f"{time.strftime('%H:%M:%S')} {name}: {what}; {', '.join(facts)}"), flush=True)
+        print(printable(f"{time.strftime('%H:%M:%S')} {name}: {message}; {', '.join(parts)}"), flush=True)
 
     def _picture(self, rows: Sequence[StatusRow]) -> Any:
         """Draw as many runs as the terminal has lines for, those at work first, and count them all."""

@@ -132,14 +132,14 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
             "submitted": [run.run_key for run in submission.runs],
             "skipped": [run.run_key for run in skipped],
             "notes": submission.notes,
-            "runs": [_run_facts(run) for run in (*skipped, *submission.now())],
+            "runs": [_run_json(run) for run in (*skipped, *submission.now())],
         }
     )
     if submission.runs and isinstance(submission, BlockingSubmission):
         _report_end(submission, study, runs_folder, ended_by_itself)
 
 
-def _run_facts(planned: PlannedRun) -> dict[str, Any]:
+def _run_json(planned: PlannedRun) -> dict[str, Any]:
     return {
         "run_key": planned.run_key,
         "state": planned.state,

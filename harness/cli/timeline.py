@@ -34,16 +34,17 @@ def timeline(directory: RunDirectory) -> list[str]:
         lines.extend(_claim_lines(claim, jobs, directory.key))
     moments = sorted(lines, key=lambda line: line[0])
     return [
-        printable(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}  {what}") for seconds, what in moments
+        printable(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}  {message}")
+        for seconds, message in moments
     ]
 
 
 def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo], run_key: str) -> Iterator[tuple[float, str]]:
-    facts = claim.submission
-    if not facts:
+    submission = claim.submission
+    if not submission:
         return
     job = f", job {claim.jobs[0]}" if claim.on_slurm and claim.jobs else ""
-    yield facts["time"], f"submitted by {facts['user']} ({facts['cluster']}{job})"
+    yield submission["time"], f"submitted by {submission['user']} ({submission['cluster']}{job})"
     for job_id in claim.jobs:
         attempts = jobs[job_id].attempts if job_id in jobs else ()
         for number, attempt in enumerate(attempts):
@@ -63,11 +64,13 @@ def _seconds(local: str) -> float:
 
 
 def _event_line(event: Event) -> str:
-    shown = {key: value for key, value in event.facts.items() if key not in ("attempt", "traceback")}
-    facts = " ".join(f"{key}={value}" for key, value in shown.items() if value not in (None, ""))
+    shown = {key: value for key, value in event.fields.items() if key not in ("attempt", "traceback")}
+    fields = " ".join(f"{key}={value}" for key, value in shown.items() if value not in (None, ""))
     superseded = "  (made again later)" if event.superseded else ""
     if event.name == "started":
-        begun = f"resumed at step {event.facts['resumed_from_step']}" if event.facts["resumed_from_step"] else "started"
-        facts = f"on {event.facts['host']} (attempt {event.attempt}, process {event.facts['pid']})"
-        return f"{begun} {facts}{superseded}"
-    return f"{event.name}  {facts}".rstrip() + superseded
+        begun = (
+            f"resumed at step {event.fields['resumed_from_step']}" if event.fields["resumed_from_step"] else "started"
+        )
+        fields = f"on {event.fields['host']} (attempt {event.attempt}, process {event.fields['pid']})"
+        return f"{begun} {fields}{superseded}"
+    return f"{event.name}  {fields}".rstrip() + superseded

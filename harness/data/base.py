@@ -37,8 +37,8 @@ class Concatenation:
         gathered = np.empty((rows.size, *self.shape[1:]), self.dtype)
         owner = np.searchsorted(self._starts, rows.ravel(), side="right") - 1
         for part in np.unique(owner):
-            here = owner == part
-            gathered[here] = self.parts[part][rows.ravel()[here] - self._starts[part]]
+            mask = owner == part
+            gathered[mask] = self.parts[part][rows.ravel()[mask] - self._starts[part]]
         return gathered.reshape(rows.shape + self.shape[1:])
 
 
@@ -91,7 +91,7 @@ class Dataset:
         # Divided by half the range, so that 256 levels give the bits of the usual x / 127.5 - 1.
         return values if self.levels is None else values / ((self.levels - 1) / 2) - 1
 
-    def pictures(self, images: np.ndarray) -> np.ndarray:
+    def to_images(self, images: np.ndarray) -> np.ndarray:
         """Stretch stored values to uint8 pictures in 0 .. 255, which is what feature extractors see.
 
         In integers, so that 256 levels pass unchanged: to_uint8(to_unit(x)) may come out one lower in float32.
@@ -197,15 +197,15 @@ def find_files(
     base = root_folder(root)
     best: list[str] = list(names)  # what the fullest folder lacks
     for folder in folders:
-        found = {
+        paths = {
             name: path
             for name in names
             for suffix in reversed(suffixes)
             if (path := base / folder / (name + suffix)).is_file()
         }
-        if len(found) == len(names):
-            return found
-        best = min(best, [name for name in names if name not in found], key=len)
+        if len(paths) == len(names):
+            return paths
+        best = min(best, [name for name in names if name not in paths], key=len)
     ending = f" (plain or {', '.join(s for s in suffixes if s)})" if any(suffixes) else ""
     looked = ", ".join(str((base / folder).absolute()) for folder in folders)
     raise DataError(
@@ -222,10 +222,10 @@ def check_sum(path: Path, content: bytes, expected: str, algorithm: str = "md5")
     Raises:
         DataError: names the file, what was expected and what was found.
     """
-    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
-    if found != expected:
-        raise DataError(f"{path}: damaged or not the official file: {algorithm} expected {expected}, found {found}")
-    return f"{algorithm}:{found}"
+    actual = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    if actual != expected:
+        raise DataError(f"{path}: damaged or not the official file: {algorithm} expected {expected}, found {actual}")
+    return f"{algorithm}:{actual}"
 
 
 def spread(count: int, n: int | None) -> np.ndarray:

@@ -98,7 +98,7 @@ def min_snr(
     _refuse_learned_variance("min_snr", process)
     if not gamma > 0:
         raise ValueError(f"gamma must be greater than 0, got {gamma}")
-    snr = process.at("snr", t, x_t).flatten()  # [B]
+    snr = process.extract("snr", t, x_t).flatten()  # [B]
     match process.mean_type:
         case "epsilon":
             unit = snr

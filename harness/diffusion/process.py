@@ -143,7 +143,7 @@ class GaussianDiffusion:
         """Translate steps of this chain, [B], to those of the chain it was respaced from, which the network knows."""
         return self._torch_tables["timestep_map"].gather(0, t)
 
-    def at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
+    def extract(self, name: str, t: Tensor, x: Tensor) -> Tensor:
         """Look up the table `name` at t, [B], shaped to broadcast over x, [B, ...], in x's type (float32 at least).
 
         Raises:
@@ -174,7 +174,10 @@ class GaussianDiffusion:
             ValueError: t or noise do not fit x_0.
         """
         _same_shape("noise", noise, "x_0", x_0)
-        return self.at("sqrt_alphas_cumprod", t, x_0) * x_0 + self.at("sqrt_one_minus_alphas_cumprod", t, x_0) * noise
+        return (
+            self.extract("sqrt_alphas_cumprod", t, x_0) * x_0
+            + self.extract("sqrt_one_minus_alphas_cumprod", t, x_0) * noise
+        )
 
     def q_posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
         """Look back one step from x_t when x_0 is known: q(x_{t-1} | x_t, x_0).
@@ -186,9 +189,10 @@ class GaussianDiffusion:
         """
         _same_shape("x_0", x_0, "x_t", x_t)
         return Posterior(
-            mean=self.at("posterior_mean_coef1", t, x_t) * x_0 + self.at("posterior_mean_coef2", t, x_t) * x_t,
-            variance=self.at("posterior_variance", t, x_t).expand(x_t.shape),
-            log_variance=self.at("posterior_log_variance_clipped", t, x_t).expand(x_t.shape),
+            mean=self.extract("posterior_mean_coef1", t, x_t) * x_0
+            + self.extract("posterior_mean_coef2", t, x_t) * x_t,
+            variance=self.extract("posterior_variance", t, x_t).expand(x_t.shape),
+            log_variance=self.extract("posterior_log_variance_clipped", t, x_t).expand(x_t.shape),
         )
 
     # -- p, backwards --------------------------------------------------------------------------------------------------
@@ -222,7 +226,7 @@ class GaussianDiffusion:
 
     def predict_eps(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Solve q_sample for the noise: eps = (x_t / sqrt(abar) - x_0) / sqrt(1 / abar - 1)."""
-        return (self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - x_0) / self.at(
+        return (self.extract("sqrt_recip_alphas_cumprod", t, x_t) * x_t - x_0) / self.extract(
             "sqrt_recipm1_alphas_cumprod", t, x_t
         )
 
@@ -237,28 +241,28 @@ class GaussianDiffusion:
                 return self.q_posterior(x_0, x_t, t).mean
             case "v":
                 return (
-                    self.at("sqrt_alphas_cumprod", t, x_0) * noise
-                    - self.at("sqrt_one_minus_alphas_cumprod", t, x_0) * x_0
+                    self.extract("sqrt_alphas_cumprod", t, x_0) * noise
+                    - self.extract("sqrt_one_minus_alphas_cumprod", t, x_0) * x_0
                 )
 
     def _predict_x_0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         match self.mean_type:
             case "epsilon":
                 return (
-                    self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
-                    - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * prediction
+                    self.extract("sqrt_recip_alphas_cumprod", t, x_t) * x_t
+                    - self.extract("sqrt_recipm1_alphas_cumprod", t, x_t) * prediction
                 )
             case "x_0":
                 return prediction
             case "previous_x":
                 return (
-                    self.at("recip_posterior_mean_coef1", t, x_t) * prediction
-                    - self.at("posterior_mean_coef2_over_1", t, x_t) * x_t
+                    self.extract("recip_posterior_mean_coef1", t, x_t) * prediction
+                    - self.extract("posterior_mean_coef2_over_1", t, x_t) * x_t
                 )
             case "v":
                 return (
-                    self.at("sqrt_alphas_cumprod", t, x_t) * x_t
-                    - self.at("sqrt_one_minus_alphas_cumprod", t, x_t) * prediction
+                    self.extract("sqrt_alphas_cumprod", t, x_t) * x_t
+                    - self.extract("sqrt_one_minus_alphas_cumprod", t, x_t) * prediction
                 )
 
     def _split(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,14 +277,14 @@ class GaussianDiffusion:
         small, large = "posterior_log_variance_clipped", "fixed_large_log_variance"
         match self.var_type:
             case "fixed_small":
-                return model_output, self.at(small, t, x_t).expand(x_t.shape)
+                return model_output, self.extract(small, t, x_t).expand(x_t.shape)
             case "fixed_large":
-                return model_output, self.at(large, t, x_t).expand(x_t.shape)
+                return model_output, self.extract(large, t, x_t).expand(x_t.shape)
             case "learned":
                 return model_output[:, :channels], model_output[:, channels:]
             case "learned_range":
                 frac = (model_output[:, channels:] + 1) / 2  # not clamped, as published
-                log_variance = frac * self.at("log_betas", t, x_t) + (1 - frac) * self.at(small, t, x_t)
+                log_variance = frac * self.extract("log_betas", t, x_t) + (1 - frac) * self.extract(small, t, x_t)
                 return model_output[:, :channels], log_variance
 
     # -- the variational bound -----------------------------------------------------------------------------------------
@@ -324,8 +328,8 @@ class GaussianDiffusion:
     def prior_bpd(self, x_0: Tensor) -> Tensor:
         """Give L_T = KL(q(x_T | x_0) || N(0, I)) in bits/dim: [B]. No network is in it."""
         last = torch.full(x_0.shape[:1], self.num_timesteps - 1, device=x_0.device)
-        mean = self.at("sqrt_alphas_cumprod", last, x_0) * x_0
-        log_variance = self.at("log_one_minus_alphas_cumprod", last, x_0)
+        mean = self.extract("sqrt_alphas_cumprod", last, x_0) * x_0
+        log_variance = self.extract("log_one_minus_alphas_cumprod", last, x_0)
         return _kl_bpd(mean, log_variance, torch.zeros_like(mean), torch.zeros_like(log_variance))
 
 

@@ -88,14 +88,14 @@ def _ancestral(mean: Tensor, log_variance: Tensor, t: Tensor, noise: Tensor) -> 
 def _ddim(process: GaussianDiffusion, denoised: Denoised, x_t: Tensor, t: Tensor, noise: Tensor, eta: float) -> Tensor:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    abar, abar_prev = process.at("alphas_cumprod", t, x_t), process.at("alphas_cumprod_prev", t, x_t)
+    abar, abar_prev = process.extract("alphas_cumprod", t, x_t), process.extract("alphas_cumprod_prev", t, x_t)
     sigma = eta * torch.sqrt((1 - abar_prev) / (1 - abar)) * torch.sqrt(1 - abar / abar_prev)  # 0 at t = 0
     of_eps = torch.sqrt((1 - abar_prev - sigma**2).clamp(min=0))  # float32 can round an almost empty share below 0
     return torch.sqrt(abar_prev) * denoised.x_0 + of_eps * denoised.eps + sigma * noise
 
 
 def _ddim_reverse(process: GaussianDiffusion, denoised: Denoised, x_t: Tensor, t: Tensor) -> Tensor:
-    abar_next = process.at("alphas_cumprod_next", t, x_t)
+    abar_next = process.extract("alphas_cumprod_next", t, x_t)
     return torch.sqrt(abar_next) * denoised.x_0 + torch.sqrt(1 - abar_next) * denoised.eps
 
 

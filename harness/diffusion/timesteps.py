@@ -14,7 +14,7 @@ class TimestepSampler(Protocol):
     @property
     def warm(self) -> bool: ...
     def weights(self) -> Tensor: ...
-    def at(self, u: Tensor) -> tuple[Tensor, Tensor]: ...
+    def from_uniform(self, u: Tensor) -> tuple[Tensor, Tensor]: ...
     def sample(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
     def update(self, t: Tensor, loss: Tensor) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -41,7 +41,7 @@ class UniformSampler:
         """Give the probability of each t up to a common factor: [T], float64."""
         return torch.ones(self.num_timesteps, dtype=torch.float64, device=self.device)
 
-    def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def from_uniform(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Turn uniform numbers into timesteps by the inverse of their distribution function.
 
         Randomness stays the caller's: numbers made from (seed, step, index of the example) give the same t on any
@@ -62,7 +62,9 @@ class UniformSampler:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw a batch of timesteps and their loss weights, both [B]; see `at`."""
-        return self.at(torch.rand(batch_size, generator=generator, dtype=torch.float64, device=generator.device))
+        return self.from_uniform(
+            torch.rand(batch_size, generator=generator, dtype=torch.float64, device=generator.device)
+        )
 
     def update(self, t: Tensor, loss: Tensor) -> None:
         """Learn from the losses of a batch: nothing, here."""
@@ -166,8 +168,8 @@ class LossSecondMomentSampler(UniformSampler):
         """
         for name, own in [("history", self._history[:-1]), ("seen", self._seen[:-1])]:
             if name not in state or state[name].shape != own.shape:
-                found = list(state[name].shape) if name in state else "none"
-                raise CheckpointError(f"the timestep sampler's {name} must be {list(own.shape)}, found {found}")
+                stored_shape = list(state[name].shape) if name in state else "none"
+                raise CheckpointError(f"the timestep sampler's {name} must be {list(own.shape)}, found {stored_shape}")
             own.copy_(state[name])
 
 

@@ -85,7 +85,7 @@ def check_partition(slurm: ClusterInfo, profile: Profile, classes: Mapping[str, 
 def _check_is_up(name: str, slurm: ClusterInfo, profile: Profile) -> Finding:
     state = slurm.partitions[name].get("State")
     if state != "UP":
-        up = [other for other, record in slurm.partitions.items() if record.get("State") == "UP"]
+        up = [name for name, record in slurm.partitions.items() if record.get("State") == "UP"]
         return problem(f"partition {name} is {state}: jobs would wait; partitions that are up: {', '.join(up)}")
     return ok(f"partition {name} is up" + ("" if profile.partition else "; it is the default, the profile names none"))
 

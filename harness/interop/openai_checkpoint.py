@@ -81,8 +81,10 @@ def load_published(path: str | os.PathLike, name: str) -> dict[str, Tensor]:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{path}: cannot be read as a checkpoint of plain tensors: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = f"a dict of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path}: holds {found} where a state dict of tensors by name is expected")
+        content = (
+            f"a dict of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state).__name__
+        )
+        raise CheckpointError(f"{path}: holds {content} where a state dict of tensors by name is expected")
 
     shapes = {key: list(value.shape) for key, value in state.items()}
     if differences := _differences(shapes, _layout(entry.file)):

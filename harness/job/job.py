@@ -280,7 +280,7 @@ class _Job:
 
     def _evaluate_at_end(self, training: Training, data: Dataset, checkpoints: Checkpoints) -> None:
         assert self.journal is not None
-        done = {event.facts["key"] for event in self.directory.events("evaluation") if not event.superseded}
+        done = {event.fields["key"] for event in self.directory.events("evaluation") if not event.superseded}
         for evaluation in self.request.evaluations:
             if evaluation.key in done:
                 continue
@@ -309,13 +309,13 @@ class _Job:
     def _prefix(self, evaluation: Evaluation) -> str:
         """Return the metrics' prefix: the evaluation's name, marked when another protocol took that name before."""
         taken = {
-            (event.facts["evaluation"], part): event.facts["key"]
+            (event.fields["evaluation"], part): event.fields["key"]
             for event in self.directory.events("evaluation")
-            for part in event.facts["parts"]
+            for part in event.fields["parts"]
         }
-        for other in self.request.evaluations:
-            for part in other.parts:
-                taken.setdefault((other.name, part), other.key)
+        for requested in self.request.evaluations:
+            for part in requested.parts:
+                taken.setdefault((requested.name, part), requested.key)
         clash = any(taken.get((evaluation.name, part), evaluation.key) != evaluation.key for part in evaluation.parts)
         return f"{evaluation.name}_{evaluation.key[:6]}" if clash else evaluation.name
 
@@ -326,12 +326,12 @@ class _Job:
         self.state = state
         if trace:
             logger.error(trace)
-        facts = {"reason": reason, "traceback": trace} if trace else {"reason": reason}
+        fields = {"reason": reason, "traceback": trace} if trace else {"reason": reason}
         try:
             if self.journal is None:  # it failed before it could begin
                 self.journal = self.directory.open_journal(resumed_from_step=self.directory.durable_step())
             with self.journal:
-                self.journal.event("finished" if state == "done" else state, **facts)
+                self.journal.event("finished" if state == "done" else state, **fields)
             self._write_status(state, reason, cause=cause, force=True)
         except RecordError as error:
             self.state = "failed"
@@ -372,7 +372,7 @@ class _Job:
     def _record_throughput(self, seconds_per_step: float, device: torch.device) -> None:
         """Keep what a step took and what a checkpoint weighs, for `plan`."""
         checkpoints = self.directory.checkpoints_folder.glob("step-*.pt")
-        fact = Throughput(
+        measured = Throughput(
             self.spec.cost_key,
             seconds_per_step,
             device=device.type,
@@ -382,7 +382,7 @@ class _Job:
             precision=self.spec.train.precision,
             checkpoint_bytes=max((path.stat().st_size for path in checkpoints), default=None),
         )
-        record(self.directory.path.parent, fact)
+        record(self.directory.path.parent, measured)
 
     def _record_compute(self, training: Training, data: Dataset) -> None:
         """Record the arithmetic of the whole training, for the scaling figures, unless an earlier attempt has."""

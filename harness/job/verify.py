@@ -137,7 +137,7 @@ def _prepare(path: Path, spec: dict, run: Run, checkpoint_every_seconds: float) 
     records = run.records.model_copy(
         update={"checkpoint_every_seconds": checkpoint_every_seconds, "log_every": log_every}
     )
-    directory.add_to_study(run.study, run.facts() | {"records": records.model_dump(mode="json")})
+    directory.add_to_study(run.study, run.membership() | {"records": records.model_dump(mode="json")})
     return directory
 
 
@@ -202,7 +202,7 @@ def _kill(
 def _logged_step(directory: RunDirectory, last_attempt: int) -> int:
     """Return the step of the newest row that was made after that attempt."""
     row = directory.latest().get("train/loss")
-    return row.step if row and row.attempt > last_attempt else 0
+    return row.x if row and row.attempt > last_attempt else 0
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
@@ -235,7 +235,7 @@ def digests(state: Any) -> dict[str, str]:
 
 def results(directory: RunDirectory) -> list[tuple[str, int, float]]:
     """Return the rows that must be the same each time, in the order of the journal; no timings, no system metrics."""
-    return [(row.key, row.step, row.value) for row in directory.rows() if not is_measurement(row.key)]
+    return [(row.key, row.x, row.value) for row in directory.rows() if not is_measurement(row.key)]
 
 
 def _compare(straight: RunDirectory, killed: RunDirectory) -> dict[str, Any]:

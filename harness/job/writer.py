@@ -37,8 +37,8 @@ def record_evaluation(
     journal.metrics(step, result.metrics)
     for name, curve in result.curves.items():
         for x, value in curve:
-            journal.metrics(x, {name: value}, at=step)
+            journal.metrics(x, {name: value}, train_step=step)
     # With its step, so that it is superseded with its rows when the last checkpoint turns out to be damaged.
-    facts = {"key": evaluation.key, "evaluation": evaluation.name, "prefix": prefix, "parts": evaluation.parts}
-    journal.event("evaluation", step=step, **facts)
+    fields = {"key": evaluation.key, "evaluation": evaluation.name, "prefix": prefix, "parts": evaluation.parts}
+    journal.event("evaluation", step=step, **fields)
     journal.sync()

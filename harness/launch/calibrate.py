@@ -46,7 +46,7 @@ class Calibrated:
 
     arms: tuple[str, ...]
     batch_size: int
-    fact: Throughput | None
+    timing: Throughput | None
     error: str = ""
 
 
@@ -78,21 +78,21 @@ def calibrate(
         if left is None or (left and not only_unknown):
             by_cost = classes.setdefault(planned.run.resources, {})
             by_cost.setdefault(planned.run.spec.cost_key, []).append(planned)
-    found = []
+    results = []
     for resources, by_cost in classes.items():
         threads = resources.threads or max(1, available_cores() // max(1, len(plan.to_do)))
         if cluster == "slurm":
             threads = slurm_parameters(resources, profile or Profile())["cpus_per_task"]
-        wanted = [_wanted(group[0]) for group in by_cost.values()]
-        request = {"steps": steps, "threads": threads, "wanted": wanted}
+        classes_to_time = [_class_to_time(group[0]) for group in by_cost.values()]
+        request = {"steps": steps, "threads": threads, "classes": classes_to_time}
         answers = _answers(request, resources, plan, cluster, profile, timeout_seconds, on_progress)
         for group, answer in zip(by_cost.values(), answers, strict=True):
-            fact = Throughput(**answer["fact"]) if "fact" in answer else None
-            if fact:
-                throughput.record(plan.runs_folder, fact)
+            timing = Throughput(**answer["fact"]) if "fact" in answer else None
+            if timing:
+                throughput.record(plan.runs_folder, timing)
             arms = tuple(dict.fromkeys(planned.run.arm for planned in group))
-            found.append(Calibrated(arms, group[0].run.spec.train.batch_size, fact, answer.get("error", "")))
-    return found
+            results.append(Calibrated(arms, group[0].run.spec.train.batch_size, timing, answer.get("error", "")))
+    return results
 
 
 def target_device(planned: PlannedRun, cluster: str, profile: Profile | None = None) -> str:
@@ -105,7 +105,7 @@ def target_device(planned: PlannedRun, cluster: str, profile: Profile | None = N
     return "cuda" if visible_gpus() else "cpu"
 
 
-def _wanted(planned: PlannedRun) -> dict[str, Any]:
+def _class_to_time(planned: PlannedRun) -> dict[str, Any]:
     return {
         "spec": planned.run.spec.model_dump(mode="json"),
         "resources": planned.run.resources.model_dump(mode="json"),
@@ -127,8 +127,8 @@ def _answers(
     # Below the runs folder, which all nodes see.
     with tempfile.TemporaryDirectory(prefix=".calibrate-", dir=plan.runs_folder, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        for one in request["wanted"]:
-            freeze(folder, one["spec"].get("plugins", {}))
+        for cost_class in request["classes"]:
+            freeze(folder, cost_class["spec"].get("plugins", {}))
         (folder / REQUEST).write_text(json.dumps(request))
         if cluster == "slurm":
             result = run_probe_job(
@@ -217,12 +217,12 @@ def main(folder: Path) -> None:
     request = json.loads((folder / REQUEST).read_text())
     torch.set_num_threads(request["threads"])
     answers: list[dict[str, Any]] = []
-    for entry in request["wanted"]:
+    for entry in request["classes"]:
         spec, resources = read_spec(folder, entry["spec"]), Resources.model_validate(entry["resources"])
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                fact = time_steps(spec, resources, entry["data_root"], steps=request["steps"], scratch=Path(scratch))
-                answers.append({"fact": asdict(fact)})
+                timing = time_steps(spec, resources, entry["data_root"], steps=request["steps"], scratch=Path(scratch))
+                answers.append({"fact": asdict(timing)})
             except (HarnessError, RuntimeError) as error:  # such as CUDA out of memory
                 answers.append({"error": " ".join(str(error).split())[:300]})
     replace_file(folder / ANSWER, json.dumps(answers), durable=True)
@@ -254,8 +254,8 @@ def require_within_budget(
 
     if None in hours_left(plan):
         on_progress("the study has a budget and its cost is not known yet: timing some steps first")
-        found = calibrate(plan, cluster=cluster, profile=profile, only_unknown=True, on_progress=on_progress)
-        if failed := [one for one in found if one.fact is None]:
+        results = calibrate(plan, cluster=cluster, profile=profile, only_unknown=True, on_progress=on_progress)
+        if failed := [result for result in results if result.timing is None]:
             raise LaunchError(f"{', '.join(failed[0].arms)}: no step could be timed: {failed[0].error}")
         plan = replace(plan)  # which has read no facts yet
     hours = hours_left(plan)
@@ -264,11 +264,11 @@ def require_within_budget(
             "the steps were timed on another kind of device than the study's resources ask for; "
             "say resources.device and gpus_per_node as they are there"
         )
-    total = sum(one for one in hours if one is not None)
+    total = sum(known for known in hours if known is not None)
     if total > budget:
         arms: dict[str, float] = {}
-        for planned, one in zip(plan.runs, hours, strict=True):
-            arms[planned.run.arm] = arms.get(planned.run.arm, 0.0) + (one or 0.0)
+        for planned, left in zip(plan.runs, hours, strict=True):
+            arms[planned.run.arm] = arms.get(planned.run.arm, 0.0) + (left or 0.0)
         most_expensive = max(arms, key=lambda arm: arms[arm])
         raise LaunchError(
             f"over budget: {total:.3g} device hours are left to train, budget_gpu_hours is {budget:g}; "

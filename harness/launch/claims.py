@@ -56,7 +56,7 @@ class Cancellation:
 
 @cache
 def read_submission(folder: Path) -> dict[str, Any]:
-    path = SubmissionLayout(folder).facts_path
+    path = SubmissionLayout(folder).submission_path
     return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -182,9 +182,9 @@ def launch_local(
     jobs = max(jobs, len(queues))
     for index in range(jobs):
         gpu = gpus[index % len(gpus)] if len(gpus) > 1 else os.environ.get("CUDA_VISIBLE_DEVICES")
-        its_code = list(queues)[index % len(queues)]
-        worker = Worker(tuple(queues[its_code]), folder, threads, gpu, sync=False)
-        submission.workers.append((worker, codes[its_code]))
+        code_id = list(queues)[index % len(queues)]
+        worker = Worker(tuple(queues[code_id]), folder, threads, gpu, sync=False)
+        submission.workers.append((worker, codes[code_id]))
     submission.notes.append(f"{count(jobs, 'worker')} on {cores} cores, {threads} each; logs: {folder}")
     return submission
 

@@ -25,8 +25,8 @@ from harness.slurm.profile import Profile
 
 def orphans(plan: Plan) -> list[RunDirectory]:
     """Return the runs that wait or run for this study alone, which no longer asks for them."""
-    asked = {planned.run_key for planned in plan.runs}
-    paths = [path for path in members_of(plan.runs_folder, plan.study.name) if path.name not in asked]
+    planned_keys = {planned.run_key for planned in plan.runs}
+    paths = [path for path in members_of(plan.runs_folder, plan.study.name) if path.name not in planned_keys]
     alone = [path for path in paths if len(RunDirectory(path).studies()) == 1]
     states = read_run_states(alone)
     return [RunDirectory(path) for path in alone if states[path.name].status.state in ("queued", "running")]
@@ -49,9 +49,9 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
     states = read_run_states([directory.path for directory in directories])
     # Local workers claim a run when they begin it: those that wait in their queues are told here, too.
     for folder in submission_folders(runs_folder):
-        facts = read_submission(folder)
-        if facts and facts.get("cluster") != "slurm":
-            for key in set(keys) & set(facts["runs"]):
+        submission = read_submission(folder)
+        if submission and submission.get("cluster") != "slurm":
+            for key in set(keys) & set(submission["runs"]):
                 if states[key].status.state in TO_DO or states[key].status.state == "running":
                     mark_cancelled(folder, key, by)
     live = [directory for directory in directories if states[directory.key].status.state in ("queued", "running")]
@@ -101,6 +101,6 @@ def select_retries(plan: Plan, *, failed: bool, killed: bool) -> Plan:
 def last_options(plan: Plan) -> dict[str, Any]:
     """Return `cluster`, `jobs` and `profile` of the newest submission of a study; the defaults if there was none."""
     submissions = list(filter(None, map(read_submission, submission_folders(plan.runs_folder, plan.study.name))))
-    facts = submissions[-1] if submissions else {"cluster": "local", "jobs": None, "profile": {}}
-    options = {key: facts[key] for key in ("cluster", "jobs")}
-    return options | {"profile": Profile.model_validate(facts["profile"]) if facts["profile"] else None}
+    submission = submissions[-1] if submissions else {"cluster": "local", "jobs": None, "profile": {}}
+    options = {key: submission[key] for key in ("cluster", "jobs")}
+    return options | {"profile": Profile.model_validate(submission["profile"]) if submission["profile"] else None}

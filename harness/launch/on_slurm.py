@@ -99,10 +99,10 @@ def _submit_array(
 
 
 def _note_canary(folder: Path, number: str, run_key: str) -> None:
-    path = SubmissionLayout(folder).facts_path
-    facts = json.loads(path.read_text())
-    facts.setdefault("canaries", {})[number] = run_key
-    replace_file(path, json.dumps(facts, indent=1), durable=False)
+    path = SubmissionLayout(folder).submission_path
+    description = json.loads(path.read_text())
+    description.setdefault("canaries", {})[number] = run_key
+    replace_file(path, json.dumps(description, indent=1), durable=False)
 
 
 def _not_within_a_job() -> dict[str, str | None]:

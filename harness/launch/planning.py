@@ -67,9 +67,9 @@ class Plan:
             device = resources.device
         elif device is None and resources.gpus_per_node:
             device = "cuda"
-        for fact in self._throughput.get(spec.cost_key, ()):
-            if fact.device == (device or fact.device) and fact.num_processes == resources.num_processes:
-                return fact
+        for measured in self._throughput.get(spec.cost_key, ()):
+            if measured.device == (device or measured.device) and measured.num_processes == resources.num_processes:
+                return measured
         return None
 
     def training_seconds(self, planned: PlannedRun, device: str | None = None) -> float | None:
@@ -89,7 +89,7 @@ class Plan:
         """Estimate the disk that a run will take for checkpoints: the last two, and those that its records keep."""
         if planned.state in ("done", "evaluate", "pruned"):
             return 0
-        sizes = [fact.checkpoint_bytes for fact in self._throughput.get(planned.run.spec.cost_key, ())]
+        sizes = [measured.checkpoint_bytes for measured in self._throughput.get(planned.run.spec.cost_key, ())]
         num_bytes = next(filter(None, sizes), None)  # the same on every device
         keep_every, steps = planned.run.records.keep_every, planned.run.spec.train.steps
         return num_bytes * (2 + (steps // keep_every if keep_every else 0)) if num_bytes else None

@@ -35,10 +35,10 @@ KILLS_WITHOUT_PROGRESS = 3
 MAX_TIME_LIMITS = 1_000_000  # submitit's own default is 3
 SETUP = REQUEUE_WHEN_KILLED  # the first lines of every batch script
 
-ComesBack = Literal["not", "requeued", "as_successor"]
+RequeueAction = Literal["none", "requeue", "resubmit"]
 
 
-def comes_back(stopped_by: str, *, killed: bool, preempted: bool, preemption_cancels: bool) -> ComesBack:
+def requeue_action(stopped_by: str, *, killed: bool, preempted: bool, preemption_cancels: bool) -> RequeueAction:
     """Return how a job comes back whose life has ended with some of its runs unfinished and not cancelled.
 
     Args:
@@ -48,10 +48,10 @@ def comes_back(stopped_by: str, *, killed: bool, preempted: bool, preemption_can
         preemption_cancels: whether the cluster ends what it preempts for good.
     """
     if preempted and stopped_by:
-        return "as_successor" if preemption_cancels else "requeued"
+        return "resubmit" if preemption_cancels else "requeue"
     if stopped_by:
-        return "requeued" if stopped_by == "SIGUSR2" else "not"
-    return "requeued" if killed else "not"
+        return "requeue" if stopped_by == "SIGUSR2" else "none"
+    return "requeue" if killed else "none"
 
 
 def given_up(path: Path) -> Ending | None:
@@ -68,9 +68,9 @@ def given_up(path: Path) -> Ending | None:
     events = [event for event in directory.events() if event.attempt in attempts]
     started = [event for event in events if event.name == "started"]
     progress = {"checkpoint", "evaluation", "interrupted", "failed", "finished", "pruned"}
-    if len({event.facts["resumed_from_step"] for event in started}) != 1 or any(e.name in progress for e in events):
+    if len({event.fields["resumed_from_step"] for event in started}) != 1 or any(e.name in progress for e in events):
         return None
-    last = started[-1].facts
+    last = started[-1].fields
     return _killed_again_and_again(path, f"at step {last['resumed_from_step']} without progress", last["host"])
 
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from harness.errors import LaunchError
 from harness.launch.claims import is_cancelled
 from harness.launch.processes import process_environment, thread_environment, visible_gpus
-from harness.launch.requeue import comes_back, forget_starts, given_up, given_up_before_it_began
+from harness.launch.requeue import forget_starts, given_up, given_up_before_it_began, requeue_action
 from harness.launch.worker import execute_run, next_log, open_log
 from harness.messages import show_messages
 from harness.records.directory import RunDirectory
@@ -36,7 +36,7 @@ class _StopRequested(BaseException):
 
 
 @dataclass(frozen=True)
-class _LifeEnd:
+class _AttemptEnd:
     """How this life of a job ended, as far as it matters for the next."""
 
     stopped_by: str = ""  # a signal's name
@@ -64,15 +64,15 @@ class Task:
             options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
             execute_run(paths[0], self.threads, False, None, logged=False, **options)
             return
-        end = _LifeEnd()
+        end = _AttemptEnd()
         to_do = [path for path in paths if self._is_to_do(path)]
         if len(paths) == 1 and to_do:
             end = self._work_here(to_do[0])
         elif to_do:
             end = self._work_side_by_side(to_do)
         if self.canary:
-            self._release_the_rest(paths[0])
-        self._come_back(end, to_do)
+            self._release_array(paths[0])
+        self._requeue_if_needed(end, to_do)
 
     @property
     def _layout(self) -> SubmissionLayout:
@@ -90,7 +90,7 @@ class Task:
             return False
         return directory.status().state not in ("done", "failed", "pruned")
 
-    def _work_here(self, path: Path) -> _LifeEnd:
+    def _work_here(self, path: Path) -> _AttemptEnd:
         def stop(number: int, _: object) -> NoReturn:
             raise _StopRequested(signal.Signals(number).name)
 
@@ -101,13 +101,15 @@ class Task:
         try:
             state = execute_run(path, self.threads, self.sync, self.tracking_uri, wait_seconds=wait, **options)
         except _StopRequested as request:
-            return _LifeEnd(stopped_by=str(request))
+            return _AttemptEnd(stopped_by=str(request))
         finally:
             for number in _STOP_SIGNALS:  # what is said now is no news
                 signal.signal(number, signal.SIG_IGN)
-        return _LifeEnd(stopped_by=RunDirectory(path).status().stopped_by) if state == "interrupted" else _LifeEnd()
+        return (
+            _AttemptEnd(stopped_by=RunDirectory(path).status().stopped_by) if state == "interrupted" else _AttemptEnd()
+        )
 
-    def _work_side_by_side(self, paths: list[Path]) -> _LifeEnd:
+    def _work_side_by_side(self, paths: list[Path]) -> _AttemptEnd:
         signals: list[signal.Signals] = []
         for number in _STOP_SIGNALS:
             signal.signal(number, lambda number, _: signals.append(signal.Signals(number)))
@@ -129,23 +131,23 @@ class Task:
             reason = f"killed by {signal.Signals(-code).name}"
             status = replace(directory.status(), state="interrupted", cause="killed", reason=reason, stopped_by="")
             directory.set_status(status)
-        return _LifeEnd(signals[0].name if signals else "", bool(killed))
+        return _AttemptEnd(signals[0].name if signals else "", bool(killed))
 
     def _begin(self, path: Path) -> subprocess.Popen:
         """Begin a process for one run, with a log of its own; it ignores signals until the run listens itself."""
         program = "import sys; from harness.launch.slurm_job import work_alone; work_alone(*sys.argv[1:])"
-        facts = {"threads": self.threads, "sync": self.sync, "tracking_uri": self.tracking_uri}
+        options = {"threads": self.threads, "sync": self.sync, "tracking_uri": self.tracking_uri}
         with open_log(next_log(path)) as log:
             before = {number: signal.signal(number, signal.SIG_IGN) for number in _STOP_SIGNALS}
             try:
                 return subprocess.Popen(
-                    [sys.executable, "-u", "-c", program, str(path), json.dumps(facts)], stdout=log, stderr=log
+                    [sys.executable, "-u", "-c", program, str(path), json.dumps(options)], stdout=log, stderr=log
                 )
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    def _release_the_rest(self, path: Path) -> None:
+    def _release_array(self, path: Path) -> None:
         """Let the array go, of which this run was the canary, or end as a failed job, which SLURM sees."""
         directory = RunDirectory(path)
         status = directory.status()
@@ -154,7 +156,7 @@ class Task:
         if status.state == "interrupted" and status.cause == "step_limit":
             directory.set_status(replace(status, state="queued", cause="", reason=""))
 
-    def _come_back(self, end: _LifeEnd, paths: list[Path]) -> None:
+    def _requeue_if_needed(self, end: _AttemptEnd, paths: list[Path]) -> None:
         """Have SLURM begin this job again, or submit its successor, where the policy says so."""
         job_id = current_job_id()
         ended = not end.stopped_by and not end.killed
@@ -164,29 +166,29 @@ class Task:
         if preempted:
             for path in paths:
                 forget_starts(self._layout, path)
-        how = comes_back(
+        action = requeue_action(
             end.stopped_by, killed=end.killed, preempted=preempted, preemption_cancels=self.preemption_cancels
         )
-        if how == "as_successor":
+        if action == "resubmit":
             self._submit_successor(job_id, paths)
-        elif how == "requeued":
+        elif action == "requeue":
             requeue_job(job_id)
 
     def _submit_successor(self, job_id: str, paths: list[Path]) -> None:
         number = job_id.split("_")[0]
         successor = resubmit_job(self.folder / f"{number}_submission.sh", job_id)
-        pickle, its_pickle = (self.folder / f"{job}_submitted.pkl" for job in (job_id, successor))
-        os.link(pickle, its_pickle)
+        pickle, successor_pickle = (self.folder / f"{job}_submitted.pkl" for job in (job_id, successor))
+        os.link(pickle, successor_pickle)
         for path in paths:
             with self._layout.claim_path(path.name).open("a") as claim:
                 claim.write(f"\n{successor}")
         logger.info(f"preempted for good; job {successor} takes over")
 
 
-def work_alone(path: str, facts: str) -> None:
+def work_alone(path: str, options_json: str) -> None:
     """Work on one run of several in a job; what it prints goes to the run's log already."""
     show_messages("stdout")
-    options = json.loads(facts)
+    options = json.loads(options_json)
     execute_run(
         Path(path),
         options["threads"],

@@ -74,7 +74,7 @@ def submit(
     if runs:
         layout = SubmissionLayout(folder)
         layout.claims_folder.mkdir(parents=True)
-        facts = {
+        description = {
             "cluster": cluster,
             "jobs": jobs,
             "profile": profile.model_dump(mode="json", exclude_unset=True),
@@ -82,14 +82,14 @@ def submit(
             "time": time.time(),
             "runs": [planned.run_key for planned in runs],
         }
-        layout.facts_path.write_text(json.dumps(facts, indent=1))
+        layout.submission_path.write_text(json.dumps(description, indent=1))
         if plan.study.path.suffix == ".py":  # a study that is code is kept with what it asked for
             shutil.copyfile(plan.study.path, folder / plan.study.path.name)
-    today, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
+    current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
     launch = CLUSTERS[cluster]
     options = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
     submission = launch(plan, runs, folder, code, **options)
-    if old := sum(of_run.id != today for of_run in code.values()):
+    if old := sum(run_snapshot.id != current_id for run_snapshot in code.values()):
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
         notes.append(f"{resume} with the code snapshot from the first start (--new-code uses the current code)")
     if runs and synced_later:
@@ -108,24 +108,26 @@ def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[st
         LaunchError: the code that a run began with is no longer here, or was changed.
     """
     store = plan.runs_folder.absolute() / CODE
-    today = snapshot.take(store, leave_out=[plan.runs_folder])
+    current = snapshot.take(store, leave_out=[plan.runs_folder])
     code = {}
     for planned in runs:
         begun = planned.status.attempt and planned.state != "evaluate" and planned.directory.durable_step() > 0
-        its_own = snapshot.of(planned.path) if begun and not new_code else None
-        of_run = snapshot.find(store, its_own) if its_own else today
-        if of_run is None:
+        code_id = snapshot.of(planned.path) if begun and not new_code else None
+        run_snapshot = snapshot.find(store, code_id) if code_id else current
+        if run_snapshot is None:
             raise LaunchError(
-                f"run {planned.run_key} began with code {its_own}, which is no longer in {store}; "
+                f"run {planned.run_key} began with code {code_id}, which is no longer in {store}; "
                 "--new-code uses the current code"
             )
-        code[planned.run_key] = of_run
-    for old in {of_run.id: of_run for of_run in code.values() if of_run.id != today.id}.values():
+        code[planned.run_key] = run_snapshot
+    for old in {
+        run_snapshot.id: run_snapshot for run_snapshot in code.values() if run_snapshot.id != current.id
+    }.values():
         if changed := snapshot.verify(old):
             raise LaunchError(
                 f"the code in {old.path} was changed ({', '.join(changed[:5])}); --new-code uses the current code"
             )
-    return today.id, code
+    return current.id, code
 
 
 def _require_data(runs: list[PlannedRun]) -> None:

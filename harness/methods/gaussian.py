@@ -79,7 +79,7 @@ class GaussianMethod:
     def step(self, step: int, batch: Batch, streams: Streams, group: Group) -> StepOutput:
         """Take one optimizer step on a batch; each process gives its rows of the global batch."""
         size, rows = batch.size, batch.rows
-        t, weight = self.timesteps.at(streams.uniform("timestep", step, size))
+        t, weight = self.timesteps.from_uniform(streams.uniform("timestep", step, size))
         noise = streams.normal("noise", step, (size, *batch.x_0.shape[1:]))
         own, grad_norm = self.update(step, batch, t[rows], weight[rows], noise[rows])
         terms = group.gather(own, rows, size)
@@ -129,7 +129,7 @@ class GaussianMethod:
 
     def weighted_loss(self, x_0: Tensor, y: Tensor | None, u: Tensor, noise: Tensor) -> Tensor:
         """Return what training minimises, [B], with t drawn by u as training would draw it now."""
-        t, weight = self.timesteps.at(u)
+        t, weight = self.timesteps.from_uniform(u)
         return self.terms(x_0, y, t, noise)["loss"] * weight
 
     def sampling_network(self, weights: str = "ema") -> nn.Module:

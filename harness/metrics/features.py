@@ -67,7 +67,7 @@ class Extractor:
         """Extract the features of every image, once, in order.
 
         Args:
-            images: [N, C, H, W] uint8 pictures in 0 .. 255 (`Dataset.pictures` or `to_uint8`); grey is repeated to
+            images: [N, C, H, W] uint8 pictures in 0 .. 255 (`Dataset.to_images` or `to_uint8`); grey is repeated to
                 three channels where the network needs colour. Float for `coordinates`.
 
         Returns:
@@ -118,9 +118,9 @@ def inception(dataset: Dataset, weights: str | os.PathLike[str] | None) -> Extra
     if dataset.levels is None:
         raise DataError(f"inception: sees pictures, and {dataset.name} has none; take `coordinates`")
     if not weights or not (path := Path(weights).expanduser()).is_file():
-        found = f"no file {Path(weights).absolute()}" if weights else "no weights given"
+        problem = f"no file {Path(weights).absolute()}" if weights else "no weights given"
         raise DataError(
-            f"inception: {found}.\n"
+            f"inception: {problem}.\n"
             f"  from: {INCEPTION_URL}\n"
             f"  put anywhere and name the file in the spec or in HARNESS_INCEPTION_WEIGHTS"
         )
@@ -212,7 +212,7 @@ def train_classifier(dataset: Dataset) -> tuple[Classifier, float]:
             order = np.random.default_rng(0)
             for _ in range(num_steps):
                 rows = order.integers(len(labels), size=64)
-                logits = network(torch.from_numpy(dataset.pictures(dataset.train.images[rows])))
+                logits = network(torch.from_numpy(dataset.to_images(dataset.train.images[rows])))
                 loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]))
                 optimizer.zero_grad()
                 loss.backward()
@@ -230,7 +230,7 @@ def _accuracy(network: Classifier, dataset: Dataset, split: Split) -> float:
     right = 0
     for start in range(0, len(split), 256):
         rows = slice(start, start + 256)
-        guesses = network(torch.from_numpy(dataset.pictures(split.images[rows]))).argmax(1)
+        guesses = network(torch.from_numpy(dataset.to_images(split.images[rows]))).argmax(1)
         right += int((guesses == torch.from_numpy(split.labels[rows])).sum())
     return right / len(split)
 

@@ -99,7 +99,7 @@ def reference_features(extractor: Extractor, dataset: Dataset, n: int | None = N
     cached = cache_folder("features") / f"{extractor.name}-{key[:16]}.npy"
     if not cached.exists():
         chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
-        features = [extractor.features(dataset.pictures(part.images[chunk])) for chunk in chunks]
+        features = [extractor.features(dataset.to_images(part.images[chunk])) for chunk in chunks]
         with publish(cached) as temporary, temporary.open("wb") as file:
             np.save(file, torch.cat(features).numpy())
     return torch.from_numpy(np.load(cached))

@@ -189,8 +189,8 @@ def _cut(mass: np.ndarray, count: int) -> Strata:
 def _variances(pilot: Pilot, strata: Strata) -> np.ndarray:
     """Give the variance of one draw's contribution within each stratum, averaged over the pilot's images: [K]."""
     contribution = pilot.values / strata.density[pilot.timesteps][:, None]
-    which = np.searchsorted(strata.edges, pilot.timesteps, side="right") - 1
-    inside = (contribution[:, which == k].reshape(len(contribution), -1) for k in range(len(strata.draws)))
+    stratum = np.searchsorted(strata.edges, pilot.timesteps, side="right") - 1
+    inside = (contribution[:, stratum == k].reshape(len(contribution), -1) for k in range(len(strata.draws)))
     with np.errstate(invalid="ignore"):  # a network that overflows
         return np.nan_to_num([x.var(1, ddof=1).mean() if x.shape[1] else 0.0 for x in inside], posinf=0.0)
 

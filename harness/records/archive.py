@@ -107,7 +107,7 @@ def export_study(
         left_out.append(name)
         del sources[name]
     files = {name: _facts(source, dated.get(source)) for name, source in sources.items()}
-    num_bytes = sum(facts["bytes"] for facts in files.values())
+    num_bytes = sum(entry["bytes"] for entry in files.values())
     manifest = {
         "format": FORMAT,
         "study": study,
@@ -183,11 +183,11 @@ def _facts(source: Path, content: bytes | None) -> dict[str, Any]:
     return {"bytes": source.stat().st_size, "sha256": _sha256(source)}
 
 
-def _add(tar: tarfile.TarFile, name: str, source: Path, facts: dict[str, Any], content: bytes | None) -> None:
+def _add(tar: tarfile.TarFile, name: str, source: Path, entry: dict[str, Any], content: bytes | None) -> None:
     with source.open("rb") if content is None else io.BytesIO(content) as file:
         hashing = _Hashing(file)
-        tar.addfile(_entry(name, facts["bytes"]), cast(IO[bytes], hashing))
-    if hashing.digest.hexdigest() != facts["sha256"]:
+        tar.addfile(_entry(name, entry["bytes"]), cast(IO[bytes], hashing))
+    if hashing.digest.hexdigest() != entry["sha256"]:
         raise RecordError(f"{source} changed while it was exported; try again")
 
 
@@ -296,12 +296,12 @@ def _checked_manifest(text: bytes, limit: int, staging: Path) -> dict[str, Any]:
         files, runs = manifest["files"], manifest["runs"]
         if manifest["format"] != FORMAT:
             raise RecordError(f"its format is {manifest['format']!r}, and this harness reads {FORMAT}")
-        sizes = [facts["bytes"] for facts in files.values()]
+        sizes = [entry["bytes"] for entry in files.values()]
         plain = (
             _STUDY.fullmatch(manifest["study"]),
             manifest["checkpoints"] in get_args(WhichCheckpoints),
             all(type(size) is int and size >= 0 for size in sizes),
-            all(type(facts["sha256"]) is str for facts in files.values()),
+            all(type(entry["sha256"]) is str for entry in files.values()),
             all(type(names) is list and all(type(name) is str for name in names) for names in runs.values()),
         )
         if not all(plain):
@@ -351,13 +351,13 @@ def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, fi
     new, present, wrong = [], [], []
     for key in sorted(manifest["runs"]):
         _require_run(staging / "runs" / key)
-        here = RunDirectory(runs_folder / key)
-        if not here.path.exists():
+        local = RunDirectory(runs_folder / key)
+        if not local.path.exists():
             new.append(key)
             continue
-        if owner := here.writer():
+        if owner := local.writer():
             wrong.append(f"run {key} is being written by process {owner.get('pid')} on {owner.get('host')}")
-        elif changes := _differences(here, staging / "runs" / key, manifest):
+        elif changes := _differences(local, staging / "runs" / key, manifest):
             wrong.append(f"run {key} is here already and differs: {'; '.join(changes)}")
         else:
             present.append(key)
@@ -392,36 +392,38 @@ def _require_run(folder: Path) -> None:
         raise RecordError(f"what studies say of run {folder.name} cannot be read") from None
 
 
-def _differences(here: RunDirectory, staged: Path, manifest: dict[str, Any]) -> list[str]:
+def _differences(local: RunDirectory, staged: Path, manifest: dict[str, Any]) -> list[str]:
     """Say in which files a run that is here differs from the archive's, the first five.
 
     When it joined its studies, and what its processes printed, may differ from one machine to the other.
     """
-    prefix = f"runs/{here.key}/"
-    theirs = {name.removeprefix(prefix): facts for name, facts in manifest["files"].items() if name.startswith(prefix)}
-    ours = _files_of(here, manifest["checkpoints"])
-    ours = {name: path for name, path in ours.items() if name.endswith(SUFFIXES)}
+    prefix = f"runs/{local.key}/"
+    archived = {
+        name.removeprefix(prefix): entry for name, entry in manifest["files"].items() if name.startswith(prefix)
+    }
+    present = _files_of(local, manifest["checkpoints"])
+    present = {name: path for name, path in present.items() if name.endswith(SUFFIXES)}
     changes = []
-    for name in sorted(theirs.keys() | ours.keys()):
+    for name in sorted(archived.keys() | present.keys()):
         folder = name.split("/")[0]
-        if folder == here.logs_folder.name:
+        if folder == local.logs_folder.name:
             continue
-        if name not in ours:
+        if name not in present:
             changes.append(f"{name} is in the archive alone")
-        elif name not in theirs:
+        elif name not in archived:
             changes.append(f"{name} is here alone")
-        elif _sha256(ours[name]) != theirs[name]["sha256"] and not (
-            folder == here.studies_folder.name and _same_study(ours[name], staged / name)
+        elif _sha256(present[name]) != archived[name]["sha256"] and not (
+            folder == local.studies_folder.name and _same_study(present[name], staged / name)
         ):
             changes.append(f"{name} has other content")
     return changes if len(changes) <= 5 else [*changes[:5], f"and {len(changes) - 5} more"]
 
 
-def _same_study(ours: Path, theirs: Path) -> bool:
+def _same_study(present: Path, archived: Path) -> bool:
     """Tell whether two files say the same about a run, but for the time at which it joined the study."""
     try:
-        return without_joining_time(json.loads(ours.read_text())) == without_joining_time(
-            json.loads(theirs.read_text())
+        return without_joining_time(json.loads(present.read_text())) == without_joining_time(
+            json.loads(archived.read_text())
         )
     except (ValueError, AttributeError, RecursionError):
         return False

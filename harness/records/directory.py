@@ -60,7 +60,7 @@ class StudyRun(Protocol):
     @property
     def study(self) -> str: ...
 
-    def facts(self) -> dict[str, Any]: ...
+    def membership(self) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -91,11 +91,11 @@ class RunDirectory(RunLayout):
         from harness.spec.base import SCHEMA_VERSION  # pydantic, which readers need not pay
 
         self.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        facts = run.facts()
+        membership = run.membership()
         stored = dict(self._study_entries()).get(self.study_path(run.study), {})
-        news = without_joining_time(stored) != json.loads(json.dumps(facts))
+        news = without_joining_time(stored) != json.loads(json.dumps(membership))
         if news or _JOINED not in stored:  # an entry from before the time was in it: whoever submits now comes last
-            self.add_to_study(run.study, facts)
+            self.add_to_study(run.study, membership)
         return news
 
     def create(self, spec: dict, schema_version: int) -> RunDirectory:
@@ -104,20 +104,20 @@ class RunDirectory(RunLayout):
         Raises:
             RecordError: another spec is stored here; the message says path by path where they differ.
         """
-        asked = json.loads(json.dumps({"schema_version": schema_version, "spec": spec}))
+        document = json.loads(json.dumps({"schema_version": schema_version, "spec": spec}))
         if self.spec_path.exists():
-            changes = differences(json.loads(self.spec_path.read_text()), asked)
+            changes = differences(json.loads(self.spec_path.read_text()), document)
             if changes:
                 raise RecordError("\n  ".join([f"{self.path} belongs to another spec:", *changes]))
             return self
         import yaml  # 20 ms that readers need not pay
 
         self.path.mkdir(parents=True, exist_ok=True)
-        self._freeze_plugins(asked["spec"])
-        text = yaml.safe_dump(asked["spec"], sort_keys=False, allow_unicode=True)
+        self._freeze_plugins(document["spec"])
+        text = yaml.safe_dump(document["spec"], sort_keys=False, allow_unicode=True)
         replace_file(self.spec_yaml_path, text, durable=True)
         # Last, because a spec.json means that the directory is whole.
-        replace_file(self.spec_path, json.dumps(asked, indent=2), durable=True)
+        replace_file(self.spec_path, json.dumps(document, indent=2), durable=True)
         return self
 
     def spec(self) -> dict:
@@ -128,19 +128,19 @@ class RunDirectory(RunLayout):
         """Return the version of the spec's schema that the run_key was made with."""
         return self._read_json("spec.json")["schema_version"]
 
-    def add_to_study(self, study: str, facts: dict) -> None:
+    def add_to_study(self, study: str, membership: dict) -> None:
         """Make the run a member of a study, or change what the study says about it.
 
         Args:
             facts: arm, replicate, label, overrides, evaluations (a list of dicts), ...
         """
         path = self.study_path(safe_name(study))
-        for evaluation in facts.get("evaluations", ()):
+        for evaluation in membership.get("evaluations", ()):
             self._freeze_plugins(evaluation)
         self.studies_folder.mkdir(parents=True, exist_ok=True)
         # After all others, even those that were written by a machine whose clock is ahead.
         last = max((entry.get(_JOINED, 0.0) for _, entry in self._study_entries()), default=0.0)
-        joined = facts | {_JOINED: max(time.time(), last + 1e-3)}
+        joined = membership | {_JOINED: max(time.time(), last + 1e-3)}
         replace_file(path, json.dumps(joined, indent=2), durable=True)
 
     def _freeze_plugins(self, values: dict) -> None:
@@ -183,10 +183,10 @@ class RunDirectory(RunLayout):
         paths = sorted(self.studies_folder.glob(STUDIES))
         return [(path, json.loads(path.read_text())) for path in paths]
 
-    def write_environment(self, attempt: int, facts: dict) -> None:
+    def write_environment(self, attempt: int, environment: dict) -> None:
         """Record what an attempt ran on: host, versions, threads, device, code snapshot."""
         entries = [entry for entry in self.environments() if entry["attempt"] != attempt]
-        text = json.dumps([*entries, {"attempt": attempt, **facts}], indent=2)
+        text = json.dumps([*entries, {"attempt": attempt, **environment}], indent=2)
         replace_file(self.environment_path, text, durable=True)
 
     def environments(self) -> list[dict]:
@@ -252,7 +252,7 @@ class RunDirectory(RunLayout):
         """Return the facts of the process that writes here now, or None."""
         return FolderLock(self.lock_folder, f"run {self.key}").owner()
 
-    def open_journal(self, *, resumed_from_step: int, **facts: Any) -> Journal:
+    def open_journal(self, *, resumed_from_step: int, **fields: Any) -> Journal:
         """Begin the next attempt; hold the lock.
 
         Args:
@@ -266,7 +266,7 @@ class RunDirectory(RunLayout):
         me = this_process()
         host, pid, job = me["host"], me["pid"], me["slurm_job_id"]
         header = {"attempt": attempt, "resumed_from_step": resumed_from_step, "host": host, "pid": pid}
-        journal.event("started", **header, slurm_job_id=job, **facts)
+        journal.event("started", **header, slurm_job_id=job, **fields)
         journal.sync()
         sync_folder(self.path)
         return journal
@@ -306,11 +306,11 @@ class RunDirectory(RunLayout):
         """
         attempts = self._read_attempts()
         events = []
-        for attempt, fence in zip(attempts, self._fences(attempts), strict=True):
+        for attempt, last_step in zip(attempts, self._last_standing_steps(attempts), strict=True):
             for event in attempt.events:
                 if name in (None, event.name):
-                    superseded = event.facts.get("step", 0) > fence
-                    events.append(Event(event.name, event.facts, event.time_ms, event.attempt, event.seq, superseded))
+                    superseded = event.fields.get("step", 0) > last_step
+                    events.append(Event(event.name, event.fields, event.time_ms, event.attempt, event.seq, superseded))
         return events
 
     def evaluated_keys(self) -> set[str]:
@@ -320,19 +320,19 @@ class RunDirectory(RunLayout):
         for a run that is done: its state says that nothing which stands is missing.
         """
         return {
-            event.facts.get("key", "") for path in self.journal_paths() for event in read_events(path, "evaluation")
+            event.fields.get("key", "") for path in self.journal_paths() for event in read_events(path, "evaluation")
         }
 
     def history(self, key: str) -> tuple[list[int], list[float]]:
         """Return one metric's curve: its steps and its values."""
         rows = [row for row in self.rows() if row.key == key]
-        return [row.step for row in rows], [row.value for row in rows]
+        return [row.x for row in rows], [row.value for row in rows]
 
     def durable_step(self) -> int:
         """Return the step of the newest checkpoint that stands; rows made up to it can never change again."""
-        resumed = [event.facts["resumed_from_step"] for event in self.events("started") if not event.superseded][-1:]
+        resumed = [event.fields["resumed_from_step"] for event in self.events("started") if not event.superseded][-1:]
         return max(
-            [event.facts["step"] for event in self.events("checkpoint") if not event.superseded] + resumed, default=0
+            [event.fields["step"] for event in self.events("checkpoint") if not event.superseded] + resumed, default=0
         )
 
     def latest(self, tail_bytes: int = 16384) -> dict[str, Row]:
@@ -364,14 +364,14 @@ class RunDirectory(RunLayout):
         return [self._attempts[name] for name in sorted(self._attempts)]
 
     @staticmethod
-    def _fences(attempts: list[AttemptFile]) -> list[float]:
+    def _last_standing_steps(attempts: list[AttemptFile]) -> list[float]:
         """Return the last step of each attempt that stands: the smallest one that any later attempt resumed from."""
-        fences, fence = [], float("inf")
+        last_steps, last_step = [], float("inf")
         for attempt in reversed(attempts):
-            fences.append(fence)
+            last_steps.append(last_step)
             resumed = attempt.resumed_from_step
-            fence = fence if resumed is None else min(fence, resumed)
-        return fences[::-1]
+            last_step = last_step if resumed is None else min(last_step, resumed)
+        return last_steps[::-1]
 
     def _current_rows(self) -> tuple[list[Row], list[str]]:
         attempts = self._read_attempts()
@@ -379,26 +379,26 @@ class RunDirectory(RunLayout):
         conflicts: list[str] = []
         first_made: dict[tuple[str, int, str], int] = {}
         standing: dict[tuple[str, int], Row] = {}
-        for attempt, fence in zip(attempts, self._fences(attempts), strict=True):
+        for attempt, last_step in zip(attempts, self._last_standing_steps(attempts), strict=True):
             for row in attempt.rows:
                 if is_measurement(row.key):
-                    if row.train_step <= fence:
+                    if row.train_step <= last_step:
                         kept.append(row)
                     continue
                 # A result that is made again bears the time at which it was made first. If the first one had gone to
                 # MLflow before its checkpoint was found damaged, sending it again is then the same row, not a second.
-                time_ms = first_made.setdefault((row.key, row.step, repr(row.value)), row.time_ms)
-                if row.train_step > fence:
+                time_ms = first_made.setdefault((row.key, row.x, repr(row.value)), row.time_ms)
+                if row.train_step > last_step:
                     continue
-                other = standing.get((row.key, row.step))
+                other = standing.get((row.key, row.x))
                 if other is None:
                     if time_ms != row.time_ms:
-                        row = Row(row.key, row.value, row.step, row.train_step, time_ms, row.attempt, row.seq)
-                    standing[row.key, row.step] = row
+                        row = Row(row.key, row.value, row.x, row.train_step, time_ms, row.attempt, row.seq)
+                    standing[row.key, row.x] = row
                     kept.append(row)
                 elif repr(other.value) != repr(row.value):
                     conflicts.append(
-                        f"{row.key} at step {row.step}: {other.value!r} (attempt {other.attempt}), "
+                        f"{row.key} at step {row.x}: {other.value!r} (attempt {other.attempt}), "
                         f"then {row.value!r} (attempt {row.attempt}); the first is kept"
                     )
         return kept, conflicts

@@ -171,7 +171,7 @@ def _old_checkpoints(run_directory: RunDirectory) -> list[Path]:
     with newest.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() not in newest.name:
             return []  # the newest is damaged, so the one before it is what resumes and evaluates
-    every = [facts.get("records", {}).get("keep_every") for facts in run_directory.studies().values()]
+    every = [membership.get("records", {}).get("keep_every") for membership in run_directory.studies().values()]
     best = best_step(folder)
     by_interval = {step for step, _ in checkpoints if any(interval and step % interval == 0 for interval in every)}
     return [path for step, path in checkpoints[:-1] if step != best and step not in by_interval]

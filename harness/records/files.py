@@ -54,19 +54,19 @@ def safe_name(name: str) -> str:
     return name
 
 
-def differences(stored: Any, asked: Any, path: str = "") -> list[str]:
+def differences(stored: Any, new: Any, path: str = "") -> list[str]:
     """Say path by path where two resolved specs differ."""
-    if isinstance(stored, dict) and isinstance(asked, dict):
+    if isinstance(stored, dict) and isinstance(new, dict):
         lines = []
-        for key in [*stored, *(key for key in asked if key not in stored)]:
-            here = f"{path}.{key}" if path else str(key)
-            if key not in asked:
-                lines.append(f"{here}: stored {stored[key]!r}, now absent")
+        for key in [*stored, *(key for key in new if key not in stored)]:
+            key_path = f"{path}.{key}" if path else str(key)
+            if key not in new:
+                lines.append(f"{key_path}: stored {stored[key]!r}, now absent")
             elif key not in stored:
-                lines.append(f"{here}: not stored, now {asked[key]!r}")
+                lines.append(f"{key_path}: not stored, now {new[key]!r}")
             else:
-                lines.extend(differences(stored[key], asked[key], here))
+                lines.extend(differences(stored[key], new[key], key_path))
         return lines
     # 1 == 1.0 == True in Python, but they are three different specs.
-    same = stored == asked and type(stored) is type(asked)
-    return [] if same else [f"{path}: stored {stored!r}, now {asked!r}"]
+    same = stored == new and type(stored) is type(new)
+    return [] if same else [f"{path}: stored {stored!r}, now {new!r}"]

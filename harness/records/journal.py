@@ -19,11 +19,11 @@ from harness.records.lock import FolderLock
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One value of one metric: `step` is what MLflow draws it at, `train_step` the step at which it was made."""
+    """One value of one metric; `x` is its MLflow step (t for `eval/L_t_bpd`), `train_step` when it was made."""
 
     key: str
     value: float
-    step: int
+    x: int
     train_step: int
     time_ms: int
     attempt: int
@@ -32,10 +32,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened; `fenced` when it belongs to steps that a later attempt made again."""
+    """One thing that happened; `superseded` when it belongs to steps that a later attempt repeats."""
 
     name: str
-    facts: dict
+    fields: dict
     time_ms: int
     attempt: int
     seq: int
@@ -64,13 +64,13 @@ class Journal:
         self._size = 0
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
 
-    def metrics(self, step: int, values: dict[str, float], *, at: int | None = None) -> None:
-        """Record metric values at a step.
+    def metrics(self, x: int, values: dict[str, float], *, train_step: int | None = None) -> None:
+        """Record metric values.
 
         Args:
-            step: where MLflow draws the point; for `eval/L_t_bpd` it is t.
+            x: MLflow's step: the training step, or t for `eval/L_t_bpd`.
             values: NaN and infinities are kept.
-            at: training step at which the values were made (default: step); fencing and durability go by it.
+            train_step: step at which the values were made (default: x); decides whether rows are superseded.
 
         Raises:
             RecordError: a key that MLflow would refuse, or the disk is full.
@@ -78,11 +78,11 @@ class Journal:
         if not self._known_keys.issuperset(values):
             self._known_keys.update(_valid_key(key) for key in values)
         row = {key: float(value) for key, value in values.items()}
-        self._append({"step": int(step), "at": int(step if at is None else at), "metrics": row})
+        self._append({"step": int(x), "at": int(x if train_step is None else train_step), "metrics": row})
 
-    def event(self, name: str, **facts: Any) -> None:
+    def event(self, name: str, **fields: Any) -> None:
         """Record that something happened: started, checkpoint, evaluation, finished, failed, interrupted."""
-        self._append({"event": name, "facts": facts})
+        self._append({"event": name, "facts": fields})
 
     def sync(self) -> None:
         """Put everything on the disk, and make sure that the run directory is still ours."""
@@ -152,7 +152,7 @@ class AttemptFile:
             return None
         if not self.events or self.events[0].seq != 1:
             raise RecordError(f"{self.path}: the header line is damaged, so its rows cannot be placed")
-        return self.events[0].facts["resumed_from_step"]
+        return self.events[0].fields["resumed_from_step"]
 
     def refresh(self) -> None:
         with self.path.open("rb") as file:
@@ -178,9 +178,9 @@ class AttemptFile:
         if "event" in entry:
             self.events.append(Event(entry["event"], entry["facts"], time_ms, self.attempt, seq))
         else:
-            step, at = entry["step"], entry["at"]
+            x, train_step = entry["step"], entry["at"]
             self.rows.extend(
-                Row(key, value, step, at, time_ms, self.attempt, seq) for key, value in entry["metrics"].items()
+                Row(key, value, x, train_step, time_ms, self.attempt, seq) for key, value in entry["metrics"].items()
             )
 
 

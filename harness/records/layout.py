@@ -137,7 +137,7 @@ class SubmissionLayout:
         return self.folder.parents[2]
 
     @property
-    def facts_path(self) -> Path:
+    def submission_path(self) -> Path:
         """Who submitted what, where and with which options."""
         return self.folder / "submission.json"
 

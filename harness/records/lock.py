@@ -37,10 +37,10 @@ class FolderLock:
     does not matter, and what was removed by whoever took over does not come back.
     """
 
-    def __init__(self, folder: Path, what: str):
-        self.folder, self.what = folder, what
+    def __init__(self, folder: Path, name: str):
+        self.folder, self.name = folder, name
         self._path: Path | None = None
-        self._facts: dict = {}
+        self._owner: dict = {}
         self._stop = threading.Event()
         self._writing = threading.Lock()
 
@@ -60,7 +60,7 @@ class FolderLock:
         while not self._try_acquire():
             owner = self.owner()
             if owner and time.monotonic() >= deadline:
-                raise RecordError(f"{self.what} is in use by {_describe(owner)}")
+                raise RecordError(f"{self.name} is in use by {_describe(owner)}")
             time.sleep(min(1.0, wait_seconds) if owner else 0.0)
         self._stop.clear()
         threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True).start()
@@ -80,29 +80,29 @@ class FolderLock:
     def verify(self) -> None:
         """Raise RecordError if another process took the lock over (this one had stood still for more than 120 s)."""
         if self._path is None or not self._path.exists():
-            raise RecordError(f"{self.what} was taken over by {_describe(self.owner() or {})}")
+            raise RecordError(f"{self.name} was taken over by {_describe(self.owner() or {})}")
 
     def _try_acquire(self) -> bool:
         newest = self._newest()
         if newest and self._live_owner(newest):
             return False
-        mine = self.folder / f"{newest + 1:06d}"
+        path = self.folder / f"{newest + 1:06d}"
         folder = self.folder.stat()
-        self._facts = this_process() | {"folder": [folder.st_dev, folder.st_ino]}
+        self._owner = this_process() | {"folder": [folder.st_dev, folder.st_ino]}
         try:
-            with mine.open("x") as file:
-                file.write(_padded(self._facts))
+            with path.open("x") as file:
+                file.write(_padded(self._owner))
         except FileExistsError:
             return False
         if self._newest() > newest + 1:
-            mine.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             return False
         for number in self._numbers():
             if number <= newest:
                 (self.folder / f"{number:06d}").unlink(missing_ok=True)
-        self._path = mine
+        self._path = path
         with contextlib.suppress(FileNotFoundError):
-            self._write_heartbeat(mine)
+            self._write_heartbeat(path)
         return True
 
     def _numbers(self) -> list[int]:
@@ -153,23 +153,23 @@ class FolderLock:
 
     def _write_heartbeat(self, path: Path) -> None:
         """Write the time of the file's last change into it: by the file system's clock, which all machines share."""
-        _write_in_place(path, self._facts | {"heartbeat": path.stat().st_mtime})
+        _write_in_place(path, self._owner | {"heartbeat": path.stat().st_mtime})
 
 
 _LENGTH = 1024  # bytes of a lock file; its facts are some 350 long
 
 
-def _padded(facts: dict) -> str:
+def _padded(owner: dict) -> str:
     """Write facts as JSON of a fixed length, with the padding before the last brace."""
-    text = json.dumps(facts)
+    text = json.dumps(owner)
     return f"{text[:-1]:<{_LENGTH - 1}}}}"
 
 
-def _write_in_place(path: Path, facts: dict) -> None:
+def _write_in_place(path: Path, owner: dict) -> None:
     """Replace the content of a file that exists, by one write."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
-        os.write(descriptor, _padded(facts).encode())
+        os.write(descriptor, _padded(owner).encode())
     finally:
         os.close(descriptor)
 
@@ -198,8 +198,8 @@ def _machine() -> str:
 def _start_time(pid: int) -> str | None:
     """Return when a process started, in the machine's own ticks, or None when it is gone (a zombie is gone)."""
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else rest[18]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]
     except OSError:
         if Path("/proc/self/stat").exists():
             return None

@@ -211,7 +211,7 @@ def _read(root: Path, apart: list[str], copy_to: Path | None = None) -> Files:
     files = {}
     for path in sorted(sizes):
         try:
-            kind, content = _follow(root, path, names) if path in links else _content(root / path)
+            kind, content = _read_link(root, path, names) if path in links else _content(root / path)
         except FileNotFoundError:  # deleted this instant
             continue
         files[path] = _fingerprint(kind, content)
@@ -284,7 +284,7 @@ def _content(path: Path) -> tuple[str, bytes]:
         return "executable" if executable else "file", file.read()
 
 
-def _follow(root: Path, path: str, names: set[str]) -> tuple[str, bytes]:
+def _read_link(root: Path, path: str, names: set[str]) -> tuple[str, bytes]:
     """Return a link as it is if it leads to something that is copied with it, or nowhere; else the file behind it."""
     target = os.readlink(root / path)  # noqa: PTH115 (Path would tidy it up)
     inside = os.path.normpath(os.path.join(os.path.dirname(path), target)) in names  # noqa: PTH118, PTH120
@@ -364,7 +364,7 @@ def _origin(root: Path) -> dict:
     if answer is None:
         return {"root": str(root), "git": None}
     lines = answer.decode(errors="replace").splitlines()
-    facts = dict(line.split(" ", 2)[1:] for line in lines if line.startswith("# "))
-    commit, branch = facts["branch.oid"], facts["branch.head"]
+    header = dict(line.split(" ", 2)[1:] for line in lines if line.startswith("# "))
+    commit, branch = header["branch.oid"], header["branch.head"]
     dirty = any(not line.startswith("# ") for line in lines)
     return {"root": str(root), "git": {"commit": commit, "branch": branch, "dirty": dirty}}

@@ -230,8 +230,12 @@ class Coordinator:
     def _as_registered(self, planned: planning.PlannedRun) -> Run:
         """Let a run that belongs to an earlier trial as well keep its arm and replicate in the study."""
         studies = planned.directory.studies() if planned.path.exists() else {}
-        facts = studies.get(self.search.name)
-        return replace(planned.run, arm=facts["arm"], replicate=facts["replicate"]) if facts else planned.run
+        membership = studies.get(self.search.name)
+        return (
+            replace(planned.run, arm=membership["arm"], replicate=membership["replicate"])
+            if membership
+            else planned.run
+        )
 
     def _complete(self, trial: _Trial, planned_runs: Sequence[planning.PlannedRun]) -> None:
         for planned in planned_runs:  # those that were done before belong to the search too
@@ -253,9 +257,9 @@ class Coordinator:
         directory = RunDirectory(self.runs_folder / run.run_key)
         evaluation, stem = metric.find(run)
         prefixes = [
-            event.facts["prefix"]
+            event.fields["prefix"]
             for event in directory.events("evaluation")
-            if event.facts["key"] == evaluation.key and not event.superseded
+            if event.fields["key"] == evaluation.key and not event.superseded
         ]
         values = directory.history(f"{prefixes[-1]}/{stem}")[1] if prefixes else []
         return values[-1] if values else math.nan
@@ -344,7 +348,9 @@ class Coordinator:
                    if key not in ("space", "trials", "parallel", "timeout", "storage")}  # fmt: skip
         try:
             rows = best_so_far(trials, self.search.metrics)
-            sync_search(self.folder, params=params, tags=tags, bests=rows, state=state, tracking_uri=self.tracking_uri)
+            sync_search(
+                self.folder, params=params, tags=tags, best_so_far=rows, state=state, tracking_uri=self.tracking_uri
+            )
             for key in run_keys:
                 sync_run(RunDirectory(self.runs_folder / key), tracking_uri=self.tracking_uri)
         except TrackingError as error:

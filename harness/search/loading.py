@@ -41,11 +41,11 @@ def load_search(path: str | Path, *, sets: Sequence[str] = (), inception: bool =
     document, run_overrides = read_document(path, sets)
     for part in ("arms", "grid", "exclude", "replicates"):
         if part in document.value:
-            where = "search.replicates" if part == "replicates" else "search.space, as choices: [...]"
-            raise document.fail((part,), f"a search has no {part} of its own; say it in {where}")
+            alternative = "search.replicates" if part == "replicates" else "search.space, as choices: [...]"
+            raise document.fail((part,), f"a search has no {part} of its own; say it in {alternative}")
     if "search" not in document.value:
         raise SpecError(f"{path}: no search stands here; a study is submitted: `harness submit {path}`")
-    settings = validate(Settings, document.value["search"], document.below(("search",)), ("search",))
+    settings = validate(Settings, document.value["search"], document.locator(("search",)), ("search",))
     space = tuple(_parameter(document, path, entry) for path, entry in document.value["search"]["space"].items())
     for override in run_overrides:
         if override.path in {parameter.path for parameter in space}:

@@ -207,15 +207,15 @@ class Evaluation(SpecModel):
         if spec.diffusion.var_type != "fixed" or "diffusion.var_type" not in spec.method.owns:
             change["fixed_variance"] = "large"  # moot: one key for one measurement
         for part in ("fidelity", "sweep", "skip"):
-            wanted = getattr(self, part)
-            if wanted is None:
+            settings = getattr(self, part)
+            if settings is None:
                 continue
-            closed: dict[str, Any] = {"extractor": self._extractor(wanted.extractor, spec, inception)}
+            resolved: dict[str, Any] = {"extractor": self._extractor(settings.extractor, spec, inception)}
             if part != "sweep":
-                closed["num_steps"] = wanted.num_steps or num_timesteps
-            change[part] = wanted.model_copy(update=closed)
-            for sampler in wanted.samplers if part == "sweep" else [wanted.sampler]:
-                for count in wanted.num_steps if part == "sweep" else [closed["num_steps"]]:
+                resolved["num_steps"] = settings.num_steps or num_timesteps
+            change[part] = settings.model_copy(update=resolved)
+            for sampler in settings.samplers if part == "sweep" else [settings.sampler]:
+                for count in settings.num_steps if part == "sweep" else [resolved["num_steps"]]:
                     space_timesteps(num_timesteps, section_counts(sampler, count))
         if self.rate_distortion:
             num_steps = self.rate_distortion.num_steps or num_timesteps
@@ -224,19 +224,19 @@ class Evaluation(SpecModel):
         return self.model_copy(update=change)
 
     @staticmethod
-    def _extractor(wanted: str, spec: RunSpec, inception: bool) -> str:
+    def _extractor(name: str, spec: RunSpec, inception: bool) -> str:
         points = spec.data.name == "mog"
-        if (wanted == "coordinates") != points and wanted != "auto":
-            raise ValueError(f"extractor {wanted} does not fit data {spec.data.name}: coordinates are for mog, only")
-        if wanted == "inception" and not inception:
+        if (name == "coordinates") != points and name != "auto":
+            raise ValueError(f"extractor {name} does not fit data {spec.data.name}: coordinates are for mog, only")
+        if name == "inception" and not inception:
             raise ValueError(
                 "extractor inception: name the file of its weights in HARNESS_INCEPTION_WEIGHTS "
                 "(torch-fidelity's weights-inception-2015-12-05-6726825d.pth), or take extractor: classifier"
             )
-        if wanted == "classifier" and not spec.data.facts.num_classes:
+        if name == "classifier" and not spec.data.facts.num_classes:
             raise ValueError(f"extractor classifier: data {spec.data.name} has no labels; take inception")
-        if wanted != "auto":
-            return wanted
+        if name != "auto":
+            return name
         if points:
             return "coordinates"
         if inception and spec.data.pixels >= 32:

@@ -153,8 +153,8 @@ def _nll(part: Nll, spec: RunSpec) -> Outputs:
 def _fidelity(part: Fidelity, spec: RunSpec) -> Outputs:
     assert part.num_steps is not None, "resolved"
     extractor = extractor_name(part.extractor, spec.data.name)
-    how = (extractor, part.num_samples, part.sampler.name, part.num_steps)
-    return Outputs(tuple(fidelity_name(kind, *how) for kind in ("fid", "precision", "recall")))
+    protocol = (extractor, part.num_samples, part.sampler.name, part.num_steps)
+    return Outputs(tuple(fidelity_name(kind, *protocol) for kind in ("fid", "precision", "recall")))
 
 
 def _sweep(part: Sweep, spec: RunSpec) -> Outputs:

@@ -91,10 +91,10 @@ def load_package_plugin(name: str, digest: str | None = None) -> Plugin:
     point = points[name]
     full_name = f"{name} {point.dist.version}" if point.dist else name
     try:
-        found = importlib.util.find_spec(point.module)
-        if found is None or not found.origin or not found.origin.endswith(".py"):
+        module_spec = importlib.util.find_spec(point.module)
+        if module_spec is None or not module_spec.origin or not module_spec.origin.endswith(".py"):
             raise ImportError(f"{point.module} is no Python file")
-        path = Path(found.origin)
+        path = Path(module_spec.origin)
         content = path.read_bytes()
         module = importlib.import_module(point.module)
     except Exception as error:
@@ -127,15 +127,15 @@ def files_digest(files: Mapping[str, bytes]) -> str:
 # -- files
 
 
-def _read(path: Path, asked_by: str) -> bytes:
+def _read(path: Path, referrer: str) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise OSError(0, "not a file")
         content = path.read_bytes()
     except OSError as error:
-        raise SpecError(f"{asked_by}: plugin {path} cannot be read: {error.strerror or error}") from None
+        raise SpecError(f"{referrer}: plugin {path} cannot be read: {error.strerror or error}") from None
     if len(content) > MAX_FILE_BYTES:
-        raise SpecError(f"{asked_by}: plugin {path} is larger than {MAX_FILE_BYTES} bytes")
+        raise SpecError(f"{referrer}: plugin {path} is larger than {MAX_FILE_BYTES} bytes")
     return content
 
 
@@ -206,8 +206,8 @@ def located(path: Path) -> Iterator[None]:
     except Exception as error:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) and not lines else (lines or [1])[-1]
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise SpecError(f"{path}:{line or 1}: {what}") from None
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise SpecError(f"{path}:{line or 1}: {message}") from None
 
 
 def _module(name: str, content: bytes, path: Path) -> ModuleType:
@@ -240,8 +240,8 @@ def _plugin(
         if entries is None:
             continue
 
-        def fail(what: str, table: str = table) -> NoReturn:
-            raise SpecError(f"{path}:{lines.get(table, 1)}: {table}: {what}")
+        def fail(message: str, table: str = table) -> NoReturn:
+            raise SpecError(f"{path}:{lines.get(table, 1)}: {table}: {message}")
 
         if kind not in KINDS:
             fail(

@@ -426,23 +426,23 @@ class RunSpec(SpecModel):
 
     def warnings(self) -> list[str]:
         """Say what is legal and probably not meant."""
-        found = []
+        messages = []
         sampler, steps = self.timestep_sampler, self.train.steps
         if isinstance(sampler, LossSecondMoment):
             needed = sampler.steps_to_warm(self.diffusion.num_timesteps, self.train.batch_size)
             if needed > steps:
-                found.append(
+                messages.append(
                     f"timestep_sampler loss_second_moment may stay uniform to the end: with "
                     f"T = {self.diffusion.num_timesteps} and batches of {self.train.batch_size} it is sure to be warm "
                     f"after {needed} steps, train.steps is {steps}"
                 )
         kept = self.train.ema_rate**steps
         if kept > 0.1:
-            found.append(
+            messages.append(
                 f"train.ema_rate {self.train.ema_rate} over {steps} steps keeps {kept:.0%} of the initial weights "
                 f"in the EMA; {1 - 10 / steps:.3g} would keep none"
             )
-        return found
+        return messages
 
     @property
     def cost_key(self) -> str:

@@ -116,8 +116,8 @@ def labels(paths: list[str], rows: list[list[Any]]) -> list[str]:
 
     def label(path: str, value: Any, full: bool) -> str:
         if isinstance(value, dict) and "name" in value:
-            rest = ",".join(f"{key}={one}" for key, one in value.items() if key != "name")
-            return f"{value['name']}({rest})" if full and rest else str(value["name"])
+            parameters = ",".join(f"{key}={field_value}" for key, field_value in value.items() if key != "name")
+            return f"{value['name']}({parameters})" if full and parameters else str(value["name"])
         if isinstance(value, str):
             return value
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -138,23 +138,23 @@ class _Exclusion:
 
     def matches(self, arm: str, spec: RunSpec) -> bool:
         hit = all(
-            arm == wanted if path == "arm" else self._holds(path, wanted, spec)
-            for path, wanted in self.conditions.items()
+            arm == expected if path == "arm" else self._holds(path, expected, spec)
+            for path, expected in self.conditions.items()
         )
         self.hits += hit
         return hit
 
-    def _holds(self, path: str, wanted: Any, spec: RunSpec) -> bool:
-        found: Any = spec
+    def _holds(self, path: str, expected: Any, spec: RunSpec) -> bool:
+        value: Any = spec
         for key in path.split("."):
-            if not isinstance(found, SpecModel) or key not in type(found).model_fields:
+            if not isinstance(value, SpecModel) or key not in type(value).model_fields:
                 return False
-            found = getattr(found, key)
-        if isinstance(found, SpecModel):
-            wanted = {"name": wanted} if isinstance(wanted, str) else wanted
-            plain = found.model_dump(mode="json")
-            return isinstance(wanted, dict) and all(plain.get(key) == one for key, one in wanted.items())
-        return (list(found) if isinstance(found, tuple) else found) == wanted
+            value = getattr(value, key)
+        if isinstance(value, SpecModel):
+            expected = {"name": expected} if isinstance(expected, str) else expected
+            plain = value.model_dump(mode="json")
+            return isinstance(expected, dict) and all(plain.get(key) == item for key, item in expected.items())
+        return (list(value) if isinstance(value, tuple) else value) == expected
 
 
 def read_exclusions(document: Document) -> list[_Exclusion]:

@@ -45,23 +45,23 @@ class Document:
             keys = keys[:-1]
         return self.marks.get(keys, SourceLocation("study", 0))
 
-    def fail(self, keys: Keys, what: str) -> SpecError:
+    def fail(self, keys: Keys, message: str) -> SpecError:
         """Return the error that says what is wrong at `keys`, with its file and line."""
-        return spec_error(self.mark(keys), dotted(keys), what)
+        return spec_error(self.mark(keys), dotted(keys), message)
 
-    def below(self, above: Keys) -> Callable[[Keys, Keys], SourceLocation]:
+    def locator(self, above: Keys) -> Callable[[Keys, Keys], SourceLocation]:
         """Return what finds the places of a part that stands at `above`."""
         return lambda keys, culprit: self.mark((*above, *keys))
 
 
-def spec_error(mark: SourceLocation, path: str, what: str) -> SpecError:
-    return SpecError(error_line(mark, path, what))
+def spec_error(mark: SourceLocation, path: str, message: str) -> SpecError:
+    return SpecError(error_line(mark, path, message))
 
 
-def error_line(mark: SourceLocation, path: str, what: str) -> str:
+def error_line(mark: SourceLocation, path: str, message: str) -> str:
     """Spell one mistake on one printable line of bounded length, whatever the file had in it."""
-    text = f"{mark}: {_short(path, 120)}: {_short(what, 600)}" if path else f"{mark}: {_short(what, 600)}"
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    text = f"{mark}: {_short(path, 120)}: {_short(message, 600)}" if path else f"{mark}: {_short(message, 600)}"
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _short(text: str, length: int) -> str:
@@ -142,15 +142,15 @@ def _construct(node: yaml.Node, file: str, keys: Keys, marks: dict[Keys, SourceL
         return [_construct(item, file, (*keys, i), marks, seen) for i, item in enumerate(node.value)]
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        at = SourceLocation(file, key_node.start_mark.line + 1)
+        location = SourceLocation(file, key_node.start_mark.line + 1)
         if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
-            raise spec_error(at, dotted(keys), "keys are plain words (no merge keys, lists or maps)")
+            raise spec_error(location, dotted(keys), "keys are plain words (no merge keys, lists or maps)")
         key = key_node.value
-        here = (*keys, key)
+        path = (*keys, key)
         if key in mapping:
-            raise spec_error(at, dotted(here), f"duplicate key; it stands at line {marks[here].line} already")
-        marks[here] = at
-        mapping[key] = _construct(value_node, file, here, marks, seen)
+            raise spec_error(location, dotted(path), f"duplicate key; it stands at line {marks[path].line} already")
+        marks[path] = location
+        mapping[key] = _construct(value_node, file, path, marks, seen)
     return mapping
 
 
@@ -185,7 +185,7 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[Keys, SourceLocation]]:
             loader.dispose()
 
 
-def _read(path: Path, asked_by: SourceLocation | None = None) -> Document:
+def _read(path: Path, referrer: SourceLocation | None = None) -> Document:
     file = str(path)
     try:
         if path.exists() and not path.is_file():  # a device would be read without end
@@ -195,8 +195,8 @@ def _read(path: Path, asked_by: SourceLocation | None = None) -> Document:
     except (OSError, ValueError) as error:
         reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
         raise (
-            spec_error(asked_by, "extends", f"{file}: {reason}")
-            if asked_by
+            spec_error(referrer, "extends", f"{file}: {reason}")
+            if referrer
             else spec_error(SourceLocation(file, 0), "", reason)
         ) from None
     if len(content) > MAX_FILE_BYTES:
@@ -219,11 +219,11 @@ def merge(base: Any, over: Any) -> Any:
     return over
 
 
-def resolve_extends(path: Path, chain: tuple[Path, ...] = (), asked_by: SourceLocation | None = None) -> Document:
-    document = _read(path, asked_by)
-    here = path.resolve()
-    if here in chain:
-        raise SpecError(f"{asked_by}: extends: {path} extends itself")
+def resolve_extends(path: Path, chain: tuple[Path, ...] = (), referrer: SourceLocation | None = None) -> Document:
+    document = _read(path, referrer)
+    resolved = path.resolve()
+    if resolved in chain:
+        raise SpecError(f"{referrer}: extends: {path} extends itself")
     parents = document.value.pop("extends", [])
     mark = document.mark(("extends",))
     parents = [parents] if isinstance(parents, str) else parents
@@ -231,7 +231,7 @@ def resolve_extends(path: Path, chain: tuple[Path, ...] = (), asked_by: SourceLo
         raise spec_error(mark, "extends", "give a path relative to this file, or a list of them")
     merged = Document({}, {})
     for parent in parents:
-        base = resolve_extends(path.parent / parent, (*chain, here), mark)
+        base = resolve_extends(path.parent / parent, (*chain, resolved), mark)
         base.value.pop("study", None)
         merged = _lay_over(merged, base)
     document.plugins = _plugins(document, path)
@@ -276,8 +276,8 @@ def set_in(value: Any, keys: Keys, new: Any, mark: SourceLocation, above: Keys =
         if not 0 <= index < len(value):
             known = ", ".join(map(str, range(len(value)))) or "none"
             raise spec_error(mark, dotted((*above, *keys)), f"no such entry; choices: {known}")
-        here = (*above, keys[0])
-        return [set_in(item, keys[1:], new, mark, here) if i == index else item for i, item in enumerate(value)]
+        item_keys = (*above, keys[0])
+        return [set_in(item, keys[1:], new, mark, item_keys) if i == index else item for i, item in enumerate(value)]
     if isinstance(value, str):
         value = {"name": value}
     if value is not None and not isinstance(value, dict):

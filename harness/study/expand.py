@@ -194,7 +194,7 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
 
 def _require_best(records: Records, evaluations: Sequence[Evaluation], mark: SourceLocation) -> None:
     """Refuse a metric of the best checkpoint that no evaluation gives during training."""
-    given = [f"{one.name}/nll_bpd" for one in evaluations if one.every]
+    given = [f"{evaluation.name}/nll_bpd" for evaluation in evaluations if evaluation.every]
     if records.best is not None and records.best not in given:
         known = did_you_mean(records.best, given) if given else "none has `every` and an nll"
         raise spec_error(mark, "records.best", f"no evaluation gives {records.best!r} during training; {known}")
@@ -223,14 +223,14 @@ def _evaluation_entries(document: Document, arm_names: set[str], num_replicates:
     entries = document.value.get("evaluate", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise spec_error(document.mark(("evaluate",)), "evaluate", "a list of protocols: - {name: eval, nll: {}}")
-    found: list[_EvaluationEntry] = []
+    read_entries: list[_EvaluationEntry] = []
     for index, entry in enumerate(entries):
         keys: Keys = ("evaluate", index)
         protocol = {key: value for key, value in entry.items() if key not in ("arms", "replicates")}
         arms, replicates = entry.get("arms"), entry.get("replicates")
-        for key, wanted, kind in (("arms", arms, str), ("replicates", replicates, int)):
-            if wanted is not None and not (isinstance(wanted, list) and all(type(one) is kind for one in wanted)):
-                raise spec_error(document.mark((*keys, key)), dotted((*keys, key)), f"a list, not {wanted!r}")
+        for key, values, kind in (("arms", arms, str), ("replicates", replicates, int)):
+            if values is not None and not (isinstance(values, list) and all(type(item) is kind for item in values)):
+                raise spec_error(document.mark((*keys, key)), dotted((*keys, key)), f"a list, not {values!r}")
         for arm in arms or ():
             if arm not in arm_names:
                 raise spec_error(
@@ -245,8 +245,10 @@ def _evaluation_entries(document: Document, arm_names: set[str], num_replicates:
                     dotted((*keys, "replicates")),
                     f"no replicate {replicate}; choices: 0 to {num_replicates - 1}",
                 )
-        evaluation = validate(Evaluation, protocol, document.below(keys), keys)
-        taken = {part for one in found if one.evaluation.name == evaluation.name for part in one.evaluation.parts}
+        evaluation = validate(Evaluation, protocol, document.locator(keys), keys)
+        taken = {
+            part for item in read_entries if item.evaluation.name == evaluation.name for part in item.evaluation.parts
+        }
         twice = [part for part in evaluation.parts if part in taken]
         if twice:
             raise spec_error(
@@ -256,8 +258,8 @@ def _evaluation_entries(document: Document, arm_names: set[str], num_replicates:
                 "their metrics, so give one of them another",
             )
         selection = (tuple(arms) if arms is not None else None, tuple(replicates) if replicates is not None else None)
-        found.append(_EvaluationEntry(evaluation, *selection, document.mark(keys), index))
-    return found
+        read_entries.append(_EvaluationEntry(evaluation, *selection, document.mark(keys), index))
+    return read_entries
 
 
 def _resolve_evaluation(
@@ -283,14 +285,18 @@ def _place_of(document: Document, overrides: Sequence[Override], keys: Keys) -> 
 
 
 def _validate_run(value: dict, document: Document, overrides: Sequence[Override]) -> tuple[RunSpec, Resources, Records]:
-    def where(keys: Keys, culprit: Keys) -> SourceLocation:
-        said = any(override.keys == tuple(map(str, culprit[: len(override.keys)])) for override in overrides)
-        return overrides[-1].mark if overrides and not keys and not said else _place_of(document, overrides, culprit)
+    def locate(keys: Keys, culprit: Keys) -> SourceLocation:
+        is_override = any(override.keys == tuple(map(str, culprit[: len(override.keys)])) for override in overrides)
+        return (
+            overrides[-1].mark
+            if overrides and not keys and not is_override
+            else _place_of(document, overrides, culprit)
+        )
 
     def side(part: str) -> Callable[[Keys, Keys], SourceLocation]:
-        return lambda keys, _: where((part, *keys), (part, *keys))
+        return lambda keys, _: locate((part, *keys), (part, *keys))
 
-    spec = validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, where)
+    spec = validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, locate)
     resources = validate(Resources, value.get("resources") or {}, side("resources"), ("resources",))
     records = validate(Records, value.get("records") or {}, side("records"), ("records",))
     return spec, resources, records

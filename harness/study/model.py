@@ -52,7 +52,7 @@ class Run:
     def run_key(self) -> str:
         return self.spec.run_key
 
-    def facts(self) -> dict[str, Any]:
+    def membership(self) -> dict[str, Any]:
         """Return what the run directory keeps of this run's place in its study."""
         return {
             "arm": self.arm,

@@ -17,7 +17,7 @@ _ADAPTERS: dict[type[SpecModel], TypeAdapter] = {}
 
 
 def validate(
-    kind: type[SpecModel], value: Any, where: Callable[[Keys, Keys], SourceLocation], prefix: Keys = ()
+    kind: type[SpecModel], value: Any, locate: Callable[[Keys, Keys], SourceLocation], prefix: Keys = ()
 ) -> Any:
     """Validate plain values as `kind`, strictly; turn pydantic's errors into our lines."""
     adapter = _ADAPTERS.setdefault(kind, TypeAdapter(kind))
@@ -30,18 +30,18 @@ def validate(
                 continue  # a list is short only because its bad items were left out: those have lines of their own
             keys = _real_keys(problem["loc"], value)
             path = dotted((*prefix, *keys))
-            what = _explain(problem, kind, keys, value)
+            message = _explain(problem, kind, keys, value)
             # A rule between parts has no place of its own; its message begins with the path at fault.
-            culprit = keys or tuple(what.split()[0].rstrip(":").split("."))
-            lines.append(error_line(where(keys, culprit), path, what))
+            culprit = keys or tuple(message.split()[0].rstrip(":").split("."))
+            lines.append(error_line(locate(keys, culprit), path, message))
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
 
 
 def _tuples(value: Any) -> Any:
     """Strict validation wants tuples where YAML has lists."""
     if isinstance(value, dict):
-        return {key: _tuples(one) for key, one in value.items()}
-    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _real_keys(loc: tuple, value: Any) -> Keys:

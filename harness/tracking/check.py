@@ -60,7 +60,7 @@ def check(run_directory: RunDirectory, *, tracking_uri: str | None = None) -> Ch
 
 
 def _compare(study: str, rows: list[Row], stored: Counter, report: CheckReport) -> None:
-    journalled = Counter((row.key, row.step, _comparable(row.value)) for row in rows)
+    journalled = Counter((row.key, row.x, _comparable(row.value)) for row in rows)
     journalled_points = {(key, step) for key, step, _ in journalled}
     report.num_rows_compared += len(journalled)
     for (key, step, value), count in journalled.items():

@@ -30,7 +30,7 @@ def sync_search(
     *,
     params: dict[str, str],
     tags: dict[str, str],
-    bests: Sequence[tuple[int, dict[str, float]]],
+    best_so_far: Sequence[tuple[int, dict[str, float]]],
     state: str,
     tracking_uri: str | None = None,
 ) -> str:
@@ -61,7 +61,7 @@ def sync_search(
                 client.log_batch(run_id, params=sent[start : start + MAX_PARAMS_PER_BATCH])
         rows = [
             Metric(key, value, time_ms, step)
-            for step, (time_ms, values) in enumerate(bests, 1)
+            for step, (time_ms, values) in enumerate(best_so_far, 1)
             if step > cursor.get("bests_sent", 0)
             for key, value in values.items()
         ]
@@ -71,8 +71,8 @@ def sync_search(
         for picture in sorted((folder / "figures").glob("*.png")):
             client.log_artifact(run_id, str(picture), "figures")
         client.update_run(run_id, status=MLFLOW_STATUS[state])
-        facts = {"run_id": run_id, "params_sent": True, "bests_sent": len(bests)}
-        replace_file(path, json.dumps(facts), durable=False)
+        cursor = {"run_id": run_id, "params_sent": True, "bests_sent": len(best_so_far)}
+        replace_file(path, json.dumps(cursor), durable=False)
     return run_id
 
 

@@ -79,8 +79,8 @@ def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wa
         mlflow = import_mlflow()
         with store_errors(uri):
             client = mlflow.MlflowClient(tracking_uri=uri)
-            for study, facts in studies.items():
-                _StudySyncer(client, uri, run_directory, study, facts, report).run()
+            for study, membership in studies.items():
+                _StudySyncer(client, uri, run_directory, study, membership, report).run()
     finally:
         lock.release()
     return report
@@ -89,9 +89,11 @@ def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wa
 class _StudySyncer:
     """One pass for one study; the cursor is a JSON file in the run directory."""
 
-    def __init__(self, client: Any, uri: str, run_directory: RunDirectory, study: str, facts: dict, report: SyncReport):
+    def __init__(
+        self, client: Any, uri: str, run_directory: RunDirectory, study: str, membership: dict, report: SyncReport
+    ):
         self.client, self.uri, self.run_directory = client, uri, run_directory
-        self.study, self.facts, self.report = study, facts, report
+        self.study, self.membership, self.report = study, membership, report
         self.cursor_path = _cursor_path(run_directory, study, uri)
         self.cursor = read_cursor(self.cursor_path)
 
@@ -123,7 +125,7 @@ class _StudySyncer:
         paths = [
             *run.journal_paths(),
             *filter(Path.exists, single),
-            *(path for each in folders for path in each.glob("*")),
+            *(path for folder in folders for path in folder.glob("*")),
         ]
         return {str(path.relative_to(run.path)): file_stamp(path) for path in sorted(paths)}
 
@@ -149,7 +151,7 @@ class _StudySyncer:
         return run
 
     def _run_name(self) -> str:
-        return f"{self.facts.get('arm', 'run')} r{self.facts.get('replicate', 0)}"
+        return f"{self.membership.get('arm', 'run')} r{self.membership.get('replicate', 0)}"
 
     def _send_params_and_tags(self, rows: list[Row], status: Status) -> None:
         from mlflow.entities import Param, RunTag
@@ -164,9 +166,9 @@ class _StudySyncer:
         tags = {
             "run_key": self.run_directory.key,
             "study": self.study,
-            "arm": self.facts.get("arm"),
-            "replicate": self.facts.get("replicate"),
-            "label": self.facts.get("label"),
+            "arm": self.membership.get("arm"),
+            "replicate": self.membership.get("replicate"),
+            "label": self.membership.get("label"),
             "code_version": environment.get("code_version"),
             "state": status.state,
             "reason": status.reason,
@@ -199,7 +201,7 @@ class _StudySyncer:
         rows_end = max((row.train_step for row in rows), default=-1)
         for start in range(0, len(new), MAX_METRICS_PER_BATCH):
             batch = new[start : start + MAX_METRICS_PER_BATCH]
-            metrics = [Metric(row.key, row.value, row.time_ms, row.step) for row in batch]
+            metrics = [Metric(row.key, row.value, row.time_ms, row.x) for row in batch]
             self.client.log_batch(self.outcome.run_id, metrics=metrics)
             self.outcome.num_rows_sent += len(batch)
             following = new[start + len(batch)].train_step if start + len(batch) < len(new) else rows_end + 1
@@ -236,8 +238,8 @@ class _StudySyncer:
         if stored.info.status != mlflow_status or stored.info.end_time != end_ms:
             self.client.set_terminated(self.outcome.run_id, mlflow_status, end_ms)
 
-    def _save_cursor(self, **facts: Any) -> None:
-        self.cursor = self.cursor | facts
+    def _save_cursor(self, **changes: Any) -> None:
+        self.cursor = self.cursor | changes
         replace_file(self.cursor_path, json.dumps(self.cursor, indent=1), durable=False)
 
 
@@ -286,7 +288,7 @@ def params_of(spec: dict) -> dict[str, str]:
 
 def _infinite_values(rows: list[Row]) -> str:
     """Name the infinities, which MLflow stores as the largest float without a word; NaN it keeps."""
-    infinite = [f"{row.key} at step {row.step}: {row.value}" for row in rows if math.isinf(row.value)]
+    infinite = [f"{row.key} at step {row.x}: {row.value}" for row in rows if math.isinf(row.value)]
     if not infinite:
         return ""
     more = f"; and {len(infinite) - 20} more" if len(infinite) > 20 else ""

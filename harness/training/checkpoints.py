@@ -74,9 +74,9 @@ class Checkpoints:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "the disk or your quota is full" if full else error.strerror
+            cause = "the disk or your quota is full" if full else error.strerror
             raise CheckpointError(
-                f"{self.folder}: the checkpoint of step {step} cannot be written: {what}; earlier ones are intact"
+                f"{self.folder}: the checkpoint of step {step} cannot be written: {cause}; earlier ones are intact"
             ) from error
         path = self.folder / f"step-{step:08d}-{hashing.digest.hexdigest()}.pt"
         if score is not None:  # before the rename: a score without its checkpoint is passed over, not so the reverse

@@ -154,7 +154,7 @@ def process_group(rank_info: RankInfo, *, cuda: bool, command: Sequence[str]) ->
         return
     # Under torchrun, its agent holds the store.
     holds_store = rank_info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    others: list[subprocess.Popen] = []
+    children: list[subprocess.Popen] = []
     group = ProcessGroup(rank_info.rank, rank_info.size)
     try:
         store = dist.TCPStore(
@@ -166,8 +166,8 @@ def process_group(rank_info: RankInfo, *, cuda: bool, command: Sequence[str]) ->
         ) from error
     try:
         if rank_info.starts_others:
-            others += [_start(command, rank, rank_info.size, store.port) for rank in range(1, rank_info.size)]
-        group.hosts = _meet(rank_info, store, others)
+            children += [_start(command, rank, rank_info.size, store.port) for rank in range(1, rank_info.size)]
+        group.hosts = _meet(rank_info, store, children)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(
             backend, store=store, rank=rank_info.rank, world_size=rank_info.size, timeout=COLLECTIVE_TIMEOUT
@@ -176,16 +176,16 @@ def process_group(rank_info: RankInfo, *, cuda: bool, command: Sequence[str]) ->
     except Exception as error:
         if not group.is_first:
             with suppress(RuntimeError):  # the first process, who holds the store, may be gone
-                where = f"process {rank_info.rank} of {rank_info.size} on {platform.node()}"
-                failure = f"{where}: {type(error).__name__}: {error}"
+                place = f"process {rank_info.rank} of {rank_info.size} on {platform.node()}"
+                failure = f"{place}: {type(error).__name__}: {error}"
                 store.compare_set("failed", "", failure)
-        elif isinstance(error, RuntimeError) and (why := _who_failed(store, others)):
+        elif isinstance(error, RuntimeError) and (why := _who_failed(store, children)):
             raise TrainingError(why) from error
         raise
     finally:
         group.close()
-        for other in others:
-            _end(other)
+        for child in children:
+            _end(child)
 
 
 def _start(command: Sequence[str], rank: int, size: int, port: int) -> subprocess.Popen:
@@ -196,23 +196,25 @@ def _start(command: Sequence[str], rank: int, size: int, port: int) -> subproces
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
-def _meet(rank_info: RankInfo, store: dist.Store, others: Sequence[subprocess.Popen]) -> tuple[str, ...]:
+def _meet(rank_info: RankInfo, store: dist.Store, children: Sequence[subprocess.Popen]) -> tuple[str, ...]:
     """Wait until every process has said on which host it is."""
     store.set(f"host/{rank_info.rank}", platform.node())
     names = [f"host/{rank}" for rank in range(rank_info.size)]
     end = time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
     while not store.check(names):
-        if time.monotonic() > end or any(other.poll() is not None for other in others):
+        if time.monotonic() > end or any(child.poll() is not None for child in children):
             missing = sum(not store.check([name]) for name in names)
-            raise TrainingError(_killed(others) or f"{missing} of {rank_info.size} processes of this run did not start")
+            raise TrainingError(
+                _killed(children) or f"{missing} of {rank_info.size} processes of this run did not start"
+            )
         time.sleep(0.02)
     return tuple(store.get(name).decode() for name in names)
 
 
-def _who_failed(store: dist.Store, others: Sequence[subprocess.Popen]) -> str:
+def _who_failed(store: dist.Store, children: Sequence[subprocess.Popen]) -> str:
     """Return which other process is the cause of an error here, as far as it can be known."""
     time.sleep(0.2)  # a connection closes a moment before its process has ended
-    if killed := _killed(others):
+    if killed := _killed(children):
         return killed
     with suppress(RuntimeError):
         if store.check(["failed"]):
@@ -220,18 +222,18 @@ def _who_failed(store: dist.Store, others: Sequence[subprocess.Popen]) -> str:
     return ""
 
 
-def _killed(others: Sequence[subprocess.Popen]) -> str:
-    for rank, other in enumerate(others, 1):
-        code = other.poll()
+def _killed(children: Sequence[subprocess.Popen]) -> str:
+    for rank, child in enumerate(children, 1):
+        code = child.poll()
         if code is not None and code < 0:
-            return f"process {rank} of {len(others) + 1} was killed by {signal.Signals(-code).name}"
+            return f"process {rank} of {len(children) + 1} was killed by {signal.Signals(-code).name}"
     return ""
 
 
-def _end(other: subprocess.Popen) -> None:
+def _end(child: subprocess.Popen) -> None:
     """Wait for a process that has nothing left to do, or has lost us, and ends by itself; kill one that does not."""
     try:
-        other.wait(10)
+        child.wait(10)
     except subprocess.TimeoutExpired:
-        other.kill()
-        other.wait()
+        child.kill()
+        child.wait()

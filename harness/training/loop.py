@@ -115,8 +115,8 @@ def train(
             }
             journal.metrics(done, values)
             on_log(done, values)
-            for name, facts in method.events():
-                journal.event(name, step=done, **facts)
+            for name, fields in method.events():
+                journal.event(name, step=done, **fields)
         score = measure(done) if journal else None
         stopping = stop_requested() and not finished
         by_time = time.monotonic() - last_saved >= records.checkpoint_every_seconds

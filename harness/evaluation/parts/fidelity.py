@@ -25,9 +25,9 @@ def fidelity(context: EvaluationContext, part: Fidelity) -> PartResult:
         "fid": frechet_distance(reference, features),
         **precision_recall(prc_reference, features, part.k, device=context.device),
     }
-    how = (extractor.name, part.num_samples, part.sampler.name, part.num_steps)
+    protocol = (extractor.name, part.num_samples, part.sampler.name, part.num_steps)
     return PartResult(
-        {fidelity_name(kind, *how): value for kind, value in values.items()},
+        {fidelity_name(kind, *protocol): value for kind, value in values.items()},
         protocol=extractor_protocol(extractor)
         | {
             "fidelity": {

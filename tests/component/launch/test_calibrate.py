@@ -33,8 +33,8 @@ def plan(tmp_path, tiny_study):
 
 
 def a_fact(planned: planning.PlannedRun, **change) -> Throughput:
-    fact = Throughput(planned.run.spec.cost_key, 3600.0, device="cpu", device_name="a CPU", threads=1)
-    return replace(fact, **change)
+    timing = Throughput(planned.run.spec.cost_key, 3600.0, device="cpu", device_name="a CPU", threads=1)
+    return replace(timing, **change)
 
 
 def run_cli(*arguments: str | Path):
@@ -45,13 +45,13 @@ def run_cli(*arguments: str | Path):
 
 
 def test_each_device_and_each_number_of_processes_keeps_a_fact_of_its_own_and_the_newest_comes_first(tmp_path):
-    fact = Throughput("a", 1.0, "cpu", "slow CPU", 1)
-    others = [replace(fact, device_name="fast CPU"), replace(fact, num_processes=2)]
-    for one in (fact, *others):
+    timing = Throughput("a", 1.0, "cpu", "slow CPU", 1)
+    others = [replace(timing, device_name="fast CPU"), replace(timing, num_processes=2)]
+    for one in (timing, *others):
         throughput.record(tmp_path, one)
-    throughput.record(tmp_path, replace(fact, seconds_per_step=2.0))
+    throughput.record(tmp_path, replace(timing, seconds_per_step=2.0))
     found = throughput.load(tmp_path)["a"]
-    assert found[0] == replace(fact, seconds_per_step=2.0)
+    assert found[0] == replace(timing, seconds_per_step=2.0)
     assert len(found) == 3
     assert all(one in found for one in others)
 
@@ -99,30 +99,35 @@ def test_the_disk_is_for_the_last_two_checkpoints_and_those_that_are_kept(tmp_pa
 
 def test_timed_steps_are_those_of_the_real_loop_and_their_checkpoint_has_16_bytes_a_parameter(tmp_path, plan):
     run = plan("", "model.channels=32", "model.channel_mult=[1,2]").runs[0].run
-    fact = calibrate.time_steps(run.spec, run.resources, None, steps=5, scratch=tmp_path / "scratch")
-    assert 0 < fact.seconds_per_step < 5
-    assert (fact.cost_key, fact.device, fact.num_processes, fact.precision) == (run.spec.cost_key, "cpu", 1, "fp32")
-    assert fact.device_name == throughput.cpu_name() != ""
+    timing = calibrate.time_steps(run.spec, run.resources, None, steps=5, scratch=tmp_path / "scratch")
+    assert 0 < timing.seconds_per_step < 5
+    assert (timing.cost_key, timing.device, timing.num_processes, timing.precision) == (
+        run.spec.cost_key,
+        "cpu",
+        1,
+        "fp32",
+    )
+    assert timing.device_name == throughput.cpu_name() != ""
 
     from harness.training.checkpoints import Checkpoints
 
     (folder,) = (tmp_path / "scratch").glob("*/checkpoints")
     network = Checkpoints(folder).latest()[1]["method"]["network"]
     # Weights, their EMA and Adam's two moments, 4 bytes each.
-    assert fact.checkpoint_bytes == pytest.approx(16 * sum(one.numel() for one in network.values()), rel=0.05)
+    assert timing.checkpoint_bytes == pytest.approx(16 * sum(one.numel() for one in network.values()), rel=0.05)
 
 
 def test_of_several_processes_one_is_timed_with_its_share_of_the_batch(tmp_path, plan):
     run = plan("", "resources.nodes=4").runs[0].run
-    fact = calibrate.time_steps(run.spec, run.resources, None, steps=5, scratch=tmp_path)
-    assert fact.num_processes == 4
+    timing = calibrate.time_steps(run.spec, run.resources, None, steps=5, scratch=tmp_path)
+    assert timing.num_processes == 4
     assert RunDirectory(tmp_path / run.run_key).spec()["train"]["batch_size"] == 16 // 4
 
 
 def test_one_class_that_cannot_be_timed_does_not_keep_the_others_from_it(tmp_path, plan):
     there, missing = plan("arms: {there: {}, missing: {data: mnist}}\n", f"data_root={tmp_path}").runs
-    wanted = [calibrate._wanted(missing), calibrate._wanted(there)]
-    (tmp_path / calibrate.REQUEST).write_text(json.dumps({"steps": 5, "threads": 1, "wanted": wanted}))
+    classes = [calibrate._class_to_time(missing), calibrate._class_to_time(there)]
+    (tmp_path / calibrate.REQUEST).write_text(json.dumps({"steps": 5, "threads": 1, "classes": classes}))
     calibrate.main(tmp_path)
     answers = json.loads((tmp_path / "answer.json").read_text())
     assert "mnist: missing" in answers[0]["error"]
@@ -156,11 +161,11 @@ def test_a_training_leaves_the_same_kind_of_fact_and_its_own_checkpoint_is_as_la
     resources = Resources(device="cpu", threads=1)
     timed = calibrate.time_steps(spec, resources, None, steps=5, scratch=tmp_path / "scratch")
     assert run_job(path, sync=False, show_progress=False) == "done"
-    (fact,) = throughput.load(path.parent)[spec.cost_key]
-    assert replace(fact, seconds_per_step=0.0, checkpoint_bytes=0) == replace(
+    (timing,) = throughput.load(path.parent)[spec.cost_key]
+    assert replace(timing, seconds_per_step=0.0, checkpoint_bytes=0) == replace(
         timed, seconds_per_step=0.0, checkpoint_bytes=0
     )
-    assert fact.checkpoint_bytes == pytest.approx(timed.checkpoint_bytes, rel=0.05)
+    assert timing.checkpoint_bytes == pytest.approx(timed.checkpoint_bytes, rel=0.05)
 
 
 # ------------------------------------------------------------------------------------------------------------- budget
@@ -224,8 +229,8 @@ def test_a_job_on_the_cluster_times_the_steps_there(tmp_path, plan, slurm):
     arguments = (tmp_path / "tiny.yaml", "--runs", tmp_path / "runs", "--cluster", "slurm", "--profile", profile)
     done = run_cli("calibrate", *arguments, "--steps", "5")
     assert done.exit_code == 0, done.output
-    ((fact,),) = throughput.load(tmp_path / "runs").values()
-    assert (fact.device, fact.threads) == ("cpu", 2)
+    ((timing,),) = throughput.load(tmp_path / "runs").values()
+    assert (timing.device, timing.threads) == ("cpu", 2)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".throughput"]
 
 

@@ -49,7 +49,7 @@ def submission_of(tmp_path: Path, run_key: str, **facts) -> SubmissionLayout:
     layout = SubmissionLayout(tmp_path / "runs" / ".jobs" / "tiny" / "20260101")
     layout.claims_folder.mkdir(parents=True)
     layout.claim_path(run_key).write_text("7_0")
-    layout.facts_path.write_text(json.dumps({"cluster": "slurm", "runs": [run_key], "profile": {}} | facts))
+    layout.submission_path.write_text(json.dumps({"cluster": "slurm", "runs": [run_key], "profile": {}} | facts))
     return layout
 
 
@@ -155,23 +155,23 @@ def test_a_watching_sync_waits_for_what_comes_back_by_itself(status, active):
 
 
 @pytest.mark.parametrize(
-    ("stopped_by", "killed", "preempted", "preemption_cancels", "how"),
+    ("stopped_by", "killed", "preempted", "preemption_cancels", "action"),
     [
-        ("SIGUSR2", False, False, False, "requeued"),  # the time limit
-        ("SIGUSR2", False, False, True, "requeued"),
-        ("SIGUSR2", False, True, False, "requeued"),
-        ("SIGUSR2", False, True, True, "as_successor"),
-        ("SIGTERM", False, True, False, "requeued"),
-        ("SIGTERM", False, True, True, "as_successor"),
-        ("SIGTERM", False, False, False, "not"),  # scancel
-        ("SIGTERM", True, False, False, "not"),
-        ("", True, False, False, "requeued"),
-        ("", False, False, False, "not"),
+        ("SIGUSR2", False, False, False, "requeue"),  # the time limit
+        ("SIGUSR2", False, False, True, "requeue"),
+        ("SIGUSR2", False, True, False, "requeue"),
+        ("SIGUSR2", False, True, True, "resubmit"),
+        ("SIGTERM", False, True, False, "requeue"),
+        ("SIGTERM", False, True, True, "resubmit"),
+        ("SIGTERM", False, False, False, "none"),  # scancel
+        ("SIGTERM", True, False, False, "none"),
+        ("", True, False, False, "requeue"),
+        ("", False, False, False, "none"),
     ],
 )
-def test_a_job_comes_back_unless_a_person_ended_it(stopped_by, killed, preempted, preemption_cancels, how):
+def test_a_job_is_requeued_unless_a_person_ended_it(stopped_by, killed, preempted, preemption_cancels, action):
     facts = {"killed": killed, "preempted": preempted, "preemption_cancels": preemption_cancels}
-    assert requeue.comes_back(stopped_by, **facts) == how
+    assert requeue.requeue_action(stopped_by, **facts) == action
 
 
 @pytest.mark.parametrize("progress", ["checkpoint", "evaluation", "interrupted"])
@@ -245,5 +245,5 @@ def test_a_local_run_that_is_stopped_or_killed_says_so_and_goes_on(tmp_path, stu
         assert again.alive(), "it ended before it began"
         time.sleep(0.05)
     again.stop()
-    assert directory.events("started")[1].facts["resumed_from_step"] > 0
+    assert directory.events("started")[1].fields["resumed_from_step"] > 0
     assert [path.name for path in directory.log_paths()] == ["attempt-0001.log", "attempt-0002.log"]

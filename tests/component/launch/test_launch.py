@@ -167,7 +167,7 @@ def test_what_is_known_of_a_run_stands_in_its_directory_before_a_job_starts(tmp_
     for run in tiny.runs:
         directory = RunDirectory(tmp_path / "runs" / run.run_key)
         assert directory.spec() == run.spec.model_dump(mode="json")
-        assert directory.studies()["tiny"] == json.loads(json.dumps(run.facts()))
+        assert directory.studies()["tiny"] == json.loads(json.dumps(run.membership()))
     before = files_below(tmp_path)
     assert submit._register_runs(plan) == []
     assert files_below(tmp_path) == before
@@ -388,7 +388,7 @@ def test_a_job_that_is_told_to_leave_writes_a_checkpoint_and_comes_back(tmp_path
     subprocess.run(["scancel", "--signal=USR2", submission.jobs[0].job_id], check=True)
     wait_for(lambda: not submission.unfinished())
     assert len(directory.events("interrupted")) == 1
-    resumed = [event.facts["resumed_from_step"] for event in directory.events("started")]
+    resumed = [event.fields["resumed_from_step"] for event in directory.events("started")]
     assert len(resumed) == 2
     assert resumed[1] > 0
 
@@ -477,7 +477,7 @@ def test_what_a_changed_study_no_longer_asks_for_is_found_unless_another_study_d
     before = study("replicates: 3\n")
     runs = tmp_path / "runs"
     for run in before.runs:
-        write(runs, run, Status("queued")).add_to_study("tiny", run.facts())
+        write(runs, run, Status("queued")).add_to_study("tiny", run.membership())
     RunDirectory(runs / before.runs[2].run_key).add_to_study("another", {})
     plan = planning.plan(study("replicates: 1\n"), runs)
     assert [orphan.key for orphan in manage.orphans(plan)] == [before.runs[1].run_key]

@@ -183,7 +183,7 @@ def test_its_steps_are_timed_in_a_process_of_their_own(study, tmp_path):
     study()
     plan = planning.plan(load_study(tmp_path / "critics.yaml"), tmp_path / "runs")
     (calibrated,) = calibrate.calibrate(plan, steps=10)
-    assert calibrated.error == "" and calibrated.fact.seconds_per_step > 0
+    assert calibrated.error == "" and calibrated.timing.seconds_per_step > 0
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def stored_rows(uri, run, study="noise-schedule"):
 
 
 def journalled_rows(run):
-    return sorted((row.key, row.step, row.value, row.time_ms) for row in run.rows())
+    return sorted((row.key, row.x, row.value, row.time_ms) for row in run.rows())
 
 
 def attempt(run, resumed_from_step, steps, checkpoints=(), state="done", value=lambda step: step / 7):
@@ -118,7 +118,7 @@ class TestRows:
         attempt(run, 0, range(1, 21), checkpoints=[20])
         sync_run(run)
         with run.lock(), run.open_journal(resumed_from_step=20) as journal:  # another evaluation of the finished run
-            journal.metrics(199, {"eval/L_t_bpd": 0.25}, at=10)
+            journal.metrics(199, {"eval/L_t_bpd": 0.25}, train_step=10)
         assert sync_run(run).studies["noise-schedule"].num_rows_sent == 1
         assert check(run).ok
 
@@ -375,7 +375,9 @@ class TestStore:
         for number in range(3):
             with run.lock(), run.open_journal(resumed_from_step=1 + number * 2000) as journal:
                 for step in range(number * 2000, number * 2000 + 2000):
-                    journal.metrics(step, {f"train/m{index}": step * 0.1 for index in range(5)}, at=1 + number * 2000)
+                    journal.metrics(
+                        step, {f"train/m{index}": step * 0.1 for index in range(5)}, train_step=1 + number * 2000
+                    )
             start = time.perf_counter()
             sent = sync_run(run).studies["noise-schedule"].num_rows_sent
             assert sent == 10_000

@@ -41,7 +41,7 @@ def runs(tmp_path, tiny_study):
     for run in tiny_study("arms: {slow: {}, fast: {optim.lr: 2.0e-3}}\n"):
         directory = RunDirectory(tmp_path / "runs" / run.run_key)
         directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        directory.add_to_study("tiny", run.facts())
+        directory.add_to_study("tiny", run.membership())
         directories.append(directory)
     directories[0].set_status(Status("failed", 7, 12, 1, "the disk is full"))
     return directories

@@ -130,7 +130,7 @@ def test_the_newest_likelihood_is_found_behind_long_curves(tiny_run):
             journal.metrics(6, {"eval/nll_bpd": value + 0.5})
             journal.metrics(12, {"perf/steps_per_second": 1.0, "eval/nll_bpd": value, "eval/L_T_bpd": 0.1})
             for t in range(300):
-                journal.metrics(t, {"eval/L_t_bpd": 0.5}, at=12)
+                journal.metrics(t, {"eval/L_t_bpd": 0.5}, train_step=12)
     assert status_view.last_nll(directory) == 3.0
 
 

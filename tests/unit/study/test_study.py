@@ -272,7 +272,7 @@ def test_an_arm_of_resources_alone_is_the_same_run_twice(refused):
 
 def test_a_run_keeps_its_place_in_the_study(study):
     run = study("replicates: 2\narms: {a: {optim.lr: 1e-3}}\nevaluate: [{name: eval, grid: 4}]").runs[1]
-    facts = run.facts()
+    facts = run.membership()
     assert (facts["arm"], facts["replicate"], facts["overrides"]) == ("a", 1, {"optim.lr": 1e-3})
     assert facts["evaluations"][0]["grid"] == 4
     assert run.resolved["schema_version"] == 1 and run.resolved["seed"] == 1
