@@ -1,4 +1,4 @@
-"""list: which studies there are, and their runs."""
+"""list: the studies and their runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def list_(study: str | None, output: Output, runs_folder: Path) -> None:
 
 
 def _studies(directories: Sequence[RunDirectory]) -> list[dict[str, Any]]:
-    """Return what is known of each study, the last active one first."""
+    """Return a summary of each study, the last active one first."""
     from harness.launch.states import read_run_states
 
     run_states = read_run_states([directory.path for directory in directories])

@@ -13,7 +13,7 @@ from harness.text import count, device_hours, printable, size
 
 
 def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
-    """Print a plan: a summary by arm, the runs (the first `limit`), the warnings and what it costs."""
+    """Print a plan: a summary by arm, the first `limit` runs, the warnings and the cost."""
     print(f"study {plan.study.name}: {count(len(plan.runs), 'run')}, {state_counts(p.state for p in plan.runs)}\n")
     _arms(plan).show()
     print()
@@ -68,14 +68,14 @@ def _cost(plan: Plan, members: Sequence[PlannedRun]) -> tuple[str, str, str]:
 
 
 def _sum_known(amounts: Sequence[float | None], format_amount: Callable[[float], str]) -> str:
-    """Format a sum, with `?` for what nobody has measured: 40 min, ?, 40 min + ?, - for nothing."""
+    """Format a sum, with `?` for unknown amounts: 40 min, ?, 40 min + ?, - for nothing."""
     known = sum(amount for amount in amounts if amount is not None)
     parts = [format_amount(known)] if known else []
     return " + ".join(parts + ["?"] * (None in amounts)) or "-"
 
 
 def cost_sentence(plan: Plan, device: str | None = None) -> str:
-    """Return what is left to train in device hours, by the device that each estimate was measured on."""
+    """Describe the remaining training in device hours, by the device that each estimate was measured on."""
     hours: dict[tuple[str, str], float] = {}
     unknown = 0
     for planned in plan.runs:
@@ -89,7 +89,7 @@ def cost_sentence(plan: Plan, device: str | None = None) -> str:
         f"{device_hours(amount)} {'GPU ' * (kind == 'cuda')}hours on {name}" for (kind, name), amount in hours.items()
     ]
     if unknown:
-        parts.append(f"an unknown time for {count(unknown, 'run')} (nothing alike has been measured yet)")
+        parts.append(f"an unknown time for {count(unknown, 'run')} (no similar run has been measured yet)")
     return ", ".join(parts)
 
 
@@ -101,5 +101,5 @@ def _total_cost(plan: Plan) -> str:
         return f"training left: none{limit}"
     disk = _sum_known([plan.checkpoint_bytes(planned) for planned in plan.runs], size)
     unknown = any(plan.device_hours(planned) is None for planned in plan.runs)
-    hint = f"\nwhat is unknown: `harness calibrate {plan.study.path}` measures it" if unknown else ""
+    hint = f"\n`harness calibrate {plan.study.path}` measures what is unknown" if unknown else ""
     return f"training left: {sentence}, without evaluations{limit}\ncheckpoints will take: {disk}{hint}"

@@ -1,4 +1,4 @@
-"""doctor, calibrate: what can be known before anything is queued."""
+"""doctor, calibrate: checks and measurements before anything is queued."""
 
 from __future__ import annotations
 

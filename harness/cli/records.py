@@ -1,4 +1,4 @@
-"""sync, export, import, clean: the records in the run directories."""
+"""sync, export, import, clean: maintain the records in the run directories."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ figures_option = click.option(
 def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output: Output, runs_folder: Path) -> None:
     """Upload records to MLflow, exactly once.
 
-    The records of studies, of runs, or all. Safe to repeat: what MLflow has is not sent again.
+    The records of studies, of runs, or all. Safe to repeat: what MLflow already has is not sent again.
 
     With --json: {"runs": [{"run_key", "num_rows", "problems": [TEXT]}]}, the rows being those sent, or with --check
     those compared.
@@ -152,7 +152,7 @@ def import_(file: Path, figures: Path, output: Output, runs_folder: Path) -> Non
 @json_option
 @runs_folder_option
 def clean(study: str | None, yes: bool, output: Output, runs_folder: Path) -> None:
-    """Show disk usage and remove what can go.
+    """Show disk usage and remove what is not needed.
 
     Nothing is removed without --yes or a yes at the prompt.
 

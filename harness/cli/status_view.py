@@ -1,4 +1,4 @@
-"""What `harness status` shows, once or while it changes."""
+"""The output of `harness status`, once or continuously."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StatusRow:
     stopped_by: str = ""
 
     def row(self, *, slurm: bool = False) -> tuple[str, ...]:
-        """Return the cells of `status`; of SLURM's two only when they are asked for."""
+        """Return the cells of `status`; SLURM's two only on request."""
         running = self.state == "running"
         return (
             self.run_key,
@@ -63,7 +63,7 @@ STATUS_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd
 
 
 def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -> list[StatusRow]:
-    """Gather what `status` says of runs; arm and replicate are those of `study`, else of a run's first study."""
+    """Gather the rows of `status`; arm and replicate are those of `study`, else of a run's first study."""
     run_states = states.read_run_states([directory.path for directory in directories])
     return [_status_row(directory, study, run_states[directory.key]) for directory in directories]
 
@@ -102,7 +102,7 @@ def _size_of(run_directory: Path) -> tuple[int, int]:
 
 
 def last_nll(directory: RunDirectory) -> float | None:
-    """Return the newest `eval/nll_bpd` in the journals, found from their ends without reading them as a whole."""
+    """Return the newest `eval/nll_bpd` in the journals, searched from their ends without reading them whole."""
     values = (last_value(path, "eval/nll_bpd") for path in reversed(directory.journal_paths()))
     return next((value for value in values if value is not None), None)
 
@@ -114,10 +114,10 @@ def status_table(rows: Sequence[StatusRow]) -> Table:
 
 
 class Follower:
-    """Show runs while they are worked on: a live table on a terminal, elsewhere a line whenever a state changes.
+    """Show runs continuously: a live table on a terminal, elsewhere a line whenever a state changes.
 
     Args:
-        gather: tells where every run stands now.
+        gather: returns the current row of every run.
     """
 
     def __init__(self, gather: Callable[[], Sequence[StatusRow]]):
@@ -141,7 +141,7 @@ class Follower:
             self._live.stop()
 
     def tick(self) -> None:
-        """Look again and show what is new."""
+        """Read the states again and show what changed."""
         rows = self._gather()
         if self._live:
             self._live.update(self._picture(rows), refresh=True)
@@ -171,7 +171,7 @@ class Follower:
         print(printable(f"{time.strftime('%H:%M:%S')} {name}: {message}; {', '.join(parts)}"), flush=True)
 
     def _picture(self, rows: Sequence[StatusRow]) -> Any:
-        """Draw as many runs as the terminal has lines for, those at work first, and count them all."""
+        """Draw as many runs as fit on the terminal, running ones first, and count them all."""
         from rich.console import Group
         from rich.text import Text
 

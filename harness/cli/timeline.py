@@ -1,4 +1,4 @@
-"""What `harness why` shows: what happened to a run, in order."""
+"""The output of `harness why`: what happened to a run, in order."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from harness.text import printable
 
 
 def timeline(directory: RunDirectory) -> list[str]:
-    """Describe what happened to a run, as its journal and SLURM know it together, one line an event, oldest first.
+    """Describe what happened to a run, from its journal and SLURM, one line per event, oldest first.
 
-    Of checkpoints in a row only the last is shown. Where SLURM is not, or has forgotten, the run directory is all.
+    Of consecutive checkpoints only the last is shown. Without SLURM's accounting only the run directory is used.
     """
     events = directory.events()
     following = [*events, None][1:]
@@ -66,7 +66,7 @@ def _seconds(local: str) -> float:
 def _event_line(event: Event) -> str:
     shown = {key: value for key, value in event.fields.items() if key not in ("attempt", "traceback")}
     fields = " ".join(f"{key}={value}" for key, value in shown.items() if value not in (None, ""))
-    superseded = "  (made again later)" if event.superseded else ""
+    superseded = "  (superseded by a later attempt)" if event.superseded else ""
     if event.name == "started":
         begun = (
             f"resumed at step {event.fields['resumed_from_step']}" if event.fields["resumed_from_step"] else "started"

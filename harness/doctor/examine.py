@@ -1,8 +1,8 @@
-"""`harness doctor`: find what would go wrong in the queue before it does; each finding says what to do.
+"""`harness doctor`: find problems before jobs are queued; each finding says what to do.
 
-What SLURM says is read first and judged afterwards by plain functions (cluster.py). One trivial job with the profile's
-settings then looks at what cannot be seen from a login node (probe.py): the compute node's Python, torch, GPU, files
-and network. No torch here, but for a STUDY, whose data sets are loaded.
+SLURM's description is read first and then checked by pure functions (cluster.py). One probe job with the profile's
+settings then examines what cannot be seen from a login node (probe.py): the compute node's Python, torch, GPU, files
+and network. torch is loaded only for a STUDY, to load its data sets.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def examine_cluster(
     """Examine a cluster from its login node, cheap questions first.
 
     Args:
-        timeout_seconds: how long to wait for the trivial job; None sends none.
+        timeout_seconds: how long to wait for the probe job; None submits none.
     """
     yield check_python()
     if missing := missing_programs():
@@ -74,7 +74,7 @@ def examine_cluster(
             *check_time_limits(profile, classes),
         ]
         yield from findings
-        if all(finding.level != "problem" for finding in findings):  # else it would say the same in SLURM's words
+        if all(finding.level != "problem" for finding in findings):  # else it would report the same problem again
             yield from check_would_be_taken(profile, classes)
     yield from check_runs_folder(runs_folder, plan)
     yield from check_store(profile, store_uri(profile.tracking_uri), file_system)

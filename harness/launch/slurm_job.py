@@ -1,4 +1,4 @@
-"""What one SLURM job does with its runs; when it comes back is decided in harness/launch/requeue.py."""
+"""What one SLURM job does with its runs; harness/launch/requeue.py decides when it is requeued."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 class _StopRequested(BaseException):
-    """SLURM told the job to leave while no run was at work that could have heard it."""
+    """SLURM asked the job to stop while no run was active that could handle the signal."""
 
 
 @dataclass(frozen=True)
 class _AttemptEnd:
-    """How this life of a job ended, as far as it matters for the next."""
+    """How this attempt of a job ended, as far as it matters for requeueing."""
 
     stopped_by: str = ""  # a signal's name
-    killed: bool = False  # one of its several processes was
+    killed: bool = False  # one of its several processes was killed
 
 
 @dataclass(frozen=True)
 class Task:
-    """Work on the runs of one job: one in this very process, several side by side in processes of their own.
+    """Work on the runs of one job: one in this process, several in parallel in separate processes.
 
-    A job that is to leave (USR2: a time limit or a preemption) has its runs write their checkpoints. Progress is found
-    in the run directories, so the pickle that submitit keeps is the same for all lives of the job.
+    A job that is asked to stop (USR2: a time limit or a preemption) has its runs write their checkpoints. Progress is
+    read from the run directories, so the pickle that submitit keeps is the same for all attempts of the job.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class Task:
 
     def __call__(self, paths: tuple[Path, ...]) -> None:
         show_messages("stdout")
-        if int(os.environ.get("SLURM_PROCID", "0")) > 0:  # it only helps to train, and the job's log has its words
+        if int(os.environ.get("SLURM_PROCID", "0")) > 0:  # it only trains, and prints to the job's log
             options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
             execute_run(paths[0], self.threads, False, None, logged=False, **options)
             return
@@ -79,7 +79,7 @@ class Task:
         return SubmissionLayout(self.folder)
 
     def _is_to_do(self, path: Path) -> bool:
-        """Tell whether a run still wants work: an earlier life of this job may have finished it."""
+        """Return whether a run is unfinished: an earlier attempt of this job may have finished it."""
         if is_cancelled(self.folder, path):
             return False
         directory = RunDirectory(path)
@@ -94,7 +94,7 @@ class Task:
         def stop(number: int, _: object) -> NoReturn:
             raise _StopRequested(signal.Signals(number).name)
 
-        for number in _STOP_SIGNALS:  # until the run listens itself
+        for number in _STOP_SIGNALS:  # until the run installs its own handlers
             signal.signal(number, stop)
         options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
         wait = OUTLASTS_A_DEAD_WRITER_SECONDS
@@ -103,7 +103,7 @@ class Task:
         except _StopRequested as request:
             return _AttemptEnd(stopped_by=str(request))
         finally:
-            for number in _STOP_SIGNALS:  # what is said now is no news
+            for number in _STOP_SIGNALS:  # further signals change nothing
                 signal.signal(number, signal.SIG_IGN)
         return (
             _AttemptEnd(stopped_by=RunDirectory(path).status().stopped_by) if state == "interrupted" else _AttemptEnd()
@@ -122,7 +122,7 @@ class Task:
         while alive := {path: process for path, process in processes.items() if process.poll() is None}:
             for path, process in alive.items():
                 if signals or is_cancelled(self.folder, path):
-                    # Again and again, for one that was just starting has not heard the first time.
+                    # Repeatedly, since a process that was just starting may have missed the first one.
                     process.send_signal(signals[-1] if signals else signal.SIGTERM)
             time.sleep(0.5)
         killed = {path: process.returncode for path, process in processes.items() if process.returncode < 0}
@@ -134,7 +134,7 @@ class Task:
         return _AttemptEnd(signals[0].name if signals else "", bool(killed))
 
     def _begin(self, path: Path) -> subprocess.Popen:
-        """Begin a process for one run, with a log of its own; it ignores signals until the run listens itself."""
+        """Start a process for one run, with its own log; it ignores signals until the run handles them."""
         program = "import sys; from harness.launch.slurm_job import work_alone; work_alone(*sys.argv[1:])"
         options = {"threads": self.threads, "sync": self.sync, "tracking_uri": self.tracking_uri}
         with open_log(next_log(path)) as log:
@@ -148,7 +148,7 @@ class Task:
                     signal.signal(number, handler)
 
     def _release_array(self, path: Path) -> None:
-        """Let the array go, of which this run was the canary, or end as a failed job, which SLURM sees."""
+        """Release the array that waits for this canary, or exit as a failed job, which SLURM notices."""
         directory = RunDirectory(path)
         status = directory.status()
         if status.state == "failed":
@@ -157,7 +157,7 @@ class Task:
             directory.set_status(replace(status, state="queued", cause="", reason=""))
 
     def _requeue_if_needed(self, end: _AttemptEnd, paths: list[Path]) -> None:
-        """Have SLURM begin this job again, or submit its successor, where the policy says so."""
+        """Requeue this job, or submit its successor, if the policy says so."""
         job_id = current_job_id()
         ended = not end.stopped_by and not end.killed
         if ended or job_id is None or all(is_cancelled(self.folder, path) for path in paths):
@@ -182,11 +182,11 @@ class Task:
         for path in paths:
             with self._layout.claim_path(path.name).open("a") as claim:
                 claim.write(f"\n{successor}")
-        logger.info(f"preempted for good; job {successor} takes over")
+        logger.info(f"preempted and cancelled; job {successor} continues")
 
 
 def work_alone(path: str, options_json: str) -> None:
-    """Work on one run of several in a job; what it prints goes to the run's log already."""
+    """Work on one of several runs of a job; its output is already redirected to the run's log."""
     show_messages("stdout")
     options = json.loads(options_json)
     execute_run(

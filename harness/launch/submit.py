@@ -1,4 +1,4 @@
-"""Submit what is left to do of a plan: what can fail is tried first, then submitit gets the work."""
+"""Submit what is left to do of a plan: what can fail is tried first, then jobs are handed to submitit."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def submit(
         cluster: local (workers on this machine), debug (in this process) or slurm.
         jobs: workers (local), or runs of an array at a time (slurm); None chooses.
         profile: facts of the SLURM cluster.
-        sync: whether jobs upload their records to MLflow.
+        sync: whether records are uploaded to MLflow.
         tracking_uri: MLflow's store; None means the profile's, MLFLOW_TRACKING_URI, else `mlflow.db` in the working
             folder. Jobs on SLURM write to a server that their nodes reach, and never to a database in a file.
-        new_code: whether runs that have a checkpoint resume with the current code, not that of their first start.
+        new_code: whether runs that have a checkpoint resume with the current code instead of that of their first start.
 
     Returns:
-        What was submitted, to be waited for (`wait`) unless it is on SLURM.
+        The submission; call `wait()` on it unless it is on SLURM.
 
     Raises:
         DataError, RecordError, TrackingError: before anything is submitted.
@@ -68,7 +68,7 @@ def submit(
     news = _register_runs(plan)
     notes = _sync_finished_runs([planned for planned in news if planned.state == "done"], uri) if sync and uri else []
     if no_more:
-        notes.append(f"{len(no_more)} left failed, killed again and again: harness retry {plan.study.path} --failed")
+        notes.append(f"{len(no_more)} remain failed after repeated kills: harness retry {plan.study.path} --failed")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
     folder = (plan.runs_folder / JOBS / plan.study.name / stamp).absolute()
     if runs:
@@ -83,7 +83,7 @@ def submit(
             "runs": [planned.run_key for planned in runs],
         }
         layout.submission_path.write_text(json.dumps(description, indent=1))
-        if plan.study.path.suffix == ".py":  # a study that is code is kept with what it asked for
+        if plan.study.path.suffix == ".py":  # a study in Python is kept with its submission
             shutil.copyfile(plan.study.path, folder / plan.study.path.name)
     current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
     launch = CLUSTERS[cluster]
@@ -99,13 +99,13 @@ def submit(
 
 
 def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[str, dict[str, snapshot.Snapshot]]:
-    """Freeze today's code; return its id, and by run the code that it works with.
+    """Freeze the current code; return its id, and for each run the code snapshot that it uses.
 
-    A run that has a checkpoint resumes with the code that it began with, so that it never mixes two versions. Further
-    evaluations of a run that is done are today's business.
+    A run that has a checkpoint resumes with the code that it started with, so that it never mixes two versions. Further
+    evaluations of a run that is done use the current code.
 
     Raises:
-        LaunchError: the code that a run began with is no longer here, or was changed.
+        LaunchError: the code that a run started with is missing or was changed.
     """
     store = plan.runs_folder.absolute() / CODE
     current = snapshot.take(store, leave_out=[plan.runs_folder])
@@ -116,7 +116,7 @@ def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[st
         run_snapshot = snapshot.find(store, code_id) if code_id else current
         if run_snapshot is None:
             raise LaunchError(
-                f"run {planned.run_key} began with code {code_id}, which is no longer in {store}; "
+                f"run {planned.run_key} started with code {code_id}, which is no longer in {store}; "
                 "--new-code uses the current code"
             )
         code[planned.run_key] = run_snapshot
@@ -131,7 +131,7 @@ def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[st
 
 
 def _require_data(runs: list[PlannedRun]) -> None:
-    """Load each data set once, so that a missing or damaged file is met here and not in the queue."""
+    """Load each data set once, so that a missing or damaged file is found before anything is queued."""
     datasets = {(planned.run.spec.data, planned.run.data_root) for planned in runs}
     if datasets:
         from harness.registry import make_dataset
@@ -141,15 +141,15 @@ def _require_data(runs: list[PlannedRun]) -> None:
 
 
 def _register_runs(plan: Plan) -> list[PlannedRun]:
-    """Write what every run of the study is and what the study says of it; return those of which this is news."""
+    """Write the spec and the study membership of every run; return the runs for which this is new."""
     plan.runs_folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(16) as pool:  # most of it is waiting for the disk
+    with ThreadPoolExecutor(16) as pool:  # mostly waiting for the disk
         news = list(pool.map(lambda planned: planned.directory.register(planned.run), plan.runs))
     return list(itertools.compress(plan.runs, news))
 
 
 def _sync_finished_runs(done: list[PlannedRun], uri: str) -> list[str]:
-    """Show done runs in the study that they are members of now, since no job will; return what kept it from them."""
+    """Upload done runs to MLflow under their new study, since no job will; return error messages."""
     from harness.tracking.sync import sync_run
 
     try:

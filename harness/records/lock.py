@@ -1,4 +1,4 @@
-"""One writer at a time, on shared file systems too."""
+"""A lock for one writer at a time, also on shared file systems."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ STALE_SECONDS = 120.0
 
 
 class FolderLock:
-    """One writer at a time, on shared file systems too; survives the death of its owner.
+    """A lock for one writer at a time, also on shared file systems; recovers when its owner dies.
 
-    The lock is the newest of the numbered files in `folder`; to take it is to create the next number, which the file
-    system grants to one process only (O_EXCL). A file of number n is removed only after n + 1 exists, so a slow taker
-    that creates an outdated number always finds a newer one beside it and steps back. That makes taking over a stale
-    lock free of races.
+    The lock is the newest of the numbered files in `folder`; a process takes it by creating the next number, which the
+    file system allows one process only (O_EXCL). A file of number n is removed only after n + 1 exists, so a slow
+    process that creates an outdated number always finds a newer one beside it and gives up. So taking over a stale lock
+    is free of races.
 
     A lock is stale when its process (pid and start time) is gone from this machine, when it was left by an earlier
-    start of this same SLURM job, or when its heartbeat is older than 120 s. The heartbeat stands in the file and is
-    rewritten every 10 s: a copy of a folder that is being written has the heartbeat of the moment at which it was made,
-    and is free 120 s later, whatever the times of its files. That goes for a copy on the owner's own machine too, where
-    the process is still there: the copy is another folder than the one whose inode the owner wrote down.
+    start of the same SLURM job, or when its heartbeat is older than 120 s. The heartbeat is stored in the file and
+    rewritten every 10 s: a copy of a folder that is being written has the heartbeat of the time of the copy, and is
+    free 120 s later, whatever its file times. This also holds for a copy on the owner's machine, where the process
+    still exists: the copy has another inode than the folder that the owner recorded.
 
-    The file is written in place, with always the same length: a reader finds the old text or the new one, a full disk
-    does not matter, and what was removed by whoever took over does not come back.
+    The file is written in place, always with the same length: a reader finds the old text or the new one, a full disk
+    does not matter, and a file that was removed by the next owner is not recreated.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -45,12 +45,12 @@ class FolderLock:
         self._writing = threading.Lock()
 
     def owner(self) -> dict | None:
-        """Return the facts of the process that holds the lock now, or None when it is free or stale."""
+        """Return the process that holds the lock, or None when it is free or stale."""
         newest = self._newest()
         return self._live_owner(newest) if newest else None
 
     def acquire(self, wait_seconds: float = 0.0) -> None:
-        """Take the lock, waiting for its owner no longer than asked.
+        """Take the lock, waiting for its owner for at most `wait_seconds`.
 
         Raises:
             RecordError: another process holds it; the message names host, process and SLURM job.
@@ -66,13 +66,13 @@ class FolderLock:
         threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True).start()
 
     def release(self) -> None:
-        """Give the lock back; a number that somebody took over meanwhile stays theirs."""
+        """Release the lock, unless another process took it over meanwhile."""
         self._stop.set()
         if self._path:
             with self._writing, contextlib.suppress(FileNotFoundError):
                 try:
                     _write_in_place(self._path, {"released": True})
-                except OSError:  # a full disk that copies what is written: an empty file of long ago needs no room
+                except OSError:  # a full copy-on-write disk: an empty, old file needs no space
                     os.truncate(self._path, 0)
                     os.utime(self._path, (0, 0))
             self._path = None
@@ -120,11 +120,11 @@ class FolderLock:
             text, modified = path.read_text(), path.stat().st_mtime
         except FileNotFoundError:
             return None
-        # An empty file was created this instant, or its process died in that instant: only its age can tell.
+        # An empty file was created just now, or its process died right after creating it: its age decides.
         owner = json.loads(text) if text.endswith("}") else {}
         if owner.get("released"):
             return None
-        # Versions before the heartbeat stood in the file had the file's time for it.
+        # Older versions used the file's time as the heartbeat.
         owner = owner if "heartbeat" in owner else owner | {"heartbeat": modified}
         fresh = time.time() - owner["heartbeat"] <= STALE_SECONDS
         if "machine" in owner and owner["machine"] == _machine():
@@ -145,28 +145,28 @@ class FolderLock:
             try:
                 with self._writing:
                     if self._stop.is_set():
-                        return  # it was given back this instant
+                        return  # it was released just now
                     os.utime(path)
                     self._write_heartbeat(path)
             except OSError:
-                return  # taken over: verify() says so at the next checkpoint
+                return  # taken over: verify() raises at the next checkpoint
 
     def _write_heartbeat(self, path: Path) -> None:
-        """Write the time of the file's last change into it: by the file system's clock, which all machines share."""
+        """Write the file's modification time into it: the file system's clock is common to all machines."""
         _write_in_place(path, self._owner | {"heartbeat": path.stat().st_mtime})
 
 
-_LENGTH = 1024  # bytes of a lock file; its facts are some 350 long
+_LENGTH = 1024  # bytes of a lock file; its content needs about 350
 
 
 def _padded(owner: dict) -> str:
-    """Write facts as JSON of a fixed length, with the padding before the last brace."""
+    """Return JSON of a fixed length, with padding before the last brace."""
     text = json.dumps(owner)
     return f"{text[:-1]:<{_LENGTH - 1}}}}"
 
 
 def _write_in_place(path: Path, owner: dict) -> None:
-    """Replace the content of a file that exists, by one write."""
+    """Replace the content of an existing file by one write."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.write(descriptor, _padded(owner).encode())
@@ -187,7 +187,7 @@ def this_process() -> dict:
 
 @cache
 def _machine() -> str:
-    """Name the space in which process numbers mean something: containers may share a host name, but not these."""
+    """Identify the PID namespace: containers may share a host name, but not this."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
@@ -196,7 +196,7 @@ def _machine() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return when a process started, in the machine's own ticks, or None when it is gone (a zombie is gone)."""
+    """Return when a process started, in clock ticks, or None if it has exited (a zombie counts as exited)."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in "ZX" else fields[18]
@@ -212,7 +212,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def _is_my_earlier_start(owner: dict) -> bool:
-    """A requeued SLURM job keeps its id, and SLURM has ended its earlier start for certain."""
+    """Return whether the owner is an earlier start of this SLURM job: a requeued job keeps its id."""
     me = this_process()
     same_job = owner["slurm_job_id"] is not None and owner["slurm_job_id"] == me["slurm_job_id"]
     return same_job and owner["slurm_restart_count"] != me["slurm_restart_count"]
