@@ -1,9 +1,9 @@
-"""What the papers claim, compared with our own records: supported, contradicted or not decided, with the numbers.
+"""Compare the papers' claims with our own records: supported, contradicted or inconclusive, with the numbers.
 
 A contrast compares two settings in one metric, all else equal. Replicates that share a seed share data order, timesteps
 and noise, so they are compared in pairs. The rule:
 
-- three pairs or more: the 95 % t-interval of the difference leaves out 0, or the verdict is `inconclusive`;
+- three pairs or more: the 95 % t-interval of the difference excludes 0, or the verdict is `inconclusive`;
 - two: `suggests` when the two ranges do not overlap, else `inconclusive`;
 - one: `inconclusive`.
 """
@@ -28,7 +28,7 @@ NLL, FID = metric_kind("nll_bpd").label, metric_kind("fid").label
 
 RULE = (
     "Replicates that share a seed are compared in pairs. Three pairs or more: supported or contradicted where the 95 % "
-    "t-interval of the difference leaves out 0. Two: suggests, where the ranges do not overlap. Else inconclusive. "
+    "t-interval of the difference excludes 0. Two: suggests, where the ranges do not overlap. Else inconclusive. "
     "No correction for the number of comparisons. Small data and short trainings may differ from the papers' for good "
     "reasons: a verdict is about these runs."
 )
@@ -36,11 +36,11 @@ RULE = (
 
 @dataclass(frozen=True)
 class Contrast:
-    """One comparison that a claim rests on: `ours` is said to be lower than `other` in a metric.
+    """One comparison for a claim, which says that `ours` is lower than `other` in a metric.
 
     Attributes:
-        context: what both sides share.
-        pairs: (ours, other), one a replicate.
+        context: what both sides have in common.
+        pairs: (ours, other), one per replicate.
     """
 
     context: str
@@ -75,7 +75,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Claim:
-    """A paper's statement, its source, and the contrasts that our records hold for it."""
+    """A paper's statement, its source, and the contrasts in our records."""
 
     statement: str
     source: str
@@ -142,7 +142,7 @@ def ancestral_wins_at_many_steps(runs: Sequence[RunRecord]) -> Claim:
 
 
 def table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Return one row for each contrast, with the values of every pair."""
+    """Return one row per contrast, with the values of every pair."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -162,7 +162,7 @@ def table(claims: Sequence[Claim]) -> pd.DataFrame:
 
 
 def judge(runs: Sequence[RunRecord]) -> list[Claim]:
-    """Return every claim that these records can speak to."""
+    """Return every claim for which the records have a contrast."""
     return [claim for claim in (function(runs) for function in CLAIMS) if claim.contrasts]
 
 
@@ -173,7 +173,7 @@ _OBJECTIVE = ("objective", "diffusion.var_type", "timestep_sampler")  # L_vlb's 
 
 @dataclass
 class _Context:
-    """What runs share but for one setting: a metric by setting and seed."""
+    """Runs that differ in one setting: a metric by setting and seed."""
 
     name: str
     metric: str
@@ -191,14 +191,14 @@ def _objective(run: RunRecord) -> str:
 def _settings(
     runs: Sequence[RunRecord], metric: str, setting: Callable[[RunRecord], str], vary: tuple[str, ...]
 ) -> list[_Context]:
-    """Collect a metric of runs that are equal in their specs but for `vary` and the seed, and in their protocol."""
+    """Collect a metric of runs whose specs are equal except for `vary` and the seed, with the same protocol."""
     contexts: dict[str, _Context] = {}
     for run in runs:
         shared = canonical_json(_without(run.spec, ("seed", *vary)))
         name = _objective(run) if setting is _schedule else _schedule(run)
         for label, protocol, value in _values(run, metric):
             context = contexts.setdefault(shared + protocol, _Context(name, label))
-            # Where a study reads the same weights twice (with beta, with beta-tilde), its first reading counts.
+            # If a study evaluates the same weights twice (with beta, with beta-tilde), the first counts.
             context.values.setdefault(setting(run), {}).setdefault(run.spec["seed"], value)
     return list(contexts.values())
 

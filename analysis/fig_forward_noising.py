@@ -1,4 +1,4 @@
-"""One real picture on its way to noise under each schedule (IDDPM, figure 3). NumPy and scikit-learn's digits only."""
+"""One image diffused to noise under each schedule (IDDPM, figure 3). Needs only NumPy and scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PICTURE = 0  # of scikit-learn's 1,797 digits
 
 
 def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
-    """Return x_t at steps equally spaced from t = 0 to T: one row each, `picture` is [8, 8] in the units of x_0.
+    """Return x_t at equally spaced steps from t = 0 to T, one row each; `picture` is [8, 8] in the units of x_0.
 
-    One draw of noise serves all of them, so that pictures differ in t and in the schedule alone.
+    All use the same noise, so that pictures differ only in t and in the schedule.
     """
     from sklearn.datasets import load_digits
 
@@ -30,7 +30,7 @@ def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
     noise = np.random.default_rng(0).standard_normal(x_0.shape)
     rows = []
     for name, make in SCHEDULES.items():
-        # Before the first step nothing is lost, so alpha-bar of t = 0 (counted as in the figure) is 1.
+        # Before the first step there is no noise, so alpha-bar of t = 0 (counted as in the figure) is 1.
         alpha_bar = np.append(1.0, tables(make(NUM_TIMESTEPS)).alphas_cumprod)
         for t in np.linspace(0, NUM_TIMESTEPS, COLUMNS).astype(int):
             x_t = np.sqrt(alpha_bar[t]) * x_0 + np.sqrt(1 - alpha_bar[t]) * noise

@@ -73,7 +73,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def sampler_lines(samplers: Iterable[str]) -> dict[str, Any]:
-    """Return a line for each sampler: those of the spec always have the same, others follow in the order of names."""
+    """Return a line style for each sampler: built-in ones always have the same, others follow in the order of names."""
     registered = list(choices(Sampler))
     others = sorted(set(samplers) - set(registered))
     return {name: style.SAMPLER_LINES[i % len(style.SAMPLER_LINES)] for i, name in enumerate([*registered, *others])}

@@ -1,4 +1,4 @@
-"""NLL, FID, precision and recall of every arm, with the untrained network and a Gaussian beside them."""
+"""NLL, FID, precision and recall of every arm, with the untrained network and a Gaussian as baselines."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ TRAINED, UNTRAINED, GAUSSIAN = "trained", "untrained network", "Gaussian per pix
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return one row for each model, arm, evaluation and metric: `values` over replicates and their summary.
+    """Return one row per model, arm, evaluation and metric: `values` over replicates and their summary.
 
-    `model` is `trained`, `untrained network` or `Gaussian per pixel`; `planned` is the number of replicates that the
-    study has, so that a table can say how many of them are missing.
+    `model` is `trained`, `untrained network` or `Gaussian per pixel`; `planned` is the study's number of replicates, so
+    that a table can show how many of them are missing.
     """
     index = arm_index(runs)
     planned = {arm: len(replicates) for arm, replicates in by_arm(runs).items()}
@@ -35,7 +35,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     for run in runs:
         for measurement in run.measurements:
             for model, arm, metric, protocol_parts, value in _values(run, measurement):
-                # Two evaluations of one name in one study hold different parts, so no value is overwritten here.
+                # Two evaluations of one name in one study have different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
                 values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.replicate] = value
     rows = []
@@ -79,10 +79,10 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
 
 
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the table as people read it: a row for each model, arm and evaluation, its cells as text.
+    """Return the table's rows: one per model, arm and evaluation, with cells as text.
 
-    `best` names the metrics in which the row's mean is the best of the trained ones; `note` is the evaluation's name
-    where the study has several.
+    `best` has the metrics in which the row's mean is the best of the trained ones; `note` is the evaluation's name if
+    the study has several.
     """
     trained = frame[frame["model"] == TRAINED]
     several = trained["evaluation"].nunique() > 1
@@ -105,7 +105,7 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def protocols(frame: pd.DataFrame) -> str:
-    """Say how each metric was measured; whose protocol it is, where arms differ in it."""
+    """Describe how each metric was measured, and for which arms if they differ."""
     trained = frame[frame["model"] == TRAINED]
     sentences = []
     for name, metrics in (("NLL", ("nll",)), ("FID, precision and recall", ("fid", "precision", "recall"))):
@@ -119,7 +119,7 @@ def protocols(frame: pd.DataFrame) -> str:
 
 
 def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
-    """Name the evaluations or arms that a value belongs to, whichever tell it apart; nobody where it belongs to all."""
+    """Return the evaluations or arms that a value belongs to, empty if it belongs to all."""
     if frame[column].nunique() == 1:
         return ""
     for owner in ("evaluation", "arm"):
@@ -140,7 +140,7 @@ def caption(frame: pd.DataFrame) -> str:
 
 
 def heads(frame: pd.DataFrame) -> dict[str, str]:
-    """Return the columns' titles by metric; a distance in another network's features is never called plain FID."""
+    """Return the columns' titles by metric, with the feature extractors."""
     nll = KINDS["nll"]
     titles = {"nll": f"{nll.axis} {nll.arrow}"} if "nll" in set(frame["metric"]) else {}
     for metric in ("fid", "precision", "recall"):
@@ -167,7 +167,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def as_html(frame: pd.DataFrame) -> str:
-    """Return the table as a piece of HTML; the page's own style dresses it."""
+    """Return the table as HTML, styled by the page."""
     titles = heads(frame)
     lines = ['<table class="results"><thead><tr><th>arm</th><th>runs</th>']
     lines += [f"<th>{html.escape(title)}</th>" for title in titles.values()] + ["</tr></thead><tbody>"]

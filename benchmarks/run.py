@@ -1,4 +1,4 @@
-"""What things cost, measured side by side in one run: `make bench`. Ratios travel between machines, seconds do not.
+"""Benchmarks, measured in one run: `make bench`. Ratios are comparable between machines, seconds are not.
 
 Prints a table; nothing here is asserted, since machines are noisy.
 """
@@ -87,6 +87,24 @@ def records(folder: Path) -> None:
     print(f"{'data, noise and sums around a step':45s} {1e3 * around:8.2f} ms  {around / step:8.2%} of a step")
 
 
+def reading(folder: Path) -> None:
+    """What a table of runs and a submission read: statuses, and the code that a snapshot holds already."""
+    from harness.records import snapshot
+    from harness.records.directory import RunDirectory
+    from harness.records.status import Status
+
+    directories = [RunDirectory(folder / "statuses" / f"{number:012d}") for number in range(1000)]
+    for directory in directories:
+        directory.path.mkdir(parents=True)
+        directory.set_status(Status("running", step=3, num_steps=9))
+        with directory.lock():
+            pass
+    statuses = seconds(lambda: [directory.status() for directory in directories])
+    take = seconds(lambda: snapshot.take(folder / "snapshots"))
+    print(f"{'1,000 statuses of runs that were killed':45s} {statuses:8.3f} s   {1e6 * statuses / 1000:.0f} us each")
+    print(f"{'snapshot of code that is there already':45s} {take:8.3f} s")
+
+
 def sync(folder: Path) -> None:
     """From the journal into a new SQLite store of MLflow, and once more when there is nothing new."""
     from harness.records.directory import RunDirectory
@@ -115,6 +133,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command_line(Path(folder))
         records(Path(folder))
+        reading(Path(folder))
         sync(Path(folder))
 
 

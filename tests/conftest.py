@@ -8,8 +8,10 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,73 @@ def tiny_run(tmp_path: Path, tiny_study: Callable[..., list]) -> Callable[..., P
         return write_run(tiny_study(extra, *sets)[0], tmp_path / folder).path
 
     return make
+
+
+SMALL_STUDY = """
+study: small
+data: digits
+diffusion: {num_timesteps: 50}
+model: {channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], num_heads: 1}
+train: {steps: 100, batch_size: 4, ema_rate: 0.9}
+"""
+
+# What these tests say -> the kind of metric.
+KINDS = {"nll": "nll_bpd", "ancestral": "fid_ancestral", "ddim": "fid_ddim", "compute": "train_multiply_adds"}
+
+
+class StudyRuns:
+    """Writes a study's runs with given numbers into a folder."""
+
+    def __init__(self, home: Path):
+        self.home = home
+
+    def __call__(self, extra: str, numbers: Callable[[Any], dict], folder: str = "runs") -> Path:
+        """Return the folder of the runs.
+
+        `numbers(run)` may give nll, fid, precision, recall, ancestral, ddim, compute, and a state; a run that is not
+        done is left without measurements.
+        """
+        from harness.testing import tiny_study, write_finished_run
+
+        for run in tiny_study(self.home, extra, study=SMALL_STUDY):
+            values = {"state": "done"} | numbers(run)
+            state = values.pop("state")
+            measured = {KINDS.get(name, name): value for name, value in values.items()}
+            write_finished_run(run, self.home / folder, measured, state=state)
+        return self.home / folder
+
+
+@pytest.fixture
+def study_runs(tmp_path: Path) -> StudyRuns:
+    return StudyRuns(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def study_runs_of_module(tmp_path_factory: pytest.TempPathFactory) -> StudyRuns:
+    return StudyRuns(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="session")
+def file_accesses() -> Callable[[], contextlib.AbstractContextManager[list[tuple]]]:
+    """Return a context manager that lists what is opened and listed within it: (audit event, *arguments)."""
+    watchers: list[list[tuple]] = []
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event in ("open", "os.listdir", "os.scandir"):
+            for accesses in watchers:
+                accesses.append((event, *arguments))
+
+    sys.addaudithook(hook)  # for as long as the interpreter lives
+
+    @contextlib.contextmanager
+    def watch() -> Iterator[list[tuple]]:
+        watchers.append([])
+        try:
+            yield watchers[-1]
+        finally:
+            watchers.pop()
+
+    return watch
 
 
 DEVCLUSTER = Path(__file__).parents[1] / "slurm" / "devcluster" / "devcluster.sh"

@@ -43,7 +43,7 @@ def doctor(
     With --json: {"findings": [{"level": "ok"|"warning"|"problem", "text"}]}.
     """
     from harness import text
-    from harness.doctor.examine import examine_cluster, examine_here
+    from harness.doctor.examine import examine_cluster, examine_machine
     from harness.launch import planning
 
     planned = planning.plan(load(study), runs_folder) if study else None
@@ -51,7 +51,7 @@ def doctor(
     if slurm_profile:
         findings = examine_cluster(slurm_profile, planned, runs_folder, timeout_seconds=None if no_job else timeout)
     else:
-        findings = examine_here(planned, runs_folder)
+        findings = examine_machine(planned, runs_folder)
     results = []
     for finding in findings:
         click.echo(text.printable(f"{finding.level:<8} {finding.message}"))

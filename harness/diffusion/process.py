@@ -39,7 +39,7 @@ class Prediction(NamedTuple):
 
 
 class Denoised(NamedTuple):
-    """A model's prediction at (x_t, t) as samplers see it; each of x_t's shape. eps belongs to this x_0, clipped or not."""
+    """A model's prediction at (x_t, t) for samplers, each of x_t's shape; eps belongs to this x_0, clipped or not."""
 
     x_0: Tensor
     eps: Tensor

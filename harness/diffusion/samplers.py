@@ -339,8 +339,7 @@ def ensemble(ends: Network, middle: Network, *, low: int, high: int) -> Network:
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         at_end = (t < low) | (t >= high)
-        # Reading the mask synchronises with the device once per call, but saves half the evaluations: in a chain all t are
-    # equal.
+        # Reading the mask synchronises the device once per call, but saves half the evaluations: a chain has one t.
         if bool(at_end.all()):
             return ends(x_t, t)
         if not bool(at_end.any()):

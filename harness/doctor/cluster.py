@@ -1,6 +1,6 @@
 """Check SLURM's description of a cluster (harness.slurm.cluster) against a profile and the runs' resources.
 
-All but `ask_slurm` and `check_would_be_taken` are pure functions of SLURM's output.
+All but `ask_slurm` and `check_accepted` are pure functions of SLURM's output.
 """
 
 from __future__ import annotations
@@ -160,7 +160,9 @@ def check_arrays(slurm: ClusterInfo, profile: Profile) -> Finding:
     if limit < 2:
         return problem("MaxArraySize is below 2: this cluster accepts no job arrays; ask its administrators")
     if profile.max_array_size and profile.max_array_size > limit:
-        return problem(f"max_array_size {profile.max_array_size} is over the cluster's {limit}: remove it from the profile")
+        return problem(
+            f"max_array_size {profile.max_array_size} is over the cluster's {limit}: remove it from the profile"
+        )
     return ok(f"arrays are split at {min(profile.max_array_size or limit, limit)} jobs")
 
 
@@ -168,8 +170,8 @@ def check_preemption(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:
     """Report what happens to a preempted job, and whether it gets a signal beforehand."""
     if slurm.config.get("JobRequeue") == "0":
         yield warning(
-            "JobRequeue is 0: SLURM does not restart jobs by itself; `export SBATCH_REQUEUE=1` before submitting requests "
-            "it, else submit again after an interruption"
+            "JobRequeue is 0: SLURM does not restart jobs by itself; `export SBATCH_REQUEUE=1` before submitting "
+            "requests it, else submit again after an interruption"
         )
     name = profile.partition or slurm.default_partition or "?"
     partition = slurm.partitions.get(name, {})
@@ -180,7 +182,9 @@ def check_preemption(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:
         return
     actual = {"CANCEL": "cancel", "REQUEUE": "requeue"}.get(mode.split(",")[0])
     if actual == "cancel" and profile.preempt_mode == "requeue":
-        yield problem(f"{name} cancels preempted jobs and does not requeue them: set preempt_mode: cancel in the profile")
+        yield problem(
+            f"{name} cancels preempted jobs and does not requeue them: set preempt_mode: cancel in the profile"
+        )
     elif actual == "requeue" and profile.preempt_mode == "cancel":
         yield problem(f"{name} requeues preempted jobs: set preempt_mode: requeue in the profile, or they run twice")
     else:
@@ -208,7 +212,7 @@ def check_time_limits(profile: Profile, classes: Mapping[str, Resources]) -> Ite
             )
 
 
-def check_would_be_taken(profile: Profile, classes: Mapping[str, Resources]) -> Iterator[Finding]:
+def check_accepted(profile: Profile, classes: Mapping[str, Resources]) -> Iterator[Finding]:
     """Let SLURM itself check such jobs, since it has rules that no table shows; nothing is submitted."""
     for arms, resources in classes.items():
         options = sbatch_options(resources, profile)

@@ -29,9 +29,7 @@ QUESTION = "question.json"
 SLOW_IMPORT_SECONDS = 60
 
 
-def run_trivial_job(
-    profile: Profile, plan: Plan | None, runs_folder: Path, timeout_seconds: float
-) -> Iterator[Finding]:
+def run_node_probe(profile: Profile, plan: Plan | None, runs_folder: Path, timeout_seconds: float) -> Iterator[Finding]:
     """Submit a job of a few seconds with the settings of the real jobs, and check what it reports of its node."""
     # Like a real job: the first class of the study with the most GPUs.
     resources = max(resource_classes(plan).values(), key=lambda resources: profile.resolve(resources, "gpus_per_node"))

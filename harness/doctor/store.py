@@ -77,4 +77,6 @@ def check_local_store() -> Iterator[Finding]:
     if os.access(path if path.exists() else nearest_folder(path.parent), os.W_OK):
         yield ok(f"MLflow's store: {_without_password(uri)}")
     else:
-        yield problem(f"MLflow's store {path} cannot be written; choose another by MLFLOW_TRACKING_URI=sqlite:///PATH.db")
+        yield problem(
+            f"MLflow's store {path} cannot be written; choose another by MLFLOW_TRACKING_URI=sqlite:///PATH.db"
+        )

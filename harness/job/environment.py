@@ -32,7 +32,9 @@ BITS_DEPEND_ON = (
 def code_version() -> str:
     """Return the version with the commit of the code, marked as dirty when files differ from it."""
     root = PACKAGE_ROOT
-    if frozen := snapshot.find(root.parent, root.name):  # git would report on the work tree that contains the runs folder
+    if frozen := snapshot.find(
+        root.parent, root.name
+    ):  # git would report on the work tree that contains the runs folder
         origin = frozen.manifest["git"]
         return f"{__version__}+g{origin['commit'][:12]}{'-dirty' * origin['dirty']}" if origin else __version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]

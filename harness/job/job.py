@@ -188,7 +188,9 @@ class _Job:
         resources, spec = self.request.resources, self.spec
         torch.use_deterministic_algorithms(resources.deterministic)
         if resources.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is initialised; cuBLAS requires it
+            os.environ.setdefault(
+                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+            )  # read when CUDA is initialised; cuBLAS requires it
         training = Training(spec, make_method(spec, data, resources, device), device)
         scored_by, keep_every = self.request.scored_by, self.request.records.keep_every or 0
         metric = f"{self.request.records.best} of {scored_by.key}" if scored_by else None
@@ -198,7 +200,9 @@ class _Job:
         if not group.is_first and step >= 0:
             checkpoint = step, checkpoints.load(step, device)
         if spec.imported_sha256 and not checkpoint:
-            raise CheckpointError("the weights come from a file that was not imported: run `harness import-checkpoint` first")
+            raise CheckpointError(
+                "the weights come from a file that was not imported: run `harness import-checkpoint` first"
+            )
         if checkpoint:
             self._require_same_spec(*checkpoint)
             training.load_state_dict(checkpoint[1])
@@ -307,7 +311,7 @@ class _Job:
             record_evaluation(self.directory, self.journal, evaluation, prefix, result, self.spec.train.steps)
 
     def _prefix(self, evaluation: Evaluation) -> str:
-        """Return the metrics' prefix: the evaluation's name, with a suffix if another protocol used that name before."""
+        """Return the metrics' prefix: the evaluation's name, with a suffix if another protocol used it before."""
         taken = {
             (event.fields["evaluation"], part): event.fields["key"]
             for event in self.directory.events("evaluation")

@@ -190,7 +190,7 @@ def _kill(
             process.kill()
         if directory.status().state != "interrupted":
             raise TrainingError(
-                f"{directory.path}: {directory.status().state} before it could be stopped at step {target} of {num_steps}"
+                f"{directory.path}: {directory.status().state} before it was stopped at step {target} of {num_steps}"
                 f" ({directory.status().reason or 'training too short: use fewer --kills or more --steps'})"
             )
         after, durable = _logged_step(directory, last_attempt), directory.durable_step()

@@ -15,7 +15,7 @@ from typing import Any
 from harness.errors import LaunchError
 from harness.launch.claims import Claim, claims_of, mark_cancelled, read_submission
 from harness.launch.planning import TO_DO, Plan
-from harness.launch.requeue import forget_kills
+from harness.launch.requeue import reset_kills
 from harness.launch.states import read_run_states
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout, members_of, submission_folders
@@ -94,7 +94,7 @@ def select_retries(plan: Plan, *, failed: bool, killed: bool) -> Plan:
         or (killed and planned.state == "interrupted" and planned.status.cause in ("killed", "out_of_memory"))
     ]
     for planned in chosen:
-        forget_kills(planned.directory)
+        reset_kills(planned.directory)
     return replace(plan, runs=tuple(replace(planned, state="interrupted") for planned in chosen))
 
 

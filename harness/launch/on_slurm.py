@@ -54,7 +54,7 @@ def launch_slurm(
         packs = [members[first : first + pack] for first in range(0, len(members), pack)]
         arrays = [packs[first : first + largest] for first in range(0, len(packs), largest)]
         parallel = parameters["slurm_array_parallelism"]
-        with process_environment(_not_within_a_job() | thread_environment(threads) | variables):
+        with process_environment(_outer_job_variables() | thread_environment(threads) | variables):
             if canary:
                 job = _submit_array(submission, replace(task, canary=True), [members[:1]], parameters)[0]
                 after = {"dependency": f"afterok:{job.job_id}", "kill-on-invalid-dep": "yes"}
@@ -105,6 +105,6 @@ def _note_canary(folder: Path, number: str, run_key: str) -> None:
     replace_file(path, json.dumps(description, indent=1), durable=False)
 
 
-def _not_within_a_job() -> dict[str, str | None]:
+def _outer_job_variables() -> dict[str, str | None]:
     """Return the variables to unset: those by which an outer job, such as an interactive one, would affect sbatch."""
     return dict.fromkeys(os.environ.keys() - login_environment().keys())

@@ -29,7 +29,7 @@ from harness.launch.claims import job_log
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
 from harness.records.status import Ending
-from harness.slurm.kills import REQUEUE_WHEN_KILLED, says_out_of_memory
+from harness.slurm.kills import REQUEUE_WHEN_KILLED, reports_out_of_memory
 
 KILLS_WITHOUT_PROGRESS = 3
 MAX_TIME_LIMITS = 1_000_000  # submitit's own default is 3
@@ -71,30 +71,30 @@ def given_up(path: Path) -> Ending | None:
     if len({event.fields["resumed_from_step"] for event in started}) != 1 or any(e.name in progress for e in events):
         return None
     last = started[-1].fields
-    return _killed_again_and_again(path, f"at step {last['resumed_from_step']} without progress", last["host"])
+    return _killed_repeatedly(path, f"at step {last['resumed_from_step']} without progress", last["host"])
 
 
-def given_up_before_it_began(submission: SubmissionLayout, path: Path, host: str) -> Ending | None:
+def given_up_before_attempt(submission: SubmissionLayout, path: Path, host: str) -> Ending | None:
     """Count this start; return why the run is not started again: three starts ended before an attempt.
 
     For example, memory may not even suffice to import torch.
     """
-    begun = submission.begun_path(path.name)
+    begun = submission.starts_path(path.name)
     begun.parent.mkdir(exist_ok=True)
     earlier = begun.read_text().split() if begun.exists() else []
     attempts = str(len(RunDirectory(path).attempts()))
     begun.write_text("\n".join([*earlier, attempts]))
     if earlier[-KILLS_WITHOUT_PROGRESS:] == [attempts] * KILLS_WITHOUT_PROGRESS:
-        return _killed_again_and_again(path, "before its attempt started", host)
+        return _killed_repeatedly(path, "before its attempt started", host)
     return None
 
 
-def forget_starts(submission: SubmissionLayout, path: Path) -> None:
+def reset_starts(submission: SubmissionLayout, path: Path) -> None:
     """Reset the count of starts: the job was preempted, not killed."""
-    submission.begun_path(path.name).unlink(missing_ok=True)
+    submission.starts_path(path.name).unlink(missing_ok=True)
 
 
-def forget_kills(directory: RunDirectory) -> None:
+def reset_kills(directory: RunDirectory) -> None:
     """Reset the count of kills: the user wants the run to be tried again."""
     directory.retried_path.write_text(str(max(directory.attempts(), default=0)))
 
@@ -105,11 +105,11 @@ def _last_attempt_before_retry(directory: RunDirectory) -> int:
     return 0
 
 
-def _killed_again_and_again(path: Path, place: str, host: str) -> Ending:
+def _killed_repeatedly(path: Path, place: str, host: str) -> Ending:
     host = os.environ.get("SLURMD_NODENAME", host)
     times = f"killed {KILLS_WITHOUT_PROGRESS} times {place}"
     log = job_log(path.parent, path.name)
-    if log and says_out_of_memory(log.read_text(errors="replace")):
+    if log and reports_out_of_memory(log.read_text(errors="replace")):
         return Ending(
             "out_of_memory", f"{times}: out of memory on {host}; request more memory_gib, then `harness retry`"
         )

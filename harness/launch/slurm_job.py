@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from harness.errors import LaunchError
 from harness.launch.claims import is_cancelled
 from harness.launch.processes import process_environment, thread_environment, visible_gpus
-from harness.launch.requeue import forget_starts, given_up, given_up_before_it_began, requeue_action
+from harness.launch.requeue import given_up, given_up_before_attempt, requeue_action, reset_starts
 from harness.launch.worker import execute_run, next_log, open_log
 from harness.messages import show_messages
 from harness.records.directory import RunDirectory
@@ -27,7 +27,7 @@ from harness.slurm.jobs import current_job_id, requeue_job, resubmit_job, was_pr
 logger = logging.getLogger(__name__)
 
 CANARY_STEPS = 50
-OUTLASTS_A_DEAD_WRITER_SECONDS = 130.0
+DEAD_WRITER_WAIT_SECONDS = 130.0
 _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
@@ -67,9 +67,9 @@ class Task:
         end = _AttemptEnd()
         to_do = [path for path in paths if self._is_to_do(path)]
         if len(paths) == 1 and to_do:
-            end = self._work_here(to_do[0])
+            end = self._work_in_process(to_do[0])
         elif to_do:
-            end = self._work_side_by_side(to_do)
+            end = self._work_in_parallel(to_do)
         if self.canary:
             self._release_array(paths[0])
         self._requeue_if_needed(end, to_do)
@@ -83,21 +83,21 @@ class Task:
         if is_cancelled(self.folder, path):
             return False
         directory = RunDirectory(path)
-        if ending := given_up(path) or given_up_before_it_began(self._layout, path, platform.node()):
+        if ending := given_up(path) or given_up_before_attempt(self._layout, path, platform.node()):
             logger.warning(f"{path.name}: {ending.reason}")
             status = replace(directory.status(), state="failed", cause=ending.cause, reason=ending.reason)
             directory.set_status(replace(status, stopped_by=""))
             return False
         return directory.status().state not in ("done", "failed", "pruned")
 
-    def _work_here(self, path: Path) -> _AttemptEnd:
+    def _work_in_process(self, path: Path) -> _AttemptEnd:
         def stop(number: int, _: object) -> NoReturn:
             raise _StopRequested(signal.Signals(number).name)
 
         for number in _STOP_SIGNALS:  # until the run installs its own handlers
             signal.signal(number, stop)
         options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
-        wait = OUTLASTS_A_DEAD_WRITER_SECONDS
+        wait = DEAD_WRITER_WAIT_SECONDS
         try:
             state = execute_run(path, self.threads, self.sync, self.tracking_uri, wait_seconds=wait, **options)
         except _StopRequested as request:
@@ -109,7 +109,7 @@ class Task:
             _AttemptEnd(stopped_by=RunDirectory(path).status().stopped_by) if state == "interrupted" else _AttemptEnd()
         )
 
-    def _work_side_by_side(self, paths: list[Path]) -> _AttemptEnd:
+    def _work_in_parallel(self, paths: list[Path]) -> _AttemptEnd:
         signals: list[signal.Signals] = []
         for number in _STOP_SIGNALS:
             signal.signal(number, lambda number, _: signals.append(signal.Signals(number)))
@@ -165,7 +165,7 @@ class Task:
         preempted = bool(end.stopped_by) and was_preempted(job_id)
         if preempted:
             for path in paths:
-                forget_starts(self._layout, path)
+                reset_starts(self._layout, path)
         action = requeue_action(
             end.stopped_by, killed=end.killed, preempted=preempted, preemption_cancels=self.preemption_cancels
         )
@@ -195,5 +195,5 @@ def work_alone(path: str, options_json: str) -> None:
         options["sync"],
         options["tracking_uri"],
         logged=False,
-        wait_seconds=OUTLASTS_A_DEAD_WRITER_SECONDS,
+        wait_seconds=DEAD_WRITER_WAIT_SECONDS,
     )

@@ -65,7 +65,7 @@ def _combine_with_slurm(
     if slurm_answers and job and job.live and not (cancellation and status.state == "interrupted"):
         if status.state == "running":
             return status
-        why = _why_it_waits(claim, job)
+        why = _pending_reason(claim, job)
         reason = f"{why}; requeued, {status.reason}" if status.state == "interrupted" else why
         return replace(status, state="queued", reason=reason, cause="", stopped_by="")
     if status.state == "interrupted" or (slurm_answers and status.state in ("queued", "running")):
@@ -73,7 +73,7 @@ def _combine_with_slurm(
             return _ended(status, "interrupted", Ending("cancelled", f"cancelled by {cancellation.by}"))
         left_a_checkpoint = status.state == "interrupted" and status.cause in ("signal", "step_limit")
         if slurm_answers and not left_a_checkpoint:
-            return _ended(status, "interrupted", _why_it_ended(claim, job))
+            return _ended(status, "interrupted", _ending_of_job(claim, job))
     return status
 
 
@@ -81,7 +81,7 @@ def _ended(status: Status, state: str, ending: Ending) -> Status:
     return replace(status, state=state, cause=ending.cause, reason=ending.reason, stopped_by="")
 
 
-def _why_it_waits(claim: Claim, job: JobInfo) -> str:
+def _pending_reason(claim: Claim, job: JobInfo) -> str:
     if not job.waits:
         return f"starting on {job.node}" if job.state == "RUNNING" else f"ending on {job.node}"
     if job.reason in ("Dependency", "None") and _canary(claim, job.job_id):
@@ -89,7 +89,7 @@ def _why_it_waits(claim: Claim, job: JobInfo) -> str:
     return f"({job.reason})"
 
 
-def _why_it_ended(claim: Claim, job: JobInfo | None) -> Ending:
+def _ending_of_job(claim: Claim, job: JobInfo | None) -> Ending:
     canary = _canary(claim, claim.job_id)
     if canary:
         status = RunDirectory(SubmissionLayout(claim.folder).runs_folder / canary).status()
@@ -100,10 +100,10 @@ def _why_it_ended(claim: Claim, job: JobInfo | None) -> Ending:
     if job.state == "COMPLETED":
         return Ending("not_begun", f"job {job.job_id} finished but never ran this run")
     if job.state == "OUT_OF_MEMORY":
-        return Ending("out_of_memory", f"killed: {job.how_it_ended()}")
+        return Ending("out_of_memory", f"killed: {job.describe_end()}")
     if job.start:
-        return Ending("killed", f"killed: {job.how_it_ended()}")
-    return Ending("cancelled" if job.state == "CANCELLED" else "not_begun", job.how_it_ended())
+        return Ending("killed", f"killed: {job.describe_end()}")
+    return Ending("cancelled" if job.state == "CANCELLED" else "not_begun", job.describe_end())
 
 
 def _canary(claim: Claim, job_id: str) -> str | None:

@@ -63,5 +63,7 @@ def rate_distortion(
     L_t, square = values.mean(0).T  # [T] each
     prior = float(process.prior_bpd(x_0.to(process.device)).double().mean())
     backwards = slice(None, None, -1)  # from t = T-1 down to 0
-    received = np.append(0.0, np.cumsum(L_t[backwards])[:-1])  # L_t takes x_t to x_{t-1}: not yet part of the rate at x_t
+    received = np.append(
+        0.0, np.cumsum(L_t[backwards])[:-1]
+    )  # L_t takes x_t to x_{t-1}: not yet part of the rate at x_t
     return RateDistortion(np.arange(1, num_timesteps + 1), prior + received, 127.5 * np.sqrt(square[backwards]))

@@ -96,7 +96,7 @@ def export_study(
     for directory in run_directories:
         if owner := directory.writer():
             raise RecordError(
-                f"run {directory.key} is running (process {owner.get('pid')} on {owner.get('host')}); wait until it has ended"
+                f"run {directory.key} is running (process {owner.get('pid')} on {owner.get('host')}); wait for its end"
             )
         for name, source in _files_of(directory, checkpoints).items():
             sources[f"runs/{directory.key}/{name}"] = source

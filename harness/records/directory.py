@@ -94,7 +94,9 @@ class RunDirectory(RunLayout):
         membership = run.membership()
         stored = dict(self._study_entries()).get(self.study_path(run.study), {})
         news = without_joining_time(stored) != json.loads(json.dumps(membership))
-        if news or _JOINED not in stored:  # written by a version without the time: the current submission counts as last
+        if (
+            news or _JOINED not in stored
+        ):  # written by a version without the time: the current submission counts as last
             self.add_to_study(run.study, membership)
         return news
 

@@ -153,7 +153,7 @@ class SubmissionLayout:
         """Who cancelled a run, and when."""
         return self.folder / "cancelled" / run_key
 
-    def begun_path(self, run_key: str) -> Path:
+    def starts_path(self, run_key: str) -> Path:
         """The number of attempts that a run had at each start of its job."""
         return self.folder / "begun" / run_key
 

@@ -1,4 +1,4 @@
-"""The load of the machine, sampled into the journal."""
+"""System metrics, sampled into the journal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from harness.records.journal import Journal
 
 
 class SystemMetrics:
-    """Sample the load of the machine into the journal from a small thread, as `system/...` rows.
+    """Sample the machine's load into the journal from a thread, as `system/...` rows.
 
     Args:
-        current_step: tells the training step at which a sample is taken.
-        extra: more gauges by name without prefix, e.g. GPU memory; it must not wait for the device.
+        current_step: returns the training step at which a sample is taken.
+        extra: returns more gauges by name without prefix, e.g. GPU memory; it must not synchronise with the device.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""What a training step was measured to cost, on which device: written by trainings and by `calibrate`, read by `plan`.
+"""Measured cost of a training step by device: written by trainings and by `calibrate`, read by `plan`.
 
     runs/.throughput/<cost_key>-<digest of device and processes>.json
 
-So an hour of a laptop never stands for an hour of a cluster's GPU: each device keeps a fact of its own. No torch.
+Each device has its own measurements, so an hour of a laptop never counts as an hour of a cluster's GPU. No torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.records.layout import THROUGHPUT
 
 @dataclass(frozen=True)
 class Throughput:
-    """A measured step of one cost class (`RunSpec.cost_key`)."""
+    """The measured cost of a step of one cost class (`RunSpec.cost_key`)."""
 
     cost_key: str
     seconds_per_step: float
@@ -33,11 +33,11 @@ class Throughput:
     checkpoint_bytes: int | None = None
     measured_seconds: float = field(
         default=0.0, compare=False
-    )  # Unix time, set when written; 0 in files from before it was
+    )  # Unix time, set when written; 0 in files of earlier versions
 
 
 def record(runs_folder: Path, measured: Throughput) -> None:
-    """Keep a fact in place of what was known of this cost class on this device."""
+    """Store a measurement; it replaces the previous one of this cost class on this device."""
     folder = runs_folder / THROUGHPUT
     folder.mkdir(parents=True, exist_ok=True)
     device_digest = hashlib.sha256(f"{measured.device_name} x {measured.num_processes}".encode()).hexdigest()[:8]
@@ -46,8 +46,8 @@ def record(runs_folder: Path, measured: Throughput) -> None:
 
 
 def load(runs_folder: Path) -> dict[str, list[Throughput]]:
-    """Return all facts by cost_key, the newest first."""
-    # Files from before the time was in them are older than the others, and among themselves have their files' times.
+    """Return all measurements by cost_key, the newest first."""
+    # Files without the time are older than the others; among themselves they are ordered by their files' times.
     paths = sorted((runs_folder / THROUGHPUT).glob("[!.]*.json"), key=lambda path: -path.stat().st_mtime_ns)
     by_cost_key = defaultdict(list)
     for path in paths:
@@ -61,7 +61,7 @@ def load(runs_folder: Path) -> dict[str, list[Throughput]]:
 
 
 def cpu_name() -> str:
-    """Return the processor's name as its maker spells it."""
+    """Return the processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux

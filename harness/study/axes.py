@@ -1,4 +1,4 @@
-"""Arms, grid and exclusions: the points of a study."""
+"""Arms, grid and exclusions of a study."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_variants(document: Document) -> list[Variant]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise spec_error(
-            document.mark(("grid",)), "grid", f"two points are both called {twice!r}; a value stands there twice"
+            document.mark(("grid",)), "grid", f"two points have the name {twice!r}; a value is listed twice"
         )
     return variants
 
@@ -72,7 +72,7 @@ def _arms(document: Document) -> list[Variant]:
             raise spec_error(
                 document.mark(keys),
                 f"arms.{name!r}",
-                "an arm's name is printable, without slashes or quotes, at most 100 characters",
+                "an arm's name must be printable, without slashes or quotes, at most 100 characters",
             )
         if change is not None and not isinstance(change, dict):
             raise spec_error(document.mark(keys), dotted(keys), f"a mapping of paths to values, not {change!r}")
@@ -99,7 +99,7 @@ def _grid(document: Document) -> list[list[Variant]]:
                 raise spec_error(
                     document.mark((*keys, index)),
                     f"grid.{axis}",
-                    f"{len(paths)} paths move together, so every point is a list of {len(paths)} values, not {point!r}",
+                    f"{len(paths)} paths change together, so a point is a list of {len(paths)} values, not {point!r}",
                 )
             rows.append(row)
         names = labels(paths, rows)
@@ -112,7 +112,7 @@ def _grid(document: Document) -> list[list[Variant]]:
 
 
 def labels(paths: list[str], rows: list[list[Any]]) -> list[str]:
-    """Name the points of an axis as briefly as they stay apart: `hybrid`, `lr=0.001`, `channels=64`."""
+    """Name the points of an axis as briefly as is unambiguous: `hybrid`, `lr=0.001`, `channels=64`."""
 
     def label(path: str, value: Any, full: bool) -> str:
         if isinstance(value, dict) and "name" in value:

@@ -1,4 +1,4 @@
-"""A YAML file as plain values with the place of each; YAML's traps are refused with file and line."""
+"""Read a YAML file as plain values with their locations; refuse YAML's traps with file and line."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class SourceLocation(NamedTuple):
 
 @dataclass
 class Document:
-    """Plain values with the place of each: `marks[("optim", "lr")]` is where that key stands."""
+    """Plain values with their locations: `marks[("optim", "lr")]` is the location of that key."""
 
     value: dict[str, Any]
     marks: dict[Keys, SourceLocation]
     plugins: dict[Path | str, SourceLocation] = field(default_factory=dict)  # files, and names of packages' own
 
     def mark(self, keys: Keys) -> SourceLocation:
-        """Return the place of the nearest written parent of `keys`."""
+        """Return the location of `keys`, or of the nearest parent that is in the file."""
         while keys and keys not in self.marks:
             keys = keys[:-1]
         return self.marks.get(keys, SourceLocation("study", 0))
 
     def fail(self, keys: Keys, message: str) -> SpecError:
-        """Return the error that says what is wrong at `keys`, with its file and line."""
+        """Return an error about `keys`, with file and line."""
         return spec_error(self.mark(keys), dotted(keys), message)
 
     def locator(self, above: Keys) -> Callable[[Keys, Keys], SourceLocation]:
-        """Return what finds the places of a part that stands at `above`."""
+        """Return a function that locates keys of the part at `above`."""
         return lambda keys, culprit: self.mark((*above, *keys))
 
 
@@ -59,7 +59,7 @@ def spec_error(mark: SourceLocation, path: str, message: str) -> SpecError:
 
 
 def error_line(mark: SourceLocation, path: str, message: str) -> str:
-    """Spell one mistake on one printable line of bounded length, whatever the file had in it."""
+    """Format a mistake as one printable line of bounded length, whatever the file contains."""
     text = f"{mark}: {_short(path, 120)}: {_short(message, 600)}" if path else f"{mark}: {_short(message, 600)}"
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
@@ -73,7 +73,7 @@ def dotted(keys: Keys) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Composes nodes only; without implicit resolvers a plain scalar comes as text and we read it ourselves."""
+    """Composes nodes only; without implicit resolvers plain scalars are strings, which we parse ourselves."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012  (PyYAML's own attribute)
 
@@ -103,14 +103,14 @@ def _scalar(text: str, mark: SourceLocation, keys: Keys) -> Any:
         return _BOOLEANS[text]
     if _AMBIGUOUS.match(text):
         raise spec_error(
-            mark, dotted(keys), f"bare {text!r} is a boolean to YAML 1.1; write true or false, or quote it"
+            mark, dotted(keys), f"bare {text!r} is a boolean in YAML 1.1; write true or false, or quote it"
         )
     if _INT.match(text) and len(text) < 20:
         return int(text.replace("_", ""))
     if _FLOAT.match(text):
         if re.match(r"[-+]?0[0-9]", text):
             raise spec_error(
-                mark, dotted(keys), f"{text!r} is octal to some readers; drop the leading zero, or quote it"
+                mark, dotted(keys), f"{text!r} is octal in some parsers; remove the leading zero, or quote it"
             )
         number = float(text.replace("_", ""))
         if number in (float("inf"), float("-inf")):
@@ -123,7 +123,7 @@ def _construct(node: yaml.Node, file: str, keys: Keys, marks: dict[Keys, SourceL
     mark = SourceLocation(file, node.start_mark.line + 1)
     marks.setdefault(keys, mark)
     if id(node) in seen:
-        raise spec_error(mark, dotted(keys), "anchors and aliases are not part of a study; use extends or arms")
+        raise spec_error(mark, dotted(keys), "anchors and aliases are not allowed; use extends or arms")
     seen.add(id(node))
     if len(keys) > MAX_DEPTH:
         raise spec_error(mark, dotted(keys[:4]) + "...", f"nested deeper than {MAX_DEPTH} levels")
@@ -148,14 +148,14 @@ def _construct(node: yaml.Node, file: str, keys: Keys, marks: dict[Keys, SourceL
         key = key_node.value
         path = (*keys, key)
         if key in mapping:
-            raise spec_error(location, dotted(path), f"duplicate key; it stands at line {marks[path].line} already")
+            raise spec_error(location, dotted(path), f"duplicate key; first at line {marks[path].line}")
         marks[path] = location
         mapping[key] = _construct(value_node, file, path, marks, seen)
     return mapping
 
 
 def parse_yaml(text: str, file: str) -> tuple[Any, dict[Keys, SourceLocation]]:
-    """Read one YAML text as plain values and their places.
+    """Parse YAML into plain values and their locations.
 
     Raises:
         SpecError: it is not YAML, or it uses one of YAML's traps; with file and line.
@@ -178,7 +178,7 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[Keys, SourceLocation]]:
     except (ValueError, OverflowError) as error:  # PyYAML on "\UFFFFFFFF"
         line = loader.line + 1 if loader else 1
         raise spec_error(
-            SourceLocation(file, line), "", f"not YAML: an escape stands for no character: {error}"
+            SourceLocation(file, line), "", f"not YAML: an escape is not a valid character: {error}"
         ) from None
     finally:
         if loader is not None:
@@ -188,7 +188,7 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[Keys, SourceLocation]]:
 def _read(path: Path, referrer: SourceLocation | None = None) -> Document:
     file = str(path)
     try:
-        if path.exists() and not path.is_file():  # a device would be read without end
+        if path.exists() and not path.is_file():  # a device could be read endlessly
             raise OSError(0, "not a file")
         with path.open("rb") as stream:
             content = stream.read(MAX_FILE_BYTES + 1)
@@ -208,12 +208,12 @@ def _read(path: Path, referrer: SourceLocation | None = None) -> Document:
         raise spec_error(SourceLocation(file, line), "", f"not UTF-8 text: byte {content[error.start]:#04x}") from None
     value, marks = parse_yaml(text, file)
     if not isinstance(value, dict):
-        raise spec_error(SourceLocation(file, 1), "", "a study is a mapping that begins with `study: name`")
+        raise spec_error(SourceLocation(file, 1), "", "a study is a mapping that starts with `study: name`")
     return Document(value, marks)
 
 
 def merge(base: Any, over: Any) -> Any:
-    """Lay `over` upon `base`: mappings merge key by key, all else replaces; a mapping that says its `name` replaces."""
+    """Merge `over` into `base`: mappings merge key by key; other values, and mappings with a `name`, replace."""
     if isinstance(base, dict) and isinstance(over, dict) and "name" not in over:
         return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
     return over
@@ -233,18 +233,18 @@ def resolve_extends(path: Path, chain: tuple[Path, ...] = (), referrer: SourceLo
     for parent in parents:
         base = resolve_extends(path.parent / parent, (*chain, resolved), mark)
         base.value.pop("study", None)
-        merged = _lay_over(merged, base)
+        merged = _merge_documents(merged, base)
     document.plugins = _plugins(document, path)
-    return _lay_over(merged, document)
+    return _merge_documents(merged, document)
 
 
-def _lay_over(base: Document, over: Document) -> Document:
+def _merge_documents(base: Document, over: Document) -> Document:
     marks, plugins = {**base.marks, **over.marks}, {**base.plugins, **over.plugins}
     return Document(merge(base.value, over.value), marks, plugins)
 
 
 def _plugins(document: Document, path: Path) -> dict[Path | str, SourceLocation]:
-    """Take the plugins out of a file that names them: paths relative to it, or names that packages offer."""
+    """Remove and return a file's plugins: paths relative to it, or names of plugins in packages."""
     names = document.value.pop("plugins", [])
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
@@ -255,7 +255,7 @@ def _plugins(document: Document, path: Path) -> dict[Path | str, SourceLocation]
 def plugin_sources(
     names: Sequence[str], path: Path, mark_of: Callable[[int], SourceLocation]
 ) -> dict[Path | str, SourceLocation]:
-    """Return the files that the file at `path` names, relative to it, and the names that packages offer."""
+    """Return the plugin files, relative to `path`, and the names of plugins in packages."""
     plugins: dict[Path | str, SourceLocation] = {}
     for index, name in enumerate(names):
         if not name.endswith(".py"):
@@ -268,7 +268,7 @@ def plugin_sources(
 
 
 def set_in(value: Any, keys: Keys, new: Any, mark: SourceLocation, above: Keys = ()) -> Any:
-    """Return a copy of `value`, which stands at `above`, with `new` merged in at `keys`; the rest is shared."""
+    """Return a copy of `value`, located at `above`, with `new` merged in at `keys`; unchanged parts are shared."""
     if not keys:
         return merge(value, new)
     if isinstance(value, list):

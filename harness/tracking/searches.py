@@ -34,12 +34,12 @@ def sync_search(
     state: str,
     tracking_uri: str | None = None,
 ) -> str:
-    """Bring the parent run of a search up to date, beneath which MLflow shows its trials; return its run_id.
+    """Update the parent run of a search, under which MLflow shows its trials; return its run_id.
 
     Args:
         folder: the search's own, runs/.search/<name>; the pictures in its `figures` become artifacts.
-        params: the space and the budget; sent once, since MLflow's params never change.
-        tags: what changes: how far it is, its best trial.
+        params: the space and the budget; sent once, since MLflow's params cannot change.
+        tags: what changes: the progress, the best trial.
         bests: for each finished trial, in their order: Unix time in ms, and the best values so far by metric.
         state: running, interrupted or done.
 
@@ -77,13 +77,13 @@ def sync_search(
 
 
 def parent_run_id(client: Any, uri: str, run_directory: RunDirectory, study: str) -> str | None:
-    """Return the run of the search that this study is, None where it is no search."""
+    """Return the run of the search if this study is one, else None."""
     folder = run_directory.path.parent / SEARCH / study
     return _search_run_id(client, uri, folder) if folder.is_dir() else None
 
 
 def _search_run_id(client: Any, uri: str, folder: Path) -> str:
-    """Return the search's run in this store, made by whoever needs it first."""
+    """Return the search's run in this store; the first caller creates it."""
     path = _search_cursor(folder, uri)
     if "run_id" not in read_cursor(path):
         lock = FolderLock(folder / "tracking", f"the MLflow record of search {folder.name}")

@@ -117,10 +117,13 @@ def submission(study: str, *options: str) -> tuple[str, ...]:
 def states(folder: Path, *studies: str) -> dict[str, dict[str, str]]:
     """Return by study the state of each run, by arm and replicate."""
     plans = harness(*[("plan", EARLIER / f"{study}.yaml", "--json") for study in studies], cwd=folder)
-    return {
-        study: {f"{run['arm']} {run['replicate']}": run["state"] for run in json.loads(plan)["runs"]}
-        for study, plan in zip(studies, plans.splitlines(), strict=True)
-    }
+    read, start = json.JSONDecoder().raw_decode, 0
+    found = {}
+    for study in studies:
+        plan, start = read(plans, start)
+        found[study] = {f"{run['arm']} {run['replicate']}": run["state"] for run in plan["runs"]}
+        start += 1  # the line's end
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- run directories

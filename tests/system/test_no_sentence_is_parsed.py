@@ -30,7 +30,8 @@ LOOKS_FOR = {
 OTHER_LANGUAGES = re.compile(
     r"\bimport\b|sys\.argv|^SELECT\b|tags\.\w+ = |%[A-Za-z]|^export |^mkdir |^module load|^show (config|node|partition)"
 )
-LEFT_OUT = ("slurm/kills.py", "slurm/probe.py", "metrics/torchvision_compat.py")  # shell scripts, a schema of torch
+# Shell scripts, a schema of torch, the YAML of tiny studies.
+LEFT_OUT = ("slurm/kills.py", "slurm/probe.py", "metrics/torchvision_compat.py", "testing.py")
 WORDS = re.compile(r"[A-Za-z]{2,}")
 
 
@@ -57,7 +58,7 @@ class _OtherWords(ast.NodeTransformer):
         if name == "getattr" or (isinstance(node.func, ast.Attribute) and name in LOOKS_FOR):
             node.func = self.visit(node.func)
             return node
-        if name in ("leave", "Ending"):
+        if name in ("finish", "Ending"):
             node.args = [self._without_values(argument) for argument in node.args]
         return self.generic_visit(node)
 

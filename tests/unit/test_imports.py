@@ -226,6 +226,7 @@ def test_a_login_node_loads_nothing_heavy(module):
     assert paid.isdisjoint(set(HEAVY) - set(heavy))
 
 
+@pytest.mark.process
 def test_the_facts_and_schedules_that_the_spec_and_the_figures_read_load_no_torch():
     code = (
         "import sys, harness.data.facts, harness.diffusion.respacing, harness.records.directory;"

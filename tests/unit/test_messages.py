@@ -59,6 +59,7 @@ def test_messages_are_shown_once_as_plain_lines_on_the_stream_that_was_asked_for
     assert capsys.readouterr() == ("a problem\n", "")
 
 
+@pytest.mark.process
 def test_a_notebook_that_configures_nothing_sees_problems_and_no_news():
     program = (
         "import logging; logger = logging.getLogger('harness.job.job'); logger.info('news'); logger.warning('problem')"

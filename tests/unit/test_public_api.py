@@ -17,10 +17,12 @@ def modules_after(code):
     return set(subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout.split())
 
 
+@pytest.mark.process
 def test_importing_the_package_loads_nothing_else():
     assert modules_after("import harness").isdisjoint({"pydantic", "torch", "numpy", "yaml", "pandas", "click"})
 
 
+@pytest.mark.process
 def test_a_study_is_loaded_and_planned_without_torch(tmp_path):
     code = (
         "import harness\n"

@@ -34,8 +34,8 @@ def test_the_metric_is_right_where_the_answer_is_known(page):
 def test_the_part_leaves_exactly_the_names_that_the_page_declares(page, tiny_study):
     run = tiny_study()[0]
     data, device = make_dataset(run.spec.data), torch.device("cpu")
-    predict = make_method(run.spec, data, Resources(), device).predict("raw")
-    context = EvaluationContext(predict, run.spec, data, Evaluation(grid=4, batch_size=32), device)
+    method = make_method(run.spec, data, Resources(), device)
+    context = EvaluationContext(method, run.spec, data, Evaluation(grid=4, batch_size=32), device)
     asked = page["Nearest"](num_samples=16, num_steps=2)
     with torch.inference_mode():
         result = page["nearest"](context, asked)

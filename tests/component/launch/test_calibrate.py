@@ -33,8 +33,8 @@ def plan(tmp_path, tiny_study):
 
 
 def a_fact(planned: planning.PlannedRun, **change) -> Throughput:
-    timing = Throughput(planned.run.spec.cost_key, 3600.0, device="cpu", device_name="a CPU", threads=1)
-    return replace(timing, **change)
+    fact = Throughput(planned.run.spec.cost_key, 3600.0, device="cpu", device_name="a CPU", threads=1)
+    return replace(fact, **change)
 
 
 def run_cli(*arguments: str | Path):
@@ -44,54 +44,7 @@ def run_cli(*arguments: str | Path):
 # --------------------------------------------------------------------------------------------------------------- facts
 
 
-def test_each_device_and_each_number_of_processes_keeps_a_fact_of_its_own_and_the_newest_comes_first(tmp_path):
-    timing = Throughput("a", 1.0, "cpu", "slow CPU", 1)
-    others = [replace(timing, device_name="fast CPU"), replace(timing, num_processes=2)]
-    for one in (timing, *others):
-        throughput.record(tmp_path, one)
-    throughput.record(tmp_path, replace(timing, seconds_per_step=2.0))
-    found = throughput.load(tmp_path)["a"]
-    assert found[0] == replace(timing, seconds_per_step=2.0)
-    assert len(found) == 3
-    assert all(one in found for one in others)
-
-
-def test_a_fact_of_version_0_1_is_read_still(tmp_path):
-    (tmp_path / ".throughput").mkdir()
-    (tmp_path / ".throughput" / "abc.json").write_text('{"seconds_per_step": 2.0, "device": "cpu", "threads": 4}')
-    assert throughput.load(tmp_path) == {"abc": [Throughput("abc", 2.0, "cpu", "cpu", 4)]}
-
-
 # ---------------------------------------------------------------------------------------------------------------- plan
-
-
-@pytest.mark.parametrize(
-    "sets", [("resources.device=cuda",), ("resources.device=auto", "resources.gpus_per_node=1")], ids=["cuda", "a node"]
-)
-def test_an_hour_of_a_cpu_is_not_taken_for_an_hour_of_the_gpu_that_a_run_asks_for(tmp_path, plan, sets):
-    planned = plan("", *sets).runs[0]
-    throughput.record(tmp_path / "runs", a_fact(planned))
-    assert plan("", *sets).training_seconds(planned) is None
-    throughput.record(tmp_path / "runs", a_fact(planned, device="cuda", device_name="a GPU", seconds_per_step=2.0))
-    assert plan("", *sets).training_seconds(planned) == 24.0
-
-
-def test_a_run_of_several_processes_pays_for_each_and_needs_a_fact_of_as_many(tmp_path, plan):
-    extra = "arms: {four: {resources.nodes: 4}}\n"
-    planned = plan(extra).runs[0]
-    throughput.record(tmp_path / "runs", a_fact(planned))
-    assert plan(extra).device_hours(planned) is None
-    throughput.record(tmp_path / "runs", a_fact(planned, num_processes=4, seconds_per_step=600.0))
-    assert plan(extra).training_seconds(planned) == 7200.0
-    assert plan(extra).device_hours(planned) == 8.0
-
-
-def test_the_disk_is_for_the_last_two_checkpoints_and_those_that_are_kept(tmp_path, plan):
-    for extra, num_checkpoints in (("", 2), ("arms: {kept: {records.keep_every: 5}}\n", 4)):
-        planned = plan(extra).runs[0]
-        throughput.record(tmp_path / "runs", a_fact(planned, checkpoint_bytes=1000))
-        assert plan(extra).checkpoint_bytes(planned) == 1000 * num_checkpoints
-    assert plan().checkpoint_bytes(replace(planned, state="done")) == 0
 
 
 # ---------------------------------------------------------------------------------------------------------- measuring
@@ -99,28 +52,23 @@ def test_the_disk_is_for_the_last_two_checkpoints_and_those_that_are_kept(tmp_pa
 
 def test_timed_steps_are_those_of_the_real_loop_and_their_checkpoint_has_16_bytes_a_parameter(tmp_path, plan):
     run = plan("", "model.channels=32", "model.channel_mult=[1,2]").runs[0].run
-    timing = calibrate.time_steps(run.spec, run.resources, None, steps=5, scratch=tmp_path / "scratch")
-    assert 0 < timing.seconds_per_step < 5
-    assert (timing.cost_key, timing.device, timing.num_processes, timing.precision) == (
-        run.spec.cost_key,
-        "cpu",
-        1,
-        "fp32",
-    )
-    assert timing.device_name == throughput.cpu_name() != ""
+    fact = calibrate.time_steps(run.spec, run.resources, None, steps=5, scratch=tmp_path / "scratch")
+    assert 0 < fact.seconds_per_step < 5
+    assert (fact.cost_key, fact.device, fact.num_processes, fact.precision) == (run.spec.cost_key, "cpu", 1, "fp32")
+    assert fact.device_name == throughput.cpu_name() != ""
 
     from harness.training.checkpoints import Checkpoints
 
     (folder,) = (tmp_path / "scratch").glob("*/checkpoints")
     network = Checkpoints(folder).latest()[1]["method"]["network"]
     # Weights, their EMA and Adam's two moments, 4 bytes each.
-    assert timing.checkpoint_bytes == pytest.approx(16 * sum(one.numel() for one in network.values()), rel=0.05)
+    assert fact.checkpoint_bytes == pytest.approx(16 * sum(one.numel() for one in network.values()), rel=0.05)
 
 
 def test_of_several_processes_one_is_timed_with_its_share_of_the_batch(tmp_path, plan):
     run = plan("", "resources.nodes=4").runs[0].run
-    timing = calibrate.time_steps(run.spec, run.resources, None, steps=5, scratch=tmp_path)
-    assert timing.num_processes == 4
+    fact = calibrate.time_steps(run.spec, run.resources, None, steps=5, scratch=tmp_path)
+    assert fact.num_processes == 4
     assert RunDirectory(tmp_path / run.run_key).spec()["train"]["batch_size"] == 16 // 4
 
 
@@ -161,11 +109,11 @@ def test_a_training_leaves_the_same_kind_of_fact_and_its_own_checkpoint_is_as_la
     resources = Resources(device="cpu", threads=1)
     timed = calibrate.time_steps(spec, resources, None, steps=5, scratch=tmp_path / "scratch")
     assert run_job(path, sync=False, show_progress=False) == "done"
-    (timing,) = throughput.load(path.parent)[spec.cost_key]
-    assert replace(timing, seconds_per_step=0.0, checkpoint_bytes=0) == replace(
+    (fact,) = throughput.load(path.parent)[spec.cost_key]
+    assert replace(fact, seconds_per_step=0.0, checkpoint_bytes=0) == replace(
         timed, seconds_per_step=0.0, checkpoint_bytes=0
     )
-    assert timing.checkpoint_bytes == pytest.approx(timed.checkpoint_bytes, rel=0.05)
+    assert fact.checkpoint_bytes == pytest.approx(timed.checkpoint_bytes, rel=0.05)
 
 
 # ------------------------------------------------------------------------------------------------------------- budget
@@ -229,8 +177,8 @@ def test_a_job_on_the_cluster_times_the_steps_there(tmp_path, plan, slurm):
     arguments = (tmp_path / "tiny.yaml", "--runs", tmp_path / "runs", "--cluster", "slurm", "--profile", profile)
     done = run_cli("calibrate", *arguments, "--steps", "5")
     assert done.exit_code == 0, done.output
-    ((timing,),) = throughput.load(tmp_path / "runs").values()
-    assert (timing.device, timing.threads) == ("cpu", 2)
+    ((fact,),) = throughput.load(tmp_path / "runs").values()
+    assert (fact.device, fact.threads) == ("cpu", 2)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".throughput"]
 
 

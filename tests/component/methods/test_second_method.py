@@ -74,9 +74,9 @@ def run_in(folder: Path, run) -> RunDirectory:
 
 def test_what_belongs_to_another_method_is_refused_with_its_line_and_the_choices(study):
     for extra, line, message in [
-        ("objective: hybrid\n", 10, "objective is read by method gaussian, not by critic: remove it, or choose method"),
-        ("timestep_sampler: uniform\n", 10, "timestep_sampler is read by method gaussian, not by critic"),
-        ("arms:\n  a: {diffusion.var_type: learned}\n", 11, "diffusion.var_type is read by method gaussian"),
+        ("objective: hybrid\n", 10, "objective is used by method gaussian, not by critic: remove it, or choose method"),
+        ("timestep_sampler: uniform\n", 10, "timestep_sampler is used by method gaussian, not by critic"),
+        ("arms:\n  a: {diffusion.var_type: learned}\n", 11, "diffusion.var_type is used by method gaussian"),
         (
             "evaluate:\n  - {nll: {}}\n",
             11,

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -78,7 +78,7 @@ def meaning(runs: Path, study_path: Path, archive: Path) -> dict[str, object]:
     """Return all that plan, status, why, retry, jobs and export read out of a folder of runs."""
     plan = planning.plan(load_study(study_path), runs)
     directories = [RunDirectory(path) for path in layout.run_paths(runs)]
-    rows = json.loads(status_view.status_json(status_view.status_rows(directories)))
+    rows = [asdict(row) for row in status_view.status_rows(directories)]
     for row in rows:
         del row["run_dir"]
     logs = [claims.run_log(runs, directory.key) for directory in directories]

@@ -18,7 +18,7 @@ import optuna
 import pytest
 
 from harness.cli.common import members
-from harness.errors import LaunchError, RecordError, SpecError
+from harness.errors import LaunchError, RecordError
 from harness.records.directory import RunDirectory
 from harness.records.lock import FolderLock
 from harness.records.status import Status
@@ -112,116 +112,6 @@ def points(search, runs_folder):
 
 
 # ------------------------------------------------------------------------------------------------------ what is refused
-
-
-REFUSED = {
-    "an unknown field": (
-        LAMBDA_S.replace("lambda_vlb", "lamda_vlb"),
-        ["search.yaml:16: objective.lamda_vlb: unknown key; did you mean 'lambda_vlb'?"],
-    ),
-    "a bound that the spec refuses": (
-        LAMBDA_S.replace("5.0e-2]", "1.5]"),
-        ["search.yaml:17: diffusion.schedule.s:", "less than 1"],
-    ),
-    "a type that the spec refuses": (
-        "search: {space: {model.depth: {float: [1, 4]}}, metrics: [{eval/nll_bpd: minimize}], trials: 2}",
-        ["search.yaml:13: model.depth: input should be a valid integer"],
-    ),
-    "bounds the wrong way round": (
-        LAMBDA_S.replace("[1.0e-5, 1.0e-1]", "[1.0e-1, 1.0e-5]"),
-        ["search.yaml:16: search.space.objective.lambda_vlb.float: low 0.1 must be less than high 1e-05"],
-    ),
-    "a logarithm of zero": (LAMBDA_S.replace("[1.0e-5,", "[0,"), ["search.yaml:16:", "begins above 0"]),
-    "a step on a logarithmic range": (
-        LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1], log: true, step: 0.01"),
-        ["search.yaml:16:", "Optuna takes no step on a logarithmic range"],
-    ),
-    "an unknown word of a parameter": (
-        LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1], logg: true"),
-        ["search.yaml:16:", "did you mean 'log'?"],
-    ),
-    "no range at all": (
-        LAMBDA_S.replace("{float: [1.0e-5, 1.0e-1], log: true}", "0.1"),
-        ["search.yaml:16:", "say one of"],
-    ),
-    "an unknown sampler": (
-        LAMBDA_S + "  sampler: tpu\n",
-        ["search.yaml:20: search.sampler: unknown value 'tpu'", "'tpe'"],
-    ),
-    "an unknown word of the search": (LAMBDA_S + "  trails: 4\n", ["search.yaml:20:", "did you mean 'trials'?"]),
-    "a metric that nothing gives": (
-        LAMBDA_S.replace("eval/nll_bpd", "eval/nll"),
-        ["search.yaml:18: search.metrics.0: eval/nll is ambiguous; choices: eval/nll_bpd, eval/nll_standard_error_bpd"],
-    ),
-    "a metric of no evaluation": (
-        LAMBDA_S.replace("eval/nll_bpd", "eval/fid"),
-        ["search.yaml:18:", "no evaluation gives"],
-    ),
-    "pruning by several objectives": (
-        LAMBDA_S.replace("[{eval/nll_bpd: minimize}]", "[{eval/nll_bpd: minimize}, {eval/L_0_bpd: minimize}]")
-        + "  pruner: median\n",
-        ["search.yaml:20: search.pruner: Optuna prunes by one objective only"],
-    ),
-    "CMA-ES with several objectives": (
-        LAMBDA_S.replace("[{eval/nll_bpd: minimize}]", "[{eval/nll_bpd: minimize}, {eval/L_0_bpd: minimize}]")
-        + "  sampler: cmaes\n",
-        ["search.yaml:20: search.sampler: cmaes follows one objective only"],
-    ),
-    "Wilcoxon without replicates": (LAMBDA_S + "  pruner: wilcoxon\n", ["search.yaml:20:", "replicate by replicate"]),
-    "pruning without measurements during training": (
-        LAMBDA_S + "  pruner: asha\n",
-        ["search.yaml:20: search.pruner: asha needs eval/nll_bpd during training"],
-    ),
-    "a grid without end": (LAMBDA_S + "  sampler: grid\n", ["search.yaml:16:", "a grid needs finitely many values"]),
-    "a grid with too few points": (
-        "search: {space: {model.depth: {int: [1, 3]}}, metrics: [{eval/nll_bpd: minimize}], trials: 4, sampler: grid}",
-        ["search.yaml:13: search.trials: the grid has 3 points, fewer than 4 trials"],
-    ),
-    "a condition that never holds": (
-        LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1], log: true, when: {objective.name: simple}"),
-        ["search.yaml:16: search.space.objective.lambda_vlb.when: never holds"],
-    ),
-    "a parameter of a part that another choice has not": (
-        "search: {space: {diffusion.schedule: {choices: [linear, cosine]}, "
-        "diffusion.schedule.s: {float: [0.01, 0.1]}}, metrics: [{eval/nll_bpd: minimize}], trials: 2}",
-        ["search.yaml:13: diffusion.schedule.s: unknown key"],
-    ),
-    "arms": (LAMBDA_S + "arms: {a: {optim.lr: 0.1}}\n", ["search.yaml:20: arms: a search has no arms"]),
-    "the seed": (
-        LAMBDA_S.replace("objective.lambda_vlb: {float: [1.0e-5, 1.0e-1], log: true}", "seed: {int: [0, 9]}"),
-        ["search.yaml:16: seed: seeds are replicates"],
-    ),
-    "a timeout without a unit": (LAMBDA_S + "  timeout: 90\n", ["search.yaml:20: search.timeout:"]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_the_file_is_refused_before_anything_runs_with_its_line(make, what):
-    text, expected = REFUSED[what]
-    with pytest.raises(SpecError) as error:
-        make(text)
-    for part in expected:
-        assert part in str(error.value)
-
-
-def test_a_searched_field_cannot_be_set_and_a_search_is_no_study(make, tmp_path):
-    with pytest.raises(SpecError, match=r"--set objective.lambda_vlb=1: objective.lambda_vlb is searched"):
-        make(LAMBDA_S, "objective.lambda_vlb=1")
-    with pytest.raises(SpecError, match=r"search.yaml:14: search: this file is a search"):
-        load_study(tmp_path / "search.yaml")
-
-
-def test_set_reaches_the_search_and_the_runs(make):
-    search = make(LAMBDA_S, "search.trials=3", "train.steps=7")
-    assert search.settings.trials == 3
-    assert search.trial(0, {"objective.lambda_vlb": 0.1}).runs[0].spec.train.steps == 7
-
-
-@pytest.mark.parametrize("path", ["search/lambda_s.yaml", "laptop/search_digits.yaml"])
-def test_the_searches_of_the_house_load(path):
-    search = load_search(Path(__file__).parents[3] / "experiments" / path)
-    assert [metric.name for metric in search.metrics] == ["eval/nll_bpd", "eval/fid"]
-    assert search.settings.trials >= 16
 
 
 # ----------------------------------------------------------------------------------------------------------- the space

@@ -24,7 +24,7 @@ from harness.records.status import Status
 from harness.tracking.check import check
 from harness.tracking.daemon import BackgroundSync, watch
 from harness.tracking.store import initialise_store, store_uri
-from harness.tracking.sync import params_of, sync_run
+from harness.tracking.sync import sync_run
 
 
 @pytest.fixture(scope="module")
@@ -260,21 +260,6 @@ class TestWhatMLflowShows:
         run.set_status(Status("queued"))
         assert sync_run(run).studies == {}
 
-    def test_a_param_that_is_too_long_for_mlflow_is_cut_visibly(self):
-        (value,) = params_of({"note": "x" * 7000}).values()
-        assert len(value) == 6000
-        assert value.endswith(" ... (7000 characters; whole in spec.yaml)")
-
-    def test_params_keep_plain_text_and_write_all_else_as_json(self):
-        spec = {"a": {"name": "cosine", "on": True, "none": None}, "list": [1, 2.5], "empty": {}}
-        assert params_of(spec) == {
-            "a.name": "cosine",
-            "a.on": "true",
-            "a.none": "null",
-            "list": "[1, 2.5]",
-            "empty": "{}",
-        }
-
 
 class TestCheck:
     @pytest.fixture
@@ -371,18 +356,10 @@ class TestStore:
     def test_ten_thousand_rows_go_into_sqlite_in_one_sending(self, run, store):
         attempt(run, 0, [1], checkpoints=[1])
         sync_run(run)  # creates the experiment and the run
-        best = 0.0
-        for number in range(3):
-            with run.lock(), run.open_journal(resumed_from_step=1 + number * 2000) as journal:
-                for step in range(number * 2000, number * 2000 + 2000):
-                    journal.metrics(
-                        step, {f"train/m{index}": step * 0.1 for index in range(5)}, train_step=1 + number * 2000
-                    )
-            start = time.perf_counter()
-            sent = sync_run(run).studies["noise-schedule"].num_rows_sent
-            assert sent == 10_000
-            best = max(best, sent / (time.perf_counter() - start))
-        print(f"{best:,.0f} metrics a second into SQLite")  # `make bench` measures it; a busy machine is no error
+        with run.lock(), run.open_journal(resumed_from_step=1) as journal:
+            for step in range(2000):
+                journal.metrics(step, {f"train/m{index}": step * 0.1 for index in range(5)}, train_step=1)
+        assert sync_run(run).studies["noise-schedule"].num_rows_sent == 10_000
 
 
 def wait_until(condition, seconds=120):
@@ -437,7 +414,7 @@ class TestBackground:
         assert check(run).ok
 
     @pytest.mark.slow
-    def test_closing_under_a_server_that_hangs_takes_no_longer_than_told(self, run):
+    def test_a_syncer_whose_server_hangs_is_killed_when_its_time_is_over(self, run):
         attempt(run, 0, range(1, 5), checkpoints=[4])
         with socket.socket() as hanging:
             hanging.bind(("127.0.0.1", 0))
@@ -445,9 +422,8 @@ class TestBackground:
             background = BackgroundSync(
                 [run], run.path / "tracking", tracking_uri=f"http://127.0.0.1:{hanging.getsockname()[1]}"
             )
-            start = time.monotonic()
             assert not background.close(wait_seconds=2)
-            assert time.monotonic() - start < 4
+            assert background._process.returncode == -signal.SIGKILL
 
     def test_a_server_that_answers_500_is_an_error_and_not_a_loss(self, run, store, monkeypatch):
         class Broken(http.server.BaseHTTPRequestHandler):
@@ -510,7 +486,11 @@ class TestWatch:
                     shutil.copy(fresh_database, database)
 
         lines = self.watched(run, act, tracking_uri=f"sqlite:///{database}")
-        assert [line for line in lines if line not in outages] == ["1 done", "20 rows uploaded", "the store is back"]
+        assert [line for line in lines if line not in outages] == [
+            "1 done",
+            "20 rows uploaded",
+            "the store is reachable again",
+        ]
         assert all("is not an MLflow database" in line for line in outages)
         assert stored_rows(f"sqlite:///{database}", run) == journalled_rows(run)
 
@@ -542,7 +522,7 @@ class TestWatch:
         lock = FolderLock(run.path / "tracking" / "lock", "the MLflow record")
         lock.acquire()
         lines = self.watched(run, lambda text: lock.release() if "is in use by process" in text else None)
-        assert f"{run.key} is left for the next pass: the MLflow record of run {run.key} is in use" in lines[0]
+        assert f"{run.key} is postponed to the next pass: the MLflow record of run {run.key} is in use" in lines[0]
         assert lines[1:] == ["1 done", "20 rows uploaded", "1 done"]
 
     @pytest.mark.slow
@@ -560,7 +540,7 @@ class TestWatch:
         process.send_signal(signal.SIGINT)
         said.append(process.communicate(timeout=30)[0])
         assert [line[9:] for line in said[:2]] == ["20 rows uploaded\n", "1 done\n"]
-        assert said[2] == "stopped; what is not carried yet, the next `harness sync` carries\n"
+        assert said[2] == "stopped; the next `harness sync` uploads what is left\n"
         assert process.returncode == 0
         assert check(run).ok
 
@@ -610,11 +590,9 @@ def test_nothing_is_lost_when_the_server_is_killed_and_started_again(run, tmp_pa
         (run.path / "samples" / "grid.png").write_bytes(b"png")
         with run.lock(), run.open_journal(resumed_from_step=0) as journal:
             background = BackgroundSync([run], run.path / "tracking", tracking_uri=server.uri, every_seconds=0.2)
-            cursors, slowest = run.path / "tracking", 0.0
+            cursors = run.path / "tracking"
             for step in range(1, 2001):
-                start = time.perf_counter()
                 journal.metrics(step, {"train/loss": step / 7})
-                slowest = max(slowest, time.perf_counter() - start)
                 if step % 100 == 0:
                     journal.event("checkpoint", step=step)
                     run.set_status(Status("running", step=step, num_steps=2000))
@@ -624,7 +602,6 @@ def test_nothing_is_lost_when_the_server_is_killed_and_started_again(run, tmp_pa
                 if step == 1400:
                     server.start()
             run.set_status(Status("done", step=2000, num_steps=2000))
-        print(f"slowest journal call {slowest * 1e3:.2f} ms")
         background.close()
         assert "MLflow store http://127.0.0.1" in (run.path / "tracking" / "sync.log").read_text()  # it met the outage
         sync_run(run, tracking_uri=server.uri)

@@ -91,10 +91,10 @@ def test_a_plan_adds_up_what_is_known_and_says_what_is_not(tmp_path, tiny_study,
         "wide   2     2 new  ?              ?             ?",
     ]
     assert shown[-3:] == [
-        "training left: 0.667 GPU hours on cuda, an unknown time for 2 runs (nothing alike has been measured yet), "
+        "training left: 0.667 GPU hours on cuda, an unknown time for 2 runs (no similar run has been measured yet), "
         "without evaluations; budget: 40 GPU hours",
         "checkpoints will take: 4.0 MiB + ?",
-        f"what is unknown: `harness calibrate {tmp_path / 'tiny.yaml'}` measures it",
+        f"`harness calibrate {tmp_path / 'tiny.yaml'}` measures what is unknown",
     ]
 
 
@@ -201,6 +201,6 @@ def test_a_chain_of_events_keeps_the_last_of_many_checkpoints_and_hides_tracebac
         pass
     lines = [line.split("  ", 1)[1] for line in timeline.timeline(directory)]
     assert lines[0].startswith("started on ")
-    assert lines[1:3] == ["checkpoint  step=6  (made again later)", "failed  reason=boom"]
+    assert lines[1:3] == ["checkpoint  step=6  (superseded by a later attempt)", "failed  reason=boom"]
     assert lines[3].startswith("resumed at step 4 on ")
     assert "(attempt 2, process " in lines[3]

@@ -10,6 +10,7 @@ def test_every_data_set_has_declared_facts_and_every_fact_a_data_set():
     assert list(DATASET_FACTS) == list(DATASETS)
 
 
+@pytest.mark.process
 def test_facts_are_read_without_numpy_or_torch():
     program = (
         "import sys; from harness.data import DATASET_FACTS; assert DATASET_FACTS['digits'].levels == 17; "

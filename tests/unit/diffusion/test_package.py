@@ -8,6 +8,7 @@ import pytest
 import harness.diffusion
 
 
+@pytest.mark.process
 def test_schedules_tables_and_respacing_do_not_import_torch():
     code = (
         "import sys; from harness.diffusion import SCHEDULES, space_timesteps, tables;"

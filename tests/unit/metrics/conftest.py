@@ -1,6 +1,5 @@
 """A model whose bound is known in closed form, and an Inception without its training."""
 
-import io
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,22 +63,3 @@ def long_chain() -> LinearDenoiser:
 @pytest.fixture(scope="session")
 def short_chain() -> LinearDenoiser:
     return linear_denoiser(num_timesteps=100, num_images=300)
-
-
-@pytest.fixture(scope="session")
-def inception_weights(tmp_path_factory):
-    """A file of random weights of torch-fidelity's own Inception-V3."""
-    from harness.metrics.torchvision_compat import torch_fidelity
-
-    class Blank(torch_fidelity().feature_extractor_inceptionv3.FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict):
-            assert not state_dict
-
-    empty = io.BytesIO()
-    torch.save({}, empty)
-    empty.seek(0)
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        torch.save(Blank("blank", ["2048"], empty).state_dict(), path)
-    return path

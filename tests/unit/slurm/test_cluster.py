@@ -8,6 +8,8 @@ from harness.errors import LaunchError
 from harness.slurm import cluster
 from harness.slurm.profile import Profile
 
+pytestmark = pytest.mark.process  # programs that stand in for SLURM's
+
 CONFIG = """\
 Configuration data as of 2026-11-22T19:27:34
 AccountingStorageEnforce = none

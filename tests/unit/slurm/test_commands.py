@@ -9,6 +9,8 @@ import pytest
 from harness.errors import LaunchError
 from harness.slurm import commands
 
+pytestmark = pytest.mark.process  # programs that stand in for SLURM's
+
 
 def test_what_a_program_prints_is_returned(fake_program):
     fake_program("squeue", 'echo "$@"; echo careful >&2')

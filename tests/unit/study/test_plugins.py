@@ -90,6 +90,7 @@ def test_a_file_that_an_implementation_names_belongs_to_the_plugin(study):
     assert before["own"] != after["own"]
 
 
+@pytest.mark.process
 def test_a_study_with_a_plugin_is_planned_without_torch(study):
     plugin = SIGMOID.replace("(Sigmoid, sigmoid)", '(Sigmoid, "more.py:sigmoid")')
     path = study(plugin, more="import torch\ndef sigmoid(num_timesteps, tau): return torch.zeros(num_timesteps)")
@@ -121,13 +122,13 @@ def test_the_parameters_of_a_plugins_part_are_validated_with_file_and_line(study
         (SIGMOID + "def f():\n    raise ValueError('no')\nf()\n", 14, "ValueError: no"),
         ("import no_such_package_at_all\n", 1, "ModuleNotFoundError"),
         ("x = 1\ndef broken(:\n", 2, "not Python"),
-        ("x = 1\n", 1, "a plugin has one or more of the tables SCHEDULES, "),
+        ("x = 1\n", 1, "a plugin needs one or more of the tables SCHEDULES, "),
         ("import torch\n" + SIGMOID, 1, "imports torch at once"),
         (SIGMOID.replace('{"sigmoid"', '{"cosine"'), 12, "'cosine' is built in"),
-        (SIGMOID.replace('{"sigmoid"', '{"other"'), 12, 'says name: Literal["other"]'),
+        (SIGMOID.replace('{"sigmoid"', '{"other"'), 12, 'must declare name: Literal["other"]'),
         (SIGMOID.replace("(Sigmoid, sigmoid)", "sigmoid"), 12, "(parameter class, implementation) is expected"),
-        (SIGMOID.replace("(Sigmoid, sigmoid)", "(sigmoid, sigmoid)"), 12, "derives from harness.plugins."),
-        (SIGMOID.replace("(Sigmoid, sigmoid)", "(Sigmoid, 3)"), 12, "its implementation is"),
+        (SIGMOID.replace("(Sigmoid, sigmoid)", "(sigmoid, sigmoid)"), 12, "must derive from harness.plugins."),
+        (SIGMOID.replace("(Sigmoid, sigmoid)", "(Sigmoid, 3)"), 12, "its implementation must be"),
         (SIGMOID.replace("(Sigmoid, sigmoid)", '(Sigmoid, "gone.py:f")'), 12, "gone.py cannot be read"),
         (SIGMOID + "OBJECTIVES = [1]\n", 13, "OBJECTIVES: a mapping of names"),
     ],
@@ -163,7 +164,7 @@ def test_a_plugin_is_named_by_a_relative_path(study, name):
 
 
 def test_a_package_that_is_not_installed_is_refused(study):
-    assert "no installed package offers a plugin 'acme'" in refusal(study(text=STUDY.replace("my_parts.py", "acme")))
+    assert "no installed package provides a plugin 'acme'" in refusal(study(text=STUDY.replace("my_parts.py", "acme")))
 
 
 def test_an_installed_package_offers_a_plugin_by_an_entry_point(study, tmp_path, monkeypatch):
@@ -200,6 +201,7 @@ def test_a_run_keeps_exactly_the_files_that_it_uses(own_run):
     assert (directory.path / "plugins" / digest / "my_parts.py").read_text() == SIGMOID
 
 
+@pytest.mark.process
 def test_a_stored_spec_is_read_with_the_frozen_plugin_in_another_process(own_run, study):
     run, directory = own_run
     study("raise RuntimeError('the file beside the study is not asked')")
@@ -216,7 +218,7 @@ def test_frozen_files_that_were_changed_are_refused(own_run):
     _, directory = own_run
     (path,) = directory.path.glob("plugins/*/my_parts.py")
     path.write_text(SIGMOID + "# edited\n")
-    with pytest.raises(SpecError, match="not the plugin that the run began with"):
+    with pytest.raises(SpecError, match="not the plugin that the run started with"):
         read_spec(directory.path, directory.spec())
 
 

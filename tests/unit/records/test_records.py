@@ -3,11 +3,11 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -36,22 +36,6 @@ def attempt(run, resumed_from_step, steps, checkpoints=(), value=lambda step: st
             journal.metrics(step, {"train/loss": value(step)})
             if step in checkpoints:
                 journal.event("checkpoint", step=step)
-
-
-def start_writer(run, code="time.sleep(60)"):
-    """Start a process that holds the run directory, and return it once it does."""
-    script = (
-        "import sys, time; from pathlib import Path; from harness.records.directory import RunDirectory\n"
-        "from harness.records.status import Status\n"
-        "run = RunDirectory(Path(sys.argv[1]))\n"
-        "with run.lock() as lock:\n"
-        "    run.set_status(Status('running', step=3))\n"
-        "    print('locked', flush=True)\n"
-        f"    {code}\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(run.path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "locked\n"
-    return process
 
 
 class TestWhatARunIs:
@@ -144,10 +128,11 @@ class TestWhereItStands:
 
     def test_a_status_reads_back_with_the_time_of_its_writing(self, run):
         status = Status("failed", step=7, num_steps=10, attempt=2, reason="loss is nan at step 7", loss=math.inf)
+        before = time.time()
         run.set_status(status)
         stored = run.status()
         assert (stored.state, stored.step, stored.reason, stored.loss) == ("failed", 7, status.reason, math.inf)
-        assert abs(stored.updated_seconds - time.time()) < 5
+        assert before <= stored.updated_seconds <= time.time()
 
     def test_the_fields_of_a_status_read_back(self, run):
         run.set_status(Status("interrupted", step=7, cause="signal", stopped_by="SIGUSR2", reason="whatever it says"))
@@ -192,30 +177,13 @@ class TestWhereItStands:
         with run.lock():
             assert run.status().state == "running"
 
-    def test_a_killed_writer_leaves_an_interrupted_run_that_can_be_taken_over_at_once(self, run):
-        process = start_writer(run)
-        assert run.status().state == "running"
-        process.kill()
-        process.wait()
-        assert run.status().state == "interrupted"
+    def test_a_status_of_a_dead_writer_costs_two_files_and_a_listing(self, run, file_accesses):
+        run.set_status(Status("running", step=3, num_steps=9))
         with run.lock():
             pass
-
-    def test_a_thousand_statuses_are_read_in_a_fifth_of_a_second(self, tmp_path):
-        runs = [RunDirectory(tmp_path / f"run{number:04d}") for number in range(1000)]
-        for run in runs:
-            run.path.mkdir()
-            run.set_status(Status("running", step=3, num_steps=9))
-            FolderLock(run.path / "lock", "test").folder.mkdir()
-            (run.path / "lock" / "000001").write_text('{"released": true}')
-        best = math.inf
-        for _ in range(3):
-            start = time.perf_counter()
-            states = {run.status().state for run in runs}
-            best = min(best, time.perf_counter() - start)
-        print(f"1,000 statuses: {best:.3f} s")
-        assert states == {"interrupted"}
-        assert best < 0.2
+        with file_accesses() as accesses:
+            assert run.status().state == "interrupted"
+        assert sorted(event for event, *_ in accesses) == ["open", "open", "os.listdir"], accesses
 
 
 class TestOneWriter:
@@ -229,26 +197,9 @@ class TestOneWriter:
         heartbeat = time.time() - age_seconds
         os.utime(path, (heartbeat, heartbeat))
 
-    def test_a_second_process_is_refused_and_the_owner_named(self, run):
-        process = start_writer(run)
-        try:
-            message = f"run 0123456789ab is in use by process {process.pid} on "
-            with pytest.raises(RecordError, match=message), run.lock():
-                pass
-        finally:
-            process.kill()
-            process.wait()
-
     def test_a_writer_in_the_same_process_is_refused_too(self, run):
         with run.lock(), pytest.raises(RecordError, match=f"process {os.getpid()}"), run.lock():
             pass
-
-    @pytest.mark.slow
-    def test_waiting_outlasts_a_writer_that_ends(self, run):
-        process = start_writer(run, "time.sleep(0.5)")
-        with run.lock(wait_seconds=20):
-            assert run.writer()["pid"] == os.getpid()
-        assert process.wait() == 0
 
     @pytest.mark.parametrize(("age_seconds", "taken"), [(60, False), (130, True)])
     def test_on_another_machine_the_heartbeat_decides(self, run, age_seconds, taken):
@@ -320,21 +271,6 @@ class TestOneWriter:
         with pytest.raises(RecordError, match=r"node17, SLURM job 42, last heartbeat 2\d s ago"), run.lock():
             pass
 
-    def test_a_copy_on_the_writers_own_machine_is_not_written_by_it(self, run, tmp_path):
-        process = start_writer(run)
-        try:
-            shutil.copytree(run.path, tmp_path / run.key)
-            copy = RunDirectory(tmp_path / run.key)
-            assert copy.status().state == "running"  # as it was when it was made
-            for directory in (run, copy):
-                path = directory.lock_folder / "000001"
-                facts = json.loads(path.read_text())
-                path.write_text(json.dumps(facts | {"heartbeat": time.time() - 130}))
-            assert (run.status().state, copy.status().state) == ("running", "interrupted")
-        finally:
-            process.kill()
-            process.wait()
-
     def test_a_lock_is_written_in_place_so_that_a_full_disk_can_give_it_back(self, run):
         with run.lock():
             path = run.lock_folder / "000001"
@@ -342,43 +278,6 @@ class TestOneWriter:
         after = path.stat()
         assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
         assert run.writer() is None
-
-    @pytest.mark.slow
-    def test_many_takers_of_live_and_stale_locks_never_hold_one_together(self, tmp_path):
-        # Each process takes the lock again and again, and one time in eight dies in it; the others race for its lock.
-        script = """
-import os, random, sys, time
-from pathlib import Path
-from harness.records.lock import FolderLock
-from harness.errors import RecordError
-folder, number = Path(sys.argv[1]), int(sys.argv[2])
-rng, taken = random.Random(number), 0
-for round in range(40):
-    lock = FolderLock(folder / "lock", "test")
-    while True:
-        try:
-            lock.acquire()
-            break
-        except RecordError:
-            time.sleep(rng.random() * 0.003)
-    os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))   # raises when another is inside
-    time.sleep(rng.random() * 0.002)
-    os.unlink(folder / "inside")
-    with open(folder / f"taken{number}", "a") as file:
-        file.write("x")
-    if rng.random() < 1 / 8:
-        if os.fork() == 0:
-            continue         # a child, which must not think that it holds the lock, goes on in its place
-        os._exit(0)
-    lock.release()
-"""
-        arguments = [sys.executable, "-c", script, str(tmp_path)]
-        processes = [subprocess.Popen([*arguments, str(number)], stderr=subprocess.PIPE) for number in range(6)]
-        errors = b"".join(process.communicate()[1] for process in processes)  # ends when the forked children end too
-        assert errors == b""
-        taken = [len((tmp_path / f"taken{number}").read_text()) for number in range(6)]
-        print("taken", taken)
-        assert taken == [40] * 6
 
 
 class TestJournal:
@@ -389,14 +288,6 @@ class TestJournal:
         rows = run.rows()
         assert {row.key: repr(row.value) for row in rows} == {key: repr(value) for key, value in values.items()}
         assert {(row.x, row.train_step, row.attempt) for row in rows} == {(3, 40, 1)}
-
-    def test_a_row_in_a_killed_process_is_not_lost(self, run):
-        append = "run.open_journal(resumed_from_step=0).metrics(1, {'train/loss': 0.5})"
-        process = start_writer(run, f"{append}; print('appended', flush=True); time.sleep(60)")
-        process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert run.history("train/loss") == ([1], [0.5])
 
     def test_several_threads_lose_nothing(self, run):
         with run.lock(), run.open_journal(resumed_from_step=0) as journal:
@@ -413,14 +304,20 @@ class TestJournal:
         assert run.problems() == []
         assert all(run.history(f"m{number}")[0] == list(range(500)) for number in range(4))
 
-    def test_appending_costs_less_than_50_microseconds_a_metric(self, run):
+    def test_a_line_is_one_write_and_waits_for_no_disk(self, run, monkeypatch, file_accesses):
+        calls = Counter()
+
+        def counted(name):
+            function = getattr(os, name)
+            return lambda *arguments: (calls.update([name]), function(*arguments))[1]
+
         with run.lock(), run.open_journal(resumed_from_step=0) as journal:
-            start = time.perf_counter()
-            for step in range(5000):
-                journal.metrics(step, {"train/loss": step * 0.1})
-            cost = (time.perf_counter() - start) / 5000
-        print(f"one metric: {cost * 1e6:.1f} microseconds")
-        assert cost < 50e-6
+            for name in ("write", "fsync", "fdatasync"):
+                monkeypatch.setattr(os, name, counted(name))
+            with file_accesses() as accesses:
+                for step in range(50):
+                    journal.metrics(step, {"train/loss": step * 0.1, "train/mse": 1.0})
+            assert (calls, accesses) == ({"write": 50}, [])
 
     @pytest.mark.parametrize("key", ["fid%", "a(b)", "", "a//b", "../a", "a/", "x" * 251])
     def test_a_key_that_mlflow_would_refuse_is_refused_at_once(self, run, key):
@@ -525,6 +422,7 @@ class TestFences:
         assert run.durable_step() == 8
 
 
+@pytest.mark.process
 def test_records_import_neither_torch_nor_mlflow():
     code = "import sys, harness.records, harness.tracking; print({'torch', 'mlflow', 'numpy'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -1,5 +1,5 @@
-import contextlib
 import io
+import logging
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -44,11 +44,18 @@ def some_runs(study_runs_of_module):
 
 @pytest.fixture(scope="module")
 def drawn(some_runs, tmp_path_factory):
-    """The report of `some_runs`, and what was said meanwhile."""
-    out, said = tmp_path_factory.mktemp("figures"), io.StringIO()
-    with contextlib.redirect_stdout(said):
+    """The report of `some_runs`, and what was logged meanwhile."""
+    out, messages = tmp_path_factory.mktemp("figures"), io.StringIO()
+    handler, logger = logging.StreamHandler(messages), logging.getLogger("harness")
+    logger.addHandler(handler)
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    try:
         report(some_runs, out)
-    return out, said.getvalue()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    return out, messages.getvalue()
 
 
 def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_claims(some_runs, drawn):

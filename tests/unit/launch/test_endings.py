@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from harness.launch import manage, planning, requeue, states, submit, worker
+from harness.launch import manage, planning, requeue, states, worker
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
 from harness.records.status import Status
@@ -22,8 +21,6 @@ from harness.slurm.jobs import JobInfo
 from harness.study.expand import load_study
 from harness.study.model import Study
 from harness.tracking import daemon
-
-LONG = ("train.steps=3000", "records.checkpoint_every_seconds=0.2")
 
 
 @pytest.fixture
@@ -197,12 +194,12 @@ def test_a_run_that_was_killed_three_times_at_one_step_is_given_up_until_a_retry
 def test_three_starts_that_did_not_come_as_far_as_an_attempt_are_enough(tmp_path, study):
     directory = write(tmp_path, study().runs[0], Status("queued"))
     layout = submission_of(tmp_path, directory.key)
-    assert [requeue.given_up_before_it_began(layout, directory.path, "n1") for _ in range(3)] == [None] * 3
-    assert requeue.given_up_before_it_began(layout, directory.path, "n1").cause == "no_progress"
+    assert [requeue.given_up_before_attempt(layout, directory.path, "n1") for _ in range(3)] == [None] * 3
+    assert requeue.given_up_before_attempt(layout, directory.path, "n1").cause == "no_progress"
     layout.job_log_path("7_0").write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\n")
-    assert requeue.given_up_before_it_began(layout, directory.path, "n1").cause == "out_of_memory"
-    requeue.forget_starts(layout, directory.path)
-    assert requeue.given_up_before_it_began(layout, directory.path, "n1") is None
+    assert requeue.given_up_before_attempt(layout, directory.path, "n1").cause == "out_of_memory"
+    requeue.reset_starts(layout, directory.path)
+    assert requeue.given_up_before_attempt(layout, directory.path, "n1") is None
 
 
 def test_what_a_run_itself_prints_is_no_kill_for_memory(tmp_path, study):
@@ -217,33 +214,3 @@ def test_what_a_run_itself_prints_is_no_kill_for_memory(tmp_path, study):
 
 
 # -------------------------------------------------------------------------------------------------------- this machine
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "cause", "stopped_by"), [(signal.SIGTERM, "signal", "SIGTERM"), (signal.SIGKILL, "killed", "")]
-)
-def test_a_local_run_that_is_stopped_or_killed_says_so_and_goes_on(tmp_path, study, number, cause, stopped_by):
-    long = study("", *LONG)
-    submission = submit.submit(planning.plan(long, tmp_path / "runs"), sync=False)
-    directory = submission.runs[0].directory
-    submission.start()
-    while not directory.events("checkpoint"):
-        assert submission.alive(), "it ended before it could be disturbed"
-        time.sleep(0.05)
-    os.kill(directory.writer()["pid"], number)
-    while submission.alive():
-        time.sleep(0.05)
-    plan = planning.plan(long, tmp_path / "runs")
-    [planned] = plan.runs
-    assert (planned.state, planned.status.cause, planned.status.stopped_by) == ("interrupted", cause, stopped_by)
-    assert bool(manage.select_retries(plan, failed=False, killed=True).runs) == (cause == "killed")
-    assert [path.name for path in directory.log_paths()] == ["attempt-0001.log"]
-    again = submit.submit(plan, sync=False)
-    again.start()
-    while len(directory.events("started")) < 2:
-        assert again.alive(), "it ended before it began"
-        time.sleep(0.05)
-    again.stop()
-    assert directory.events("started")[1].fields["resumed_from_step"] > 0
-    assert [path.name for path in directory.log_paths()] == ["attempt-0001.log", "attempt-0002.log"]

@@ -1,0 +1,37 @@
+"""How processes of one run share its batch, and how each learns which one it is."""
+
+import pytest
+
+from harness.errors import LaunchError, TrainingError
+from harness.training.distributed import ProcessGroup, RankInfo, detect_rank
+
+
+def test_rows_are_shared_out_whole_and_in_order():
+    shares = [ProcessGroup(rank, 3).share(13) for rank in range(3)]
+    assert [row for share in shares for row in range(13)[share]] == list(range(13))
+    assert {share.stop - share.start for share in shares} == {4, 5}
+    with pytest.raises(TrainingError, match="3 processes cannot share a batch of 2"):
+        ProcessGroup(0, 3).share(2)
+
+
+def test_a_run_for_one_process_is_alone_whatever_started_it():
+    assert detect_rank(1, {"RANK": "1", "WORLD_SIZE": "2", "SLURM_STEP_NUM_TASKS": "4"}) == RankInfo()
+
+
+def test_a_batch_script_that_runs_once_starts_the_processes_itself():
+    place = detect_rank(2, {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"})
+    assert place == RankInfo(size=2) and place.starts_others
+
+
+def test_torchrun_says_where_a_process_stands():
+    names = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+    place = detect_rank(8, names)
+    assert place == RankInfo(3, 4, 1, "node0", 29500) and not place.starts_others
+
+
+@pytest.mark.process
+def test_a_slurm_that_does_not_answer_is_said_so(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    names = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}
+    with pytest.raises(LaunchError, match=r"processes of this run on n\[1-2\] cannot meet: scontrol not found"):
+        detect_rank(2, names)
