@@ -152,7 +152,7 @@ def import_(file: Path, figures: Path, output: Output, runs_folder: Path) -> Non
 @json_option
 @runs_folder_option
 def clean(study: str | None, yes: bool, output: Output, runs_folder: Path) -> None:
-    """Show disk usage and remove what is not needed.
+    """Show disk usage and remove leftovers.
 
     Nothing is removed without --yes or a yes at the prompt.
 

@@ -123,7 +123,7 @@ def test_the_parameters_of_a_plugins_part_are_validated_with_file_and_line(study
         ("import no_such_package_at_all\n", 1, "ModuleNotFoundError"),
         ("x = 1\ndef broken(:\n", 2, "not Python"),
         ("x = 1\n", 1, "a plugin needs one or more of the tables SCHEDULES, "),
-        ("import torch\n" + SIGMOID, 1, "imports torch at once"),
+        ("import torch\n" + SIGMOID, 1, "imports torch at module level"),
         (SIGMOID.replace('{"sigmoid"', '{"cosine"'), 12, "'cosine' is built in"),
         (SIGMOID.replace('{"sigmoid"', '{"other"'), 12, 'must declare name: Literal["other"]'),
         (SIGMOID.replace("(Sigmoid, sigmoid)", "sigmoid"), 12, "(parameter class, implementation) is expected"),

@@ -76,7 +76,7 @@ def test_a_value_can_be_set_for_once(write):
         ("(32, 64)", "(32 / 0,)", 16, "ZeroDivisionError"),
         ("(32, 64)", "()", 7, "a study needs at least one run"),
         ("def study", "def studie", 1, "needs a function study()"),
-        ("    return", "    return 3\n    return", 6, "study() returns harness.python_study"),
+        ("    return", "    return 3\n    return", 6, "study() must return harness.python_study"),
         ("import harness", "import harness, no_such_package_at_all", 1, "ModuleNotFoundError"),
     ],
 )
