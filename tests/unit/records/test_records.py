@@ -118,7 +118,7 @@ class TestWhatARunIs:
         assert [(entry["attempt"], entry["host"]) for entry in run.environments()] == [(1, "a"), (2, "c")]
 
     def test_a_folder_without_a_spec_is_called_no_run_directory(self, tmp_path):
-        with pytest.raises(RecordError, match=r"spec\.json"):
+        with pytest.raises(RecordError, match=r"spec\.json is missing"):
             RunDirectory(tmp_path / "empty").spec()
 
 
