@@ -35,7 +35,7 @@ faults: setup  ## Kill a training a hundred times, break servers and disks under
 check: setup  ## Format, lint, types and the unit tests: about a minute
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy harness benchmarks
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not slurm and not gpu" tests/unit
 
 figures: setup  ## Draw every figure again from the records in runs/

@@ -1,4 +1,4 @@
-"""NLL, FID, precision and recall of every arm, with the untrained network and a Gaussian as baselines."""
+"""NLL, FID, precision, recall and the metrics of plugins for every arm, with two baselines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
 from harness.spec.metrics import MetricKind, metric_kind
 
 TITLE = "Results"
-NEEDS = "an evaluation with nll or fidelity"
-DIGITS = {"nll": 3, "fid": 2, "precision": 3, "recall": 3}
+NEEDS = "an evaluation with nll, fidelity or metrics"
+DIGITS = {"nll": 3, "fid": 2, "precision": 3, "recall": 3}  # after the point; of a plugin's metric 3
 KINDS: dict[str, MetricKind] = {
     "nll": metric_kind("nll_bpd"),
     **{kind: metric_kind(kind) for kind in ("fid", "precision", "recall")},
@@ -76,6 +76,21 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
         for metric in ("fid", "precision", "recall"):
             protocol_parts = (run.extractor(part), protocol, variance)
             yield model, run.arm, metric, protocol_parts, run.fidelity(measurement, metric)
+    names = measurement.protocol.get("metrics", {})
+    for part in evaluation.get("metrics", ()):
+        options = ", ".join(f"{key} {value}" for key, value in part.items() if key != "name") or part["name"]
+        for metric in names.get(part["name"], ()):
+            yield model, run.arm, metric, ("", options, ""), run.metric(measurement, metric)
+
+
+def kind_of(metric: str) -> MetricKind:
+    """Return the kind of a metric; a plugin's has its own name as label, and no direction."""
+    return KINDS.get(metric) or MetricKind(metric)
+
+
+def others(frame: pd.DataFrame) -> list[str]:
+    """Return the metrics of plugins in the table."""
+    return [metric for metric in frame["metric"].unique() if metric not in KINDS]
 
 
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -95,9 +110,9 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
         row["note"] = str(evaluation) if several and model == TRAINED else ""
         for _, cell in part.iterrows():
             metric = cell["metric"]
-            row[metric] = format_values([float(value) for value in cell["values"].split()], DIGITS[metric])
+            row[metric] = format_values([float(value) for value in cell["values"].split()], DIGITS.get(metric, 3))
             means = trained.loc[trained["metric"] == metric, "mean"]
-            best = means.min() if KINDS[metric].direction == "minimize" else means.max()
+            best = {"minimize": means.min(), "maximize": means.max(), None: None}[kind_of(metric).direction]
             if model == TRAINED and cell["mean"] == best and len(means) > 1:
                 row["best"].add(metric)
         table.append(row)
@@ -108,7 +123,9 @@ def protocols(frame: pd.DataFrame) -> str:
     """Describe how each metric was measured, and for which arms if they differ."""
     trained = frame[frame["model"] == TRAINED]
     sentences = []
-    for name, metrics in (("NLL", ("nll",)), ("FID, precision and recall", ("fid", "precision", "recall"))):
+    groups = {"NLL": ("nll",), "FID, precision and recall": ("fid", "precision", "recall")}
+    groups |= {name: (name,) for name in others(frame)}
+    for name, metrics in groups.items():
         part = trained[trained["metric"].isin(metrics)]
         for protocol in part["protocol"].unique():
             sentences.append(f"{name}{_whose(part, 'protocol', protocol)}: {protocol}.")
@@ -147,7 +164,7 @@ def heads(frame: pd.DataFrame) -> dict[str, str]:
         extractors = frame.loc[frame["metric"] == metric, "extractor"].unique()
         if len(extractors):
             titles[metric] = f"{KINDS[metric].label} ({' / '.join(extractors)}) {KINDS[metric].arrow}"
-    return titles
+    return titles | {metric: metric for metric in others(frame)}
 
 
 def _label(row: dict) -> str:

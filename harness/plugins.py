@@ -20,7 +20,8 @@ from harness.spec.evaluation import MetricModel, SamplerModel
 from harness.spec.parts import NamedModel
 from harness.spec.run import DataModel, MethodSpec, NetworkModel, ObjectiveModel
 
-ScheduleModel = TimestepSamplerModel = NamedModel
+ScheduleModel = NamedModel
+TimestepSamplerModel = NamedModel
 
 __all__ = [
     "DataModel",

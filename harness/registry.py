@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -25,7 +26,7 @@ from harness.randomness import derive_seed
 from harness.spec.base import SpecModel
 from harness.spec.parts import NamedModel, plugin_implementation
 from harness.spec.resources import Resources
-from harness.spec.run import LEARNED, MLP, DataModel, Diffusion, NetworkModel, RunSpec, UNet
+from harness.spec.run import LEARNED, MLP, DataModel, Diffusion, ImageFolder, NetworkModel, RunSpec, UNet
 
 BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
     "schedule": SCHEDULES,
@@ -52,15 +53,17 @@ def make_dataset(data: DataModel, data_root: str | None = None) -> Dataset:
     """Load the data set that a spec names.
 
     Raises:
-        DataError: its files are missing or damaged, or have other classes than the spec says.
+        DataError: its files are missing or damaged, or hold other data than the spec says.
     """
-    declared = ("horizontal_flip", "num_classes")  # of the training, and of the plan
-    options = {key: value for key, value in parameters(data).items() if key not in declared}
+    read_elsewhere = {"horizontal_flip"} | ({"num_classes"} if isinstance(data, ImageFolder) else set())
+    options = {key: value for key, value in parameters(data).items() if key not in read_elsewhere}
     dataset = implementation("data", data)(data_root, **options)
-    if data.facts.num_classes not in (None, dataset.num_classes):
-        raise DataError(
-            f"{data.name}: the spec says num_classes {data.facts.num_classes}, the files have {dataset.num_classes}"
-        )
+    facts = {"name": data.name, **asdict(data.facts)}
+    for fact, declared in facts.items():
+        actual = getattr(dataset, fact)
+        left_open = declared is None and fact != "levels"
+        if actual != declared and not left_open:
+            raise DataError(f"{data.name}: the spec says {fact} {declared}, the files have {actual}")
     return dataset
 
 

@@ -23,7 +23,7 @@ from harness.records.journal import Journal
 from harness.records.status import Status
 from harness.spec.evaluation import Evaluation
 from harness.spec.metrics import METRIC_KINDS, TRAIN_COMPUTE, Outputs, part_outputs
-from harness.spec.run import RunSpec
+from harness.spec.run import LEARNED, RunSpec
 from harness.study.expand import load_study
 from harness.study.model import Run
 
@@ -115,7 +115,7 @@ def fake_result(evaluation: Evaluation, spec: RunSpec, measured: Values, prefix:
         values["nll_bpd"] = values.get("untrained_nll_bpd", values["nll_bpd"])
     result = EvaluationResult()
     for part, names in part_outputs(evaluation, spec).items():
-        fake = PartResult(metrics={name: values[_kind(name)] for name in names.metrics})
+        fake = PartResult(metrics={name: values.get(_kind(name), 1.0) for name in names.metrics})
         if part in _FILL:
             _FILL[part](fake, names, getattr(evaluation, part), spec, values)
         result.add(part, prefix or evaluation.name, fake)
@@ -123,8 +123,8 @@ def fake_result(evaluation: Evaluation, spec: RunSpec, measured: Values, prefix:
 
 
 def _kind(name: str) -> str:
-    """Return the kind of a metric by its name: `fid` of `fid_digitsnet_64_ddim10`."""
-    return max((kind for kind in METRIC_KINDS if name == kind or name.startswith(f"{kind}_")), key=len)
+    """Return the kind of a metric by its name: `fid` of `fid_digitsnet_64_ddim10`; of a plugin's metric its name."""
+    return max((kind for kind in METRIC_KINDS if name == kind or name.startswith(f"{kind}_")), key=len, default=name)
 
 
 def _write_training(journal: Journal, spec: RunSpec, values: Values) -> None:
@@ -179,10 +179,81 @@ def _fill_grid(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, value
     fake.pictures["samples"] = image_grid(fake.arrays["samples"]["samples"])
 
 
+def _fill_metrics(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    fake.protocol["metrics"] = {metric.name: list(metric.names) for metric in part}
+
+
 _FILL = {
     "nll": _fill_likelihood,
     "sweep": _fill_sweep,
     "skip": _fill_skip,
     "rate_distortion": _fill_rate_distortion,
     "grid": _fill_grid,
+    "metrics": _fill_metrics,
 }
+
+
+def check_parts(run: Run) -> None:
+    """Check what training and sampling require of a run's schedule, network and objective, without data.
+
+    For tests of plugins: `for run in load_study("my_study.yaml").runs: check_parts(run)`.
+
+    Raises:
+        AssertionError: the message names the part and says what is wrong with it.
+    """
+    import torch
+
+    from harness.registry import implementation, make_gaussian, parameters
+    from harness.spec.resources import Resources
+
+    spec = run.spec
+    schedule, facts = spec.diffusion.schedule, spec.data.facts
+    _check_betas(implementation("schedule", schedule)(spec.diffusion.num_timesteps, **parameters(schedule)), spec)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        method = make_gaussian(spec, facts, Resources(), torch.device("cpu"))
+        network = method.network.eval()
+        with torch.no_grad():
+            for weight in network.parameters():  # a layer that starts at zero would hide the layers before it
+                weight.add_(torch.randn_like(weight), alpha=0.05)
+        x_0 = torch.randn(4, facts.channels, spec.data.pixels, spec.data.pixels)
+        t = torch.linspace(0, spec.diffusion.num_timesteps - 1, len(x_0)).long()
+        y = torch.arange(len(x_0)) if spec.model.class_cond else None
+        _check_network(network, x_0, t, y, spec)
+        _check_loss(method.terms(x_0, y, t, torch.randn_like(x_0))["loss"], network, spec)
+
+
+def _check_betas(betas: np.ndarray, spec: RunSpec) -> None:
+    name, num_timesteps = f"schedule {spec.diffusion.schedule.name}", spec.diffusion.num_timesteps
+    assert betas.shape == (num_timesteps,), f"{name}: betas have the shape {list(betas.shape)}, not [{num_timesteps}]"
+    assert betas.dtype == np.float64, f"{name}: betas are {betas.dtype}, not float64"
+    assert ((betas > 0) & (betas < 1)).all(), f"{name}: betas lie in {betas.min():g} .. {betas.max():g}, not in (0, 1)"
+
+
+def _check_network(network: Any, x_t: Any, t: Any, y: Any, spec: RunSpec) -> None:
+    """Check a network's output: its shape, and that each example's is deterministic and independent of the others."""
+    import torch
+
+    name = f"model {spec.model.name}"
+    with torch.no_grad():
+        output, again = network(x_t, t, y), network(x_t, t, y)
+        alone = network(x_t[:1], t[:1], None if y is None else y[:1])
+    channels = x_t.shape[1] * (2 if spec.diffusion.var_type in LEARNED else 1)
+    expected = (len(x_t), channels, *x_t.shape[2:])
+    assert tuple(output.shape) == expected, (
+        f"{name}: the output has the shape {list(output.shape)}, not {list(expected)}"
+    )
+    assert torch.equal(output, again), f"{name}: in eval mode the same input gives another output"
+    assert torch.allclose(output[:1], alone, rtol=1e-4, atol=1e-5), (
+        f"{name}: an output depends on the rest of the batch"
+    )
+
+
+def _check_loss(loss: Any, network: Any, spec: RunSpec) -> None:
+    """Check that an objective returns a finite loss per example, with a gradient."""
+    name = f"objective {spec.objective.name}"
+    assert loss.ndim == 1, f"{name}: the loss has the shape {list(loss.shape)}, not one number for each example"
+    assert loss.isfinite().all(), f"{name}: the loss is not finite: {loss.tolist()}"
+    loss.sum().backward()
+    gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
+    assert any(gradient.any() for gradient in gradients), f"{name}: the loss has no gradient"

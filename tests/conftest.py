@@ -68,7 +68,7 @@ class StudyRuns:
         from harness.testing import tiny_study, write_finished_run
 
         for run in tiny_study(self.home, extra, study=SMALL_STUDY):
-            values = {"state": "done"} | numbers(run)
+            values: dict[str, Any] = {"state": "done"} | numbers(run)
             state = values.pop("state")
             measured = {KINDS.get(name, name): value for name, value in values.items()}
             write_finished_run(run, self.home / folder, measured, state=state)

@@ -4,7 +4,12 @@ Submodules load lazily, so that the declared facts can be read without NumPy or 
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.data.base import Dataset, Split, to_uint8
+    from harness.data.facts import DATASET_FACTS, DatasetFacts
+    from harness.data.sources import DATASETS, load_dataset
 
 _HOMES = {
     "DATASET_FACTS": "facts",

@@ -9,7 +9,7 @@ class DatasetFacts:
 
     Attributes:
         image_size: height and width in pixels after padding; None where the spec chooses it.
-        channels: 1 for grey, 3 for colour, 2 for the coordinates of `mog`.
+        channels: 1 for grey, 3 for colour; the number of coordinates where the examples are points.
         levels: integer values a pixel can take (0 .. levels - 1), None where the data are continuous.
         num_classes: None where only the files can tell.
         padding: pixels added on each side to reach image_size.
@@ -20,6 +20,11 @@ class DatasetFacts:
     levels: int | None
     num_classes: int | None
     padding: int = 0
+
+    @property
+    def are_points(self) -> bool:
+        """Whether the examples are points rather than images: [C, 1, 1]."""
+        return self.image_size == 1
 
     @property
     def padded_share(self) -> float:

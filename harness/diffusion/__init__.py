@@ -6,6 +6,27 @@ NaN in a tensor is propagated, never hidden: the loop that owns the tensor decid
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.diffusion.objectives import OBJECTIVES, training_terms
+    from harness.diffusion.process import MEAN_TYPES, VAR_TYPES, Denoised, GaussianDiffusion
+    from harness.diffusion.respacing import space_timesteps
+    from harness.diffusion.samplers import (
+        SAMPLERS,
+        ancestral_step,
+        ddim_reverse_step,
+        ddim_step,
+        denoiser,
+        encode,
+        ensemble,
+        guided,
+        interpolate,
+        progressive_generation,
+        skip_fraction,
+    )
+    from harness.diffusion.schedules import SCHEDULES, Tables, tables
+    from harness.diffusion.timesteps import TIMESTEP_SAMPLERS, LossSecondMomentSampler, UniformSampler
 
 _HOME = {
     "schedules": ["SCHEDULES", "Tables", "tables"],

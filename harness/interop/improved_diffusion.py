@@ -19,6 +19,7 @@ from harness.evaluation.sampling import load_method
 from harness.interop.openai_checkpoint import load_published, published, save_published
 from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
+from harness.records.plugins import read_spec
 from harness.records.status import Status
 from harness.registry import make_method
 from harness.spec.base import SCHEMA_VERSION
@@ -131,7 +132,7 @@ def export_checkpoint(run_folder: Path, path: Path, *, weights: str = "ema", ste
     run_directory = RunDirectory(run_folder)
     if run_directory.spec()["model"]["name"] != "unet":
         raise CheckpointError(f"run {run_directory.key} has no U-Net; the published format has no other network")
-    spec = RunSpec.model_validate(run_directory.spec())
+    spec = read_spec(run_directory.path, run_directory.spec())
     method, step = load_method(run_directory.path, spec, spec.data.facts, device=torch.device("cpu"), step=step)
     save_published(method.sampling_network(weights).state_dict(), path)
     return step

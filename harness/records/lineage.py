@@ -13,7 +13,8 @@ from harness.errors import SpecError
 from harness.records.directory import RunDirectory
 from harness.records.files import differences
 from harness.records.layout import run_paths
-from harness.spec.run import RunSpec
+from harness.spec.parts import plugins_of
+from harness.spec.run import RunSpec, Simple
 
 MAY_DIFFER = {
     "train": ("steps", "ema_rate", "precision"),
@@ -41,7 +42,9 @@ def parent_of(spec: RunSpec, runs_folder: Path) -> tuple[RunDirectory, int]:
         raise SpecError(f"continue_from: run {parent.key} is {state}; only a done run can be trained further")
     stored = parent.spec()
     step = stored["train"]["steps"]
-    changes = differences(_shared(stored), _shared(spec.model_dump(mode="json")))
+    own = plugins_of(spec.model_copy(update={"objective": Simple()}))
+    shared = _shared(stored) | {"plugins": {name: stored.get("plugins", {}).get(name) for name in own}}
+    changes = differences(shared, _shared(spec.model_dump(mode="json")) | {"plugins": own})
     if changes:
         raise SpecError("\n  ".join([f"continue_from: run {parent.key} is of another kind:", *changes]))
     if spec.train.steps <= step:

@@ -47,6 +47,10 @@ class SpecModel(BaseModel):
             part.pop(name, None)
         return written
 
+    @classmethod
+    def check_declaration(cls) -> None:
+        """Raise ValueError where the class of a plugin's part lacks what parts of its kind say."""
+
     def check(self, run: Any) -> None:
         """Raise ValueError if this part does not fit the rest of `run`, a RunSpec; start with the field's path."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -108,6 +109,9 @@ class NoiseScale(SpecModel):
     num_big: int = Field(16, ge=1)
 
 
+_OUTPUT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,79}")
+
+
 class MetricModel(NamedModel):
     """Base of plugin metrics; `outputs` are the names of its numbers, by default its own name."""
 
@@ -117,6 +121,19 @@ class MetricModel(NamedModel):
     def names(self) -> tuple[str, ...]:
         """Return the names of its values, without the evaluation's prefix."""
         return self.outputs or (self.name,)
+
+    @classmethod
+    def check_declaration(cls) -> None:
+        """Require names that are valid in journals and that no built-in metric has."""
+        from harness.spec.metrics import METRIC_KINDS, metric_kind
+
+        for name in cls.outputs or (cls.model_fields["name"].default,):
+            if not isinstance(name, str) or not _OUTPUT.fullmatch(name):
+                raise ValueError(
+                    f"outputs: {name!r}: a name has letters, digits and underscores, and starts with a letter"
+                )
+            if metric_kind(name) in METRIC_KINDS.values():
+                raise ValueError(f"outputs: {name!r} would be read as a built-in metric; use another name")
 
 
 Metric = Annotated[MetricModel, Choice("metric", MetricModel, {})]
@@ -203,6 +220,8 @@ class Evaluation(SpecModel):
             raise ValueError("guidance requires a network that was trained with model.label_dropout, such as 0.1")
         if self.noise_scale and self.weights != "raw":
             raise ValueError("noise_scale is measured at the raw weights: set weights: raw")
+        for metric in self.metrics:
+            metric.check(spec)
         num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
         if spec.diffusion.var_type != "fixed" or "diffusion.var_type" not in spec.method.owns:
             change["fixed_variance"] = "large"  # irrelevant: one key for one measurement
@@ -215,6 +234,7 @@ class Evaluation(SpecModel):
                 resolved["num_steps"] = settings.num_steps or num_timesteps
             change[part] = settings.model_copy(update=resolved)
             for sampler in settings.samplers if part == "sweep" else [settings.sampler]:
+                sampler.check(spec)
                 for count in settings.num_steps if part == "sweep" else [resolved["num_steps"]]:
                     space_timesteps(num_timesteps, section_counts(sampler, count))
         if self.rate_distortion:
@@ -225,9 +245,12 @@ class Evaluation(SpecModel):
 
     @staticmethod
     def _extractor(name: str, spec: RunSpec, inception: bool) -> str:
-        points = spec.data.name == "mog"
-        if (name == "coordinates") != points and name != "auto":
-            raise ValueError(f"extractor {name} does not fit data {spec.data.name}: coordinates are for mog, only")
+        continuous = spec.data.facts.levels is None
+        if (name == "coordinates") != continuous and name != "auto":
+            raise ValueError(
+                f"extractor {name} does not fit data {spec.data.name}: coordinates are for continuous data such as "
+                "mog, the others for images with levels"
+            )
         if name == "inception" and not inception:
             raise ValueError(
                 "extractor inception: set HARNESS_INCEPTION_WEIGHTS to the file of its weights "
@@ -237,7 +260,7 @@ class Evaluation(SpecModel):
             raise ValueError(f"extractor classifier: data {spec.data.name} has no labels; use inception")
         if name != "auto":
             return name
-        if points:
+        if continuous:
             return "coordinates"
         if inception and spec.data.pixels >= 32:
             return "inception"

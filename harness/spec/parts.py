@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -32,6 +33,7 @@ class Plugin:
     Attributes:
         name: of its file, or the name and version of its package.
         digest: sha256 over its files.
+        path: of the file with its tables, as it was executed.
         files: their contents by name, stored with the runs that use them; empty for installed packages.
         parts: parameter classes by kind and name.
         implementations: the implementation of each parameter class, imported on first use.
@@ -39,6 +41,7 @@ class Plugin:
 
     name: str
     digest: str
+    path: Path
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     parts: Mapping[str, Mapping[str, type[SpecModel]]] = field(default_factory=dict)
     implementations: Mapping[type[SpecModel], Callable[[], Any]] = field(default_factory=dict, repr=False)

@@ -12,18 +12,20 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from symtable import symtable
 from types import ModuleType
-from typing import Any, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import harness.spec.evaluation  # noqa: F401 (fills the table of kinds)
 from harness.errors import SpecError
 from harness.spec.base import SpecModel
 from harness.spec.parts import KINDS, Plugin
+from harness.text import did_you_mean
 
 TABLES = {
     "SCHEDULES": "schedule",
@@ -56,8 +58,10 @@ def load_plugin(path: Path, digest: str | None = None) -> Plugin:
         SpecError: `file:line: message`: a file is missing, fails, or has an invalid declaration.
     """
     content = _read(path, str(path))
-    references = _sibling_files(content, path)
-    files = {path.name: content, **{name: _read(path.parent / name, f"{path}:{line}") for name, line in references}}
+    files = {path.name: content}
+    for reference in _references(content, path):
+        if reference.file not in files:
+            files[reference.file] = _read(path.parent / reference.file, f"{path}:{reference.line}")
     actual = files_digest(files)
     if digest not in (None, actual):
         raise SpecError(
@@ -66,7 +70,11 @@ def load_plugin(path: Path, digest: str | None = None) -> Plugin:
     if actual not in _loaded:
         prefix = f"harness_plugin_{actual[:16]}_"
         tree = _parse(content, path)
-        _refuse_torch(tree, path)
+        if digest is None:  # a stored one was checked when it was planned
+            _refuse_torch(tree, path)
+            for name, source in files.items():
+                _refuse_unfrozen_imports(_parse(source, path.parent / name), path.parent / name)
+            _require_attributes(files, path)
         module = execute(prefix + path.stem, content, path)
 
         def sibling(name: str, attribute: str) -> Any:
@@ -103,7 +111,8 @@ def load_package_plugin(name: str, digest: str | None = None) -> Plugin:
         module = importlib.import_module(point.module)
     except Exception as error:
         raise SpecError(f"plugin {full_name}: {type(error).__name__}: {error}") from None
-    beside = {file: _read(path.parent / file, f"{path}:{line}") for file, line in _sibling_files(content, path)}
+    references = _references(content, path)
+    beside = {named.file: _read(path.parent / named.file, f"{path}:{named.line}") for named in references}
     actual = files_digest({path.name: content, **beside})
     if digest not in (None, actual):
         raise SpecError(f"plugin {full_name} is installed with another content than the run started with")
@@ -152,16 +161,47 @@ def _parse(content: bytes, path: Path) -> ast.Module:
         raise SpecError(f"{path}:1: not Python: {error}") from None
 
 
-def _sibling_files(content: bytes, path: Path) -> list[tuple[str, int]]:
-    """Return the files named by strings such as "my_networks.py:DiT", with the line of each."""
-    lines: dict[str, int] = {}
-    for node in ast.walk(_parse(content, path)):
-        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
-            continue
-        if match := _REFERENCE.fullmatch(node.value):
-            lines.setdefault(match[1], node.lineno)
-    lines.pop(path.name, None)
-    return sorted(lines.items())
+class _Reference(NamedTuple):
+    """A string such as "my_networks.py:DiT"."""
+
+    file: str
+    attribute: str
+    line: int
+
+
+def _references(content: bytes, path: Path) -> list[_Reference]:
+    """Return a plugin's references to files beside it."""
+    texts = [
+        (node.value, node.lineno)
+        for node in ast.walk(_parse(content, path))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    matches = [(match, line) for text, line in texts if (match := _REFERENCE.fullmatch(text))]
+    return sorted(_Reference(match[1], match[2], line) for match, line in matches if match[1] != path.name)
+
+
+def _require_attributes(files: Mapping[str, bytes], path: Path) -> None:
+    """Refuse a reference to something that its file does not define."""
+    for file, attribute, line in _references(files[path.name], path):
+        symbols = symtable(files[file].decode(), str(path.parent / file), "exec").get_symbols()
+        defined = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+        if attribute not in defined and not re.search(rb"import\s+\*", files[file]):
+            known = did_you_mean(attribute, sorted(name for name in defined if not name.startswith("_")))
+            raise SpecError(f"{path}:{line}: {file} does not define {attribute}; {known}")
+
+
+def _refuse_unfrozen_imports(tree: ast.Module, path: Path) -> None:
+    """Refuse to import a file beside a plugin: it would be neither hashed nor stored with it."""
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""] if node.level == 0 else [f"{'.' * node.level}{node.module or ''}"]
+        for name in names:
+            if name.startswith(".") or (path.parent / f"{name.split('.')[0]}.py").is_file():
+                message = f"imports {name}, which would not be stored with the plugin"
+                raise SpecError(
+                    f"{path}:{getattr(node, 'lineno', 1)}: {message}: put that code into this file, or into a package"
+                )
 
 
 def _refuse_torch(tree: ast.Module, path: Path) -> None:
@@ -199,7 +239,23 @@ def execute(name: str, content: bytes, path: Path) -> ModuleType:
 
 @contextmanager
 def located(path: Path) -> Iterator[None]:
-    """Turn an error within a user's file into `file:line: message`, with the innermost line of that file.
+    """Turn an error in a user's file into `file:line: message`, with the innermost line of that file.
+
+    Raises:
+        SpecError: instead of the error.
+    """
+    try:
+        yield
+    except SpecError:
+        raise
+    except (Exception, SystemExit) as error:
+        line = error.lineno if isinstance(error, SyntaxError) else 1
+        raise _located(error, [path]) or SpecError(f"{path}:{line or 1}: {_message(error)}") from None
+
+
+@contextmanager
+def located_in(plugins: Sequence[Plugin]) -> Iterator[None]:
+    """Turn an error in the code of plugins into `file:line: message`; other errors are unchanged.
 
     Raises:
         SpecError: instead of the error.
@@ -209,10 +265,20 @@ def located(path: Path) -> Iterator[None]:
     except SpecError:
         raise
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) and not lines else (lines or [1])[-1]
-        message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise SpecError(f"{path}:{line or 1}: {message}") from None
+        if refusal := _located(error, [plugin.path for plugin in plugins]):
+            raise refusal from None
+        raise
+
+
+def _located(error: BaseException, paths: Sequence[Path]) -> SpecError | None:
+    """Return the error with the innermost line in these files; None if its traceback has none of them."""
+    files = set(map(str, paths))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    return SpecError(f"{frames[-1].filename}:{frames[-1].lineno}: {_message(error)}") if frames else None
+
+
+def _message(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _module(name: str, content: bytes, path: Path) -> ModuleType:
@@ -262,7 +328,7 @@ def _plugin(
             implementations[parameters] = _lazily(implementation, sibling)
     if not parts:
         raise SpecError(f"{path}:1: a plugin needs one or more of the tables {', '.join(TABLES)}; this file has none")
-    return Plugin(name, digest, files, parts, implementations)
+    return Plugin(name, digest, path, files, parts, implementations)
 
 
 def _entry(kind: str, name: Any, entry: Any, fail: Callable[[str], NoReturn]) -> tuple[type[SpecModel], Any]:
@@ -279,6 +345,10 @@ def _entry(kind: str, name: Any, entry: Any, fail: Callable[[str], NoReturn]) ->
     literal = parameters.model_fields["name"]
     if literal.default != name or get_args(literal.annotation) != (name,):
         fail(f'{name!r}: its parameter class must declare name: Literal["{name}"] = "{name}"')
+    try:
+        parameters.check_declaration()
+    except ValueError as error:
+        fail(f"{name!r}: {error}")
     if not callable(implementation) and not (isinstance(implementation, str) and _REFERENCE.fullmatch(implementation)):
         fail(
             f'{name!r}: its implementation must be a function, a class, or a string such as "my_networks.py:MyNetwork"'

@@ -35,6 +35,12 @@ class DataModel(SpecModel):
     def facts(self) -> DatasetFacts:
         return DATASET_FACTS[self.name]
 
+    @classmethod
+    def check_declaration(cls) -> None:
+        """Require declared facts."""
+        if "facts" not in {name for base in cls.__mro__ if base is not DataModel for name in vars(base)}:
+            raise ValueError("declare its facts: facts: ClassVar[DatasetFacts] = DatasetFacts(...), or a property")
+
     @property
     def pixels(self) -> int:
         """Return the height and width of an image, padding included."""
@@ -290,6 +296,18 @@ class MethodSpec(NamedModel):
     measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "grid", "metrics"))
     """The parts of an evaluation that it supports: by default those on samples."""
 
+    @classmethod
+    def check_declaration(cls) -> None:
+        """Require that what it owns and measures exists."""
+        from harness.spec.evaluation import PARTS
+
+        known = dict.fromkeys(path for method in METHODS.values() for path in method.owns)
+        for path in cls.owns:
+            if path not in known:
+                raise ValueError(f"owns: {path!r} belongs to no method; choices: {', '.join(known)}")
+        if unknown := sorted(cls.measures - set(PARTS)):
+            raise ValueError(f"measures: an evaluation has no part {unknown[0]!r}; choices: {', '.join(PARTS)}")
+
 
 class Gaussian(MethodSpec):
     """DDPM and Improved DDPM: one denoising network, trained by an objective at random timesteps."""
@@ -385,9 +403,10 @@ class RunSpec(SpecModel):
             self.method,
         ):
             part.check(self)
-        if isinstance(self.model, UNet | MLP) and (self.model.name == "mlp") != (self.data.name == "mog"):
+        if isinstance(self.model, UNet | MLP) and isinstance(self.model, MLP) != facts.are_points:
             raise ValueError(
-                f"model {self.model.name} does not fit data {self.data.name}: mlp is for mog, unet for images"
+                f"model {self.model.name} does not fit data {self.data.name}: mlp is for points such as mog, "
+                "unet for images"
             )
         if self.model.class_cond and not facts.num_classes:
             raise ValueError(f"model.class_cond: data {self.data.name} has no labels")
@@ -453,8 +472,11 @@ class RunSpec(SpecModel):
         """Return a digest of what determines the cost of a training step: network, images, batch, precision."""
         default = type(self).model_fields["method"].default
         method = {} if self.method == default else {"method": self.method.model_dump(mode="json")}
+        costly = {name: getattr(self, name) for name in ("method", "data", "objective", "timestep_sampler", "model")}
+        own = {name: [part.name, plugins_of(part)] for name, part in costly.items() if plugins_of(part)}
         return digest(
             method
+            | ({"own": own} if own else {})
             | {
                 "model": self.model.model_dump(mode="json"),
                 "data": [self.data.name, self.data.pixels],

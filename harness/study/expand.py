@@ -16,6 +16,7 @@ from typing import Any
 from harness.errors import SpecError
 from harness.spec.evaluation import Evaluation
 from harness.spec.parts import active
+from harness.spec.plugins import located_in
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
 from harness.study.axes import MAX_RUNS, RUN_PARTS, SIDE_PARTS, read_exclusions, read_variants
@@ -108,7 +109,8 @@ def _parse_set(text: str) -> Override:
 
 def expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
     """Return the validated runs of a document."""
-    with active(load_plugins(document)):
+    plugins = load_plugins(document)
+    with active(plugins), located_in(plugins):
         return _expand(document, path, late, inception)
 
 
@@ -269,7 +271,7 @@ def _resolve_evaluation(
 ) -> Evaluation:
     # A resolved evaluation depends only on these parts of the spec, of which a thousand runs have a few variants.
     parts = (spec.data, spec.method, spec.model, spec.diffusion.var_type, spec.diffusion.num_timesteps)
-    key = (entry.index, repr(parts))
+    key = (entry.index, repr(spec if entry.evaluation.plugins else parts))  # plugins may check the whole spec
     if key not in known:
         try:
             known[key] = entry.evaluation.resolve(spec, inception=inception)

@@ -19,8 +19,9 @@ def load_plugins(document: Document) -> list[Plugin]:
     plugins: list[Plugin] = []
     for source, mark in document.plugins.items():
         if isinstance(source, Path):
-            if not source.exists():
-                raise spec_error(mark, "plugins", f"{source} does not exist")
+            if not source.is_file():
+                problem = "is not a file" if source.exists() else "does not exist"
+                raise spec_error(mark, "plugins", f"{source} {problem}")
             plugin = load_plugin(source)
         else:
             try:

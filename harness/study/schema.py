@@ -20,6 +20,18 @@ _STRINGS = {"type": "array", "items": {"type": "string"}}
 _ONE_OR_MORE_STRINGS = {"anyOf": [{"type": "string"}, _STRINGS]}
 
 
+def _drop_required(node: Any) -> None:
+    """Remove required fields, in definitions and in inlined objects."""
+    if isinstance(node, dict):
+        if "properties" in node:
+            node.pop("required", None)
+        for child in node.values():
+            _drop_required(child)
+    elif isinstance(node, list):
+        for child in node:
+            _drop_required(child)
+
+
 def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
     """Return the schema.
 
@@ -29,8 +41,7 @@ def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
     kinds: list[type[SpecModel]] = [RunSpec, Resources, Records, Evaluation, *([search] if search else [])]
     _, schema = models_json_schema([(kind, "validation") for kind in kinds], ref_template="#/$defs/{model}")
     definitions = schema["$defs"]
-    for definition in definitions.values():
-        definition.pop("required", None)
+    _drop_required(definitions)
     run, evaluation = definitions.pop("RunSpec"), definitions["Evaluation"]
     evaluation["properties"] |= {"arms": _STRINGS, "replicates": {"type": "array", "items": {"type": "integer"}}}
     del evaluation["properties"]["plugins"]

@@ -89,14 +89,14 @@ class _OtherWords(ast.NodeTransformer):
         return node
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        parts = [part.value for part in node.values if isinstance(part, ast.Constant)]
+        parts = [str(part.value) for part in node.values if isinstance(part, ast.Constant)]
         # What stands in braces is a word too.
-        whole = "".join(part.value if isinstance(part, ast.Constant) else "values" for part in node.values)
+        whole = "".join(str(part.value) if isinstance(part, ast.Constant) else "values" for part in node.values)
         if parts and self._is_for_people(whole) and WORDS.search(" ".join(parts)):
             self.replaced.append(whole)
             for part in node.values:
                 if isinstance(part, ast.Constant):
-                    part.value = _other(part.value)
+                    part.value = _other(str(part.value))
         for part in node.values:
             if isinstance(part, ast.FormattedValue):
                 part.value = self.visit(part.value)

@@ -24,4 +24,6 @@ def metrics(context: EvaluationContext, chosen: tuple[MetricModel, ...]) -> Part
         if set(values) != set(metric.names):
             raise HarnessError(f"metric {metric.name} measured {sorted(values)}, but declares {sorted(metric.names)}")
         result.metrics |= {name: float(value) for name, value in values.items()}
+    # The records say what each one measured, so that figures need not execute the plugin to know.
+    result.protocol["metrics"] = {metric.name: list(metric.names) for metric in chosen}
     return result

@@ -28,7 +28,9 @@ def run_job(folder: Path, **options) -> str:
 
 
 def final_weights(folder: Path) -> dict:
-    return Checkpoints(folder / "checkpoints").latest()[1]["method"]["ema"]
+    checkpoint = Checkpoints(folder / "checkpoints").latest()
+    assert checkpoint is not None
+    return checkpoint[1]["method"]["ema"]
 
 
 def results(folder: Path) -> list:

@@ -1,16 +1,14 @@
 """Two methods behind one loop: a second one, with a critic, goes through all that a run goes through."""
 
-import importlib
 import json
 import math
-import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from harness import registry
 from harness.cli import cli
 from harness.errors import SpecError
 from harness.evaluation.sampling import sample_run
@@ -19,8 +17,8 @@ from harness.job import job
 from harness.job.verify import digests, verify_resume
 from harness.launch import calibrate, planning
 from harness.records.directory import RunDirectory
+from harness.records.plugins import read_spec
 from harness.registry import make_method
-from harness.spec import run as run_spec
 from harness.spec.evaluation import Ancestral
 from harness.spec.metrics import training_terms
 from harness.spec.resources import Resources
@@ -31,6 +29,7 @@ PLUGIN = Path(__file__).parent / "critic"
 CPU = torch.device("cpu")
 
 STUDY = """study: critics
+plugins: [critic.py]
 method: {name: critic, weight: 0.2}
 data: mog
 model: {name: mlp, width: 16, depth: 1}
@@ -44,13 +43,10 @@ EVALUATE = "evaluate:\n  - {fidelity: {num_samples: 64, num_steps: 4}}\n"
 
 
 @pytest.fixture
-def study(tmp_path, monkeypatch):
-    """Return a function that plans STUDY with extra lines of YAML and `--set`s; its method is known everywhere."""
-    monkeypatch.syspath_prepend(str(PLUGIN))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")])))
-    critic_method = importlib.import_module("critic_method")
-    monkeypatch.setitem(run_spec.METHODS, "critic", critic_method.Critic)
-    monkeypatch.setitem(registry.METHODS, "critic", critic_method.make_critic)
+def study(tmp_path):
+    """Return a function that plans STUDY with extra lines of YAML and `--set`s, its plugin beside it."""
+    for path in PLUGIN.glob("*.py"):
+        shutil.copy(path, tmp_path)
 
     def plan(extra: str = "", *sets: str):
         path = tmp_path / "critics.yaml"
@@ -74,15 +70,15 @@ def run_in(folder: Path, run) -> RunDirectory:
 
 def test_what_belongs_to_another_method_is_refused_with_its_line_and_the_choices(study):
     for extra, line, message in [
-        ("objective: hybrid\n", 10, "objective is used by method gaussian, not by critic: remove it, or choose method"),
-        ("timestep_sampler: uniform\n", 10, "timestep_sampler is used by method gaussian, not by critic"),
-        ("arms:\n  a: {diffusion.var_type: learned}\n", 11, "diffusion.var_type is used by method gaussian"),
+        ("objective: hybrid\n", 11, "objective is used by method gaussian, not by critic: remove it, or choose method"),
+        ("timestep_sampler: uniform\n", 11, "timestep_sampler is used by method gaussian, not by critic"),
+        ("arms:\n  a: {diffusion.var_type: learned}\n", 12, "diffusion.var_type is used by method gaussian"),
         (
             "evaluate:\n  - {nll: {}}\n",
-            11,
+            12,
             "nll cannot be measured under method critic; choices: fidelity, sweep, skip",
         ),
-        ("evaluate:\n  - {weights: raw, noise_scale: {}}\n", 11, "noise_scale cannot be measured under method critic"),
+        ("evaluate:\n  - {weights: raw, noise_scale: {}}\n", 12, "noise_scale cannot be measured under method critic"),
     ]:
         with pytest.raises(SpecError) as caught:
             study(extra)
@@ -101,10 +97,17 @@ def test_a_spec_says_nothing_of_what_its_method_does_not_read(study):
     assert written["method"] == {"name": "critic", "weight": 0.2, "critic_lr": 1e-3}
     assert not {"objective", "timestep_sampler"} & set(written)
     assert set(written["diffusion"]) == {"num_timesteps", "schedule"}
-    assert run_spec.RunSpec.model_validate(json.loads(json.dumps(written))).run_key == study().runs[0].run_key
     gaussian = study("", "method=gaussian").runs[0].spec
     assert "method" not in gaussian.model_dump(mode="json") and "objective" in gaussian.model_dump(mode="json")
     assert gaussian.cost_key != study().runs[0].spec.cost_key
+
+
+def test_a_stored_spec_is_read_with_the_method_that_was_frozen_beside_it(study, tmp_path):
+    run = study().runs[0]
+    directory = RunDirectory(tmp_path / "runs" / run.run_key)
+    directory.register(run)
+    (tmp_path / "critic.py").unlink()
+    assert read_spec(directory.path, directory.spec()).run_key == run.run_key
 
 
 # -- through a run

@@ -14,6 +14,7 @@ from harness.search.loading import load_search
 from harness.search.trials import TrialRecord, best_study
 from harness.spec.evaluation import Ancestral
 from harness.study.expand import load_study
+from harness.testing import check_parts
 
 EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "bring_your_own"
 SEARCH = """
@@ -58,6 +59,14 @@ def test_every_arm_is_trained_and_measured_by_likelihood_fid_and_its_own_metric(
         values = {row.key: row.value for row in directory.rows()}
         assert {"eval/nll_bpd", "eval_contrast/contrast", "eval_contrast/contrast_of_data"} <= set(values)
         assert any(key.startswith("eval/fid_") for key in values)
+
+
+def test_the_parts_pass_the_checks_for_plugins(tmp_path):
+    shutil.copytree(EXAMPLE, tmp_path / "study")
+    runs = load_study(tmp_path / "study" / "my_study.yaml").runs
+    assert {run.spec.model.name for run in runs} >= {"dit"}
+    for run in runs:
+        check_parts(run)
 
 
 def test_a_run_is_sampled_later_by_its_directory_alone(done):

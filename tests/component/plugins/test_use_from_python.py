@@ -22,7 +22,7 @@ def namespace(tmp_path_factory):
     folder, patch = tmp_path_factory.mktemp("tutorial"), pytest.MonkeyPatch()
     (folder / "study.yaml").write_text(STUDY)
     patch.chdir(folder)
-    names: dict = {}
+    names = {}
     for is_study, block in BLOCKS:
         if is_study:
             (folder / "my_study.py").write_text(block)

@@ -241,10 +241,17 @@ def refused(path: Path, there: Path) -> str:
     return str(caught.value)
 
 
+def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """Return the bytes of a member that is a file."""
+    file = tar.extractfile(member)
+    assert file is not None, member.name
+    return file.read()
+
+
 def rewritten(path: Path, change) -> Path:
     """Write the archive anew, its members and manifest changed by `change(entries, manifest)`."""
     with tarfile.open(path) as tar:
-        entries = [(member, tar.extractfile(member).read()) for member in tar]
+        entries = [(member, content(tar, member)) for member in tar]
     manifest = json.loads(entries[0][1])
     change(entries, manifest)
     text = json.dumps(manifest).encode()

@@ -61,7 +61,9 @@ def weights(folder: Path) -> torch.Tensor:
     Without those that the loss does not depend on, such as a bias in front of a normalization: their gradients are
     rounding errors, of which Adam makes steps like any others.
     """
-    state = Checkpoints(folder / "checkpoints").latest()[1]["method"]
+    checkpoint = Checkpoints(folder / "checkpoints").latest()
+    assert checkpoint is not None
+    state = checkpoint[1]["method"]
     squares = [moments["exp_avg_sq"] for moments in state["optimizer"]["state"].values()]
     kept = torch.cat([square.flatten() for square in squares]).sqrt() > 1e-9
     return torch.cat(

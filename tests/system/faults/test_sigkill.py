@@ -116,21 +116,23 @@ class Nursery:
             text=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._stdin, self._stdout = self.process.stdin, self.process.stdout
         assert self._read() == "ready"
 
     def _read(self) -> str:
-        return self.process.stdout.readline().strip()
+        return self._stdout.readline().strip()
 
     def begin(self, run: Path) -> int:
-        self.process.stdin.write(f"{run}\n")
-        self.process.stdin.flush()
+        self._stdin.write(f"{run}\n")
+        self._stdin.flush()
         return int(self._read())
 
     def end(self) -> int:
         return int(self._read())
 
     def close(self) -> None:
-        self.process.stdin.close()
+        self._stdin.close()
         self.process.wait()
 
     @property

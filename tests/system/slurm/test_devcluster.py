@@ -144,7 +144,9 @@ def test_a_smaller_limit_of_arrays_is_kept_and_stopping_leaves_no_process_and_no
 
 def refusal(folder: Path, **environment: str) -> str:
     """Return why the script does not start a cluster in `folder`."""
-    command = [shutil.which("bash"), SCRIPT, "start", folder]
+    bash = shutil.which("bash")  # the PATH of `environment` may lack it
+    assert bash is not None
+    command: list[str | Path] = [bash, SCRIPT, "start", folder]
     done = subprocess.run(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert not folder.exists()

@@ -141,7 +141,9 @@ def weights(directory: RunDirectory) -> str:
 
     from harness.training.checkpoints import Checkpoints
 
-    step, state = Checkpoints(directory.checkpoints_folder).latest(torch.device("cpu"))
+    checkpoint = Checkpoints(directory.checkpoints_folder).latest(torch.device("cpu"))
+    assert checkpoint is not None
+    step, state = checkpoint
     assert step == directory.spec()["train"]["steps"]
     digest = hashlib.sha256()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from harness.study.expand import load_study
 
 
 def a_standing(**facts) -> status_view.StatusRow:
-    known = {
+    known: dict[str, Any] = {
         "run_key": "a" * 16,
         "studies": ("tiny",),
         "arm": "cosine",

@@ -1,5 +1,6 @@
 import copy
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ def make_method(**options) -> GaussianMethod:
         torch.nn.init.normal_(weight, std=0.05)
     process = GaussianDiffusion(SCHEDULES["cosine"](20), mean_type="epsilon", var_type="learned_range", levels=17)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0)
-    defaults = {"learning_rate": lambda step: 1e-2, "ema_rate": 0.9, "timestep_scale": 50.0}
+    defaults: dict[str, Any] = {"learning_rate": lambda step: 1e-2, "ema_rate": 0.9, "timestep_scale": 50.0}
     timesteps = TIMESTEP_SAMPLERS["uniform"](20)
-    return GaussianMethod(network, process, partial(OBJECTIVES["hybrid"]), timesteps, optimizer, **defaults | options)
+    return GaussianMethod(network, process, partial(OBJECTIVES["hybrid"]), timesteps, optimizer, **(defaults | options))
 
 
 def batch(size: int = 6):

@@ -32,6 +32,27 @@ def sigmoid(num_timesteps, tau):
 
 SCHEDULES = {"sigmoid": (Sigmoid, sigmoid)}
 """
+DATA = """
+from typing import Literal
+from harness.plugins import DataModel
+class Toy(DataModel):
+    name: Literal["toy"] = "toy"
+DATASETS = {"toy": (Toy, print)}
+"""
+METHOD = """
+from typing import Literal
+from harness.plugins import MethodSpec
+class Toy(MethodSpec):
+    name: Literal["toy"] = "toy"; ...
+METHODS = {"toy": (Toy, print)}
+"""
+METRIC = """
+from typing import Literal
+from harness.plugins import MetricModel
+class Toy(MetricModel):
+    name: Literal["toy"] = "toy"; outputs = ("toy value",)
+METRICS = {"toy": (Toy, print)}
+"""
 STUDY = """
 study: tiny
 plugins: [my_parts.py]
@@ -131,13 +152,77 @@ def test_the_parameters_of_a_plugins_part_are_validated_with_file_and_line(study
         (SIGMOID.replace("(Sigmoid, sigmoid)", "(Sigmoid, 3)"), 12, "its implementation must be"),
         (SIGMOID.replace("(Sigmoid, sigmoid)", '(Sigmoid, "gone.py:f")'), 12, "gone.py cannot be read"),
         (SIGMOID + "OBJECTIVES = [1]\n", 13, "OBJECTIVES: a mapping of names"),
+        (SIGMOID + "import sys\nsys.exit(3)\n", 14, "SystemExit: 3"),
+        (SIGMOID + "import other\n", 13, "imports other, which would not be frozen with the plugin"),
+        (SIGMOID + "def f():\n    from other import x\n", 14, "imports other, which would not be frozen"),
+        (SIGMOID + "from . import other\n", 13, "imports ., which would not be frozen with the plugin"),
+        (
+            SIGMOID.replace("(Sigmoid, sigmoid)", '(Sigmoid, "other.py:y")'),
+            12,
+            "other.py does not define y; choices: x",
+        ),
+        (DATA, 6, "'toy': say its facts: "),
+        (
+            METHOD.replace("...", 'owns = ("objectiv",)'),
+            6,
+            "owns: 'objectiv' belongs to no method; choices: objective, ",
+        ),
+        (METHOD.replace("...", 'measures = frozenset({"fi"})'), 6, "an evaluation has no part 'fi'; choices: nll, "),
+        (METRIC.replace("toy value", "fid_of_toys"), 6, "'fid_of_toys' would be read as a built-in metric"),
+        (METRIC, 6, "'toy value': a name is of letters, digits and underscores"),
     ],
 )
 def test_a_broken_plugin_is_told_with_its_file_and_line(study, plugin, line, message):
-    path = study(plugin)
+    path = study(plugin, other="x = 1\n")
     text = refusal(path)
     assert text.startswith(f"{path.parent / 'my_parts.py'}:{line}: ")
     assert message in text
+
+
+def test_a_file_that_is_named_and_is_not_python_is_told_with_its_line(study):
+    path = study(SIGMOID.replace("(Sigmoid, sigmoid)", '(Sigmoid, "more.py:f")'), more="x = 1\ndef f(:\n")
+    assert refusal(path).startswith(f"{path.parent / 'more.py'}:2: not Python")
+
+
+@pytest.mark.parametrize(
+    ("method", "line"),
+    [
+        ("def check(self, run): return run.no_such_part", 10),
+        ("@field_validator('tau')\n    @classmethod\n    def small(cls, tau): return tau.no_such_part", 12),
+    ],
+)
+def test_a_check_that_fails_is_told_with_its_file_and_line(study, method, line):
+    plugin = SIGMOID.replace("gt=0)\n", f"gt=0)\n\n\n    {method}\n").replace("Field,", "Field, field_validator,")
+    path = study(plugin, text=STUDY.replace("schedule: sigmoid}", "schedule: {name: sigmoid, tau: 2.0}}"))
+    assert refusal(path).startswith(f"{path.parent / 'my_parts.py'}:{line}: AttributeError: ")
+
+
+def test_a_check_that_refuses_is_told_where_the_study_says_the_part(study):
+    check = "    def check(self, run): raise ValueError('diffusion.schedule: too steep')\n"
+    path = study(SIGMOID.replace("gt=0)\n", f"gt=0)\n{check}"))
+    assert refusal(path) == f"{path}:9: diffusion.schedule: too steep"
+
+
+def test_a_plugin_that_is_named_twice_is_one(study, tmp_path):
+    path = study()
+    (tmp_path / "sub").mkdir()
+    child = tmp_path / "sub" / "child.yaml"
+    child.write_text("study: child\nextends: ../study.yaml\nplugins: [../my_parts.py, ../sub/../my_parts.py]\n")
+    assert keys(child) == keys(path)
+
+
+def test_two_plugins_of_one_name_are_refused_where_the_second_is_named(study, tmp_path):
+    path = study()
+    study(SIGMOID.replace('"sigmoid"', '"other"'), folder=tmp_path / "sub")
+    path.write_text(STUDY.replace("[my_parts.py]", "[my_parts.py, sub/my_parts.py]"))
+    assert refusal(path) == f"{path}:3: plugins: two files are called my_parts.py; rename one"
+
+
+def test_a_plugin_that_is_a_folder_is_told_where_it_is_named(study):
+    path = study()
+    (path.parent / "my_parts.py").unlink()
+    (path.parent / "my_parts.py").mkdir()
+    assert refusal(path) == f"{path}:3: plugins: {path.parent / 'my_parts.py'} is not a file"
 
 
 def test_a_plugin_that_is_missing_is_told_where_it_is_named(study):

@@ -1,18 +1,17 @@
-"""A second method for the tests: a network that denoises, and a critic that tells its x_0 from the data.
+"""What critic.py names and what needs torch: a network that denoises, and a critic that tells its x_0 from the data.
 
 Two networks, two optimizers, alternating updates, a lazy penalty on the critic's gradient, and an average of one of the
-networks. It is registered as any method is: a parameter class in the spec, and a function that builds it.
+networks.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -22,18 +21,8 @@ from harness.diffusion.samplers import Denoise
 from harness.methods.base import Batch, Group, StepOutput, TrainedNetwork
 from harness.randomness import Streams, derive_seed
 from harness.registry import make_network, make_process
-from harness.spec.run import MethodSpec
 
 PENALTY_EVERY = 4  # steps
-
-
-class Critic(MethodSpec):
-    """Denoise, and be told from the data by a critic."""
-
-    name: Literal["critic"] = "critic"
-    weight: float = Field(0.1, ge=0)  # of the critic's verdict in the denoiser's loss
-    critic_lr: float = Field(1e-3, gt=0)
-    owns: ClassVar[tuple[str, ...]] = ()
 
 
 class CriticMethod:
