@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "methods": {"diffusion", "randomness", "errors"},
     "metrics": {"diffusion", "data", "errors"},
     # no torch in these. The spec reads two torch-free tables of leaves: data.facts and diffusion.respacing
-    "spec": {"data", "diffusion", "errors"},
+    "spec": {"data", "diffusion", "text", "errors"},
     "study": {"spec", "text", "errors"},
     "records": {"spec", "errors"},
     "tracking": {"records", "messages", "errors"},
