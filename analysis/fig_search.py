@@ -238,11 +238,11 @@ def _draw_history(frame: pd.DataFrame) -> Figure:
             inside = whole["value"].between(low, high)
             points = whole[inside]
             axes.plot(points["order"], points["value"], "o", color=style.COLOURS[5], label="trial", zorder=2)
-            room = 0.08 * ((high - low) or 1.0)
-            axes.set_ylim(low - room, high + room)
+            margin = 0.08 * ((high - low) or 1.0)
+            axes.set_ylim(low - margin, high + margin)
             best = whole.loc[whole["value"].idxmin() if direction == "minimize" else whole["value"].idxmax()]
             axes.plot(best["order"], best["value"], "*", color=style.COLOURS[1], markersize=10, zorder=4)
-            edge = high + room if direction == "minimize" else low - room
+            edge = high + margin if direction == "minimize" else low - margin
             axes.plot(whole["order"][~inside], np.full((~inside).sum(), edge), "^" if direction == "minimize" else "v",
                       color=style.COLOURS[5], clip_on=False,
                       label=None if inside.all() else "beyond the axis")  # fmt: skip
@@ -314,7 +314,7 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
             part = frame[(frame["metric"] == metric) & (frame["parameter"] == path)]
             direction = str(part["direction"].iloc[0])
             low, high = _clip(frame.loc[frame["metric"] == metric, "value"], direction)
-            room = 0.06 * ((high - low) or 1.0)
+            margin = 0.06 * ((high - low) or 1.0)
             beyond = (part["value"] < low) | (part["value"] > high)
             for mask, marker in [(~beyond, "o"), (beyond, "^" if direction == "minimize" else "v")]:
                 shown = part[mask]
@@ -325,7 +325,7 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
             axes.plot(best["position"], best["value"], "*", color=style.COLOURS[1], markersize=11,
                       markeredgecolor="white", markeredgewidth=0.7, zorder=4)  # fmt: skip
             _axis(axes, "x", part.iloc[0])
-            axes.set_ylim(low - room, high + room)
+            axes.set_ylim(low - margin, high + margin)
             axes.set_xlabel(_name(path) if row == len(metrics) - 1 else "")
             if column == 0:
                 axes.set_ylabel(metric)
@@ -364,8 +364,8 @@ def _draw_pareto(frame: pd.DataFrame) -> Figure:
     axes.plot(front["value_x"], front["value_y"], "D", color=style.COLOURS[1], label="Pareto front", zorder=4)
     for axis in "xy":
         low, high = _clip(frame[f"value_{axis}"], row[f"direction_{axis}"])
-        room = 0.08 * ((high - low) or 1.0)
-        getattr(axes, f"set_{axis}lim")(low - room, high + room)
+        margin = 0.08 * ((high - low) or 1.0)
+        getattr(axes, f"set_{axis}lim")(low - margin, high + margin)
     axes.set(xlabel=row["metric_x"], ylabel=row["metric_y"])
     named: list[np.ndarray] = []
     for point in front.itertuples():  # as many numbers as do not overlap
@@ -456,7 +456,7 @@ def _caption_contour(frame: pd.DataFrame) -> str:
 
 
 def _caption_slices(frame: pd.DataFrame) -> str:
-    return "Each trial against each parameter, the later the darker; values far beyond the rest stand at the edge."
+    return "Each trial against each parameter, later ones darker; values far beyond the others are drawn at the edge."
 
 
 def _caption_importances(frame: pd.DataFrame) -> str:

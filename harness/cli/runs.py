@@ -218,7 +218,7 @@ def sample(
             weights=weights,
             step=checkpoint_step(directory, checkpoint),
             low_res=low_res,
-            on_progress=lambda what, done, total: progress.update(done, total, what),
+            on_progress=lambda task, done, total: progress.update(done, total, task),
         )
     click.echo(path)
     output.document({"run_key": directory.key, "file": str(path)})

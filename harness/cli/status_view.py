@@ -176,8 +176,8 @@ class Follower:
         from rich.text import Text
 
         order = ("running", "failed", "interrupted", "queued", "evaluate", "new", "pruned", "done")
-        room = max(4, self._live.console.height - 6)
-        urgent = sorted(rows, key=lambda row: order.index(row.state))[:room]
+        num_lines = max(4, self._live.console.height - 6)
+        urgent = sorted(rows, key=lambda row: order.index(row.state))[:num_lines]
         return Group(
             status_table(urgent).rich(), Text(f"{count(len(rows), 'run')}: {state_counts(s.state for s in rows)}")
         )

@@ -46,7 +46,7 @@ class EvaluationContext:
     evaluation: Evaluation
     device: torch.device
     prefix: str = "eval"
-    on_progress: ProgressCallback = lambda what, done, total: None
+    on_progress: ProgressCallback = lambda task, done, total: None
     samples: Tensor | None = field(default=None, repr=False)
     _extractors: dict[str, Extractor] = field(default_factory=dict, repr=False)
     _references: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
@@ -175,6 +175,6 @@ class EvaluationContext:
         diverged = ~samples.flatten(1).isfinite().all(1)
         return features.masked_fill(diverged.unsqueeze(1), torch.nan)
 
-    def count(self, what: str) -> Callable[[int, int], None]:
+    def count(self, task: str) -> Callable[[int, int], None]:
         """Return a callback (done, total) that reports the progress of one part."""
-        return partial(self.on_progress, what)
+        return partial(self.on_progress, task)

@@ -58,7 +58,7 @@ def sample_run(
     weights: str = "ema",
     step: int | None = None,
     low_res: Path | None = None,
-    on_progress: ProgressCallback = lambda what, done, total: None,
+    on_progress: ProgressCallback = lambda task, done, total: None,
 ) -> Path:
     """Draw samples from a checkpoint of a run, finished or not.
 

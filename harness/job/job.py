@@ -297,8 +297,8 @@ class _Job:
             began = time.monotonic()
             with Progress(f"{prefix} {self.directory.key[:8]}", shown=self.show_progress) as progress:
 
-                def on_progress(what: str, count: int, total: int, progress: Progress = progress) -> None:
-                    progress.update(count, total, what)
+                def on_progress(task: str, count: int, total: int, progress: Progress = progress) -> None:
+                    progress.update(count, total, task)
                     self._write_status("running")
                     if self.stop_signal:
                         raise Interrupted

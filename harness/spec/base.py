@@ -49,7 +49,7 @@ class SpecModel(BaseModel):
 
     @classmethod
     def check_declaration(cls) -> None:
-        """Raise ValueError where the class of a plugin's part lacks what parts of its kind say."""
+        """Raise ValueError if a plugin's parameter class lacks what parts of its kind must declare."""
 
     def check(self, run: Any) -> None:
         """Raise ValueError if this part does not fit the rest of `run`, a RunSpec; start with the field's path."""

@@ -74,7 +74,7 @@ def profile(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_a_live_cluster_is_ok_and_its_trivial_job_answers(tmp_path, profile, slurm, monkeypatch):
+def test_a_live_cluster_is_ok_and_its_probe_job_answers(tmp_path, profile, slurm, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run_cli("doctor", "--profile", profile("partition: main\n"), "--runs", tmp_path / "runs")
     assert done.exit_code == 0, done.output
@@ -108,7 +108,7 @@ def test_a_job_that_waits_too_long_is_a_warning_and_one_that_fails_is_a_problem_
     monkeypatch.chdir(tmp_path)
     done = run_cli("doctor", "--profile", profile("setup: [sleep 30]\n"), "--timeout", "1")
     assert done.exit_code == 0, done.output
-    assert re.search(r"^warning  trivial job \d+ was \w+ .* after 1 s and is cancelled", done.output, re.MULTILINE)
+    assert re.search(r"^warning  probe job \d+ was \w+ .* after 1 s and was cancelled", done.output, re.MULTILINE)
     done = run_cli("doctor", "--profile", profile("setup: [echo no such module, exit 1]\n"))
     assert done.exit_code == 1
-    assert re.search(r"^problem  trivial job \d+ failed; .* no such module$", done.output, re.MULTILINE)
+    assert re.search(r"^problem  probe job \d+ failed; .* no such module$", done.output, re.MULTILINE)

@@ -179,7 +179,7 @@ def test_the_verbs_carry_figures_and_say_what_they_did(runs, there, tmp_path, mo
 
 
 def test_a_run_at_work_is_not_exported(runs):
-    with all_runs(runs)[0].lock(), pytest.raises(RecordError, match=f"is at work \\(process {os.getpid()}"):
+    with all_runs(runs)[0].lock(), pytest.raises(RecordError, match=f"is running \\(process {os.getpid()}"):
         export(runs)
 
 

@@ -158,7 +158,7 @@ def test_a_link_within_the_tree_stays_a_link_and_one_to_a_file_outside_becomes_t
 def test_a_link_to_a_folder_outside_is_refused_with_the_line_that_leaves_it_out(tree, store, tmp_path):
     (tmp_path / "scratch").mkdir()
     (tree / "runs").symlink_to(tmp_path / "scratch")  # git's /runs/ is for folders, and this is none
-    with pytest.raises(LaunchError, match=r"/runs in \.gitignore"):
+    with pytest.raises(LaunchError, match=r"/runs to \.gitignore"):
         snapshot.take(store, tree)
     write(tree / ".gitignore", "/runs\n")
     assert "runs" not in files(snapshot.take(store, tree))
