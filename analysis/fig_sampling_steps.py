@@ -27,7 +27,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     rows = []
     for run in runs:
         for measurement in run.measured("sweep"):
-            sweep = measurement.asked["sweep"]
+            sweep = measurement.evaluation["sweep"]
             protocol = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
             for sampler, (steps, values) in run.sweep(measurement).items():
                 rows += [
@@ -71,7 +71,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def sampler_lines(samplers: Iterable[str]) -> dict[str, Any]:
-    """Return a line for each sampler: those of the spec always have the same, others follow in the order of names."""
+    """Return a line style for each sampler: built-in ones always have the same, others follow in the order of names."""
     registered = list(choices(Sampler))
     others = sorted(set(samplers) - set(registered))
     return {name: style.SAMPLER_LINES[i % len(style.SAMPLER_LINES)] for i, name in enumerate([*registered, *others])}

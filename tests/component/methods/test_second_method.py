@@ -72,9 +72,9 @@ def run_in(folder: Path, run) -> RunDirectory:
 
 def test_what_belongs_to_another_method_is_refused_with_its_line_and_the_choices(study):
     for extra, line, message in [
-        ("objective: hybrid\n", 11, "objective is read by method gaussian, not by critic: remove it, or choose method"),
-        ("timestep_sampler: uniform\n", 11, "timestep_sampler is read by method gaussian, not by critic"),
-        ("arms:\n  a: {diffusion.var_type: learned}\n", 12, "diffusion.var_type is read by method gaussian"),
+        ("objective: hybrid\n", 11, "objective is used by method gaussian, not by critic: remove it, or choose method"),
+        ("timestep_sampler: uniform\n", 11, "timestep_sampler is used by method gaussian, not by critic"),
+        ("arms:\n  a: {diffusion.var_type: learned}\n", 12, "diffusion.var_type is used by method gaussian"),
         (
             "evaluate:\n  - {nll: {}}\n",
             12,
@@ -195,7 +195,7 @@ def test_its_steps_are_timed_in_a_process_of_their_own(study, tmp_path):
     study()
     plan = planning.plan(load_study(tmp_path / "critics.yaml"), tmp_path / "runs")
     (calibrated,) = calibrate.calibrate(plan, steps=10)
-    assert calibrated.error == "" and calibrated.fact.seconds_per_step > 0
+    assert calibrated.error == "" and calibrated.timing.seconds_per_step > 0
 
 
 @pytest.mark.slow
