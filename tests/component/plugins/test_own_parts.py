@@ -259,7 +259,7 @@ def test_a_network_whose_arithmetic_cannot_be_counted_trains_all_the_same(tmp_pa
     keys = {row.key for row in directory.rows()}
     assert "compute/parameters" in keys and "compute/train_flops" not in keys
     (event,) = directory.events("compute_not_counted")
-    assert "cannot be counted by shapes alone" in event.facts["reason"]
+    assert "cannot be counted by shapes alone" in event.fields["reason"]
 
 
 @pytest.mark.slow
