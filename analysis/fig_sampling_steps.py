@@ -29,13 +29,14 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         for measurement in run.measured("sweep"):
             sweep = measurement.evaluation["sweep"]
             protocol = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
+            variance = run.variance(measurement)
             for sampler, (steps, values) in run.sweep(measurement).items():
                 rows += [
                     {
                         "protocol": protocol,
                         "arm": run.arm,
                         "arm_index": index[run.arm],
-                        "variance": run.variance(measurement),
+                        "variance": variance,
                         "sampler": sampler,
                         "num_steps": num_steps,
                         "fid": fid,
