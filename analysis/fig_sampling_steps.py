@@ -29,8 +29,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         for measurement in run.measured("sweep"):
             sweep = measurement.evaluation["sweep"]
             protocol = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
-            learned = run.spec["diffusion"]["var_type"] != "fixed"
-            variance = "learned" if learned else {"small": "β̃", "large": "β"}[measurement.evaluation["fixed_variance"]]
+            variance = run.variance(measurement)
             for sampler, (steps, values) in run.sweep(measurement).items():
                 rows += [
                     {

@@ -158,6 +158,15 @@ class RunRecord:
         """Return the kept samples, [n, C, H, W]; None if the arrays are missing."""
         return self.arrays(array_file(measurement.prefix, "samples")).get("samples")
 
+    def variance(self, measurement: Measurement) -> str:
+        """Return the variance that was sampled with: β or β̃ where it is fixed, learned, or "" without a var_type."""
+        match self.spec["diffusion"].get("var_type"):
+            case None:
+                return ""
+            case "fixed":
+                return {"small": "β̃", "large": "β"}[measurement.evaluation["fixed_variance"]]
+        return "learned"
+
     def fidelity(self, measurement: Measurement, kind: str = "fid") -> float:
         """Return fid, precision or recall."""
         part = measurement.evaluation["fidelity"]

@@ -60,8 +60,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
     """Return (model, arm, metric, (extractor, protocol, fixed variance), value) of one measurement."""
     model, evaluation = TRAINED if measurement.trained else UNTRAINED, measurement.evaluation
-    fixed = run.spec["diffusion"]["var_type"] == "fixed"
-    variance = {"small": "β̃", "large": "β"}[evaluation["fixed_variance"]] if fixed else ""
+    variance = run.variance(measurement).replace("learned", "")
     if evaluation["nll"]:
         images = measurement.protocol.get("likelihood", {}).get("num_images", "?")
         protocol = f"{evaluation['nll']['estimator']} sum over t on {images} {evaluation['split']} images"

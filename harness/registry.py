@@ -154,6 +154,7 @@ def make_gaussian(
         microbatch=resources.microbatch,
         autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,
         num_classes=data.num_classes if spec.model.class_cond else None,
+        terms=spec.objective.terms,
     )
 
 

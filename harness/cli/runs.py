@@ -168,7 +168,9 @@ def _follow(runs_folder: Path, run_key: str, log: Path | None, shown: int) -> No
 
 @click.command()
 @click.argument("run")
-@click.option("--sampler", default="ddim", show_default=True, help="ancestral, ddim or dpmpp_2m.")
+@click.option(
+    "--sampler", default="ddim", show_default=True, help="ancestral, ddim, dpmpp_2m, or one of the run's plugins."
+)
 @click.option("--num-steps", type=click.IntRange(1), help="Steps of the sampler.  [default: 50, or T if less]")
 @click.option("--num-samples", type=click.IntRange(1), default=64, show_default=True, help="Images.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the noise.")
@@ -202,10 +204,14 @@ def sample(
     from harness.text import did_you_mean
 
     directory = find_run(run, runs_folder)
-    with active(plugins_of_run(directory)):
-        known = choices(Sampler)
+    known = choices(Sampler)
+    if sampler not in known:
+        with active(plugins_of_run(directory)):
+            known = choices(Sampler)
     if sampler not in known:
         raise SpecError(f"--sampler {sampler}: unknown; {did_you_mean(sampler, list(known))}")
+    if needed := [name for name, field in known[sampler].model_fields.items() if field.is_required()]:
+        raise SpecError(f"--sampler {sampler}: has parameters without a default: {', '.join(needed)}; give them one")
     from harness.evaluation.sampling import sample_run
 
     with Progress(f"sample {directory.key[:8]}") as progress:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from harness.data.base import Dataset
-from harness.errors import CheckpointError, HarnessError, RecordError
+from harness.errors import CheckpointError, HarnessError, RecordError, TrainingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges
@@ -222,7 +222,8 @@ class _Job:
         """Start from the final state of the run that this one continues."""
         parent, step = parent_of(self.spec, self.directory.path.parent)
         state = Checkpoints(parent.checkpoints_folder).load(step, training.device)
-        training.load_state_dict(state)
+        # The parent logged its last step, so its window is empty; that of another objective has other terms.
+        training.load_state_dict(state | {"window": training.state_dict()["window"]})
 
     def _train(
         self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress, group: ProcessGroup
@@ -397,17 +398,23 @@ class _Job:
 
         x_0 = torch.empty((1, data.channels, data.image_size, data.image_size), device="meta")
         examples = self.spec.train.steps * self.spec.train.batch_size
-        multiply_adds = flops = parameters = 0
-        for network in training.method.networks().values():
-            one_pass = training_step_compute(network.module.train(), *network.inputs(x_0))
-            multiply_adds += network.passes * one_pass.multiply_adds
-            flops += network.passes * one_pass.flops
-            parameters += sum(weight.numel() for weight in network.module.parameters())
-        compute = {
-            "compute/train_multiply_adds": float(multiply_adds * examples),
-            "compute/train_flops": float(flops * examples),
-            "compute/parameters": float(parameters),
-        }
+        networks = training.method.networks()
+        multiply_adds = flops = 0
+        compute: dict[str, float] = {}
+        try:
+            for network in networks.values():
+                one_pass = training_step_compute(network.module.train(), *network.inputs(x_0))
+                multiply_adds += network.passes * one_pass.multiply_adds
+                flops += network.passes * one_pass.flops
+            compute["compute/train_multiply_adds"] = float(multiply_adds * examples)
+            compute["compute/train_flops"] = float(flops * examples)
+        except TrainingError as error:
+            logger.warning(f"run {self.directory.key}: the arithmetic of its training {error}")
+            self.journal.event("compute_not_counted", step=self.step, reason=str(error))
+        modules = [network.module for network in networks.values()]
+        compute["compute/parameters"] = float(
+            sum(weight.numel() for module in modules for weight in module.parameters())
+        )
         self.journal.metrics(self.spec.train.steps, compute)
 
     # -- the process

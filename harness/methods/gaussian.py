@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from harness.diffusion.process import GaussianDiffusion
 from harness.diffusion.samplers import Denoise, Network, denoiser, guided
 from harness.diffusion.timesteps import UniformSampler
+from harness.errors import TrainingError
 from harness.methods.base import Batch, Group, Predict, StepOutput, TrainedNetwork
 from harness.randomness import Streams
 
@@ -37,10 +38,11 @@ class GaussianMethod:
         grad_clip: largest global norm of the gradient, None for no limit.
         microbatch: examples in one forward pass; gradients add up to those of the whole batch.
         autocast: the dtype of the forward pass, None for that of the weights.
-        num_classes: of labels, None where the network takes none; the class after the last means "no label".
+        num_classes: of labels, None where the network takes none; the class after the last means "not told".
+        terms: names of what the objective gives of each example.
     """
 
-    terms_logged: tuple[str, ...] = ("loss", "mse", "vb")
+    terms_logged: tuple[str, ...]
     scalars_logged: tuple[str, ...] = ("grad_norm_preclip",)
 
     def __init__(
@@ -58,7 +60,9 @@ class GaussianMethod:
         microbatch: int | None = None,
         autocast: torch.dtype | None = None,
         num_classes: int | None = None,
+        terms: tuple[str, ...] = ("loss", "mse", "vb"),
     ):
+        self.terms_logged = terms
         self.network, self.process, self.objective, self.optimizer = network, process, objective, optimizer
         self.timesteps, self._was_warm = timesteps, timesteps.warm
         self.ema = copy.deepcopy(network).requires_grad_(False).eval()
@@ -123,9 +127,21 @@ class GaussianMethod:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, grad_norm
 
     def terms(self, x_0: Tensor, y: Tensor | None, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Return the objective's terms of a batch at the current weights, [B] each, ready for a backward pass."""
+        """Give the objective's terms of a batch at the present weights, [B] each, ready for a backward pass.
+
+        Raises:
+            TrainingError: they have other names or another shape than declared.
+        """
         x_t = self.process.q_sample(x_0, t, noise)
-        return self.objective(self.process, self._forward(self._replica, x_t, t, y), x_0, x_t, t, noise)
+        terms = self.objective(self.process, self._forward(self._replica, x_t, t, y), x_0, x_t, t, noise)
+        if terms.keys() != set(self.terms_logged):
+            raise TrainingError(f"the objective gives {sorted(terms)}, but declares {sorted(self.terms_logged)}")
+        if any(term.shape != t.shape for term in terms.values()):
+            shapes = {name: list(term.shape) for name, term in terms.items()}
+            raise TrainingError(
+                f"the objective gives terms of shape {shapes}; one number an example is {list(t.shape)}"
+            )
+        return terms
 
     def weighted_loss(self, x_0: Tensor, y: Tensor | None, u: Tensor, noise: Tensor) -> Tensor:
         """Return the training loss, [B], with t drawn from u as in training."""

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.errors import TrainingError
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -44,14 +46,20 @@ def training_step_compute(network: nn.Module, *inputs: Tensor, **named_inputs: T
     checkpointing the recomputed forward pass is counted too.
 
     Args:
-        network: on any device, in training mode; it is neither run nor changed.
-        inputs, named_inputs: its arguments, of which only shapes and types are used (meta tensors suffice).
+        network: on any device, in the mode in which it trains; it is not run, and not changed.
+        inputs, named_inputs: what it is called with, of which only shapes and types are used (meta tensors will do).
+
+    Raises:
+        TrainingError: the network needs values, too: it keeps tensors that are no buffers, or asks for one's value.
     """
     with FlopCounterMode(display=False) as counter:
-        output = _on_meta(network)(
-            *map(_shape, inputs), **{name: _shape(value) for name, value in named_inputs.items()}
-        )
-        output.sum().backward()
+        try:
+            output = _on_meta(network)(
+                *map(_shape, inputs), **{name: _shape(value) for name, value in named_inputs.items()}
+            )
+            output.sum().backward()
+        except Exception as error:  # a user's own network may do anything there
+            raise TrainingError(f"cannot be counted by shapes alone: {type(error).__name__}: {error}") from error
     return Compute(counter.get_total_flops() // 2)
 
 

@@ -183,7 +183,7 @@ def _references(content: bytes, path: Path) -> list[_Reference]:
 def _require_attributes(files: Mapping[str, bytes], path: Path) -> None:
     """Refuse a reference to something that its file does not define."""
     for file, attribute, line in _references(files[path.name], path):
-        symbols = symtable(files[file].decode(), str(path.parent / file), "exec").get_symbols()
+        symbols = symtable(importlib.util.decode_source(files[file]), str(path.parent / file), "exec").get_symbols()
         defined = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
         if attribute not in defined and not re.search(rb"import\s+\*", files[file]):
             known = did_you_mean(attribute, sorted(name for name in defined if not name.startswith("_")))

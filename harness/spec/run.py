@@ -13,6 +13,7 @@ Two identities follow from it:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
@@ -153,7 +154,19 @@ class Diffusion(SpecModel):
 
 
 class ObjectiveModel(NamedModel):
+    """What every objective says of itself; a plugin's own class adds its parameters."""
+
     trains_variance: ClassVar[bool] = False
+    terms: ClassVar[tuple[str, ...]] = ("loss", "mse", "vb")
+    """Names of what it gives of each example: the loss, which is minimised, and what else is logged."""
+
+    @classmethod
+    def check_declaration(cls) -> None:
+        """Ask for names that can be logged, the loss among them."""
+        if "loss" not in cls.terms or not all(re.fullmatch("[a-z][a-z0-9_]{0,39}", term) for term in cls.terms):
+            raise ValueError(
+                f"terms: names of lower-case letters, digits and underscores, loss among them: {cls.terms}"
+            )
 
 
 class Simple(ObjectiveModel):
@@ -394,6 +407,8 @@ class RunSpec(SpecModel):
             )
         if objective not in KINDS["objective"].built_in and var_type in LEARNED and not self.objective.trains_variance:
             raise ValueError(f"objective {objective} does not train the variance, but diffusion.var_type is {var_type}")
+        if facts.image_size is None:
+            raise ValueError(f"data {self.data.name}: its facts leave image_size open")
         for part in (
             self.data,
             self.diffusion.schedule,

@@ -9,6 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from harness.analysis import fig_learning_curves, tab_results
+from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.errors import SpecError
 from harness.evaluation.sampling import sample_run
@@ -123,6 +125,11 @@ def test_it_trains_is_sampled_and_scored_and_its_records_have_its_own_names(stud
     assert "train/vb" not in names and "train/grad_norm_preclip" not in names
     for kind in ("fid", "precision", "recall"):
         assert math.isfinite(directory.history(f"eval/{kind}_coordinates_64_ancestral4")[1][0])
+    records = load_records(tmp_path / "runs", "critics")
+    drawn = fig_learning_curves.data(records)
+    assert {"verdict", "critic_accuracy"} <= set(drawn["curve"])
+    fig_learning_curves.draw(drawn)
+    assert set(tab_results.data(records)["metric"]) == {"fid", "precision", "recall"}
 
 
 def test_the_arithmetic_of_all_its_networks_is_counted(study, tmp_path):
