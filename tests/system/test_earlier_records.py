@@ -470,7 +470,9 @@ def test_an_earlier_done_run_is_evaluated_further_and_not_trained(old, taken_up)
 def test_an_earlier_failed_run_is_begun_again_by_retry_and_fails_for_the_same_reason(old, taken_up):
     before, now = (json.loads((folder / "runs" / FAILED / "status.json").read_text()) for folder in (old, taken_up))
     assert "not a number at step 1 " in before["reason"]
-    assert (now["state"], now["reason"]) == ("failed", before["reason"])
+    assert now["state"] == "failed"
+    # The step and the images that it fails at; what it advises may be worded otherwise today.
+    assert now["reason"].partition(";")[0] == before["reason"].partition(";")[0]
     assert events(taken_up / "runs" / FAILED) == ["started", "failed"] * 2
 
 

@@ -60,7 +60,7 @@ MAY_IMPORT = {
     # what others import: for plugins' files, and for notebooks
     "plugins": {"spec", "data"},
     "api": None,
-    "testing": {"registry", "job", "evaluation", "records", "study", "spec"},
+    "testing": {"errors", "registry", "job", "evaluation", "records", "study", "spec"},
     "cli": None,  # all
 }
 

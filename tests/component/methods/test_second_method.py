@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from harness.analysis import fig_learning_curves, tab_results
+from harness.analysis import fig_learning_curves, fig_sampling_steps, tab_results
 from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.errors import SpecError
@@ -116,7 +116,8 @@ def test_a_stored_spec_is_read_with_the_method_that_was_frozen_beside_it(study, 
 
 
 def test_it_trains_is_sampled_and_scored_and_its_records_have_its_own_names(study, tmp_path):
-    directory = run_in(tmp_path / "runs", study(EVALUATE).runs[0])
+    sweep = "  - {name: eval_sweep, sweep: {num_samples: 64, num_steps: [2, 4], samplers: [ancestral]}}\n"
+    directory = run_in(tmp_path / "runs", study(EVALUATE + sweep).runs[0])
     names = {row.key for row in directory.rows()}
     assert {"train/mse", "train/verdict", "train/critic_loss"} <= set(training_terms(names))
     for name in ("loss", "mse", "mse_q3", "verdict", "critic_loss", "critic_accuracy", "critic_penalty", "lr"):
@@ -130,6 +131,7 @@ def test_it_trains_is_sampled_and_scored_and_its_records_have_its_own_names(stud
     assert {"verdict", "critic_accuracy"} <= set(drawn["curve"])
     fig_learning_curves.draw(drawn)
     assert set(tab_results.data(records)["metric"]) == {"fid", "precision", "recall"}
+    assert list(fig_sampling_steps.data(records)["num_steps"]) == [2, 4]
 
 
 def test_the_arithmetic_of_all_its_networks_is_counted(study, tmp_path):
