@@ -184,7 +184,7 @@ def run_tests(environment: dict[str, str], *arguments: str) -> None:
 
 @pytest.mark.slow
 def test_with_other_words_runs_end_and_come_back_as_before(other_words):
-    run_tests(other_words, "tests/component/launch/test_endings.py")
+    run_tests(other_words, "tests/unit/launch/test_endings.py", "tests/component/launch/test_local_endings.py")
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def test_a_live_cluster_is_ok_and_its_probe_job_answers(tmp_path, profile, slurm
         ("partition: cancel\n", "preempt_mode: cancel"),
         ("partition: main\nmax_array_size: 5000\n", "over the cluster's 1001"),
         ("partition: main\nconstraint: a100\n", "SLURM would not accept such a job"),
-        ("partition: main\ncompute_nodes_reach_server: true\n", "profile and store do not fit"),
+        ("partition: main\ncompute_nodes_reach_server: true\n", "profile and store do not match"),
     ],
 )
 def test_what_is_wrong_with_a_profile_is_found_on_a_live_cluster(tmp_path, profile, slurm, monkeypatch, extra, words):
