@@ -1,9 +1,9 @@
-"""What the papers claim, compared with our own records: supported, contradicted or not decided, with the numbers.
+"""Compare the papers' claims with our own records: supported, contradicted or inconclusive, with the numbers.
 
 A contrast compares two settings in one metric, all else equal. Replicates that share a seed share data order, timesteps
 and noise, so they are compared in pairs. The rule:
 
-- three pairs or more: the 95 % t-interval of the difference leaves out 0, or the verdict is `inconclusive`;
+- three pairs or more: the 95 % t-interval of the difference excludes 0, or the verdict is `inconclusive`;
 - two: `suggests` when the two ranges do not overlap, else `inconclusive`;
 - one: `inconclusive`.
 """
@@ -28,7 +28,7 @@ NLL, FID = metric_kind("nll_bpd").label, metric_kind("fid").label
 
 RULE = (
     "Replicates that share a seed are compared in pairs. Three pairs or more: supported or contradicted where the 95 % "
-    "t-interval of the difference leaves out 0. Two: suggests, where the ranges do not overlap. Else inconclusive. "
+    "t-interval of the difference excludes 0. Two: suggests, where the ranges do not overlap. Else inconclusive. "
     "No correction for the number of comparisons. Small data and short trainings may differ from the papers' for good "
     "reasons: a verdict is about these runs."
 )
@@ -36,11 +36,11 @@ RULE = (
 
 @dataclass(frozen=True)
 class Contrast:
-    """One comparison that a claim rests on: `ours` is said to be lower than `other` in a metric.
+    """One comparison for a claim, which says that `ours` is lower than `other` in a metric.
 
     Attributes:
-        context: what both sides share.
-        pairs: (ours, other), one a replicate.
+        context: what both sides have in common.
+        pairs: (ours, other), one per replicate.
     """
 
     context: str
@@ -75,7 +75,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Claim:
-    """A paper's statement, its source, and the contrasts that our records hold for it."""
+    """A paper's statement, its source, and the contrasts in our records."""
 
     statement: str
     source: str
@@ -142,7 +142,7 @@ def ancestral_wins_at_many_steps(runs: Sequence[RunRecord]) -> Claim:
 
 
 def table(claims: Sequence[Claim]) -> pd.DataFrame:
-    """Return one row for each contrast, with the values of every pair."""
+    """Return one row per contrast, with the values of every pair."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -162,7 +162,7 @@ def table(claims: Sequence[Claim]) -> pd.DataFrame:
 
 
 def judge(runs: Sequence[RunRecord]) -> list[Claim]:
-    """Return every claim that these records can speak to."""
+    """Return every claim for which the records have a contrast."""
     return [claim for claim in (function(runs) for function in CLAIMS) if claim.contrasts]
 
 
@@ -173,7 +173,7 @@ _OBJECTIVE = ("objective", "diffusion.var_type", "timestep_sampler")  # L_vlb's 
 
 @dataclass
 class _Context:
-    """What runs share but for one setting: a metric by setting and seed."""
+    """Runs that differ in one setting: a metric by setting and seed."""
 
     name: str
     metric: str
@@ -191,14 +191,14 @@ def _objective(run: RunRecord) -> str:
 def _settings(
     runs: Sequence[RunRecord], metric: str, setting: Callable[[RunRecord], str], vary: tuple[str, ...]
 ) -> list[_Context]:
-    """Collect a metric of runs that are equal in their specs but for `vary` and the seed, and in their protocol."""
+    """Collect a metric of runs whose specs are equal except for `vary` and the seed, with the same protocol."""
     contexts: dict[str, _Context] = {}
     for run in runs:
         shared = canonical_json(_without(run.spec, ("seed", *vary)))
         name = _objective(run) if setting is _schedule else _schedule(run)
         for label, protocol, value in _values(run, metric):
             context = contexts.setdefault(shared + protocol, _Context(name, label))
-            # Where a study reads the same weights twice (with beta, with beta-tilde), its first reading counts.
+            # If a study evaluates the same weights twice (with beta, with beta-tilde), the first counts.
             context.values.setdefault(setting(run), {}).setdefault(run.spec["seed"], value)
     return list(contexts.values())
 
@@ -207,27 +207,27 @@ def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, str, float]]:
     """Return each measured value with the metric's full name and the protocol that both sides must share."""
     if metric == "nll":
         for measurement in run.measured("nll"):
-            asked = measurement.asked
-            yield NLL, canonical_json([asked["nll"], asked["split"]]), run.nll(measurement)
+            evaluation = measurement.evaluation
+            yield NLL, canonical_json([evaluation["nll"], evaluation["split"]]), run.nll(measurement)
     else:
         for measurement in run.measured("fidelity"):
-            part = measurement.asked["fidelity"]
+            part = measurement.evaluation["fidelity"]
             yield f"{FID} ({run.extractor(part)})", canonical_json(part), run.fidelity(measurement)
 
 
 def _without(spec: dict, paths: tuple[str, ...]) -> dict:
-    rest = {key: dict(value) if isinstance(value, dict) else value for key, value in spec.items()}
+    remaining = {key: dict(value) if isinstance(value, dict) else value for key, value in spec.items()}
     for path in paths:
         head, _, tail = path.partition(".")
-        (rest.get(head, {}) if tail else rest).pop(tail or head, None)
-    return rest
+        (remaining.get(head, {}) if tail else remaining).pop(tail or head, None)
+    return remaining
 
 
 def _contrasts(contexts: list[_Context], ours: str, others: list[str]) -> Iterator[Contrast]:
     for context in contexts:
         for other in others:
-            mine, theirs = context.values.get(ours, {}), context.values.get(other, {})
-            pairs = [(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
+            our_values, other_values = context.values.get(ours, {}), context.values.get(other, {})
+            pairs = [(our_values[seed], other_values[seed]) for seed in sorted(our_values.keys() & other_values.keys())]
             pairs = [pair for pair in pairs if not np.isnan(pair).any()]
             if pairs:
                 yield Contrast(context.name, ours, other, context.metric, tuple(pairs))
@@ -241,12 +241,14 @@ def _sampler_contrasts(
     for run in runs:
         for measurement in run.measured("sweep"):
             curves = {name: dict(zip(*curve, strict=True)) for name, curve in run.sweep(measurement).items()}
-            mine, theirs = curves.get(ours, {}), curves.get(other, {})
-            steps = [step for step in sorted(mine.keys() & theirs.keys()) if counts(step)]
+            our_curve, other_curve = curves.get(ours, {}), curves.get(other, {})
+            steps = [step for step in sorted(our_curve.keys() & other_curve.keys()) if counts(step)]
             if steps:
                 context = f"{run.arm} at {', '.join(map(str, steps))} steps"
-                middle = [float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (mine, theirs)]
-                key = (context, run.extractor(measurement.asked["sweep"]))
+                middle = [
+                    float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (our_curve, other_curve)
+                ]
+                key = (context, run.extractor(measurement.evaluation["sweep"]))
                 pairs.setdefault(key, []).append((middle[0], middle[1]))
     for (context, extractor), values in pairs.items():
         yield Contrast(context, ours, other, f"{FID} ({extractor})", tuple(values))

@@ -18,8 +18,8 @@ NEEDS = "an evaluation with nll"
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return L_t in bits/dim for each evaluation, arm and t (counted from 1 as the paper does), over replicates.
 
-    `share` is the part of the curve's sum that lies at or before t; where the estimate left a t out, its neighbours
-    stand in for it there (never in `mean`, `low`, `high`, which are the mean and the range).
+    `share` is the part of the curve's sum at or before t; a t without an estimate is interpolated from its neighbours
+    there (never in `mean`, `low`, `high`, which are the mean and the range).
     """
     index = arm_index(runs)
     parts = []

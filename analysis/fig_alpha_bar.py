@@ -19,7 +19,7 @@ REFERENCE = Path(__file__).parent / "reference" / "iddpm_fig5_alpha_bar.csv"
 
 
 def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
-    """Return alpha-bar of every registered schedule at u = t / T, t counted from 1; `reference` where one is known."""
+    """Return alpha-bar of every registered schedule at u = t / T, t counted from 1; `reference` where known."""
     t = np.arange(1, NUM_TIMESTEPS + 1)
     frame = pd.concat(
         pd.DataFrame({"schedule": name, "t": t, "u": t / NUM_TIMESTEPS, "alpha_bar": tables(make(NUM_TIMESTEPS))[1]})

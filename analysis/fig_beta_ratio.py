@@ -19,14 +19,14 @@ REFERENCE = Path(__file__).parent / "reference" / "iddpm_fig1_beta_ratio.csv"
 
 
 def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
-    """Return the ratio for the linear schedule, t counted from 1 as the paper does; `reference` where one is known."""
+    """Return the ratio for the linear schedule, t counted from 1 as in the paper; `reference` where known."""
     parts = []
     for num_timesteps in LENGTHS:
         known = tables(SCHEDULES["linear"](num_timesteps))
         t = np.arange(1, num_timesteps + 1)
         ratio = known.posterior_variance / known.betas
         part = pd.DataFrame({"num_timesteps": num_timesteps, "t": t, "u": t / num_timesteps, "ratio": ratio})
-        # Every t to 100, then enough for a smooth curve on a logarithmic axis.
+        # Every t up to 100, then enough for a smooth curve on a logarithmic axis.
         kept = np.unique(np.concatenate([t[:100], np.geomspace(1, num_timesteps, 300).round().astype(int)]))
         parts.append(part[part["t"].isin(kept)])
     reference = pd.read_csv(REFERENCE).rename(columns={"ratio": "reference"}).drop(columns="source")

@@ -1,4 +1,4 @@
-"""One real picture on its way to noise under each schedule (IDDPM, figure 3). NumPy and scikit-learn's digits only."""
+"""One image diffused to noise under each schedule (IDDPM, figure 3). Needs only NumPy and scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PICTURE = 0  # of scikit-learn's 1,797 digits
 
 
 def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
-    """Return x_t at steps equally spaced from t = 0 to T: one row each, `picture` is [8, 8] in the units of x_0.
+    """Return x_t at equally spaced steps from t = 0 to T, one row each; `picture` is [8, 8] in the units of x_0.
 
-    One draw of noise serves all of them, so that pictures differ in t and in the schedule alone.
+    All use the same noise, so that pictures differ only in t and in the schedule.
     """
     from sklearn.datasets import load_digits
 
@@ -30,12 +30,12 @@ def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
     noise = np.random.default_rng(0).standard_normal(x_0.shape)
     rows = []
     for name, make in SCHEDULES.items():
-        # Before the first step nothing is lost, so alpha-bar of t = 0 (counted as in the figure) is 1.
+        # Before the first step there is no noise, so alpha-bar of t = 0 (counted as in the figure) is 1.
         alpha_bar = np.append(1.0, tables(make(NUM_TIMESTEPS)).alphas_cumprod)
         for t in np.linspace(0, NUM_TIMESTEPS, COLUMNS).astype(int):
             x_t = np.sqrt(alpha_bar[t]) * x_0 + np.sqrt(1 - alpha_bar[t]) * noise
-            facts = {"schedule": name, "t": t, "u": t / NUM_TIMESTEPS, "alpha_bar": alpha_bar[t]}
-            rows.append({**facts, "label": int(digits.target[PICTURE]), "picture": x_t})
+            values = {"schedule": name, "t": t, "u": t / NUM_TIMESTEPS, "alpha_bar": alpha_bar[t]}
+            rows.append({**values, "label": int(digits.target[PICTURE]), "picture": x_t})
     return pd.DataFrame(rows)
 
 
@@ -44,13 +44,13 @@ def draw(frame: pd.DataFrame) -> Figure:
     columns = len(frame) // len(schedules)
     figure, axes = style.subplots(len(schedules), columns, width=style.TWO_COLUMNS, height=1.62)
     for row, schedule in enumerate(schedules):
-        for column, (_, one) in enumerate(frame[frame["schedule"] == schedule].iterrows()):
+        for column, (_, cell) in enumerate(frame[frame["schedule"] == schedule].iterrows()):
             ax = axes[row, column]
-            ax.imshow(one["picture"], cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+            ax.imshow(cell["picture"], cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
             if row == len(schedules) - 1:
-                ax.set_xlabel(f"{one['u']:.1f}", labelpad=2, fontsize=7.5)
+                ax.set_xlabel(f"{cell['u']:.1f}", labelpad=2, fontsize=7.5)
         axes[row, 0].set_ylabel(schedule, rotation=0, ha="right", va="center")
     figure.supxlabel("diffusion step t / T", fontsize=8)
     return figure

@@ -13,18 +13,18 @@ from harness.analysis.runs import RunRecord, arm_index
 from harness.spec.metrics import METRIC_KINDS, MetricKind, metric_kind
 
 TITLE = "Learning curves"
-NEEDS = "a run that has trained"
+NEEDS = "a run that has been trained"
 BINS = 60
 NLL = "nll"
-KIND_OF = {NLL: "nll_bpd", "bound": "vb"}  # of curves that are drawn under another name than they were recorded under
+KIND_OF = {NLL: "nll_bpd", "bound": "vb"}  # names of curves that differ from the recorded names
 CURVE_OF = {kind: curve for curve, kind in KIND_OF.items()}
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return curves over replicates: each term of the loss as means over bins of iterations, and the NLL.
 
-    `curve` is the term's name, or `nll` where evaluations ran during training. A term that is a mean over t of what
-    adds up over t is multiplied by the chain's length: `bound` is T times train/vb.
+    `curve` is the term's name, or `nll` if evaluations ran during training. A term that is a mean over t of terms that
+    are summed over t is multiplied by the chain's length: `bound` is T times train/vb.
     """
     index = arm_index(runs)
     longest = max((run.spec["train"]["steps"] for run in runs), default=1)
@@ -36,7 +36,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     ]
     keys = ["curve", "arm", "arm_index", "iteration"]
     values = pd.DataFrame(rows, columns=[*keys, "value"]).groupby(keys, sort=False)["value"]
-    # The range, not an interval: of three replicates it is wide, and on a logarithmic axis it hides the curves.
+    # The range, not an interval: an interval of three replicates is wide, and on a logarithmic axis hides the curves.
     frame = values.agg(["count", "mean", "min", "max"]).reset_index()
     return frame.rename(columns={"count": "n", "min": "low", "max": "high"})
 

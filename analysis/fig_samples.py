@@ -1,4 +1,4 @@
-"""Samples of every arm side by side: the first ones that each drew, none picked."""
+"""The first samples of every arm side by side, not selected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return, for each arm, the first samples of its first measured replicate.
 
     `pictures` is uint8 [n, C, H, W], or float [n, 2, 1, 1] where the data are points of the plane. Class-conditional
-    models draw the classes in turn, so with `columns` classes a column of the grid is a class.
+    models cycle through the classes, so with `columns` classes a column of the grid is a class.
     """
     index = arm_index(runs)
     rows: list[dict] = []
@@ -41,7 +41,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 
 def _columns(run: RunRecord) -> int:
-    facts = DATASET_FACTS.get(run.spec["data"]["name"])  # data of a plugin have none
+    facts = DATASET_FACTS.get(run.spec["data"]["name"])  # None for a plugin's data
     classes = facts.num_classes if facts else None
     return classes if run.spec["model"]["class_cond"] and classes and classes <= 10 else 6
 
@@ -68,7 +68,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
-    """Lay uint8 pictures [n, C, H, W] out in rows of `columns` with a thin gap; [h, w], or [h, w, 3] for colour."""
+    """Arrange uint8 images [n, C, H, W] in rows of `columns` with a thin gap; [h, w], or [h, w, 3] for colour."""
     count, channels, size, _ = pictures.shape
     enlarge = max(1, 32 // size)  # so that the gap between small pictures stays thin
     pictures = pictures.repeat(enlarge, 2).repeat(enlarge, 3).transpose(0, 2, 3, 1)
@@ -83,6 +83,6 @@ def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
 def caption(frame: pd.DataFrame) -> str:
     classes = " A column is a class." if (frame["columns"] != 6).all() else ""
     return (
-        f"The first samples of one replicate of each arm, none picked.{classes} All arms start from the same noise, so "
+        f"The first samples of one replicate of each arm, unselected.{classes} All arms start from the same noise, so "
         "pictures at the same place may be compared."
     )

@@ -27,10 +27,9 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     rows = []
     for run in runs:
         for measurement in run.measured("sweep"):
-            sweep = measurement.asked["sweep"]
+            sweep = measurement.evaluation["sweep"]
             protocol = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
-            learned = run.spec["diffusion"]["var_type"] != "fixed"
-            variance = "learned" if learned else {"small": "β̃", "large": "β"}[measurement.asked["fixed_variance"]]
+            variance = run.variance(measurement)
             for sampler, (steps, values) in run.sweep(measurement).items():
                 rows += [
                     {
@@ -73,7 +72,7 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def sampler_lines(samplers: Iterable[str]) -> dict[str, Any]:
-    """Return a line for each sampler: those of the spec always have the same, others follow in the order of names."""
+    """Return a line style for each sampler: built-in ones always have the same, others follow in the order of names."""
     registered = list(choices(Sampler))
     others = sorted(set(samplers) - set(registered))
     return {name: style.SAMPLER_LINES[i % len(style.SAMPLER_LINES)] for i, name in enumerate([*registered, *others])}

@@ -25,10 +25,10 @@ LEAST_RATIO = 1.5  # of compute within a series; less is another number of outpu
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return one row for each series, metric and arm: compute, the value over replicates, and the series' fit.
+    """Return one row per series, metric and arm: compute, the value over replicates, and the series' fit.
 
-    A series is what shares everything but the model's size, the length of training and the optimizer's numbers that go
-    with them. `compute_multiply_adds` is the recorded `compute/train_multiply_adds`.
+    Arms of a series differ only in the model's size, the length of training and the optimizer's settings for them.
+    `compute_multiply_adds` is the recorded `compute/train_multiply_adds`.
     """
     groups: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
     names: dict[str, str] = {}
@@ -60,7 +60,7 @@ def _measured(run: RunRecord) -> Iterator[tuple[str, str, float]]:
     for measurement in islice(run.measured("nll"), 1):
         yield "nll", KINDS["nll"].unit, run.nll(measurement)
     for measurement in islice(run.measured("fidelity"), 1):
-        part = measurement.asked["fidelity"]
+        part = measurement.evaluation["fidelity"]
         yield "fid", f"{run.extractor(part)}, {part['num_samples']} samples", run.fidelity(measurement)
 
 
@@ -138,11 +138,11 @@ def _formula(law: PowerLaw) -> str:
 
 def caption(frame: pd.DataFrame) -> str:
     if frame["fit_c"].isna().all():
-        fit = "No power law: it needs three amounts of compute at least, and values that fall with it."
+        fit = "No power law: it needs at least three amounts of compute, and values that decrease with compute."
     elif (frame["fit_degrees_of_freedom"] < 2).all():
         fit = "Dashed: power law with asymptote 0, since three points allow no third parameter; read it as a slope."
     else:
-        fit = "Dashed: a + (b C)⁻ᶜ by least squares, a fitted too (IDDPM chose its own by hand)."
+        fit = "Dashed: a + (b C)⁻ᶜ by least squares, a fitted too (IDDPM chose a by hand)."
     if frame["fit_c_low"].notna().any():
         few = " (of two: too narrow by about a third)" if frame["n"].max() == 2 else ""
         fit += f" In brackets: 95 % of a bootstrap of the exponent over replicates{few}."

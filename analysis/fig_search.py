@@ -1,7 +1,7 @@
 """The figures of a search: history, contour, slices, importances, Pareto front and parallel coordinates.
 
-They are made from the search's own records, runs/.search/<name>: what each trial asked for and how it ended. The shares
-of importances.json are fitted where optuna is at hand, by `harness search`.
+They are drawn from the search's own records, runs/.search/<name>: the point and the result of each trial. The shares of
+importances.json are computed by `harness search`, which has optuna.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.analysis import style
 from harness.analysis.runs import RunRecord, load_records
 from harness.records.layout import SEARCH
 
-MAP = "viridis"  # dark is good, light is bad, in grey too
+MAP = "viridis"  # dark is good, light is bad, also in grey
 GREY = "#9a9a9a"
 SPREAD = 1.15  # of the kernel that joins the points of a contour, in its own bandwidths
 SHORT = {"objective.lambda_vlb": "λ", "diffusion.schedule.s": "s"}
@@ -31,7 +31,7 @@ SHORT = {"objective.lambda_vlb": "λ", "diffusion.schedule.s": "s"}
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure, with what a module of figures has."""
+    """One figure of a search, with the attributes of a figure module."""
 
     TITLE: str
     NEEDS: str
@@ -45,7 +45,7 @@ def is_search(runs: Sequence[RunRecord]) -> bool:
 
 
 def draw_all(runs_folder: Path, study: str, out: Path) -> list[Path]:
-    """Draw what there is data for into a folder; return the pictures."""
+    """Draw the figures that there is data for into a folder; return the paths."""
     runs, paths = load_records(runs_folder, study), []
     versions = tuple(sorted({run.code_version for run in runs}))
     keys = tuple(run.run_key for run in runs)
@@ -71,10 +71,10 @@ def _definition(runs: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def trials(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return one row a trial, metric and parameter, in the order in which the trials ended.
+    """Return one row per trial, metric and parameter, in the order in which the trials ended.
 
     Columns: trial, order (1, 2, ...), state, metric, direction, value, n (replicates), parameter, position (the number,
-    or the place among the choices), label, low, high, log. A parameter that takes no part has no position.
+    or the index among the choices), label, low, high, log. A parameter that is not used has no position.
     """
     if not is_search(runs):
         return pd.DataFrame()
@@ -136,13 +136,13 @@ def _history_data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 
 def _numeric(frame: pd.DataFrame) -> list[str]:
-    """Return the parameters that are numbers and took part in every complete trial."""
+    """Return the parameters that are numbers and were used in every complete trial."""
     whole = frame.groupby("parameter", sort=False)["position"].apply(lambda column: column.notna().all())
     return [path for path in whole.index[whole] if (frame.loc[frame["parameter"] == path, "names"] == "").all()]
 
 
 def _contour_data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Two numbers, the most important ones where importances are at hand, and the value of each trial there."""
+    """Return two numeric parameters, the most important ones if importances exist, and each trial's value."""
     frame = _complete(trials(runs))
     paths = _numeric(frame) if len(frame) else []
     if len(paths) < 2 or frame["trial"].nunique() < 4:
@@ -203,18 +203,18 @@ def _name(path: str) -> str:
     return SHORT.get(path, path)
 
 
-def _axis(axes: Any, which: str, row: Any) -> None:
-    """Scale an axis as its parameter is: logarithmic, or by the names of its choices."""
-    side = getattr(axes, f"{which}axis")
+def _axis(axes: Any, axis: str, row: Any) -> None:
+    """Scale an axis for its parameter: logarithmic, or with the names of its choices."""
+    scale = getattr(axes, f"{axis}axis")
     if row["names"]:
         names = row["names"].split("|")
-        side.set_ticks(range(len(names)), names)
-    getattr(axes, f"set_{which}scale")("log" if row["log"] else "linear")
-    getattr(axes, f"set_{which}lim")(row["low"], row["high"])
+        scale.set_ticks(range(len(names)), names)
+    getattr(axes, f"set_{axis}scale")("log" if row["log"] else "linear")
+    getattr(axes, f"set_{axis}lim")(row["low"], row["high"])
 
 
 def _clip(values: Iterable[float], direction: str) -> tuple[float, float]:
-    """Return limits that hold the best and most of the rest: a few trials that diverged must not flatten the others."""
+    """Return axis limits that contain the best and most other values, but not a few diverged trials."""
     ordered = np.sort(np.asarray(list(values), float))
     low, high, median = ordered[0], ordered[-1], np.median(ordered)
     spread = np.median(np.abs(ordered - median)) or (high - low) or 1.0
@@ -230,7 +230,7 @@ def _draw_history(frame: pd.DataFrame) -> Figure:
         part = frame[frame["metric"] == metric]
         whole, pruned = part[part["state"] == "complete"], part[part["state"] == "pruned"]
         if pruned["value"].notna().any():
-            axes.plot(pruned["order"], pruned["value"], "x", color=GREY, label="pruned, as it stood", zorder=2)
+            axes.plot(pruned["order"], pruned["value"], "x", color=GREY, label="pruned, last value", zorder=2)
         axes.step(part["order"], part["best"], where="post", color=style.COLOURS[0], label="best so far", zorder=3)
         direction = str(part["direction"].iloc[0])
         if len(whole):
@@ -238,11 +238,11 @@ def _draw_history(frame: pd.DataFrame) -> Figure:
             inside = whole["value"].between(low, high)
             points = whole[inside]
             axes.plot(points["order"], points["value"], "o", color=style.COLOURS[5], label="trial", zorder=2)
-            room = 0.08 * ((high - low) or 1.0)
-            axes.set_ylim(low - room, high + room)
+            margin = 0.08 * ((high - low) or 1.0)
+            axes.set_ylim(low - margin, high + margin)
             best = whole.loc[whole["value"].idxmin() if direction == "minimize" else whole["value"].idxmax()]
             axes.plot(best["order"], best["value"], "*", color=style.COLOURS[1], markersize=10, zorder=4)
-            edge = high + room if direction == "minimize" else low - room
+            edge = high + margin if direction == "minimize" else low - margin
             axes.plot(whole["order"][~inside], np.full((~inside).sum(), edge), "^" if direction == "minimize" else "v",
                       color=style.COLOURS[5], clip_on=False,
                       label=None if inside.all() else "beyond the axis")  # fmt: skip
@@ -294,7 +294,7 @@ def _draw_contour(frame: pd.DataFrame) -> Figure:
 
 
 def _smooth(points: np.ndarray, values: Iterable[float], grid: np.ndarray) -> np.ndarray:
-    """Join scattered values by a Gaussian kernel of Scott's bandwidth: it does not overshoot between the points."""
+    """Interpolate scattered values by a Gaussian kernel of Scott's bandwidth: it does not overshoot between points."""
     heights = np.asarray(list(values), float)
     width = SPREAD * len(heights) ** (-1 / 6) * max(points.std(0).mean(), 1e-3)
     x, y = np.meshgrid(grid, grid)
@@ -314,10 +314,10 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
             part = frame[(frame["metric"] == metric) & (frame["parameter"] == path)]
             direction = str(part["direction"].iloc[0])
             low, high = _clip(frame.loc[frame["metric"] == metric, "value"], direction)
-            room = 0.06 * ((high - low) or 1.0)
+            margin = 0.06 * ((high - low) or 1.0)
             beyond = (part["value"] < low) | (part["value"] > high)
-            for which, marker in [(~beyond, "o"), (beyond, "^" if direction == "minimize" else "v")]:
-                shown = part[which]
+            for mask, marker in [(~beyond, "o"), (beyond, "^" if direction == "minimize" else "v")]:
+                shown = part[mask]
                 axes.scatter(shown["position"], np.clip(shown["value"], low, high), c=shown["order"], norm=colours,
                              cmap="Blues", s=24, marker=marker, edgecolors=style.INK, linewidths=0.4, clip_on=False,
                              zorder=3)  # fmt: skip
@@ -325,7 +325,7 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
             axes.plot(best["position"], best["value"], "*", color=style.COLOURS[1], markersize=11,
                       markeredgecolor="white", markeredgewidth=0.7, zorder=4)  # fmt: skip
             _axis(axes, "x", part.iloc[0])
-            axes.set_ylim(low - room, high + room)
+            axes.set_ylim(low - margin, high + margin)
             axes.set_xlabel(_name(path) if row == len(metrics) - 1 else "")
             if column == 0:
                 axes.set_ylabel(metric)
@@ -364,8 +364,8 @@ def _draw_pareto(frame: pd.DataFrame) -> Figure:
     axes.plot(front["value_x"], front["value_y"], "D", color=style.COLOURS[1], label="Pareto front", zorder=4)
     for axis in "xy":
         low, high = _clip(frame[f"value_{axis}"], row[f"direction_{axis}"])
-        room = 0.08 * ((high - low) or 1.0)
-        getattr(axes, f"set_{axis}lim")(low - room, high + room)
+        margin = 0.08 * ((high - low) or 1.0)
+        getattr(axes, f"set_{axis}lim")(low - margin, high + margin)
     axes.set(xlabel=row["metric_x"], ylabel=row["metric_y"])
     named: list[np.ndarray] = []
     for point in front.itertuples():  # as many numbers as do not overlap
@@ -456,7 +456,7 @@ def _caption_contour(frame: pd.DataFrame) -> str:
 
 
 def _caption_slices(frame: pd.DataFrame) -> str:
-    return "Each trial against each parameter, the later the darker; values far beyond the rest stand at the edge."
+    return "Each trial against each parameter, later ones darker; values far beyond the others are drawn at the edge."
 
 
 def _caption_importances(frame: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""What a few replicates support: an interval from three on, both values at two, the value at one."""
+"""Summaries of a few replicates: an interval from three on, both values for two, the value for one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Summary(NamedTuple):
-    """Replicates in short; `kind` says what `low` and `high` are: `interval`, `range` or `value`."""
+    """A summary of replicates; `kind` says what `low` and `high` are: `interval`, `range` or `value`."""
 
     n: int
     mean: float
@@ -37,9 +37,9 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
 
 
 def summarise(values: Iterable[float]) -> Summary:
-    """Summarise replicates; NaN is no replicate.
+    """Summarise replicates; NaN is not counted.
 
-    From three on the 95 % t-interval of the mean; of two both values; of one the value.
+    From three on the 95 % t-interval of the mean; for two both values; for one the value.
     """
     numbers = np.array([value for value in values if not np.isnan(value)], float)
     if len(numbers) == 0:
@@ -61,7 +61,7 @@ def summarise_by(frame: pd.DataFrame, keys: list[str], value: str) -> pd.DataFra
 
 
 def format_values(values: Sequence[float], digits: int) -> str:
-    """Write replicates for a table: `3.17 ± 0.02`, `3.15 / 3.19`, `3.17`, `–`; `3.17, 1 NaN` where one diverged."""
+    """Format replicates for a table: `3.17 ± 0.02`, `3.15 / 3.19`, `3.17`, `–`; `3.17, 1 NaN` if one diverged."""
     numbers = [value for value in values if not np.isnan(value)]
     summary = summarise(numbers)
     text = " / ".join(f"{value:.{digits}f}" for value in numbers)
@@ -72,7 +72,7 @@ def format_values(values: Sequence[float], digits: int) -> str:
 
 
 def describe_bands(kinds: Iterable[str]) -> str:
-    """Return what the bands or bars of a figure are, for its caption."""
+    """Describe a figure's bands or bars for its caption."""
     kinds = set(kinds)
     parts = []
     if "interval" in kinds:

@@ -1,10 +1,10 @@
-"""Draw every figure again from the records and gather them on one page: `harness figures [STUDY...]`.
+"""Draw all figures from the records and collect them on one page: `harness figures [STUDY...]`.
 
-    figures/index.html                       everything, with the runs that it came from
-    figures/schedules/<name>.{png,pdf,csv}   what needs no runs
-    figures/<study>/<name>.{png,pdf,csv}     what a study has data for; results.{csv,md}, claims.csv
+    figures/index.html                       all figures, with the runs that they were drawn from
+    figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
+    figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md}, claims.csv
 
-The same records give the same bytes: nothing here knows the time or the machine.
+The same records give the same bytes, independent of time and machine.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ OF_A_STUDY: dict[str, ModuleType] = {
 
 @dataclass
 class Shown:
-    """One figure on the page: its path below the page without suffix, and its caption."""
+    """One figure on the page: its path relative to the page without suffix, and its caption."""
 
     stem: str
     title: str
@@ -73,18 +73,18 @@ class Section:
 
 
 def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
-    """Draw all figures and write the page; print in one line each what there is no data for.
+    """Draw all figures and write the page; log a line for each figure without data.
 
     Args:
-        runs_folder: holds the run directories; it may be missing, then only what needs no runs is drawn.
-        out: where figures go; files of an earlier report are replaced.
-        studies: names; all that have runs, when empty.
+        runs_folder: contains the run directories; if it is missing, only figures that need no runs are drawn.
+        out: folder for the figures; files of an earlier report are replaced.
+        studies: names; if empty, all studies that have runs.
 
     Returns:
         the page.
 
     Raises:
-        RecordError: a study has no runs here; the message lists those that have.
+        RecordError: a study has no runs; the message lists the studies that have.
     """
     known = study_names(runs_folder)
     for name in studies:

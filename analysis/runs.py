@@ -1,6 +1,6 @@
-"""The one loader: run directories as records that figures, tables and claims are made from, and as tables.
+"""Load run directories: as records for figures, tables and claims, and as data frames.
 
-`load_runs` gives pandas frames, for a notebook; `load_records` gives the records, for the figures here.
+`load_runs` returns pandas frames, for a notebook; `load_records` returns records, for the figures here.
 """
 
 from __future__ import annotations
@@ -38,34 +38,34 @@ from harness.spec.run import Objective, Schedule
 
 @dataclass(frozen=True)
 class Measurement:
-    """One finished evaluation of one run, as its study asked for it.
+    """One finished evaluation of one run, as requested by its study.
 
     Attributes:
         name: of the evaluation in the study, the same in every run.
-        prefix: of its metrics in this run; the name, or the name and a piece of the key where two studies clashed.
-        asked: the resolved `spec.Evaluation` as plain values.
-        protocol: what the job recorded beside the numbers: images, extractor, reference, ...
+        prefix: of its metrics in this run; the name, or the name and a part of the key if two studies clashed.
+        evaluation: the resolved `spec.Evaluation` as plain values.
+        protocol: what the job recorded with the numbers: images, extractor, reference, ...
     """
 
     name: str
     prefix: str
-    asked: dict[str, Any]
+    evaluation: dict[str, Any]
     protocol: dict[str, Any]
 
     @property
     def trained(self) -> bool:
-        """Tell a measurement of trained weights from one of the untrained baseline."""
-        return self.asked["weights"] != "untrained"
+        """Whether trained weights were measured, not the untrained baseline."""
+        return self.evaluation["weights"] != "untrained"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as one study sees it; curves and files belong to the run, arm and measurements to the study.
+    """One run in one study; curves and files belong to the run, arm and measurements to the study.
 
     Attributes:
         curves: metric -> (steps, values), without superseded rows.
         over_training: the metrics whose steps are training steps; those of the others are t, or numbers of steps.
-        problems: what is wrong with the journals, line by line; a figure that uses the run should not hide it.
+        problems: of the journals, one line each; a figure that uses the run should not hide them.
     """
 
     folder: Path
@@ -90,31 +90,31 @@ class RunRecord:
 
     @property
     def code_version(self) -> str:
-        """The code that the last attempt ran: its snapshot where there is one, else the harness's version."""
+        """The code of the last attempt: its snapshot if there is one, else the harness's version."""
         return str(self.environment.get("code_version") or self.environment.get("harness") or "unknown")
 
     def named(self, path: str) -> str:
-        """Return the name of a part of the spec, such as `objective`; empty where the run's method has no such part."""
+        """Return the name of a part of the spec, such as `objective`; empty if the run's method has no such part."""
         part: Any = self.spec
         for key in path.split("."):
             part = (part or {}).get(key)
         return str((part or {}).get("name", ""))
 
     def history(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return a metric's curve, [n] steps and [n] values; empty where it was never recorded."""
+        """Return a metric's curve, [n] steps and [n] values; empty if it was never recorded."""
         return self.curves.get(key, (np.empty(0, int), np.empty(0)))
 
     def final(self, key: str) -> float:
-        """Return a metric's value at its last step, NaN where it was never recorded."""
+        """Return a metric's value at its last step, NaN if it was never recorded."""
         steps, values = self.history(key)
         return float(values[np.argmax(steps)]) if len(steps) else float("nan")
 
     def measured(self, part: str, *, trained: bool = True) -> Iterator[Measurement]:
-        """Iterate over the finished measurements that hold a part: nll, fidelity, sweep or grid."""
+        """Iterate over the finished measurements that have a part: nll, fidelity, sweep or grid."""
         return (
             measurement
             for measurement in self.measurements
-            if measurement.asked.get(part) and measurement.trained == trained
+            if measurement.evaluation.get(part) and measurement.trained == trained
         )
 
     def terms(self) -> list[str]:
@@ -122,7 +122,7 @@ class RunRecord:
         return training_terms(self.curves)
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """Return the arrays of one file, e.g. `eval_likelihood.npz`; none where it was never written."""
+        """Return the arrays of one file, e.g. `eval_likelihood.npz`; empty if it was never written."""
         path = RunDirectory(self.folder).arrays_folder / name
         if not path.exists():
             return {}
@@ -130,16 +130,16 @@ class RunRecord:
             return dict(file)
 
     def sample_pictures(self) -> dict[str, Path]:
-        """Return the run's sample grids by the prefix of the measurement that made them."""
+        """Return the run's sample grids by the prefix of their measurement."""
         folder = RunDirectory(self.folder).samples_folder
         prefixes = [measurement.prefix for measurement in self.measured("grid")]
         paths = {prefix: folder / picture_file(prefix, "samples") for prefix in prefixes}
         return {prefix: path for prefix, path in paths.items() if path.exists()}
 
-    # -- what a measurement gave
+    # -- values of a measurement
 
     def metric(self, measurement: Measurement, kind: str) -> float:
-        """Return a metric whose name says its kind alone, such as `nll_bpd`."""
+        """Return a metric whose name is only its kind, such as `nll_bpd`."""
         return self.final(metric_name(measurement.prefix, kind))
 
     def nll(self, measurement: Measurement) -> float:
@@ -151,22 +151,31 @@ class RunRecord:
         return self.history(metric_name(measurement.prefix, "nll_bpd"))
 
     def L_t(self, measurement: Measurement) -> np.ndarray | None:
-        """Return the terms of the bound, [T]; None where the arrays are gone."""
+        """Return the terms of the bound, [T]; None if the arrays are missing."""
         return self.arrays(array_file(measurement.prefix, "likelihood")).get("L_t_bpd")
 
     def samples(self, measurement: Measurement) -> np.ndarray | None:
-        """Return the samples that were kept, [n, C, H, W]; None where the arrays are gone."""
+        """Return the kept samples, [n, C, H, W]; None if the arrays are missing."""
         return self.arrays(array_file(measurement.prefix, "samples")).get("samples")
+
+    def variance(self, measurement: Measurement) -> str:
+        """Return the variance that was sampled with: β or β̃ where it is fixed, learned, or "" without a var_type."""
+        match self.spec["diffusion"].get("var_type"):
+            case None:
+                return ""
+            case "fixed":
+                return {"small": "β̃", "large": "β"}[measurement.evaluation["fixed_variance"]]
+        return "learned"
 
     def fidelity(self, measurement: Measurement, kind: str = "fid") -> float:
         """Return fid, precision or recall."""
-        part = measurement.asked["fidelity"]
-        how = (self.extractor(part), part["num_samples"], part["sampler"]["name"], part["num_steps"])
-        return self.metric(measurement, fidelity_name(kind, *how))
+        part = measurement.evaluation["fidelity"]
+        protocol = (self.extractor(part), part["num_samples"], part["sampler"]["name"], part["num_steps"])
+        return self.metric(measurement, fidelity_name(kind, *protocol))
 
     def sweep(self, measurement: Measurement) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return FID against the number of sampling steps, by sampler: its steps and its values."""
-        part = measurement.asked["sweep"]
+        part = measurement.evaluation["sweep"]
         names = {
             sampler["name"]: sweep_name(self.extractor(part), part["num_samples"], sampler["name"])
             for sampler in part["samplers"]
@@ -180,13 +189,13 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class StudyRuns:
-    """Runs as tables; what `load_runs` returns."""
+    """Runs as data frames; returned by `load_runs`."""
 
     records: tuple[RunRecord, ...] = field(repr=False)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """One row for each run of each study.
+        """One row per run and study.
 
         Columns: study, arm, replicate, run_key, state, step, num_steps; the spec's fields by their dotted paths, such
         as `optim.lr` and `diffusion.schedule.name`; and each metric at its last training step, such as `eval/nll_bpd`.
@@ -195,10 +204,10 @@ class StudyRuns:
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """Every recorded value, with the columns run_key, key, step and value; a run of several studies once.
+        """Every recorded value, with the columns run_key, key, step and value; each run once.
 
-        `step` is a training step, except of the curves over something else: t of `eval/L_t_bpd`, the number of sampling
-        steps of `sweep/...`.
+        `step` is a training step, except for curves over something else: t for `eval/L_t_bpd`, the number of sampling
+        steps for `sweep/...`.
         """
         runs = {run.run_key: run for run in self.records}
         parts = [
@@ -213,7 +222,7 @@ class StudyRuns:
         """Return the arrays of one file of a run, e.g. `eval_likelihood.npz` with its `L_t_bpd`.
 
         Raises:
-            RecordError: no such run, or it has no such file; the message lists those that there are.
+            RecordError: no such run, or it has no such file; the message lists the choices.
         """
         run = next((run for run in self.records if run.run_key == run_key), None)
         if run is None:
@@ -231,10 +240,10 @@ def load_runs(study: str | None = None, *, runs_folder: Path | str | None = None
 
     Args:
         study: its name.
-        runs_folder: $HARNESS_RUNS by default, else ./runs.
+        runs_folder: default: $HARNESS_RUNS, else ./runs.
 
     Raises:
-        RecordError: no run belongs to the study; the message lists the studies that there are.
+        RecordError: no run belongs to the study; the message lists the studies.
     """
     folder = Path(runs_folder or os.environ.get("HARNESS_RUNS", "runs"))
     if study is not None:
@@ -243,34 +252,34 @@ def load_runs(study: str | None = None, *, runs_folder: Path | str | None = None
 
 
 def require_study(runs_folder: Path, study: str) -> None:
-    """Raise a RecordError that lists the choices when no run belongs to a study."""
+    """Raise a RecordError with the choices if no run belongs to a study."""
     known = study_names(runs_folder)
     if study not in known:
         raise RecordError(f"no run in {runs_folder} belongs to study {study!r}; choices: {', '.join(known) or 'none'}")
 
 
 def load_records(runs_folder: Path | str, study: str | None = None) -> list[RunRecord]:
-    """Read every run of a study, or every run once for each study that it belongs to.
+    """Read the runs of a study, or of all studies, once for each study that a run belongs to.
 
-    Runs come in the order of their studies, arms (schedule, objective, name) and replicates. One whose records cannot
-    be read is kept, as failed, with the reason: a figure must be able to count it.
+    Runs are sorted by study, arm (schedule, objective, name) and replicate. A run whose records cannot be read is
+    included as failed, with the reason, so that figures can count it.
     """
     records: list[RunRecord] = []
     for path in layout.run_paths(Path(runs_folder)):
         directory = RunDirectory(path)
-        studies = {name: facts for name, facts in directory.studies().items() if study in (None, name)}
+        studies = {name: membership for name, membership in directory.studies().items() if study in (None, name)}
         if studies:
             records.extend(_read(directory, studies))
     return sorted(records, key=lambda run: (run.study, _arm_order(run), run.arm, run.replicate))
 
 
 def study_names(runs_folder: Path | str) -> list[str]:
-    """Return the names of all studies that have a run here."""
+    """Return the names of all studies that have a run."""
     return layout.study_names(Path(runs_folder))
 
 
 def by_arm(runs: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Group runs by arm; the order of the arms and of the replicates stays."""
+    """Group runs by arm; keep the order of arms and replicates."""
     arms: dict[str, list[RunRecord]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
@@ -278,12 +287,12 @@ def by_arm(runs: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def arm_index(runs: Sequence[RunRecord]) -> dict[str, int]:
-    """Number a study's arms; the number decides an arm's colour, the same in all figures of the study."""
+    """Number a study's arms; the number determines an arm's colour, the same in all figures of the study."""
     return {arm: index for index, arm in enumerate(by_arm(runs))}
 
 
 def count_states(runs: Sequence[RunRecord]) -> str:
-    """Return how many runs there are and how many of them are not done: `12 runs, of them 1 failed`."""
+    """Describe the number of runs, and of those that are not done: `12 runs, of them 1 failed`."""
     states = Counter(run.state for run in runs)
     unfinished = [f"{states[state]} {state}" for state in STATES if state != "done" and states[state]]
     total = f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
@@ -304,7 +313,7 @@ def _table_row(run: RunRecord) -> dict[str, Any]:
 
 
 def _flatten(spec: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Return a spec's values by their dotted paths; lists stay whole."""
+    """Return a spec's values by their dotted paths; lists are not flattened."""
     values: dict[str, Any] = {}
     for key, value in spec.items():
         values |= _flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
@@ -324,16 +333,16 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
         problems = directory.problems()
     except (RecordError, ValueError) as error:
         status = Status(state="failed", reason=f"its records cannot be read: {error}")
-    prefixes = {event.facts["key"]: event.facts["prefix"] for event in events}
-    for study, facts in studies.items():
+    prefixes = {event.fields["key"]: event.fields["prefix"] for event in events}
+    for study, membership in studies.items():
         yield RunRecord(
             folder=directory.path,
             study=study,
-            arm=facts["arm"],
-            replicate=facts["replicate"],
+            arm=membership["arm"],
+            replicate=membership["replicate"],
             spec=spec,
             status=status,
-            measurements=tuple(_measurements(directory, facts["evaluations"], prefixes)),
+            measurements=tuple(_measurements(directory, membership["evaluations"], prefixes)),
             curves=curves,
             over_training=over_training,
             environment=environment,
@@ -341,17 +350,17 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
         )
 
 
-def _measurements(directory: RunDirectory, asked: list[dict], prefixes: dict[str, str]) -> Iterator[Measurement]:
-    """Return what the study asked for among what was measured.
+def _measurements(directory: RunDirectory, evaluations: list[dict], prefixes: dict[str, str]) -> Iterator[Measurement]:
+    """Return the finished measurements that the study requested.
 
-    Protocols are compared as they were written, not by keys made anew: a later version of the harness, whose protocols
-    have more parts, still draws the records of an earlier one.
+    Protocols are compared as stored, not by newly computed keys: so a later version of the harness, whose protocols
+    have more parts, can still draw the records of an earlier one.
     """
     for key, prefix in prefixes.items():
         path = directory.evaluation_path(key)
         protocol = json.loads(path.read_text()) if path.exists() else {}
         evaluation = protocol.get("evaluation")
-        if evaluation in asked:
+        if evaluation in evaluations:
             yield Measurement(evaluation["name"], prefix, evaluation, protocol)
 
 
@@ -361,8 +370,8 @@ def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.nda
     over_others = set()
     for row in directory.rows():
         if not row.key.startswith("system/"):
-            points.setdefault(row.key, []).append((row.step, row.value))
-            if row.step != row.train_step:
+            points.setdefault(row.key, []).append((row.x, row.value))
+            if row.x != row.train_step:
                 over_others.add(row.key)
     curves = {
         key: (np.array([step for step, _ in pairs]), np.array([value for _, value in pairs]))
@@ -378,7 +387,7 @@ def _ranks() -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _arm_order(run: RunRecord) -> tuple:
-    """Order arms as the papers' tables do: schedule, objective, then by name with numbers as numbers."""
+    """Return a sort key for arms as in the papers' tables: schedule, objective, then name with numeric parts."""
     schedules, objectives = _ranks()
     words = re.split(r"(\d+(?:\.\d+)?)", run.arm)
     natural = [(float(word), "") if index % 2 else (0.0, word) for index, word in enumerate(words)]

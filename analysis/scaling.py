@@ -1,4 +1,4 @@
-"""Power laws through measurements against training compute, as in IDDPM's figure 10."""
+"""Power laws of measurements against training compute, as in IDDPM's figure 10."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class PowerLaw:
     """value = a + (b C)^-c, with C in the unit that it was fitted in.
 
     Attributes:
-        a: what is left at infinite compute, in the value's unit.
+        a: the limit at infinite compute, in the value's unit.
         b: 1 / compute.
         c: exponent, > 0: more compute, lower value.
-        degrees_of_freedom: points less fitted parameters; 0 means that the curve says nothing beyond its points.
+        degrees_of_freedom: points minus fitted parameters; 0 means that the curve adds no information to its points.
         c_low, c_high: 2.5 and 97.5 per cent of the bootstrap over replicates; NaN without one.
     """
 
@@ -40,7 +40,7 @@ def fit_power_law(compute: Sequence[float], values: Sequence[float], a: float | 
     Args:
         compute: [n], > 0.
         values: [n], > 0.
-        a: the asymptote where it is known, as IDDPM chose its own by hand (4.00 for FID, 3.40 for NLL).
+        a: a given asymptote, as IDDPM chose by hand (4.00 for FID, 3.40 for NLL).
 
     Returns:
         the law, or None where there are fewer than three distinct amounts of compute or the values do not fall.
@@ -50,7 +50,7 @@ def fit_power_law(compute: Sequence[float], values: Sequence[float], a: float | 
     if points < 3:
         return None
     free = a is None and points >= 4
-    # Searched from 0 up, densely near min(values), where the curve bends most.
+    # Searched from 0 up, densely near min(values), where the curvature is largest.
     candidates = y.min() * (1 - np.geomspace(1, 1e-4, 400)) if free else np.array([a or 0.0])
     if candidates[0] >= y.min():
         return None
@@ -59,7 +59,7 @@ def fit_power_law(compute: Sequence[float], values: Sequence[float], a: float | 
     slopes = centred @ logs / (centred @ centred)
     intercepts = logs.mean(0) - slopes * x.mean()
     errors = ((candidates + np.exp(intercepts + np.outer(x, slopes)) - y[:, None]) ** 2).sum(0)
-    falls = slopes < -1e-9  # beyond what rounding makes of equal values
+    falls = slopes < -1e-9  # more than rounding differences of equal values
     if not falls.any():
         return None
     best = int(np.argmin(np.where(falls, errors, np.inf)))
@@ -70,12 +70,12 @@ def fit_power_law(compute: Sequence[float], values: Sequence[float], a: float | 
 def bootstrap(
     compute: Sequence[float], replicates: Sequence[Sequence[float]], draws: int = 400, seed: int = 0
 ) -> list[PowerLaw]:
-    """Fit again and again through means of replicates drawn with replacement; deterministic.
+    """Fit repeatedly to means of replicates drawn with replacement; deterministic.
 
     Args:
         compute: [n].
         replicates: for each amount of compute the values of its replicates; at least two somewhere.
-        draws: how often; fits that find no law are left out.
+        draws: number of fits; fits without a law are ignored.
     """
     random = np.random.default_rng(seed)
     laws = []

@@ -1,4 +1,4 @@
-"""One look for all figures: colours that the colour-blind can tell apart, and files that say where they come from."""
+"""The style of all figures: a colour-blind-safe palette, and files with provenance."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# Okabe and Ito (2008) without the yellow, which white paper swallows.
+# Okabe and Ito (2008) without the yellow, which is hardly visible on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES: Any = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)))  # where two curves coincide, both stay visible
+LINES: Any = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)))  # both of two coinciding curves are visible
 SAMPLER_LINES: Any = ("-", "--", ":", "-.", (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 4)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#222222"
@@ -54,7 +54,7 @@ _RC: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "mathtext.fontset": "dejavusans",
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # text is stored as text
     "svg.hashsalt": "harness",
 }
 
@@ -62,14 +62,14 @@ _RC: Any = {
 def subplots(
     rows: int = 1, columns: int = 1, *, width: float = TWO_COLUMNS, height: float = 2.6, **options: Any
 ) -> tuple[Figure, np.ndarray]:
-    """Return a figure in our style and its axes, [rows, columns]; no window, no pyplot, no global state kept."""
+    """Return a figure in our style and its axes, [rows, columns]; without pyplot and global state."""
     matplotlib.rcParams.update(_RC)
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def arm_style(index: int) -> dict[str, Any]:
-    """Return colour, line and marker of the arm with this number; 21 arms are all different."""
+    """Return colour, line and marker of the arm with this number; different for up to 21 arms."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": LINES[index % len(LINES)],
@@ -78,7 +78,7 @@ def arm_style(index: int) -> dict[str, Any]:
 
 
 def plain_log_numbers(axes: Axes) -> None:
-    """Write the numbers of a logarithmic y axis in plain: 1, 2, 5, 10; powers only over many decades."""
+    """Label a logarithmic y axis with plain numbers: 1, 2, 5, 10; powers only over many decades."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     low, high = axes.get_ylim()
@@ -94,7 +94,7 @@ def plain_log_numbers(axes: Axes) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Name the curves of all panels once, below them, in up to four columns."""
+    """Add one legend for the curves of all panels, below them, in up to four columns."""
     handles, names = axes.get_legend_handles_labels()
     longest = max(map(len, names), default=1)
     columns = max(1, min(4 if len(names) % 4 == 0 else 3, int(figure.get_figwidth() * 15 / (longest + 7)), len(names)))
@@ -103,7 +103,7 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a figure comes from; stands in the PNG's and the PDF's own metadata."""
+    """The provenance of a figure, stored in the metadata of its PNG and PDF."""
 
     title: str
     study: str
@@ -113,7 +113,7 @@ class Provenance:
 
     @property
     def runs_digest(self) -> str:
-        """12 hex digits of sha256 over the sorted run keys."""
+        """Return 12 hex digits of sha256 over the sorted run keys."""
         return hashlib.sha256("\n".join(sorted(self.run_keys)).encode()).hexdigest()[:12]
 
     def sentence(self) -> str:
@@ -126,7 +126,7 @@ class Provenance:
 
 
 def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance) -> None:
-    """Write `stem`.png, .pdf and .csv; the same records give the same bytes, so nothing here knows the time."""
+    """Write `stem`.png, .pdf and .csv; without timestamps, so that the same records give the same bytes."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     description = provenance.sentence()
     png = {"Title": provenance.title, "Description": description, "Software": "diffusion-harness"}
@@ -137,7 +137,7 @@ def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write the data that a figure was drawn from; of arrays in cells their shape and digest."""
+    """Write the data of a figure; arrays in cells as shape and digest."""
     for column in frame.select_dtypes(object).columns:
         frame = frame.assign(**{column: frame[column].map(_digest_of_array)})
     frame.to_csv(path, index=False, float_format="%.10g")

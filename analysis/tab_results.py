@@ -1,4 +1,4 @@
-"""NLL, FID, precision, recall and the metrics of plugins, of every arm, with two baselines beside them."""
+"""NLL, FID, precision, recall and the metrics of plugins for every arm, with two baselines."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ TRAINED, UNTRAINED, GAUSSIAN = "trained", "untrained network", "Gaussian per pix
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return one row for each model, arm, evaluation and metric: `values` over replicates and their summary.
+    """Return one row per model, arm, evaluation and metric: `values` over replicates and their summary.
 
-    `model` is `trained`, `untrained network` or `Gaussian per pixel`; `planned` is the number of replicates that the
-    study has, so that a table can say how many of them are missing.
+    `model` is `trained`, `untrained network` or `Gaussian per pixel`; `planned` is the study's number of replicates, so
+    that a table can show how many of them are missing.
     """
     index = arm_index(runs)
     planned = {arm: len(replicates) for arm, replicates in by_arm(runs).items()}
     values_of: dict[tuple, dict[int, float]] = {}
     for run in runs:
         for measurement in run.measurements:
-            for model, arm, metric, how, value in _values(run, measurement):
-                # Two evaluations of one name in one study hold different parts, so no value is overwritten here.
+            for model, arm, metric, protocol_parts, value in _values(run, measurement):
+                # Two evaluations of one name in one study have different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
-                values_of.setdefault((model, arm, name, metric, *how), {})[run.replicate] = value
+                values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.replicate] = value
     rows = []
     for (model, arm, evaluation, metric, extractor, protocol, variance), values in values_of.items():
         row = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "evaluation": evaluation}
@@ -59,32 +59,31 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
     """Return (model, arm, metric, (extractor, protocol, fixed variance), value) of one measurement."""
-    model, asked = TRAINED if measurement.trained else UNTRAINED, measurement.asked
-    fixed = run.spec["diffusion"]["var_type"] == "fixed"
-    variance = {"small": "β̃", "large": "β"}[asked["fixed_variance"]] if fixed else ""
-    if asked["nll"]:
+    model, evaluation = TRAINED if measurement.trained else UNTRAINED, measurement.evaluation
+    variance = run.variance(measurement).replace("learned", "")
+    if evaluation["nll"]:
         images = measurement.protocol.get("likelihood", {}).get("num_images", "?")
-        protocol = f"{asked['nll']['estimator']} sum over t on {images} {asked['split']} images"
+        protocol = f"{evaluation['nll']['estimator']} sum over t on {images} {evaluation['split']} images"
         yield model, run.arm, "nll", ("", protocol, variance), run.nll(measurement)
         gaussian = run.metric(measurement, "gaussian_baseline_bpd")
         if measurement.trained and not np.isnan(gaussian):
-            yield GAUSSIAN, "", "nll", ("", f"on {images} {asked['split']} images", ""), gaussian
-    if asked["fidelity"]:
-        part = asked["fidelity"]
+            yield GAUSSIAN, "", "nll", ("", f"on {images} {evaluation['split']} images", ""), gaussian
+    if evaluation["fidelity"]:
+        part = evaluation["fidelity"]
         protocol = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
         protocol += f" against the {part['reference']} split, k = {part['k']}"
         for metric in ("fid", "precision", "recall"):
-            how = (run.extractor(part), protocol, variance)
-            yield model, run.arm, metric, how, run.fidelity(measurement, metric)
+            protocol_parts = (run.extractor(part), protocol, variance)
+            yield model, run.arm, metric, protocol_parts, run.fidelity(measurement, metric)
     names = measurement.protocol.get("metrics", {})
-    for part in asked.get("metrics", ()):
+    for part in evaluation.get("metrics", ()):
         options = ", ".join(f"{key} {value}" for key, value in part.items() if key != "name") or part["name"]
         for metric in names.get(part["name"], ()):
             yield model, run.arm, metric, ("", options, ""), run.metric(measurement, metric)
 
 
 def kind_of(metric: str) -> MetricKind:
-    """Return what a metric of the table is; one of a plugin is called by its name, and nobody knows which is better."""
+    """Return the kind of a metric; a plugin's has its own name as label, and no direction."""
     return KINDS.get(metric) or MetricKind(metric)
 
 
@@ -94,10 +93,10 @@ def others(frame: pd.DataFrame) -> list[str]:
 
 
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the table as people read it: a row for each model, arm and evaluation, its cells as text.
+    """Return the table's rows: one per model, arm and evaluation, with cells as text.
 
-    `best` names the metrics in which the row's mean is the best of the trained ones; `note` is the evaluation's name
-    where the study has several.
+    `best` has the metrics in which the row's mean is the best of the trained ones; `note` is the evaluation's name if
+    the study has several.
     """
     trained = frame[frame["model"] == TRAINED]
     several = trained["evaluation"].nunique() > 1
@@ -120,42 +119,44 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def protocols(frame: pd.DataFrame) -> str:
-    """Say how each metric was measured; whose protocol it is, where arms differ in it."""
+    """Describe how each metric was measured, and for which arms if they differ."""
     trained = frame[frame["model"] == TRAINED]
-    said = []
+    sentences = []
     groups = {"NLL": ("nll",), "FID, precision and recall": ("fid", "precision", "recall")}
     groups |= {name: (name,) for name in others(frame)}
     for name, metrics in groups.items():
         part = trained[trained["metric"].isin(metrics)]
         for protocol in part["protocol"].unique():
-            said.append(f"{name}{_whose(part, 'protocol', protocol)}: {protocol}.")
+            sentences.append(f"{name}{_whose(part, 'protocol', protocol)}: {protocol}.")
     fixed = trained[trained["fixed_variance"] != ""]
     for variance in fixed["fixed_variance"].unique():
-        said.append(f"Where the variance is fixed{_whose(fixed, 'fixed_variance', variance)}: σ² = {variance}.")
-    return " ".join(said)
+        sentences.append(f"Where the variance is fixed{_whose(fixed, 'fixed_variance', variance)}: σ² = {variance}.")
+    return " ".join(sentences)
 
 
 def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
-    """Name the evaluations or arms that a value belongs to, whichever tell it apart; nobody where it belongs to all."""
+    """Return the evaluations or arms that a value belongs to, empty if it belongs to all."""
     if frame[column].nunique() == 1:
         return ""
     for owner in ("evaluation", "arm"):
         if frame.groupby(owner)[column].nunique().max() == 1:
             return f" ({', '.join(frame.loc[frame[column] == value, owner].unique())})"
-    mine = frame.loc[frame[column] == value].drop_duplicates(["arm", "evaluation"])
-    return f" ({', '.join(mine['arm'] + ' · ' + mine['evaluation'])})"
+    matches = frame.loc[frame[column] == value].drop_duplicates(["arm", "evaluation"])
+    return f" ({', '.join(matches['arm'] + ' · ' + matches['evaluation'])})"
 
 
 def caption(frame: pd.DataFrame) -> str:
     n = frame.loc[frame["model"] == TRAINED, "n"].max()
-    how = {1: "One replicate.", 2: "Both values of two replicates; no interval."}.get(
+    spread = {1: "One replicate.", 2: "Both values of two replicates; no interval."}.get(
         n, "Mean ± half of the 95 % t-interval over replicates, from three on."
     )
-    return f"{how} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
+    return (
+        f"{spread} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
+    )
 
 
 def heads(frame: pd.DataFrame) -> dict[str, str]:
-    """Return the columns' titles by metric; a distance in another network's features is never called plain FID."""
+    """Return the columns' titles by metric, with the feature extractors."""
     nll = KINDS["nll"]
     titles = {"nll": f"{nll.axis} {nll.arrow}"} if "nll" in set(frame["metric"]) else {}
     for metric in ("fid", "precision", "recall"):
@@ -182,7 +183,7 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def as_html(frame: pd.DataFrame) -> str:
-    """Return the table as a piece of HTML; the page's own style dresses it."""
+    """Return the table as HTML, styled by the page."""
     titles = heads(frame)
     lines = ['<table class="results"><thead><tr><th>arm</th><th>runs</th>']
     lines += [f"<th>{html.escape(title)}</th>" for title in titles.values()] + ["</tr></thead><tbody>"]

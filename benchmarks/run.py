@@ -1,4 +1,4 @@
-"""What things cost, measured side by side in one run: `make bench`. Ratios travel between machines, seconds do not.
+"""Benchmarks, measured in one run: `make bench`. Ratios are comparable between machines, seconds are not.
 
 Prints a table; nothing here is asserted, since machines are noisy.
 """

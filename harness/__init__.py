@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
-"""The folder of the package `harness`: PYTHONPATH names it for the processes that we start."""
+"""The folder that contains the package `harness`; PYTHONPATH of the processes that we start includes it."""
 
 _HOMES = {
     "load_study": "harness.api",

@@ -1,4 +1,4 @@
-"""The public functions of the package; `import harness` gives each of them by its name."""
+"""The public functions of the package, available as `harness.<name>`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def load_study(path: str | Path, *, sets: Sequence[str] = ()) -> Study:
-    """Read a study's file, YAML or Python, as the runs that it asks for.
+    """Read a study file, YAML or Python, and expand it into its runs.
 
     Args:
-        sets: `path=value` for once, such as "train.steps=100".
+        sets: overrides `path=value`, such as "train.steps=100".
 
     Raises:
-        SpecError: one line a mistake: `file:line: path: what is wrong; the choices`.
+        SpecError: one line per mistake: `file:line: path: what is wrong; the choices`.
     """
     from harness.cli.common import load
 
@@ -30,10 +30,10 @@ def load_study(path: str | Path, *, sets: Sequence[str] = ()) -> Study:
 
 
 def plan(study: Study | str | Path, *, runs_folder: str | Path | None = None) -> Plan:
-    """Return where each run of a study stands, and what is left to do. Changes nothing.
+    """Return the state of each run of a study and what is left to do. Changes nothing.
 
     Args:
-        runs_folder: HARNESS_RUNS, else `runs`, by default.
+        runs_folder: default: HARNESS_RUNS, else `runs`.
     """
     from harness.launch import planning
 
@@ -55,10 +55,10 @@ def submit(study: Study | str | Path, *, runs_folder: str | Path | None = None, 
 
 
 def open_run(key: str, *, runs_folder: str | Path | None = None) -> RunDirectory:
-    """Return the records of the run whose key begins so: `spec()`, `rows()`, `history(metric)`, `status()`.
+    """Return the records of the run whose key starts with `prefix`: `spec()`, `rows()`, `history(metric)`, `status()`.
 
     Raises:
-        LaunchError: no run fits, or several; the message lists them.
+        LaunchError: no run matches, or several; the message lists them.
     """
     from harness.cli.common import find_run
 
@@ -66,7 +66,7 @@ def open_run(key: str, *, runs_folder: str | Path | None = None) -> RunDirectory
 
 
 def load_runs(study: str | None = None, *, runs_folder: str | Path | None = None) -> StudyRuns:
-    """Return what the runs of a study measured, as tidy pandas frames; of all runs when none is named."""
+    """Return the records of a study's runs, or of all runs, as tidy pandas frames."""
     from harness.analysis.runs import load_runs as load
 
     return load(study, runs_folder=_folder(runs_folder))

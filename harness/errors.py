@@ -1,22 +1,22 @@
-"""The errors that a user can cause or meet. Everything else is a bug of ours and keeps its traceback.
+"""The errors that a user can cause or encounter. Everything else is a bug and keeps its traceback.
 
 HarnessError
-├── SpecError        a study or a spec says something that cannot be: file, line, path, choices
+├── SpecError        a study or a spec is invalid: file, line, path, choices
 ├── DataError        a data set is missing, damaged or not what the spec says
 ├── RecordError      a run directory is locked, torn or belongs to another spec
 ├── CheckpointError  a checkpoint is damaged, does not fit or cannot be written
-├── TrainingError    a training cannot go on: its loss is not a number
+├── TrainingError    a training cannot continue, for example because its loss is not a number
 ├── LaunchError      a job could not be submitted or stopped
 └── TrackingError    the MLflow store refused or contradicts the records
 """
 
 
 class HarnessError(Exception):
-    """Anything that the command line prints as one plain message, without a traceback (exit code 2)."""
+    """An error that the command line prints as one message, without a traceback (exit code 2)."""
 
 
 class SpecError(HarnessError):
-    """A study or a spec says something that cannot be."""
+    """A study or a spec is invalid."""
 
 
 class DataError(HarnessError):
@@ -32,7 +32,7 @@ class CheckpointError(HarnessError):
 
 
 class TrainingError(HarnessError):
-    """A training cannot go on: its loss is not a number."""
+    """A training cannot continue, for example because its loss is not a number."""
 
 
 class LaunchError(HarnessError):

@@ -1,4 +1,4 @@
-"""What the library logs, shown to people as plain lines without levels and names: for the command line and for jobs."""
+"""Show log messages as plain lines, without levels and logger names: for the command line and for jobs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 
 class _PlainLines(logging.Handler):
-    """Print each message to what `sys.stderr` or `sys.stdout` is at that moment."""
+    """Print each message to the current `sys.stderr` or `sys.stdout`."""
 
     def __init__(self, stream: Literal["stderr", "stdout"]):
         super().__init__()
@@ -21,7 +21,7 @@ class _PlainLines(logging.Handler):
 
 
 def show_messages(stream: Literal["stderr", "stdout"] = "stderr") -> None:
-    """Print what the harness logs, from INFO on; called again, only the stream changes."""
+    """Print the harness's log messages from INFO on; a repeated call only changes the stream."""
     logger = logging.getLogger("harness")
     for handler in [handler for handler in logger.handlers if isinstance(handler, _PlainLines)]:
         logger.removeHandler(handler)

@@ -1,4 +1,4 @@
-"""What a plugin's file imports: the classes that parameters derive from. No torch.
+"""Base classes for the parameter classes of plugins. Imports no torch.
 
 from typing import Literal
 from harness.plugins import Field, ScheduleModel

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with ETA on a terminal, now and then a plain line elsewhere."""
+"""Progress of long tasks: a bar with ETA on a terminal, occasional plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LINE_EVERY_SECONDS = 15.0
 
 
 def duration(seconds: float) -> str:
-    """Spell a duration as people say it: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    """Format a duration for people: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
     seconds = round(seconds)
     if seconds < 90:
         return f"{seconds} s"
@@ -27,11 +27,11 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Show how far a piece of work is; used as a context manager, told with `update`.
+    """Show the progress of a task; a context manager, advanced by `update`.
 
     Args:
-        label: what is done, e.g. "train 3f2a91c0".
-        shown: False for silence.
+        label: of the task, e.g. "train 3f2a91c0".
+        shown: False prints nothing.
     """
 
     def __init__(self, label: str, *, shown: bool = True):
@@ -57,7 +57,7 @@ class Progress:
             self._bar.stop()
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """Say how much of the whole is done."""
+        """Set how much of the total is done."""
         if not self._shown:
             return
         if self._bar:

@@ -1,8 +1,8 @@
-"""Randomness as a function of (seed, stream, step): nothing is stored, so nothing can be restored wrongly.
+"""Randomness as a function of (seed, stream, step): no generator state has to be stored or restored.
 
 A draw for a step is always made for the whole global batch, in the order of the examples' index in it; a process that
 works on a part of the batch takes its rows. So any number of processes draws the same, a run that was killed anywhere
-goes on with the same numbers, and arms of one replicate share data order, timesteps and noise.
+continues with the same numbers, and arms of one replicate share data order, timesteps and noise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Streams:
 
     Args:
         seed: of the run; replicates differ in it.
-        device: where the numbers are drawn and wanted. CPU and CUDA draw different numbers from one seed.
+        device: where the numbers are drawn and returned. CPU and CUDA draw different numbers from one seed.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
@@ -32,8 +32,8 @@ class Streams:
     def generator(self, stream: str, step: int = 0) -> torch.Generator:
         """Return a fresh generator for a step of a stream.
 
-        torch's CPU generator takes the low 32 bits of a seed; counting the step up in them keeps the steps of one
-        stream apart for certain, where hashing them would let some of them collide.
+        torch's CPU generator uses the low 32 bits of a seed; adding the step to them keeps the steps of one stream
+        distinct with certainty, whereas hashing could make some of them collide.
         """
         return torch.Generator(self.device).manual_seed(derive_seed(self.seed, stream) + step)
 
@@ -53,7 +53,7 @@ class Streams:
 class Permutations:
     """The order of the data: example i of the endless sequence is place i mod N of permutation i // N.
 
-    Every epoch shows every example once; batches go on across its end. Position is the step count alone.
+    Every epoch shows every example once; batches continue across its end. The position depends only on the step.
     """
 
     def __init__(self, num_examples: int, seed: int):

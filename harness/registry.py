@@ -1,4 +1,4 @@
-"""The one place where a spec's names become objects. What is registered stands in a literal dict beside its code."""
+"""The only place where a spec's names become objects. Each registry is a literal dict beside the code it lists."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
 
 
 def implementation(kind: str, part: NamedModel | DataModel | UNet | MLP) -> Callable[..., Any]:
-    """Return what a part of a spec stands for: a plugin's own, or the built-in one of its name."""
+    """Return the implementation of a part of a spec: a plugin's, or the built-in one of its name."""
     return plugin_implementation(part) or BUILT_IN[kind][part.name]
 
 
 def parameters(part: SpecModel) -> dict:
-    """Return a part's fields less its name: the keyword arguments of what it names."""
+    """Return a part's fields without its name: the keyword arguments of its implementation."""
     return part.model_dump(exclude={"name"})
 
 
@@ -74,7 +74,7 @@ def make_process(
     fixed_variance: Literal["small", "large"] = "large",
     decoder: Literal["tanh", "exact"] = "tanh",
 ) -> GaussianDiffusion:
-    """Build the chain; `fixed_variance` (small or large) closes the choice that `var_type: fixed` leaves open."""
+    """Build the process; `fixed_variance` (small or large) makes the choice that `var_type: fixed` leaves open."""
     betas = implementation("schedule", diffusion.schedule)(diffusion.num_timesteps, **parameters(diffusion.schedule))
     var_type = f"fixed_{fixed_variance}" if diffusion.var_type == "fixed" else diffusion.var_type
     return GaussianDiffusion(
@@ -86,13 +86,13 @@ def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_chec
     """Build the network with the initial weights of the run's seed: the same on every device.
 
     Args:
-        data: of which only the declared facts matter, so that a network can be built where the images are not.
+        data: only its declared facts are used, so that a network can be built without the images.
     """
     out_channels = data.channels * (2 if spec.diffusion.var_type in LEARNED else 1)
     num_classes = None
     if spec.model.class_cond:
         assert data.num_classes is not None, "the spec's validation asks for labels"
-        num_classes = data.num_classes + bool(spec.model.label_dropout)  # the last class then means "not told"
+        num_classes = data.num_classes + bool(spec.model.label_dropout)  # the last class then means "no label"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(spec.seed, "init"))
         if isinstance(spec.model, UNet):
@@ -125,7 +125,7 @@ def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_chec
 
 
 def make_learning_rate(spec: RunSpec, lr: float | None = None) -> Callable[[int], float]:
-    """Return the learning rate of a step, counted from 0: `optim.lr`, or another peak, warmed up and decayed."""
+    """Return the learning rate of a step, counted from 0: `optim.lr` or `peak`, with warm-up and decay."""
     optim, steps, peak = spec.optim, spec.train.steps, spec.optim.lr if lr is None else lr
 
     def learning_rate(step: int) -> float:
@@ -154,6 +154,7 @@ def make_gaussian(
         microbatch=resources.microbatch,
         autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,
         num_classes=data.num_classes if spec.model.class_cond else None,
+        terms=spec.objective.terms,
     )
 
 
@@ -164,9 +165,9 @@ BUILT_IN["method"] = METHODS
 
 
 def make_method(spec: RunSpec, data: Dataset | DatasetFacts, resources: Resources, device: torch.device) -> Method:
-    """Build what trains and is sampled, with the initial weights of the run's seed.
+    """Build the method, with the initial weights of the run's seed.
 
     Args:
-        data: of which only the declared facts matter, so that a method can be built where the images are not.
+        data: only its declared facts are used, so that a method can be built without the images.
     """
     return implementation("method", spec.method)(spec, data, resources, device)

@@ -1,10 +1,10 @@
-"""Small studies, and runs whose records say what a test wants, for tests of whatever reads runs.
+"""Small studies, and finished runs with given results, for tests of code that reads runs.
 
     [run] = tiny_study(tmp_path, "evaluate: [{nll: {}}]")
     write_finished_run(run, tmp_path / "runs", {"nll_bpd": 2.5})
 
-Nothing is trained and torch is not loaded. The records are written by the functions that a job writes them with, so
-that a format that changes changes here too.
+Nothing is trained and torch is not loaded. The records are written by the same functions as in a job, so that the
+format is always the current one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ train: {steps: 12, batch_size: 16, ema_rate: 0.8}
 records: {log_every: 5}
 resources: {device: cpu, threads: 1}
 """
-"""A study that trains in a second on one CPU thread: one run of 12 steps on the digits that come with scikit-learn."""
+"""A study that trains in a second on one CPU thread: one run of 12 steps on scikit-learn's digits."""
 
 MEASURED = {
     "nll_bpd": 3.0,
@@ -51,7 +51,7 @@ MEASURED = {
     "fid_dpmpp_2m": 3.0,
     "train_multiply_adds": 1e9,
 }
-"""What the records of `write_finished_run` say where nothing else is asked for."""
+"""Default results of `write_finished_run`."""
 
 
 Values = Mapping[str, float]
@@ -60,7 +60,7 @@ _NUM_IMAGES = 355  # of a whole split: the test images of digits
 
 
 def tiny_study(folder: Path, extra: str = "", sets: Sequence[str] = (), *, study: str = TINY_STUDY) -> list[Run]:
-    """Write a study's file into a folder and return the runs that it plans.
+    """Write a study's file into a folder and return its runs.
 
     Args:
         extra: more lines of YAML.
@@ -68,7 +68,7 @@ def tiny_study(folder: Path, extra: str = "", sets: Sequence[str] = (), *, study
         study: the YAML before them.
 
     Raises:
-        SpecError: the study is wrong; the message names the line.
+        SpecError: the study is invalid; the message has the line.
     """
     path = folder / "tiny.yaml"
     path.write_text(study + extra)
@@ -83,11 +83,11 @@ def write_run(run: Run, runs: Path) -> RunDirectory:
 
 
 def write_finished_run(run: Run, runs: Path, measured: Values | None = None, *, state: str = "done") -> RunDirectory:
-    """Write a run's directory as a job leaves it, with curves that fall and the measurements that are asked for.
+    """Write a run directory as a job does, with decreasing curves and the requested measurements.
 
     Args:
         measured: kind of metric (`nll_bpd`, `fid`, `train_multiply_adds`) -> its value, over the defaults in
-            `MEASURED`; every other metric is 1. `fid_<sampler>` is what the FID of a sweep falls towards, and
+            `MEASURED`; every other metric is 1. `fid_<sampler>` is the limit of a sweep's FID, and
             `untrained_nll_bpd` the NLL of an evaluation of the untrained weights.
         state: of the run; one that is not done has been trained, but not evaluated.
     """
@@ -104,7 +104,7 @@ def write_finished_run(run: Run, runs: Path, measured: Values | None = None, *, 
 
 
 def fake_result(evaluation: Evaluation, spec: RunSpec, measured: Values, prefix: str | None = None) -> EvaluationResult:
-    """Return what an evaluation that measured the given values would leave.
+    """Return the result of an evaluation that measured the given values.
 
     Args:
         measured: as for `write_finished_run`.
@@ -194,7 +194,7 @@ _FILL = {
 
 
 def check_parts(run: Run) -> None:
-    """Check what training and sampling rely on in a run's schedule, network and objective; no data are needed.
+    """Check what training and sampling require of a run's schedule, network and objective, without data.
 
     For tests of plugins: `for run in load_study("my_study.yaml").runs: check_parts(run)`.
 
@@ -214,7 +214,7 @@ def check_parts(run: Run) -> None:
         method = make_gaussian(spec, facts, Resources(), torch.device("cpu"))
         network = method.network.eval()
         with torch.no_grad():
-            for weight in network.parameters():  # a layer that begins at zero would hide those before it
+            for weight in network.parameters():  # a layer that starts at zero would hide the layers before it
                 weight.add_(torch.randn_like(weight), alpha=0.05)
         x_0 = torch.randn(4, facts.channels, spec.data.pixels, spec.data.pixels)
         t = torch.linspace(0, spec.diffusion.num_timesteps - 1, len(x_0)).long()
@@ -231,7 +231,7 @@ def _check_betas(betas: np.ndarray, spec: RunSpec) -> None:
 
 
 def _check_network(network: Any, x_t: Any, t: Any, y: Any, spec: RunSpec) -> None:
-    """Check a network's output: its shape, and that an example's does not depend on the others or on chance."""
+    """Check a network's output: its shape, and that each example's is deterministic and independent of the others."""
     import torch
 
     name = f"model {spec.model.name}"
@@ -250,7 +250,7 @@ def _check_network(network: Any, x_t: Any, t: Any, y: Any, spec: RunSpec) -> Non
 
 
 def _check_loss(loss: Any, network: Any, spec: RunSpec) -> None:
-    """Check that an objective gives each example a finite loss that the network can learn from."""
+    """Check that an objective returns a finite loss per example, with a gradient."""
     name = f"objective {spec.objective.name}"
     assert loss.ndim == 1, f"{name}: the loss has the shape {list(loss.shape)}, not one number for each example"
     assert loss.isfinite().all(), f"{name}: the loss is not finite: {loss.tolist()}"

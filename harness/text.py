@@ -1,4 +1,4 @@
-"""Words and numbers for people."""
+"""Format text and numbers for people."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 def printable(text: object) -> str:
-    """Return one line without control characters, which could move the cursor or forge lines."""
+    """Return one line without control characters, which could move the cursor or fake lines."""
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def size(num_bytes: float) -> str:
-    """Spell a size in binary units, the way disks are compared."""
+    """Format a size in binary units."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"

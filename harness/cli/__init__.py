@@ -1,6 +1,6 @@
-"""The command line: verbs over studies and runs. Every import is late, so that `harness --help` answers at once.
+"""The command line: verbs over studies and runs. Imports are lazy, so that `harness --help` is fast.
 
-Errors of the user's are printed as one message with exit code 2; 1 means that the work itself did not end well.
+User errors are printed as one message with exit code 2; exit code 1 means that the work itself failed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""import-checkpoint, export-checkpoint: weights from and for improved-diffusion."""
+"""import-checkpoint, export-checkpoint: weights in improved-diffusion's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cancel, retry: stopping runs and starting failed ones again, from any shell."""
+"""cancel, retry: stop runs and restart failed ones, from any shell."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from harness.errors import LaunchError
 def cancel(names: tuple[str, ...], output: Output, runs_folder: Path) -> None:
     """Stop queued and running runs.
 
-    What is running saves a checkpoint, from which `submit` resumes.
+    Running runs save a checkpoint, from which `submit` resumes.
 
     With --json: {"cancelled": [RUN_KEY]}.
     """

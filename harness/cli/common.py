@@ -1,4 +1,4 @@
-"""What several verbs share: options, and the ways to name a study or a run."""
+"""Shared by several verbs: options, and how a study or a run is named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def default_runs() -> str:
 
 @dataclass(frozen=True)
 class Output:
-    """Where a verb's result goes: with --json one JSON document on standard output, else nowhere but into messages."""
+    """Where a verb's result goes: with --json one JSON document on standard output, else only messages."""
 
     stdout: IO[str] | None = None
 
@@ -39,22 +39,22 @@ class Output:
         return self.stdout is not None
 
     def document(self, value: Any) -> None:
-        """Print the result of a verb if it was asked for as JSON; a verb prints one."""
+        """Print the result of a verb if --json was given; a verb prints one document."""
         if self.stdout is not None:
             click.echo(json.dumps(value, indent=1, default=str), file=self.stdout)
 
     def refuse_with(self, option: str, given: bool) -> None:
-        """Refuse --json together with an option that never comes to an end.
+        """Refuse --json together with an option that runs without end.
 
         Raises:
             LaunchError: both were given.
         """
         if self.as_json and given:
-            raise LaunchError(f"--json prints one document and {option} goes on; use one of them")
+            raise LaunchError(f"--json prints one document, but {option} keeps printing; use one of them")
 
 
 def _redirect_messages(context: click.Context, _: click.Parameter, as_json: bool) -> Output:
-    """With --json, send to standard error whatever else is printed while the verb runs."""
+    """With --json, redirect everything else that is printed to standard error."""
     if not as_json:
         return Output()
     output = Output(sys.stdout)
@@ -107,7 +107,7 @@ no_sync_option = click.option(
 
 
 def read_profile(profile: Path | None, cluster: str = "slurm") -> Profile | None:
-    """Read the profile of a cluster; `mine` stands for slurm/clusters/mine.yaml.
+    """Read the profile of a cluster; the name `mine` means slurm/clusters/mine.yaml.
 
     Raises:
         LaunchError: the file cannot be read or is wrong, or the runs would not go to a SLURM cluster.
@@ -129,7 +129,7 @@ def load(study: Path, sets: Sequence[str] = ()) -> Study:
 
 
 def has_inception() -> bool:
-    """Tell whether Inception's weights are at hand."""
+    """Return whether Inception's weights are available."""
     weights = os.environ.get("HARNESS_INCEPTION_WEIGHTS")
     return bool(weights) and Path(str(weights)).is_file()
 
@@ -148,7 +148,7 @@ def weights_option(*choices: str) -> Callable:
 
 
 def checkpoint_step(directory: RunDirectory, checkpoint: str | None) -> int | None:
-    """Return the step that `--checkpoint` means; None is the newest checkpoint's.
+    """Return the step that `--checkpoint` selects; None means the newest checkpoint.
 
     Raises:
         CheckpointError: it is neither a step nor `best`, or no checkpoint of the run has been scored.
@@ -176,7 +176,7 @@ def is_study_file(study: str) -> bool:
 
 
 def find_study_file(study: str) -> Path:
-    """Return a study's file; a name is looked up in the YAML files here and below experiments/.
+    """Return a study's file; a name is looked up in the YAML files of the working folder and of experiments/.
 
     Raises:
         LaunchError: no file has a study of that name, or several have.
@@ -188,14 +188,14 @@ def find_study_file(study: str) -> Path:
     matches = sorted(path for path, name in names.items() if name == study)
     if not matches:
         choices = _choices(sorted(set(names.values())), "they name none")
-        raise LaunchError(f"no study {study!r} in the YAML files here and in experiments/; {choices}")
+        raise LaunchError(f"no study {study!r} in the YAML files of this folder and of experiments/; {choices}")
     if len(matches) > 1:
         raise LaunchError(f"study {study!r} is in {len(matches)} files, give one: {', '.join(map(str, matches))}")
     return matches[0]
 
 
 def same_runs(runs_folder: Path) -> str:
-    """Return what a proposed command needs, to mean the same runs."""
+    """Return the options that a suggested command needs to address the same runs."""
     return "" if runs_folder == Path(default_runs()) else f" --runs {runs_folder}"
 
 
@@ -207,7 +207,7 @@ def all_runs(runs_folder: Path) -> list[RunDirectory]:
 
 
 def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
-    """Return the name and the runs of a study, given by file or name, in the file's order; all runs without a study.
+    """Return a study's name and its runs in the file's order, given its file or name; all runs if None.
 
     The runs of a search are those of its trials so far.
 
@@ -240,10 +240,10 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
 
 
 def studies_or_runs(names: Iterable[str], runs_folder: Path) -> list[RunDirectory]:
-    """Return the runs of studies and the runs that are named by key, each once; all runs without a name.
+    """Return the runs of the named studies and the runs named by key, each once; all runs if no name is given.
 
     Raises:
-        LaunchError: a name is that of no study and no run.
+        LaunchError: a name matches no study and no run.
     """
     names = list(names)
     if not names:
@@ -262,13 +262,13 @@ def _study_or_run(name: str, runs_folder: Path) -> list[RunDirectory]:
 
 
 def find_run(prefix: str, runs_folder: Path) -> RunDirectory:
-    """Return the run whose key begins so.
+    """Return the run whose key starts with `prefix`.
 
     Raises:
-        LaunchError: the prefix is too short, or fits no run or several; the message lists them.
+        LaunchError: the prefix is too short, or matches no run or several; the message lists them.
     """
     if len(prefix) < MIN_PREFIX:
-        raise LaunchError(f"{prefix!r} is too short for a run: give {MIN_PREFIX} digits of its key or more")
+        raise LaunchError(f"{prefix!r} is too short: give at least {MIN_PREFIX} digits of the run's key")
     runs = all_runs(runs_folder)
     matches = [directory for directory in runs if directory.key.startswith(prefix)]
     if len(matches) == 1:
@@ -279,7 +279,9 @@ def find_run(prefix: str, runs_folder: Path) -> RunDirectory:
 
 
 def _label(directory: RunDirectory) -> str:
-    arms = sorted({f"{facts.get('arm')} r{facts.get('replicate')}" for facts in directory.studies().values()})
+    arms = sorted(
+        {f"{membership.get('arm')} r{membership.get('replicate')}" for membership in directory.studies().values()}
+    )
     return f"{directory.key} ({', '.join(arms)})"
 
 

@@ -1,4 +1,4 @@
-"""figures: every figure and table of the studies, drawn from the records."""
+"""figures: all figures and tables of the studies, drawn from the records."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from harness.cli.common import Output, json_option, members, runs_folder_option
 def figures(studies: tuple[str, ...], out: Path, output: Output, runs_folder: Path) -> None:
     """Draw figures and tables from the records.
 
-    All studies that have runs, or those that are given by file or name. OUT/index.html shows them on one page.
+    Of all studies that have runs, or of those given by file or name. OUT/index.html shows them on one page.
 
-    With --json: {"page": FILE, "studies": [NAME of each one asked for]}.
+    With --json: {"page": FILE, "studies": [NAME of each requested study]}.
     """
     from harness.analysis.report import report
 

@@ -1,4 +1,4 @@
-"""list: which studies there are, and their runs."""
+"""list: the studies and their runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def list_(study: str | None, output: Output, runs_folder: Path) -> None:
 
 
 def _studies(directories: Sequence[RunDirectory]) -> list[dict[str, Any]]:
-    """Return what is known of each study, the last active one first."""
+    """Return a summary of each study, the last active one first."""
     from harness.launch.states import read_run_states
 
     run_states = read_run_states([directory.path for directory in directories])
@@ -66,7 +66,7 @@ def _studies(directories: Sequence[RunDirectory]) -> list[dict[str, Any]]:
         }
         for name, members in statuses.items()
     ]
-    return sorted(studies, key=lambda facts: (-(facts["last_active_seconds"] or 0.0), facts["study"]))
+    return sorted(studies, key=lambda row: (-(row["last_active_seconds"] or 0.0), row["study"]))
 
 
 def _runs(directories: Sequence[RunDirectory], study: str) -> list[dict[str, Any]]:
@@ -96,12 +96,12 @@ def _table_of_studies(studies: Sequence[dict[str, Any]]) -> Table:
 
     rows = [
         (
-            facts["study"],
-            str(facts["num_runs"]),
-            state_counts(Counter(facts["states"]).elements()),
-            _moment(facts["last_active_seconds"]),
+            row["study"],
+            str(row["num_runs"]),
+            state_counts(Counter(row["states"]).elements()),
+            _moment(row["last_active_seconds"]),
         )
-        for facts in studies
+        for row in studies
     ]
     return Table(("study", "runs", "states", "last active"), rows)
 

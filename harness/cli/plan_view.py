@@ -13,7 +13,7 @@ from harness.text import count, device_hours, printable, size
 
 
 def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
-    """Print a plan: a summary by arm, the runs (the first `limit`), the warnings and what it costs."""
+    """Print a plan: a summary by arm, the first `limit` runs, the warnings and the cost."""
     print(f"study {plan.study.name}: {count(len(plan.runs), 'run')}, {state_counts(p.state for p in plan.runs)}\n")
     _arms(plan).show()
     print()
@@ -51,8 +51,8 @@ def _overrides(overrides: Mapping[str, Any]) -> str:
 
 def _brief(value: Any) -> str:
     if isinstance(value, dict) and "name" in value:
-        rest = ",".join(f"{key}={_brief(part)}" for key, part in value.items() if key != "name")
-        return f"{value['name']}({rest})" if rest else str(value["name"])
+        parameters = ",".join(f"{key}={_brief(part)}" for key, part in value.items() if key != "name")
+        return f"{value['name']}({parameters})" if parameters else str(value["name"])
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
@@ -68,14 +68,14 @@ def _cost(plan: Plan, members: Sequence[PlannedRun]) -> tuple[str, str, str]:
 
 
 def _sum_known(amounts: Sequence[float | None], format_amount: Callable[[float], str]) -> str:
-    """Format a sum, with `?` for what nobody has measured: 40 min, ?, 40 min + ?, - for nothing."""
+    """Format a sum, with `?` for unknown amounts: 40 min, ?, 40 min + ?, - for nothing."""
     known = sum(amount for amount in amounts if amount is not None)
     parts = [format_amount(known)] if known else []
     return " + ".join(parts + ["?"] * (None in amounts)) or "-"
 
 
 def cost_sentence(plan: Plan, device: str | None = None) -> str:
-    """Return what is left to train in device hours, by the device that each estimate was measured on."""
+    """Describe the remaining training in device hours, by the device that each estimate was measured on."""
     hours: dict[tuple[str, str], float] = {}
     unknown = 0
     for planned in plan.runs:
@@ -83,13 +83,13 @@ def cost_sentence(plan: Plan, device: str | None = None) -> str:
         if left is None:
             unknown += 1
         elif left and measured:
-            where = (measured.device, measured.device_name)
-            hours[where] = hours.get(where, 0.0) + left
+            kind_and_name = (measured.device, measured.device_name)
+            hours[kind_and_name] = hours.get(kind_and_name, 0.0) + left
     parts = [
         f"{device_hours(amount)} {'GPU ' * (kind == 'cuda')}hours on {name}" for (kind, name), amount in hours.items()
     ]
     if unknown:
-        parts.append(f"an unknown time for {count(unknown, 'run')} (nothing alike has been measured yet)")
+        parts.append(f"an unknown time for {count(unknown, 'run')} (no similar run has been measured yet)")
     return ", ".join(parts)
 
 
@@ -101,5 +101,5 @@ def _total_cost(plan: Plan) -> str:
         return f"training left: none{limit}"
     disk = _sum_known([plan.checkpoint_bytes(planned) for planned in plan.runs], size)
     unknown = any(plan.device_hours(planned) is None for planned in plan.runs)
-    hint = f"\nwhat is unknown: `harness calibrate {plan.study.path}` measures it" if unknown else ""
+    hint = f"\n`harness calibrate {plan.study.path}` measures what is unknown" if unknown else ""
     return f"training left: {sentence}, without evaluations{limit}\ncheckpoints will take: {disk}{hint}"

@@ -1,4 +1,4 @@
-"""doctor, calibrate: what can be known before anything is queued."""
+"""doctor, calibrate: checks and measurements before anything is queued."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def doctor(
     With --json: {"findings": [{"level": "ok"|"warning"|"problem", "text"}]}.
     """
     from harness import text
-    from harness.doctor.examine import examine_cluster, examine_here
+    from harness.doctor.examine import examine_cluster, examine_machine
     from harness.launch import planning
 
     planned = planning.plan(load(study), runs_folder) if study else None
@@ -51,7 +51,7 @@ def doctor(
     if slurm_profile:
         findings = examine_cluster(slurm_profile, planned, runs_folder, timeout_seconds=None if no_job else timeout)
     else:
-        findings = examine_here(planned, runs_folder)
+        findings = examine_machine(planned, runs_folder)
     results = []
     for finding in findings:
         click.echo(text.printable(f"{finding.level:<8} {finding.message}"))
@@ -106,7 +106,7 @@ def calibrate(
         timeout_seconds=timeout,
         on_progress=lambda news: click.echo(news, err=True),
     )
-    output.document({"classes": [_class_facts(result) for result in results]})
+    output.document({"classes": [_class_json(result) for result in results]})
     if not results:
         click.echo("nothing to time: no run has steps left to train")
         return
@@ -114,27 +114,31 @@ def calibrate(
         headers = ("arm", "seconds a step", "images/s", "checkpoint", "on")
         tables.Table(headers, [_class_cells(result) for result in results]).show()
     click.echo(f"cost: harness plan {study}{same_runs(runs_folder)}")
-    if any(result.fact is None for result in results):
+    if any(result.timing is None for result in results):
         sys.exit(1)
 
 
-def _class_facts(result: Calibrated) -> dict[str, Any]:
+def _class_json(result: Calibrated) -> dict[str, Any]:
     return {
         "arms": list(result.arms),
         "batch_size": result.batch_size,
         "error": result.error,
-        "measured": asdict(result.fact) if result.fact else None,
+        "measured": asdict(result.timing) if result.timing else None,
     }
 
 
 def _class_cells(result: Calibrated) -> tuple[str, ...]:
     from harness import text
 
-    fact = result.fact
+    timing = result.timing
     arms = ", ".join(result.arms[:3]) + (f" and {len(result.arms) - 3} more" if len(result.arms) > 3 else "")
-    if fact is None:
+    if timing is None:
         return arms, "-", "-", "-", result.error
-    device = fact.device_name if fact.device == "cuda" else f"{fact.device_name}, {text.count(fact.threads, 'thread')}"
-    device += f", 1 of {fact.num_processes} processes timed" if fact.num_processes > 1 else ""
-    speed = f"{result.batch_size / fact.seconds_per_step:.4g}"
-    return arms, f"{fact.seconds_per_step:.4g}", speed, text.size(fact.checkpoint_bytes or 0), device
+    device = (
+        timing.device_name
+        if timing.device == "cuda"
+        else f"{timing.device_name}, {text.count(timing.threads, 'thread')}"
+    )
+    device += f", 1 of {timing.num_processes} processes timed" if timing.num_processes > 1 else ""
+    speed = f"{result.batch_size / timing.seconds_per_step:.4g}"
+    return arms, f"{timing.seconds_per_step:.4g}", speed, text.size(timing.checkpoint_bytes or 0), device

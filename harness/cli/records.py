@@ -1,4 +1,4 @@
-"""sync, export, import, clean: the records in the run directories."""
+"""sync, export, import, clean: maintain the records in the run directories."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ figures_option = click.option(
 def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output: Output, runs_folder: Path) -> None:
     """Upload records to MLflow, exactly once.
 
-    The records of studies, of runs, or all. Safe to repeat: what MLflow has is not sent again.
+    The records of studies, of runs, or all. Safe to repeat: what MLflow already has is not sent again.
 
     With --json: {"runs": [{"run_key", "num_rows", "problems": [TEXT]}]}, the rows being those sent, or with --check
     those compared.
@@ -119,8 +119,8 @@ def export(study: str, file: Path | None, checkpoints: str, figures: Path, outpu
         click.echo(text.printable(f"left out: {left_out}"))
     content = f"{text.count(done.num_runs, 'run')}, {text.count(done.num_files, 'file')}, {text.size(done.num_bytes)}"
     click.echo(f"{path}: {content}; sha256 {done.sha256}")
-    facts = asdict(done)
-    output.document({"study": name, "file": str(facts.pop("path")), **facts})
+    exported = asdict(done)
+    output.document({"study": name, "file": str(exported.pop("path")), **exported})
 
 
 @click.command("import")
@@ -152,7 +152,7 @@ def import_(file: Path, figures: Path, output: Output, runs_folder: Path) -> Non
 @json_option
 @runs_folder_option
 def clean(study: str | None, yes: bool, output: Output, runs_folder: Path) -> None:
-    """Show disk usage and remove what can go.
+    """Show disk usage and remove leftovers.
 
     Nothing is removed without --yes or a yes at the prompt.
 

@@ -1,4 +1,4 @@
-"""status, why, logs, sample: looking at runs."""
+"""status, why, logs, sample: inspect runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("study", required=False)
-@click.option("--watch", "--live", is_flag=True, help="Update until nothing is left to run; Ctrl-C ends it.")
+@click.option("--watch", "--live", is_flag=True, help="Keep updating until nothing is left to run; Ctrl-C stops.")
 @json_option
 @runs_folder_option
 def status(study: str | None, watch: bool, output: Output, runs_folder: Path) -> None:
@@ -95,8 +95,8 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
     log, job_log = claims.run_log(runs_folder, directory.key), claims.job_log(runs_folder, directory.key)
     log_lines = log.read_text(errors="replace").splitlines()[-lines:] if log else []
     if output.as_json:
-        log_facts = {"log": str(log) if log else None, "log_lines": log_lines}
-        output.document({**asdict(row), "timeline": events, **log_facts})
+        log_json = {"log": str(log) if log else None, "log_lines": log_lines}
+        output.document({**asdict(row), "timeline": events, **log_json})
         return
     click.echo(f"{row.run_key} {row.arm} r{row.replicate} of {', '.join(row.studies) or 'no study'}")
     for line in events:
@@ -113,7 +113,7 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Print new lines as they are written; Ctrl-C ends it.")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines as they are written; Ctrl-C stops.")
 @json_option
 @runs_folder_option
 def logs(run: str, follow: bool, output: Output, runs_folder: Path) -> None:
@@ -130,7 +130,7 @@ def logs(run: str, follow: bool, output: Output, runs_folder: Path) -> None:
     log = claims.run_log(runs_folder, directory.key)
     if log is None and not follow:
         raise LaunchError(
-            f"run {directory.key} has no log: no job of `harness submit` has begun it (debug jobs keep none)"
+            f"run {directory.key} has no log: no job of `harness submit` has started it (debug jobs keep none)"
         )
     if output.as_json and log:
         lines = log.read_text(errors="replace").splitlines()
@@ -143,7 +143,7 @@ def logs(run: str, follow: bool, output: Output, runs_folder: Path) -> None:
 
 
 def _print_from(log: Path, offset: int) -> int:
-    """Print a log from a byte on; return the byte at which it ends now."""
+    """Print a log from a byte offset on; return the offset of its end."""
     with log.open("rb") as file:
         file.seek(offset)
         added = file.read()
@@ -152,7 +152,7 @@ def _print_from(log: Path, offset: int) -> int:
 
 
 def _follow(runs_folder: Path, run_key: str, log: Path | None, shown: int) -> None:
-    """Print what is appended to a run's log; of the next attempt's from its beginning."""
+    """Print what is appended to a run's log, and then the logs of later attempts."""
     import time
 
     from harness.launch import claims
@@ -168,7 +168,9 @@ def _follow(runs_folder: Path, run_key: str, log: Path | None, shown: int) -> No
 
 @click.command()
 @click.argument("run")
-@click.option("--sampler", default="ddim", show_default=True, help="ancestral, ddim or dpmpp_2m.")
+@click.option(
+    "--sampler", default="ddim", show_default=True, help="ancestral, ddim, dpmpp_2m, or one of the run's plugins."
+)
 @click.option("--num-steps", type=click.IntRange(1), help="Steps of the sampler.  [default: 50, or T if less]")
 @click.option("--num-samples", type=click.IntRange(1), default=64, show_default=True, help="Images.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the noise.")
@@ -191,7 +193,7 @@ def sample(
 ) -> None:
     """Draw images from a checkpoint.
 
-    The checkpoint carries the spec of its run, which says everything else.
+    The checkpoint contains the spec of its run, so nothing else has to be given.
 
     With --json: {"run_key", "file"}.
     """
@@ -202,10 +204,14 @@ def sample(
     from harness.text import did_you_mean
 
     directory = find_run(run, runs_folder)
-    with active(plugins_of_run(directory)):
-        known = choices(Sampler)
+    known = choices(Sampler)
+    if sampler not in known:
+        with active(plugins_of_run(directory)):
+            known = choices(Sampler)
     if sampler not in known:
         raise SpecError(f"--sampler {sampler}: unknown; {did_you_mean(sampler, list(known))}")
+    if needed := [name for name, field in known[sampler].model_fields.items() if field.is_required()]:
+        raise SpecError(f"--sampler {sampler}: has parameters without a default: {', '.join(needed)}; give them one")
     from harness.evaluation.sampling import sample_run
 
     with Progress(f"sample {directory.key[:8]}") as progress:
@@ -218,7 +224,7 @@ def sample(
             weights=weights,
             step=checkpoint_step(directory, checkpoint),
             low_res=low_res,
-            on_progress=lambda what, done, total: progress.update(done, total, what),
+            on_progress=lambda task, done, total: progress.update(done, total, task),
         )
     click.echo(path)
     output.document({"run_key": directory.key, "file": str(path)})

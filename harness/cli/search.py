@@ -1,4 +1,4 @@
-"""search: trials that Optuna proposes, each an ordinary run."""
+"""search: trials suggested by Optuna, each an ordinary run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def search(
 ) -> None:
     """Search a space with Optuna.
 
-    Trials are asked for, run and told until all have ended; each is an ordinary run. Safe to kill and to repeat.
+    Trials are suggested, run and reported until all have ended; each is an ordinary run. Safe to kill and to repeat.
 
     With --json: {"search", "trials": [{"trial", "state", "point", "values", "run_keys", "reason"}], "best": [TRIAL]},
     best being the Pareto front where there are several metrics; with --best {"trial", "study": YAML}.
@@ -130,8 +130,8 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     planned = planning.plan(trials[0], runs_folder)
     seconds, measured = planned.training_seconds(planned.runs[0]), planned.measured(planned.runs[0])
     if seconds and measured:
-        click.echo(f"training: about {duration(runs * seconds)} on one {measured.device_name}, one by one")
-    click.echo("\nfirst suggestions (asked for before any trial has ended):")
+        click.echo(f"training: about {duration(runs * seconds)} on one {measured.device_name}, one run at a time")
+    click.echo("\nfirst suggestions (before any trial has ended):")
     paths = [axis.path for axis in definition.space]
     tables.Table(
         ("trial", *paths, "run"),
@@ -148,9 +148,9 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
         click.echo(f"warning: {_plain(warning)}")
 
 
-def _trial_facts(trial: TrialRecord) -> dict[str, Any]:
-    facts = {"trial": trial.arm, "state": trial.state, "point": trial.point, "values": trial.values}
-    return facts | {"run_keys": trial.run_keys, "reason": trial.reason}
+def _trial_json(trial: TrialRecord) -> dict[str, Any]:
+    trials_json = {"trial": trial.arm, "state": trial.state, "point": trial.point, "values": trial.values}
+    return trials_json | {"run_keys": trial.run_keys, "reason": trial.reason}
 
 
 def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
@@ -162,8 +162,8 @@ def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
     trials = read_trials(search.folder(runs_folder))
     if output.as_json:
         best_trials = [trial.arm for trial in pareto_front(trials, search.metrics)]
-        facts = [_trial_facts(trial) for trial in trials]
-        output.document({"search": search.name, "trials": facts, "best": best_trials})
+        trials_json = [_trial_json(trial) for trial in trials]
+        output.document({"search": search.name, "trials": trials_json, "best": best_trials})
         return
     if not trials:
         click.echo(f"search {search.name} has no trials in {runs_folder} yet")
@@ -204,7 +204,7 @@ def _value(trial: TrialRecord, metric: str) -> str:
 
 
 def _progress(trial: TrialRecord, runs_folder: Path) -> str:
-    """Return a trial's state; while it runs, with the steps of its runs."""
+    """Return a trial's state; while it runs, also the steps of its runs."""
     from harness.records.directory import RunDirectory
 
     if trial.state != "running":
@@ -235,7 +235,7 @@ def _show_best(search: Search, runs_folder: Path, output: Output) -> None:
 
 
 def _draw(search: Search, runs_folder: Path) -> None:
-    """Draw the figures of a search; MLflow then shows them with it."""
+    """Draw the figures of a search; MLflow shows them as its artifacts."""
     from harness.analysis.fig_search import draw_all
     from harness.search.importances import write_importances
 

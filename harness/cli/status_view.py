@@ -1,4 +1,4 @@
-"""What `harness status` shows, once or while it changes."""
+"""The output of `harness status`, once or continuously."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StatusRow:
     stopped_by: str = ""
 
     def row(self, *, slurm: bool = False) -> tuple[str, ...]:
-        """Return the cells of `status`; of SLURM's two only when they are asked for."""
+        """Return the cells of `status`; SLURM's two only on request."""
         running = self.state == "running"
         return (
             self.run_key,
@@ -63,7 +63,7 @@ STATUS_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd
 
 
 def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -> list[StatusRow]:
-    """Gather what `status` says of runs; arm and replicate are those of `study`, else of a run's first study."""
+    """Gather the rows of `status`; arm and replicate are those of `study`, else of a run's first study."""
     run_states = states.read_run_states([directory.path for directory in directories])
     return [_status_row(directory, study, run_states[directory.key]) for directory in directories]
 
@@ -72,13 +72,13 @@ def _status_row(directory: RunDirectory, study: str | None, run_state: states.Ru
     status, job = run_state.status, run_state.job
     num_steps, batch_size = _size_of(directory.path)
     studies = directory.studies()
-    facts = studies.get(study or next(iter(studies), ""), {})
+    membership = studies.get(study or next(iter(studies), ""), {})
     speed = status.images_per_second
     return StatusRow(
         run_key=directory.key,
         studies=tuple(studies),
-        arm=facts.get("arm", "-"),
-        replicate=facts.get("replicate", 0),
+        arm=membership.get("arm", "-"),
+        replicate=membership.get("replicate", 0),
         state=status.state,
         step=status.step,
         num_steps=num_steps,
@@ -102,7 +102,7 @@ def _size_of(run_directory: Path) -> tuple[int, int]:
 
 
 def last_nll(directory: RunDirectory) -> float | None:
-    """Return the newest `eval/nll_bpd` in the journals, found from their ends without reading them as a whole."""
+    """Return the newest `eval/nll_bpd` in the journals, searched from their ends without reading them whole."""
     values = (last_value(path, "eval/nll_bpd") for path in reversed(directory.journal_paths()))
     return next((value for value in values if value is not None), None)
 
@@ -114,10 +114,10 @@ def status_table(rows: Sequence[StatusRow]) -> Table:
 
 
 class Follower:
-    """Show runs while they are worked on: a live table on a terminal, elsewhere a line whenever a state changes.
+    """Show runs continuously: a live table on a terminal, elsewhere a line whenever a state changes.
 
     Args:
-        gather: tells where every run stands now.
+        gather: returns the current row of every run.
     """
 
     def __init__(self, gather: Callable[[], Sequence[StatusRow]]):
@@ -141,7 +141,7 @@ class Follower:
             self._live.stop()
 
     def tick(self) -> None:
-        """Look again and show what is new."""
+        """Read the states again and show what changed."""
         rows = self._gather()
         if self._live:
             self._live.update(self._picture(rows), refresh=True)
@@ -157,27 +157,27 @@ class Follower:
                 if row.state == "running":
                     self._say(row, "running")
 
-    def _say(self, row: StatusRow, what: str) -> None:
-        facts = [f"step {row.step}/{row.num_steps}"]
+    def _say(self, row: StatusRow, message: str) -> None:
+        parts = [f"step {row.step}/{row.num_steps}"]
         if row.state == "running" and row.eta_seconds is not None:
-            facts.append(f"{duration(row.eta_seconds)} left")
+            parts.append(f"{duration(row.eta_seconds)} left")
         if row.loss is not None:
-            facts.append(f"loss {row.loss:.4f}")
+            parts.append(f"loss {row.loss:.4f}")
         if row.state == "done" and row.nll_bpd is not None:
-            facts.append(f"nll {row.nll_bpd:.4f} bits/dim")
+            parts.append(f"nll {row.nll_bpd:.4f} bits/dim")
         if row.reason:
-            facts.append(row.reason)
+            parts.append(row.reason)
         name = f"{row.run_key} {row.arm} r{row.replicate}"
-        print(printable(f"{time.strftime('%H:%M:%S')} {name}: {what}; {', '.join(facts)}"), flush=True)
+        print(printable(f"{time.strftime('%H:%M:%S')} {name}: {message}; {', '.join(parts)}"), flush=True)
 
     def _picture(self, rows: Sequence[StatusRow]) -> Any:
-        """Draw as many runs as the terminal has lines for, those at work first, and count them all."""
+        """Draw as many runs as fit on the terminal, running ones first, and count them all."""
         from rich.console import Group
         from rich.text import Text
 
         order = ("running", "failed", "interrupted", "queued", "evaluate", "new", "pruned", "done")
-        room = max(4, self._live.console.height - 6)
-        urgent = sorted(rows, key=lambda row: order.index(row.state))[:room]
+        num_lines = max(4, self._live.console.height - 6)
+        urgent = sorted(rows, key=lambda row: order.index(row.state))[:num_lines]
         return Group(
             status_table(urgent).rich(), Text(f"{count(len(rows), 'run')}: {state_counts(s.state for s in rows)}")
         )

@@ -1,4 +1,4 @@
-"""plan, submit: what a study asks for, and running it."""
+"""plan, submit: show what a study needs, and run it."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def submit(
 
 
 def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **options: Any) -> None:
-    """Submit what a plan has left to do, and follow it where it runs on this machine."""
+    """Submit what a plan has left to do, and follow it if it runs on this machine."""
     from harness import text
     from harness.cli import status_view, tables
     from harness.launch.submission import BlockingSubmission
@@ -132,14 +132,14 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
             "submitted": [run.run_key for run in submission.runs],
             "skipped": [run.run_key for run in skipped],
             "notes": submission.notes,
-            "runs": [_run_facts(run) for run in (*skipped, *submission.now())],
+            "runs": [_run_json(run) for run in (*skipped, *submission.now())],
         }
     )
     if submission.runs and isinstance(submission, BlockingSubmission):
         _report_end(submission, study, runs_folder, ended_by_itself)
 
 
-def _run_facts(planned: PlannedRun) -> dict[str, Any]:
+def _run_json(planned: PlannedRun) -> dict[str, Any]:
     return {
         "run_key": planned.run_key,
         "state": planned.state,
@@ -150,7 +150,7 @@ def _run_facts(planned: PlannedRun) -> dict[str, Any]:
 
 
 def _offer_to_cancel_orphans(planned: Plan, runs_folder: Path, *, ask: bool) -> None:
-    """Name the runs that still wait or run for this study although its file no longer has them; cancel them if told."""
+    """List runs of this study that are queued or running but no longer in its file; cancel them if the user agrees."""
     from harness import text
     from harness.launch import manage
 

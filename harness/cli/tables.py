@@ -1,4 +1,4 @@
-"""Tables on a terminal, aligned plain lines elsewhere; the same words in both."""
+"""Tables on a terminal, aligned plain lines elsewhere; the same text in both."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def plain(self) -> str:
-        """Align the columns by spaces."""
+        """Align the columns with spaces."""
         lines = [[printable(cell) for cell in row] for row in (self.headers, *self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         padded = (zip(line, widths, strict=True) for line in lines)
         return "\n".join("  ".join(cell.ljust(width) for cell, width in line).rstrip() for line in padded)
 
     def rich(self) -> Any:
-        """Return the table as rich draws it, states in colour."""
+        """Return the table for rich, with coloured states."""
         from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
@@ -42,7 +42,7 @@ class Table:
         return table
 
     def show(self) -> None:
-        """Print to standard output in the way that fits it."""
+        """Print a table on a terminal, plain lines elsewhere."""
         if sys.stdout.isatty():
             from rich.console import Console
 
@@ -52,6 +52,6 @@ class Table:
 
 
 def state_counts(states: Iterable[str]) -> str:
-    """Return `3 done, 1 running`, in the order in which states follow each other."""
+    """Return `3 done, 1 running`, in the order of the states."""
     counts = Counter(states)
     return ", ".join(f"{counts[state]} {state}" for state in STATE_ORDER if counts[state])

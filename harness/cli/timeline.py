@@ -1,4 +1,4 @@
-"""What `harness why` shows: what happened to a run, in order."""
+"""The output of `harness why`: what happened to a run, in order."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from harness.text import printable
 
 
 def timeline(directory: RunDirectory) -> list[str]:
-    """Describe what happened to a run, as its journal and SLURM know it together, one line an event, oldest first.
+    """Describe what happened to a run, from its journal and SLURM, one line per event, oldest first.
 
-    Of checkpoints in a row only the last is shown. Where SLURM is not, or has forgotten, the run directory is all.
+    Of consecutive checkpoints only the last is shown. Without SLURM's accounting only the run directory is used.
     """
     events = directory.events()
     following = [*events, None][1:]
@@ -34,16 +34,17 @@ def timeline(directory: RunDirectory) -> list[str]:
         lines.extend(_claim_lines(claim, jobs, directory.key))
     moments = sorted(lines, key=lambda line: line[0])
     return [
-        printable(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}  {what}") for seconds, what in moments
+        printable(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}  {message}")
+        for seconds, message in moments
     ]
 
 
 def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo], run_key: str) -> Iterator[tuple[float, str]]:
-    facts = claim.submission
-    if not facts:
+    submission = claim.submission
+    if not submission:
         return
     job = f", job {claim.jobs[0]}" if claim.on_slurm and claim.jobs else ""
-    yield facts["time"], f"submitted by {facts['user']} ({facts['cluster']}{job})"
+    yield submission["time"], f"submitted by {submission['user']} ({submission['cluster']}{job})"
     for job_id in claim.jobs:
         attempts = jobs[job_id].attempts if job_id in jobs else ()
         for number, attempt in enumerate(attempts):
@@ -63,11 +64,13 @@ def _seconds(local: str) -> float:
 
 
 def _event_line(event: Event) -> str:
-    shown = {key: value for key, value in event.facts.items() if key not in ("attempt", "traceback")}
-    facts = " ".join(f"{key}={value}" for key, value in shown.items() if value not in (None, ""))
-    superseded = "  (made again later)" if event.superseded else ""
+    shown = {key: value for key, value in event.fields.items() if key not in ("attempt", "traceback")}
+    fields = " ".join(f"{key}={value}" for key, value in shown.items() if value not in (None, ""))
+    superseded = "  (superseded by a later attempt)" if event.superseded else ""
     if event.name == "started":
-        begun = f"resumed at step {event.facts['resumed_from_step']}" if event.facts["resumed_from_step"] else "started"
-        facts = f"on {event.facts['host']} (attempt {event.attempt}, process {event.facts['pid']})"
-        return f"{begun} {facts}{superseded}"
-    return f"{event.name}  {facts}".rstrip() + superseded
+        begun = (
+            f"resumed at step {event.fields['resumed_from_step']}" if event.fields["resumed_from_step"] else "started"
+        )
+        fields = f"on {event.fields['host']} (attempt {event.attempt}, process {event.fields['pid']})"
+        return f"{begun} {fields}{superseded}"
+    return f"{event.name}  {fields}".rstrip() + superseded

@@ -1,4 +1,4 @@
-"""verify-resume: the proof that a killed and resumed training equals an unbroken one."""
+"""verify-resume: prove that a killed and resumed training equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def verify_resume(
 ) -> None:
     """Prove that resuming is exact.
 
-    Each arm is trained straight through, and again with kills and resumes; all bits are compared.
+    Each arm is trained without interruption, and again with kills and resumes; all bits are compared.
 
     With --json: {"runs": [{"run_key", "arm", "replicate", "verdict": "equal"|"different", "certificate": FILE,
-    ...}]}, each with all that its certificate says.
+    ...}]}, each with the content of its certificate.
     """
     from harness import text
     from harness.job import verify

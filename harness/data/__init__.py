@@ -1,6 +1,6 @@
-"""The data sets: one file a source over one small base (`base.py`); what each is, is declared in `facts.py`.
+"""The data sets: one file per source, on a common base (`base.py`); their facts are declared in `facts.py`.
 
-The package loads lazily, so that the declared facts can be read without NumPy or torch.
+Submodules load lazily, so that the declared facts can be read without NumPy or torch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What every source returns, and what every source needs: finding files, checking them, digesting content."""
+"""The Dataset that every source returns, and helpers to find files, check them and digest their content."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHUNK = 1 << 24  # bytes hashed at a time
 
 
 class Concatenation:
-    """Several arrays (memory maps) seen as one along the first axis: rows are gathered only when indexed."""
+    """Several arrays (memory maps) concatenated along the first axis; rows are read only when indexed."""
 
     def __init__(self, parts: Sequence[np.ndarray]):
         self.parts = list(parts)
@@ -37,8 +37,8 @@ class Concatenation:
         gathered = np.empty((rows.size, *self.shape[1:]), self.dtype)
         owner = np.searchsorted(self._starts, rows.ravel(), side="right") - 1
         for part in np.unique(owner):
-            here = owner == part
-            gathered[here] = self.parts[part][rows.ravel()[here] - self._starts[part]]
+            mask = owner == part
+            gathered[mask] = self.parts[part][rows.ravel()[mask] - self._starts[part]]
         return gathered.reshape(rows.shape + self.shape[1:])
 
 
@@ -91,8 +91,8 @@ class Dataset:
         # Divided by half the range, so that 256 levels give the bits of the usual x / 127.5 - 1.
         return values if self.levels is None else values / ((self.levels - 1) / 2) - 1
 
-    def pictures(self, images: np.ndarray) -> np.ndarray:
-        """Stretch stored values to uint8 pictures in 0 .. 255, which is what feature extractors see.
+    def to_images(self, images: np.ndarray) -> np.ndarray:
+        """Scale stored values to uint8 images in 0 .. 255, as feature extractors expect them.
 
         In integers, so that 256 levels pass unchanged: to_uint8(to_unit(x)) may come out one lower in float32.
         Continuous data pass unchanged.
@@ -103,7 +103,7 @@ class Dataset:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Turn samples in [-1, 1] into pictures: ((x + 1) * 127.5), clamped to [0, 255], truncated (improved-diffusion)."""
+    """Convert samples in [-1, 1] to uint8: ((x + 1) * 127.5), clamped to [0, 255], truncated (improved-diffusion)."""
     import torch
 
     return ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8)
@@ -118,7 +118,7 @@ def build(
     files: Mapping[str, str] | None = None,
     digest: str | None = None,
 ) -> Dataset:
-    """Make a Dataset whose shape is checked against its declared facts; the digest is computed unless it is known.
+    """Make a Dataset after checking its shape against its declared facts; compute the digest unless it is given.
 
     Raises:
         DataError: images of another shape, dtype or range than declared, or labels out of range.
@@ -172,7 +172,7 @@ def content_digest(levels: int | None, train: Split, test: Split) -> str:
 
 
 def root_folder(given: str | os.PathLike[str] | None) -> Path:
-    """The folder of the data sets: as given, else the environment's HARNESS_DATA, else `data` in the working folder."""
+    """Return the folder of the data sets: as given, else HARNESS_DATA, else `data` in the working folder."""
     return Path(given or os.environ.get("HARNESS_DATA") or "data").expanduser()
 
 
@@ -188,24 +188,24 @@ def find_files(
     """Find every file of a data set below one of its usual folders.
 
     Args:
-        folders: below the data root, in the order of preference; the first is where the error says to put them.
+        folders: below the data root, in order of preference; the error message names the first.
         suffixes: endings that a name may carry on disk ("" plain, ".gz" packed).
 
     Raises:
-        DataError: says which files are missing, from where to get them, where to put them and what was looked at.
+        DataError: names the missing files, where to get them, where to put them and which folders were searched.
     """
     base = root_folder(root)
-    best: list[str] = list(names)  # what the fullest folder lacks
+    best: list[str] = list(names)  # files missing from the most complete folder
     for folder in folders:
-        found = {
+        paths = {
             name: path
             for name in names
             for suffix in reversed(suffixes)
             if (path := base / folder / (name + suffix)).is_file()
         }
-        if len(found) == len(names):
-            return found
-        best = min(best, [name for name in names if name not in found], key=len)
+        if len(paths) == len(names):
+            return paths
+        best = min(best, [name for name in names if name not in paths], key=len)
     ending = f" (plain or {', '.join(s for s in suffixes if s)})" if any(suffixes) else ""
     looked = ", ".join(str((base / folder).absolute()) for folder in folders)
     raise DataError(
@@ -217,15 +217,15 @@ def find_files(
 
 
 def check_sum(path: Path, content: bytes, expected: str, algorithm: str = "md5") -> str:
-    """Hold a file's content against its published checksum and return it as "md5:...".
+    """Check a file's content against its published checksum and return it as "md5:...".
 
     Raises:
         DataError: names the file, what was expected and what was found.
     """
-    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
-    if found != expected:
-        raise DataError(f"{path}: damaged or not the official file: {algorithm} expected {expected}, found {found}")
-    return f"{algorithm}:{found}"
+    actual = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    if actual != expected:
+        raise DataError(f"{path}: damaged or not the official file: {algorithm} expected {expected}, found {actual}")
+    return f"{algorithm}:{actual}"
 
 
 def spread(count: int, n: int | None) -> np.ndarray:
@@ -235,6 +235,6 @@ def spread(count: int, n: int | None) -> np.ndarray:
 
 
 def stamp(paths: Sequence[Path], *also: Any) -> str:
-    """Name files by path, size and time of change (sha256, hex): the key under which what they hold is cached."""
+    """Hash path, size and modification time of files (sha256, hex): the key under which their content is cached."""
     facts = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.sha256(repr((facts, also)).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The cache folder: what is expensive to make and can be made again. Files appear whole or not at all."""
+"""The cache folder, for files that are expensive but reproducible. Files are written atomically."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder for one kind of cached thing: HARNESS_CACHE, else diffusion-harness in XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder of one kind of cached file, below HARNESS_CACHE, XDG_CACHE_HOME or ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("HARNESS_CACHE") or Path(home) / "diffusion-harness") / kind
     folder.mkdir(parents=True, exist_ok=True)

@@ -23,9 +23,9 @@ def digits(data_root: str | None = None) -> Dataset:
     bunch = load_digits()
     images = bunch.images.astype(np.uint8)[:, None]  # [1797, 1, 8, 8]
     labels = bunch.target.astype(np.int64)
-    found = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
-    if found != CONTENT_SHA256:
-        raise DataError(f"digits: scikit-learn's copy has changed: sha256 expected {CONTENT_SHA256}, found {found}")
+    actual = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
+    if actual != CONTENT_SHA256:
+        raise DataError(f"digits: scikit-learn's copy has changed: sha256 expected {CONTENT_SHA256}, found {actual}")
 
     rank = np.zeros(len(labels), np.int64)  # of an image among those of its class
     for label in range(10):
@@ -37,5 +37,5 @@ def digits(data_root: str | None = None) -> Dataset:
         DATASET_FACTS["digits"],
         Split(images[~test], labels[~test]),
         Split(images[test], labels[test]),
-        files={"sklearn.datasets.load_digits": f"sha256:{found}"},
+        files={"sklearn.datasets.load_digits": f"sha256:{actual}"},
     )

@@ -1,4 +1,4 @@
-"""What each data set is, declared: readable on a login node without the data, NumPy or torch."""
+"""Declared properties of each data set, readable on a login node without the data, NumPy or torch."""
 
 from dataclasses import dataclass
 

@@ -39,8 +39,8 @@ def image_folder(
         raise DataError(f"image_folder: no folder {folder.absolute()} (path is below data_root or HARNESS_DATA)")
     if not 0 < test_fraction < 1:
         raise DataError(f"image_folder: test_fraction must be between 0 and 1, got {test_fraction}")
-    found = (file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
-    files = sorted(found, key=lambda file: file.relative_to(folder).parts)
+    paths = (file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+    files = sorted(paths, key=lambda file: file.relative_to(folder).parts)
     if len(files) < 2:
         raise DataError(
             f"image_folder: {folder.absolute()} has {len(files)} images, needs 2 ({', '.join(sorted(EXTENSIONS))})"

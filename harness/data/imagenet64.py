@@ -1,7 +1,7 @@
 """ImageNet downsampled to 64x64 (Chrabaszcz et al. 2017) from the official npz batches, memory-mapped.
 
-No checksums of the npz files are published, so the numbers of images are held against the published ones, and the
-digest of the content is recorded. 15.7 GB: the digest is computed once and remembered in the cache folder.
+No checksums of the npz files are published, so the numbers of images are checked against the published ones, and the
+digest of the content is recorded. 15.7 GB: the digest is computed once and kept in the cache folder.
 """
 
 import zipfile
@@ -73,7 +73,7 @@ def _member(path: Path, name: str) -> np.ndarray:
 
 
 def _content_offset(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where a stored member's bytes begin: its local header has 30 bytes, then a name and an extra field."""
+    """Return the offset of a stored member's bytes: its local header has 30 bytes, then a name and an extra field."""
     with path.open("rb") as file:
         file.seek(info.header_offset)
         header = file.read(30)

@@ -15,14 +15,14 @@ _PER_MODE = {"train": 10_000, "test": 2_000}
 
 
 def modes() -> np.ndarray:
-    """The 25 centres, [25, 2] float32, in the data's scale: 0, +-5/11 and +-10/11 along each axis."""
+    """Return the 25 centres, [25, 2] float32, in the data's scale: 0, +-5/11 and +-10/11 along each axis."""
     axis = np.arange(5) * 5.0
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(25, 2)
     return ((grid - CENTRE) / SCALE).astype(np.float32)
 
 
 def mog(data_root: str | None = None) -> Dataset:
-    """Draw the mixture, always the same: 10,000 training and 2,000 test points a mode, [N, 2, 1, 1] float32.
+    """Draw the mixture from a fixed seed: 10,000 training and 2,000 test points per mode, [N, 2, 1, 1] float32.
 
     Labels are the modes.
     """

@@ -1,8 +1,8 @@
-"""The exact science of DDPM and Improved DDPM: schedules, the Gaussian process, objectives, timesteps, samplers.
+"""DDPM and Improved DDPM: schedules, the Gaussian process, objectives, timesteps, samplers.
 
-Names load on first use (PEP 562): `schedules` and `respacing` are NumPy only, so that plans and figures never wait for
-torch. A value that cannot be is a ValueError here, in a leaf; `plan` turns it into a SpecError with file and line.
-NaN in a tensor is passed on, never hidden: the loop that owns the tensor decides what to do with it.
+Names load on first use (PEP 562): `schedules` and `respacing` need only NumPy, so that plans and figures never load
+torch. An invalid value raises ValueError here; `plan` turns it into a SpecError with file and line.
+NaN in a tensor is propagated, never hidden: the loop that owns the tensor decides what to do with it.
 """
 
 from importlib import import_module

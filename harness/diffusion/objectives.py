@@ -1,9 +1,9 @@
-"""What training minimises: terms for each example, and the sums of them that the papers name.
+"""Training objectives: terms per example, and the papers' sums of them.
 
     OBJECTIVES[name](process, model_output, x_0, x_t, t, noise, **kw) -> {"loss": [B], "mse": [B], "vb": [B]}
 
-mse is a mean over dimensions, vb is in bits/dim: the papers add the two as they are, and so do we. Weights for how t
-was drawn are the caller's (timesteps.py): the terms here are plain.
+mse is a mean over dimensions, vb is in bits/dim: the papers add the two as they are, and so do we. Importance weights
+of t are applied by the caller (timesteps.py): the terms here are unweighted.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def training_terms(
     *,
     learn_variance: bool,
 ) -> dict[str, Tensor]:
-    """Give the two terms from which every objective is a sum.
+    """Return the two terms of which every objective is a sum.
 
         mse = mean (target - output)^2, the target by mean_type;  vb = L_t in bits/dim, x_0 unclipped
 
@@ -98,7 +98,7 @@ def min_snr(
     _refuse_learned_variance("min_snr", process)
     if not gamma > 0:
         raise ValueError(f"gamma must be greater than 0, got {gamma}")
-    snr = process.at("snr", t, x_t).flatten()  # [B]
+    snr = process.extract("snr", t, x_t).flatten()  # [B]
     match process.mean_type:
         case "epsilon":
             unit = snr

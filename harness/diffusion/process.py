@@ -1,8 +1,8 @@
 """The Gaussian diffusion process: q forwards, p backwards, and the terms of the variational bound.
 
-The process owns tables and formulas, never a network: it takes a network's output and says what it means. The tables'
-truth is float64 NumPy; a row is gathered in float64 and then rounded to x's own type (float32 at least), which is where
-the reference rounds too. A process on float64 data therefore computes in float64 throughout.
+The process owns tables and formulas, never a network: it interprets a network's output. The tables are float64 NumPy;
+a row is gathered in float64 and then rounded to x's own type (float32 at least), which is where the reference rounds
+too. A process on float64 data therefore computes in float64 throughout.
 """
 
 import math
@@ -39,7 +39,7 @@ class Prediction(NamedTuple):
 
 
 class Denoised(NamedTuple):
-    """All that a sampler sees of a model at (x_t, t): each of x_t's shape. eps belongs to this x_0, clipped or not."""
+    """A model's prediction at (x_t, t) for samplers, each of x_t's shape; eps belongs to this x_0, clipped or not."""
 
     x_0: Tensor
     eps: Tensor
@@ -49,10 +49,10 @@ class Denoised(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GaussianDiffusion:
-    """A noise schedule together with what a network's output means on it.
+    """A noise schedule together with the interpretation of a network's output.
 
     The tables of `schedules.Tables` (alphas_cumprod, posterior_variance, ...) are attributes: [T], float64, read-only
-    NumPy. Use `at` for a torch value at t.
+    NumPy. Use `extract` for a torch value at t.
 
     Args:
         betas: [T], each in (0, 1).
@@ -107,7 +107,7 @@ class GaussianDiffusion:
 
     @property
     def num_timesteps(self) -> int:
-        """T, the number of steps of this chain (not of the one that it was respaced from)."""
+        """T, the number of steps of this chain (not of the chain that it was respaced from)."""
         return len(self.betas)
 
     @property
@@ -116,11 +116,11 @@ class GaussianDiffusion:
         return self.var_type in ("learned", "learned_range")
 
     def to(self, device: torch.device | str) -> "GaussianDiffusion":
-        """Return this process with its tables on the device; once, before the loop."""
+        """Return this process with its tables on the device; call it once, before the loop."""
         return replace(self, device=device)
 
     def respaced(self, timesteps: Iterable[int]) -> "GaussianDiffusion":
-        """Return the process on the kept steps alone, with the same q(x_t | x_0) at each.
+        """Return the process on the kept steps only, with the same q(x_t | x_0) at each.
 
             beta'_i = 1 - abar_{S_i} / abar_{S_{i-1}}                                       (IDDPM, section 4)
 
@@ -128,7 +128,7 @@ class GaussianDiffusion:
             timesteps: steps of this chain to keep, in any order; one is enough.
 
         Raises:
-            ValueError: no step is kept, or one that the chain has not.
+            ValueError: no step is kept, or one is not in the chain.
         """
         kept = sorted(set(timesteps))
         if not kept or kept[0] < 0 or kept[-1] >= self.num_timesteps:
@@ -140,10 +140,10 @@ class GaussianDiffusion:
         return replace(self, betas=betas, timestep_map=self.timestep_map[kept])
 
     def original_t(self, t: Tensor) -> Tensor:
-        """Translate steps of this chain, [B], to those of the chain it was respaced from, which the network knows."""
+        """Map steps of this chain, [B], to those of the original chain, which the network was trained on."""
         return self._torch_tables["timestep_map"].gather(0, t)
 
-    def at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
+    def extract(self, name: str, t: Tensor, x: Tensor) -> Tensor:
         """Look up the table `name` at t, [B], shaped to broadcast over x, [B, ...], in x's type (float32 at least).
 
         Raises:
@@ -151,8 +151,8 @@ class GaussianDiffusion:
         """
         if t.shape != x.shape[:1]:
             raise ValueError(f"t must have the shape [{x.shape[0]}], one step for each example; got {list(t.shape)}")
-        # On CUDA reading the values would stop the host until the device has caught up; there gather's own assertion
-        # refuses what is out of range (and indexing would not: it takes -1).
+        # On CUDA reading the values would synchronise host and device; there gather's own assertion catches what is
+        # out of range (indexing would not: it accepts -1).
         if t.device.type == "cpu" and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < self.num_timesteps:
             raise ValueError(f"t must lie in 0 .. {self.num_timesteps - 1}, got {int(t.min())} .. {int(t.max())}")
         row = self._torch_tables[name].gather(0, t.long())
@@ -174,10 +174,13 @@ class GaussianDiffusion:
             ValueError: t or noise do not fit x_0.
         """
         _same_shape("noise", noise, "x_0", x_0)
-        return self.at("sqrt_alphas_cumprod", t, x_0) * x_0 + self.at("sqrt_one_minus_alphas_cumprod", t, x_0) * noise
+        return (
+            self.extract("sqrt_alphas_cumprod", t, x_0) * x_0
+            + self.extract("sqrt_one_minus_alphas_cumprod", t, x_0) * noise
+        )
 
     def q_posterior(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Posterior:
-        """Look back one step from x_t when x_0 is known: q(x_{t-1} | x_t, x_0).
+        """Compute the posterior of the previous step when x_0 is known: q(x_{t-1} | x_t, x_0).
 
             mu-tilde = posterior_mean_coef1[t] x_0 + posterior_mean_coef2[t] x_t                     (DDPM, eq. 6 and 7)
 
@@ -186,15 +189,16 @@ class GaussianDiffusion:
         """
         _same_shape("x_0", x_0, "x_t", x_t)
         return Posterior(
-            mean=self.at("posterior_mean_coef1", t, x_t) * x_0 + self.at("posterior_mean_coef2", t, x_t) * x_t,
-            variance=self.at("posterior_variance", t, x_t).expand(x_t.shape),
-            log_variance=self.at("posterior_log_variance_clipped", t, x_t).expand(x_t.shape),
+            mean=self.extract("posterior_mean_coef1", t, x_t) * x_0
+            + self.extract("posterior_mean_coef2", t, x_t) * x_t,
+            variance=self.extract("posterior_variance", t, x_t).expand(x_t.shape),
+            log_variance=self.extract("posterior_log_variance_clipped", t, x_t).expand(x_t.shape),
         )
 
     # -- p, backwards --------------------------------------------------------------------------------------------------
 
     def p_mean_variance(self, model_output: Tensor, x_t: Tensor, t: Tensor, clip: bool = True) -> Prediction:
-        """Read the network's output as p(x_{t-1} | x_t) = N(mean, exp(log_variance)).
+        """Interpret the network's output as p(x_{t-1} | x_t) = N(mean, exp(log_variance)).
 
             mean = mu-tilde(x_0, x_t), x_0 from the output by mean_type                         (DDPM, eq. 11 and 15)
             log_variance = frac log beta_t + (1 - frac) log beta-tilde_t, frac = (v + 1) / 2        (IDDPM, eq. 15)
@@ -203,7 +207,7 @@ class GaussianDiffusion:
             model_output: [B, C, ...], or [B, 2C, ...] with a learned variance.
             x_t: [B, C, ...].
             t: [B].
-            clip: clamp the predicted x_0 to [-1, 1]; with mean_type "previous_x" the mean itself stays as predicted.
+            clip: clamp the predicted x_0 to [-1, 1]; with mean_type "previous_x" the mean itself is not changed.
 
         Raises:
             ValueError: shapes that do not fit.
@@ -216,18 +220,18 @@ class GaussianDiffusion:
         return Prediction(mean, log_variance, x_0)
 
     def denoised(self, model_output: Tensor, x_t: Tensor, t: Tensor, clip: bool = True) -> Denoised:
-        """Read the network's output as a sampler wants it; eps is derived again from the (clipped) x_0."""
+        """Interpret the network's output for samplers; eps is derived again from the (clipped) x_0."""
         mean, log_variance, x_0 = self.p_mean_variance(model_output, x_t, t, clip)
         return Denoised(x_0, self.predict_eps(x_0, x_t, t), mean, log_variance)
 
     def predict_eps(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Solve q_sample for the noise: eps = (x_t / sqrt(abar) - x_0) / sqrt(1 / abar - 1)."""
-        return (self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t - x_0) / self.at(
+        return (self.extract("sqrt_recip_alphas_cumprod", t, x_t) * x_t - x_0) / self.extract(
             "sqrt_recipm1_alphas_cumprod", t, x_t
         )
 
     def mean_target(self, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Say what the network should have predicted, by mean_type: [B, C, ...]."""
+        """Return the network's regression target by mean_type: [B, C, ...]."""
         match self.mean_type:
             case "epsilon":
                 return noise
@@ -237,32 +241,32 @@ class GaussianDiffusion:
                 return self.q_posterior(x_0, x_t, t).mean
             case "v":
                 return (
-                    self.at("sqrt_alphas_cumprod", t, x_0) * noise
-                    - self.at("sqrt_one_minus_alphas_cumprod", t, x_0) * x_0
+                    self.extract("sqrt_alphas_cumprod", t, x_0) * noise
+                    - self.extract("sqrt_one_minus_alphas_cumprod", t, x_0) * x_0
                 )
 
     def _predict_x_0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         match self.mean_type:
             case "epsilon":
                 return (
-                    self.at("sqrt_recip_alphas_cumprod", t, x_t) * x_t
-                    - self.at("sqrt_recipm1_alphas_cumprod", t, x_t) * prediction
+                    self.extract("sqrt_recip_alphas_cumprod", t, x_t) * x_t
+                    - self.extract("sqrt_recipm1_alphas_cumprod", t, x_t) * prediction
                 )
             case "x_0":
                 return prediction
             case "previous_x":
                 return (
-                    self.at("recip_posterior_mean_coef1", t, x_t) * prediction
-                    - self.at("posterior_mean_coef2_over_1", t, x_t) * x_t
+                    self.extract("recip_posterior_mean_coef1", t, x_t) * prediction
+                    - self.extract("posterior_mean_coef2_over_1", t, x_t) * x_t
                 )
             case "v":
                 return (
-                    self.at("sqrt_alphas_cumprod", t, x_t) * x_t
-                    - self.at("sqrt_one_minus_alphas_cumprod", t, x_t) * prediction
+                    self.extract("sqrt_alphas_cumprod", t, x_t) * x_t
+                    - self.extract("sqrt_one_minus_alphas_cumprod", t, x_t) * prediction
                 )
 
     def _split(self, model_output: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Part the output into the mean's channels and the log variance they come with, both [B, C, ...]."""
+        """Split the output into the mean's channels and their log variance, both [B, C, ...]."""
         channels = x_t.shape[1]
         expected = (x_t.shape[0], channels * (1 + self.learns_variance), *x_t.shape[2:])
         if model_output.shape != expected:
@@ -273,20 +277,20 @@ class GaussianDiffusion:
         small, large = "posterior_log_variance_clipped", "fixed_large_log_variance"
         match self.var_type:
             case "fixed_small":
-                return model_output, self.at(small, t, x_t).expand(x_t.shape)
+                return model_output, self.extract(small, t, x_t).expand(x_t.shape)
             case "fixed_large":
-                return model_output, self.at(large, t, x_t).expand(x_t.shape)
+                return model_output, self.extract(large, t, x_t).expand(x_t.shape)
             case "learned":
                 return model_output[:, :channels], model_output[:, channels:]
             case "learned_range":
                 frac = (model_output[:, channels:] + 1) / 2  # not clamped, as published
-                log_variance = frac * self.at("log_betas", t, x_t) + (1 - frac) * self.at(small, t, x_t)
+                log_variance = frac * self.extract("log_betas", t, x_t) + (1 - frac) * self.extract(small, t, x_t)
                 return model_output[:, :channels], log_variance
 
     # -- the variational bound -----------------------------------------------------------------------------------------
 
     def vb_terms_bpd(self, model_output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, clip: bool = True) -> Tensor:
-        """Give L_t, one term of the bound, in bits/dim: [B].
+        """Return L_t, one term of the bound, in bits/dim: [B].
 
             L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) for t > 0,  L_0 = -log p(x_0 | x_1)      (DDPM, eq. 5)
 
@@ -299,7 +303,7 @@ class GaussianDiffusion:
         return torch.where(t == 0, self.decoder_bpd(x_0, mean, log_variance), kl)
 
     def decoder_bpd(self, x_0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-        """Give -log p(x_0 | x_1) under N(mean, exp(log_variance)) in bits/dim: [B].
+        """Return -log p(x_0 | x_1) under N(mean, exp(log_variance)) in bits/dim: [B].
 
         The mass of the bin of half width 1 / (levels - 1) around x_0, where the outermost bins reach to infinity (DDPM,
         eq. 13); the density at x_0 if the data are continuous.
@@ -312,7 +316,7 @@ class GaussianDiffusion:
             edge = 1 - min(0.001, half_width / 2)  # the reference's 0.999; closer only where bins are that narrow
             inverse_std = torch.exp(-0.5 * log_variance)
             log_below, log_between = _LOG_BIN_MASS[self.decoder]
-            # A normal's bins mirror at its mean. So the middle bin is looked at on the lower side, where two small
+            # A normal's bins mirror at its mean. So the middle bin is evaluated on the lower side, where two small
             # numbers are subtracted: above the mean float32 would subtract two numbers near 1.
             centre = -torch.abs(x_0 - mean)
             middle = log_between((centre - half_width) * inverse_std, (centre + half_width) * inverse_std)
@@ -322,15 +326,15 @@ class GaussianDiffusion:
         return _mean_over_dimensions(nats) / math.log(2)
 
     def prior_bpd(self, x_0: Tensor) -> Tensor:
-        """Give L_T = KL(q(x_T | x_0) || N(0, I)) in bits/dim: [B]. No network is in it."""
+        """Return L_T = KL(q(x_T | x_0) || N(0, I)) in bits/dim: [B]. It does not depend on the network."""
         last = torch.full(x_0.shape[:1], self.num_timesteps - 1, device=x_0.device)
-        mean = self.at("sqrt_alphas_cumprod", last, x_0) * x_0
-        log_variance = self.at("log_one_minus_alphas_cumprod", last, x_0)
+        mean = self.extract("sqrt_alphas_cumprod", last, x_0) * x_0
+        log_variance = self.extract("log_one_minus_alphas_cumprod", last, x_0)
         return _kl_bpd(mean, log_variance, torch.zeros_like(mean), torch.zeros_like(log_variance))
 
 
 def _kl_bpd(mean_1: Tensor, log_variance_1: Tensor, mean_2: Tensor, log_variance_2: Tensor) -> Tensor:
-    """KL(N_1 || N_2) of diagonal Gaussians, mean over dimensions, in bits: [B]."""
+    """Return KL(N_1 || N_2) of diagonal Gaussians, mean over dimensions, in bits: [B]."""
     nats = 0.5 * (
         -1.0
         + log_variance_2

@@ -1,4 +1,4 @@
-"""Which steps of a long chain to keep when sampling or evaluating on a shorter one. NumPy is not even needed."""
+"""Choose which steps of a long chain to keep for sampling or evaluating on a shorter one. Needs no NumPy."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,8 @@
 """Samplers: from noise to data, one step or a whole chain at a time.
 
 A chain sees a model through one function, `denoise(x_t, t) -> Denoised(x_0, eps, mean, log_variance)`, where t is an
-index into the (possibly respaced) process that the chain is given. Whatever can say these four can be sampled from, a
-diffusion model as much as a denoising GAN; `denoiser` makes one from a network. Networks below are
+index into the (possibly respaced) process that the chain is given. Any model that returns these four can be sampled,
+a diffusion model as well as a denoising GAN; `denoiser` makes one from a network. Networks below are
 `network(x_t, t) -> model_output` with t of the original chain, as in training.
 
     SAMPLERS[name](denoise, x_T, process, *, generator, start=None, on_step=None, **kw) -> x_0
@@ -23,7 +23,7 @@ OnStep = Callable[[int, Tensor, Denoised], None]  # t, x_{t-1} and what was pred
 
 
 def denoiser(process: GaussianDiffusion, network: Network, *, clip: bool = True) -> Denoise:
-    """Make the samplers' view of a network: translate t to the original chain, and read the output on this one."""
+    """Make a `denoise` function of a network: map t to the original chain, interpret the output on this one."""
 
     def denoise(x_t: Tensor, t: Tensor) -> Denoised:
         return process.denoised(network(x_t, process.original_t(t)), x_t, t, clip)
@@ -75,7 +75,7 @@ def ddim_reverse_step(
 
         x_{t+1} = sqrt(abar_{t+1}) x_0 + sqrt(1 - abar_{t+1}) eps                                 (DDIM, section 4.3)
 
-    After the last t, abar is taken for 0 and x_{t+1} is eps.
+    After the last t, abar is taken as 0 and x_{t+1} is eps.
     """
     return _ddim_reverse(process, process.denoised(model_output, x_t, t, clip), x_t, t)
 
@@ -88,14 +88,14 @@ def _ancestral(mean: Tensor, log_variance: Tensor, t: Tensor, noise: Tensor) -> 
 def _ddim(process: GaussianDiffusion, denoised: Denoised, x_t: Tensor, t: Tensor, noise: Tensor, eta: float) -> Tensor:
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
-    abar, abar_prev = process.at("alphas_cumprod", t, x_t), process.at("alphas_cumprod_prev", t, x_t)
+    abar, abar_prev = process.extract("alphas_cumprod", t, x_t), process.extract("alphas_cumprod_prev", t, x_t)
     sigma = eta * torch.sqrt((1 - abar_prev) / (1 - abar)) * torch.sqrt(1 - abar / abar_prev)  # 0 at t = 0
     of_eps = torch.sqrt((1 - abar_prev - sigma**2).clamp(min=0))  # float32 can round an almost empty share below 0
     return torch.sqrt(abar_prev) * denoised.x_0 + of_eps * denoised.eps + sigma * noise
 
 
 def _ddim_reverse(process: GaussianDiffusion, denoised: Denoised, x_t: Tensor, t: Tensor) -> Tensor:
-    abar_next = process.at("alphas_cumprod_next", t, x_t)
+    abar_next = process.extract("alphas_cumprod_next", t, x_t)
     return torch.sqrt(abar_next) * denoised.x_0 + torch.sqrt(1 - abar_next) * denoised.eps
 
 
@@ -111,13 +111,13 @@ def ancestral(
     start: int | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Run the reverse chain as the model has learned it (DDPM, algorithm 2).
+    """Sample by the reverse chain (DDPM, algorithm 2).
 
     Args:
         denoise: the model; see `denoiser`.
         x_T: [B, C, ...], standard normal, or x at `start`.
-        process: the chain to walk; its respacing decides the number of steps.
-        generator: of the noise. Its device decides where the noise is drawn.
+        process: the chain to follow; its respacing decides the number of steps.
+        generator: for the noise. Its device decides where the noise is drawn.
         start: the first t to denoise; the chain's last by default.
         on_step: called after every step with t, x_{t-1} and the prediction at t.
 
@@ -141,7 +141,7 @@ def ddim(
     on_step: OnStep | None = None,
     eta: float = 0.0,
 ) -> Tensor:
-    """Run DDIM's chain (DDIM, eq. 12); arguments as for `ancestral`. At eta = 0 the generator is not touched."""
+    """Sample by DDIM's chain (DDIM, eq. 12); arguments as for `ancestral`. At eta = 0 the generator is not used."""
 
     def step(denoised: Denoised, x_t: Tensor, t: Tensor, i: int) -> Tensor:
         noise = _noise_like(x_t, generator) if eta else torch.zeros_like(x_t)
@@ -160,21 +160,21 @@ def dpmpp_2m(
     on_step: OnStep | None = None,
     lower_order_final: bool = False,
 ) -> Tensor:
-    """Solve the probability flow by DPM-Solver++(2M), of second order for one evaluation a step.
+    """Solve the probability flow by DPM-Solver++(2M), of second order with one evaluation per step.
 
         lambda = log(SNR) / 2,  h_t = lambda_{t-1} - lambda_t,  r = h_{t+1} / h_t
         D = x_0(t) + (x_0(t) - x_0(t+1)) / (2r)
         x_{t-1} = sigma_{t-1} / sigma_t x_t + alpha_{t-1} (1 - e^{-h_t}) D                (Lu et al. 2022b, algorithm 2)
 
-    The first step knows no earlier x_0, and the last goes to sigma = 0, where h is infinite: both are of first order.
-    Arguments as for `ancestral`; the generator is not touched.
+    The first step has no earlier x_0, and the last goes to sigma = 0, where h is infinite: both are of first order.
+    Arguments as for `ancestral`; the generator is not used.
 
     Args:
-        lower_order_final: let the step to t = 0 be of first order too. At an even stride its h is several times the one
+        lower_order_final: use first order for the step to t = 0 too. At an even stride its h is several times the one
             before, and extrapolating that far costs more than it gains below about 100 steps: Gaussian data of std 0.5
-            come out as 0.66 from 20 linear steps, with this as 0.48. The error then no longer falls smoothly.
+            have std 0.66 after 20 linear steps, with this 0.48. The error then no longer decreases smoothly.
     """
-    # All of a batch stands at the same t, so the coefficients are float64 numbers of the host, not tensors.
+    # The whole batch is at the same t, so the coefficients are float64 numbers on the host, not tensors.
     log_snr_half = 0.5 * np.log(process.snr)
     h = np.append(np.inf, log_snr_half[:-1] - log_snr_half[1:])  # h[t] leads from t to t - 1
     sigma = process.sqrt_one_minus_alphas_cumprod
@@ -219,11 +219,11 @@ def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
 
 
-# -- what else a chain can do ------------------------------------------------------------------------------------------
+# -- other uses of a chain ---------------------------------------------------------------------------------------------
 
 
 def skip_fraction(process: GaussianDiffusion, fraction: float) -> int:
-    """Give the `start` of a chain whose first `fraction` is skipped, x_T being taken for x at `start` (IDDPM, fig. 4).
+    """Return the `start` of a chain whose first `fraction` is skipped, x_T being used as x at `start` (IDDPM, fig. 4).
 
     Args:
         fraction: in [0, 1), of the chain's steps; at least one step stays.
@@ -235,7 +235,7 @@ def skip_fraction(process: GaussianDiffusion, fraction: float) -> int:
 
 @torch.no_grad()
 def encode(denoise: Denoise, x_0: Tensor, process: GaussianDiffusion, *, on_step: OnStep | None = None) -> Tensor:
-    """Walk DDIM's path backwards, from data to the latent at T-1 that `ddim` decodes (DDIM, section 4.3).
+    """Follow DDIM's path in reverse, from data to the latent at T-1 that `ddim` decodes (DDIM, section 4.3).
 
     Data enter as x at t = 0, as in the reference: one step of noise is missing from them.
     """
@@ -260,13 +260,13 @@ def interpolate(
     generator: torch.Generator,
     sampler: str = "ancestral",
 ) -> Tensor:
-    """Mix two images where they are noisy, and denoise the mixture.
+    """Interpolate two images at noise level t, and denoise the mixture.
 
         x_t' = (1 - w) q_sample(x_0) + w q_sample(other_x_0), both with the same noise             (DDPM, section 4.4)
 
     Args:
         x_0, other_x_0: [B, C, ...].
-        t: how far to diffuse; the larger, the freer the mixture.
+        t: how far to diffuse; larger values vary more.
         weights: of other_x_0; 0 gives back a variant of x_0, 1 of other_x_0.
 
     Returns:
@@ -330,7 +330,7 @@ def guided(conditional: Network, unconditional: Network, scale: float) -> Networ
 
 
 def ensemble(ends: Network, middle: Network, *, low: int, high: int) -> Network:
-    """Use one network near both ends of the chain and another between: IDDPM's L_vlb and L_hybrid (appendix).
+    """Use one network near both ends of the chain and another in between: IDDPM's L_vlb and L_hybrid (appendix).
 
     Args:
         ends: for t < low and t >= high, t of the original chain; the appendix has low = 100, high = T - 100.
@@ -339,7 +339,7 @@ def ensemble(ends: Network, middle: Network, *, low: int, high: int) -> Network:
 
     def network(x_t: Tensor, t: Tensor) -> Tensor:
         at_end = (t < low) | (t >= high)
-        # Reading the mask back makes the host wait once a call, and saves half the evaluations: in a chain all t agree.
+        # Reading the mask synchronises the device once per call, but saves half the evaluations: a chain has one t.
         if bool(at_end.all()):
             return ends(x_t, t)
         if not bool(at_end.any()):

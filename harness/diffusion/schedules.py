@@ -1,4 +1,4 @@
-"""Noise schedules, and every table over t that follows from one. NumPy only: figures and plans never load torch.
+"""Noise schedules, and the tables over t derived from them. NumPy only: figures and plans never load torch.
 
 All tables are float64. In float32 the cosine schedule's 1 - beta would lose the last digits that NLL is made of.
 """
@@ -16,7 +16,7 @@ def linear(num_timesteps: int) -> np.ndarray:
         beta_t = (1000 / T) (1e-4 + (0.02 - 1e-4) t / (T - 1))                           (DDPM, section 4; IDDPM's code)
 
     Args:
-        num_timesteps: T, at least 21: below, the last beta would reach 1 and nothing of the signal would be left.
+        num_timesteps: T, at least 21: below, the last beta would reach 1 and no signal would be left.
 
     Returns:
         betas: [T], float64.
@@ -58,7 +58,7 @@ def cosine_alpha_bar(u: float, s: float = 0.008) -> float:
 
 
 class Tables(NamedTuple):
-    """Everything over t that a schedule decides; each is [T], float64 and read-only. T is the number of steps."""
+    """The tables of a schedule; each is [T], float64 and read-only. T is the number of steps."""
 
     betas: np.ndarray  # variance of q(x_t | x_{t-1}), in (0, 1)
     alphas_cumprod: np.ndarray  # alpha-bar_t = prod (1 - beta)
@@ -81,14 +81,14 @@ class Tables(NamedTuple):
 
 
 def tables(betas: np.ndarray) -> Tables:
-    """Work out every table over t from the betas.
+    """Compute every table over t from the betas.
 
         mu-tilde = coef1 x_0 + coef2 x_t,  coef1 = sqrt(abar_{t-1}) beta_t / (1 - abar_t),
         coef2 = sqrt(alpha_t) (1 - abar_{t-1}) / (1 - abar_t),  beta-tilde_t = (1 - abar_{t-1}) / (1 - abar_t) beta_t
                                                                                                   (DDPM, eq. 7)
 
     Args:
-        betas: [T], each in (0, 1). With T = 1 there is no beta-tilde_1 to stand in for beta-tilde_0 = 0; beta_0 does.
+        betas: [T], each in (0, 1). With T = 1 there is no beta-tilde_1 to replace beta-tilde_0 = 0; beta_0 does.
 
     Raises:
         ValueError: betas are not such a vector, or their product leaves no signal that float64 can hold.

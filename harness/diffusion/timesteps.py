@@ -1,4 +1,4 @@
-"""How training draws t, and what each draw then weighs: loss weights 1 / (T p_t) keep every estimate unbiased."""
+"""How training draws t, and the loss weights 1 / (T p_t) that keep every estimate unbiased."""
 
 from typing import Any, Protocol
 
@@ -9,12 +9,12 @@ from harness.errors import CheckpointError
 
 
 class TimestepSampler(Protocol):
-    """What the loop asks of a timestep sampler; every rank holds one, and all hold the same."""
+    """Interface of timestep samplers; every rank holds one, all in the same state."""
 
     @property
     def warm(self) -> bool: ...
     def weights(self) -> Tensor: ...
-    def at(self, u: Tensor) -> tuple[Tensor, Tensor]: ...
+    def from_uniform(self, u: Tensor) -> tuple[Tensor, Tensor]: ...
     def sample(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]: ...
     def update(self, t: Tensor, loss: Tensor) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -22,11 +22,11 @@ class TimestepSampler(Protocol):
 
 
 class UniformSampler:
-    """Draw every t alike (DDPM, algorithm 1).
+    """Draw t uniformly (DDPM, algorithm 1).
 
     Args:
         num_timesteps: T.
-        device: where t and its weights are wanted.
+        device: where t and its weights are created.
     """
 
     warm = True
@@ -38,13 +38,13 @@ class UniformSampler:
         self.device = torch.device(device)
 
     def weights(self) -> Tensor:
-        """Give the probability of each t up to a common factor: [T], float64."""
+        """Return the probability of each t up to a common factor: [T], float64."""
         return torch.ones(self.num_timesteps, dtype=torch.float64, device=self.device)
 
-    def at(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn uniform numbers into timesteps by the inverse of their distribution function.
+    def from_uniform(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn uniform numbers into timesteps by the inverse of the cumulative distribution.
 
-        Randomness stays the caller's: numbers made from (seed, step, index of the example) give the same t on any
+        The caller provides the randomness: numbers made from (seed, step, index of the example) give the same t on any
         number of ranks, and two arms that share them are compared on the same t.
 
         Args:
@@ -61,11 +61,13 @@ class UniformSampler:
         return t, (1 / (self.num_timesteps * p[t])).float()
 
     def sample(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw a batch of timesteps and their loss weights, both [B]; see `at`."""
-        return self.at(torch.rand(batch_size, generator=generator, dtype=torch.float64, device=generator.device))
+        """Draw a batch of timesteps and their loss weights, both [B]; see `from_uniform`."""
+        return self.from_uniform(
+            torch.rand(batch_size, generator=generator, dtype=torch.float64, device=generator.device)
+        )
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """Learn from the losses of a batch: nothing, here."""
+        """Ignore the losses of a batch."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -80,14 +82,14 @@ class LossSecondMomentSampler(UniformSampler):
 
         p_t ~ sqrt(E[L_t^2]), over the last history_per_term losses of each t                   (IDDPM, section 3.3)
 
-    Uniform until every t has a full history ("warm"); then mixed with a little of the uniform distribution, so that no
-    t starves (the reference's code). All is kept on the device and updated there, without the host waiting for it.
+    Uniform until every t has a full history ("warm"); then mixed with a little of the uniform distribution, so that
+    every t is drawn (the reference's code). State is kept and updated on the device, without synchronisation.
 
     Args:
         num_timesteps: T.
-        history_per_term: losses remembered for each t.
+        history_per_term: number of losses kept for each t.
         uniform_prob: share of the uniform distribution, in [0, 1].
-        device: where losses come from, and t and its weights are wanted.
+        device: of the losses, of t and of its weights.
     """
 
     def __init__(
@@ -105,7 +107,7 @@ class LossSecondMomentSampler(UniformSampler):
             raise ValueError(f"uniform_prob must lie in [0, 1], got {uniform_prob}")
         self.history_per_term = history_per_term
         self.uniform_prob = uniform_prob
-        # One row more than T: what is not to be remembered is written there, so that no shape depends on values.
+        # One row more than T: what is not kept is written there, so that no shape depends on values.
         self._history = torch.zeros(num_timesteps + 1, history_per_term, dtype=torch.float64, device=self.device)
         self._seen = torch.zeros(num_timesteps + 1, dtype=torch.int64, device=self.device)  # losses ever, for each t
 
@@ -118,19 +120,19 @@ class LossSecondMomentSampler(UniformSampler):
         return (self._seen[:-1] >= self.history_per_term).all()
 
     def weights(self) -> Tensor:
-        """Give the weight of each t: [T], float64; ones until warm, then probabilities."""
+        """Return the weight of each t: [T], float64; ones until warm, then probabilities."""
         root = self._history[:-1].square().mean(1).sqrt()
         p = root / root.sum()
         p = (1 - self.uniform_prob) * p + self.uniform_prob / self.num_timesteps
-        # A history of zeros alone says nothing about which t matters.
+        # A history of only zeros says nothing about which t matters.
         return torch.where(self._is_warm() & (root.sum() > 0), p, torch.ones_like(p))
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """Remember the unweighted losses of a batch, in the order given.
+        """Record the unweighted losses of a batch, in the given order.
 
-        Every rank gives the whole global batch in the order of the examples' index in it, so that all ranks agree. The
-        result is that of one loss after another, also where t repeats. Losses that are not finite are not remembered:
-        one NaN would leave no distribution to draw from.
+        Every rank passes the whole global batch in the order of the examples' index in it, so that all ranks agree. The
+        result is that of one loss after another, also where t repeats. Losses that are not finite are ignored: one NaN
+        would leave no distribution to draw from.
 
         Args:
             t: [B], integers in [0, T).
@@ -155,19 +157,19 @@ class LossSecondMomentSampler(UniformSampler):
         self._seen += count
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the history ([T, history_per_term]) and how many losses each t ever had ([T])."""
+        """Return the history ([T, history_per_term]) and the number of losses of each t so far ([T])."""
         return {"history": self._history[:-1].clone(), "seen": self._seen[:-1].clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a history where it was left.
+        """Restore a saved history.
 
         Raises:
             CheckpointError: it belongs to another T or history_per_term.
         """
         for name, own in [("history", self._history[:-1]), ("seen", self._seen[:-1])]:
             if name not in state or state[name].shape != own.shape:
-                found = list(state[name].shape) if name in state else "none"
-                raise CheckpointError(f"the timestep sampler's {name} must be {list(own.shape)}, found {found}")
+                stored_shape = list(state[name].shape) if name in state else "none"
+                raise CheckpointError(f"the timestep sampler's {name} must be {list(own.shape)}, found {stored_shape}")
             own.copy_(state[name])
 
 

@@ -1,6 +1,6 @@
-"""Judge what SLURM says of a cluster (harness.slurm.cluster) against a profile and what the runs ask for.
+"""Check SLURM's description of a cluster (harness.slurm.cluster) against a profile and the runs' resources.
 
-All but `ask_slurm` and `check_would_be_taken` are plain functions of texts that SLURM printed.
+All but `ask_slurm` and `check_accepted` are pure functions of SLURM's output.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUBMITIT_MINUTES = 10  # with a limit up to this, submitit takes each USR2 for t
 
 
 def resource_classes(plan: Plan | None) -> dict[str, Resources]:
-    """Return each class of resources that a study asks for, by the arms that do; without one the profile's own."""
+    """Return each class of resources in a study with the arms that request it; without a study the profile's own."""
     if plan is None:
         return {"the profile": Resources()}
     arms: dict[Resources, list[str]] = {}
@@ -33,12 +33,12 @@ def resource_classes(plan: Plan | None) -> dict[str, Resources]:
 
 
 def ask_slurm() -> tuple[ClusterInfo | None, list[Finding]]:
-    """Ask SLURM what it says of the cluster; what does not answer becomes a finding."""
+    """Query SLURM for the cluster's description; a program that does not answer becomes a finding."""
     try:
         info = read_cluster_info()
         live_jobs()
     except LaunchError as error:
-        return None, [problem(f"SLURM does not answer: {one_line(str(error))}; ask who runs the cluster")]
+        return None, [problem(f"SLURM does not answer: {one_line(str(error))}; ask the cluster's administrators")]
     version, name = info.config.get("SLURM_VERSION", ""), info.config.get("ClusterName", "?")
     return info, [ok(f"SLURM {version} answers (cluster {name})"), _check_accounting()]
 
@@ -48,17 +48,17 @@ def _check_accounting() -> Finding:
         read_accounting([])
     except LaunchError as error:
         return warning(
-            f"{one_line(str(error))}: without it submitit cannot tell that a killed job has ended; run directories "
-            "stay true, but ask who runs the cluster for slurmdbd"
+            f"{one_line(str(error))}: without it submitit cannot detect that a killed job has ended; run directories "
+            "stay correct, but ask the cluster's administrators for slurmdbd"
         )
     return ok("sacct answers")
 
 
 def check_partition(slurm: ClusterInfo, profile: Profile, classes: Mapping[str, Resources]) -> Iterator[Finding]:
-    """Hold the partition and its nodes against what each class of runs asks for."""
+    """Check the partition and its nodes against the request of each class of runs."""
     name = profile.partition or slurm.default_partition
     if name is None or name not in slurm.partitions:
-        why = f"there is no partition {name}" if name else "no partition is named and this cluster has no default"
+        why = f"there is no partition {name}" if name else "no partition is given and this cluster has no default"
         yield problem(f"{why}; set partition: in the profile; choices: {', '.join(slurm.partitions)}")
         return
     partition = slurm.partitions[name]
@@ -66,7 +66,7 @@ def check_partition(slurm: ClusterInfo, profile: Profile, classes: Mapping[str, 
     for key, value in (("AllowAccounts", profile.account), ("AllowQos", profile.qos)):
         allowed = partition.get(key, "ALL")
         if value and allowed != "ALL" and value not in allowed.split(","):
-            yield problem(f"partition {name} does not take {value}; its {key}: {allowed}")
+            yield problem(f"partition {name} does not accept {value}; its {key}: {allowed}")
     members = [node for node in slurm.nodes if name in node.get("Partitions", "").split(",")]
     unusable = [node["NodeName"] for node in members if not is_usable(node["State"])]
     if unusable:
@@ -85,9 +85,9 @@ def check_partition(slurm: ClusterInfo, profile: Profile, classes: Mapping[str, 
 def _check_is_up(name: str, slurm: ClusterInfo, profile: Profile) -> Finding:
     state = slurm.partitions[name].get("State")
     if state != "UP":
-        up = [other for other, record in slurm.partitions.items() if record.get("State") == "UP"]
+        up = [name for name, record in slurm.partitions.items() if record.get("State") == "UP"]
         return problem(f"partition {name} is {state}: jobs would wait; partitions that are up: {', '.join(up)}")
-    return ok(f"partition {name} is up" + ("" if profile.partition else "; it is the default, the profile names none"))
+    return ok(f"partition {name} is up" + ("" if profile.partition else "; it is the default, the profile gives none"))
 
 
 def _check_nodes(
@@ -114,14 +114,14 @@ def _check_nodes(
         )
     largest = {unit: max((_capacity(node)[unit] for node in members), default=0) for unit in needed}
     return problem(
-        f"{arms}: {count(resources.nodes, 'node')} with {_describe(needed)} asked for, {partition} has {len(fitting)}; "
+        f"{arms}: {count(resources.nodes, 'node')} with {_describe(needed)} requested, {partition} has {len(fitting)}; "
         f"its nodes have at most {_describe(largest)}: change resources in the study, or cpus, memory_gib, "
         "gpus_per_node in the profile"
     )
 
 
 def _capacity(node: Mapping[str, str]) -> dict[str, float]:
-    cores = int(node.get("CPUEfctv") or node["CPUTot"])  # less those that SLURM keeps for itself, where it says so
+    cores = int(node.get("CPUEfctv") or node["CPUTot"])  # less those that SLURM reserves for itself, if it says so
     return {"core": cores, "GPU": count_gpus(node.get("Gres", "")), "GiB": int(node["RealMemory"]) / 1024}
 
 
@@ -132,15 +132,15 @@ def _describe(amounts: Mapping[str, float]) -> str:
 
 
 def check_account(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:
-    """Hold account and qos against what the user may use."""
+    """Check account and qos against what the user may use."""
     enforced = "associations" in slurm.config.get("AccountingStorageEnforce", "")
     refuse = problem if enforced else warning
     if slurm.associations is None:
-        yield warning("sacctmgr does not answer, so account and qos were not checked; the trivial job will show")
+        yield warning("sacctmgr does not answer, so account and qos were not checked; the probe job will show")
         return
     accounts = sorted({record["account"] for record in slurm.associations})
     if not accounts:
-        yield refuse(f"user {getpass.getuser()} has no account in SLURM; ask who runs the cluster to add one")
+        yield refuse(f"user {getpass.getuser()} has no account in SLURM; ask the cluster's administrators to add one")
         return
     if profile.account and profile.account not in accounts:
         yield refuse(f"account {profile.account} is not one of yours; choices: {', '.join(accounts)}")
@@ -155,21 +155,23 @@ def check_account(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:
 
 
 def check_arrays(slurm: ClusterInfo, profile: Profile) -> Finding:
-    """Hold the profile's array limit against the cluster's."""
+    """Check the profile's array limit against the cluster's."""
     limit = slurm.max_array_size
     if limit < 2:
-        return problem("MaxArraySize is below 2: this cluster takes no job arrays; ask who runs it")
+        return problem("MaxArraySize is below 2: this cluster accepts no job arrays; ask its administrators")
     if profile.max_array_size and profile.max_array_size > limit:
-        return problem(f"max_array_size {profile.max_array_size} is over the cluster's {limit}: leave it out")
+        return problem(
+            f"max_array_size {profile.max_array_size} is over the cluster's {limit}: remove it from the profile"
+        )
     return ok(f"arrays are split at {min(profile.max_array_size or limit, limit)} jobs")
 
 
 def check_preemption(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:
-    """Say what becomes of a preempted job, and whether it is warned beforehand."""
+    """Report what happens to a preempted job, and whether it gets a signal beforehand."""
     if slurm.config.get("JobRequeue") == "0":
         yield warning(
-            "JobRequeue is 0: SLURM does not restart jobs by itself; `export SBATCH_REQUEUE=1` before submitting asks "
-            "for it, else submit again after an interruption"
+            "JobRequeue is 0: SLURM does not restart jobs by itself; `export SBATCH_REQUEUE=1` before submitting "
+            "requests it, else submit again after an interruption"
         )
     name = profile.partition or slurm.default_partition or "?"
     partition = slurm.partitions.get(name, {})
@@ -180,7 +182,9 @@ def check_preemption(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:
         return
     actual = {"CANCEL": "cancel", "REQUEUE": "requeue"}.get(mode.split(",")[0])
     if actual == "cancel" and profile.preempt_mode == "requeue":
-        yield problem(f"{name} cancels preempted jobs for good: set preempt_mode: cancel in the profile")
+        yield problem(
+            f"{name} cancels preempted jobs and does not requeue them: set preempt_mode: cancel in the profile"
+        )
     elif actual == "requeue" and profile.preempt_mode == "cancel":
         yield problem(f"{name} requeues preempted jobs: set preempt_mode: requeue in the profile, or they run twice")
     else:
@@ -192,13 +196,13 @@ def check_preemption(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:
         missing.append("GraceTime > 0")
     if missing:
         yield warning(
-            "a preempted job gets no USR2 and resumes from its last periodic checkpoint: ask who runs the cluster for "
+            "a preempted job gets no USR2 and resumes from its last periodic checkpoint: ask the administrators for "
             f"{' and '.join(missing)}, or set records.checkpoint_every_seconds to less"
         )
 
 
 def check_time_limits(profile: Profile, classes: Mapping[str, Resources]) -> Iterator[Finding]:
-    """Find limits so short that submitit cannot tell a preemption from the limit."""
+    """Find time limits so short that submitit cannot distinguish a preemption from a timeout."""
     for arms, resources in classes.items():
         limit = profile.resolve(resources, "time_minutes")
         if limit <= SUBMITIT_MINUTES:
@@ -208,13 +212,13 @@ def check_time_limits(profile: Profile, classes: Mapping[str, Resources]) -> Ite
             )
 
 
-def check_would_be_taken(profile: Profile, classes: Mapping[str, Resources]) -> Iterator[Finding]:
-    """Have SLURM itself judge such jobs, for it knows rules that no table shows; nothing is submitted."""
+def check_accepted(profile: Profile, classes: Mapping[str, Resources]) -> Iterator[Finding]:
+    """Let SLURM itself check such jobs, since it has rules that no table shows; nothing is submitted."""
     for arms, resources in classes.items():
         options = sbatch_options(resources, profile)
         try:
             check_submission(*options)
         except LaunchError as error:
             yield problem(
-                f"{arms}: SLURM would not take such a job: {one_line(str(error))}; asked: {' '.join(options)}"
+                f"{arms}: SLURM would not accept such a job: {one_line(str(error))}; options: {' '.join(options)}"
             )

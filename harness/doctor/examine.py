@@ -1,8 +1,8 @@
-"""`harness doctor`: find what would go wrong in the queue before it does; each finding says what to do.
+"""`harness doctor`: find problems before jobs are queued; each finding says what to do.
 
-What SLURM says is read first and judged afterwards by plain functions (cluster.py). One trivial job with the profile's
-settings then looks at what cannot be seen from a login node (probe.py): the compute node's Python, torch, GPU, files
-and network. No torch here, but for a STUDY, whose data sets are loaded.
+SLURM's description is read first and then checked by pure functions (cluster.py). One probe job with the profile's
+settings then examines what cannot be seen from a login node (probe.py): the compute node's Python, torch, GPU, files
+and network. torch is loaded only for a STUDY, to load its data sets.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from harness.doctor.cluster import (
     ask_slurm,
+    check_accepted,
     check_account,
     check_arrays,
     check_partition,
     check_preemption,
     check_time_limits,
-    check_would_be_taken,
     resource_classes,
 )
 from harness.doctor.findings import Finding, problem
@@ -30,7 +30,7 @@ from harness.doctor.machine import (
     check_torch,
     file_system,
 )
-from harness.doctor.probe import run_trivial_job
+from harness.doctor.probe import run_node_probe
 from harness.doctor.store import check_local_store, check_store
 from harness.launch.planning import Plan
 from harness.slurm.commands import missing_programs
@@ -38,7 +38,7 @@ from harness.slurm.profile import Profile
 from harness.tracking.store import store_uri
 
 
-def examine_here(plan: Plan | None, runs_folder: Path) -> Iterator[Finding]:
+def examine_machine(plan: Plan | None, runs_folder: Path) -> Iterator[Finding]:
     """Examine this machine: Python, torch and its device, cores, memory, disk, MLflow's store, and a study's needs."""
     yield check_python()
     yield check_torch(plan)
@@ -56,7 +56,7 @@ def examine_cluster(
     """Examine a cluster from its login node, cheap questions first.
 
     Args:
-        timeout_seconds: how long to wait for the trivial job; None sends none.
+        timeout_seconds: how long to wait for the probe job; None submits none.
     """
     yield check_python()
     if missing := missing_programs():
@@ -74,12 +74,12 @@ def examine_cluster(
             *check_time_limits(profile, classes),
         ]
         yield from findings
-        if all(finding.level != "problem" for finding in findings):  # else it would say the same in SLURM's words
-            yield from check_would_be_taken(profile, classes)
+        if all(finding.level != "problem" for finding in findings):  # else it would report the same problem again
+            yield from check_accepted(profile, classes)
     yield from check_runs_folder(runs_folder, plan)
     yield from check_store(profile, store_uri(profile.tracking_uri), file_system)
     if plan:
         yield from check_data(plan)
         yield from check_extractors(plan)
     if slurm is not None and timeout_seconds is not None:
-        yield from run_trivial_job(profile, plan, runs_folder, timeout_seconds)
+        yield from run_node_probe(profile, plan, runs_folder, timeout_seconds)

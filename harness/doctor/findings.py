@@ -1,4 +1,4 @@
-"""What doctor reports: findings, each with a level and a message that says what to do."""
+"""Findings of `harness doctor`: each has a level and a message that says what to do."""
 
 from __future__ import annotations
 

@@ -27,14 +27,14 @@ SHARED_FILE_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs"
 
 
 def check_runs_folder(folder: Path, plan: Plan | None) -> Iterator[Finding]:
-    """Try whether the runs folder can be written, and hold its free space against what the checkpoints will take."""
+    """Check that the runs folder can be written and has space for the checkpoints."""
     existing = nearest_folder(folder)
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=existing) as scratch:
             replace_file(Path(scratch) / "renamed", "whole", durable=True)
     except OSError as error:
         yield problem(
-            f"runs folder {folder}: cannot be written ({error.strerror}); take another by --runs or HARNESS_RUNS"
+            f"runs folder {folder}: cannot be written ({error.strerror}); choose another by --runs or HARNESS_RUNS"
         )
         return
     on_disk, quota = shutil.disk_usage(existing).free, quota_left(existing)
@@ -61,7 +61,7 @@ def nearest_folder(path: Path) -> Path:
 
 
 def quota_left(folder: Path) -> int | None:
-    """Return the bytes that the user's quota leaves there; None where no tool knows of one."""
+    """Return the bytes that are left of the user's quota; None where no tool reports one."""
     if shutil.which("lfs"):
         left = parse_quota(_run("lfs", "quota", "-q", "-u", getpass.getuser(), str(folder)), None)
         if left is not None:
@@ -73,7 +73,7 @@ def quota_left(folder: Path) -> int | None:
 
 
 def _run(*command: str) -> str:
-    """Return what a program prints; nothing where it is missing or does not answer."""
+    """Return a program's output; empty where it is missing or does not answer."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TOOL_SECONDS).stdout
     except (OSError, subprocess.TimeoutExpired):
@@ -84,12 +84,12 @@ def parse_quota(text: str, device: str | None) -> int | None:
     """Parse `quota -w` or `lfs quota -q`: file system, used, quota and limit in KiB; 0 is no limit, * marks excess.
 
     Args:
-        device: the file system whose line counts; None takes the first line.
+        device: the file system whose line is used; None takes the first line.
 
     Returns:
         The bytes that are left; None where there is no limit.
     """
-    for line in re.sub(r"\n\s+(?=\d)", " ", text).splitlines():  # a long name stands on a line of its own
+    for line in re.sub(r"\n\s+(?=\d)", " ", text).splitlines():  # a long name is on a line of its own
         words = line.split()
         numbers = [word.strip("*[]") for word in words[1:4]]
         if len(numbers) == 3 and all(map(str.isdigit, numbers)) and device in (None, words[0]):
@@ -100,7 +100,7 @@ def parse_quota(text: str, device: str | None) -> int | None:
 
 
 def file_system(path: Path) -> str:
-    """Return the kind of file system that a path lies on: ext4, nfs4, lustre."""
+    """Return the type of file system of a path: ext4, nfs4, lustre."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     folder = nearest_folder(path.parent).resolve()
     matches = [(len(mount), kind) for mount, kind in mounts if folder.is_relative_to(mount)]
@@ -141,12 +141,12 @@ def check_extractors(plan: Plan) -> Iterator[Finding]:
 
 
 def check_python() -> Finding:
-    """Say which Python this is."""
+    """Report the Python version and path."""
     return ok(f"python {platform.python_version()} at {sys.executable}")
 
 
 def check_torch(plan: Plan | None) -> Finding:
-    """Import torch, and hold its devices against what a study asks for."""
+    """Import torch, and check its devices against a study's request."""
     start = time.monotonic()
     try:
         import torch
@@ -162,7 +162,7 @@ def check_torch(plan: Plan | None) -> Finding:
 
 
 def check_cores_and_memory(plan: Plan | None) -> Finding:
-    """Hold the memory that is free against what a study's runs need."""
+    """Check the free memory against a study's request."""
     import psutil
 
     cores, free = available_cores(), psutil.virtual_memory().available

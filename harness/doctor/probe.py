@@ -1,4 +1,4 @@
-"""Examine a compute node by one trivial job, which runs `python -m harness.doctor.probe FOLDER` there."""
+"""Examine a compute node by a probe job, which runs `python -m harness.doctor.probe FOLDER` there."""
 
 from __future__ import annotations
 
@@ -29,11 +29,9 @@ QUESTION = "question.json"
 SLOW_IMPORT_SECONDS = 60
 
 
-def run_trivial_job(
-    profile: Profile, plan: Plan | None, runs_folder: Path, timeout_seconds: float
-) -> Iterator[Finding]:
-    """Submit a job of a few seconds with the settings of the real ones, and judge what it sees on its node."""
-    # As a real job would be: the first class of the study that asks for most GPUs.
+def run_node_probe(profile: Profile, plan: Plan | None, runs_folder: Path, timeout_seconds: float) -> Iterator[Finding]:
+    """Submit a job of a few seconds with the settings of the real jobs, and check what it reports of its node."""
+    # Like a real job: the first class of the study with the most GPUs.
     resources = max(resource_classes(plan).values(), key=lambda resources: profile.resolve(resources, "gpus_per_node"))
     uri = store_uri(profile.tracking_uri)
     roots = {planned.run.data_root or os.environ.get("HARNESS_DATA") for planned in plan.runs} if plan else set()
@@ -53,7 +51,7 @@ def run_trivial_job(
                 "harness.doctor.probe", folder, resources, profile, minutes=5, timeout_seconds=timeout_seconds
             )
         except LaunchError as error:
-            yield problem(f"trivial job: {error}")
+            yield problem(f"probe job: {error}")
             return
         answered = time.time()
     if result.answer:
@@ -65,14 +63,14 @@ def run_trivial_job(
 def _explain_no_answer(result: ProbeResult, timeout_seconds: float, folder: Path) -> Finding:
     if result.state_at_timeout:
         return warning(
-            f"trivial job {result.job_id} was {result.state_at_timeout} after {timeout_seconds:.0f} s and is "
+            f"probe job {result.job_id} was {result.state_at_timeout} after {timeout_seconds:.0f} s and was "
             "cancelled; no compute node was examined: --timeout waits longer"
         )
     if result.log:
         end = " | ".join(result.log.splitlines()[-3:])
-        return problem(f"trivial job {result.job_id} failed; the end of its log: {end}")
+        return problem(f"probe job {result.job_id} failed; the end of its log: {end}")
     return problem(
-        f"trivial job {result.job_id} ended and left no file in {folder}: compute nodes must see the runs folder; "
+        f"probe job {result.job_id} ended and left no file in {folder}: compute nodes must see the runs folder; "
         "set HARNESS_RUNS to a folder on the shared file system"
     )
 
@@ -80,14 +78,14 @@ def _explain_no_answer(result: ProbeResult, timeout_seconds: float, folder: Path
 def check_answer(
     answer: Mapping[str, Any], profile: Profile, resources: Resources, window: tuple[float, float]
 ) -> Iterator[Finding]:
-    """Judge what the trivial job saw on its node.
+    """Check the probe job's answer.
 
     Args:
-        answer: what `collect_node_info` wrote there.
-        window: our clock's times of submission and answer, between which the job's clock must be.
+        answer: written by `collect_node_info` on the node.
+        window: times of submission and answer by this machine's clock, between which the job's clock must be.
     """
     host = answer["host"]
-    yield ok(f"trivial job: answered from {host} after {window[1] - window[0]:.0f} s; it can write the runs folder")
+    yield ok(f"probe job: answered from {host} after {window[1] - window[0]:.0f} s; it can write the runs folder")
     yield from _check_clock(answer, window)
     yield from _check_torch(answer, profile.resolve(resources, "gpus_per_node"))
     for path in answer["missing"]:
@@ -106,11 +104,11 @@ def check_answer(
 def _check_clock(answer: Mapping[str, Any], window: tuple[float, float]) -> Iterator[Finding]:
     skew = max(window[0] - answer["time"], answer["time"] - window[1], 0.0)
     if skew > 5:
-        # Locks are told from abandoned ones by the age of their heartbeat.
+        # Abandoned locks are recognised by the age of their heartbeat.
         level = problem if skew > STALE_SECONDS / 2 else warning
         yield level(
-            f"the clock of {answer['host']} differs from ours by {skew:.0f} s: ask who runs the cluster for NTP; locks "
-            "of runs go by the clock"
+            f"the clock of {answer['host']} differs from ours by {skew:.0f} s: ask the administrators for NTP; locks "
+            "of runs depend on the clock"
         )
 
 
@@ -118,16 +116,16 @@ def _check_torch(answer: Mapping[str, Any], gpus_per_node: int) -> Iterator[Find
     host, seconds, gpus = answer["host"], answer["torch_seconds"], answer.get("gpus")
     if answer["torch"] is None:
         yield problem(
-            f"torch cannot be imported on {host}: {answer['torch_error']}; name modules: or setup: in the profile"
+            f"torch cannot be imported on {host}: {answer['torch_error']}; add modules: or setup: to the profile"
         )
         return
     imported = f"python {answer['python']} and torch {answer['torch']} on {host}, imported in {seconds:.0f} s"
     if seconds > SLOW_IMPORT_SECONDS:
-        yield warning(f"{imported}: slow; an environment on a faster file system starts jobs sooner")
+        yield warning(f"{imported}: slow; an environment on a faster file system starts jobs faster")
     else:
         yield ok(imported)
     if gpus:
-        yield ok(f"GPUs that the job was given: {', '.join(gpus)}")
+        yield ok(f"GPUs of the job: {', '.join(gpus)}")
     elif gpus_per_node:
         yield problem(
             f"torch sees no CUDA device on {host}, though gpus_per_node is {gpus_per_node}: load CUDA by modules:, or "
@@ -139,7 +137,7 @@ def _check_torch(answer: Mapping[str, Any], gpus_per_node: int) -> Iterator[Find
 
 
 def collect_node_info(folder: Path) -> None:
-    """Be the trivial job: answer the question in a folder by what this node is like."""
+    """Run as the probe job: write a description of this node into the folder."""
     question = json.loads((folder / QUESTION).read_text())
     info: dict[str, Any] = {
         "host": platform.node(),

@@ -18,7 +18,7 @@ SERVER_SECONDS = 5.0
 
 
 def check_store(profile: Profile, uri: str, file_system: Callable[[Path], str] = file_system) -> Iterator[Finding]:
-    """Hold MLflow's store against who would write it: jobs never write SQLite over a shared file system."""
+    """Check that MLflow's store suits its writers: jobs never write SQLite over a shared file system."""
     if uri.startswith(("http://", "https://")):
         error = server_error(uri)
         if error:
@@ -35,8 +35,8 @@ def check_store(profile: Profile, uri: str, file_system: Callable[[Path], str] =
         return
     if profile.compute_nodes_reach_server:
         yield problem(
-            f"profile and store do not fit: jobs would write {uri} from the compute nodes, which corrupts SQLite; "
-            "name a server in tracking_uri, or set compute_nodes_reach_server: false and run "
+            f"profile and store do not match: jobs would write {uri} from the compute nodes, which corrupts SQLite; "
+            "set tracking_uri to a server, or set compute_nodes_reach_server: false and run "
             "`harness sync --watch` here"
         )
         return
@@ -51,7 +51,7 @@ def check_store(profile: Profile, uri: str, file_system: Callable[[Path], str] =
 
 
 def server_error(uri: str) -> str:
-    """Ask a tracking server for its health; return what is wrong, an empty text when it answers."""
+    """Query a tracking server's health; return what is wrong, empty if it is healthy."""
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_SECONDS) as response:
             return "" if response.status == 200 else f"status {response.status}"
@@ -77,4 +77,6 @@ def check_local_store() -> Iterator[Finding]:
     if os.access(path if path.exists() else nearest_folder(path.parent), os.W_OK):
         yield ok(f"MLflow's store: {_without_password(uri)}")
     else:
-        yield problem(f"MLflow's store {path} cannot be written; name another in MLFLOW_TRACKING_URI=sqlite:///PATH.db")
+        yield problem(
+            f"MLflow's store {path} cannot be written; choose another by MLFLOW_TRACKING_URI=sqlite:///PATH.db"
+        )

@@ -1,4 +1,4 @@
-"""What the parts of an evaluation share: the weights, the data, the protocol, and what was computed once for all."""
+"""The context shared by the parts of an evaluation: weights, data, protocol, and cached results."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from harness.spec.evaluation import AnySampler, Evaluation, extractor_name, sect
 from harness.spec.run import RunSpec
 
 ProgressCallback = Callable[[str, int, int], None]
-"""on_progress(what is being done, how much of it is done, of how much)."""
+"""on_progress(what is being done, amount done, total amount)."""
 
 
 @dataclass
 class EvaluationContext:
-    """One set of weights under one protocol, as the parts of the evaluation see it.
+    """One set of weights under one protocol.
 
     Args:
-        method: with the weights that are measured; freshly made for a protocol of untrained ones.
+        method: with the weights that are measured; newly initialised for a protocol on untrained weights.
         data: a `Dataset`; for samples alone the declared `DatasetFacts` will do.
-        prefix: of the metrics' names; the evaluation's name unless another protocol has it.
+        prefix: of the metrics' names; the evaluation's name unless another protocol uses it.
 
     Attributes:
         samples: [N, C, H, W], those that FID was measured on; None before.
@@ -46,7 +46,7 @@ class EvaluationContext:
     evaluation: Evaluation
     device: torch.device
     prefix: str = "eval"
-    on_progress: ProgressCallback = lambda what, done, total: None
+    on_progress: ProgressCallback = lambda task, done, total: None
     samples: Tensor | None = field(default=None, repr=False)
     _extractors: dict[str, Extractor] = field(default_factory=dict, repr=False)
     _references: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
@@ -54,7 +54,7 @@ class EvaluationContext:
     # -- the weights
 
     def process(self, decoder: Literal["tanh", "exact"] = "tanh") -> GaussianDiffusion:
-        """Return the chain as this protocol reads it, its fixed variance decided."""
+        """Return the chain with the fixed variance that this protocol chooses."""
         fixed = self.evaluation.fixed_variance
         process = make_process(self.spec.diffusion, self.data.levels, fixed_variance=fixed, decoder=decoder)
         return process.to(self.device)
@@ -79,10 +79,10 @@ class EvaluationContext:
         skipped: float = 0.0,
         low_res: Tensor | None = None,
     ) -> Tensor:
-        """Draw samples, [N, C, H, W] on the CPU; class-conditional models take the classes in turn.
+        """Draw samples, [N, C, H, W] on the CPU; class-conditional models cycle through the classes.
 
         Args:
-            skipped: fraction of the chain's start that is left out, in [0, 1).
+            skipped: fraction of the chain's start that is skipped, in [0, 1).
             low_res: [N, C, h, w], in [-1, 1], what an upsampler enlarges.
         """
         kept = space_timesteps(self.spec.diffusion.num_timesteps, section_counts(sampler, num_steps))
@@ -151,11 +151,11 @@ class EvaluationContext:
     # -- features
 
     def to_images(self, samples: Tensor) -> Tensor:
-        """Turn samples into what an extractor sees: uint8, or the values themselves where data are continuous."""
+        """Convert samples to an extractor's input: uint8, or the values themselves where data are continuous."""
         return samples if self.data.levels is None else to_uint8(samples)
 
     def extractor(self, resolved: str) -> Extractor:
-        """Return the network whose features are compared, by its name in a resolved protocol; loaded once."""
+        """Return a feature extractor by its name in a resolved protocol; loaded once."""
         if resolved not in self._extractors:
             name = extractor_name(resolved, self.data.name)
             self._extractors[resolved] = load_extractor(name, self.data, device=self.device)
@@ -171,10 +171,10 @@ class EvaluationContext:
     def features(self, extractor: Extractor, samples: Tensor) -> Tensor:
         """Return the features of samples, [N, F]; NaN for a sample that diverged."""
         features = extractor.features(self.to_images(samples))
-        # uint8 knows no NaN: a sample that diverged would pass for some shade of grey.
+        # uint8 has no NaN: a diverged sample would become some shade of grey.
         diverged = ~samples.flatten(1).isfinite().all(1)
         return features.masked_fill(diverged.unsqueeze(1), torch.nan)
 
-    def count(self, what: str) -> Callable[[int, int], None]:
-        """Return a callback (done, total) that reports the progress of one thing."""
-        return partial(self.on_progress, what)
+    def count(self, task: str) -> Callable[[int, int], None]:
+        """Return a callback (done, total) that reports the progress of one part."""
+        return partial(self.on_progress, task)

@@ -1,6 +1,6 @@
-"""Measure a run's weights by a protocol: part after part, each with what was computed once for all.
+"""Measure a run's weights by a protocol, part by part, in a shared context.
 
-What is measured is decided by `spec.Evaluation`; everything here is a function of the weights and that protocol, so it
+`spec.Evaluation` defines what is measured; everything here is a function of the weights and that protocol, so it
 can be done inside the job, later from a checkpoint, or twice with the same numbers.
 """
 
@@ -15,7 +15,7 @@ from harness.evaluation.result import EvaluationResult
 
 
 def evaluate(context: EvaluationContext) -> EvaluationResult:
-    """Measure everything that the protocol asks for."""
+    """Measure every part of the protocol."""
     result = EvaluationResult()
     with torch.inference_mode():
         for part in context.evaluation.parts:
@@ -24,7 +24,7 @@ def evaluate(context: EvaluationContext) -> EvaluationResult:
 
 
 def evaluate_during_training(context: EvaluationContext) -> EvaluationResult:
-    """Measure what an evaluation with `every` measures during training: the likelihood's numbers alone."""
+    """Measure the part of an evaluation with `every` that is due during training: the likelihood's numbers only."""
     result = EvaluationResult()
     assert context.evaluation.nll is not None, "every needs an nll"
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Tensors as pictures."""
+"""Grids of images, and PNG files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def image_grid(images: np.ndarray, min_tile_pixels: int = 48) -> np.ndarray:
-    """Lay uint8 images [N, C, H, W] out in a near-square grid, small ones enlarged without smoothing.
+    """Arrange uint8 images [N, C, H, W] in a near-square grid, small ones enlarged without smoothing.
 
     Returns:
         [height, width] for grey, [height, width, 3] for colour, with a thin light gap between tiles.
@@ -26,7 +26,7 @@ def image_grid(images: np.ndarray, min_tile_pixels: int = 48) -> np.ndarray:
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:
-    """Write a uint8 picture."""
+    """Write a uint8 image as PNG."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)

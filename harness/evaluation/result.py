@@ -1,4 +1,4 @@
-"""What an evaluation gives, and what each of its parts adds to it."""
+"""The result of an evaluation and of its parts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from harness.spec.metrics import array_file, curve_name, metric_name, picture_fi
 
 @dataclass
 class PartResult:
-    """What one part of an evaluation measured; names are those of `harness.spec.metrics`, without a prefix.
+    """The result of one part of an evaluation; names are those of `harness.spec.metrics`, without a prefix.
 
     Attributes:
         metrics: name -> value, at the training step.
         curves: name -> [(x, value)], where x is t, a number of sampling steps or a percentage.
         arrays: name -> arrays, whole.
         pictures: name -> uint8 [H, W] or [H, W, 3].
-        protocol: what must be said with the numbers, beyond the spec.
+        protocol: what has to be reported with the numbers, beyond the spec.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
@@ -31,10 +31,10 @@ class PartResult:
 
 @dataclass
 class EvaluationResult(PartResult):
-    """What all parts measured, under whole names: with their prefix, and as files."""
+    """The results of all parts under full names, with their prefix, and as files."""
 
     def add(self, part: str, prefix: str, result: PartResult) -> None:
-        """Take in what one part measured."""
+        """Add the result of one part."""
         self.metrics |= {metric_name(prefix, name): value for name, value in result.metrics.items()}
         self.curves |= {curve_name(prefix, part, name): curve for name, curve in result.curves.items()}
         self.arrays |= {array_file(prefix, name): arrays for name, arrays in result.arrays.items()}

@@ -1,4 +1,4 @@
-"""A run's checkpoint as a network that samples: without flags, since the checkpoint carries its spec."""
+"""Sample from a run's checkpoint. Needs no flags, since the checkpoint contains its spec."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load_method(
     checkpoints = Checkpoints(RunDirectory(run_folder).checkpoints_folder)
     checkpoint = checkpoints.latest(device) if step is None else (step, checkpoints.load(step, device))
     if checkpoint is None:
-        raise RecordError(f"run {run_folder.name} has no checkpoint yet; `harness status` tells how far it is")
+        raise RecordError(f"run {run_folder.name} has no checkpoint yet; `harness status` shows its progress")
     method.load_state_dict(checkpoint[1])
     return method, checkpoint[0]
 
@@ -58,9 +58,9 @@ def sample_run(
     weights: str = "ema",
     step: int | None = None,
     low_res: Path | None = None,
-    on_progress: ProgressCallback = lambda what, done, total: None,
+    on_progress: ProgressCallback = lambda task, done, total: None,
 ) -> Path:
-    """Draw samples from a run's checkpoint, whether it is finished or not.
+    """Draw samples from a checkpoint of a run, finished or not.
 
     Args:
         step: of a kept checkpoint; None for the newest.
@@ -68,11 +68,11 @@ def sample_run(
             array of the file; there are then at most N samples.
 
     Returns:
-        the PNG of the grid; the uint8 images lie beside it as npz. Points of the plane have the npz alone.
+        the PNG of the grid; the uint8 images lie beside it as npz. Points of the plane have only the npz.
 
     Raises:
         RecordError: the run has no checkpoint yet.
-        SpecError: the chain has no such number of steps, or an upsampler has nothing to enlarge.
+        SpecError: the chain has no such number of steps, or an upsampler has no input images.
     """
     run_directory = RunDirectory(run_folder)
     spec = read_spec(run_directory.path, run_directory.spec())
@@ -83,7 +83,7 @@ def sample_run(
     small = _small_images(spec, low_res)
     num_samples = num_samples if small is None else min(num_samples, len(small))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = spec.data.facts  # the images themselves need not be here
+    data = spec.data.facts  # the data set itself is not needed
     if weights == "untrained":
         method = make_method(spec, data, Resources(), device)
     else:
@@ -103,11 +103,11 @@ def sample_run(
 
 
 def _small_images(spec: RunSpec, path: Path | None) -> Tensor | None:
-    """Read what an upsampler is to enlarge, scaled to [-1, 1]; None for a model that needs no such thing."""
+    """Read an upsampler's input images, scaled to [-1, 1]; None for other models."""
     size = getattr(spec.model, "low_res_size", None)
     if not size:
         if path is not None:
-            raise SpecError("--low-res: this run is no upsampler")
+            raise SpecError("--low-res: this run is not an upsampler")
         return None
     if path is None:
         raise SpecError(f"this run is an upsampler: give it images of {size} pixels with --low-res FILE.npz")

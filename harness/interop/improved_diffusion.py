@@ -1,7 +1,7 @@
-"""Weights in the layout of openai/improved-diffusion: published checkpoints become runs, and runs become such files.
+"""Import published checkpoints of openai/improved-diffusion as runs, and export weights in its format.
 
-An imported run is a run like any other: its spec says how the weights were made, as far as the README tells, and which
-file they are. The file's sha256 is part of the identity, so it is never taken for a training of our own.
+An imported run is a run like any other: its spec says how the weights were trained, as far as the README documents it,
+and from which file they come. The file's sha256 is part of the identity, so it is never taken for a training of ours.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ STUDY = "imported"
 
 
 def published_spec(name: str, sha256: str | None = None) -> RunSpec:
-    """Write the spec of a published checkpoint, by the flags of its README.
+    """Return the spec of a published checkpoint, from the flags in its README.
 
     Args:
         name: a key of PUBLISHED, or the file's stem.
-        sha256: of the file; None for a training of one's own by these flags.
+        sha256: of the file; None for a new training with these flags.
 
     Raises:
         CheckpointError: no such name.
-        pydantic.ValidationError: the upsampler without a file; it can be sampled here, not trained.
+        pydantic.ValidationError: the upsampler without a file; it can be sampled, not trained.
     """
     entry = published(name)
     network, diffusion, training = entry.network, entry.diffusion, entry.training
@@ -85,12 +85,12 @@ def published_spec(name: str, sha256: str | None = None) -> RunSpec:
 
 
 def import_checkpoint(path: Path, name: str, runs_folder: Path) -> RunDirectory:
-    """Make a finished run of a file in the published layout; importing it again changes nothing.
+    """Create a finished run from a file in the published format; importing it again changes nothing.
 
-    The weights become both the EMA, which the published files are, and the raw ones.
+    The weights are stored both as the EMA, which the published files contain, and as the raw weights.
 
     Raises:
-        CheckpointError: the file is not what it is said to be.
+        CheckpointError: the file is not the named checkpoint.
     """
     state = load_published(path, name)
     with path.open("rb") as file:
@@ -116,14 +116,14 @@ def import_checkpoint(path: Path, name: str, runs_folder: Path) -> RunDirectory:
 
 
 def export_checkpoint(run_folder: Path, path: Path, *, weights: str = "ema", step: int | None = None) -> int:
-    """Write a run's weights as a file in the published layout.
+    """Write a run's weights as a file in the published format.
 
     Args:
         weights: "ema", as the published files are, or "raw".
         step: of a kept checkpoint; None for the newest.
 
     Returns:
-        the step that they are of.
+        the step of the weights.
 
     Raises:
         RecordError: the run has no checkpoint yet.
@@ -131,7 +131,7 @@ def export_checkpoint(run_folder: Path, path: Path, *, weights: str = "ema", ste
     """
     run_directory = RunDirectory(run_folder)
     if run_directory.spec()["model"]["name"] != "unet":
-        raise CheckpointError(f"run {run_directory.key} has no U-Net, which is what the published layout holds")
+        raise CheckpointError(f"run {run_directory.key} has no U-Net; the published format has no other network")
     spec = read_spec(run_directory.path, run_directory.spec())
     method, step = load_method(run_directory.path, spec, spec.data.facts, device=torch.device("cpu"), step=step)
     save_published(method.sampling_network(weights).state_dict(), path)

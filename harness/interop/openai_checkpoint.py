@@ -1,6 +1,6 @@
-"""The eight checkpoints that openai/improved-diffusion published in March 2021: their settings, and their files.
+"""The eight checkpoints that openai/improved-diffusion published in March 2021: settings and file format.
 
-`PUBLISHED` holds what the repository's README gives as flags, its scripts' defaults filled in. Each file is the EMA
+`PUBLISHED` holds the flags from the repository's README, with its scripts' defaults filled in. Each file is the EMA
 weights (rate 0.9999) as a plain state dict, named `<file>.pt`.
 """
 
@@ -22,7 +22,7 @@ from harness.models.unet import SuperResUNet, UNet
 
 @dataclass(frozen=True)
 class Published:
-    """One published checkpoint: its network and how that was trained.
+    """One published checkpoint: its network and its training.
 
     Attributes:
         file: stem of the published file.
@@ -43,7 +43,7 @@ class Published:
 
 
 def published(name: str) -> Published:
-    """Look up a published checkpoint by its name here or by its file's stem."""
+    """Look up a published checkpoint by its name in PUBLISHED or by its file's stem."""
     stem = name.removesuffix(".pt")
     for key, entry in PUBLISHED.items():
         if stem in (key, entry.file):
@@ -60,7 +60,7 @@ def build_published(name: str) -> UNet:
 
 
 def load_published(path: str | os.PathLike, name: str) -> dict[str, Tensor]:
-    """Read a checkpoint in the published layout and check that it is the named one's.
+    """Read a checkpoint in the published format and check that it fits the named configuration.
 
     Args:
         path: a file that holds a state dict; nothing but tensors is unpickled.
@@ -69,8 +69,8 @@ def load_published(path: str | os.PathLike, name: str) -> dict[str, Tensor]:
     Returns: the state dict, on the CPU, for `build_published(name).load_state_dict`.
 
     Raises:
-        CheckpointError: no such name, no readable state dict, or another network's; then the first entries that differ
-            are given, and the published configuration that the file is nearest to.
+        CheckpointError: no such name, no readable state dict, or one of another network; then the message has the
+            first entries that differ, and the published configuration that the file is nearest to.
     """
     entry = published(name)
     try:
@@ -81,8 +81,10 @@ def load_published(path: str | os.PathLike, name: str) -> dict[str, Tensor]:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{path}: cannot be read as a checkpoint of plain tensors: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        found = f"a dict of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path}: holds {found} where a state dict of tensors by name is expected")
+        content = (
+            f"a dict of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state).__name__
+        )
+        raise CheckpointError(f"{path}: holds {content} where a state dict of tensors by name is expected")
 
     shapes = {key: list(value.shape) for key, value in state.items()}
     if differences := _differences(shapes, _layout(entry.file)):
@@ -94,7 +96,7 @@ def load_published(path: str | os.PathLike, name: str) -> dict[str, Tensor]:
 
 
 def save_published(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> None:
-    """Write a network's weights as a file in the published layout, whole or not at all.
+    """Write a network's weights atomically as a file in the published format.
 
     Args:
         state_dict: of a UNet or a SuperResUNet, on any device; written as it is, bit for bit.
@@ -116,19 +118,19 @@ def save_published(state_dict: Mapping[str, Tensor], path: str | os.PathLike) ->
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """Copy a tensor's values out of the memory that it may share, which torch.save would store whole."""
+    """Copy a tensor out of the storage that it may share, which torch.save would store whole."""
     return tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
 
 
 @cache
 def _layout(name: str) -> dict[str, list[int]]:
-    """Give the shape of every entry of a published state dict."""
+    """Return the shape of every entry of a published state dict."""
     with torch.device("meta"):
         return {key: list(value.shape) for key, value in build_published(name).state_dict().items()}
 
 
 def _differences(shapes: dict[str, list[int]], expected: dict[str, list[int]]) -> list[str]:
-    """Say what keeps one layout from being another."""
+    """Describe how two state dicts' shapes differ."""
     missing = [f"{key} {shape} is missing" for key, shape in expected.items() if key not in shapes]
     unknown = [f"{key} {shape} is not in this network" for key, shape in shapes.items() if key not in expected]
     reshaped = [
@@ -140,7 +142,7 @@ def _differences(shapes: dict[str, list[int]], expected: dict[str, list[int]]) -
 
 
 def _nearest(shapes: dict[str, list[int]]) -> str:
-    """Say which published configuration would fit a layout, or would with the fewest differences."""
+    """Name the published configurations that fit the shapes, or have the fewest differences."""
     distance = {name: len(_differences(shapes, _layout(name))) for name in PUBLISHED}
     least = min(distance.values())
     names = " or ".join(name for name in PUBLISHED if distance[name] == least)

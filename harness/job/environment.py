@@ -16,7 +16,7 @@ from harness.records.directory import RunDirectory
 from harness.spec.resources import Resources
 from harness.training.distributed import ProcessGroup, RankInfo
 
-# Beyond the spec: the same run under another value of these need not end in the same bits.
+# Conditions beyond the spec on which bits depend: with another value of one of these the bits may differ.
 BITS_DEPEND_ON = (
     "torch",
     "device",
@@ -30,9 +30,11 @@ BITS_DEPEND_ON = (
 
 
 def code_version() -> str:
-    """Return the version with the commit that the code was run from, marked when files differ from it."""
+    """Return the version with the commit of the code, marked as dirty when files differ from it."""
     root = PACKAGE_ROOT
-    if frozen := snapshot.find(root.parent, root.name):  # git would answer for whatever work tree the runs lie in
+    if frozen := snapshot.find(
+        root.parent, root.name
+    ):  # git would report on the work tree that contains the runs folder
         origin = frozen.manifest["git"]
         return f"{__version__}+g{origin['commit'][:12]}{'-dirty' * origin['dirty']}" if origin else __version__
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
@@ -46,7 +48,7 @@ def code_version() -> str:
 def describe_environment(
     device: torch.device, data: Dataset, group: ProcessGroup, resources: Resources
 ) -> dict[str, Any]:
-    """Return the code, the machine and the conditions that an attempt computes under."""
+    """Return the code, the machine and the conditions of an attempt."""
     return {
         "harness": __version__,
         "code_version": code_version(),
@@ -68,7 +70,7 @@ def describe_environment(
 
 
 def changed_conditions(directory: RunDirectory, environment: dict[str, Any]) -> list[str]:
-    """Return each condition that is another than where the training's newest checkpoint was made, as `name old -> new`.
+    """Return each condition that changed since the training's newest checkpoint, as `name old -> new`.
 
     A run without a checkpoint has none.
     """
@@ -83,17 +85,17 @@ def changed_conditions(directory: RunDirectory, environment: dict[str, Any]) -> 
 
 
 def choose_device(name: str, rank_info: RankInfo = RankInfo()) -> torch.device:  # noqa: B008 (it is frozen)
-    """Return the device that a process computes on; `auto` takes a CUDA device where there is one.
+    """Return the device that a process computes on; `auto` takes a CUDA device if there is one.
 
-    The processes on a node take its devices in turn; SLURM may have left each process one of its own.
+    The processes on a node take its devices in turn; SLURM may have assigned each process one of its own.
 
     Raises:
-        HarnessError: cuda is asked for and not there.
+        HarnessError: cuda is requested but not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise HarnessError("resources.device: cuda, but torch sees no CUDA device here; take auto or cpu")
+        raise HarnessError("resources.device: cuda, but torch sees no CUDA device; use auto or cpu")
     if name == "cuda" and rank_info.size > 1:
         torch.cuda.set_device(rank_info.local_rank % torch.cuda.device_count())
         return torch.device(name, torch.cuda.current_device())

@@ -1,10 +1,10 @@
-"""What one job does with one run: take it up wherever it stands, train, evaluate, and leave a true record.
+"""What one job does with one run: restore its newest state, train, evaluate, and record the result.
 
-All that is needed lies in the run directory: the spec, and what the studies that the run belongs to ask for. So a job
-that was killed, requeued or started twice needs no arguments that could be stale.
+All input lies in the run directory: the spec, and the requests of the studies that the run belongs to. So a job that
+was killed, requeued or started twice needs no arguments that could be stale.
 
-Of the processes of a distributed run each does this job. The first keeps the records and evaluates, when the others,
-who only help to train, have gone.
+Each process of a distributed run executes this job. The first one keeps the records, and evaluates after the others,
+which only train, have exited.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from harness.data.base import Dataset
-from harness.errors import CheckpointError, HarnessError, RecordError
+from harness.errors import CheckpointError, HarnessError, RecordError, TrainingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges
@@ -59,25 +59,25 @@ def run_job(
     wait_seconds: float = 0.0,
     stop_after_steps: int | None = None,
 ) -> str:
-    """Train and evaluate one run until all that its studies ask for is done.
+    """Train and evaluate one run until everything that its studies request is done.
 
     Args:
         run_folder: a run directory with its spec and its studies.
-        threads: CPU threads for a run that starts now, shared by the processes that are begun here; one that was
-            started before keeps its own number, because another number gives other bits.
+        threads: CPU threads for a run that starts now, shared by the processes that are started here; a run that was
+            started before keeps its number, because another number gives other bits.
         tracking_uri: MLflow's store; None means the default one.
-        sync: carry the records to MLflow meanwhile, from a process of its own.
-        show_progress: bars, or lines without a terminal.
+        sync: upload the records to MLflow meanwhile, in a separate process.
+        show_progress: show bars, or lines without a terminal.
         wait_seconds: how long to wait for another writer, which may have died on another machine.
-        stop_after_steps: interrupt the training after that many steps of this attempt, with a checkpoint.
+        stop_after_steps: interrupt the training after this many steps of this attempt, with a checkpoint.
 
     Returns:
-        the state in which the run is left: done, failed, pruned or interrupted. Of a process that only helped to
-        train: done, when it could.
+        the final state of the run: done, failed, pruned or interrupted. For a process that only trains: done if it
+        succeeded.
 
     Raises:
-        RecordError: another process works on this run.
-        LaunchError: the run is distributed, and its processes cannot meet.
+        RecordError: another process is working on this run.
+        LaunchError: the run is distributed, and its processes cannot connect.
     """
     run_directory = RunDirectory(Path(run_folder))
     rank_info = detect_rank(RunRequest.of(run_directory).resources.num_processes)
@@ -104,7 +104,7 @@ def run_job(
         except HarnessError as error:
             job.finish("failed", str(error), cause="error")
         except Exception as error:
-            # Whatever went wrong, the record says so; the traceback is for whoever mends it.
+            # Every error is recorded, with its traceback.
             job.finish("failed", f"{type(error).__name__}: {error}", cause="error", trace=traceback.format_exc())
         else:
             job.finish("done", "")
@@ -112,13 +112,13 @@ def run_job(
 
 
 def _train_as_worker_rank(job: _Job) -> str:
-    """Train with the first process of the run, which keeps the records and hears of errors."""
+    """Train together with the first process of the run, which keeps the records and is notified of errors."""
     try:
         job.run()
     except Interrupted:
         return "interrupted"
     except Exception:
-        # The first process, whose record gives the reason, knows; the traceback is for this process's own log.
+        # The first process records the reason; the traceback goes to this process's own log.
         logger.exception(f"run {job.directory.key} failed in this process")
         return "failed"
     return "done"
@@ -149,7 +149,7 @@ class _Job:
 
     @property
     def stop_signal(self) -> str:
-        """What asked the run to stop: a signal's name, pruning, or a number of steps; empty while nothing has."""
+        """Why the run was asked to stop: a signal's name, pruning, or a number of steps; empty before."""
         return self.signals.received
 
     @stop_signal.setter
@@ -173,7 +173,7 @@ class _Job:
             self.journal = self.directory.open_journal(resumed_from_step=training.step)
             if self.spec.continue_from and not checkpoints.steps():
                 self.journal.event("continued", run_key=self.spec.continue_from, step=training.step)
-                save(training, self.journal, checkpoints)  # from here on the run needs its parent no more
+                save(training, self.journal, checkpoints)  # the parent is no longer needed
             self._record_environment(self.journal.attempt, device, data, group)
             self._write_status("running", force=True)
             with SystemMetrics(self.journal, lambda: self.step, extra=gpu_gauges(device)), self.signals.caught():
@@ -184,11 +184,13 @@ class _Job:
                 self._evaluate_at_end(training, data, checkpoints)
 
     def _restore(self, data: Dataset, device: torch.device, group: ProcessGroup) -> tuple[Training, Checkpoints]:
-        """Return the training as its newest whole checkpoint left it: on every process the one that the first found."""
+        """Return the training restored from the newest intact checkpoint, the same on every process."""
         resources, spec = self.request.resources, self.spec
         torch.use_deterministic_algorithms(resources.deterministic)
         if resources.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins; cuBLAS asks for it
+            os.environ.setdefault(
+                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+            )  # read when CUDA is initialised; cuBLAS requires it
         training = Training(spec, make_method(spec, data, resources, device), device)
         scored_by, keep_every = self.request.scored_by, self.request.records.keep_every or 0
         metric = f"{self.request.records.best} of {scored_by.key}" if scored_by else None
@@ -198,7 +200,9 @@ class _Job:
         if not group.is_first and step >= 0:
             checkpoint = step, checkpoints.load(step, device)
         if spec.imported_sha256 and not checkpoint:
-            raise CheckpointError("the weights come from a file that is not here: `harness import-checkpoint` it first")
+            raise CheckpointError(
+                "the weights come from a file that was not imported: run `harness import-checkpoint` first"
+            )
         if checkpoint:
             self._require_same_spec(*checkpoint)
             training.load_state_dict(checkpoint[1])
@@ -215,10 +219,11 @@ class _Job:
             raise CheckpointError("\n  ".join([f"the checkpoint of step {step} is of another spec:", *changes]))
 
     def _load_parent(self, training: Training) -> None:
-        """Begin in the final state of the run that this one continues."""
+        """Start from the final state of the run that this one continues."""
         parent, step = parent_of(self.spec, self.directory.path.parent)
         state = Checkpoints(parent.checkpoints_folder).load(step, training.device)
-        training.load_state_dict(state)
+        # The parent logged its last step, so its window is empty; that of another objective has other terms.
+        training.load_state_dict(state | {"window": training.state_dict()["window"]})
 
     def _train(
         self, training: Training, data: Dataset, checkpoints: Checkpoints, progress: Progress, group: ProcessGroup
@@ -237,7 +242,7 @@ class _Job:
             return self._evaluate_during(training, data, step) if step < self.spec.train.steps else None
 
         def stop_requested() -> bool:
-            """Tell whether any process was asked to stop, so that all do at the same step and for the same reason."""
+            """Return whether any process was asked to stop, so that all stop at the same step for the same reason."""
             if not self.stop_signal and self.directory.pruning_requested():
                 self.stop_signal = PRUNED
             number = group.all_reduce_max(stop_number(self.stop_signal))
@@ -265,7 +270,7 @@ class _Job:
     # -- evaluation
 
     def _evaluate_during(self, training: Training, data: Dataset, step: int) -> float | None:
-        """Measure what is due at a step; return the score of its checkpoint, if that is among it."""
+        """Run the evaluations that are due at a step; return the score of its checkpoint if it was measured."""
         assert self.journal is not None
         score = None
         for evaluation in self.request.evaluations:
@@ -280,7 +285,7 @@ class _Job:
 
     def _evaluate_at_end(self, training: Training, data: Dataset, checkpoints: Checkpoints) -> None:
         assert self.journal is not None
-        done = {event.facts["key"] for event in self.directory.events("evaluation") if not event.superseded}
+        done = {event.fields["key"] for event in self.directory.events("evaluation") if not event.superseded}
         for evaluation in self.request.evaluations:
             if evaluation.key in done:
                 continue
@@ -293,8 +298,8 @@ class _Job:
             began = time.monotonic()
             with Progress(f"{prefix} {self.directory.key[:8]}", shown=self.show_progress) as progress:
 
-                def on_progress(what: str, count: int, total: int, progress: Progress = progress) -> None:
-                    progress.update(count, total, what)
+                def on_progress(task: str, count: int, total: int, progress: Progress = progress) -> None:
+                    progress.update(count, total, task)
                     self._write_status("running")
                     if self.stop_signal:
                         raise Interrupted
@@ -307,35 +312,35 @@ class _Job:
             record_evaluation(self.directory, self.journal, evaluation, prefix, result, self.spec.train.steps)
 
     def _prefix(self, evaluation: Evaluation) -> str:
-        """Return the metrics' prefix: the evaluation's name, marked when another protocol took that name before."""
+        """Return the metrics' prefix: the evaluation's name, with a suffix if another protocol used it before."""
         taken = {
-            (event.facts["evaluation"], part): event.facts["key"]
+            (event.fields["evaluation"], part): event.fields["key"]
             for event in self.directory.events("evaluation")
-            for part in event.facts["parts"]
+            for part in event.fields["parts"]
         }
-        for other in self.request.evaluations:
-            for part in other.parts:
-                taken.setdefault((other.name, part), other.key)
+        for requested in self.request.evaluations:
+            for part in requested.parts:
+                taken.setdefault((requested.name, part), requested.key)
         clash = any(taken.get((evaluation.name, part), evaluation.key) != evaluation.key for part in evaluation.parts)
         return f"{evaluation.name}_{evaluation.key[:6]}" if clash else evaluation.name
 
     # -- records
 
     def finish(self, state: str, reason: str, *, cause: Cause = "", trace: str = "") -> None:
-        """Write the run's final state for this attempt; where the disk takes nothing more, say it in the log."""
+        """Write the run's final state for this attempt; if the disk is full, only log it."""
         self.state = state
         if trace:
             logger.error(trace)
-        facts = {"reason": reason, "traceback": trace} if trace else {"reason": reason}
+        fields = {"reason": reason, "traceback": trace} if trace else {"reason": reason}
         try:
-            if self.journal is None:  # it failed before it could begin
+            if self.journal is None:  # it failed before the journal was opened
                 self.journal = self.directory.open_journal(resumed_from_step=self.directory.durable_step())
             with self.journal:
-                self.journal.event("finished" if state == "done" else state, **facts)
+                self.journal.event("finished" if state == "done" else state, **fields)
             self._write_status(state, reason, cause=cause, force=True)
         except RecordError as error:
             self.state = "failed"
-            logger.error(f"{self.directory.key} {state}: {reason}; its records cannot say so: {error}")
+            logger.error(f"{self.directory.key} {state}: {reason}; this could not be recorded: {error}")
 
     def _write_status(self, state: str, reason: str = "", *, cause: Cause = "", force: bool = False) -> None:
         now = time.monotonic()
@@ -360,7 +365,7 @@ class _Job:
         )
 
     def _record_environment(self, attempt: int, device: torch.device, data: Dataset, group: ProcessGroup) -> None:
-        """Write under which conditions this attempt computes, and say where they are others than before."""
+        """Record the conditions of this attempt, and report those that changed since the last."""
         assert self.journal is not None
         environment = describe_environment(device, data, group, self.request.resources)
         if changes := changed_conditions(self.directory, environment):
@@ -370,9 +375,9 @@ class _Job:
         self.directory.write_environment(attempt, environment)
 
     def _record_throughput(self, seconds_per_step: float, device: torch.device) -> None:
-        """Keep what a step took and what a checkpoint weighs, for `plan`."""
+        """Record the duration of a step and the size of a checkpoint, for `plan`."""
         checkpoints = self.directory.checkpoints_folder.glob("step-*.pt")
-        fact = Throughput(
+        measured = Throughput(
             self.spec.cost_key,
             seconds_per_step,
             device=device.type,
@@ -382,10 +387,10 @@ class _Job:
             precision=self.spec.train.precision,
             checkpoint_bytes=max((path.stat().st_size for path in checkpoints), default=None),
         )
-        record(self.directory.path.parent, fact)
+        record(self.directory.path.parent, measured)
 
     def _record_compute(self, training: Training, data: Dataset) -> None:
-        """Record the arithmetic of the whole training, for the scaling figures, unless an earlier attempt has."""
+        """Record the compute of the whole training, for the scaling figures, unless an earlier attempt did."""
         assert self.journal is not None
         if self.directory.history("compute/parameters")[0]:
             return
@@ -393,30 +398,36 @@ class _Job:
 
         x_0 = torch.empty((1, data.channels, data.image_size, data.image_size), device="meta")
         examples = self.spec.train.steps * self.spec.train.batch_size
-        multiply_adds = flops = parameters = 0
-        for network in training.method.networks().values():
-            one_pass = training_step_compute(network.module.train(), *network.inputs(x_0))
-            multiply_adds += network.passes * one_pass.multiply_adds
-            flops += network.passes * one_pass.flops
-            parameters += sum(weight.numel() for weight in network.module.parameters())
-        compute = {
-            "compute/train_multiply_adds": float(multiply_adds * examples),
-            "compute/train_flops": float(flops * examples),
-            "compute/parameters": float(parameters),
-        }
+        networks = training.method.networks()
+        multiply_adds = flops = 0
+        compute: dict[str, float] = {}
+        try:
+            for network in networks.values():
+                one_pass = training_step_compute(network.module.train(), *network.inputs(x_0))
+                multiply_adds += network.passes * one_pass.multiply_adds
+                flops += network.passes * one_pass.flops
+            compute["compute/train_multiply_adds"] = float(multiply_adds * examples)
+            compute["compute/train_flops"] = float(flops * examples)
+        except TrainingError as error:
+            logger.warning(f"run {self.directory.key}: the arithmetic of its training {error}")
+            self.journal.event("compute_not_counted", step=self.step, reason=str(error))
+        modules = [network.module for network in networks.values()]
+        compute["compute/parameters"] = float(
+            sum(weight.numel() for module in modules for weight in module.parameters())
+        )
         self.journal.metrics(self.spec.train.steps, compute)
 
     # -- the process
 
     def _worker_command(self) -> list[str]:
         """Return the command that starts another process of this run."""
-        # _exit: after an error torch's threads may still be there, and would turn the end into an abort.
+        # _exit: after an error torch's threads may still be running, and would turn the exit into an abort.
         code = f"run_job(sys.argv[1], threads={self.threads}) == 'failed'"
         code = f"import os, sys; from harness.job.job import run_job; os._exit({code})"
         return [sys.executable, "-u", "-c", code, str(self.directory.path)]
 
     def _set_threads(self) -> None:
-        """Fix the number of threads at the first start and use it again ever after."""
+        """Fix the number of threads at the first start and reuse it in later attempts."""
         environments = self.directory.environments()
         threads = environments[0]["threads"] if environments else self.request.resources.threads or self.threads
         if threads:

@@ -1,4 +1,4 @@
-"""What the studies of a run ask of it."""
+"""What the studies of a run request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.spec.resources import Records, Resources
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What the studies of a run ask of it, together."""
+    """The combined request of all studies of a run."""
 
     evaluations: tuple[Evaluation, ...]
     resources: Resources
@@ -23,7 +23,7 @@ class RunRequest:
 
     @classmethod
     def of(cls, run_directory: RunDirectory) -> RunRequest:
-        """Read the run's studies; evaluations add up, for the rest the study that joined last decides."""
+        """Read the run's studies; evaluations add up, for everything else the study that joined last decides."""
         studies = list(run_directory.studies_by_joining().values())
         read = partial(read_evaluation, run_directory.path)
         evaluations = {

@@ -1,4 +1,4 @@
-"""How a job is asked to stop: by a signal, by a search that prunes it, or after a number of steps."""
+"""Requests to stop a job: by a signal, by a search that prunes it, or after a number of steps."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 SIGNAL_NAMES = tuple(number.name for number in STOP_SIGNALS)
-PRUNED = "pruning"  # in the place of a signal's name
+PRUNED = "pruning"  # instead of a signal's name
 
-# What the processes of a run send one another; the largest wins.
+# Numbers that the processes of a run exchange; the largest wins.
 _NUMBERS = {"": 0, **{number.name: int(number) for number in STOP_SIGNALS}, PRUNED: 1000}
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 
 
 def stop_number(name: str) -> int:
-    """Return the number that stands for a signal's name, for pruning, or (0) for nothing."""
+    """Encode a signal's name, pruning, or nothing (0) as a number."""
     return _NUMBERS[name]
 
 
 def stop_name(number: int) -> str:
-    """Return what a number of `stop_number` stands for."""
+    """Decode a number of `stop_number`."""
     return _NAMES[number]
 
 
 class StopSignals:
-    """Remember the signal that asked to stop, so that the loop can do so at its next step.
+    """Record a stop signal, so that the loop can stop after its current step.
 
     Attributes:
-        received: the name of the last one, empty before.
+        received: the name of the last signal, empty before.
     """
 
     def __init__(self) -> None:
@@ -37,12 +37,12 @@ class StopSignals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Take the signals to stop within a block, in the main thread; elsewhere whoever owns it handles them."""
+        """Handle stop signals within a block, in the main thread only."""
 
         def stop(number: int, _: object) -> None:
             self.received = signal.Signals(number).name
 
-        # A worker that was begun with SIGINT ignored is not to hear Ctrl-C: who began it hears it, and asks by SIGTERM.
+        # A worker that was started with SIGINT ignored must not react to Ctrl-C: its parent does, and sends SIGTERM.
         ignored = {number for number in [signal.SIGINT] if signal.getsignal(number) == signal.SIG_IGN}
         try:
             before = {number: signal.signal(number, stop) for number in STOP_SIGNALS if number not in ignored}

@@ -1,7 +1,7 @@
-"""Proof of resume: train once straight through and once killed again and again, and compare what is left bit by bit.
+"""Proof of resume: train once without interruption and once with kills and resumes, and compare the results bit by bit.
 
-The killed side meets what happens on a cluster: SIGKILL, which leaves the training no instant to prepare, and SIGTERM,
-after which it saves itself. Both sides are real jobs in processes of their own, in a scratch folder beside the runs.
+The killed side gets what happens on a cluster: SIGKILL, which leaves no time to prepare, and SIGTERM, after which the
+training saves a checkpoint. Both sides are real jobs in separate processes, in a scratch folder beside the runs.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def verify_resume(
     steps: int | None = None,
     on_progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Train a run straight through and killed-and-resumed, compare the two, and certify what was found.
+    """Train a run uninterrupted and killed-and-resumed, compare the two, and write a certificate.
 
-    The spec alone decides when data, noise, dropout and timesteps are drawn, so both sides must end in the same bits.
+    Data order, noise, dropout and timesteps depend on the spec only, so both sides must end in the same bits.
 
     Args:
-        run: of a study; where its run directory exists, the certificate goes there, to certificates/.
-        kills: SIGKILLs, at random steps; one SIGTERM comes on top.
-        steps: train only so far, by a spec that differs in train.steps alone; None means to the end. A run that
+        run: of a study; if its run directory exists, the certificate is written to certificates/ in it.
+        kills: number of SIGKILLs, at random steps; one SIGTERM is added.
+        steps: train only this far, by a spec that differs only in train.steps; None means to the end. A run that
             continues another counts from there.
-        on_progress: called with each thing that is done, for people who watch.
+        on_progress: called with a line for each thing that is done.
 
     Returns:
-        the certificate; `verdict` is "equal" or "different", and then `first_difference` names the first.
+        the certificate; `verdict` is "equal" or "different", in which case `first_difference` describes the first.
 
     Raises:
         TrainingError: the run was imported, a side failed, or training ended before it could be killed.
@@ -74,19 +74,19 @@ def verify_resume(
             (scratch / side).mkdir()
             (scratch / side / parent.key).symlink_to(parent.path.absolute())
 
-    on_progress(f"training to step {num_steps} straight through")
+    on_progress(f"training to step {num_steps} without interruption")
     began = time.monotonic()
     straight = _prepare(scratch / "straight" / run.run_key, spec, run, run.records.checkpoint_every_seconds)
     _finish(straight, threads)
-    # On this side checkpoints are to lie close between the kills, so that resumes begin at many different steps.
+    # On this side checkpoints are written often between the kills, so that resumes start at many different steps.
     every = (time.monotonic() - began) / (8 * (kills + 1))
     killed = _prepare(scratch / "killed" / run.run_key, spec, run, every)
     ends = _kill(killed, threads, kills, first_step, num_steps, on_progress)
-    on_progress("going on to the end")
+    on_progress("continuing to the end")
     _finish(killed, threads)
 
     certificate = {
-        "what": "one training straight through and one killed and resumed: state and result rows, bit by bit",
+        "what": "one training without interruption and one killed and resumed: state and result rows, bit by bit",
         "run_key": run.run_key,
         "steps": num_steps,
         "steps_of_the_run": run.spec.train.steps,
@@ -118,10 +118,10 @@ def verify_resume(
 
 
 def advice(certificate: dict[str, Any]) -> str:
-    """Say what may explain a difference, where something is known to."""
+    """Return a possible explanation of a difference, if one is known."""
     environment = certificate["environment"]
     if not environment["deterministic"] and environment["device"] != "cpu":
-        return "CUDA's fast kernels give other bits each time; resources.deterministic: true takes exact ones"
+        return "CUDA's fast kernels are not deterministic; resources.deterministic: true selects deterministic ones"
     if certificate.get("environment_differs_in"):
         return f"the two sides differ in {', '.join(certificate['environment_differs_in'])}"
     return ""
@@ -132,12 +132,12 @@ def advice(certificate: dict[str, Any]) -> str:
 
 def _prepare(path: Path, spec: dict, run: Run, checkpoint_every_seconds: float) -> RunDirectory:
     directory = RunDirectory(path).create(spec, SCHEMA_VERSION)
-    # The first rows tell where training stands, so a short one has to log more often than a long one.
+    # Rows show the training's progress, so a short training has to log more often than a long one.
     log_every = min(run.records.log_every, max(1, spec["train"]["steps"] // 20))
     records = run.records.model_copy(
         update={"checkpoint_every_seconds": checkpoint_every_seconds, "log_every": log_every}
     )
-    directory.add_to_study(run.study, run.facts() | {"records": records.model_dump(mode="json")})
+    directory.add_to_study(run.study, run.membership() | {"records": records.model_dump(mode="json")})
     return directory
 
 
@@ -172,12 +172,12 @@ def _kill(
     num_steps: int,
     on_progress: Callable[[str], None],
 ) -> list[dict]:
-    """End the training `kills` times by SIGKILL and once by SIGTERM; return what each did."""
+    """Stop the training `kills` times by SIGKILL and once by SIGTERM; return a description of each."""
     signals = [signal.SIGKILL] * kills + [signal.SIGTERM]
     random.shuffle(signals)
     ends = []
     for index, number in enumerate(signals):
-        # One in each equal share of the first nine tenths, so that none finds the training already at its end.
+        # One in each equal share of the first nine tenths, so that none comes after the training has ended.
         target = first_step + 1 + int((index + random.random()) / len(signals) * 0.9 * (num_steps - first_step))
         last_attempt = max(directory.attempts(), default=0)
         process = _begin(directory, threads)
@@ -190,11 +190,11 @@ def _kill(
             process.kill()
         if directory.status().state != "interrupted":
             raise TrainingError(
-                f"{directory.path}: {directory.status().state} before it could be ended at step {target} of {num_steps}"
-                f" ({directory.status().reason or 'too short a training: take fewer --kills or more --steps'})"
+                f"{directory.path}: {directory.status().state} before it was stopped at step {target} of {num_steps}"
+                f" ({directory.status().reason or 'training too short: use fewer --kills or more --steps'})"
             )
         after, durable = _logged_step(directory, last_attempt), directory.durable_step()
-        on_progress(f"{number.name} after the row of step {after}; a checkpoint of step {durable} is there")
+        on_progress(f"{number.name} after the row of step {after}; the newest checkpoint is of step {durable}")
         ends.append({"signal": number.name, "after_the_row_of_step": after, "durable_step": durable})
     return ends
 
@@ -202,7 +202,7 @@ def _kill(
 def _logged_step(directory: RunDirectory, last_attempt: int) -> int:
     """Return the step of the newest row that was made after that attempt."""
     row = directory.latest().get("train/loss")
-    return row.step if row and row.attempt > last_attempt else 0
+    return row.x if row and row.attempt > last_attempt else 0
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
@@ -234,8 +234,8 @@ def digests(state: Any) -> dict[str, str]:
 
 
 def results(directory: RunDirectory) -> list[tuple[str, int, float]]:
-    """Return the rows that must be the same each time, in the order of the journal; no timings, no system metrics."""
-    return [(row.key, row.step, row.value) for row in directory.rows() if not is_measurement(row.key)]
+    """Return the rows that must be reproducible, in the journal's order; no timings, no system metrics."""
+    return [(row.key, row.x, row.value) for row in directory.rows() if not is_measurement(row.key)]
 
 
 def _compare(straight: RunDirectory, killed: RunDirectory) -> dict[str, Any]:
@@ -276,17 +276,17 @@ def _together(digest_by_path: dict[str, str]) -> str:
 
 
 def _first_row_difference(straight: list, killed: list) -> str | None:
-    """Name the first row that differs, which tells the step better than the final state does."""
+    """Describe the first row that differs, which locates the step better than the final state does."""
     for (key, step, value), (other_key, other_step, other) in zip(straight, killed, strict=False):
         if (key, step, repr(value)) != (other_key, other_step, repr(other)):
             if (key, step) != (other_key, other_step):
                 return f"row {key} at step {step}: the killed side has {other_key} at step {other_step} in its place"
-            return f"row {key} at step {step}: straight {value!r}, killed {other!r}"
-    return None if len(straight) == len(killed) else f"{len(straight)} rows straight, {len(killed)} killed"
+            return f"row {key} at step {step}: uninterrupted {value!r}, killed {other!r}"
+    return None if len(straight) == len(killed) else f"{len(straight)} rows uninterrupted, {len(killed)} killed"
 
 
 def first_state_difference(straight: Any, killed: Any, step: int) -> str | None:
-    """Name the first entry in which two state_dicts of a step differ, and by how much; None when all bits are equal."""
+    """Describe the first entry in which two state_dicts of a step differ; None when all bits are equal."""
     import torch
 
     of_straight, of_killed = digests(straight), digests(killed)
@@ -299,7 +299,7 @@ def first_state_difference(straight: Any, killed: Any, step: int) -> str | None:
             distance = float((expected.double() - actual.double()).abs().max())
             count = f"{int((expected != actual).sum())} of {expected.numel()} values"
             return f"{path} at step {step}: {count}, by up to {distance:g}"
-        return f"{path} at step {step}: straight {_brief(expected)}, killed {_brief(actual)}"
+        return f"{path} at step {step}: uninterrupted {_brief(expected)}, killed {_brief(actual)}"
     return None
 
 

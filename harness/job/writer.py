@@ -1,4 +1,4 @@
-"""Leave what an evaluation measured in the run directory, in an order that a kill cannot make untrue."""
+"""Write an evaluation's result into the run directory, in an order that is safe against kills."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.spec.evaluation import Evaluation
 def record_evaluation(
     directory: RunDirectory, journal: Journal, evaluation: Evaluation, prefix: str, result: EvaluationResult, step: int
 ) -> None:
-    """Write what was measured: files first, then the rows, then the event that says it is whole.
+    """Write the result: files first, then the rows, then the event that marks it as complete.
 
     Args:
         prefix: of the metrics' names.
@@ -37,8 +37,8 @@ def record_evaluation(
     journal.metrics(step, result.metrics)
     for name, curve in result.curves.items():
         for x, value in curve:
-            journal.metrics(x, {name: value}, at=step)
+            journal.metrics(x, {name: value}, train_step=step)
     # With its step, so that it is superseded with its rows when the last checkpoint turns out to be damaged.
-    facts = {"key": evaluation.key, "evaluation": evaluation.name, "prefix": prefix, "parts": evaluation.parts}
-    journal.event("evaluation", step=step, **facts)
+    fields = {"key": evaluation.key, "evaluation": evaluation.name, "prefix": prefix, "parts": evaluation.parts}
+    journal.event("evaluation", step=step, **fields)
     journal.sync()

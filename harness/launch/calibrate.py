@@ -1,7 +1,7 @@
-"""Cost before commitment: time a few training steps of each kind that a study asks for, and hold the sum to its budget.
+"""Estimate the cost before submitting: time a few training steps of each kind of run, and check the study's budget.
 
-Steps are timed where the runs will be: in a process of its own on this machine, or in a short job on the target
-partition. They train in a scratch folder; of a run's own directory nothing is touched.
+Steps are timed where the runs will run: in a separate process on this machine, or in a short job on the target
+partition. They train in a scratch folder; run directories are not touched.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ REQUEST = "request.json"
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What came of one cost class: a fact, or why there is none."""
+    """The result of one cost class: its timing, or an error."""
 
     arms: tuple[str, ...]
     batch_size: int
-    fact: Throughput | None
+    timing: Throughput | None
     error: str = ""
 
 
@@ -60,17 +60,17 @@ def calibrate(
     timeout_seconds: float = 1800.0,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[Calibrated]:
-    """Time some steps of each cost class of the runs that are left to train, and store what `plan` reads.
+    """Time some steps of each cost class of the runs that are left to train, and store the timings for `plan`.
 
     Args:
         cluster: local, or slurm: one job for each class of resources, with the settings of the real jobs.
-        steps: timed steps of each class; a fifth more warms up.
-        only_unknown: leave out what has been measured on such a device already.
-        timeout_seconds: how long to wait for a job, in the queue and at work.
-        on_progress: called with what happens meanwhile, for people who watch.
+        steps: timed steps of each class; a fifth more for warm-up.
+        only_unknown: skip what has been measured on such a device already.
+        timeout_seconds: how long to wait for a job, in the queue and running.
+        on_progress: called with lines that report progress.
 
     Raises:
-        LaunchError: SLURM does not take the job, or it does not end in time or ends without an answer.
+        LaunchError: SLURM does not accept the job, or it does not end in time or ends without an answer.
     """
     classes: dict[Resources, dict[str, list[PlannedRun]]] = {}
     for planned in plan.runs:
@@ -78,21 +78,21 @@ def calibrate(
         if left is None or (left and not only_unknown):
             by_cost = classes.setdefault(planned.run.resources, {})
             by_cost.setdefault(planned.run.spec.cost_key, []).append(planned)
-    found = []
+    results = []
     for resources, by_cost in classes.items():
         threads = resources.threads or max(1, available_cores() // max(1, len(plan.to_do)))
         if cluster == "slurm":
             threads = slurm_parameters(resources, profile or Profile())["cpus_per_task"]
-        wanted = [_wanted(group[0]) for group in by_cost.values()]
-        request = {"steps": steps, "threads": threads, "wanted": wanted}
+        classes_to_time = [_class_to_time(group[0]) for group in by_cost.values()]
+        request = {"steps": steps, "threads": threads, "classes": classes_to_time}
         answers = _answers(request, resources, plan, cluster, profile, timeout_seconds, on_progress)
         for group, answer in zip(by_cost.values(), answers, strict=True):
-            fact = Throughput(**answer["fact"]) if "fact" in answer else None
-            if fact:
-                throughput.record(plan.runs_folder, fact)
+            timing = Throughput(**answer["fact"]) if "fact" in answer else None
+            if timing:
+                throughput.record(plan.runs_folder, timing)
             arms = tuple(dict.fromkeys(planned.run.arm for planned in group))
-            found.append(Calibrated(arms, group[0].run.spec.train.batch_size, fact, answer.get("error", "")))
-    return found
+            results.append(Calibrated(arms, group[0].run.spec.train.batch_size, timing, answer.get("error", "")))
+    return results
 
 
 def target_device(planned: PlannedRun, cluster: str, profile: Profile | None = None) -> str:
@@ -105,7 +105,7 @@ def target_device(planned: PlannedRun, cluster: str, profile: Profile | None = N
     return "cuda" if visible_gpus() else "cpu"
 
 
-def _wanted(planned: PlannedRun) -> dict[str, Any]:
+def _class_to_time(planned: PlannedRun) -> dict[str, Any]:
     return {
         "spec": planned.run.spec.model_dump(mode="json"),
         "resources": planned.run.resources.model_dump(mode="json"),
@@ -122,13 +122,13 @@ def _answers(
     timeout_seconds: float,
     on_progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Have `request` answered by a process here or by a job there."""
+    """Answer `request` in a local process or in a job."""
     plan.runs_folder.mkdir(parents=True, exist_ok=True)
     # Below the runs folder, which all nodes see.
     with tempfile.TemporaryDirectory(prefix=".calibrate-", dir=plan.runs_folder, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        for one in request["wanted"]:
-            freeze(folder, one["spec"].get("plugins", {}))
+        for cost_class in request["classes"]:
+            freeze(folder, cost_class["spec"].get("plugins", {}))
         (folder / REQUEST).write_text(json.dumps(request))
         if cluster == "slurm":
             result = run_probe_job(
@@ -143,7 +143,7 @@ def _answers(
             if result.state_at_timeout:
                 raise LaunchError(
                     f"calibration: job {result.job_id} was {result.state_at_timeout} after {timeout_seconds:.0f} s and "
-                    "is cancelled; try again later, or wait longer: "
+                    "was cancelled; try again later, or wait longer: "
                     f"harness calibrate {plan.study.path} --timeout SECONDS"
                 )
             answer, log = result.answer, result.log
@@ -161,11 +161,11 @@ def _answers(
 
 
 def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, steps: int, scratch: Path) -> Throughput:
-    """Train some steps of a run by the real loop, and return what one takes and what a checkpoint weighs.
+    """Train some steps of a run by the real loop, and return the time per step and the size of a checkpoint.
 
-    The loop waits for the device where it logs, so it logs at the ends of blocks alone. The first block warms up; of
-    the others the median counts. More than one process is timed as one with its share of the batch, so what they spend
-    on talking to each other is not in it.
+    The loop synchronises with the device where it logs, so it logs only at the ends of blocks. The first block is
+    warm-up; of the others the median is used. Several processes are timed as one with its share of the batch, so the
+    time for communication is not included.
     """
     import torch
 
@@ -211,18 +211,18 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
 
 
 def main(folder: Path) -> None:
-    """Answer the request in a folder; what goes wrong with one class does not keep the others from being timed."""
+    """Answer the request in a folder; an error in one class does not affect the others."""
     import torch
 
     request = json.loads((folder / REQUEST).read_text())
     torch.set_num_threads(request["threads"])
     answers: list[dict[str, Any]] = []
-    for entry in request["wanted"]:
+    for entry in request["classes"]:
         spec, resources = read_spec(folder, entry["spec"]), Resources.model_validate(entry["resources"])
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                fact = time_steps(spec, resources, entry["data_root"], steps=request["steps"], scratch=Path(scratch))
-                answers.append({"fact": asdict(fact)})
+                timing = time_steps(spec, resources, entry["data_root"], steps=request["steps"], scratch=Path(scratch))
+                answers.append({"fact": asdict(timing)})
             except (HarnessError, RuntimeError) as error:  # such as CUDA out of memory
                 answers.append({"error": " ".join(str(error).split())[:300]})
     replace_file(folder / ANSWER, json.dumps(answers), durable=True)
@@ -238,12 +238,12 @@ def require_within_budget(
     profile: Profile | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Refuse a study whose training would take more than its budget; time what is unknown first.
+    """Refuse a study whose training would exceed its budget; time what is unknown first.
 
-    What counts is what is left to train of the whole study. An hour of a run without a GPU counts as one of a GPU.
+    The remaining training of the whole study is counted. An hour of a run without a GPU counts like a GPU hour.
 
     Raises:
-        LaunchError: over the budget, or the cost could not be found out; nothing is queued then.
+        LaunchError: over the budget, or the cost could not be measured; nothing is queued then.
     """
     budget = plan.study.budget_gpu_hours
     if budget is None:
@@ -254,21 +254,21 @@ def require_within_budget(
 
     if None in hours_left(plan):
         on_progress("the study has a budget and its cost is not known yet: timing some steps first")
-        found = calibrate(plan, cluster=cluster, profile=profile, only_unknown=True, on_progress=on_progress)
-        if failed := [one for one in found if one.fact is None]:
+        results = calibrate(plan, cluster=cluster, profile=profile, only_unknown=True, on_progress=on_progress)
+        if failed := [result for result in results if result.timing is None]:
             raise LaunchError(f"{', '.join(failed[0].arms)}: no step could be timed: {failed[0].error}")
-        plan = replace(plan)  # which has read no facts yet
+        plan = replace(plan)  # without the cached timings
     hours = hours_left(plan)
     if None in hours:
         raise LaunchError(
-            "the steps were timed on another kind of device than the study's resources ask for; "
-            "say resources.device and gpus_per_node as they are there"
+            "the steps were timed on another kind of device than the study's resources request; "
+            "set resources.device and gpus_per_node to match the cluster"
         )
-    total = sum(one for one in hours if one is not None)
+    total = sum(known for known in hours if known is not None)
     if total > budget:
         arms: dict[str, float] = {}
-        for planned, one in zip(plan.runs, hours, strict=True):
-            arms[planned.run.arm] = arms.get(planned.run.arm, 0.0) + (one or 0.0)
+        for planned, left in zip(plan.runs, hours, strict=True):
+            arms[planned.run.arm] = arms.get(planned.run.arm, 0.0) + (left or 0.0)
         most_expensive = max(arms, key=lambda arm: arms[arm])
         raise LaunchError(
             f"over budget: {total:.3g} device hours are left to train, budget_gpu_hours is {budget:g}; "

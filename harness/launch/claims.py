@@ -1,4 +1,4 @@
-"""Which submission took a run, with which job, and where its log lies."""
+"""Claims: which submission took a run, with which job, and where its log is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.records.layout import SubmissionLayout, claim_folders
 
 @dataclass(frozen=True)
 class Claim:
-    """The newest submission that took a run: its folder, and its jobs that worked on the run, the newest last."""
+    """A submission that took a run: its folder, and its jobs that worked on the run, the newest last."""
 
     folder: Path
     jobs: tuple[str, ...] = ()
@@ -36,19 +36,19 @@ class Claim:
         return bool(self.submission.get("cluster") == "slurm")
 
     def cancellation(self, run_key: str) -> Cancellation | None:
-        """Return who wants the run stopped, None if nobody does."""
+        """Return the cancellation of the run, None if there is none."""
         path = SubmissionLayout(self.folder).cancelled_path(run_key)
         if not path.exists():
             return None
         text = path.read_text().strip()
         if text.startswith("{"):
             return Cancellation(**json.loads(text))
-        return Cancellation(text, path.stat().st_mtime)  # from before the time stood in the file
+        return Cancellation(text, path.stat().st_mtime)  # written by a version that did not store the time
 
 
 @dataclass(frozen=True)
 class Cancellation:
-    """A person's wish that a run be stopped."""
+    """A user's request to stop a run."""
 
     by: str
     cancelled_seconds: float  # Unix time
@@ -56,12 +56,12 @@ class Cancellation:
 
 @cache
 def read_submission(folder: Path) -> dict[str, Any]:
-    path = SubmissionLayout(folder).facts_path
+    path = SubmissionLayout(folder).submission_path
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def claims_of(runs_folder: Path, run_keys: Iterable[str]) -> dict[str, list[Claim]]:
-    """Return who took each run, oldest first; a run that nobody took is missing."""
+    """Return the claims on each run, oldest first; a run without claims is missing."""
     keys = set(run_keys)
     claims: dict[str, list[Claim]] = {}
     for folder in claim_folders(runs_folder) if keys else []:
@@ -82,22 +82,22 @@ def mark_cancelled(folder: Path, run_key: str, by: str) -> None:
 
 
 def job_of(runs_folder: Path, run_key: str) -> tuple[Path | None, str]:
-    """Return the newest submission's folder that took a run, and the name of submitit's job there."""
+    """Return the folder of the newest submission that took a run, and the name of submitit's job in it."""
     newest = claims_of(runs_folder, [run_key]).get(run_key, [None])[-1]
     return (newest.folder, newest.job_id) if newest else (None, "")
 
 
 def run_log(runs_folder: Path, run_key: str) -> Path | None:
-    """Return the log of a run's newest attempt, or of the start that was to become one; None before there is any.
+    """Return the log of a run's newest attempt or start; None if there is none.
 
-    Runs of versions that kept no log in the run directory have their job's.
+    For runs of versions that kept no log in the run directory it is the job's.
     """
     logs = RunDirectory(runs_folder / run_key).log_paths()
     return logs[-1] if logs else job_log(runs_folder, run_key)
 
 
 def job_log(runs_folder: Path, run_key: str) -> Path | None:
-    """Return the log of the newest job that took a run: what was printed outside of runs, and what SLURM wrote."""
+    """Return the log of the newest job that took a run: output outside of runs, and SLURM's messages."""
     for claim in reversed(claims_of(runs_folder, [run_key]).get(run_key, [])):
         layout = SubmissionLayout(claim.folder)
         for path in (layout.earlier_log_path(run_key), *map(layout.job_log_path, reversed(claim.jobs))):

@@ -1,4 +1,4 @@
-"""Workers on this machine, and one in this very process for debuggers."""
+"""Workers on this machine, and one in this process for debuggers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LOCAL_TIMEOUT_MINUTES = 28 * 24 * 60  # submitit's own default would end a local
 class LocalSubmission(BlockingSubmission):
     """Workers on this machine, and one process that uploads all their records to MLflow.
 
-    They start when they are waited for, so that there is no moment at which Ctrl-C would leave them behind.
+    They are started by `wait`, so that Ctrl-C can never leave them behind.
     """
 
     workers: list[tuple[Worker, dict[str, str]]] = field(default_factory=list)  # with variables for its process
@@ -50,9 +50,9 @@ class LocalSubmission(BlockingSubmission):
     _syncing: BackgroundSync | None = None
 
     def wait(self, tick: Callable[[], None]) -> bool:
-        """Wait for the workers, calling `tick` twice a second; return whether nobody asked to stop.
+        """Wait for the workers, calling `tick` twice a second; return False if they were asked to stop.
 
-        Ctrl-C and SIGTERM ask the workers to stop at the next step, with a checkpoint; a second Ctrl-C does not wait.
+        Ctrl-C and SIGTERM ask the workers to stop at the next step, with a checkpoint; a second Ctrl-C stops at once.
         """
         with _sigterm_is_ctrl_c():
             try:
@@ -71,7 +71,7 @@ class LocalSubmission(BlockingSubmission):
                     self._final_sync(self._syncing)
 
     def _final_sync(self, syncing: BackgroundSync) -> None:
-        """Bring MLflow up to date at our own priority: the other process has the lowest, and a busy machine."""
+        """Finish the upload to MLflow at normal priority: the background process has the lowest, on a busy machine."""
         from harness.tracking.sync import sync_run
 
         syncing.kill()
@@ -82,11 +82,11 @@ class LocalSubmission(BlockingSubmission):
             logger.warning(f"not all records have reached MLflow; `harness sync` uploads the rest: {error}")
 
     def start(self) -> None:
-        """Begin the work; `wait` does, but a search looks after many submissions at once."""
+        """Start the workers; `wait` does it too, but a search watches many submissions at once."""
         if not self.workers:
             return
         executor = make_executor(self.folder, "local", timeout_min=LOCAL_TIMEOUT_MINUTES)
-        # Workers inherit that SIGINT is ignored: Ctrl-C reaches us alone, and we ask them to stop gently.
+        # Workers inherit that SIGINT is ignored: Ctrl-C reaches only us, and we ask them to stop.
         with _ignoring_sigint():
             for worker, variables in self.workers:
                 with process_environment(thread_environment(worker.threads) | variables):
@@ -102,11 +102,11 @@ class LocalSubmission(BlockingSubmission):
         return [job for job in self.jobs if not job.done()]
 
     def stop(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Ask the workers to write a checkpoint and end, and wait until they have."""
+        """Ask the workers to write a checkpoint and exit, and wait until they have."""
         with contextlib.suppress(KeyboardInterrupt):
             while alive := self.alive():
                 for job in alive:
-                    # Asked again each second, for a worker that was just starting has not heard the first time.
+                    # Repeated each second, since a worker that was just starting may have missed the first signal.
                     # submitit's controller passes the signal on; its own cancel() would kill within a second.
                     os.kill(int(job.job_id), signal.SIGTERM)
                 for _ in range(2):
@@ -118,17 +118,17 @@ class LocalSubmission(BlockingSubmission):
 
 
 class DebugSubmission(BlockingSubmission):
-    """One worker in this very process, so that a debugger of the user's own can look at it."""
+    """One worker in this process, for the user's own debugger."""
 
     def wait(self, tick: Callable[[], None]) -> bool:
-        """Work here and now, which shows its own progress; return whether nobody asked to stop.
+        """Work in this process, showing progress; return False if it was asked to stop.
 
         Raises:
-            Exception: whatever the worker itself stumbled over; what happens within a run is recorded there.
+            Exception: an error of the worker itself; errors of a run are recorded in the run.
         """
         try:
             for job in self.jobs:
-                # Not result(): submitit's DebugJob would open a debugger on an error and wait for ever.
+                # Not result(): submitit's DebugJob would open a debugger on an error and wait forever.
                 error = job.exception()
                 if error is not None:
                     raise error
@@ -177,14 +177,14 @@ def launch_local(
     queues: dict[str, list[Path]] = {}
     for planned in runs:
         queues.setdefault(code[planned.run_key].id, []).append(planned.path.absolute())
-    # As a rule there is one; runs that resume with older code need workers that have imported it.
+    # Usually there is one; runs that resume with older code need workers that have imported that code.
     codes = {of_run.id: snapshot.environment(of_run) for of_run in code.values()}
     jobs = max(jobs, len(queues))
     for index in range(jobs):
         gpu = gpus[index % len(gpus)] if len(gpus) > 1 else os.environ.get("CUDA_VISIBLE_DEVICES")
-        its_code = list(queues)[index % len(queues)]
-        worker = Worker(tuple(queues[its_code]), folder, threads, gpu, sync=False)
-        submission.workers.append((worker, codes[its_code]))
+        code_id = list(queues)[index % len(queues)]
+        worker = Worker(tuple(queues[code_id]), folder, threads, gpu, sync=False)
+        submission.workers.append((worker, codes[code_id]))
     submission.notes.append(f"{count(jobs, 'worker')} on {cores} cores, {threads} each; logs: {folder}")
     return submission
 

@@ -1,4 +1,4 @@
-"""Changing one's mind: cancel, retry, and runs that nobody asks for any more."""
+"""Cancel, retry, and find runs that no study requests any more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from harness.errors import LaunchError
 from harness.launch.claims import Claim, claims_of, mark_cancelled, read_submission
 from harness.launch.planning import TO_DO, Plan
-from harness.launch.requeue import forget_kills
+from harness.launch.requeue import reset_kills
 from harness.launch.states import read_run_states
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout, members_of, submission_folders
@@ -24,21 +24,21 @@ from harness.slurm.profile import Profile
 
 
 def orphans(plan: Plan) -> list[RunDirectory]:
-    """Return the runs that wait or run for this study alone, which no longer asks for them."""
-    asked = {planned.run_key for planned in plan.runs}
-    paths = [path for path in members_of(plan.runs_folder, plan.study.name) if path.name not in asked]
+    """Return the queued and running runs of this study only, which its file no longer contains."""
+    planned_keys = {planned.run_key for planned in plan.runs}
+    paths = [path for path in members_of(plan.runs_folder, plan.study.name) if path.name not in planned_keys]
     alone = [path for path in paths if len(RunDirectory(path).studies()) == 1]
     states = read_run_states(alone)
     return [RunDirectory(path) for path in alone if states[path.name].status.state in ("queued", "running")]
 
 
 def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
-    """Stop runs that wait or run, with a checkpoint of what is running; return those that were stopped now.
+    """Stop queued and running runs, running ones with a checkpoint; return those that were stopped.
 
-    A job that several runs share is cancelled when nobody needs it; else it stops the cancelled ones itself.
+    A job that several runs share is cancelled when no run needs it; else the job stops the cancelled runs itself.
 
     Raises:
-        LaunchError: SLURM does not answer; or a run is worked on by another machine, where nobody listens.
+        LaunchError: SLURM does not answer; or a run is running on another machine, which cannot be signalled from here.
     """
     if not directories:
         return []
@@ -47,11 +47,11 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
     keys = [directory.key for directory in directories]
     claims = claims_of(runs_folder, keys)
     states = read_run_states([directory.path for directory in directories])
-    # Local workers claim a run when they begin it: those that wait in their queues are told here, too.
+    # Local workers claim a run when they start it: queued ones are marked here, too.
     for folder in submission_folders(runs_folder):
-        facts = read_submission(folder)
-        if facts and facts.get("cluster") != "slurm":
-            for key in set(keys) & set(facts["runs"]):
+        submission = read_submission(folder)
+        if submission and submission.get("cluster") != "slurm":
+            for key in set(keys) & set(submission["runs"]):
                 if states[key].status.state in TO_DO or states[key].status.state == "running":
                     mark_cancelled(folder, key, by)
     live = [directory for directory in directories if states[directory.key].status.state in ("queued", "running")]
@@ -65,7 +65,7 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
             jobs[claim.job_id] = claim
         elif owner := directory.writer():
             if owner.get("host") != socket.gethostname():
-                raise LaunchError(f"run {directory.key} is worked on by {owner['host']}: cancel it there")
+                raise LaunchError(f"run {directory.key} is running on {owner['host']}: cancel it there")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(owner["pid"], signal.SIGTERM)
     needed = {job_id for folder in {claim.folder for claim in jobs.values()} for job_id in _needed(folder)}
@@ -74,7 +74,7 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
 
 
 def _needed(folder: Path) -> set[str]:
-    """Return the jobs of a submission that still have a run which is neither cancelled nor at its end."""
+    """Return the jobs of a submission that still have a run that is neither cancelled nor finished."""
     layout = SubmissionLayout(folder)
     needed = set()
     for path in layout.claims_folder.iterdir():
@@ -86,7 +86,7 @@ def _needed(folder: Path) -> set[str]:
 
 
 def select_retries(plan: Plan, *, failed: bool, killed: bool) -> Plan:
-    """Return the failed and the killed runs of a plan; how often they were killed before no longer counts."""
+    """Return the failed and the killed runs of a plan, and reset their counts of kills."""
     chosen = [
         planned
         for planned in plan.to_do
@@ -94,13 +94,13 @@ def select_retries(plan: Plan, *, failed: bool, killed: bool) -> Plan:
         or (killed and planned.state == "interrupted" and planned.status.cause in ("killed", "out_of_memory"))
     ]
     for planned in chosen:
-        forget_kills(planned.directory)
+        reset_kills(planned.directory)
     return replace(plan, runs=tuple(replace(planned, state="interrupted") for planned in chosen))
 
 
 def last_options(plan: Plan) -> dict[str, Any]:
     """Return `cluster`, `jobs` and `profile` of the newest submission of a study; the defaults if there was none."""
     submissions = list(filter(None, map(read_submission, submission_folders(plan.runs_folder, plan.study.name))))
-    facts = submissions[-1] if submissions else {"cluster": "local", "jobs": None, "profile": {}}
-    options = {key: facts[key] for key in ("cluster", "jobs")}
-    return options | {"profile": Profile.model_validate(facts["profile"]) if facts["profile"] else None}
+    submission = submissions[-1] if submissions else {"cluster": "local", "jobs": None, "profile": {}}
+    options = {key: submission[key] for key in ("cluster", "jobs")}
+    return options | {"profile": Profile.model_validate(submission["profile"]) if submission["profile"] else None}

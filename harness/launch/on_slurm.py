@@ -40,7 +40,7 @@ def launch_slurm(
     classes: dict[tuple[Resources, str], list[PlannedRun]] = {}
     for planned in runs:
         classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)
-        # Before sbatch: a job may start, and say so, at once.
+        # Before sbatch: a job may start and write its status at once.
         planned.directory.set_status(replace(planned.status, state="queued", reason="", cause="", stopped_by=""))
     for (resources, _), members in classes.items():
         variables = snapshot.environment(code[members[0].run_key])
@@ -54,13 +54,13 @@ def launch_slurm(
         packs = [members[first : first + pack] for first in range(0, len(members), pack)]
         arrays = [packs[first : first + largest] for first in range(0, len(packs), largest)]
         parallel = parameters["slurm_array_parallelism"]
-        with process_environment(_not_within_a_job() | thread_environment(threads) | variables):
+        with process_environment(_outer_job_variables() | thread_environment(threads) | variables):
             if canary:
                 job = _submit_array(submission, replace(task, canary=True), [members[:1]], parameters)[0]
                 after = {"dependency": f"afterok:{job.job_id}", "kill-on-invalid-dep": "yes"}
                 parameters["slurm_additional_parameters"] = parameters["slurm_additional_parameters"] | after
             for array in arrays:
-                share = max(1, parallel * len(array) // len(packs))  # of what may run at a time
+                share = max(1, parallel * len(array) // len(packs))  # of what may run at the same time
                 limited = parameters | {"slurm_array_parallelism": share}
                 tasks = _submit_array(submission, task, array, limited)
                 number = tasks[0].job_id.split("_")[0]
@@ -77,10 +77,10 @@ def launch_slurm(
 def _submit_array(
     submission: Submission, task: Task, packs: list[list[PlannedRun]], parameters: dict[str, Any]
 ) -> list[Any]:
-    """Submit one job array, and write down which job has which run.
+    """Submit one job array, and record which job has which run.
 
     Raises:
-        LaunchError: SLURM refused; runs that have no job are left as they were.
+        LaunchError: SLURM refused; runs without a job are left unchanged.
     """
     try:
         executor = make_executor(task.folder, "slurm", max_time_limits=requeue.MAX_TIME_LIMITS, **parameters)
@@ -89,7 +89,7 @@ def _submit_array(
         for planned in submission.runs:
             if not SubmissionLayout(task.folder).claim_path(planned.run_key).exists():
                 planned.directory.set_status(planned.status)
-        raise LaunchError(f"SLURM did not take the jobs: {' '.join(str(error).split())[-400:]}") from error
+        raise LaunchError(f"SLURM did not accept the jobs: {' '.join(str(error).split())[-400:]}") from error
     for pack, job in zip(packs, array, strict=True):
         for planned in pack:
             with SubmissionLayout(task.folder).claim_path(planned.run_key).open("a") as file:
@@ -99,12 +99,12 @@ def _submit_array(
 
 
 def _note_canary(folder: Path, number: str, run_key: str) -> None:
-    path = SubmissionLayout(folder).facts_path
-    facts = json.loads(path.read_text())
-    facts.setdefault("canaries", {})[number] = run_key
-    replace_file(path, json.dumps(facts, indent=1), durable=False)
+    path = SubmissionLayout(folder).submission_path
+    description = json.loads(path.read_text())
+    description.setdefault("canaries", {})[number] = run_key
+    replace_file(path, json.dumps(description, indent=1), durable=False)
 
 
-def _not_within_a_job() -> dict[str, str | None]:
-    """Name the variables by which an outer job, such as an interactive one, would change what we ask of sbatch."""
+def _outer_job_variables() -> dict[str, str | None]:
+    """Return the variables to unset: those by which an outer job, such as an interactive one, would affect sbatch."""
     return dict.fromkeys(os.environ.keys() - login_environment().keys())

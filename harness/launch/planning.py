@@ -1,4 +1,4 @@
-"""A study held against the records: which runs are absent, failed or interrupted, and their cost. Reads only."""
+"""Compare a study with the records: which runs are absent, failed or interrupted, and their cost. Read-only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TO_DO = ("new", "interrupted", "failed", "evaluate")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a study and where it stands; `evaluate` is done, yet the study asks for more measurements."""
+    """One run of a study and its state; `evaluate` means done, but the study requests more evaluations."""
 
     run: Run
     path: Path
@@ -54,26 +54,26 @@ class Plan:
         return throughput.load(self.runs_folder)
 
     def measured(self, planned: PlannedRun, device: str | None = None) -> Throughput | None:
-        """Return what a step of this network, these images, this batch and precision was measured to take.
+        """Return the measured cost of a step with this network, image size, batch size and precision.
 
-        The newest fact counts. One of another kind of device than the run asks for, or of another number of processes,
-        says nothing of this run.
+        The newest measurement is used. Those on another kind of device than the run requests, or with another number
+        of processes, are ignored.
 
         Args:
-            device: cpu or cuda; None means what the run's resources say, either where they leave it open.
+            device: cpu or cuda; None means the run's resources.device, either if that is auto.
         """
         spec, resources = planned.run.spec, planned.run.resources
         if device is None and resources.device != "auto":
             device = resources.device
         elif device is None and resources.gpus_per_node:
             device = "cuda"
-        for fact in self._throughput.get(spec.cost_key, ()):
-            if fact.device == (device or fact.device) and fact.num_processes == resources.num_processes:
-                return fact
+        for measured in self._throughput.get(spec.cost_key, ()):
+            if measured.device == (device or measured.device) and measured.num_processes == resources.num_processes:
+                return measured
         return None
 
     def training_seconds(self, planned: PlannedRun, device: str | None = None) -> float | None:
-        """Estimate what is left to train; None where nothing alike has been measured. Evaluations are not in it."""
+        """Estimate the remaining training time, without evaluations; None if no similar run has been measured."""
         if planned.state in ("done", "evaluate", "pruned"):
             return 0.0
         measured = self.measured(planned, device)
@@ -81,15 +81,15 @@ class Plan:
         return measured.seconds_per_step * steps_left if measured else None
 
     def device_hours(self, planned: PlannedRun, device: str | None = None) -> float | None:
-        """Estimate what is left to train in hours of one device: a GPU, or the cores of a process where it has none."""
+        """Estimate the remaining training in hours of one device: a GPU, or the cores of a process without one."""
         seconds = self.training_seconds(planned, device)
         return None if seconds is None else seconds * planned.run.resources.num_processes / 3600
 
     def checkpoint_bytes(self, planned: PlannedRun) -> int | None:
-        """Estimate the disk that a run will take for checkpoints: the last two, and those that its records keep."""
+        """Estimate the disk space of a run's checkpoints: the last two, and those kept by `records.keep_every`."""
         if planned.state in ("done", "evaluate", "pruned"):
             return 0
-        sizes = [fact.checkpoint_bytes for fact in self._throughput.get(planned.run.spec.cost_key, ())]
+        sizes = [measured.checkpoint_bytes for measured in self._throughput.get(planned.run.spec.cost_key, ())]
         num_bytes = next(filter(None, sizes), None)  # the same on every device
         keep_every, steps = planned.run.records.keep_every, planned.run.spec.train.steps
         return num_bytes * (2 + (steps // keep_every if keep_every else 0)) if num_bytes else None
@@ -109,10 +109,10 @@ class Plan:
 
 
 def plan(study: Study, runs_folder: Path) -> Plan:
-    """Look up where every run of a study stands; read only, and 1,000 runs take a fraction of a second.
+    """Look up the state of every run of a study. Read-only; 1,000 runs take a fraction of a second.
 
     Raises:
-        SpecError: a run is to continue one that it cannot continue.
+        SpecError: a run cannot continue the run that it names.
     """
     present = set(os.listdir(runs_folder)) if runs_folder.is_dir() else set()  # noqa: PTH208 (one call for all runs)
     states = read_run_states([runs_folder / run.run_key for run in study.runs if run.run_key in present])

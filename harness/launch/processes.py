@@ -26,12 +26,12 @@ def make_executor(folder: Path, cluster: str, *, max_time_limits: int | None = N
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:
-    """Return the names that CUDA_VISIBLE_DEVICES has or could have here, found without torch."""
+    """Return the GPUs by the names that CUDA_VISIBLE_DEVICES takes, without loading torch."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return [name.strip() for name in listed.split(",") if name.strip()]
@@ -43,14 +43,14 @@ def visible_gpus() -> list[str]:
 
 
 def thread_environment(threads: int) -> dict[str, str]:
-    """Return the variables that tell libraries their number of threads; they read them once, when they load."""
+    """Return the variables that set the libraries' number of threads; libraries read them once, when they load."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     return dict.fromkeys(names, str(threads))
 
 
 @contextlib.contextmanager
 def process_environment(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Give the processes that start meanwhile these variables; None takes one away."""
+    """Set environment variables for processes started within the block; None removes one."""
     before = {name: os.environ.get(name) for name in variables}
     for name, value in variables.items():
         set_or_unset(name, value)

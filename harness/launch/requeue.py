@@ -1,20 +1,20 @@
-"""When a job comes back by itself, how, and when its runs are given up: the requeue policy, all of it.
+"""The requeue policy: when a job is requeued, how, and when its runs are given up.
 
-What ends a job's life                          The job then
+What ends an attempt of a job                   The job then
 ----------------------------------------------  ------------------------------------------------------------------
 SIGUSR2 ahead of the time limit                 is requeued (by itself: SLURM's own requeue would end it at once)
 SIGUSR2 or SIGTERM, and SLURM says preempted    is requeued; where the cluster cancels what it preempts
                                                 (`preempt_mode: cancel`), submits its own successor
-SIGTERM alone                                   stays away: a person's scancel
-its one process is killed (memory, as a rule)   is requeued by its batch script (`SETUP`), which outlives the process
-one of several processes is killed              is requeued when the others have ended; these are then done
+SIGTERM alone                                   is not requeued: a user's scancel
+its one process is killed (usually memory)      is requeued by its batch script (`SETUP`), which outlives the process
+one of several processes is killed              is requeued when the others have ended
 the node fails                                  is requeued by SLURM (`--requeue`, in harness/slurm/profile.py)
-all its runs are cancelled, done or failed      stays away
-the canary has made its steps                   ends, and lets its array go; the array's first task finishes the run
+all its runs are cancelled, done or failed      is not requeued
+the canary has made its steps                   ends, and its array starts; the array's first task finishes the run
 
 A run is given up (failed, until `harness retry`) when it was killed three times at one step, or three times before its
-attempt began. A checkpoint, an evaluation, and any state that the job itself could write are progress; a preemption is
-no kill. That also goes for runs without SLURM, where nothing requeues them but `harness submit` takes them up again.
+attempt started. A checkpoint, an evaluation, and any state that the job itself could write are progress; a preemption
+does not count as a kill. The same holds without SLURM, where nothing is requeued but `harness submit` resumes runs.
 There is no other limit: a long run may reach as many time limits as it needs (`MAX_TIME_LIMITS`).
 """
 
@@ -29,33 +29,33 @@ from harness.launch.claims import job_log
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
 from harness.records.status import Ending
-from harness.slurm.kills import REQUEUE_WHEN_KILLED, says_out_of_memory
+from harness.slurm.kills import REQUEUE_WHEN_KILLED, reports_out_of_memory
 
 KILLS_WITHOUT_PROGRESS = 3
 MAX_TIME_LIMITS = 1_000_000  # submitit's own default is 3
 SETUP = REQUEUE_WHEN_KILLED  # the first lines of every batch script
 
-ComesBack = Literal["not", "requeued", "as_successor"]
+RequeueAction = Literal["none", "requeue", "resubmit"]
 
 
-def comes_back(stopped_by: str, *, killed: bool, preempted: bool, preemption_cancels: bool) -> ComesBack:
-    """Return how a job comes back whose life has ended with some of its runs unfinished and not cancelled.
+def requeue_action(stopped_by: str, *, killed: bool, preempted: bool, preemption_cancels: bool) -> RequeueAction:
+    """Return how to requeue a job that ended with some of its runs unfinished and not cancelled.
 
     Args:
-        stopped_by: the signal by which it was told to leave, "" when it was not.
-        killed: whether one of its several processes was.
-        preempted: whether SLURM says that it is making room for another job.
-        preemption_cancels: whether the cluster ends what it preempts for good.
+        stopped_by: the signal that asked it to stop, "" if none did.
+        killed: whether one of its several processes was killed.
+        preempted: whether SLURM reports a preemption.
+        preemption_cancels: whether the cluster cancels preempted jobs instead of requeueing them.
     """
     if preempted and stopped_by:
-        return "as_successor" if preemption_cancels else "requeued"
+        return "resubmit" if preemption_cancels else "requeue"
     if stopped_by:
-        return "requeued" if stopped_by == "SIGUSR2" else "not"
-    return "requeued" if killed else "not"
+        return "requeue" if stopped_by == "SIGUSR2" else "none"
+    return "requeue" if killed else "none"
 
 
 def given_up(path: Path) -> Ending | None:
-    """Return why a run had better not be begun again, None if it may: it was killed three times at one step.
+    """Return why a run is not started again, None if it may be: it was killed three times at one step.
 
     What happened before `harness retry` does not count.
     """
@@ -68,34 +68,34 @@ def given_up(path: Path) -> Ending | None:
     events = [event for event in directory.events() if event.attempt in attempts]
     started = [event for event in events if event.name == "started"]
     progress = {"checkpoint", "evaluation", "interrupted", "failed", "finished", "pruned"}
-    if len({event.facts["resumed_from_step"] for event in started}) != 1 or any(e.name in progress for e in events):
+    if len({event.fields["resumed_from_step"] for event in started}) != 1 or any(e.name in progress for e in events):
         return None
-    last = started[-1].facts
-    return _killed_again_and_again(path, f"at step {last['resumed_from_step']} without progress", last["host"])
+    last = started[-1].fields
+    return _killed_repeatedly(path, f"at step {last['resumed_from_step']} without progress", last["host"])
 
 
-def given_up_before_it_began(submission: SubmissionLayout, path: Path, host: str) -> Ending | None:
-    """Count this start; return why there had better be none: three did not come as far as an attempt.
+def given_up_before_attempt(submission: SubmissionLayout, path: Path, host: str) -> Ending | None:
+    """Count this start; return why the run is not started again: three starts ended before an attempt.
 
-    Memory may not even suffice to import torch.
+    For example, memory may not even suffice to import torch.
     """
-    begun = submission.begun_path(path.name)
+    begun = submission.starts_path(path.name)
     begun.parent.mkdir(exist_ok=True)
     earlier = begun.read_text().split() if begun.exists() else []
     attempts = str(len(RunDirectory(path).attempts()))
     begun.write_text("\n".join([*earlier, attempts]))
     if earlier[-KILLS_WITHOUT_PROGRESS:] == [attempts] * KILLS_WITHOUT_PROGRESS:
-        return _killed_again_and_again(path, "before it began", host)
+        return _killed_repeatedly(path, "before its attempt started", host)
     return None
 
 
-def forget_starts(submission: SubmissionLayout, path: Path) -> None:
-    """Let the starts so far not count: the job was preempted, and not killed."""
-    submission.begun_path(path.name).unlink(missing_ok=True)
+def reset_starts(submission: SubmissionLayout, path: Path) -> None:
+    """Reset the count of starts: the job was preempted, not killed."""
+    submission.starts_path(path.name).unlink(missing_ok=True)
 
 
-def forget_kills(directory: RunDirectory) -> None:
-    """Let the kills so far not count: a person wants the run to be tried again."""
+def reset_kills(directory: RunDirectory) -> None:
+    """Reset the count of kills: the user wants the run to be tried again."""
     directory.retried_path.write_text(str(max(directory.attempts(), default=0)))
 
 
@@ -105,12 +105,12 @@ def _last_attempt_before_retry(directory: RunDirectory) -> int:
     return 0
 
 
-def _killed_again_and_again(path: Path, place: str, host: str) -> Ending:
+def _killed_repeatedly(path: Path, place: str, host: str) -> Ending:
     host = os.environ.get("SLURMD_NODENAME", host)
     times = f"killed {KILLS_WITHOUT_PROGRESS} times {place}"
     log = job_log(path.parent, path.name)
-    if log and says_out_of_memory(log.read_text(errors="replace")):
+    if log and reports_out_of_memory(log.read_text(errors="replace")):
         return Ending(
-            "out_of_memory", f"{times}: out of memory on {host}; ask for more memory_gib, then `harness retry`"
+            "out_of_memory", f"{times}: out of memory on {host}; request more memory_gib, then `harness retry`"
         )
     return Ending("no_progress", f"{times}: on {host}, then `harness retry`")

@@ -1,4 +1,4 @@
-"""What one SLURM job does with its runs; when it comes back is decided in harness/launch/requeue.py."""
+"""What one SLURM job does with its runs; harness/launch/requeue.py decides when it is requeued."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from harness.errors import LaunchError
 from harness.launch.claims import is_cancelled
 from harness.launch.processes import process_environment, thread_environment, visible_gpus
-from harness.launch.requeue import comes_back, forget_starts, given_up, given_up_before_it_began
+from harness.launch.requeue import given_up, given_up_before_attempt, requeue_action, reset_starts
 from harness.launch.worker import execute_run, next_log, open_log
 from harness.messages import show_messages
 from harness.records.directory import RunDirectory
@@ -27,28 +27,28 @@ from harness.slurm.jobs import current_job_id, requeue_job, resubmit_job, was_pr
 logger = logging.getLogger(__name__)
 
 CANARY_STEPS = 50
-OUTLASTS_A_DEAD_WRITER_SECONDS = 130.0
+DEAD_WRITER_WAIT_SECONDS = 130.0
 _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 class _StopRequested(BaseException):
-    """SLURM told the job to leave while no run was at work that could have heard it."""
+    """SLURM asked the job to stop while no run was active that could handle the signal."""
 
 
 @dataclass(frozen=True)
-class _LifeEnd:
-    """How this life of a job ended, as far as it matters for the next."""
+class _AttemptEnd:
+    """How this attempt of a job ended, as far as it matters for requeueing."""
 
     stopped_by: str = ""  # a signal's name
-    killed: bool = False  # one of its several processes was
+    killed: bool = False  # one of its several processes was killed
 
 
 @dataclass(frozen=True)
 class Task:
-    """Work on the runs of one job: one in this very process, several side by side in processes of their own.
+    """Work on the runs of one job: one in this process, several in parallel in separate processes.
 
-    A job that is to leave (USR2: a time limit or a preemption) has its runs write their checkpoints. Progress is found
-    in the run directories, so the pickle that submitit keeps is the same for all lives of the job.
+    A job that is asked to stop (USR2: a time limit or a preemption) has its runs write their checkpoints. Progress is
+    read from the run directories, so the pickle that submitit keeps is the same for all attempts of the job.
     """
 
     folder: Path
@@ -60,54 +60,56 @@ class Task:
 
     def __call__(self, paths: tuple[Path, ...]) -> None:
         show_messages("stdout")
-        if int(os.environ.get("SLURM_PROCID", "0")) > 0:  # it only helps to train, and the job's log has its words
+        if int(os.environ.get("SLURM_PROCID", "0")) > 0:  # it only trains, and prints to the job's log
             options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
             execute_run(paths[0], self.threads, False, None, logged=False, **options)
             return
-        end = _LifeEnd()
+        end = _AttemptEnd()
         to_do = [path for path in paths if self._is_to_do(path)]
         if len(paths) == 1 and to_do:
-            end = self._work_here(to_do[0])
+            end = self._work_in_process(to_do[0])
         elif to_do:
-            end = self._work_side_by_side(to_do)
+            end = self._work_in_parallel(to_do)
         if self.canary:
-            self._release_the_rest(paths[0])
-        self._come_back(end, to_do)
+            self._release_array(paths[0])
+        self._requeue_if_needed(end, to_do)
 
     @property
     def _layout(self) -> SubmissionLayout:
         return SubmissionLayout(self.folder)
 
     def _is_to_do(self, path: Path) -> bool:
-        """Tell whether a run still wants work: an earlier life of this job may have finished it."""
+        """Return whether a run is unfinished: an earlier attempt of this job may have finished it."""
         if is_cancelled(self.folder, path):
             return False
         directory = RunDirectory(path)
-        if ending := given_up(path) or given_up_before_it_began(self._layout, path, platform.node()):
+        if ending := given_up(path) or given_up_before_attempt(self._layout, path, platform.node()):
             logger.warning(f"{path.name}: {ending.reason}")
             status = replace(directory.status(), state="failed", cause=ending.cause, reason=ending.reason)
             directory.set_status(replace(status, stopped_by=""))
             return False
         return directory.status().state not in ("done", "failed", "pruned")
 
-    def _work_here(self, path: Path) -> _LifeEnd:
+    def _work_in_process(self, path: Path) -> _AttemptEnd:
         def stop(number: int, _: object) -> NoReturn:
             raise _StopRequested(signal.Signals(number).name)
 
-        for number in _STOP_SIGNALS:  # until the run listens itself
+        for number in _STOP_SIGNALS:  # until the run installs its own handlers
             signal.signal(number, stop)
         options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
-        wait = OUTLASTS_A_DEAD_WRITER_SECONDS
+        wait = DEAD_WRITER_WAIT_SECONDS
         try:
             state = execute_run(path, self.threads, self.sync, self.tracking_uri, wait_seconds=wait, **options)
         except _StopRequested as request:
-            return _LifeEnd(stopped_by=str(request))
+            return _AttemptEnd(stopped_by=str(request))
         finally:
-            for number in _STOP_SIGNALS:  # what is said now is no news
+            for number in _STOP_SIGNALS:  # further signals change nothing
                 signal.signal(number, signal.SIG_IGN)
-        return _LifeEnd(stopped_by=RunDirectory(path).status().stopped_by) if state == "interrupted" else _LifeEnd()
+        return (
+            _AttemptEnd(stopped_by=RunDirectory(path).status().stopped_by) if state == "interrupted" else _AttemptEnd()
+        )
 
-    def _work_side_by_side(self, paths: list[Path]) -> _LifeEnd:
+    def _work_in_parallel(self, paths: list[Path]) -> _AttemptEnd:
         signals: list[signal.Signals] = []
         for number in _STOP_SIGNALS:
             signal.signal(number, lambda number, _: signals.append(signal.Signals(number)))
@@ -120,7 +122,7 @@ class Task:
         while alive := {path: process for path, process in processes.items() if process.poll() is None}:
             for path, process in alive.items():
                 if signals or is_cancelled(self.folder, path):
-                    # Again and again, for one that was just starting has not heard the first time.
+                    # Repeatedly, since a process that was just starting may have missed the first one.
                     process.send_signal(signals[-1] if signals else signal.SIGTERM)
             time.sleep(0.5)
         killed = {path: process.returncode for path, process in processes.items() if process.returncode < 0}
@@ -129,24 +131,24 @@ class Task:
             reason = f"killed by {signal.Signals(-code).name}"
             status = replace(directory.status(), state="interrupted", cause="killed", reason=reason, stopped_by="")
             directory.set_status(status)
-        return _LifeEnd(signals[0].name if signals else "", bool(killed))
+        return _AttemptEnd(signals[0].name if signals else "", bool(killed))
 
     def _begin(self, path: Path) -> subprocess.Popen:
-        """Begin a process for one run, with a log of its own; it ignores signals until the run listens itself."""
+        """Start a process for one run, with its own log; it ignores signals until the run handles them."""
         program = "import sys; from harness.launch.slurm_job import work_alone; work_alone(*sys.argv[1:])"
-        facts = {"threads": self.threads, "sync": self.sync, "tracking_uri": self.tracking_uri}
+        options = {"threads": self.threads, "sync": self.sync, "tracking_uri": self.tracking_uri}
         with open_log(next_log(path)) as log:
             before = {number: signal.signal(number, signal.SIG_IGN) for number in _STOP_SIGNALS}
             try:
                 return subprocess.Popen(
-                    [sys.executable, "-u", "-c", program, str(path), json.dumps(facts)], stdout=log, stderr=log
+                    [sys.executable, "-u", "-c", program, str(path), json.dumps(options)], stdout=log, stderr=log
                 )
             finally:
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    def _release_the_rest(self, path: Path) -> None:
-        """Let the array go, of which this run was the canary, or end as a failed job, which SLURM sees."""
+    def _release_array(self, path: Path) -> None:
+        """Release the array that waits for this canary, or exit as a failed job, which SLURM notices."""
         directory = RunDirectory(path)
         status = directory.status()
         if status.state == "failed":
@@ -154,8 +156,8 @@ class Task:
         if status.state == "interrupted" and status.cause == "step_limit":
             directory.set_status(replace(status, state="queued", cause="", reason=""))
 
-    def _come_back(self, end: _LifeEnd, paths: list[Path]) -> None:
-        """Have SLURM begin this job again, or submit its successor, where the policy says so."""
+    def _requeue_if_needed(self, end: _AttemptEnd, paths: list[Path]) -> None:
+        """Requeue this job, or submit its successor, if the policy says so."""
         job_id = current_job_id()
         ended = not end.stopped_by and not end.killed
         if ended or job_id is None or all(is_cancelled(self.folder, path) for path in paths):
@@ -163,35 +165,35 @@ class Task:
         preempted = bool(end.stopped_by) and was_preempted(job_id)
         if preempted:
             for path in paths:
-                forget_starts(self._layout, path)
-        how = comes_back(
+                reset_starts(self._layout, path)
+        action = requeue_action(
             end.stopped_by, killed=end.killed, preempted=preempted, preemption_cancels=self.preemption_cancels
         )
-        if how == "as_successor":
+        if action == "resubmit":
             self._submit_successor(job_id, paths)
-        elif how == "requeued":
+        elif action == "requeue":
             requeue_job(job_id)
 
     def _submit_successor(self, job_id: str, paths: list[Path]) -> None:
         number = job_id.split("_")[0]
         successor = resubmit_job(self.folder / f"{number}_submission.sh", job_id)
-        pickle, its_pickle = (self.folder / f"{job}_submitted.pkl" for job in (job_id, successor))
-        os.link(pickle, its_pickle)
+        pickle, successor_pickle = (self.folder / f"{job}_submitted.pkl" for job in (job_id, successor))
+        os.link(pickle, successor_pickle)
         for path in paths:
             with self._layout.claim_path(path.name).open("a") as claim:
                 claim.write(f"\n{successor}")
-        logger.info(f"preempted for good; job {successor} takes over")
+        logger.info(f"preempted and cancelled; job {successor} continues")
 
 
-def work_alone(path: str, facts: str) -> None:
-    """Work on one run of several in a job; what it prints goes to the run's log already."""
+def work_alone(path: str, options_json: str) -> None:
+    """Work on one of several runs of a job; its output is already redirected to the run's log."""
     show_messages("stdout")
-    options = json.loads(facts)
+    options = json.loads(options_json)
     execute_run(
         Path(path),
         options["threads"],
         options["sync"],
         options["tracking_uri"],
         logged=False,
-        wait_seconds=OUTLASTS_A_DEAD_WRITER_SECONDS,
+        wait_seconds=DEAD_WRITER_WAIT_SECONDS,
     )

@@ -1,4 +1,4 @@
-"""What was submitted, and how to wait for it."""
+"""A submission, and how to wait for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.launch.states import read_run_states
 
 @dataclass
 class Submission:
-    """What was handed to submitit: the runs, the folder of its logs, and its jobs."""
+    """What was submitted: the runs, and the folder of logs and jobs."""
 
     runs: list[PlannedRun]
     folder: Path
@@ -22,7 +22,7 @@ class Submission:
     notes: list[str] = field(default_factory=list)
 
     def now(self) -> list[PlannedRun]:
-        """Return each run that was submitted with where it stands now."""
+        """Return each submitted run with its current state."""
         states = read_run_states([planned.path for planned in self.runs])
         return [planned_run(planned.run, planned.path, states) for planned in self.runs]
 
@@ -30,13 +30,13 @@ class Submission:
         return [planned for planned in self.now() if planned.state not in ("done", "pruned")]
 
     def logs_of_killed(self) -> list[Path]:
-        """Return the logs of workers that ended without a word."""
+        """Return the logs of workers that were killed."""
         return []
 
 
 class BlockingSubmission(Submission, ABC):
-    """One that ends while `submit` looks on."""
+    """A submission that `submit` waits for."""
 
     @abstractmethod
     def wait(self, tick: Callable[[], None]) -> bool:
-        """Wait until the work has ended; return whether it ended by itself, not because somebody asked it to stop."""
+        """Wait until the work has ended; return False if it was asked to stop."""

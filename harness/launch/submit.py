@@ -1,4 +1,4 @@
-"""Submit what is left to do of a plan: what can fail is tried first, then submitit gets the work."""
+"""Submit what is left to do of a plan: what can fail is tried first, then jobs are handed to submitit."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def submit(
         cluster: local (workers on this machine), debug (in this process) or slurm.
         jobs: workers (local), or runs of an array at a time (slurm); None chooses.
         profile: facts of the SLURM cluster.
-        sync: whether jobs upload their records to MLflow.
+        sync: whether records are uploaded to MLflow.
         tracking_uri: MLflow's store; None means the profile's, MLFLOW_TRACKING_URI, else `mlflow.db` in the working
             folder. Jobs on SLURM write to a server that their nodes reach, and never to a database in a file.
-        new_code: whether runs that have a checkpoint resume with the current code, not that of their first start.
+        new_code: whether runs that have a checkpoint resume with the current code instead of that of their first start.
 
     Returns:
-        What was submitted, to be waited for (`wait`) unless it is on SLURM.
+        The submission; call `wait()` on it unless it is on SLURM.
 
     Raises:
         DataError, RecordError, TrackingError: before anything is submitted.
@@ -68,13 +68,13 @@ def submit(
     news = _register_runs(plan)
     notes = _sync_finished_runs([planned for planned in news if planned.state == "done"], uri) if sync and uri else []
     if no_more:
-        notes.append(f"{len(no_more)} left failed, killed again and again: harness retry {plan.study.path} --failed")
+        notes.append(f"{len(no_more)} remain failed after repeated kills: harness retry {plan.study.path} --failed")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
     folder = (plan.runs_folder / JOBS / plan.study.name / stamp).absolute()
     if runs:
         layout = SubmissionLayout(folder)
         layout.claims_folder.mkdir(parents=True)
-        facts = {
+        description = {
             "cluster": cluster,
             "jobs": jobs,
             "profile": profile.model_dump(mode="json", exclude_unset=True),
@@ -82,14 +82,14 @@ def submit(
             "time": time.time(),
             "runs": [planned.run_key for planned in runs],
         }
-        layout.facts_path.write_text(json.dumps(facts, indent=1))
-        if plan.study.path.suffix == ".py":  # a study that is code is kept with what it asked for
+        layout.submission_path.write_text(json.dumps(description, indent=1))
+        if plan.study.path.suffix == ".py":  # a study in Python is kept with its submission
             shutil.copyfile(plan.study.path, folder / plan.study.path.name)
-    today, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
+    current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
     launch = CLUSTERS[cluster]
     options = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
     submission = launch(plan, runs, folder, code, **options)
-    if old := sum(of_run.id != today for of_run in code.values()):
+    if old := sum(run_snapshot.id != current_id for run_snapshot in code.values()):
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
         notes.append(f"{resume} with the code snapshot from the first start (--new-code uses the current code)")
     if runs and synced_later:
@@ -99,37 +99,39 @@ def submit(
 
 
 def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[str, dict[str, snapshot.Snapshot]]:
-    """Freeze today's code; return its id, and by run the code that it works with.
+    """Freeze the current code; return its id, and for each run the code snapshot that it uses.
 
-    A run that has a checkpoint resumes with the code that it began with, so that it never mixes two versions. Further
-    evaluations of a run that is done are today's business.
+    A run that has a checkpoint resumes with the code that it started with, so that it never mixes two versions. Further
+    evaluations of a run that is done use the current code.
 
     Raises:
-        LaunchError: the code that a run began with is no longer here, or was changed.
+        LaunchError: the code that a run started with is missing or was changed.
     """
     store = plan.runs_folder.absolute() / CODE
-    today = snapshot.take(store, leave_out=[plan.runs_folder])
+    current = snapshot.take(store, leave_out=[plan.runs_folder])
     code = {}
     for planned in runs:
         begun = planned.status.attempt and planned.state != "evaluate" and planned.directory.durable_step() > 0
-        its_own = snapshot.of(planned.path) if begun and not new_code else None
-        of_run = snapshot.find(store, its_own) if its_own else today
-        if of_run is None:
+        code_id = snapshot.of(planned.path) if begun and not new_code else None
+        run_snapshot = snapshot.find(store, code_id) if code_id else current
+        if run_snapshot is None:
             raise LaunchError(
-                f"run {planned.run_key} began with code {its_own}, which is no longer in {store}; "
+                f"run {planned.run_key} started with code {code_id}, which is no longer in {store}; "
                 "--new-code uses the current code"
             )
-        code[planned.run_key] = of_run
-    for old in {of_run.id: of_run for of_run in code.values() if of_run.id != today.id}.values():
+        code[planned.run_key] = run_snapshot
+    for old in {
+        run_snapshot.id: run_snapshot for run_snapshot in code.values() if run_snapshot.id != current.id
+    }.values():
         if changed := snapshot.verify(old):
             raise LaunchError(
                 f"the code in {old.path} was changed ({', '.join(changed[:5])}); --new-code uses the current code"
             )
-    return today.id, code
+    return current.id, code
 
 
 def _require_data(runs: list[PlannedRun]) -> None:
-    """Load each data set once, so that a missing or damaged file is met here and not in the queue."""
+    """Load each data set once, so that a missing or damaged file is found before anything is queued."""
     datasets = {(planned.run.spec.data, planned.run.data_root) for planned in runs}
     if datasets:
         from harness.registry import make_dataset
@@ -139,15 +141,15 @@ def _require_data(runs: list[PlannedRun]) -> None:
 
 
 def _register_runs(plan: Plan) -> list[PlannedRun]:
-    """Write what every run of the study is and what the study says of it; return those of which this is news."""
+    """Write the spec and the study membership of every run; return the runs for which this is new."""
     plan.runs_folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(16) as pool:  # most of it is waiting for the disk
+    with ThreadPoolExecutor(16) as pool:  # mostly waiting for the disk
         news = list(pool.map(lambda planned: planned.directory.register(planned.run), plan.runs))
     return list(itertools.compress(plan.runs, news))
 
 
 def _sync_finished_runs(done: list[PlannedRun], uri: str) -> list[str]:
-    """Show done runs in the study that they are members of now, since no job will; return what kept it from them."""
+    """Upload done runs to MLflow under their new study, since no job will; return error messages."""
     from harness.tracking.sync import sync_run
 
     try:

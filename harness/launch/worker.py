@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 class Worker:
     """Work through a queue of run directories: claim one, work on it until it ends, take the next.
 
-    A claim stands for one submission, so that a run that fails is not tried again by the next worker; the run's own
-    lock keeps other submissions off it.
+    A claim is valid within one submission, so that a run that fails is not tried again by the next worker; the run's
+    lock excludes other submissions.
     """
 
     queue: tuple[Path, ...]
@@ -42,7 +42,7 @@ class Worker:
 
     def __call__(self, job_id: str | None = None) -> None:
         stopping = threading.Event()
-        logged = job_id is None  # a debugger is to have its terminal
+        logged = job_id is None  # a debugger needs the terminal
         if job_id is None:
             job_id = os.environ["SUBMITIT_LOCAL_JOB_ID"]
             signal.signal(signal.SIGTERM, lambda *_: stopping.set())  # between two runs; submitit would ignore it
@@ -64,10 +64,10 @@ class Worker:
 def execute_run(
     path: Path, threads: int, sync: bool, tracking_uri: str | None, *, logged: bool = True, **options: Any
 ) -> str:
-    """Work on one run and return its state; what goes wrong in it stays in it, and in its log.
+    """Work on one run and return its state; errors are recorded in the run and in its log.
 
     Args:
-        logged: whether all that is printed meanwhile goes to the log of the run's next attempt, in its directory.
+        logged: whether output is redirected to the log of the run's next attempt, in its directory.
     """
     with printing_to(next_log(path)) if logged else contextlib.nullcontext():
         place = f"{platform.node()}, process {os.getpid()}"
@@ -76,9 +76,9 @@ def execute_run(
             from harness.job.job import run_job
 
             state = run_job(path, threads=threads, tracking_uri=tracking_uri, sync=sync, **options)
-        except HarnessError as error:  # as a rule: another submission works on it, and it is left alone
+        except HarnessError as error:  # usually because another submission is working on it
             logger.warning(error)
-            return "left alone"
+            return "skipped"
         except Exception:
             logger.exception(f"run {path.name} failed")
             return "failed"
@@ -87,18 +87,18 @@ def execute_run(
 
 
 def next_log(path: Path) -> Path:
-    """Return the log of a run's next attempt; starts that die before it begins are in it as well."""
+    """Return the log of a run's next attempt; it also takes the output of starts that end before the attempt."""
     directory = RunDirectory(path)
     return directory.log_path(max(directory.attempts(), default=0) + 1)
 
 
 @contextlib.contextmanager
 def printing_to(path: Path) -> Iterator[None]:
-    """Append to a file whatever this process, its libraries and its children print meanwhile."""
+    """Append the output of this process, its libraries and its children to a file, within the block."""
     try:
         log = open_log(path)
-    except OSError as error:  # the disk is full: a log is not worth the run
-        logger.warning(f"{path} cannot be written: {error.strerror}")
+    except OSError as error:  # the disk is full: continue without a log
+        logger.warning(f"{path}: cannot be written: {error.strerror}")
         yield
         return
     _flush()

@@ -1,8 +1,8 @@
-"""The seam between a method and everything around it: what a step of training is, and what sampling sees.
+"""The interface between a method and everything around it: the training step, and the denoiser for sampling.
 
-The loop owns data, records and checkpoints; a method owns its networks, their optimizers and averages, which t and
-which noise a step takes, and in which order it updates what. The loop, the records, the evaluation and the figures know
-no method by name:
+The loop owns data, records and checkpoints; a method owns its networks, their optimizers and averages, how t and noise
+are drawn, and the order of updates. The loop, the records, the evaluation and the figures do not depend on a
+particular method:
 
     output = method.step(step, batches(step, rows), streams, group)
     window.add(step, output)
@@ -32,7 +32,7 @@ class Batch:
         x_0: [rows, C, H, W], in [-1, 1].
         y: [rows], labels, or None.
         size: number of examples of the global batch, over all processes.
-        rows: which of them these are.
+        rows: the slice of the global batch that these examples are.
     """
 
     x_0: Tensor
@@ -42,13 +42,13 @@ class Batch:
 
     @classmethod
     def whole(cls, x_0: Tensor, y: Tensor | None = None) -> Batch:
-        """Return the batch of a process that is alone."""
+        """Return the batch of a single process."""
         return cls(x_0, y, len(x_0), slice(0, len(x_0)))
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step of training gives to the records: of the global batch, detached, the same on every process.
+    """The result of one training step for the records: of the global batch, detached, the same on every process.
 
     Attributes:
         t: [size], integers in [0, T).
@@ -66,11 +66,11 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network that a method trains, and what counts its arithmetic.
+    """A network that a method trains, with what is needed to count its FLOPs.
 
     Attributes:
         module: the network.
-        inputs: x_0 [B, C, H, W] -> what the network is called with, on the device of x_0, which may be meta.
+        inputs: x_0 [B, C, H, W] -> arguments of the network, on the device of x_0, which may be meta.
         passes: forward and backward passes through it that a step makes for each example.
     """
 
@@ -80,22 +80,22 @@ class TrainedNetwork:
 
 
 class Group(Protocol):
-    """The processes that train a run together, as a step sees them."""
+    """The processes that train a run together."""
 
     rank: int
     size: int
 
     def gather(self, terms: dict[str, Tensor], rows: slice, batch_size: int) -> dict[str, Tensor]:
-        """Put the terms of all rows together: [rows] each -> [batch_size] each; scalars stay as they are."""
+        """Gather the terms of all rows: [rows] each -> [batch_size] each; scalars are unchanged."""
         ...
 
 
 class Method(Protocol):
-    """A way to train networks that denoise.
+    """A method to train denoising networks.
 
     Attributes:
-        terms_logged: names of the terms that every step gives.
-        scalars_logged: names of the scalars that every step gives.
+        terms_logged: names of the terms that every step returns.
+        scalars_logged: names of the scalars that every step returns.
     """
 
     terms_logged: tuple[str, ...]
@@ -104,7 +104,7 @@ class Method(Protocol):
     def step(self, step: int, batch: Batch, streams: Streams, group: Group) -> StepOutput:
         """Take one training step, counted from 0.
 
-        What is random is drawn from `streams` for the whole global batch, in the order of the examples' index in it,
+        Random numbers are drawn from `streams` for the whole global batch, in the order of the examples' index in it,
         so that any number of processes draws the same; dropout's generators have been seeded for the step. Nothing
         here waits for the device.
         """
@@ -121,13 +121,13 @@ class Method(Protocol):
         guidance: float = 1.0,
         low_res: Tensor | None = None,
     ) -> Denoise:
-        """Return all that a sampler sees of the model: denoise(x_t, t) -> Denoised.
+        """Return the model as samplers use it: denoise(x_t, t) -> Denoised.
 
         Args:
             weights: "ema" or "raw".
-            process: the chain that is walked; possibly respaced, see `process.original_t`.
+            process: the chain to sample from; possibly respaced, see `process.original_t`.
             y: [B], labels, or None.
-            generator: of what the method itself draws; the sampler draws from it too.
+            generator: for random numbers of the method; the sampler draws from it too.
             clip: clamp the predicted x_0 to [-1, 1].
             guidance: strength of classifier-free guidance; 1 is the conditional model alone.
             low_res: [B, C, h, w], in [-1, 1], what an upsampler enlarges.
@@ -135,29 +135,29 @@ class Method(Protocol):
         ...
 
     def sampling_network(self, weights: str) -> nn.Module:
-        """Return the network that samples are made with, "ema" or "raw": what is exported, and imported into."""
+        """Return the network used for sampling, "ema" or "raw"; import and export use it too."""
         ...
 
     def networks(self) -> Mapping[str, TrainedNetwork]:
-        """Return every network that is trained, by name."""
+        """Return every trained network by name."""
         ...
 
     def learning_rates(self) -> Mapping[str, float]:
-        """Return those of the last step, by name; logged as `train/<name>`."""
+        """Return the learning rates of the last step by name; logged as `train/<name>`."""
         ...
 
     def events(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return what is worth a line in the journal and was not returned before: (name, facts). May wait for the
-        device; asked when something is logged.
+        """Return new events for the journal, each once: (name, fields). May synchronise with the device; called when
+        something is logged.
         """
         ...
 
     def distribute(self, num_processes: int) -> None:
-        """Train from now on with the other processes of torch's default group, or alone again (1)."""
+        """Train with the other processes of torch's default group from now on, or alone again (1)."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Give everything that the next step depends on, as entries of the checkpoint: {"method": {...}, ...}.
+        """Return everything that the next step depends on, as entries of the checkpoint: {"method": {...}, ...}.
 
         Tensors and plain values, nested in dicts, lists and tuples. The loop's own entries are `schema_version`,
         `spec`, `step` and `window`.
@@ -165,13 +165,13 @@ class Method(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the entries of `state_dict`, which may stand among others; strict in names and shapes."""
+        """Load the entries of `state_dict`, which may be among others; strict in names and shapes."""
         ...
 
 
 @runtime_checkable
 class HasLikelihood(Protocol):
-    """A method whose network's output says p(x_{t-1} | x_t): its bound and its rate-distortion can be measured."""
+    """A method whose network defines p(x_{t-1} | x_t): its bound and its rate-distortion can be measured."""
 
     def predict(self, weights: str) -> Predict:
         """Return the network with the chosen weights ("ema" or "raw"), in eval mode, on the original chain's t."""

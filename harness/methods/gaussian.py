@@ -1,4 +1,4 @@
-"""DDPM and Improved DDPM: one network that denoises, one optimizer, one moving average of the weights."""
+"""DDPM and Improved DDPM: one denoising network, one optimizer, one moving average of the weights."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from harness.diffusion.process import GaussianDiffusion
 from harness.diffusion.samplers import Denoise, Network, denoiser, guided
 from harness.diffusion.timesteps import UniformSampler
+from harness.errors import TrainingError
 from harness.methods.base import Batch, Group, Predict, StepOutput, TrainedNetwork
 from harness.randomness import Streams
 
@@ -23,24 +24,25 @@ Objective = Callable[..., dict[str, Tensor]]
 
 
 class GaussianMethod:
-    """What one step of training is, and what is left of it: the network, its optimizer and its EMA.
+    """The network, its optimizer and its EMA, and how one step trains them.
 
     Args:
         network: called as network(x_t, timesteps, y).
         process: the chain that it is trained on, on the network's device.
         objective: from OBJECTIVES, its parameters bound.
-        timesteps: draws t, and learns from the losses.
+        timesteps: draws t, and is updated with the losses.
         optimizer: over network.parameters().
         learning_rate: of a step, counted from 0.
         ema_rate: the EMA starts as a copy of the weights, without warm-up (IDDPM's code).
         timestep_scale: the network sees t times this (1000 / T under rescale_timesteps).
-        grad_clip: largest global norm of the gradient, None for any.
+        grad_clip: largest global norm of the gradient, None for no limit.
         microbatch: examples in one forward pass; gradients add up to those of the whole batch.
         autocast: the dtype of the forward pass, None for that of the weights.
         num_classes: of labels, None where the network takes none; the class after the last means "not told".
+        terms: names of what the objective gives of each example.
     """
 
-    terms_logged: tuple[str, ...] = ("loss", "mse", "vb")
+    terms_logged: tuple[str, ...]
     scalars_logged: tuple[str, ...] = ("grad_norm_preclip",)
 
     def __init__(
@@ -58,7 +60,9 @@ class GaussianMethod:
         microbatch: int | None = None,
         autocast: torch.dtype | None = None,
         num_classes: int | None = None,
+        terms: tuple[str, ...] = ("loss", "mse", "vb"),
     ):
+        self.terms_logged = terms
         self.network, self.process, self.objective, self.optimizer = network, process, objective, optimizer
         self.timesteps, self._was_warm = timesteps, timesteps.warm
         self.ema = copy.deepcopy(network).requires_grad_(False).eval()
@@ -68,18 +72,18 @@ class GaussianMethod:
         self._replica, self._num_processes = network, 1
 
     def distribute(self, num_processes: int) -> None:
-        """Train from now on with the other processes of torch's default group, or alone again (1).
+        """Train with the other processes of torch's default group from now on, or alone again (1).
 
-        Each then gives `step` its rows of the global batch; gradients are those of the whole, on all alike.
+        Each process then passes `step` its rows of the global batch; gradients are those of the whole batch.
         """
         self._num_processes = num_processes
         # It broadcasts the first process's weights; norms without running statistics leave no buffers to do so for.
         self._replica = DistributedDataParallel(self.network) if num_processes > 1 else self.network
 
     def step(self, step: int, batch: Batch, streams: Streams, group: Group) -> StepOutput:
-        """Take one optimizer step on a batch; each process gives its rows of the global batch."""
+        """Take one optimizer step on a batch; each process passes its rows of the global batch."""
         size, rows = batch.size, batch.rows
-        t, weight = self.timesteps.at(streams.uniform("timestep", step, size))
+        t, weight = self.timesteps.from_uniform(streams.uniform("timestep", step, size))
         noise = streams.normal("noise", step, (size, *batch.x_0.shape[1:]))
         own, grad_norm = self.update(step, batch, t[rows], weight[rows], noise[rows])
         terms = group.gather(own, rows, size)
@@ -104,7 +108,7 @@ class GaussianMethod:
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
         x_0, y, parts = batch.x_0, batch.y, []
-        # Processes have their gradients averaged, where those of their rows add up.
+        # DistributedDataParallel averages gradients over processes, but those of the rows have to add up.
         divisor = batch.size / self._num_processes
         for rows in _slices(len(x_0), self._microbatch):
             with self._without_all_reduce(unless=rows.stop >= len(x_0)):
@@ -123,13 +127,25 @@ class GaussianMethod:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, grad_norm
 
     def terms(self, x_0: Tensor, y: Tensor | None, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Give the objective's terms of a batch at the present weights, [B] each, ready for a backward pass."""
+        """Give the objective's terms of a batch at the present weights, [B] each, ready for a backward pass.
+
+        Raises:
+            TrainingError: they have other names or another shape than declared.
+        """
         x_t = self.process.q_sample(x_0, t, noise)
-        return self.objective(self.process, self._forward(self._replica, x_t, t, y), x_0, x_t, t, noise)
+        terms = self.objective(self.process, self._forward(self._replica, x_t, t, y), x_0, x_t, t, noise)
+        if terms.keys() != set(self.terms_logged):
+            raise TrainingError(f"the objective gives {sorted(terms)}, but declares {sorted(self.terms_logged)}")
+        if any(term.shape != t.shape for term in terms.values()):
+            shapes = {name: list(term.shape) for name, term in terms.items()}
+            raise TrainingError(
+                f"the objective gives terms of shape {shapes}; one number an example is {list(t.shape)}"
+            )
+        return terms
 
     def weighted_loss(self, x_0: Tensor, y: Tensor | None, u: Tensor, noise: Tensor) -> Tensor:
-        """Return what training minimises, [B], with t drawn by u as training would draw it now."""
-        t, weight = self.timesteps.at(u)
+        """Return the training loss, [B], with t drawn from u as in training."""
+        t, weight = self.timesteps.from_uniform(u)
         return self.terms(x_0, y, t, noise)["loss"] * weight
 
     def sampling_network(self, weights: str = "ema") -> nn.Module:
@@ -151,7 +167,7 @@ class GaussianMethod:
         guidance: float = 1.0,
         low_res: Tensor | None = None,
     ) -> Denoise:
-        """Return the samplers' view of the network, guided by the difference to hidden labels; draws nothing."""
+        """Return the network's `denoise` function, with classifier-free guidance; draws nothing."""
         predict = self.predict(weights)
         inputs = {} if low_res is None else {"low_res": low_res}
 
@@ -165,7 +181,7 @@ class GaussianMethod:
         return denoiser(process, network, clip=clip)
 
     def networks(self) -> dict[str, TrainedNetwork]:
-        """Return the one network."""
+        """Return the only network."""
 
         def inputs(x_0: Tensor) -> tuple[Tensor, ...]:
             t = x_0.new_empty(len(x_0))
@@ -174,18 +190,18 @@ class GaussianMethod:
         return {"network": TrainedNetwork(self.network, inputs)}
 
     def learning_rates(self) -> dict[str, float]:
-        """Return the optimizer's, as `lr`."""
+        """Return the optimizer's learning rate as `lr`."""
         return {"lr": self.optimizer.param_groups[0]["lr"]}
 
     def events(self) -> list[tuple[str, dict[str, Any]]]:
-        """Say once when t is no longer drawn uniformly."""
+        """Report once when t is no longer drawn uniformly."""
         if self._was_warm or not self.timesteps.warm:
             return []
         self._was_warm = True
         return [("timestep_sampler_warm", {})]
 
     def _without_all_reduce(self, *, unless: bool) -> AbstractContextManager:
-        """Add a microbatch's gradients up here; the last one's backward pass adds the sums over the processes."""
+        """Accumulate gradients locally; the backward pass of the last microbatch reduces them over the processes."""
         if unless or not isinstance(self._replica, DistributedDataParallel):
             return nullcontext()
         return self._replica.no_sync()
@@ -195,7 +211,7 @@ class GaussianMethod:
             return network(x_t, t * self._timestep_scale, y, **given).float()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give everything that the next step depends on."""
+        """Return everything that the next step depends on."""
         return {
             "method": {
                 "network": self.network.state_dict(),
@@ -207,7 +223,7 @@ class GaussianMethod:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of `state_dict`; strict in names and shapes."""
+        """Load the state of `state_dict`; strict in names and shapes."""
         self.network.load_state_dict(state["method"]["network"])
         self.ema.load_state_dict(state["method"]["ema"])
         self.optimizer.load_state_dict(state["method"]["optimizer"])

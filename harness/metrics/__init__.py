@@ -1,1 +1,1 @@
-"""What is measured on a model and its samples, one question a file; import the file you need."""
+"""Metrics of a model and its samples, one file each; import the file you need."""

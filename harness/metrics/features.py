@@ -1,9 +1,8 @@
-"""Feature extractors for FID and precision/recall, as torch-fidelity's own, registered with it under their names.
+"""Feature extractors for FID and precision/recall, in torch-fidelity's interface and registered with it by name.
 
 `inception` is torch-fidelity's Inception-V3 with weights from a file. `<data>net` (digitsnet, cifar10net, ...) is a
-small classifier trained on the data set's own labels: what a machine without those weights compares images by.
-`coordinates` are the raw values of 2-D data. The name stands in every metric, because only the first gives what the
-papers call FID.
+small classifier trained on the data set's own labels, for machines without those weights. `coordinates` are the raw
+values of 2-D data. The name is part of every metric's name, because only the first gives what the papers call FID.
 """
 
 from __future__ import annotations
@@ -31,20 +30,20 @@ INCEPTION_URL = (
 )
 INCEPTION_SHA256_PREFIX = "6726825d"  # published in the file's name, as torch.hub does it
 
-# Written into the cache key of every <data>net. Raise it with any change to the network or to its training.
+# Part of the cache key of every <data>net. Raise it with any change to the network or to its training.
 CLASSIFIER_VERSION = 1
 FEATURE_DIM = 64
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network that turns pictures into features, and what must be recorded beside a number made with it.
+    """A network that computes features of images, and what must be recorded beside a metric computed with it.
 
     Attributes:
         name: as registered with torch-fidelity and as written in metric names.
         digest: sha256 of the weights (of the file for `inception`, of the tensors for `<data>net`).
         feature_dim: D.
-        accuracy: share of the data set's test images that the classifier gets right, None where it is none.
+        accuracy: share of the data set's test images that the classifier labels correctly, None for other networks.
         weights_path: what torch-fidelity's `feature_extractor_weights_path` takes, None where there are no weights.
         official: whether the weights are those published for torch-fidelity's Inception.
     """
@@ -67,7 +66,7 @@ class Extractor:
         """Extract the features of every image, once, in order.
 
         Args:
-            images: [N, C, H, W] uint8 pictures in 0 .. 255 (`Dataset.pictures` or `to_uint8`); grey is repeated to
+            images: [N, C, H, W] uint8 images in 0 .. 255 (`Dataset.to_images` or `to_uint8`); grey is repeated to
                 three channels where the network needs colour. Float for `coordinates`.
 
         Returns:
@@ -88,7 +87,7 @@ def load_extractor(
     weights: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
 ) -> Extractor:
-    """Make an extractor for the data at hand; the caller's random state stays as it was.
+    """Load an extractor for a data set; the caller's random state is not changed.
 
     Args:
         name: a key of EXTRACTORS or the data set's `<data>net`. None chooses: `coordinates` for continuous data,
@@ -105,7 +104,7 @@ def load_extractor(
     if kind not in EXTRACTORS:
         choices = ", ".join([f"{dataset.name}net" if key == "classifier" else key for key in EXTRACTORS])
         raise DataError(f"no feature extractor {name!r} for {dataset.name}; the choices are {choices}")
-    with torch.random.fork_rng(devices=[]):  # layers are born with random weights, before theirs are loaded
+    with torch.random.fork_rng(devices=[]):  # layers are initialised randomly before their weights are loaded
         return EXTRACTORS[kind](dataset, weights).to(device)
 
 
@@ -113,16 +112,16 @@ def inception(dataset: Dataset, weights: str | os.PathLike[str] | None) -> Extra
     """Load torch-fidelity's Inception-V3 (2,048 features of its last pool) from a file of weights.
 
     Raises:
-        DataError: no file given or found, not the weights of this network, or data that are no pictures.
+        DataError: no file given or found, not the weights of this network, or data that are not images.
     """
     if dataset.levels is None:
-        raise DataError(f"inception: sees pictures, and {dataset.name} has none; take `coordinates`")
+        raise DataError(f"inception: needs images, and {dataset.name} has none; use `coordinates`")
     if not weights or not (path := Path(weights).expanduser()).is_file():
-        found = f"no file {Path(weights).absolute()}" if weights else "no weights given"
+        problem = f"no file {Path(weights).absolute()}" if weights else "no weights given"
         raise DataError(
-            f"inception: {found}.\n"
+            f"inception: {problem}.\n"
             f"  from: {INCEPTION_URL}\n"
-            f"  put anywhere and name the file in the spec or in HARNESS_INCEPTION_WEIGHTS"
+            f"  put it anywhere and set HARNESS_INCEPTION_WEIGHTS to the file"
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
@@ -140,7 +139,7 @@ def classifier(dataset: Dataset, weights: object = None) -> Extractor:
         DataError: the data have no labels.
     """
     if dataset.levels is None or dataset.num_classes is None or dataset.train.labels is None:
-        raise DataError(f"{dataset.name} has no labels to train {dataset.name}net on: give the weights of `inception`")
+        raise DataError(f"{dataset.name} has no labels to train {dataset.name}net on: use the weights of `inception`")
     key = hashlib.sha256(f"{dataset.digest} version {CLASSIFIER_VERSION}".encode()).hexdigest()
     path = cache_folder("classifiers") / f"{dataset.name}net-{key[:16]}.pt"
     if not path.exists():
@@ -155,13 +154,13 @@ def classifier(dataset: Dataset, weights: object = None) -> Extractor:
 
 
 def coordinates(dataset: Dataset, weights: object = None) -> Extractor:
-    """Take the values themselves as features: the Frechet distance of 2-D data, as SIDDM reports it on its mixture."""
+    """Use the values themselves as features: the Frechet distance of 2-D data, as SIDDM reports it on its mixture."""
     module = _one_layer_class("coordinates")("coordinates", ["features"])
     return Extractor("coordinates", "none", dataset.channels * dataset.image_size**2, module)
 
 
 class Classifier(nn.Module):
-    """A small convolutional classifier of uint8 pictures; `trunk` gives its FEATURE_DIM penultimate features."""
+    """A small convolutional classifier of uint8 images; `trunk` returns its FEATURE_DIM penultimate features."""
 
     def __init__(self, channels: int, image_size: int, num_classes: int):
         super().__init__()
@@ -194,9 +193,8 @@ def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> list[n
 def train_classifier(dataset: Dataset) -> tuple[Classifier, float]:
     """Train a Classifier on the training labels and return it with its accuracy on the test split, in [0, 1].
 
-    AdamW, cosine decay from 3e-3, 20 epochs of batches of 64 and never more than 1,500 steps. On the CPU, with one
-    thread and seed 0, so that a machine always gets the same bits; the caller's random state and threads stay as they
-    were.
+    AdamW, cosine decay from 3e-3, 20 epochs of batches of 64, at most 1,500 steps. On the CPU, with one thread and seed
+    0, so that a machine always gets the same bits; the caller's random state and threads are not changed.
     """
     labels = dataset.train.labels
     assert labels is not None and dataset.num_classes is not None
@@ -212,7 +210,7 @@ def train_classifier(dataset: Dataset) -> tuple[Classifier, float]:
             order = np.random.default_rng(0)
             for _ in range(num_steps):
                 rows = order.integers(len(labels), size=64)
-                logits = network(torch.from_numpy(dataset.pictures(dataset.train.images[rows])))
+                logits = network(torch.from_numpy(dataset.to_images(dataset.train.images[rows])))
                 loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]))
                 optimizer.zero_grad()
                 loss.backward()
@@ -230,7 +228,7 @@ def _accuracy(network: Classifier, dataset: Dataset, split: Split) -> float:
     right = 0
     for start in range(0, len(split), 256):
         rows = slice(start, start + 256)
-        guesses = network(torch.from_numpy(dataset.pictures(split.images[rows]))).argmax(1)
+        guesses = network(torch.from_numpy(dataset.to_images(split.images[rows]))).argmax(1)
         right += int((guesses == torch.from_numpy(split.labels[rows])).sum())
     return right / len(split)
 
@@ -241,12 +239,12 @@ def _read_classifier(path: str | os.PathLike[str]) -> tuple[Classifier, float]:
         network = Classifier(**stored["sizes"])
         network.load_state_dict(stored["state_dict"])
     except Exception as error:  # torch.load has no exception of its own for a damaged file
-        raise DataError(f"{path}: damaged; delete it and it is trained again: {error}") from error
+        raise DataError(f"{path}: damaged; delete it to train it again: {error}") from error
     return network.eval(), stored["accuracy"]
 
 
 def _tensor_digest(state_dict: Mapping[str, Tensor]) -> str:
-    """sha256 (hex) over names, shapes and values, whatever file they lie in."""
+    """Return sha256 (hex) over names, shapes and values, independent of the file."""
     digest = hashlib.sha256()
     for name, value in state_dict.items():
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
@@ -256,7 +254,7 @@ def _tensor_digest(state_dict: Mapping[str, Tensor]) -> str:
 
 @functools.cache
 def _inception_class() -> type:
-    """torch-fidelity's Inception for grey and colour pictures, with safe loading, registered as `inception`."""
+    """Return torch-fidelity's Inception for grey and colour images, with safe loading, registered as `inception`."""
 
     class Inception(torch_fidelity().feature_extractor_inceptionv3.FeatureExtractorInceptionV3):  # type: ignore[misc]
         def __init__(
@@ -272,7 +270,7 @@ def _inception_class() -> type:
 
 
 def _tensors_only(path: str | os.PathLike[str]) -> io.BytesIO:
-    """Read a file of weights without running code from it and pack it again for torch-fidelity, which runs any."""
+    """Read a file of weights without executing code from it, and repack it for torch-fidelity, which would."""
     try:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no exception of its own for a damaged file
@@ -285,7 +283,7 @@ def _tensors_only(path: str | os.PathLike[str]) -> io.BytesIO:
 
 @functools.cache
 def _one_layer_class(name: str) -> type:
-    """An extractor class with the one layer `features`, registered with torch-fidelity under `name` once a process."""
+    """Return an extractor class with the one layer `features`, registered with torch-fidelity once per process."""
 
     class OneLayer(torch_fidelity().FeatureExtractorBase):  # type: ignore[misc]
         def __init__(

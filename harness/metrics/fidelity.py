@@ -1,6 +1,6 @@
-"""FID, precision and recall by torch-fidelity's own functions, from one pass of features that all three share.
+"""FID, precision and recall by torch-fidelity's own functions, from features that are extracted once.
 
-torch-fidelity's file cache is never used: its keys know neither the weights nor the data. Ours name both by content.
+torch-fidelity's file cache is never used: its keys contain neither the weights nor the data. Ours hash both.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _CHUNK = 4096  # reference images held in memory at a time
 
 
 def fidelity(reference: Tensor, samples: Tensor, k: int, *, device: str | torch.device = "cpu") -> dict[str, float]:
-    """Hold the features of samples against those of reference images: {"fid", "precision", "recall"}."""
+    """Compare the features of samples with those of reference images: {"fid", "precision", "recall"}."""
     return {"fid": frechet_distance(reference, samples), **precision_recall(reference, samples, k, device=device)}
 
 
 def frechet_distance(reference: Tensor, samples: Tensor) -> float:
-    """Give the Frechet distance of the Gaussians that fit two sets of features.
+    """Return the Frechet distance of the Gaussians fitted to two sets of features.
 
         |mu_1 - mu_2|^2 + Tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2))                        (Heusel et al. 2017, eq. 6)
 
@@ -35,7 +35,7 @@ def frechet_distance(reference: Tensor, samples: Tensor) -> float:
         reference, samples: [N, D] and [M, D] float32 features of one extractor.
 
     Returns:
-        NaN where a feature is not finite: samples that diverged have no distance.
+        NaN if a feature is not finite: diverged samples have no distance.
     """
     if not (torch.isfinite(reference).all() and torch.isfinite(samples).all()):
         return math.nan
@@ -47,7 +47,7 @@ def frechet_distance(reference: Tensor, samples: Tensor) -> float:
 def precision_recall(
     reference: Tensor, samples: Tensor, k: int, *, device: str | torch.device = "cpu"
 ) -> dict[str, float]:
-    """Give precision, the share of samples within the k-NN radius of some reference image, and recall, the reverse.
+    """Return precision, the share of samples within the k-NN radius of some reference image, and recall, the reverse.
 
     (Kynkaanniemi et al. 2019, eq. 2)
 
@@ -99,7 +99,7 @@ def reference_features(extractor: Extractor, dataset: Dataset, n: int | None = N
     cached = cache_folder("features") / f"{extractor.name}-{key[:16]}.npy"
     if not cached.exists():
         chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
-        features = [extractor.features(dataset.pictures(part.images[chunk])) for chunk in chunks]
+        features = [extractor.features(dataset.to_images(part.images[chunk])) for chunk in chunks]
         with publish(cached) as temporary, temporary.open("wb") as file:
             np.save(file, torch.cat(features).numpy())
     return torch.from_numpy(np.load(cached))

@@ -1,4 +1,4 @@
-"""Count the arithmetic of a network: what compute axes are drawn in.
+"""Count the FLOPs of a network, for the compute axes of figures.
 
 Counted, by torch.utils.flop_counter on the meta device (shapes only, so in an instant): convolutions, linear layers and
 the two matrix products of attention. These three together give the multiply-adds of IDDPM's networks to the digit (its
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.errors import TrainingError
+
 
 @dataclass(frozen=True)
 class Compute:
-    """An amount of arithmetic in both conventions: the papers' multiply-adds, and FLOPs, two to each of them."""
+    """An amount of compute in both conventions: the papers' multiply-adds, and FLOPs (two per multiply-add)."""
 
     multiply_adds: int
 
@@ -29,8 +31,8 @@ def forward_compute(network: nn.Module, *inputs: Tensor, **named_inputs: Tensor)
     """Count one forward pass over a batch. Proportional to the batch: one example is enough.
 
     Args:
-        network: on any device; it is not run, and not changed.
-        inputs, named_inputs: what it is called with, of which only shapes and types are used (meta tensors will do).
+        network: on any device; it is neither run nor changed.
+        inputs, named_inputs: its arguments, of which only shapes and types are used (meta tensors suffice).
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         _on_meta(network)(*map(_shape, inputs), **{name: _shape(value) for name, value in named_inputs.items()})
@@ -40,27 +42,33 @@ def forward_compute(network: nn.Module, *inputs: Tensor, **named_inputs: Tensor)
 def training_step_compute(network: nn.Module, *inputs: Tensor, **named_inputs: Tensor) -> Compute:
     """Count one forward and backward pass over a batch, to the gradients of the parameters that require them.
 
-    It comes to a little less than three forward passes, the usual rule, since the data need no gradient. With
-    activation checkpointing the forward work of the backward pass is counted too, because it is done.
+    It is a little less than three forward passes, the usual rule, since the data need no gradient. With activation
+    checkpointing the recomputed forward pass is counted too.
 
     Args:
         network: on any device, in the mode in which it trains; it is not run, and not changed.
         inputs, named_inputs: what it is called with, of which only shapes and types are used (meta tensors will do).
+
+    Raises:
+        TrainingError: the network needs values, too: it keeps tensors that are no buffers, or asks for one's value.
     """
     with FlopCounterMode(display=False) as counter:
-        output = _on_meta(network)(
-            *map(_shape, inputs), **{name: _shape(value) for name, value in named_inputs.items()}
-        )
-        output.sum().backward()
+        try:
+            output = _on_meta(network)(
+                *map(_shape, inputs), **{name: _shape(value) for name, value in named_inputs.items()}
+            )
+            output.sum().backward()
+        except Exception as error:  # a user's own network may do anything there
+            raise TrainingError(f"cannot be counted by shapes alone: {type(error).__name__}: {error}") from error
     return Compute(counter.get_total_flops() // 2)
 
 
 def _shape(tensor: Tensor) -> Tensor:
-    """Stand in for a tensor with one that has its shape and type but no values."""
+    """Return a tensor of the same shape and type on the meta device."""
     return torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad)
 
 
 def _on_meta(network: nn.Module) -> nn.Module:
-    """Copy a network without its values: wherever the copy would hold a parameter or a buffer, it holds a stand-in."""
+    """Copy a network to the meta device, without copying its values."""
     stand_ins = {id(p): nn.Parameter(_shape(p), requires_grad=p.requires_grad) for p in network.parameters()}
     return copy.deepcopy(network, stand_ins | {id(buffer): _shape(buffer) for buffer in network.buffers()})

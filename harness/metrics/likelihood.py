@@ -5,8 +5,8 @@
 `full_nll` evaluates the network at every t; it is the reference, and at T = 4000 it costs hours. `stratified_nll` draws
 a few t for each image and is unbiased for the same number (`harness/metrics/stratified.py`).
 
-Randomness is a function of (seed, index of the image, index of the draw), whatever the batch size, the device or the
-model: arms that are compared share it.
+Randomness is a function of (seed, index of the image, index of the draw), independent of batch size, device and model,
+so that compared arms share it.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ Predict = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
-    """The bound on a set of images, with all that must be said beside the number.
+    """The bound on a set of images, with everything that must be reported beside the number.
 
     Attributes:
         total_bpd: mean over the images of the whole bound, L_T included.
-        standard_error_bpd: of the Monte Carlo (noise and drawn t), for these very images.
+        standard_error_bpd: of the Monte Carlo (noise and drawn t), for these images.
         images_standard_error_bpd: of the choice of images, with the Monte Carlo's share taken out; NaN for one image.
         L_t_bpd: [T] float64, mean over images. "full": every t. "stratified": the mean of the draws that fell on t, the
-            pilot's included, and NaN where none did; every t of `curve_timesteps` has a value, which is rough in the
-            flat tail. A curve to look at: `total_bpd` is not its sum.
+            pilot's included, and NaN where none did; every t of `curve_timesteps` has a value, a rough one in the flat
+            tail. For plotting only: `total_bpd` is not its sum.
         prior_bpd, decoder_bpd: L_T and L_0, mean over images.
         image_bpd: [N] float64, the bound of each image.
         num_evaluations: of the network, the pilot's among them.
         estimator: "full" or "stratified".
-        clip, decoder: how p was read.
-        pilot: what steered the strata, to be handed to the other arms of a comparison; None for "full".
+        clip, decoder: how the network's output was interpreted.
+        pilot: what determined the strata, to be passed on to the other arms of a comparison; None for "full".
     """
 
     total_bpd: float
@@ -75,7 +75,7 @@ def full_nll(
 ) -> Likelihood:
     """Sum the bound over every t, with one draw of noise at each: the reference.
 
-    One draw cannot tell its own error: 16 of the images are evaluated a second time, for the standard error alone.
+    One draw cannot estimate its own error: 16 of the images are evaluated twice, only for the standard error.
 
     Args:
         x_0: [N, C, H, W], in [-1, 1].
@@ -115,17 +115,17 @@ def stratified_nll(
     pilot: Pilot | None = None,
     progress: Progress | None = None,
 ) -> Likelihood:
-    """Estimate the bound from a few t for each image, unbiased; the full sum where that is no dearer.
+    """Estimate the bound from a few t for each image, unbiased; the full sum if that costs no more.
 
     Args:
         x_0: [N, C, H, W], in [-1, 1].
         y: [N] classes, or None.
         evaluations_per_image: at least 4, without the pilot's (about a tenth more; 4 images' worth if that is more).
-        pilot: of another arm's likelihood: then both draw the same t and the same noise, and their difference is far
-            more certain than either. Its own by default.
+        pilot: of another arm's likelihood: then both draw the same t and the same noise, so their difference has a far
+            smaller error than either. Default: a new pilot.
 
     Raises:
-        ValueError: fewer than 4 evaluations an image, at more than that many timesteps.
+        ValueError: fewer than 4 evaluations per image, at more than that many timesteps.
     """
     num_timesteps, num_images = process.num_timesteps, len(x_0)
     if num_timesteps <= evaluations_per_image:
@@ -175,7 +175,7 @@ def _likelihood(
     )
 
 
-# -- the terms of a real model -----------------------------------------------------------------------------------------
+# -- the terms of a model ----------------------------------------------------------------------------------------------
 
 
 def bound_terms(
@@ -237,7 +237,7 @@ def evaluate_every_t(
     progress: Progress | None = None,
 ) -> np.ndarray:
     """Call evaluate(image, t, draw) for images, [M], at every t, with draw = first_draw[M] + t: [M, T, ...]."""
-    at_once = max(1, 32 * batch_size // num_timesteps)  # some 32 batches between two fetches from the device
+    at_once = max(1, 32 * batch_size // num_timesteps)  # about 32 batches between two transfers from the device
     t, rows = np.arange(num_timesteps), []
     for chunk in chunks(len(images), at_once):
         image, all_t, draw = np.broadcast_arrays(images[chunk, None], t, first_draw[chunk, None] + t)
@@ -252,7 +252,7 @@ def counter_noise(seed: int, image: Tensor, draw: Tensor, shape: tuple[int, ...]
     """Draw standard normal noise that is a function of (seed, image, draw) alone: [B, *shape] float64.
 
     Generators are streams, whose numbers depend on the order in which they are taken. Here every (seed, image, draw) is
-    the key of a SplitMix64 sequence (Steele et al. 2014), made normal by Box and Muller on the device that wants it.
+    the key of a SplitMix64 sequence (Steele et al. 2014), made normal by Box and Muller on the target device.
 
     Args:
         image, draw: [B] int64.
@@ -289,11 +289,11 @@ def _splitmix64(z: Tensor) -> Tensor:
 
 
 def gaussian_baseline_bpd(train_images: np.ndarray, test_images: np.ndarray, levels: int) -> float:
-    """Code the test images by one Gaussian a pixel, fitted to the training images: bits/dim that a model must beat.
+    """Code the test images by one Gaussian per pixel, fitted to the training images: a baseline in bits/dim.
 
     The mass of each grey level's bin, the outermost reaching to infinity (DDPM, eq. 13); mixed with 1 / (n + 1) of the
-    uniform, as if one more image had been seen, of noise. Without it a pixel that never changes in training would cost
-    infinitely many bits where it does.
+    uniform, as if one more image, of noise, had been seen. Without it a pixel that is constant in the training images
+    would cost infinitely many bits where it differs.
 
     Args:
         train_images: [n, ...] uint8, in 0 .. levels - 1.

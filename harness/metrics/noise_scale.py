@@ -1,10 +1,10 @@
-"""The simple gradient noise scale: how large a batch must be before its gradient is more signal than noise.
+"""The simple gradient noise scale: the batch size at which the gradient's signal equals its noise.
 
     B_simple = tr(Sigma) / |G|^2                                                    (McCandlish et al. 2018, eq. 2.9)
 
 Sigma is the covariance over single examples, G the true gradient; IDDPM's figure 7 compares L_vlb and L_hybrid by it.
 Both parts are estimated without bias from gradients at two batch sizes (appendix A.1). Quotients of such estimates
-would be biased, and wild: so each part is averaged by itself, and the quotient is taken last.
+would be biased and unstable: so each part is averaged separately, and the quotient is taken last.
 """
 
 import math
@@ -17,15 +17,15 @@ from torch import Tensor
 
 @dataclass
 class GradientNoiseScale:
-    """A running estimate, fed with squared norms; its fields are its whole state.
+    """A running estimate, updated with squared norms; its fields are its whole state.
 
         |G|^2     = (B_big |G_big|^2 - B_small |G_small|^2) / (B_big - B_small)
         tr(Sigma) = (|G_small|^2 - |G_big|^2) / (1 / B_small - 1 / B_big)
 
     Args:
         small_batch, big_batch: examples behind the two gradients, each the gradient of a mean over them.
-        decay: of the moving averages, in (0, 1]; 1 gives all updates the same weight, for weights that do not move.
-        signal, noise: sums of |G|^2 and of tr(Sigma), weighted by decay^age. What they lack to averages cancels out.
+        decay: of the moving averages, in (0, 1]; 1 weights all updates equally, for fixed network weights.
+        signal, noise: sums of |G|^2 and of tr(Sigma), weighted by decay^age. The normalisation cancels out.
 
     Raises:
         ValueError: batches that are not small < big, or a decay out of range.
@@ -44,7 +44,7 @@ class GradientNoiseScale:
             raise ValueError(f"decay must lie in (0, 1]; got {self.decay}")
 
     def update(self, small_squared_norm: float | Tensor, big_squared_norm: float | Tensor) -> None:
-        """Take in |G_small|^2 (one, or the mean of several) and |G_big|^2. Scalar tensors stay on their device."""
+        """Add |G_small|^2 (one, or the mean of several) and |G_big|^2. Scalar tensors stay on their device."""
         small, big = self.small_batch, self.big_batch
         signal = (big * big_squared_norm - small * small_squared_norm) / (big - small)
         noise = (small_squared_norm - big_squared_norm) / (1 / small - 1 / big)
@@ -53,7 +53,7 @@ class GradientNoiseScale:
 
     @property
     def value(self) -> float:
-        """B_simple, in examples; NaN as long as the estimate of |G|^2 is not above 0. Waits for the device."""
+        """B_simple, in examples; NaN while the estimate of |G|^2 is not above 0. Synchronises with the device."""
         signal = float(self.signal)
         return float(self.noise) / signal if signal > 0 else math.nan
 
@@ -67,8 +67,8 @@ def measure_noise_scale(
     fills no big batch is left out.
 
     Args:
-        weights: that the gradient is taken by; they and their .grad are left as they are.
-        losses: each the mean over batch_size fresh examples, best made on demand by a generator.
+        weights: parameters of the gradient; they and their .grad are not changed.
+        losses: each the mean over batch_size new examples, preferably made on demand by a generator.
     """
     scale = GradientNoiseScale(batch_size, batch_size * small_per_big, decay=1.0)
     total, small_squares = [torch.zeros_like(w) for w in weights], []

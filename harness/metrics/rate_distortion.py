@@ -1,4 +1,4 @@
-"""Progressive lossy coding: how good the picture is after so many bits (DDPM, section 4.3 and figure 5)."""
+"""Progressive lossy coding: distortion against rate (DDPM, section 4.3 and figure 5)."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from harness.metrics.stratified import Progress
 
 @dataclass(frozen=True, eq=False)
 class RateDistortion:
-    """What has been received after each number of reverse steps: arrays [T], the three panels of DDPM's figure 5.
+    """Rate and distortion after each number of reverse steps: arrays [T], the three panels of DDPM's figure 5.
 
     Attributes:
-        reverse_steps: 1 .. T, network calls made so far. The last leaves x_1 and its prediction of x_0; what is then
-            missing to the bound is L_0, the bits that make the picture exact.
+        reverse_steps: 1 .. T, network calls so far. The last gives x_1 and its prediction of x_0; the remaining
+            term of the bound is L_0, the bits that make the image exact.
         rate_bpd: bits/dim received so far, cumulated, L_T included.
         distortion_rmse: of the predicted x_0, over all images and dimensions, on the scale [0, 255].
     """
@@ -38,7 +38,7 @@ def rate_distortion(
     clip: bool = True,
     progress: Progress | None = None,
 ) -> RateDistortion:
-    """Transmit images step by step, and at each step look at the x_0 that the receiver would predict.
+    """Measure, at each reverse step, the bits sent so far and the error of the x_0 that the receiver would predict.
 
         rate(x_t) = L_T + sum_{s > t} L_s,   distortion(x_t) = 127.5 RMSE(x_0, x_0 predicted from x_t)
 
@@ -63,5 +63,7 @@ def rate_distortion(
     L_t, square = values.mean(0).T  # [T] each
     prior = float(process.prior_bpd(x_0.to(process.device)).double().mean())
     backwards = slice(None, None, -1)  # from t = T-1 down to 0
-    received = np.append(0.0, np.cumsum(L_t[backwards])[:-1])  # L_t makes x_{t-1} of x_t: not yet there when x_t is
+    received = np.append(
+        0.0, np.cumsum(L_t[backwards])[:-1]
+    )  # L_t takes x_t to x_{t-1}: not yet part of the rate at x_t
     return RateDistortion(np.arange(1, num_timesteps + 1), prior + received, 127.5 * np.sqrt(square[backwards]))

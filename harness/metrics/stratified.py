@@ -1,7 +1,7 @@
 """The stratified estimate of a sum over t: a few t for each image, unbiased, with its standard error.
 
-It knows no network: it works on a function `terms` and can be replayed on stored values. t is drawn within strata that
-hold about equal shares of the sum, in proportion to a pilot's curve of L_t, so that L_t / p(t) hardly varies.
+It does not depend on a network: it works on a function `terms`, also on stored values. t is drawn within strata that
+have about equal shares of the sum, in proportion to a pilot's curve of L_t, so that L_t / p(t) hardly varies.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Terms = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """terms(image, t, draw) -> L_t in bits/dim, all [n]: the same image, t and draw give the same value."""
 
 Progress = Callable[[int, int], None]
-"""progress(network evaluations done, of how many)."""
+"""progress(network evaluations done, total)."""
 
 
 class Pilot(NamedTuple):
-    """Draws that steer the strata and fill the curve's tail, and stay out of the estimate.
+    """Draws that determine the strata and fill the curve's tail; not part of the estimate.
 
     Attributes:
         timesteps: [G], ascending, with t = 0.
@@ -37,7 +37,7 @@ class Pilot(NamedTuple):
 
 
 class Strata(NamedTuple):
-    """Where the timesteps are drawn.
+    """The strata of timesteps.
 
     Attributes:
         edges: [K + 1], stratum k is edges[k] .. edges[k + 1] - 1. The first is t = 0 alone.
@@ -51,7 +51,7 @@ class Strata(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What the draws gave.
+    """The result of the draws.
 
     Attributes:
         image_sum: [N], unbiased for L_0 + ... + L_{T-1} of each image.
@@ -85,7 +85,7 @@ class Drawn(NamedTuple):
 
 
 def curve_timesteps(num_timesteps: int, count: int = 300) -> np.ndarray:
-    """Choose about `count` values of t for a curve of L_t, no more: every t below 50, then spaced by their log."""
+    """Choose at most `count` values of t for a curve of L_t: every t below 50, then spaced logarithmically."""
     if num_timesteps <= count:
         return np.arange(num_timesteps)
     tail = np.geomspace(50, num_timesteps - 1, count - 50)
@@ -93,13 +93,13 @@ def curve_timesteps(num_timesteps: int, count: int = 300) -> np.ndarray:
 
 
 def run_pilot(terms: Terms, num_images: int, num_timesteps: int, evaluations_per_image: int, *, seed: int) -> Pilot:
-    """Evaluate a few images at the curve's timesteps: about a tenth of the estimate's own cost, but four images."""
+    """Evaluate a few images, at least four, at the curve's timesteps: about a tenth of the estimate's own cost."""
     timesteps = curve_timesteps(num_timesteps)
     affordable = num_images * evaluations_per_image // (10 * 2 * len(timesteps))
     images = np.random.default_rng([seed, 1]).permutation(num_images)[: max(4, affordable)]
     shape = (len(images), len(timesteps), 2)
     image, t, draw = np.broadcast_arrays(images[:, None, None], timesteps[:, None], np.arange(2))
-    # Negative draws: the estimate's noise, whose draws count up from 0, is never met here.
+    # Negative indices: the estimate's draws count up from 0, so they never share noise.
     values = terms(image.ravel(), t.ravel(), (-1 - draw - 2 * t).ravel())
     return Pilot(timesteps, values.reshape(shape))
 
@@ -107,11 +107,11 @@ def run_pilot(terms: Terms, num_images: int, num_timesteps: int, evaluations_per
 def make_strata(pilot: Pilot, num_timesteps: int, evaluations_per_image: int) -> Strata:
     """Cut 1 .. T-1 into strata of equal shares of the pilot's L_t, and divide the draws by its standard deviations.
 
-    Two draws to each stratum; t = 0 gets its share by Neyman's rule, n_k proportional to the standard deviation of the
-    stratum's contribution. Whatever the pilot saw, the estimate is unbiased: it only varies more under a poor one.
+    Two draws per stratum; t = 0 gets its share by Neyman's rule, n_k proportional to the standard deviation of the
+    stratum's contribution. The estimate is unbiased for any pilot; a poor one only increases the variance.
 
     Raises:
-        ValueError: fewer than 4 evaluations, which cannot put two draws into two strata.
+        ValueError: fewer than 4 evaluations, too few for two draws in each of two strata.
     """
     budget = evaluations_per_image
     if budget < 4:
@@ -168,29 +168,29 @@ def draw_strata(
 
 
 def _interpolated_curve(pilot: Pilot, num_timesteps: int) -> np.ndarray:
-    """Give the pilot's L_t at every t, [T], straight lines on logarithmic axes, and above 0 whatever the pilot saw."""
+    """Interpolate the pilot's L_t to every t, [T], linearly on logarithmic axes, always above 0."""
     known = np.nan_to_num(pilot.L_t, nan=0.0, posinf=0.0)
     known = np.maximum(known, max(1e-9 * known.max(), 1e-30))
     return np.exp(np.interp(np.log1p(np.arange(num_timesteps)), np.log1p(pilot.timesteps), np.log(known)))
 
 
 def _cut(mass: np.ndarray, count: int) -> Strata:
-    """Part t = 0, and the rest into at most `count` strata of equal mass; two draws in each."""
+    """Split into t = 0 and at most `count` strata of equal mass, with two draws in each."""
     cumulative = np.cumsum(mass[1:])
     inner = 2 + np.searchsorted(cumulative, cumulative[-1] * np.arange(1, count) / count)
     edges = np.unique(np.concatenate([[0, 1], inner.clip(max=len(mass)), [len(mass)]]))
     size = np.diff(edges)
     share = mass / np.repeat(np.add.reduceat(mass, edges[:-1]), size)
-    # A tenth of each stratum is drawn evenly: no draw then weighs more than 10 times what it would without a pilot.
+    # A tenth of each stratum is drawn uniformly: no draw then weighs more than 10 times as much as without a pilot.
     density = 0.9 * share + 0.1 / np.repeat(size, size)
     return Strata(edges, np.full(len(size), 2), density)
 
 
 def _variances(pilot: Pilot, strata: Strata) -> np.ndarray:
-    """Give the variance of one draw's contribution within each stratum, averaged over the pilot's images: [K]."""
+    """Return the variance of one draw's contribution within each stratum, averaged over the pilot's images: [K]."""
     contribution = pilot.values / strata.density[pilot.timesteps][:, None]
-    which = np.searchsorted(strata.edges, pilot.timesteps, side="right") - 1
-    inside = (contribution[:, which == k].reshape(len(contribution), -1) for k in range(len(strata.draws)))
+    stratum = np.searchsorted(strata.edges, pilot.timesteps, side="right") - 1
+    inside = (contribution[:, stratum == k].reshape(len(contribution), -1) for k in range(len(strata.draws)))
     with np.errstate(invalid="ignore"):  # a network that overflows
         return np.nan_to_num([x.var(1, ddof=1).mean() if x.shape[1] else 0.0 for x in inside], posinf=0.0)
 

@@ -1,14 +1,14 @@
-"""The one place that imports torch_fidelity, and with it torchvision, which does not always import.
+"""The only place that imports torch_fidelity, and with it torchvision, which does not always import.
 
 torchvision from the package index is a CUDA build. Beside a CPU build of torch its compiled operators cannot load, and
 `import torchvision` fails with "operator torchvision::nms does not exist", because it describes operators (nms, and
-since 0.28 qnms) that nobody has declared. Neither we nor torch-fidelity call them, so it is enough to declare them.
+since 0.28 qnms) that are not declared. Neither we nor torch-fidelity call them, so it is enough to declare them.
 """
 
 import sys
 from types import ModuleType
 
-_KEEP: list[object] = []  # a Library takes its declarations back when it is collected
+_KEEP: list[object] = []  # a Library removes its declarations when it is garbage-collected
 
 
 def ensure_torchvision() -> None:

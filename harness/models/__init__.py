@@ -1,4 +1,4 @@
-"""The denoising networks: `network(x_t, timesteps, y=None) -> output`, each in its own file, loaded at first use."""
+"""The denoising networks: `network(x_t, timesteps, y=None) -> output`, each in its own file, loaded on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""A small denoiser for points of the plane, held as images of one pixel so that all else in the harness fits them."""
+"""A small denoiser for points of the plane, represented as images of one pixel to fit the rest of the harness."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class MLP(nn.Module):
         Returns: [B, out_channels, 1, 1].
 
         Raises:
-            ValueError: a shape does not fit, or y is missing or not wanted.
+            ValueError: a shape does not fit, or y is missing or not accepted.
         """
         check_inputs(x, timesteps, y, self.in_channels, self.num_classes)
         if x.shape[2:] != (1, 1):

@@ -58,14 +58,14 @@ class GroupNorm(nn.GroupNorm):
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """Zero a layer's parameters, so that the branch which it ends starts as nothing."""
+    """Zero a layer's parameters, so that its residual branch starts at zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 class Block(nn.Module):
-    """A residual block or attention: what activation checkpointing may run again in the backward pass."""
+    """A residual block or attention, which activation checkpointing may recompute in the backward pass."""
 
     use_checkpoint: bool
 
@@ -76,7 +76,7 @@ class Block(nn.Module):
 
 
 class ResBlock(Block):
-    """Two 3x3 convolutions around which the input is added, conditioned on the time embedding.
+    """Two 3x3 convolutions with a residual connection, conditioned on the time embedding.
 
         h = GN(conv(SiLU(GN(x)))) (1 + w) + b         with scale-shift, [w, b] = linear(SiLU(emb))
         h = GN(conv(SiLU(GN(x))) + b)                 without, b = linear(SiLU(emb))
@@ -183,7 +183,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """Layers in a row, of which the residual blocks also see the embedding."""
+    """A sequence of layers; residual blocks also get the embedding."""
 
     def __init__(self, *layers: nn.Module):
         super().__init__(layers)
@@ -207,12 +207,12 @@ class UNet(nn.Module):
         channel_mult: one multiplier a level; each level but the last halves the image.
         num_classes: makes the network class-conditional; `y` is then required.
         num_heads: attention heads on the way down and in the middle.
-        num_heads_upsample: heads on the way up; -1 means as many.
+        num_heads_upsample: heads on the way up; -1 means num_heads.
         use_scale_shift_norm: condition by GN(h) (1 + w) + b instead of by addition.
-        use_checkpoint: store no activations inside blocks, compute them again in the backward pass.
+        use_checkpoint: do not store activations inside blocks, recompute them in the backward pass.
 
     Attributes:
-        norm_groups: the numbers of groups in use; {32} unless 32 does not divide some width.
+        norm_groups: the numbers of groups in use; {32} if 32 divides every width.
 
     Raises:
         ValueError: a width cannot be split into the heads.
@@ -299,7 +299,7 @@ class UNet(nn.Module):
         Returns: [B, out_channels, H, W].
 
         Raises:
-            ValueError: a shape does not fit, or y is missing or not wanted.
+            ValueError: a shape does not fit, or y is missing or not accepted.
         """
         check_inputs(x, timesteps, y, self.in_channels, self.num_classes)
         if x.shape[2] % self.downsampling or x.shape[3] % self.downsampling:
@@ -320,12 +320,12 @@ class UNet(nn.Module):
         h = self.middle_block(h, emb)  # [B, C mult[-1], H / downsampling, W / downsampling]
         for stage in self.output_blocks:
             h = stage(torch.cat([h, skips.pop()], dim=1), emb)  # [B, C mult, H / factor, W / factor]
-        with full_precision(x.device):  # the reference, too, leaves half precision before the last layer
+        with full_precision(x.device):  # the reference also returns to full precision before the last layer
             return self.out(h.to(dtype))  # [B, out, H, W]
 
 
 class SuperResUNet(UNet):
-    """Denoise a large image given its small version, resized bilinearly and joined to x_t as further channels.
+    """Denoise a large image given its small version, resized bilinearly and concatenated to x_t as further channels.
 
     Takes UNet's arguments; `in_channels` are those of the image, of which the first convolution sees twice as many.
     """
@@ -354,14 +354,14 @@ class SuperResUNet(UNet):
 
 
 def check_inputs(x: Tensor, timesteps: Tensor, y: Tensor | None, in_channels: int, num_classes: int | None) -> None:
-    """Refuse inputs whose shapes do not fit the network. Values are not looked at: that would wait for the device."""
+    """Refuse inputs whose shapes do not fit the network. Values are not checked: that would synchronise the device."""
     if x.ndim != 4 or x.shape[1] != in_channels:
         raise ValueError(f"x must be [B, {in_channels}, H, W], not {list(x.shape)}")
     if timesteps.shape != x.shape[:1]:
-        raise ValueError(f"timesteps must be [{x.shape[0]}], one an example, not {list(timesteps.shape)}")
+        raise ValueError(f"timesteps must be [{x.shape[0]}], one per example, not {list(timesteps.shape)}")
     if num_classes is None and y is not None:
         raise ValueError("y was given to a network without classes (num_classes is None)")
     if num_classes is not None and y is None:
         raise ValueError(f"y is missing: this network is conditioned on one of {num_classes} classes")
     if y is not None and y.shape != x.shape[:1]:
-        raise ValueError(f"y must be [{x.shape[0]}], one class an example, not {list(y.shape)}")
+        raise ValueError(f"y must be [{x.shape[0]}], one class per example, not {list(y.shape)}")

@@ -1,12 +1,12 @@
-"""A study as one file, to be read on another machine: its runs' records, and figures and checkpoints where asked.
+"""A study as one archive for another machine: its runs' records, and optionally figures and checkpoints.
 
     manifest.json               first: study, harness version, counts, and the size and sha256 of every file below
-    runs/<run_key>/...          what the run directory holds, less its lock, its MLflow cursors and half-written files
-    figures/...                 what `make figures` drew for the study
+    runs/<run_key>/...          the run directory without its lock, MLflow cursors and half-written files
+    figures/...                 the study's figures
 
-The same content gives the same bytes: nothing here knows the time, the user or the machine. An archive comes from
-elsewhere, so on import nothing is believed: a file that the manifest does not name, a name that leaves its folder, a
-link, a device or a checksum that does not fit ends it before anything is put in place, and no run is ever overwritten.
+The same content gives the same bytes, independent of time, user and machine. An archive may come from anywhere, so the
+import verifies everything: a file that is not in the manifest, a name that leaves its folder, a link, a device or a
+wrong checksum stops it before anything is put in place, and no run is ever overwritten.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from harness.spec.base import digest
 FORMAT = 1
 MANIFEST = "manifest.json"
 SUFFIXES = (".json", ".jsonl", ".yaml", ".npz", ".png", ".pt", ".pdf", ".csv", ".md", ".html", ".txt", ".log")
-MAX_EXPANSION = 100  # what an archive may unpack to, in its own sizes; journals compress tenfold
-SMALL_BYTES = 64 << 20  # beside what any archive may unpack to, and more than its manifest may have
+MAX_EXPANSION = 100  # limit of the unpacked size, relative to the archive's; journals compress tenfold
+SMALL_BYTES = 64 << 20  # allowed for any archive, and more than its manifest may have
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"(?:runs/[0-9a-f]{16}|figures)(?:/[^\W_][\w.+=,@-]{0,149}){1,6}")
 
@@ -48,7 +48,7 @@ WhichCheckpoints = Literal["none", "newest", "all"]
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote, and the names of files that it left out because they are of no kind that runs have."""
+    """What an export wrote, and the files that it left out because no run has files of their kind."""
 
     path: Path
     num_runs: int
@@ -60,7 +60,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did, by run_key, and how many figures it put in place."""
+    """The result of an import: runs by run_key, and the number of figures."""
 
     study: str
     added: tuple[str, ...]
@@ -82,21 +82,21 @@ def export_study(
     """Write a study as one archive: a tar, compressed where the name ends in .gz or .tgz.
 
     Args:
-        run_directories: the study's runs; nobody may be writing in them.
-        path: of the archive; replaced as a whole when it is there.
+        run_directories: the study's runs; no process may be writing in them.
+        path: of the archive; replaced atomically if it exists.
         checkpoints: none, the newest of each run together with the best, or all that are kept.
-        figures: the study's folder of figures; left out where it does not exist.
+        figures: the study's folder of figures; skipped if it does not exist.
 
     Raises:
-        RecordError: a run is being worked on, a file changes meanwhile, or the archive cannot be written.
+        RecordError: a run is running, a file changes meanwhile, or the archive cannot be written.
     """
     sources: dict[str, Path] = {}
-    dated: dict[Path, bytes] = {}  # what goes in place of a file's content
+    dated: dict[Path, bytes] = {}  # replaces a file's content
     left_out: list[str] = []
     for directory in run_directories:
         if owner := directory.writer():
             raise RecordError(
-                f"run {directory.key} is at work (process {owner.get('pid')} on {owner.get('host')}); wait for its end"
+                f"run {directory.key} is running (process {owner.get('pid')} on {owner.get('host')}); wait for its end"
             )
         for name, source in _files_of(directory, checkpoints).items():
             sources[f"runs/{directory.key}/{name}"] = source
@@ -107,7 +107,7 @@ def export_study(
         left_out.append(name)
         del sources[name]
     files = {name: _facts(source, dated.get(source)) for name, source in sources.items()}
-    num_bytes = sum(facts["bytes"] for facts in files.values())
+    num_bytes = sum(entry["bytes"] for entry in files.values())
     manifest = {
         "format": FORMAT,
         "study": study,
@@ -135,7 +135,7 @@ def export_study(
 
 
 def _files_of(directory: RunDirectory, checkpoints: WhichCheckpoints) -> dict[str, Path]:
-    """Return what of a run goes into an archive, by its name in the run directory."""
+    """Return the files of a run that go into an archive, by their names in the run directory."""
     files = _files_below(directory.path)
     kept = checkpoint_files(directory.checkpoints_folder)
     if checkpoints != "all":
@@ -149,7 +149,7 @@ def _files_of(directory: RunDirectory, checkpoints: WhichCheckpoints) -> dict[st
 
 
 def _files_below(folder: Path) -> dict[str, Path]:
-    """Return the regular files below a folder by their names there; hidden ones are half-written, links lead away."""
+    """Return the regular files below a folder by relative name, without hidden ones (half-written) and links."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -161,7 +161,7 @@ def _files_below(folder: Path) -> dict[str, Path]:
 @contextmanager
 def _writing(path: Path, *, compress: bool) -> Iterator[tarfile.TarFile]:
     with path.open("wb") as file:
-        # No name and no time in gzip's header either, which tarfile's own "w:gz" would write.
+        # No name and no time in gzip's header either; tarfile's own "w:gz" would write them.
         stream: Any = gzip.GzipFile("", "wb", 6, file, mtime=0) if compress else file
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
             yield tar
@@ -183,16 +183,16 @@ def _facts(source: Path, content: bytes | None) -> dict[str, Any]:
     return {"bytes": source.stat().st_size, "sha256": _sha256(source)}
 
 
-def _add(tar: tarfile.TarFile, name: str, source: Path, facts: dict[str, Any], content: bytes | None) -> None:
+def _add(tar: tarfile.TarFile, name: str, source: Path, entry: dict[str, Any], content: bytes | None) -> None:
     with source.open("rb") if content is None else io.BytesIO(content) as file:
         hashing = _Hashing(file)
-        tar.addfile(_entry(name, facts["bytes"]), cast(IO[bytes], hashing))
-    if hashing.digest.hexdigest() != facts["sha256"]:
+        tar.addfile(_entry(name, entry["bytes"]), cast(IO[bytes], hashing))
+    if hashing.digest.hexdigest() != entry["sha256"]:
         raise RecordError(f"{source} changed while it was exported; try again")
 
 
 class _Hashing:
-    """Hash what is read from a file."""
+    """A file wrapper that hashes what is read."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -213,13 +213,13 @@ def _sha256(path: Path) -> str:
 
 
 def import_study(path: Path, runs_folder: Path, *, figures: Path | None = None) -> Imported:
-    """Put an archive's runs in place, all checked before the first; a run that is there already is left as it is.
+    """Import an archive's runs, after checking all of them; a run that exists already is not changed.
 
     Args:
-        figures: the folder that the study's figures go to, as a folder of the study's name, unless that is there.
+        figures: the folder that gets the study's figures, in a folder of the study's name, unless that exists.
 
     Raises:
-        RecordError: the archive is damaged or not ours, a run here differs from its own, or is being written.
+        RecordError: the archive is invalid, a run exists here and differs, or is being written.
     """
     runs_folder.mkdir(parents=True, exist_ok=True)
     staging = runs_folder / f".import-{os.getpid()}"
@@ -229,7 +229,7 @@ def import_study(path: Path, runs_folder: Path, *, figures: Path | None = None) 
         try:
             manifest = _unpack(path, staging)
         except (RecordError, tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise RecordError(f"{path} is damaged, or no archive of a study: {error}") from error
+            raise RecordError(f"{path} is damaged, or not an archive of a study: {error}") from error
         return _put_in_place(manifest, staging, runs_folder, figures)
     except OSError as error:
         raise RecordError(f"{path}: cannot be imported: {error.strerror or error}") from error
@@ -238,11 +238,11 @@ def import_study(path: Path, runs_folder: Path, *, figures: Path | None = None) 
 
 
 def _unpack(path: Path, staging: Path) -> dict[str, Any]:
-    """Unpack into the staging folder, checking everything; return the manifest."""
+    """Unpack into the staging folder with all checks; return the manifest."""
     limit = MAX_EXPANSION * path.stat().st_size + SMALL_BYTES
     with path.open("rb") as file, _decompressed(file) as content:
         bounded = _Bounded(content, limit)
-        tar = tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r:")  # noqa: SIM115 (it holds no file of its own)
+        tar = tarfile.open(fileobj=cast(IO[bytes], bounded), mode="r:")  # noqa: SIM115 (it does not own the file)
         first = tar.next()
         if first is None or first.name != MANIFEST or not first.isreg() or first.size > SMALL_BYTES:
             raise RecordError(f"it does not begin with {MANIFEST}")
@@ -251,7 +251,7 @@ def _unpack(path: Path, staging: Path) -> dict[str, Any]:
         while (member := tar.next()) is not None:
             _unpack_one(tar, member, manifest["files"], seen, staging)
         while bounded.read(_CHUNK_BYTES):
-            pass  # to the end, where gzip has its own checksum, that of the manifest too
+            pass  # to the end, where gzip has its own checksum, which covers the manifest too
     if missing := sorted(manifest["files"].keys() - seen):
         raise RecordError(f"{len(missing)} files are missing, the first is {missing[0]}")
     return manifest
@@ -264,7 +264,7 @@ def _decompressed(file: IO[bytes]) -> Any:
 
 
 class _Bounded:
-    """Let tarfile read no further than a limit, and no more than some MiB at once: its headers have sizes, too."""
+    """A stream that limits what tarfile reads, in total and at once, because sizes in headers are not trusted."""
 
     def __init__(self, file: Any, limit: int):
         self._file, self._limit = file, limit
@@ -290,30 +290,30 @@ def _read_all(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _checked_manifest(text: bytes, limit: int, staging: Path) -> dict[str, Any]:
-    """Return the manifest when it says what one has to say, and fits the disk."""
+    """Return the manifest if it is complete and its files fit on the disk."""
     try:
         manifest = json.loads(text)
         files, runs = manifest["files"], manifest["runs"]
         if manifest["format"] != FORMAT:
-            raise RecordError(f"its format is {manifest['format']!r}, and this harness reads {FORMAT}")
-        sizes = [facts["bytes"] for facts in files.values()]
+            raise RecordError(f"its format is {manifest['format']!r}, but this version reads {FORMAT}")
+        sizes = [entry["bytes"] for entry in files.values()]
         plain = (
             _STUDY.fullmatch(manifest["study"]),
             manifest["checkpoints"] in get_args(WhichCheckpoints),
             all(type(size) is int and size >= 0 for size in sizes),
-            all(type(facts["sha256"]) is str for facts in files.values()),
+            all(type(entry["sha256"]) is str for entry in files.values()),
             all(type(names) is list and all(type(name) is str for name in names) for names in runs.values()),
         )
         if not all(plain):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise RecordError(f"its {MANIFEST} is not one of ours") from None
+        raise RecordError(f"its {MANIFEST} is not valid") from None
     for name in files:
         if not _NAME.fullmatch(name) or ".." in name or not name.endswith(SUFFIXES):
             raise RecordError(f"{name!r} is not the name of a file that runs or figures have")
     named = {name.split("/")[1] for name in files if name.startswith("runs/")}
     if named != runs.keys():
-        raise RecordError(f"its {MANIFEST} names other runs than its files")
+        raise RecordError(f"its {MANIFEST} lists other runs than its files")
     if sum(sizes) > limit:
         raise RecordError("it unpacks to more than an archive of its size can hold")
     if sum(sizes) > shutil.disk_usage(staging).free:
@@ -330,7 +330,7 @@ def _unpack_one(
     if name not in files:
         raise RecordError(f"{name!r} is not in its {MANIFEST}")
     if name in seen:
-        raise RecordError(f"{name!r} stands there twice")
+        raise RecordError(f"{name!r} is in it twice")
     seen.add(name)
     if member.size != files[name]["bytes"]:
         raise RecordError(f"{name} has {member.size} bytes, and its {MANIFEST} says {files[name]['bytes']}")
@@ -351,18 +351,18 @@ def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, fi
     new, present, wrong = [], [], []
     for key in sorted(manifest["runs"]):
         _require_run(staging / "runs" / key)
-        here = RunDirectory(runs_folder / key)
-        if not here.path.exists():
+        local = RunDirectory(runs_folder / key)
+        if not local.path.exists():
             new.append(key)
             continue
-        if owner := here.writer():
+        if owner := local.writer():
             wrong.append(f"run {key} is being written by process {owner.get('pid')} on {owner.get('host')}")
-        elif changes := _differences(here, staging / "runs" / key, manifest):
+        elif changes := _differences(local, staging / "runs" / key, manifest):
             wrong.append(f"run {key} is here already and differs: {'; '.join(changes)}")
         else:
             present.append(key)
     if wrong:
-        raise RecordError("\n  ".join(["nothing was imported, for no run is ever overwritten:", *wrong]))
+        raise RecordError("\n  ".join(["nothing was imported, since runs are never overwritten:", *wrong]))
     for key in new:
         for path, dated in RunDirectory(staging / "runs" / key).dated_studies(manifest["runs"][key]).items():
             path.write_text(dated)
@@ -389,39 +389,41 @@ def _require_run(folder: Path) -> None:
     try:
         RunDirectory(folder).studies_by_joining()
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        raise RecordError(f"what studies say of run {folder.name} cannot be read") from None
+        raise RecordError(f"the studies of run {folder.name} cannot be read") from None
 
 
-def _differences(here: RunDirectory, staged: Path, manifest: dict[str, Any]) -> list[str]:
-    """Say in which files a run that is here differs from the archive's, the first five.
+def _differences(local: RunDirectory, staged: Path, manifest: dict[str, Any]) -> list[str]:
+    """Describe in which files a local run differs from the archive's, the first five.
 
-    When it joined its studies, and what its processes printed, may differ from one machine to the other.
+    When it joined its studies, and what its processes printed, may differ between machines.
     """
-    prefix = f"runs/{here.key}/"
-    theirs = {name.removeprefix(prefix): facts for name, facts in manifest["files"].items() if name.startswith(prefix)}
-    ours = _files_of(here, manifest["checkpoints"])
-    ours = {name: path for name, path in ours.items() if name.endswith(SUFFIXES)}
+    prefix = f"runs/{local.key}/"
+    archived = {
+        name.removeprefix(prefix): entry for name, entry in manifest["files"].items() if name.startswith(prefix)
+    }
+    present = _files_of(local, manifest["checkpoints"])
+    present = {name: path for name, path in present.items() if name.endswith(SUFFIXES)}
     changes = []
-    for name in sorted(theirs.keys() | ours.keys()):
+    for name in sorted(archived.keys() | present.keys()):
         folder = name.split("/")[0]
-        if folder == here.logs_folder.name:
+        if folder == local.logs_folder.name:
             continue
-        if name not in ours:
-            changes.append(f"{name} is in the archive alone")
-        elif name not in theirs:
-            changes.append(f"{name} is here alone")
-        elif _sha256(ours[name]) != theirs[name]["sha256"] and not (
-            folder == here.studies_folder.name and _same_study(ours[name], staged / name)
+        if name not in present:
+            changes.append(f"{name} is only in the archive")
+        elif name not in archived:
+            changes.append(f"{name} is only in the local run")
+        elif _sha256(present[name]) != archived[name]["sha256"] and not (
+            folder == local.studies_folder.name and _same_study(present[name], staged / name)
         ):
-            changes.append(f"{name} has other content")
+            changes.append(f"{name} has different content")
     return changes if len(changes) <= 5 else [*changes[:5], f"and {len(changes) - 5} more"]
 
 
-def _same_study(ours: Path, theirs: Path) -> bool:
-    """Tell whether two files say the same about a run, but for the time at which it joined the study."""
+def _same_study(present: Path, archived: Path) -> bool:
+    """Return whether two files of a study are equal except for the time at which the run joined it."""
     try:
-        return without_joining_time(json.loads(ours.read_text())) == without_joining_time(
-            json.loads(theirs.read_text())
+        return without_joining_time(json.loads(present.read_text())) == without_joining_time(
+            json.loads(archived.read_text())
         )
     except (ValueError, AttributeError, RecursionError):
         return False

@@ -1,21 +1,21 @@
-"""The run directory: the truth about one run, written by one process and read by all.
+"""The run directory: the authoritative record of one run, written by one process, readable by all.
 
     runs/<run_key>/
-        spec.json  spec.yaml        what the run is; never changes
-        studies/<study>.json        the studies it belongs to: its arm, replicate, evaluations there, and when it joined
-        status.json                 where it stands; replaced often, never synced to disk, may be a few seconds old
-        journal-<attempt>.jsonl     every metric and event of one attempt, appended; what figures are made from
-        environment.json            one entry an attempt: host, versions, threads, device, code snapshot
-        logs/attempt-<attempt>.log  what its process printed, tracebacks and all, for people
-        plugins/<sha256>/*.py       files that parts of the spec come from, frozen with it
+        spec.json  spec.yaml        the run's resolved spec; never changes
+        studies/<study>.json        the studies it belongs to: its arm, replicate and evaluations, and when it joined
+        status.json                 its state; replaced often, not flushed to disk, may be a few seconds old
+        journal-<attempt>.jsonl     all metrics and events of one attempt, append-only; the source of all figures
+        environment.json            one entry per attempt: host, versions, threads, device, code snapshot
+        logs/attempt-<attempt>.log  output of its process, for people
+        plugins/<sha256>/*.py       the plugin files that the spec uses
         arrays/*.npz  samples/*.png  evaluations/<key>.json  checkpoints/
-        lock/  tracking/            who writes, and what MLflow already has
+        lock/  tracking/            which process writes, and what has been uploaded to MLflow
 
-What a file means never hangs on its time, so a folder of runs may be copied in any way.
+File times have no meaning, so a folder of runs may be copied in any way.
 
 A journal line is `<crc32 of the rest, 8 hex> <json>\\n`, appended by one write(). A killed process can tear only the
-last line of its attempt; readers drop it and say so. Each attempt opens a new file whose header names the step that it
-resumed from: rows that an earlier attempt made past that step are fenced off, because they are made again.
+last line of its attempt; readers drop and report it. Each attempt opens a new file whose header has the step that it
+resumed from: rows of earlier attempts past that step are superseded, because the new attempt repeats those steps.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from harness.records.status import CAUSES, STATES, Status, status_from
 if TYPE_CHECKING:
     from harness.spec.run import RunSpec
 
-_JOINED = "joined_seconds"  # in studies/*.json, beside what the study says
+_JOINED = "joined_seconds"  # in studies/*.json, beside the membership
 
 
 class StudyRun(Protocol):
-    """What `register` has to know of a study's run."""
+    """The part of `study.model.Run` that `register` uses."""
 
     @property
     def spec(self) -> RunSpec: ...
@@ -60,7 +60,7 @@ class StudyRun(Protocol):
     @property
     def study(self) -> str: ...
 
-    def facts(self) -> dict[str, Any]: ...
+    def membership(self) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -80,44 +80,46 @@ class RunDirectory(RunLayout):
         """The run_key: the folder's name."""
         return self.path.name
 
-    # -- what it is
+    # -- spec and studies
 
     def register(self, run: StudyRun) -> bool:
-        """Write what a run is and what its study says of it; return whether the study says something new.
+        """Write a run's spec and its membership in a study; return whether the membership is new or changed.
 
         Raises:
             RecordError: another spec is stored here.
         """
-        from harness.spec.base import SCHEMA_VERSION  # pydantic, which readers need not pay
+        from harness.spec.base import SCHEMA_VERSION  # imports pydantic, which readers do not need
 
         self.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        facts = run.facts()
+        membership = run.membership()
         stored = dict(self._study_entries()).get(self.study_path(run.study), {})
-        news = without_joining_time(stored) != json.loads(json.dumps(facts))
-        if news or _JOINED not in stored:  # an entry from before the time was in it: whoever submits now comes last
-            self.add_to_study(run.study, facts)
+        news = without_joining_time(stored) != json.loads(json.dumps(membership))
+        if (
+            news or _JOINED not in stored
+        ):  # written by a version without the time: the current submission counts as last
+            self.add_to_study(run.study, membership)
         return news
 
     def create(self, spec: dict, schema_version: int) -> RunDirectory:
-        """Write the resolved spec; do nothing when the same one is there already.
+        """Write the resolved spec; do nothing if the same spec is stored already.
 
         Raises:
-            RecordError: another spec is stored here; the message says path by path where they differ.
+            RecordError: another spec is stored; the message lists the differences by path.
         """
-        asked = json.loads(json.dumps({"schema_version": schema_version, "spec": spec}))
+        document = json.loads(json.dumps({"schema_version": schema_version, "spec": spec}))
         if self.spec_path.exists():
-            changes = differences(json.loads(self.spec_path.read_text()), asked)
+            changes = differences(json.loads(self.spec_path.read_text()), document)
             if changes:
                 raise RecordError("\n  ".join([f"{self.path} belongs to another spec:", *changes]))
             return self
-        import yaml  # 20 ms that readers need not pay
+        import yaml  # 20 ms that readers save
 
         self.path.mkdir(parents=True, exist_ok=True)
-        self._freeze_plugins(asked["spec"])
-        text = yaml.safe_dump(asked["spec"], sort_keys=False, allow_unicode=True)
+        self._freeze_plugins(document["spec"])
+        text = yaml.safe_dump(document["spec"], sort_keys=False, allow_unicode=True)
         replace_file(self.spec_yaml_path, text, durable=True)
-        # Last, because a spec.json means that the directory is whole.
-        replace_file(self.spec_path, json.dumps(asked, indent=2), durable=True)
+        # Last, because a spec.json means that the directory is complete.
+        replace_file(self.spec_path, json.dumps(document, indent=2), durable=True)
         return self
 
     def spec(self) -> dict:
@@ -125,54 +127,54 @@ class RunDirectory(RunLayout):
         return self._read_json("spec.json")["spec"]
 
     def schema_version(self) -> int:
-        """Return the version of the spec's schema that the run_key was made with."""
+        """Return the version of the spec's schema that the run_key was computed with."""
         return self._read_json("spec.json")["schema_version"]
 
-    def add_to_study(self, study: str, facts: dict) -> None:
-        """Make the run a member of a study, or change what the study says about it.
+    def add_to_study(self, study: str, membership: dict) -> None:
+        """Make the run a member of a study, or change its membership.
 
         Args:
             facts: arm, replicate, label, overrides, evaluations (a list of dicts), ...
         """
         path = self.study_path(safe_name(study))
-        for evaluation in facts.get("evaluations", ()):
+        for evaluation in membership.get("evaluations", ()):
             self._freeze_plugins(evaluation)
         self.studies_folder.mkdir(parents=True, exist_ok=True)
-        # After all others, even those that were written by a machine whose clock is ahead.
+        # Later than all others, even those written by a machine whose clock is ahead.
         last = max((entry.get(_JOINED, 0.0) for _, entry in self._study_entries()), default=0.0)
-        joined = facts | {_JOINED: max(time.time(), last + 1e-3)}
+        joined = membership | {_JOINED: max(time.time(), last + 1e-3)}
         replace_file(path, json.dumps(joined, indent=2), durable=True)
 
     def _freeze_plugins(self, values: dict) -> None:
-        """Keep the files of the plugins that a spec or a protocol uses."""
+        """Store the files of the plugins that a spec or a protocol uses."""
         if digests := values.get("plugins"):
-            from harness.records.plugins import freeze  # pydantic, which readers need not pay
+            from harness.records.plugins import freeze  # imports pydantic, which readers do not need
 
             freeze(self.path, digests)
 
     def studies(self) -> dict[str, dict]:
-        """Return what each study says about this run, by the study's name."""
+        """Return the run's membership in each study, by the study's name."""
         return {path.stem: without_joining_time(entry) for path, entry in self._study_entries()}
 
     def studies_by_joining(self) -> dict[str, dict]:
-        """Return what each study says about this run, in the order in which it joined them.
+        """Return the run's membership in each study, in the order in which it joined them.
 
-        The last one decides what the run obeys where only one can: resources, records, the folder of the data.
+        The last one decides where only one can: resources, records, the folder of the data.
         """
         entries = self._study_entries()
-        # Entries from before the time was in them: they joined earlier, in the order of the files' times.
+        # Entries of versions without the time joined earlier, in the order of the files' times.
         of_files = {path.stem: path.stat().st_mtime_ns for path, entry in entries if _JOINED not in entry}
         entries.sort(key=lambda pair: (pair[1].get(_JOINED, 0.0), of_files.get(pair[0].stem, 0), pair[0].stem))
         return {path.stem: without_joining_time(entry) for path, entry in entries}
 
     def dated_studies(self, order: Sequence[str] = ()) -> dict[Path, str]:
-        """Return the text of each entry from before the time was in it, with a time that keeps the order of joining.
+        """Return the text of each entry of a version without the time, with a time that keeps the order of joining.
 
         Args:
-            order: the studies' names as they were joined; where it is empty, as the files' times say.
+            order: the studies' names in the order of joining; if empty, by the files' times.
         """
         order = order or list(self.studies_by_joining())
-        # Seconds below every time that is written today.
+        # Seconds below all current times.
         return {
             path: json.dumps(entry | {_JOINED: float(order.index(path.stem) + 1)}, indent=2)
             for path, entry in self._study_entries()
@@ -183,18 +185,18 @@ class RunDirectory(RunLayout):
         paths = sorted(self.studies_folder.glob(STUDIES))
         return [(path, json.loads(path.read_text())) for path in paths]
 
-    def write_environment(self, attempt: int, facts: dict) -> None:
-        """Record what an attempt ran on: host, versions, threads, device, code snapshot."""
+    def write_environment(self, attempt: int, environment: dict) -> None:
+        """Record an attempt's environment: host, versions, threads, device, code snapshot."""
         entries = [entry for entry in self.environments() if entry["attempt"] != attempt]
-        text = json.dumps([*entries, {"attempt": attempt, **facts}], indent=2)
+        text = json.dumps([*entries, {"attempt": attempt, **environment}], indent=2)
         replace_file(self.environment_path, text, durable=True)
 
     def environments(self) -> list[dict]:
-        """Return what each attempt ran on, oldest first."""
+        """Return the environment of each attempt, oldest first."""
         path = self.environment_path
         return json.loads(path.read_text()) if path.exists() else []
 
-    # -- where it stands
+    # -- state
 
     def set_status(self, status: Status) -> None:
         """Replace status.json; cheap enough for every few seconds."""
@@ -204,7 +206,7 @@ class RunDirectory(RunLayout):
         replace_file(self.status_path, text, durable=False)
 
     def status(self) -> Status:
-        """Return where the run stands; one that says running, but has no living writer, is interrupted."""
+        """Return the run's status; one that says running but has no living writer is interrupted."""
         try:
             with open(self.status_path, "rb") as file:  # noqa: PTH123 (a third faster, for 1,000 runs)
                 stored = json.loads(file.read())
@@ -217,27 +219,27 @@ class RunDirectory(RunLayout):
         return status
 
     def request_pruning(self, reason: str) -> None:
-        """Ask whoever works on this run to end it for good at the next step; its checkpoint stays."""
+        """Ask the process that works on this run to end it at the next step; its checkpoint is kept."""
         replace_file(self.prune_path, json.dumps({"reason": reason}), durable=False)
 
     def pruning_requested(self) -> str:
-        """Return the reason for which this run is to end, empty when it is not; cheap enough for every step."""
+        """Return the reason for pruning this run, empty if none; cheap enough for every step."""
         try:
             return json.loads(self.prune_path.read_text())["reason"]
         except FileNotFoundError:
             return ""
 
-    # -- who writes
+    # -- lock
 
     @contextmanager
     def lock(self, wait_seconds: float = 0.0) -> Iterator[FolderLock]:
-        """Hold the run directory as its one writer.
+        """Lock the run directory as its only writer.
 
         Args:
             wait_seconds: how long to wait for another writer; 130 outlasts a dead job on another host.
 
         Raises:
-            RecordError: another process writes here; the message names it.
+            RecordError: another process is writing; the message names it.
         """
         lock = FolderLock(self.lock_folder, f"run {self.key}")
         lock.acquire(wait_seconds)
@@ -249,16 +251,16 @@ class RunDirectory(RunLayout):
             lock.release()
 
     def writer(self) -> dict | None:
-        """Return the facts of the process that writes here now, or None."""
+        """Return the process that is writing now, or None."""
         return FolderLock(self.lock_folder, f"run {self.key}").owner()
 
-    def open_journal(self, *, resumed_from_step: int, **facts: Any) -> Journal:
-        """Begin the next attempt; hold the lock.
+    def open_journal(self, *, resumed_from_step: int, **fields: Any) -> Journal:
+        """Start the next attempt; requires the lock.
 
         Args:
-            resumed_from_step: step of the checkpoint it resumes from, 0 for a fresh start. Rows that earlier attempts
-                made past it are fenced off from now on.
-            facts: whatever else the header should say.
+            resumed_from_step: step of the checkpoint it resumes from, 0 for a new start. Rows of earlier attempts past
+                it are superseded from now on.
+            facts: further fields of the header.
         """
         assert self._lock is not None, "an attempt needs the lock"
         attempt = max(self.attempts(), default=0) + 1
@@ -266,27 +268,27 @@ class RunDirectory(RunLayout):
         me = this_process()
         host, pid, job = me["host"], me["pid"], me["slurm_job_id"]
         header = {"attempt": attempt, "resumed_from_step": resumed_from_step, "host": host, "pid": pid}
-        journal.event("started", **header, slurm_job_id=job, **facts)
+        journal.event("started", **header, slurm_job_id=job, **fields)
         journal.sync()
         sync_folder(self.path)
         return journal
 
-    # -- what happened
+    # -- journals
 
     def attempts(self) -> list[int]:
-        """Return the numbers of the attempts so far, from 1."""
+        """Return the numbers of the attempts, from 1."""
         return sorted(map(attempt_number, self.journal_paths()))
 
     def rows(self) -> list[Row]:
-        """Return every metric value that stands, over all attempts, in the order in which they were made.
+        """Return every metric value that is not superseded, over all attempts, in the order of their creation.
 
-        Fenced rows are left out. A result that was made twice (an evaluation that was killed and done again) is kept
-        once: the first stands, and one that differs is listed by `problems`. Timings and system metrics may repeat.
+        A result that was computed twice (an evaluation that was killed and repeated) is returned once: the first is
+        kept, and a different second one is listed by `problems`. Timings and system metrics may repeat.
         """
         return self._current_rows()[0]
 
     def problems(self) -> list[str]:
-        """Say what is wrong with the journals: torn and damaged lines, missing entries and attempts, contradictions."""
+        """List problems of the journals: torn and damaged lines, missing entries and attempts, contradictions."""
         rows_problems = self._current_rows()[1]
         attempts = self._read_attempts()
         lines = [line for attempt in attempts for line in attempt.damage]
@@ -300,43 +302,43 @@ class RunDirectory(RunLayout):
         return lines + rows_problems
 
     def events(self, name: str | None = None) -> list[Event]:
-        """Return what happened, over all attempts, all of it or by name.
+        """Return the events of all attempts, all of them or by name.
 
-        An event with a `step` past the one that a later attempt resumed from is kept as history and marked as fenced.
+        An event with a `step` past the one that a later attempt resumed from is kept and marked as superseded.
         """
         attempts = self._read_attempts()
         events = []
-        for attempt, fence in zip(attempts, self._fences(attempts), strict=True):
+        for attempt, last_step in zip(attempts, self._last_standing_steps(attempts), strict=True):
             for event in attempt.events:
                 if name in (None, event.name):
-                    superseded = event.facts.get("step", 0) > fence
-                    events.append(Event(event.name, event.facts, event.time_ms, event.attempt, event.seq, superseded))
+                    superseded = event.fields.get("step", 0) > last_step
+                    events.append(Event(event.name, event.fields, event.time_ms, event.attempt, event.seq, superseded))
         return events
 
     def evaluated_keys(self) -> set[str]:
-        """Return the keys of the protocols that a done run was measured by.
+        """Return the keys of a done run's finished evaluations.
 
-        Only the lines in question are parsed, which is many times faster than to read the journals whole. That is sound
-        for a run that is done: its state says that nothing which stands is missing.
+        Only the relevant lines are parsed, which is many times faster than reading whole journals. That is correct for
+        a run that is done: its state guarantees that no current evaluation is missing.
         """
         return {
-            event.facts.get("key", "") for path in self.journal_paths() for event in read_events(path, "evaluation")
+            event.fields.get("key", "") for path in self.journal_paths() for event in read_events(path, "evaluation")
         }
 
     def history(self, key: str) -> tuple[list[int], list[float]]:
         """Return one metric's curve: its steps and its values."""
         rows = [row for row in self.rows() if row.key == key]
-        return [row.step for row in rows], [row.value for row in rows]
+        return [row.x for row in rows], [row.value for row in rows]
 
     def durable_step(self) -> int:
-        """Return the step of the newest checkpoint that stands; rows made up to it can never change again."""
-        resumed = [event.facts["resumed_from_step"] for event in self.events("started") if not event.superseded][-1:]
+        """Return the step of the newest checkpoint that is not superseded; rows up to it are final."""
+        resumed = [event.fields["resumed_from_step"] for event in self.events("started") if not event.superseded][-1:]
         return max(
-            [event.facts["step"] for event in self.events("checkpoint") if not event.superseded] + resumed, default=0
+            [event.fields["step"] for event in self.events("checkpoint") if not event.superseded] + resumed, default=0
         )
 
     def latest(self, tail_bytes: int = 16384) -> dict[str, Row]:
-        """Return each metric's newest value, as far as the newest journal's tail tells; cheap, for live tables."""
+        """Return each metric's newest value in the tail of the newest journal; cheap, for live tables."""
         for path in reversed(self.journal_paths()):
             with path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -350,13 +352,13 @@ class RunDirectory(RunLayout):
                 return newest
         return {}
 
-    # -- how it is read
+    # -- reading
 
     def _read_json(self, name: str) -> dict:
         try:
             return json.loads((self.path / name).read_text())
         except FileNotFoundError:
-            raise RecordError(f"{self.path} is not a run directory: it has no {name}") from None
+            raise RecordError(f"{self.path} is not a run directory: {name} is missing") from None
 
     def _read_attempts(self) -> list[AttemptFile]:
         for path in self.journal_paths():
@@ -364,14 +366,14 @@ class RunDirectory(RunLayout):
         return [self._attempts[name] for name in sorted(self._attempts)]
 
     @staticmethod
-    def _fences(attempts: list[AttemptFile]) -> list[float]:
-        """Return the last step of each attempt that stands: the smallest one that any later attempt resumed from."""
-        fences, fence = [], float("inf")
+    def _last_standing_steps(attempts: list[AttemptFile]) -> list[float]:
+        """Return the last step of each attempt that is not superseded: the smallest that a later one resumed from."""
+        last_steps, last_step = [], float("inf")
         for attempt in reversed(attempts):
-            fences.append(fence)
+            last_steps.append(last_step)
             resumed = attempt.resumed_from_step
-            fence = fence if resumed is None else min(fence, resumed)
-        return fences[::-1]
+            last_step = last_step if resumed is None else min(last_step, resumed)
+        return last_steps[::-1]
 
     def _current_rows(self) -> tuple[list[Row], list[str]]:
         attempts = self._read_attempts()
@@ -379,31 +381,31 @@ class RunDirectory(RunLayout):
         conflicts: list[str] = []
         first_made: dict[tuple[str, int, str], int] = {}
         standing: dict[tuple[str, int], Row] = {}
-        for attempt, fence in zip(attempts, self._fences(attempts), strict=True):
+        for attempt, last_step in zip(attempts, self._last_standing_steps(attempts), strict=True):
             for row in attempt.rows:
                 if is_measurement(row.key):
-                    if row.train_step <= fence:
+                    if row.train_step <= last_step:
                         kept.append(row)
                     continue
-                # A result that is made again bears the time at which it was made first. If the first one had gone to
-                # MLflow before its checkpoint was found damaged, sending it again is then the same row, not a second.
-                time_ms = first_made.setdefault((row.key, row.step, repr(row.value)), row.time_ms)
-                if row.train_step > fence:
+                # A repeated result keeps the time of the first one. If the first one was uploaded to MLflow before its
+                # checkpoint was found damaged, sending it again is then the same row, not a second one.
+                time_ms = first_made.setdefault((row.key, row.x, repr(row.value)), row.time_ms)
+                if row.train_step > last_step:
                     continue
-                other = standing.get((row.key, row.step))
+                other = standing.get((row.key, row.x))
                 if other is None:
                     if time_ms != row.time_ms:
-                        row = Row(row.key, row.value, row.step, row.train_step, time_ms, row.attempt, row.seq)
-                    standing[row.key, row.step] = row
+                        row = Row(row.key, row.value, row.x, row.train_step, time_ms, row.attempt, row.seq)
+                    standing[row.key, row.x] = row
                     kept.append(row)
                 elif repr(other.value) != repr(row.value):
                     conflicts.append(
-                        f"{row.key} at step {row.step}: {other.value!r} (attempt {other.attempt}), "
+                        f"{row.key} at step {row.x}: {other.value!r} (attempt {other.attempt}), "
                         f"then {row.value!r} (attempt {row.attempt}); the first is kept"
                     )
         return kept, conflicts
 
 
 def without_joining_time(entry: dict) -> dict:
-    """Return what a study says about a run, less the time at which the run joined it."""
+    """Return a run's membership in a study, without the time at which the run joined it."""
     return {key: value for key, value in entry.items() if key != _JOINED}

@@ -1,7 +1,7 @@
-"""The disk that run directories take, and what of it can go: nothing that a resume, a figure or an evaluation needs.
+"""Disk usage of run directories, and what can be removed: nothing that a resume, a figure or an evaluation needs.
 
-What a killed process left behind goes when its file is ten minutes old. That is the one place where the time of a file
-counts, and it can only err on the safe side: a fresh copy of a left-over is kept a little longer.
+Leftovers of killed processes are removable when the file is ten minutes old. This is the only place where a file's time
+matters, and it errs on the safe side: a new copy of a leftover is kept a little longer.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from harness.records.directory import RunDirectory
 from harness.records.layout import CODE, SubmissionLayout, run_paths, submission_folders
 
 LEFTOVER_SECONDS = 600.0  # a younger one may still be written
-SCORES = "scores.json"  # beside checkpoints: what the metric that the spec names was at their steps
+SCORES = "scores.json"  # beside checkpoints: the value of `records.best` at their steps
 _CHECKPOINT = re.compile(r"step-(\d{8,})-([0-9a-f]{64})\.pt")
 
 
 @dataclass(frozen=True)
 class Removable:
-    """A file or folder that can go, and why."""
+    """A file or folder that can be removed, and why."""
 
     path: Path
     num_bytes: int
@@ -34,13 +34,13 @@ class Removable:
 
 
 def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
-    """Return the checkpoints in a folder with their steps, whole or not, in ascending order."""
+    """Return the checkpoints in a folder with their steps, intact or not, in ascending order."""
     matches = [(match, path) for path in folder.glob("step-*.pt") if (match := _CHECKPOINT.fullmatch(path.name))]
     return sorted((int(match[1]), path) for match, path in matches)
 
 
 def scores(folder: Path, metric: str | None = None) -> dict[int, float]:
-    """Return what a metric was at each checkpoint's step, smaller being better; None: whatever metric is recorded."""
+    """Return a metric's value at each checkpoint's step, smaller being better; None: the recorded metric."""
     try:
         stored = json.loads((folder / SCORES).read_text())
     except FileNotFoundError:
@@ -52,13 +52,13 @@ def scores(folder: Path, metric: str | None = None) -> dict[int, float]:
 
 
 def best_step(folder: Path, metric: str | None = None) -> int | None:
-    """Return the step of the best checkpoint that is there, the earliest of equals."""
+    """Return the step of the best existing checkpoint, the earliest of equals."""
     by_step = scores(folder, metric)
     return min(by_step, key=lambda step: (by_step[step], step), default=None)
 
 
 def usage(run_directories: Iterable[Path]) -> Counter[str]:
-    """Return the bytes that runs take, by kind: checkpoints, journals, samples, arrays and other."""
+    """Return the disk usage of runs in bytes by kind: checkpoints, journals, samples, arrays and other."""
     num_bytes: Counter[str] = Counter()
     for run_directory in run_directories:
         for path in run_directory.rglob("*"):
@@ -70,7 +70,7 @@ def usage(run_directories: Iterable[Path]) -> Counter[str]:
 
 
 def removable(run_directory: RunDirectory) -> list[Removable]:
-    """Return what can go in a run that nobody works on: old checkpoints of a done one, and what killed jobs left."""
+    """Return what can be removed in an inactive run: old checkpoints of a done one, and leftovers of killed jobs."""
     if run_directory.writer():
         return []
     can_go = [Removable(path, _size(path), "left by a killed job") for path in _leftovers(run_directory)]
@@ -81,12 +81,12 @@ def removable(run_directory: RunDirectory) -> list[Removable]:
 
 
 def remove(run_directory: RunDirectory) -> int:
-    """Remove what can go, as the run's one writer; return how many bytes that freed.
+    """Remove items of a run while holding its lock; return the number of bytes freed.
 
     Raises:
-        RecordError: another process has begun to work on the run.
+        RecordError: another process has started to work on the run.
     """
-    # Looked up before the lock is held, since whoever holds it counts as a writer, and only then removed.
+    # Looked up before taking the lock, since its holder counts as a writer, and removed while holding it.
     can_go = removable(run_directory)
     if not can_go:
         return 0
@@ -97,10 +97,10 @@ def remove(run_directory: RunDirectory) -> int:
 
 
 def removable_folders(runs_folder: Path) -> list[Removable]:
-    """Return what can go beside the runs: copies of code that none of them ran on, and folders of finished jobs."""
+    """Return what can be removed beside the runs: code snapshots that no run used, and folders of finished jobs."""
     directories = {path.name: RunDirectory(path) for path in run_paths(runs_folder)}
     states = {key: directory.status().state for key, directory in directories.items()}
-    code = "code that no run was made by"
+    code = "code snapshots that no run used"
     jobs = "logs and pickles of finished jobs"
     return [
         *(Removable(path, _size_below(path), code) for path in _unused_code(runs_folder, directories, states)),
@@ -110,14 +110,14 @@ def removable_folders(runs_folder: Path) -> list[Removable]:
 
 
 def remove_folder(folder: Removable) -> int:
-    """Remove a folder that can go; return how many bytes that freed."""
+    """Remove a folder; return the number of bytes freed."""
     shutil.rmtree(folder.path, ignore_errors=True)
     return folder.num_bytes
 
 
 def _unused_code(runs_folder: Path, directories: dict[str, RunDirectory], states: dict[str, str]) -> list[Path]:
     if {"queued", "running"} & set(states.values()):
-        return []  # a job that has not begun yet has not said which code it will import
+        return []  # a queued job has not recorded yet which code it will import
     used = {entry.get("code_snapshot") for run in directories.values() for entry in run.environments()}
     return [path for path in (runs_folder / CODE).glob("[!.]*") if path.name not in used and _is_old(path)]
 
@@ -127,7 +127,7 @@ def _killed_imports(runs_folder: Path) -> list[Path]:
 
 
 def _finished_jobs(runs_folder: Path, states: dict[str, str]) -> list[Path]:
-    """Find submissions all of whose runs are done, gone, or submitted again and at rest: nothing reads their logs."""
+    """Find submissions whose runs are all done, removed, or resubmitted and inactive: their logs are not needed."""
     newest: dict[str, Path] = {}
     claims = {
         folder: [claim.name for claim in SubmissionLayout(folder).claims_folder.glob("*")]
@@ -156,7 +156,7 @@ def _size_below(folder: Path) -> int:
 
 
 def _leftovers(run_directory: RunDirectory) -> list[Path]:
-    """Find files that were being written when their process ended: the writers rename them when they are whole."""
+    """Find files that were being written when their process ended: writers rename them when they are complete."""
     hidden = [path for path in run_directory.path.rglob(".*") if path.is_file()]
     partial = list(run_directory.checkpoints_folder.glob("*.tmp"))
     return [path for path in [*hidden, *partial] if _is_old(path)]
@@ -170,8 +170,8 @@ def _old_checkpoints(run_directory: RunDirectory) -> list[Path]:
     newest = checkpoints[-1][1]
     with newest.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() not in newest.name:
-            return []  # the newest is damaged, so the one before it is what resumes and evaluates
-    every = [facts.get("records", {}).get("keep_every") for facts in run_directory.studies().values()]
+            return []  # the newest is damaged, so the one before it is needed
+    every = [membership.get("records", {}).get("keep_every") for membership in run_directory.studies().values()]
     best = best_step(folder)
     by_interval = {step for step, _ in checkpoints if any(interval and step % interval == 0 for interval in every)}
     return [path for step, path in checkpoints[:-1] if step != best and step not in by_interval]
@@ -180,5 +180,5 @@ def _old_checkpoints(run_directory: RunDirectory) -> list[Path]:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # gone meanwhile
+    except FileNotFoundError:  # removed meanwhile
         return 0

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and names that never leave their folder."""
+"""Atomic file writes, and names that are safe as file names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness.errors import RecordError
 
 
 def replace_file(path: Path, text: str, *, durable: bool) -> None:
-    """Put a whole new text in the place of a file, so that a reader sees the old or the new one and nothing between.
+    """Replace a file's content atomically: a reader sees the old or the new text.
 
-    With `durable` it also survives a power cut; without, it costs two system calls less than a disk flush.
+    With `durable` it also survives a power failure; without, it saves the disk flush.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
@@ -32,7 +32,7 @@ def replace_file(path: Path, text: str, *, durable: bool) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the creation and renaming of files in a folder durable."""
+    """Flush the creation and renaming of files in a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -41,7 +41,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def safe_name(name: str) -> str:
-    """Return a name that may become a file name; refuse separators, `..`, newlines and other surprises.
+    """Return the name if it is safe as a file name; refuse separators, `..`, newlines and other special characters.
 
     Raises:
         RecordError: the name is not made of letters, digits and `_ - . + = ,`, does not begin with a letter or digit,
@@ -54,19 +54,19 @@ def safe_name(name: str) -> str:
     return name
 
 
-def differences(stored: Any, asked: Any, path: str = "") -> list[str]:
-    """Say path by path where two resolved specs differ."""
-    if isinstance(stored, dict) and isinstance(asked, dict):
+def differences(stored: Any, new: Any, path: str = "") -> list[str]:
+    """List the differences of two resolved specs by path."""
+    if isinstance(stored, dict) and isinstance(new, dict):
         lines = []
-        for key in [*stored, *(key for key in asked if key not in stored)]:
-            here = f"{path}.{key}" if path else str(key)
-            if key not in asked:
-                lines.append(f"{here}: stored {stored[key]!r}, now absent")
+        for key in [*stored, *(key for key in new if key not in stored)]:
+            key_path = f"{path}.{key}" if path else str(key)
+            if key not in new:
+                lines.append(f"{key_path}: stored {stored[key]!r}, now absent")
             elif key not in stored:
-                lines.append(f"{here}: not stored, now {asked[key]!r}")
+                lines.append(f"{key_path}: not stored, now {new[key]!r}")
             else:
-                lines.extend(differences(stored[key], asked[key], here))
+                lines.extend(differences(stored[key], new[key], key_path))
         return lines
     # 1 == 1.0 == True in Python, but they are three different specs.
-    same = stored == asked and type(stored) is type(asked)
-    return [] if same else [f"{path}: stored {stored!r}, now {asked!r}"]
+    same = stored == new and type(stored) is type(new)
+    return [] if same else [f"{path}: stored {stored!r}, now {new!r}"]

@@ -1,4 +1,4 @@
-"""The journal of one attempt: a line a metric batch or event, appended, each with its checksum."""
+"""The journal of one attempt: append-only, one line per metric batch or event, each with its checksum."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from harness.records.lock import FolderLock
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One value of one metric: `step` is what MLflow draws it at, `train_step` the step at which it was made."""
+    """One value of one metric; `x` is its MLflow step (t for `eval/L_t_bpd`), `train_step` when it was made."""
 
     key: str
     value: float
-    step: int
+    x: int
     train_step: int
     time_ms: int
     attempt: int
@@ -32,10 +32,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened; `fenced` when it belongs to steps that a later attempt made again."""
+    """One thing that happened; `superseded` when it belongs to steps that a later attempt repeats."""
 
     name: str
-    facts: dict
+    fields: dict
     time_ms: int
     attempt: int
     seq: int
@@ -43,16 +43,16 @@ class Event:
 
 
 def is_measurement(key: str) -> bool:
-    """Tell timings and system metrics, which differ each time, from results, which must not."""
+    """Return whether a metric is a timing or a system metric, which differ each time, unlike results."""
     return key.startswith(("system/", "perf/")) or key.endswith("_seconds")
 
 
 class Journal:
     """Append the metrics and events of one attempt; safe to use from several threads.
 
-    Every line is in the operating system's hands when a call returns, so a SIGKILL loses nothing; `sync` puts it on the
-    disk. Call `sync` before a checkpoint is written, then `event("checkpoint", step=...)`, then `sync` again: a durable
-    checkpoint then never stands on rows that a power cut could take.
+    Every line has been passed to the operating system when a call returns, so a SIGKILL loses nothing; `sync` flushes
+    to disk. Call `sync` before a checkpoint is written, then `event("checkpoint", step=...)`, then `sync` again: then
+    the rows before a durable checkpoint are durable too.
     """
 
     def __init__(self, path: Path, attempt: int, lock: FolderLock | None = None):
@@ -64,13 +64,13 @@ class Journal:
         self._size = 0
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
 
-    def metrics(self, step: int, values: dict[str, float], *, at: int | None = None) -> None:
-        """Record metric values at a step.
+    def metrics(self, x: int, values: dict[str, float], *, train_step: int | None = None) -> None:
+        """Record metric values.
 
         Args:
-            step: where MLflow draws the point; for `eval/L_t_bpd` it is t.
+            x: MLflow's step: the training step, or t for `eval/L_t_bpd`.
             values: NaN and infinities are kept.
-            at: training step at which the values were made (default: step); fencing and durability go by it.
+            train_step: step at which the values were made (default: x); decides whether rows are superseded.
 
         Raises:
             RecordError: a key that MLflow would refuse, or the disk is full.
@@ -78,14 +78,14 @@ class Journal:
         if not self._known_keys.issuperset(values):
             self._known_keys.update(_valid_key(key) for key in values)
         row = {key: float(value) for key, value in values.items()}
-        self._append({"step": int(step), "at": int(step if at is None else at), "metrics": row})
+        self._append({"step": int(x), "at": int(x if train_step is None else train_step), "metrics": row})
 
-    def event(self, name: str, **facts: Any) -> None:
-        """Record that something happened: started, checkpoint, evaluation, finished, failed, interrupted."""
-        self._append({"event": name, "facts": facts})
+    def event(self, name: str, **fields: Any) -> None:
+        """Record an event: started, checkpoint, evaluation, finished, failed, interrupted."""
+        self._append({"event": name, "facts": fields})
 
     def sync(self) -> None:
-        """Put everything on the disk, and make sure that the run directory is still ours."""
+        """Flush everything to disk, and verify that this process still holds the lock."""
         if self._run_lock:
             self._run_lock.verify()
         os.fsync(self._file)
@@ -111,7 +111,7 @@ class Journal:
             line = b"%08x %s\n" % (zlib.crc32(body), body)
             try:
                 written = os.write(self._file, line)
-                if written < len(line):  # the disk filled up within the line
+                if written < len(line):  # the disk became full within the line
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
                 if self._file >= 0:
@@ -132,7 +132,7 @@ def attempt_number(journal: Path) -> int:
 
 
 class AttemptFile:
-    """What has been read so far of one attempt's journal; `refresh` reads only what was appended since."""
+    """The journal of one attempt as read so far; `refresh` reads only what was appended since."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -147,12 +147,12 @@ class AttemptFile:
 
     @property
     def resumed_from_step(self) -> int | None:
-        """The step whose checkpoint the attempt went on from; None when it died before it wrote a line."""
+        """The step of the checkpoint that the attempt resumed from; None if it ended before it wrote a line."""
         if not self._num_lines:
             return None
         if not self.events or self.events[0].seq != 1:
             raise RecordError(f"{self.path}: the header line is damaged, so its rows cannot be placed")
-        return self.events[0].facts["resumed_from_step"]
+        return self.events[0].fields["resumed_from_step"]
 
     def refresh(self) -> None:
         with self.path.open("rb") as file:
@@ -178,14 +178,14 @@ class AttemptFile:
         if "event" in entry:
             self.events.append(Event(entry["event"], entry["facts"], time_ms, self.attempt, seq))
         else:
-            step, at = entry["step"], entry["at"]
+            x, train_step = entry["step"], entry["at"]
             self.rows.extend(
-                Row(key, value, step, at, time_ms, self.attempt, seq) for key, value in entry["metrics"].items()
+                Row(key, value, x, train_step, time_ms, self.attempt, seq) for key, value in entry["metrics"].items()
             )
 
 
 def read_events(path: Path, name: str) -> list[Event]:
-    """Return the whole events of one name in a journal, parsing no other line."""
+    """Return the complete events of one name in a journal, parsing no other lines."""
     data = path.read_bytes()
     mark = json.dumps({"event": name}).encode()[1:-1]
     events, end = [], 0
@@ -200,7 +200,7 @@ def read_events(path: Path, name: str) -> list[Event]:
 
 
 def last_value(path: Path, key: str) -> float | None:
-    """Return the newest value of a metric in a journal, looked for from its end; None where it has none."""
+    """Return the newest value of a metric in a journal, searched from its end; None if it has none."""
     data = path.read_bytes()
     end = len(data)
     while (position := data.rfind(json.dumps(key).encode() + b": ", 0, end)) >= 0:

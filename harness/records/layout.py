@@ -1,12 +1,12 @@
-"""Where everything lies in a folder of runs: the one place that knows the names of files and folders.
+"""The layout of a folder of runs: the only place that defines names of files and folders.
 
-    runs/<run_key>/                     a run (`RunLayout`; what the files mean: harness/records/directory.py)
+    runs/<run_key>/                     a run (`RunLayout`; the files are described in harness/records/directory.py)
     runs/.jobs/<study>/<stamp>/         a submission (`SubmissionLayout`; harness/launch/__init__.py)
-    runs/.code/<id>/                    the code as it was at a submission (harness/records/snapshot.py)
+    runs/.code/<id>/                    the code at the time of a submission (harness/records/snapshot.py)
     runs/.search/<name>/                a search (harness/search/__init__.py)
-    runs/.throughput/                   what a training step was measured to cost (harness/records/throughput.py)
+    runs/.throughput/                   measured cost of training steps (harness/records/throughput.py)
 
-Names that begin with a dot are no runs, and no study can have one.
+Names that start with a dot are never runs or studies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 JOBS, CODE, SEARCH, THROUGHPUT = ".jobs", ".code", ".search", ".throughput"
 JOURNALS = "journal-*.jsonl"
-STUDIES = "[!.]*.json"  # in a run's folder of studies; a file that is being written begins with a dot
+STUDIES = "[!.]*.json"  # in a run's folder of studies; a file that is being written starts with a dot
 
 
 def run_paths(runs_folder: Path) -> list[Path]:
@@ -35,7 +35,7 @@ def study_names(runs_folder: Path) -> list[str]:
 
 
 def submission_folders(runs_folder: Path, study: str = "*") -> list[Path]:
-    """Return the folders of submissions, of all studies or of one, the oldest first: their names begin with a time."""
+    """Return the folders of submissions, of all studies or of one, the oldest first: their names start with a time."""
     return sorted((runs_folder / JOBS).glob(f"{study}/*"), key=lambda path: path.name)
 
 
@@ -118,11 +118,11 @@ class RunLayout:
         return self.logs_folder / f"attempt-{attempt:04d}.log"
 
     def journal_paths(self) -> list[Path]:
-        """Return the journals that are there, the oldest attempt first."""
+        """Return the existing journals, the oldest attempt first."""
         return sorted(self.path.glob(JOURNALS))
 
     def log_paths(self) -> list[Path]:
-        """Return the logs that are there, the oldest attempt first."""
+        """Return the existing logs, the oldest attempt first."""
         return sorted(self.logs_folder.glob("attempt-*.log"))
 
 
@@ -137,7 +137,7 @@ class SubmissionLayout:
         return self.folder.parents[2]
 
     @property
-    def facts_path(self) -> Path:
+    def submission_path(self) -> Path:
         """Who submitted what, where and with which options."""
         return self.folder / "submission.json"
 
@@ -150,19 +150,19 @@ class SubmissionLayout:
         return self.claims_folder / run_key
 
     def cancelled_path(self, run_key: str) -> Path:
-        """Who wants a run stopped, and since when."""
+        """Who cancelled a run, and when."""
         return self.folder / "cancelled" / run_key
 
-    def begun_path(self, run_key: str) -> Path:
+    def starts_path(self, run_key: str) -> Path:
         """The number of attempts that a run had at each start of its job."""
         return self.folder / "begun" / run_key
 
     def job_log_path(self, job_id: str) -> Path:
-        """What a job wrote beside its runs' own logs: submitit's name for it."""
+        """The output of a job beside its runs' own logs; submitit chooses the name."""
         return self.folder / f"{job_id}_0_log.out"
 
     def earlier_log_path(self, run_key: str) -> Path:
-        """The log of a run that shared its job, as versions without logs in run directories named it."""
+        """The log of a run that shared its job, in versions without logs in run directories."""
         return self.folder / f"{run_key}_log.out"
 
 

@@ -1,7 +1,7 @@
-"""Which run continues which: `continue_from` names a done run, and the new run starts in its final state.
+"""Continued runs: `continue_from` names a done run, and the new run starts from its final state.
 
-The new run is a run of its own. Its run_key has the parent's in it, so it is never taken for one that was trained in
-one go, though under the same settings it ends in the same bits. Rows before its first step stay with the parent.
+The new run is a separate run. Its run_key includes the parent's, so it differs from that of an uninterrupted training,
+even though the same settings give the same bits. Rows before its first step stay with the parent.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ MAY_DIFFER = {
     "train": ("steps", "ema_rate", "precision"),
     "optim": ("lr", "warmup_steps", "decay", "grad_clip"),
 }
-"""What a continued run may say otherwise than its parent, the objective too: all else is in the state it takes over."""
+"""What a continued run may change, including the objective: everything else is part of the restored state."""
 
 
 def parent_of(spec: RunSpec, runs_folder: Path) -> tuple[RunDirectory, int]:
     """Return the run that a spec continues, and the step at which.
 
     Raises:
-        SpecError: it is not here or not done, has trained as long already, or differs in what a continued run shares
-            with it; the message has the difference, or the runs that could be meant.
+        SpecError: the parent is missing or not done, has trained as long already, or differs in what a continued run
+            shares with it; the message has the difference, or the possible parents.
     """
     assert spec.continue_from is not None
     parent = RunDirectory(runs_folder / spec.continue_from)
@@ -56,7 +56,7 @@ def parent_of(spec: RunSpec, runs_folder: Path) -> tuple[RunDirectory, int]:
 
 
 def _shared(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a resolved spec in which parent and child must be equal."""
+    """Return the part of a resolved spec that must be equal in parent and child."""
     parts = {
         part: value for part, value in spec.items() if part not in ("objective", "continue_from", "imported_sha256")
     }

@@ -1,4 +1,4 @@
-"""One writer at a time, on shared file systems too."""
+"""A lock for one writer at a time, also on shared file systems."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ STALE_SECONDS = 120.0
 
 
 class FolderLock:
-    """One writer at a time, on shared file systems too; survives the death of its owner.
+    """A lock for one writer at a time, also on shared file systems; recovers when its owner dies.
 
-    The lock is the newest of the numbered files in `folder`; to take it is to create the next number, which the file
-    system grants to one process only (O_EXCL). A file of number n is removed only after n + 1 exists, so a slow taker
-    that creates an outdated number always finds a newer one beside it and steps back. That makes taking over a stale
-    lock free of races.
+    The lock is the newest of the numbered files in `folder`; a process takes it by creating the next number, which the
+    file system allows one process only (O_EXCL). A file of number n is removed only after n + 1 exists, so a slow
+    process that creates an outdated number always finds a newer one beside it and gives up. So taking over a stale lock
+    is free of races.
 
     A lock is stale when its process (pid and start time) is gone from this machine, when it was left by an earlier
-    start of this same SLURM job, or when its heartbeat is older than 120 s. The heartbeat stands in the file and is
-    rewritten every 10 s: a copy of a folder that is being written has the heartbeat of the moment at which it was made,
-    and is free 120 s later, whatever the times of its files. That goes for a copy on the owner's own machine too, where
-    the process is still there: the copy is another folder than the one whose inode the owner wrote down.
+    start of the same SLURM job, or when its heartbeat is older than 120 s. The heartbeat is stored in the file and
+    rewritten every 10 s: a copy of a folder that is being written has the heartbeat of the time of the copy, and is
+    free 120 s later, whatever its file times. This also holds for a copy on the owner's machine, where the process
+    still exists: the copy has another inode than the folder that the owner recorded.
 
-    The file is written in place, with always the same length: a reader finds the old text or the new one, a full disk
-    does not matter, and what was removed by whoever took over does not come back.
+    The file is written in place, always with the same length: a reader finds the old text or the new one, a full disk
+    does not matter, and a file that was removed by the next owner is not recreated.
     """
 
-    def __init__(self, folder: Path, what: str):
-        self.folder, self.what = folder, what
+    def __init__(self, folder: Path, name: str):
+        self.folder, self.name = folder, name
         self._path: Path | None = None
-        self._facts: dict = {}
+        self._owner: dict = {}
         self._stop = threading.Event()
         self._writing = threading.Lock()
 
     def owner(self) -> dict | None:
-        """Return the facts of the process that holds the lock now, or None when it is free or stale."""
+        """Return the process that holds the lock, or None when it is free or stale."""
         newest = self._newest()
         return self._live_owner(newest) if newest else None
 
     def acquire(self, wait_seconds: float = 0.0) -> None:
-        """Take the lock, waiting for its owner no longer than asked.
+        """Take the lock, waiting for its owner for at most `wait_seconds`.
 
         Raises:
             RecordError: another process holds it; the message names host, process and SLURM job.
@@ -60,19 +60,19 @@ class FolderLock:
         while not self._try_acquire():
             owner = self.owner()
             if owner and time.monotonic() >= deadline:
-                raise RecordError(f"{self.what} is in use by {_describe(owner)}")
+                raise RecordError(f"{self.name} is in use by {_describe(owner)}")
             time.sleep(min(1.0, wait_seconds) if owner else 0.0)
         self._stop.clear()
         threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True).start()
 
     def release(self) -> None:
-        """Give the lock back; a number that somebody took over meanwhile stays theirs."""
+        """Release the lock, unless another process took it over meanwhile."""
         self._stop.set()
         if self._path:
             with self._writing, contextlib.suppress(FileNotFoundError):
                 try:
                     _write_in_place(self._path, {"released": True})
-                except OSError:  # a full disk that copies what is written: an empty file of long ago needs no room
+                except OSError:  # a full copy-on-write disk: an empty, old file needs no space
                     os.truncate(self._path, 0)
                     os.utime(self._path, (0, 0))
             self._path = None
@@ -80,29 +80,29 @@ class FolderLock:
     def verify(self) -> None:
         """Raise RecordError if another process took the lock over (this one had stood still for more than 120 s)."""
         if self._path is None or not self._path.exists():
-            raise RecordError(f"{self.what} was taken over by {_describe(self.owner() or {})}")
+            raise RecordError(f"{self.name} was taken over by {_describe(self.owner() or {})}")
 
     def _try_acquire(self) -> bool:
         newest = self._newest()
         if newest and self._live_owner(newest):
             return False
-        mine = self.folder / f"{newest + 1:06d}"
+        path = self.folder / f"{newest + 1:06d}"
         folder = self.folder.stat()
-        self._facts = this_process() | {"folder": [folder.st_dev, folder.st_ino]}
+        self._owner = this_process() | {"folder": [folder.st_dev, folder.st_ino]}
         try:
-            with mine.open("x") as file:
-                file.write(_padded(self._facts))
+            with path.open("x") as file:
+                file.write(_padded(self._owner))
         except FileExistsError:
             return False
         if self._newest() > newest + 1:
-            mine.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             return False
         for number in self._numbers():
             if number <= newest:
                 (self.folder / f"{number:06d}").unlink(missing_ok=True)
-        self._path = mine
+        self._path = path
         with contextlib.suppress(FileNotFoundError):
-            self._write_heartbeat(mine)
+            self._write_heartbeat(path)
         return True
 
     def _numbers(self) -> list[int]:
@@ -120,11 +120,11 @@ class FolderLock:
             text, modified = path.read_text(), path.stat().st_mtime
         except FileNotFoundError:
             return None
-        # An empty file was created this instant, or its process died in that instant: only its age can tell.
+        # An empty file was created just now, or its process died right after creating it: its age decides.
         owner = json.loads(text) if text.endswith("}") else {}
         if owner.get("released"):
             return None
-        # Versions before the heartbeat stood in the file had the file's time for it.
+        # Older versions used the file's time as the heartbeat.
         owner = owner if "heartbeat" in owner else owner | {"heartbeat": modified}
         fresh = time.time() - owner["heartbeat"] <= STALE_SECONDS
         if "machine" in owner and owner["machine"] == _machine():
@@ -145,31 +145,31 @@ class FolderLock:
             try:
                 with self._writing:
                     if self._stop.is_set():
-                        return  # it was given back this instant
+                        return  # it was released just now
                     os.utime(path)
                     self._write_heartbeat(path)
             except OSError:
-                return  # taken over: verify() says so at the next checkpoint
+                return  # taken over: verify() raises at the next checkpoint
 
     def _write_heartbeat(self, path: Path) -> None:
-        """Write the time of the file's last change into it: by the file system's clock, which all machines share."""
-        _write_in_place(path, self._facts | {"heartbeat": path.stat().st_mtime})
+        """Write the file's modification time into it: the file system's clock is common to all machines."""
+        _write_in_place(path, self._owner | {"heartbeat": path.stat().st_mtime})
 
 
-_LENGTH = 1024  # bytes of a lock file; its facts are some 350 long
+_LENGTH = 1024  # bytes of a lock file; its content needs about 350
 
 
-def _padded(facts: dict) -> str:
-    """Write facts as JSON of a fixed length, with the padding before the last brace."""
-    text = json.dumps(facts)
+def _padded(owner: dict) -> str:
+    """Return JSON of a fixed length, with padding before the last brace."""
+    text = json.dumps(owner)
     return f"{text[:-1]:<{_LENGTH - 1}}}}"
 
 
-def _write_in_place(path: Path, facts: dict) -> None:
-    """Replace the content of a file that exists, by one write."""
+def _write_in_place(path: Path, owner: dict) -> None:
+    """Replace the content of an existing file by one write."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
-        os.write(descriptor, _padded(facts).encode())
+        os.write(descriptor, _padded(owner).encode())
     finally:
         os.close(descriptor)
 
@@ -187,7 +187,7 @@ def this_process() -> dict:
 
 @cache
 def _machine() -> str:
-    """Name the space in which process numbers mean something: containers may share a host name, but not these."""
+    """Identify the PID namespace: containers may share a host name, but not this."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115
@@ -196,10 +196,10 @@ def _machine() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return when a process started, in the machine's own ticks, or None when it is gone (a zombie is gone)."""
+    """Return when a process started, in clock ticks, or None if it has exited (a zombie counts as exited)."""
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else rest[18]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else fields[18]
     except OSError:
         if Path("/proc/self/stat").exists():
             return None
@@ -212,7 +212,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def _is_my_earlier_start(owner: dict) -> bool:
-    """A requeued SLURM job keeps its id, and SLURM has ended its earlier start for certain."""
+    """Return whether the owner is an earlier start of this SLURM job: a requeued job keeps its id."""
     me = this_process()
     same_job = owner["slurm_job_id"] is not None and owner["slurm_job_id"] == me["slurm_job_id"]
     return same_job and owner["slurm_restart_count"] != me["slurm_restart_count"]

@@ -1,7 +1,7 @@
-"""Plugins are frozen with the runs that use them: `plugins/<sha256>/` in the run directory holds exactly their files.
+"""Plugins are stored with the runs that use them: `plugins/<sha256>/` in the run directory has exactly their files.
 
-A spec is read from here where a run is worked on (job, sample, calibrate, verify). Listing, importing and drawing read
-records alone and execute nothing.
+Commands that work on a run (job, sample, calibrate, verify) read its spec with these plugins. Listing, importing and
+drawing only read records and execute nothing.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ FOLDER = "plugins"
 
 
 def freeze(folder: Path, digests: Mapping[str, str]) -> None:
-    """Write the files of plugins that this process has loaded below `folder`, each whole or not at all.
+    """Write the files of plugins that this process has loaded below `folder`, atomically.
 
     Raises:
-        RecordError: a plugin is neither there nor loaded here.
+        RecordError: a plugin is neither stored nor loaded.
     """
     for name, digest in digests.items():
         place = folder / FOLDER / digest
@@ -52,11 +52,11 @@ def freeze(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def frozen_plugins(folder: Path, digests: Mapping[str, str] | None) -> list[Plugin]:
-    """Load plugins as they were frozen below `folder`; those of packages as they are installed.
+    """Load plugins as they were stored below `folder`; those of packages as they are installed.
 
     Raises:
-        RecordError: a plugin's files are not there; an archive that was imported brings none.
-        SpecError: they are others than the digest says, or fail.
+        RecordError: a plugin's files are missing; archives contain none.
+        SpecError: the files do not match the digest, or fail.
     """
     plugins = []
     for name, digest in (digests or {}).items():
@@ -65,13 +65,13 @@ def frozen_plugins(folder: Path, digests: Mapping[str, str] | None) -> list[Plug
             continue
         path = folder / FOLDER / digest / Path(name).name
         if not path.is_file():
-            raise RecordError(f"plugin {name} is not in {path.parent}: put its files there (an archive brings no code)")
+            raise RecordError(f"plugin {name} is not in {path.parent}: put its files there (archives contain no code)")
         plugins.append(load_plugin(path, digest))
     return plugins
 
 
 def plugins_of_run(directory: RunDirectory) -> list[Plugin]:
-    """Load the plugins of a run and of what its studies measure on it; a newer study's version of a file wins."""
+    """Load the plugins of a run and of its studies' evaluations; a newer study's version of a file wins."""
     digests = dict(directory.spec().get("plugins", {}))
     for study in directory.studies_by_joining().values():
         for evaluation in study.get("evaluations", ()):
@@ -80,12 +80,12 @@ def plugins_of_run(directory: RunDirectory) -> list[Plugin]:
 
 
 def read_spec(folder: Path, stored: Mapping[str, Any]) -> RunSpec:
-    """Return a stored spec with the plugins that were frozen below `folder`."""
+    """Return a stored spec, validated with the plugins that are stored below `folder`."""
     with active(frozen_plugins(folder, stored.get("plugins"))):
         return RunSpec.model_validate(stored)
 
 
 def read_evaluation(folder: Path, stored: Mapping[str, Any]) -> Evaluation:
-    """Return a stored protocol with the plugins that were frozen below `folder`."""
+    """Return a stored protocol, validated with the plugins that are stored below `folder`."""
     with active(frozen_plugins(folder, stored.get("plugins"))):
         return Evaluation.model_validate(stored)

@@ -1,9 +1,9 @@
-"""Code is frozen at submission: a copy of the working tree, named by its content, which jobs import from.
+"""Code snapshots: at submission the working tree is copied, named by its content, and jobs import from the copy.
 
     <store>/<id>/               the tree: tracked, modified and untracked files that git does not ignore
         .snapshot.json          id, time, commit, branch, whether anything was uncommitted, every file with its hash
-    <store>/.staging-*/         a copy being made; no snapshot, for only the finished folder is renamed to its id
-    <store>/.lock/              who copies now
+    <store>/.staging-*/         an unfinished copy; only a finished folder is renamed to its id
+    <store>/.lock/              the process that is copying
 
 Editing a file while jobs wait then changes nothing for them. The id is a function of paths, executable bits and
 contents alone, so the same tree has the same id on every machine, and taking it twice copies it once.
@@ -41,32 +41,32 @@ Files = dict[str, str]  # path below the root -> "<file | executable | link> <sh
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A frozen tree: its 16 hex digits, and the folder that jobs import from."""
+    """A snapshot: its 16 hex digits, and the folder that jobs import from."""
 
     id: str
     path: Path
 
     @cached_property
     def manifest(self) -> dict:
-        """What the tree is made of (`files`), and where it came from when it was first taken (`git`, `time`)."""
+        """The tree's content (`files`), and its origin when it was first taken (`git`, `time`)."""
         return json.loads((self.path / MANIFEST).read_text())
 
 
 def take(store: Path, root: Path | None = None, *, leave_out: Iterable[Path] = ()) -> Snapshot:
-    """Freeze the working tree, or find the snapshot that was taken of the same tree before.
+    """Take a snapshot of the working tree, or return the existing one of the same tree.
 
-    Two readings that agree, the second being the copy, prove that the tree stood so at a moment between them; while it
-    is being edited they differ, and the copy is made again.
+    The tree is read twice, the second time while copying. If both agree, the tree had this content at a moment between
+    them; while it is being edited they differ, and the copy is repeated.
 
     Args:
         store: folder of the snapshots; the compute nodes must see it.
-        root: the tree (default: the folder of the harness package in use). Where it is no git work tree, as in an
-            installed wheel, its folder `harness/` alone is taken.
-        leave_out: folders that are not code though git does not ignore them, such as that of the runs.
+        root: the tree (default: the folder of the harness package in use). If it is not a git work tree, as in an
+            installed wheel, only its folder `harness/` is taken.
+        leave_out: folders that are not code although git does not ignore them, such as the runs folder.
 
     Raises:
         LaunchError: the tree is empty or larger than 200 MB, links to a folder outside it, cannot be read or copied, or
-            does not stand still; or the snapshot that is there was changed by hand.
+            keeps changing; or the existing snapshot was modified.
         RecordError: another process has been copying for minutes.
     """
     root = Path(root or PACKAGE_ROOT).resolve()
@@ -75,14 +75,14 @@ def take(store: Path, root: Path | None = None, *, leave_out: Iterable[Path] = (
     try:
         files = _read(root, apart)
         if not files:
-            raise LaunchError(f"{root} holds no code of the harness")
+            raise LaunchError(f"{root} does not contain the harness's code")
         return _present(store, files) or _stage(store, root, apart, files)
     except OSError as error:
-        raise LaunchError(f"the code in {root} cannot be frozen: {error.strerror}: {error.filename}") from error
+        raise LaunchError(f"the code in {root} cannot be copied: {error.strerror}: {error.filename}") from error
 
 
 def find(store: Path, snapshot_id: str) -> Snapshot | None:
-    """Return a snapshot that was taken before, or None when it is not there."""
+    """Return an existing snapshot, or None."""
     snapshot = Snapshot(snapshot_id, Path(store).resolve() / snapshot_id)
     try:
         return snapshot if snapshot.manifest["id"] == snapshot_id else None
@@ -91,9 +91,9 @@ def find(store: Path, snapshot_id: str) -> Snapshot | None:
 
 
 def verify(snapshot: Snapshot) -> list[str]:
-    """Return the files of a snapshot that are not as they were taken: changed, missing or added.
+    """Return the files of a snapshot that were changed, removed or added since it was taken.
 
-    Bytecode caches are left out of it. The manifest itself is among them if it does not fit the snapshot's id.
+    Bytecode caches are ignored. The manifest itself is listed if it does not match the snapshot's id.
     """
     files: Files = snapshot.manifest["files"]
     wrong = {path for path, expected in files.items() if _fingerprint_of(snapshot.path / path) != expected}
@@ -102,13 +102,15 @@ def verify(snapshot: Snapshot) -> list[str]:
 
 
 def environment(snapshot: Snapshot) -> dict[str, str]:
-    """Return the variables under which Python imports from the snapshot before any editable install.
+    """Return the environment variables with which Python imports from the snapshot before any editable install.
 
     Raises:
-        LaunchError: its path holds the character that separates the folders of PYTHONPATH.
+        LaunchError: its path contains the separator of PYTHONPATH.
     """
     if os.pathsep in str(snapshot.path):
-        raise LaunchError(f"Python cannot import from {snapshot.path}: put the runs where no name has a {os.pathsep!r}")
+        raise LaunchError(
+            f"Python cannot import from {snapshot.path}: use a runs folder without {os.pathsep!r} in its path"
+        )
     present = os.environ.get("PYTHONPATH")
     return {
         "PYTHONPATH": os.pathsep.join([str(snapshot.path), *([present] if present else [])]),
@@ -120,12 +122,12 @@ def environment(snapshot: Snapshot) -> dict[str, str]:
 
 
 def current() -> str | None:
-    """Return the id of the snapshot that the imported harness lies in: what is in use, whatever was asked for."""
+    """Return the id of the snapshot that the harness was imported from: the code in use, not the requested one."""
     return PACKAGE_ROOT.name if find(PACKAGE_ROOT.parent, PACKAGE_ROOT.name) else None
 
 
 def of(run_directory: Path) -> str | None:
-    """Return the id of the snapshot that a run's last attempt ran on, None if it had none or never began."""
+    """Return the id of the snapshot that a run's last attempt used, None if it had none or never started."""
     entries = RunDirectory(run_directory).environments()
     return entries[-1].get("code_snapshot") if entries else None
 
@@ -137,19 +139,19 @@ def _present(store: Path, files: Files) -> Snapshot | None:
     snapshot = find(store, _identify(files))
     if snapshot and (wrong := verify(snapshot)):
         raise LaunchError(
-            f"the snapshot {snapshot.path} was changed after it was taken: {_some(wrong)}. "
-            "Remove the folder when no job uses it, and submit again"
+            f"the snapshot {snapshot.path} was modified: {_some(wrong)}. "
+            "Remove the folder if no job uses it, and submit again"
         )
     return snapshot
 
 
 def _stage(store: Path, root: Path, apart: list[str], files: Files) -> Snapshot:
     store.mkdir(parents=True, exist_ok=True)
-    lock = FolderLock(store / ".lock", f"the store of snapshots {store}")
+    lock = FolderLock(store / ".lock", f"the snapshot store {store}")
     lock.acquire(wait_seconds=STALE_SECONDS + 30)
     staging = store / f".staging-{os.getpid()}-{time.time_ns()}"
     try:
-        for left in store.glob(".staging-*"):  # by a killed process, since this one has the lock
+        for left in store.glob(".staging-*"):  # left by a killed process, since this one has the lock
             shutil.rmtree(left, ignore_errors=True)
         for _ in range(NUM_TRIES):
             if snapshot := _present(store, files):  # another process was faster
@@ -161,8 +163,8 @@ def _stage(store: Path, root: Path, apart: list[str], files: Files) -> Snapshot:
             files = copied
             shutil.rmtree(staging)
         raise LaunchError(
-            f"the code in {root} changes faster than it can be copied: {_some(changed)}. "
-            "If that is no code, a line in .gitignore leaves it out"
+            f"the code in {root} keeps changing while it is copied: {_some(changed)}. "
+            "If these files are not code, add them to .gitignore"
         )
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -170,7 +172,7 @@ def _stage(store: Path, root: Path, apart: list[str], files: Files) -> Snapshot:
 
 
 def _finish(staging: Path, store: Path, files: Files, origin: dict) -> Snapshot:
-    """Give the copy its manifest, put it on the disk and rename it whole."""
+    """Write the copy's manifest, flush it to disk and rename it."""
     snapshot = Snapshot(_identify(files), store / _identify(files))
     now = datetime.now(UTC).isoformat(timespec="seconds")
     manifest = {"id": snapshot.id, "time": now, **origin, "files": files}
@@ -187,7 +189,7 @@ def _finish(staging: Path, store: Path, files: Files, origin: dict) -> Snapshot:
 
 
 def _identify(files: Files) -> str:
-    """Return the 16 hex digits that stand for paths, executable bits and contents, in the order of the paths."""
+    """Return 16 hex digits over paths, executable bits and contents, in the order of the paths."""
     lines = sorted(os.fsencode(path) + b"\0" + value.encode() + b"\0" for path, value in files.items())
     return hashlib.sha256(b"".join(lines)).hexdigest()[:16]
 
@@ -200,7 +202,7 @@ def _read(root: Path, apart: list[str], copy_to: Path | None = None) -> Files:
     sizes, links = {}, set()
     for path in _paths(root):
         if not path.startswith(tuple(apart)):
-            with suppress(FileNotFoundError, NotADirectoryError):  # git lists what was deleted, too
+            with suppress(FileNotFoundError, NotADirectoryError):  # git also lists deleted files
                 status = os.lstat(root / path)
                 sizes[path] = status.st_size
                 links |= {path} if stat.S_ISLNK(status.st_mode) else set()
@@ -211,8 +213,8 @@ def _read(root: Path, apart: list[str], copy_to: Path | None = None) -> Files:
     files = {}
     for path in sorted(sizes):
         try:
-            kind, content = _follow(root, path, names) if path in links else _content(root / path)
-        except FileNotFoundError:  # deleted this instant
+            kind, content = _read_link(root, path, names) if path in links else _content(root / path)
+        except FileNotFoundError:  # deleted just now
             continue
         files[path] = _fingerprint(kind, content)
         if copy_to:
@@ -221,7 +223,7 @@ def _read(root: Path, apart: list[str], copy_to: Path | None = None) -> Files:
 
 
 def _paths(root: Path) -> list[str]:
-    """List the files that are code: those of the snapshot when the root is one, else git's, else the package's."""
+    """List the code files: the snapshot's if the root is one, else git's, else the package's."""
     if snapshot := find(root.parent, root.name):
         return list(snapshot.manifest["files"])
     listed = _listed_by_git(root) if _in_git(root) else []
@@ -229,14 +231,14 @@ def _paths(root: Path) -> list[str]:
 
 
 def _package(root: Path) -> list[str]:
-    """List the files of the package, and those of the folders of the tree that it links to: harness/analysis is one."""
+    """List the files of the package, and of folders of the tree that it links to, such as harness/analysis."""
     paths = _walk(root / "harness", root)
     linked = {(root / path).resolve() for path in paths if (root / path).is_symlink() and (root / path).is_dir()}
     return [*paths, *(path for folder in linked if root in folder.parents for path in _walk(folder, root))]
 
 
 def _listed_by_git(root: Path) -> list[str]:
-    """List the files that git tracks or does not ignore, those of submodules and of repositories within it too."""
+    """List the files that git tracks or does not ignore, including those of submodules and nested repositories."""
     listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard") or b""
     paths = []
     for path in {os.fsdecode(name).rstrip("/") for name in listed.split(b"\0") if name}:
@@ -273,8 +275,8 @@ def _require_small(root: Path, sizes: dict[str, int]) -> None:
         folders[os.path.dirname(path) or "."] += size  # noqa: PTH120
     largest = ", ".join(f"{folder} ({size / 1e6:.0f} MB)" for folder, size in folders.most_common(3))
     raise LaunchError(
-        f"the code in {root} has {total / 1e6:.0f} MB, more than the {LIMIT_BYTES / 1e6:.0f} MB that are frozen at a "
-        f"submission. Most of it lies in {largest}; what is no code is left out by a line in .gitignore"
+        f"the code in {root} has {total / 1e6:.0f} MB, more than the limit of {LIMIT_BYTES / 1e6:.0f} MB for a "
+        f"snapshot. Most of it is in {largest}; add what is not code to .gitignore"
     )
 
 
@@ -284,16 +286,16 @@ def _content(path: Path) -> tuple[str, bytes]:
         return "executable" if executable else "file", file.read()
 
 
-def _follow(root: Path, path: str, names: set[str]) -> tuple[str, bytes]:
-    """Return a link as it is if it leads to something that is copied with it, or nowhere; else the file behind it."""
+def _read_link(root: Path, path: str, names: set[str]) -> tuple[str, bytes]:
+    """Return a link itself if its target is copied too or does not exist; else the target's content."""
     target = os.readlink(root / path)  # noqa: PTH115 (Path would tidy it up)
     inside = os.path.normpath(os.path.join(os.path.dirname(path), target)) in names  # noqa: PTH118, PTH120
     if inside or not (root / path).exists():
         return "link", os.fsencode(target)
     if (root / path).is_dir():
         raise LaunchError(
-            f"the code cannot be frozen: {root / path} links to a folder outside it ({target}). If that is no code, "
-            f"the line /{path} in .gitignore leaves it out (without a slash at its end, which is for folders only)"
+            f"the code cannot be copied: {root / path} links to a folder outside it ({target}). If it is not code, add "
+            f"the line /{path} to .gitignore (without a slash at the end, which would match only folders)"
         )
     return _content(root / path)
 
@@ -312,7 +314,7 @@ def _fingerprint(kind: str, content: bytes) -> str:
 
 
 def _fingerprint_of(path: Path) -> str | None:
-    """Return the fingerprint of a file or link as it lies there, None when it cannot be read."""
+    """Return the fingerprint of a file or link, None when it cannot be read."""
     try:
         link = os.fsencode(os.readlink(path)) if path.is_symlink() else None  # noqa: PTH115
         return _fingerprint("link", link) if link is not None else _fingerprint(*_content(path))
@@ -329,10 +331,10 @@ def _some(paths: list[str]) -> str:
 
 
 def _git(root: Path, *arguments: str) -> bytes | None:
-    """Return git's answer, or None where there is no git or no work tree.
+    """Return git's output, or None without git or outside a work tree.
 
     Raises:
-        LaunchError: there is one, and git refuses (because it belongs to another user, for example).
+        LaunchError: git refuses (for example because the work tree belongs to another user).
     """
     # Within a git hook these name the repository of the hook.
     misleading = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
@@ -345,26 +347,24 @@ def _git(root: Path, *arguments: str) -> bytes | None:
     if answer.returncode == 0:
         return answer.stdout
     if (root / ".git").exists():
-        raise LaunchError(
-            f"git cannot tell what the code in {root} is: {answer.stderr.decode(errors='replace').strip()}"
-        )
+        raise LaunchError(f"git cannot list the code in {root}: {answer.stderr.decode(errors='replace').strip()}")
     return None
 
 
 def _in_git(root: Path) -> bool:
-    """Tell whether git looks after the harness: a wheel may lie below the work tree of something else."""
+    """Return whether git tracks the harness: a wheel may be installed below another project's work tree."""
     return (root / ".git").exists() or bool(_git(root, "ls-files", "harness"))
 
 
 def _origin(root: Path) -> dict:
-    """Return where the tree came from: its root, commit and branch, and whether anything in it was uncommitted."""
+    """Return the tree's origin: its root, commit and branch, and whether it had uncommitted changes."""
     if snapshot := find(root.parent, root.name):
         return {key: snapshot.manifest[key] for key in ("root", "git")}
     answer = _git(root, "status", "--porcelain=v2", "--branch", "--", ".") if _in_git(root) else None
     if answer is None:
         return {"root": str(root), "git": None}
     lines = answer.decode(errors="replace").splitlines()
-    facts = dict(line.split(" ", 2)[1:] for line in lines if line.startswith("# "))
-    commit, branch = facts["branch.oid"], facts["branch.head"]
+    header = dict(line.split(" ", 2)[1:] for line in lines if line.startswith("# "))
+    commit, branch = header["branch.oid"], header["branch.head"]
     dirty = any(not line.startswith("# ") for line in lines)
     return {"root": str(root), "git": {"commit": commit, "branch": branch, "dirty": dirty}}

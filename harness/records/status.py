@@ -1,6 +1,6 @@
-"""Where a run stands, as last said by whoever works on it.
+"""The status of a run, as last written by the process that works on it.
 
-`state`, `cause` and `stopped_by` are for programs; `reason` is for people, and nothing reads a meaning out of it.
+`state`, `cause` and `stopped_by` are for programs; `reason` is for people and is never parsed.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import Any, Literal, NamedTuple, get_args
 STATES = ("new", "queued", "running", "interrupted", "failed", "pruned", "done")
 
 Cause = Literal[
-    "",  # it goes on, is done, or waits
+    "",  # queued, running or done
     "signal",  # interrupted: stopped by the signal that `stopped_by` names, with a checkpoint
-    "step_limit",  # interrupted: after as many steps as were asked for, with a checkpoint
-    "killed",  # interrupted: its process or job ended without a word
+    "step_limit",  # interrupted: after the requested number of steps, with a checkpoint
+    "killed",  # interrupted: its process or job was killed
     "out_of_memory",  # interrupted or, after three times, failed: killed for taking too much memory
-    "cancelled",  # interrupted: by a person
-    "canary",  # interrupted: the run failed whose first steps it waited for
-    "not_begun",  # interrupted: its job ended without having begun it
-    "never_submitted",  # interrupted: the submission broke off before the run had a job
-    "no_progress",  # failed: killed again and again at one step
-    "error",  # failed: by an error of its own
+    "cancelled",  # interrupted: by a user
+    "canary",  # interrupted: the canary that it waited for failed
+    "not_begun",  # interrupted: its job ended without starting it
+    "never_submitted",  # interrupted: the submission was interrupted before the run had a job
+    "no_progress",  # failed: killed repeatedly at one step
+    "error",  # failed: by an error
     "pruned",  # pruned: by a search
 ]
 CAUSES = get_args(Cause)
@@ -37,7 +37,7 @@ class Ending(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where a run stands, as last said by whoever works on it."""
+    """The status of a run, as last written by the process that works on it."""
 
     state: str = "new"
     step: int = 0
@@ -49,23 +49,23 @@ class Status:
     eta_seconds: float | None = None
     updated_seconds: float = 0.0  # Unix time, set when written
     cause: Cause = ""
-    stopped_by: str = ""  # SIGUSR2, SIGTERM or SIGINT, where the cause is a signal
+    stopped_by: str = ""  # SIGUSR2, SIGTERM or SIGINT, if the cause is a signal
 
 
 _STATUS_FIELDS = {entry.name for entry in fields(Status)}
 
 
 def status_from(stored: dict[str, Any]) -> Status:
-    """Return the status that a status.json holds; fields of later versions are left out."""
+    """Return the status in a status.json; fields of later versions are ignored."""
     if "cause" not in stored and stored.get("reason"):
         stored = stored | _fields_of_an_old_reason(stored["state"], stored["reason"])
     return Status(**{key: value for key, value in stored.items() if key in _STATUS_FIELDS})
 
 
 def _fields_of_an_old_reason(state: str, reason: str) -> dict[str, str]:
-    """Return the fields of a status.json from before there were fields; it had the sentence alone.
+    """Return the fields for a status.json of an earlier version, which had only the sentence.
 
-    The patterns are frozen, as files on disk are: what is written today has the fields, and is not looked at here.
+    The patterns match sentences of that version; files written today have the fields and do not come here.
     """
     if state == "interrupted":
         if signal := re.match(r"stopped by (SIG[A-Z0-9]+)", reason):

@@ -1,4 +1,4 @@
-"""The load of the machine, sampled into the journal."""
+"""System metrics, sampled into the journal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from harness.records.journal import Journal
 
 
 class SystemMetrics:
-    """Sample the load of the machine into the journal from a small thread, as `system/...` rows.
+    """Sample the machine's load into the journal from a thread, as `system/...` rows.
 
     Args:
-        current_step: tells the training step at which a sample is taken.
-        extra: more gauges by name without prefix, e.g. GPU memory; it must not wait for the device.
+        current_step: returns the training step at which a sample is taken.
+        extra: returns more gauges by name without prefix, e.g. GPU memory; it must not synchronise with the device.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class SystemMetrics:
         self._journal, self._current_step, self._every, self._extra = journal, current_step, every_seconds, extra
         self._process, self._psutil = psutil.Process(), psutil
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="system-metrics", daemon=True)
+        self._thread = threading.Thread(target=self._sample_until_stopped, name="system-metrics", daemon=True)
 
     def __enter__(self) -> SystemMetrics:
         self._process.cpu_percent()  # the first call has no interval to measure over
@@ -49,6 +49,6 @@ class SystemMetrics:
         }
         return {f"system/{name}": value for name, value in gauges.items()}
 
-    def _work(self) -> None:
+    def _sample_until_stopped(self) -> None:
         while not self._stop.wait(self._every):
             self._journal.metrics(self._current_step(), self.sample())

@@ -1,8 +1,8 @@
-"""What a training step was measured to cost, on which device: written by trainings and by `calibrate`, read by `plan`.
+"""Measured cost of a training step by device: written by trainings and by `calibrate`, read by `plan`.
 
     runs/.throughput/<cost_key>-<digest of device and processes>.json
 
-So an hour of a laptop never stands for an hour of a cluster's GPU: each device keeps a fact of its own. No torch.
+Each device has its own measurements, so an hour of a laptop never counts as an hour of a cluster's GPU. No torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.records.layout import THROUGHPUT
 
 @dataclass(frozen=True)
 class Throughput:
-    """A measured step of one cost class (`RunSpec.cost_key`)."""
+    """The measured cost of a step of one cost class (`RunSpec.cost_key`)."""
 
     cost_key: str
     seconds_per_step: float
@@ -33,35 +33,35 @@ class Throughput:
     checkpoint_bytes: int | None = None
     measured_seconds: float = field(
         default=0.0, compare=False
-    )  # Unix time, set when written; 0 in files from before it was
+    )  # Unix time, set when written; 0 in files of earlier versions
 
 
-def record(runs_folder: Path, fact: Throughput) -> None:
-    """Keep a fact in place of what was known of this cost class on this device."""
+def record(runs_folder: Path, measured: Throughput) -> None:
+    """Store a measurement; it replaces the previous one of this cost class on this device."""
     folder = runs_folder / THROUGHPUT
     folder.mkdir(parents=True, exist_ok=True)
-    where = hashlib.sha256(f"{fact.device_name} x {fact.num_processes}".encode()).hexdigest()[:8]
-    text = json.dumps(asdict(fact) | {"measured_seconds": time.time()}, indent=1)
-    replace_file(folder / f"{fact.cost_key}-{where}.json", text, durable=False)
+    device_digest = hashlib.sha256(f"{measured.device_name} x {measured.num_processes}".encode()).hexdigest()[:8]
+    text = json.dumps(asdict(measured) | {"measured_seconds": time.time()}, indent=1)
+    replace_file(folder / f"{measured.cost_key}-{device_digest}.json", text, durable=False)
 
 
 def load(runs_folder: Path) -> dict[str, list[Throughput]]:
-    """Return all facts by cost_key, the newest first."""
-    # Files from before the time was in them are older than the others, and among themselves have their files' times.
+    """Return all measurements by cost_key, the newest first."""
+    # Files without the time are older than the others; among themselves they are ordered by their files' times.
     paths = sorted((runs_folder / THROUGHPUT).glob("[!.]*.json"), key=lambda path: -path.stat().st_mtime_ns)
-    facts = defaultdict(list)
+    by_cost_key = defaultdict(list)
     for path in paths:
         values = json.loads(path.read_text())
         # Version 0.1 named the kind of device alone, and the cost_key by the file.
-        fact = Throughput(**{"cost_key": path.stem, "device_name": values["device"], **values})
-        facts[fact.cost_key].append(fact)
-    for of_one_class in facts.values():
-        of_one_class.sort(key=lambda fact: -fact.measured_seconds)
-    return dict(facts)
+        measured = Throughput(**{"cost_key": path.stem, "device_name": values["device"], **values})
+        by_cost_key[measured.cost_key].append(measured)
+    for of_one_class in by_cost_key.values():
+        of_one_class.sort(key=lambda measured: -measured.measured_seconds)
+    return dict(by_cost_key)
 
 
 def cpu_name() -> str:
-    """Return the processor's name as its maker spells it."""
+    """Return the processor's model name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux

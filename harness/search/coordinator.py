@@ -1,4 +1,4 @@
-"""One process a search: it gets suggestions, starts their runs, prunes them and reports how they ended.
+"""The coordinator, one process per search: it gets suggestions, starts their runs, prunes them and reports results.
 
 Workers never open Optuna's storage.
 """
@@ -45,9 +45,9 @@ class Coordinator:
     """Run a search to its end.
 
     Args:
-        workers: what works on the runs.
-        sync: whether to upload records to MLflow, those of the search and of its runs.
-        on_message: called with each thing that happens, in a line.
+        workers: execute the runs.
+        sync: whether to upload the records of the search and of its runs to MLflow.
+        on_message: called with a line for each event.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Coordinator:
         self._store_is_unreachable = False
 
     def run(self) -> bool:
-        """Run trials until all have ended; return whether they have (else the time was up, or the grid exhausted).
+        """Run trials until all have ended; return False if the time was up or the grid exhausted before.
 
         Raises:
-            RecordError: another coordinator works on this search, or this is another search of the same name.
+            RecordError: another coordinator is running this search, or this is another search of the same name.
             LaunchError: too many trials failed in a row; the message names the last.
             KeyboardInterrupt: after the workers on this machine have written their checkpoints.
         """
@@ -106,14 +106,14 @@ class Coordinator:
     # -- after a restart
 
     def _restore(self) -> None:
-        """Open the search's records, and go on with the trials that were running."""
+        """Open the search's records, and resume the trials that were running."""
         quiet_optuna()
         stored = self.folder / "search.json"
         definition = self.search.definition()
         if stored.exists():
             changes = differences(json.loads(stored.read_text())["definition"], definition)
             if changes:
-                rule = "only trials, parallel, timeout, resources and records may change; else give it another name"
+                rule = "only trials, parallel, timeout, resources and records may change; otherwise rename the search"
                 raise RecordError(
                     "\n  ".join([f"search {self.search.name} was started differently ({rule}):", *changes])
                 )
@@ -123,25 +123,27 @@ class Coordinator:
         records = {record.number: record for record in read_trials(self.folder)}
         for frozen in self.study.get_trials(deepcopy=False):
             record = records.get(frozen.number)
-            # Without a record it was suggested and never started: `suggest` gives it again, with the same number.
+            # Without a record it was suggested but never started: `suggest` returns it again, with the same number.
             if not frozen.state.is_finished() and record:
                 self.running.append(self._restore_trial(record, frozen._trial_id))
         for trial in list(self.running):
-            if trial.record.state != "running":  # its end was recorded, and the coordinator died before the report
+            if (
+                trial.record.state != "running"
+            ):  # its end was recorded, but the coordinator was killed before reporting it
                 self._report(trial)
 
     def _restore_trial(self, record: TrialRecord, trial_id: int) -> _Trial:
         study = self.search.trial(record.number, record.point)
         if [run.run_key for run in study.runs] != record.run_keys:
             raise RecordError(
-                f"{record.arm} stands for other runs now than when it was suggested: the spec's schema has changed"
+                f"{record.arm} now means other runs than when it was suggested: the spec's schema has changed"
             )
         return _Trial(record, study, resume_trial(self.study, trial_id))
 
     # -- starting trials
 
     def _start_trials(self) -> bool:
-        """Start as many trials as there are free slots for; return whether more are to come."""
+        """Start as many trials as there are free slots; return whether more will follow."""
         settings = self.search.settings
         while True:
             trials = self.study.get_trials(deepcopy=False)
@@ -153,7 +155,7 @@ class Coordinator:
             if len(last) == MAX_FAILURES_IN_A_ROW and set(last) == {"FAIL"}:
                 failed = read_trials(self.folder)[-1]
                 raise LaunchError(
-                    f"the last {len(last)} trials failed, so the search stops; the last one: {failed.reason}; "
+                    f"the search stops, since the last {len(last)} trials failed; the last one: {failed.reason}; "
                     f"`harness why {failed.run_keys[0]}` shows more"
                 )
             lost = names.count("RUNNING") > len(self.running)
@@ -191,7 +193,7 @@ class Coordinator:
             self._update_trial(trial, busy)
 
     def _update_trial(self, trial: _Trial, busy: set[str]) -> None:
-        """Look how far a trial's runs are: finish it, prune it, or start those of its runs that nobody works on."""
+        """Check a trial's runs: finish it, prune it, or start those of its runs that are not running."""
         planned_runs = planning.plan(trial.study, self.runs_folder).runs
         if all(planned.state == "done" for planned in planned_runs):
             return self._complete(trial, planned_runs)
@@ -201,7 +203,7 @@ class Coordinator:
                 return self._finish(trial, "failed", f"run {planned.run_key}: {planned.status.reason}")
             if planned.state == "pruned":
                 return self._finish(trial, "pruned", planned.status.reason)
-        reason = trial.record.reason or self._prune_if_hopeless(trial, planned_runs)
+        reason = trial.record.reason or self._report_and_prune(trial, planned_runs)
         if reason:
             return self._finish(trial, "pruned", reason) if len(idle) == len(planned_runs) else None
         for planned in planned_runs:
@@ -211,11 +213,11 @@ class Coordinator:
                 if error := self._start_run(trial, planned):
                     return self._finish(trial, "failed", error)
             if self.search.settings.pruner == "wilcoxon" and planned.state != "done":
-                return None  # one replicate after the other, since each may show that the rest is not worth it
+                return None  # one replicate at a time, since each may lead to pruning
         return None
 
     def _start_run(self, trial: _Trial, planned: planning.PlannedRun) -> str:
-        """Start a run of a trial; return why not, where it ended again and again without progress."""
+        """Start a run of a trial; return an error if it ended repeatedly without progress."""
         key, status = planned.run_key, planned.status
         step, starts = trial.starts.get(key, (-1, 0))
         starts = starts + 1 if status.step <= step else 1
@@ -228,13 +230,17 @@ class Coordinator:
         return ""
 
     def _as_registered(self, planned: planning.PlannedRun) -> Run:
-        """Let a run that belongs to an earlier trial as well keep its arm and replicate in the study."""
+        """Keep the arm and replicate of a run that also belongs to an earlier trial."""
         studies = planned.directory.studies() if planned.path.exists() else {}
-        facts = studies.get(self.search.name)
-        return replace(planned.run, arm=facts["arm"], replicate=facts["replicate"]) if facts else planned.run
+        membership = studies.get(self.search.name)
+        return (
+            replace(planned.run, arm=membership["arm"], replicate=membership["replicate"])
+            if membership
+            else planned.run
+        )
 
     def _complete(self, trial: _Trial, planned_runs: Sequence[planning.PlannedRun]) -> None:
-        for planned in planned_runs:  # those that were done before belong to the search too
+        for planned in planned_runs:  # runs that were done before become members of the search too
             if self.search.name not in planned.directory.studies():
                 planned.directory.register(planned.run)
         values_of = {
@@ -249,21 +255,21 @@ class Coordinator:
         return self._finish(trial, "complete")
 
     def _value(self, metric: Metric, run: Run) -> float:
-        """Return a finished run's value of a metric, under the prefix that its job chose where two studies clashed."""
+        """Return a finished run's value of a metric; its prefix may have a suffix if two studies clashed."""
         directory = RunDirectory(self.runs_folder / run.run_key)
         evaluation, stem = metric.find(run)
         prefixes = [
-            event.facts["prefix"]
+            event.fields["prefix"]
             for event in directory.events("evaluation")
-            if event.facts["key"] == evaluation.key and not event.superseded
+            if event.fields["key"] == evaluation.key and not event.superseded
         ]
         values = directory.history(f"{prefixes[-1]}/{stem}")[1] if prefixes else []
         return values[-1] if values else math.nan
 
     # -- pruning
 
-    def _prune_if_hopeless(self, trial: _Trial, planned_runs: Sequence[planning.PlannedRun]) -> str:
-        """Report new values to Optuna, step by step, and ask its pruner after each; return the reason if it prunes."""
+    def _report_and_prune(self, trial: _Trial, planned_runs: Sequence[planning.PlannedRun]) -> str:
+        """Report new values to Optuna, and query its pruner after each; return the reason if it prunes."""
         pruner, record = self.search.settings.pruner, trial.record
         if pruner == "none":
             return ""
@@ -284,14 +290,14 @@ class Coordinator:
         return ""
 
     def _intermediate_values(self, planned_runs: Sequence[planning.PlannedRun]) -> list[tuple[int, float]]:
-        """Return (step, value): of training and averaged over replicates, or one step a replicate for Wilcoxon."""
+        """Return (step, value): training steps averaged over replicates, or one step per replicate for Wilcoxon."""
         (metric,) = self.search.metrics
         if self.search.settings.pruner == "wilcoxon":
             done = [planned.run for planned in planned_runs if planned.state == "done"]
             return [(run.replicate, self._value(metric, run)) for run in done]
         curves = []
         for planned in planned_runs:
-            # A run that belongs to other studies as well is theirs to finish.
+            # A run that belongs to other studies too is not pruned.
             if not planned.path.exists() or set(planned.directory.studies()) - {self.search.name}:
                 return []
             evaluation, stem = metric.find(planned.run)
@@ -303,14 +309,14 @@ class Coordinator:
     # -- ends of trials
 
     def _finish(self, trial: _Trial, state: str, reason: str = "") -> None:
-        """Record first, then report: a coordinator that dies in between reports when it is started again."""
+        """Record first, then report: a coordinator that is killed in between reports after a restart."""
         record = trial.record
         record.state, record.reason, record.ended_seconds = state, reason, time.time()
         record.write(self.folder)
         self._report(trial)
 
     def _report(self, trial: _Trial) -> None:
-        """Report how a trial ended: to Optuna, to whoever watches, and to MLflow."""
+        """Report a trial's result to Optuna, to `on_message`, and to MLflow."""
         record = trial.record
         values = [record.values[metric.name] for metric in self.search.metrics] if record.state == "complete" else None
         report_end(self.study, record.number, record.state, values)
@@ -322,11 +328,11 @@ class Coordinator:
     # -- MLflow
 
     def sync_search(self) -> None:
-        """Upload the search as it is now, with the figures in its folder."""
+        """Upload the current state of the search, with the figures in its folder."""
         self._sync("done" if self._num_finished() >= self.search.settings.trials else "interrupted")
 
     def _sync(self, state: str, run_keys: Sequence[str] = ()) -> None:
-        """Upload the search and the runs of a trial that has ended; a store that cannot be reached stops nothing."""
+        """Upload the search and the runs of a trial that has ended; an unreachable store is only reported."""
         if not self.sync:
             return
         from harness.tracking.searches import sync_search
@@ -344,7 +350,9 @@ class Coordinator:
                    if key not in ("space", "trials", "parallel", "timeout", "storage")}  # fmt: skip
         try:
             rows = best_so_far(trials, self.search.metrics)
-            sync_search(self.folder, params=params, tags=tags, bests=rows, state=state, tracking_uri=self.tracking_uri)
+            sync_search(
+                self.folder, params=params, tags=tags, best_so_far=rows, state=state, tracking_uri=self.tracking_uri
+            )
             for key in run_keys:
                 sync_run(RunDirectory(self.runs_folder / key), tracking_uri=self.tracking_uri)
         except TrackingError as error:

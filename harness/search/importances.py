@@ -19,10 +19,10 @@ NUM_RESAMPLES = 20
 
 
 def importances(search: Search, study: optuna.Study) -> dict[str, Any]:
-    """Return each parameter's share of the variance of each metric by fANOVA, with its uncertainty.
+    """Return each parameter's share of the variance of each metric by fANOVA, with an uncertainty.
 
-    Only parameters that take part in every trial can be compared. `low` and `high` are the 10 % and 90 % quantiles over
-    bootstrap samples of the trials: with few trials the shares are uncertain, and this says by how much.
+    Only parameters that are used in every trial can be compared. `low` and `high` are the 10 % and 90 % quantiles over
+    bootstrap samples of the trials, since shares are uncertain with few trials.
 
     Raises:
         ValueError: fewer than four complete trials.
@@ -31,7 +31,7 @@ def importances(search: Search, study: optuna.Study) -> dict[str, Any]:
 
     trials = complete_trials(study)
     if len(trials) < LEAST_TRIALS:
-        raise ValueError(f"importances need {LEAST_TRIALS} complete trials at least")
+        raise ValueError(f"importances need at least {LEAST_TRIALS} complete trials")
     random, seed = default_rng(search.settings.seed), search.settings.seed
     metrics = {}
     for index, metric in enumerate(search.metrics):
@@ -51,7 +51,7 @@ def importances(search: Search, study: optuna.Study) -> dict[str, Any]:
 
 
 def write_importances(search: Search, folder: Path) -> None:
-    """Write importances.json for the figures; not where there are too few trials, or all are alike."""
+    """Write importances.json for the figures, unless there are too few trials or all values are equal."""
     quiet_optuna()
     with contextlib.suppress(ValueError, RuntimeError):
         text = json.dumps(importances(search, open_study(search, folder)), indent=2)

@@ -28,32 +28,32 @@ LEAST_REPLICATES = 3  # of Wilcoxon's test
 
 
 def load_search(path: str | Path, *, sets: Sequence[str] = (), inception: bool = False) -> Search:
-    """Read a search and check it against everything that could refuse it later.
+    """Read a search and run all checks that could fail later.
 
     Args:
         path: the YAML file.
-        sets: `path=value` for once, such as search.trials=4.
-        inception: whether Inception's weights are at hand.
+        sets: overrides `path=value`, such as search.trials=4.
+        inception: whether Inception's weights are available.
 
     Raises:
-        SpecError: one line a mistake: `file:line: path: what is wrong; the choices`.
+        SpecError: one line per mistake: `file:line: path: what is wrong; the choices`.
     """
     document, run_overrides = read_document(path, sets)
     for part in ("arms", "grid", "exclude", "replicates"):
         if part in document.value:
-            where = "search.replicates" if part == "replicates" else "search.space, as choices: [...]"
-            raise document.fail((part,), f"a search has no {part} of its own; say it in {where}")
+            alternative = "search.replicates" if part == "replicates" else "search.space, as choices: [...]"
+            raise document.fail((part,), f"not allowed in a search; use {alternative}")
     if "search" not in document.value:
-        raise SpecError(f"{path}: no search stands here; a study is submitted: `harness submit {path}`")
-    settings = validate(Settings, document.value["search"], document.below(("search",)), ("search",))
+        raise SpecError(f"{path}: has no `search`; to run a study: `harness submit {path}`")
+    settings = validate(Settings, document.value["search"], document.locator(("search",)), ("search",))
     space = tuple(_parameter(document, path, entry) for path, entry in document.value["search"]["space"].items())
     for override in run_overrides:
         if override.path in {parameter.path for parameter in space}:
-            raise SpecError(f"{override.mark}: {override.path} is searched; narrow search.space instead")
+            raise SpecError(f"{override.mark}: {override.path} is part of search.space; narrow it there")
     metrics = tuple(_metrics(document))
     name = str(document.value.get("study"))
     search = Search(name, Path(path), settings, space, metrics, document, run_overrides, inception)
-    _refuse_what_optuna_refuses(search)
+    _check_optuna_limits(search)
     _try_corners(search)
     return search
 
@@ -62,7 +62,7 @@ def _parameter(document: Document, path: str, entry: Any) -> Parameter:
     keys = space_keys(path)
     kinds = [kind for kind in ("float", "int", "choices") if isinstance(entry, dict) and kind in entry]
     if len(kinds) != 1:
-        raise document.fail(keys, "say one of float: [low, high], int: [low, high] and choices: [...]")
+        raise document.fail(keys, "give one of float: [low, high], int: [low, high] and choices: [...]")
     (kind,) = kinds
     known = (kind, "when") if kind == "choices" else (kind, "log", "step", "when")
     for key in entry:
@@ -85,23 +85,23 @@ def _parameter(document: Document, path: str, entry: Any) -> Parameter:
     if type(log) is not bool:
         raise document.fail((*keys, "log"), f"true or false, not {log!r}")
     if log and low <= 0:
-        raise document.fail((*keys, kind), f"a logarithmic range begins above 0, not at {low:g}")
+        raise document.fail((*keys, kind), f"a logarithmic range starts above 0, not at {low:g}")
     if step is not None and (type(step) not in numbers or not 0 < step <= high - low):
         raise document.fail((*keys, "step"), f"a number above 0 and at most {high - low:g}, not {step!r}")
     if log and step is not None:
-        raise document.fail((*keys, "step"), "Optuna takes no step on a logarithmic range; drop one of them")
+        raise document.fail((*keys, "step"), "Optuna allows no step on a logarithmic range; remove one of them")
     return Parameter(path, kind, low, high, log, step, when=when)
 
 
 def _choices(document: Document, path: str, values: Any) -> dict[Any, Any]:
-    """Give each choice the name that Optuna knows it by: itself where it is plain, else a short label."""
+    """Map Optuna's name of each choice to the choice: itself if it is a plain value, else a short label."""
     keys: Keys = (*space_keys(path), "choices")
     if not isinstance(values, list) or not values:
         raise document.fail(keys, f"a list of values, not {values!r}")
     plain = all(value is None or isinstance(value, (bool, int, float, str)) for value in values)
     names = values if plain else labels([path], [[value] for value in values])
     if len(set(map(str, names))) < len(names):
-        raise document.fail(keys, "a value stands there twice")
+        raise document.fail(keys, "a value is listed twice")
     return dict(zip(names, values, strict=True))
 
 
@@ -110,28 +110,28 @@ def _metrics(document: Document) -> Iterator[Metric]:
     for index, entry in enumerate(document.value["search"]["metrics"]):
         keys: Keys = ("search", "metrics", index)
         if len(entry) != 1:
-            raise document.fail(keys, "one metric an entry: - {eval/nll_bpd: minimize}")
+            raise document.fail(keys, "one metric per entry: - {eval/nll_bpd: minimize}")
         for name, direction in entry.items():
             if name in seen:
-                raise document.fail(keys, f"{name} stands there twice")
+                raise document.fail(keys, f"{name} is listed twice")
             seen.add(name)
             yield Metric(name, direction)
 
 
-def _refuse_what_optuna_refuses(search: Search) -> None:
+def _check_optuna_limits(search: Search) -> None:
     settings, fail = search.settings, search.document.fail
     several = len(search.metrics) > 1
     sampler: Keys = ("search", "sampler")
     pruner: Keys = ("search", "pruner")
     if several and settings.pruner != "none":
-        raise fail(pruner, "Optuna prunes by one objective only, and there are several metrics; take pruner: none")
+        raise fail(pruner, "Optuna prunes by one objective only, and there are several metrics; use pruner: none")
     if several and settings.sampler == "cmaes":
-        raise fail(sampler, "cmaes follows one objective only, and there are several metrics; take nsga2 or tpe")
+        raise fail(sampler, "cmaes supports one objective only, and there are several metrics; use nsga2 or tpe")
     if settings.sampler == "cmaes":
         if any(parameter.kind == "choices" or parameter.when for parameter in search.space):
-            raise fail(sampler, "cmaes moves in numbers that always take part; Optuna would draw the others at random")
+            raise fail(sampler, "cmaes supports only unconditional numbers; Optuna would draw the others at random")
         if len(search.space) < 2:
-            raise fail(sampler, "cmaes needs two parameters at least; take tpe or gp")
+            raise fail(sampler, "cmaes needs at least two parameters; use tpe or gp")
     if settings.sampler == "grid":
         num_points = 1
         for parameter in search.space:
@@ -139,20 +139,20 @@ def _refuse_what_optuna_refuses(search: Search) -> None:
             if points is None:
                 raise fail(space_keys(parameter.path), "a grid needs finitely many values: give a step, or choices")
             if parameter.when:
-                raise fail(space_keys(parameter.path), "Optuna's grid knows no conditions; take another sampler")
+                raise fail(space_keys(parameter.path), "Optuna's grid does not support conditions; use another sampler")
             num_points *= len(points)
         if settings.trials > num_points:
             raise fail(("search", "trials"), f"the grid has {num_points} points, fewer than {settings.trials} trials")
     if settings.pruner == "wilcoxon" and settings.replicates < LEAST_REPLICATES:
         raise fail(
             pruner,
-            "wilcoxon compares trials replicate by replicate, as its steps: give search.replicates of "
-            f"{LEAST_REPLICATES} or more, or take median, hyperband or asha with an evaluation that has `every`",
+            "wilcoxon compares trials replicate by replicate: set search.replicates to "
+            f"{LEAST_REPLICATES} or more, or use median, hyperband or asha with an evaluation that has `every`",
         )
 
 
 def _try_corners(search: Search) -> None:
-    """Check the space against the spec where it is widest, and the metrics against what would be measured there."""
+    """Check the corners of the space against the spec, and the metrics against the evaluations."""
     ends = {parameter.path: parameter.corners() for parameter in search.space}
     whole = math.prod(map(len, ends.values())) <= MAX_CORNERS
     if whole:
@@ -185,11 +185,11 @@ def _try_corners(search: Search) -> None:
                 raise search.document.fail(
                     ("search", "pruner"),
                     f"{search.settings.pruner} needs {metric.name} during training: give the evaluation `every: STEPS` "
-                    f"and take one of {names or 'the metrics of an nll'}",
+                    f"and use one of {names or 'the metrics of an nll'}",
                 )
     for parameter in search.space:
         if whole and parameter.path not in reached:
             raise search.document.fail(
                 (*space_keys(parameter.path), "when"),
-                "never holds; it may speak of parameters that stand above it, and of what the file says outright",
+                "is never true; it may refer to parameters above it, and to values in the file",
             )

@@ -27,7 +27,7 @@ def quiet_optuna() -> None:
 
 
 def open_study(search: Search, folder: Path | None) -> optuna.Study:
-    """Open the search's record in Optuna, or make it; in memory when there is no folder.
+    """Open or create the search's Optuna study; in memory if there is no folder.
 
     Raises:
         RecordError: the storage cannot be opened.
@@ -39,7 +39,9 @@ def open_study(search: Search, folder: Path | None) -> optuna.Study:
     if folder and url is None:
         path = folder / "journal.log"
         repair_journal(path)
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # of a coordinator that died: our lock says so
+        path.with_name(f"{path.name}.lock").unlink(
+            missing_ok=True
+        )  # left by a killed coordinator, since we hold the lock
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
     try:
         return optuna.create_study(
@@ -56,7 +58,7 @@ def open_study(search: Search, folder: Path | None) -> optuna.Study:
 
 
 def repair_journal(path: Path) -> int:
-    """Cut off an incomplete last line of a killed writer, on which Optuna would raise; return its number of bytes."""
+    """Remove an incomplete last line of a killed writer, on which Optuna would raise; return its number of bytes."""
     if not path.exists():
         return 0
     with path.open("r+b") as file:
@@ -76,10 +78,10 @@ def repair_journal(path: Path) -> int:
 
 
 def suggest(search: Search, study: optuna.Study, running: set[int]) -> tuple[int, dict[str, Any], optuna.Trial]:
-    """Return the next trial: its number, its point, and Optuna's view of it.
+    """Return the next trial: its number, its point, and Optuna's object for it.
 
-    A trial that runs in Optuna's record and not here was suggested to a coordinator that died before it could write the
-    point down. The sampler, seeded by the trial's number, gives the same point once more.
+    A trial that is running in Optuna's storage but not here was suggested to a coordinator that was killed before it
+    recorded the point. The sampler, seeded by the trial's number, suggests the same point again.
 
     Args:
         running: numbers of the trials that are running.
@@ -106,25 +108,25 @@ def _suggest_value(parameter: Parameter, trial: optuna.Trial) -> Any:
 
 
 def resume_trial(study: optuna.Study, trial_id: int) -> optuna.Trial:
-    """Return Optuna's view of a trial that was suggested before."""
+    """Return Optuna's object for a trial that was suggested before."""
     import optuna
 
-    study.sampler = optuna.samplers.RandomSampler()  # a new view calls its sampler; this one then does nothing
+    study.sampler = optuna.samplers.RandomSampler()  # a new object calls its sampler; this one then does nothing
     return optuna.Trial(study, trial_id)
 
 
 def report_end(study: optuna.Study, number: int, state: str, values: Sequence[float] | None) -> None:
-    """Tell Optuna how a trial ended.
+    """Report a trial's result to Optuna.
 
     Args:
         state: complete, pruned or failed.
-        values: one a metric, of a complete trial alone.
+        values: one per metric, only for complete trials.
     """
     import optuna
 
     states = optuna.trial.TrialState
     optuna_state = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}[state]
-    # Of all samplers only the grid's does something after a trial: it stops an `optimize`, which there is none of.
+    # Only the grid sampler acts after a trial: it stops `optimize`, which is not used here.
     study.sampler = optuna.samplers.RandomSampler()
     study.tell(number, values=values, state=optuna_state)
 
@@ -137,7 +139,7 @@ def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     seed = int.from_bytes(hashlib.sha256(f"{settings.seed} {number}".encode()).digest()[:4], "big")
     match settings.sampler:
         case "tpe":
-            # Trials that run side by side are kept apart by supposing that they turn out badly.
+            # constant_liar assumes bad values for running trials, so that parallel trials differ.
             return samplers.TPESampler(seed=seed, constant_liar=True)
         case "gp":
             return samplers.GPSampler(seed=seed)

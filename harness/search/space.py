@@ -26,18 +26,18 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Settings(SpecModel):
-    """The part `search` of a file; its space and its metrics are read with more care below."""
+    """The part `search` of a file; its space and its metrics are validated in loading.py."""
 
     space: dict[str, Any] = Field(min_length=1)
     metrics: tuple[dict[str, Literal["minimize", "maximize"]], ...] = Field(min_length=1)
     sampler: Literal["tpe", "gp", "cmaes", "nsga2", "qmc", "grid", "random"] = "tpe"
     pruner: Literal["none", "median", "hyperband", "asha", "wilcoxon"] = "none"
-    trials: int = Field(ge=1, le=100_000)  # that end well, or are pruned
+    trials: int = Field(ge=1, le=100_000)  # complete or pruned ones
     parallel: int = Field(1, ge=1, le=1000)  # trials at a time
-    replicates: int = Field(1, ge=1, le=100)  # runs of a trial, which differ in their seed
-    timeout: str | None = Field(None, pattern=r"^\d+(\.\d+)?[smhd]$")  # after which nothing more is asked
+    replicates: int = Field(1, ge=1, le=100)  # runs per trial, which differ in their seed
+    timeout: str | None = Field(None, pattern=r"^\d+(\.\d+)?[smhd]$")  # after which no more trials are suggested
     seed: int = Field(0, ge=0, lt=2**31)
-    storage: str | None = None  # of Optuna, a database's URL; None: a file beside the trials
+    storage: str | None = None  # a database's URL for Optuna; None: a file beside the trials
 
     @property
     def timeout_seconds(self) -> float:
@@ -46,10 +46,10 @@ class Settings(SpecModel):
 
 @dataclass(frozen=True)
 class Parameter:
-    """One dimension of the space: a range, or choices, which Optuna knows by their labels.
+    """One dimension of the space: a range, or choices, which have labels in Optuna.
 
     Attributes:
-        when: path -> the values at which this parameter takes part; everywhere when empty.
+        when: path -> the values for which this parameter is used; always if empty.
     """
 
     path: str
@@ -62,14 +62,14 @@ class Parameter:
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def value(self, label: Any) -> Any:
-        """Return what goes into the spec for a value as Optuna has it."""
+        """Return the spec's value for Optuna's value."""
         return self.choices[label] if self.kind == "choices" else label
 
     def corners(self) -> list[Any]:
         return list(self.choices) if self.kind == "choices" else [self.low, self.high]
 
     def points(self) -> list[Any] | None:
-        """Return all values, or None where they are not finite."""
+        """Return all values, or None if there are infinitely many."""
         if self.kind == "choices":
             return list(self.choices)
         if self.log or (self.step is None and self.kind == "float"):
@@ -79,7 +79,7 @@ class Parameter:
         return [type(self.low)(f"{self.low + index * step:.12g}") for index in range(count)]  # 0.3, not 0.3 + 4e-17
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values, for the record and the figures."""
+        """Return the parameter as plain values, for the records and the figures."""
         values: dict[str, Any] = {"path": self.path, "kind": self.kind}
         if self.kind == "choices":
             values["choices"] = dict(zip(map(str, self.choices), self.choices.values(), strict=True))
@@ -88,7 +88,7 @@ class Parameter:
         return values | ({"when": {path: list(values) for path, values in self.when.items()}} if self.when else {})
 
     def describe(self) -> str:
-        """Return it in a few words: `1e-05 to 0.1, log`."""
+        """Return a short description: `1e-05 to 0.1, log`."""
         text = " | ".join(map(str, self.choices)) if self.choices else f"{self.low:g} to {self.high:g}"
         text += ", log" if self.log else ""
         text += f", steps of {self.step:g}" if self.step else ""
@@ -98,16 +98,16 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Metric:
-    """What is optimised: `eval/fid` stands for the one metric of evaluation `eval` that begins so."""
+    """An optimised metric: `eval/fid` means the only metric of evaluation `eval` that starts with `fid`."""
 
     name: str
     direction: Direction
 
     def find(self, run: Run) -> tuple[Evaluation, str]:
-        """Return the evaluation that gives it, and its whole name there without the prefix.
+        """Return the evaluation that measures it, and its full name there without the prefix.
 
         Raises:
-            ValueError: none gives it, or it could be several.
+            ValueError: no evaluation measures it, or the name is ambiguous.
         """
         prefix, _, stem = self.name.partition("/")
         candidates = [
@@ -125,9 +125,11 @@ class Metric:
             names = ", ".join(f"{prefix}/{name}" for _, name in matches)
             raise ValueError(f"{self.name} is ambiguous; choices: {names}")
         if not candidates:
-            raise ValueError(f"nothing gives {self.name}: the file evaluates nothing that is a number; add `evaluate`")
+            raise ValueError(
+                f"no evaluation measures {self.name}: the file has no evaluation with a number; add `evaluate`"
+            )
         choices = [f"{evaluation.name}/{name}" for evaluation, name in candidates]
-        raise ValueError(f"no evaluation gives {self.name}; {did_you_mean(self.name, choices)}")
+        raise ValueError(f"no evaluation measures {self.name}; {did_you_mean(self.name, choices)}")
 
     def better(self, value: float, other: float) -> bool:
         return value < other if self.direction == "minimize" else value > other
@@ -135,7 +137,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Search:
-    """A search as its file says it."""
+    """A search, as read from its file."""
 
     name: str
     path: Path
@@ -147,7 +149,7 @@ class Search:
     inception: bool = False
 
     def choose(self, pick: Callable[[Parameter], Any]) -> dict[str, Any]:
-        """Return a point of the space: `pick` is asked for each parameter that takes part, in the file's order."""
+        """Return a point of the space: `pick` chooses each parameter that is used, in the file's order."""
         chosen: dict[str, Any] = {}
         for parameter in self.space:
             if all(self._value_at(path, chosen) in values for path, values in parameter.when.items()):
@@ -155,7 +157,7 @@ class Search:
         return chosen
 
     def _value_at(self, path: str, chosen: Mapping[str, Any]) -> Any:
-        """Return the value at a path of the spec so far: what is chosen, else what the file says."""
+        """Return the current value at a path of the spec: the chosen one, else the file's."""
         keys = path.split(".")
         heads = [".".join(keys[:count]) for count in range(len(keys), 0, -1)]
         head = next((head for head in heads if head in chosen), None)
@@ -166,13 +168,13 @@ class Search:
         return value
 
     def trial(self, number: int, chosen: Mapping[str, Any]) -> Study:
-        """Return a trial's runs: an arm of the study that is named after the search.
+        """Return a trial's runs as a study with the search's name, in which the trial is an arm.
 
         Raises:
-            SpecError: the runs cannot be; with the places of the parameters in the file.
+            SpecError: the runs are invalid; with the locations of the parameters in the file.
         """
         arm = trial_name(number)
-        # A part before what lies in it: `objective`, then `objective.lambda_vlb`.
+        # A part before its fields: `objective`, then `objective.lambda_vlb`.
         overrides = dict(sorted(chosen.items(), key=lambda item: item[0].count(".")))
         value = {key: part for key, part in self.document.value.items() if key != "search"}
         value |= {"arms": {arm: overrides}, "replicates": self.settings.replicates}
@@ -184,7 +186,7 @@ class Search:
         return expand(document, self.path, self.run_overrides, self.inception)
 
     def definition(self) -> dict[str, Any]:
-        """Return all that must stay the same while the search goes on, as plain values."""
+        """Return everything that must not change while the search runs, as plain values."""
         value = self.document.value
         plugins = {plugin.name: plugin.digest for plugin in load_plugins(self.document)}
         return json.loads(
@@ -215,7 +217,7 @@ def space_keys(path: str) -> Keys:
 
 
 def format_value(value: Any) -> str:
-    """Return a parameter's value in short; of a part its name."""
+    """Format a parameter's value briefly; a part by its name."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value.get("name", value)) if isinstance(value, dict) else str(value)

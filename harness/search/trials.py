@@ -1,4 +1,4 @@
-"""The records of trials, and what follows from them: the Pareto front, the best so far, the time left."""
+"""The records of trials, and results derived from them: the Pareto front, the best so far, the time left."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from harness.records.files import replace_file
 from harness.search.space import Metric, Search, Settings, trial_name
 
 FINISHED = ("complete", "pruned")
-_STORED_AS = {"reused": "served"}  # fields whose name in the files is an older one
+_STORED_AS = {"reused": "served"}  # fields that have an older name in the files
 
 
 @dataclass
 class TrialRecord:
-    """What is kept of one trial: written when it is suggested, before it is started, and again when it ends.
+    """The record of one trial: written when it is suggested, before it is started, and again when it ends.
 
     Attributes:
         point: path -> value, as it went into the spec.
         run_keys: of its replicates, in their order.
-        reused: those of them that were done before the trial was suggested.
+        reused: the run_keys that were done before the trial was suggested.
         values: by metric: the mean over replicates; of a pruned trial the last value that its pruner saw.
         replicate_values: by metric, each replicate's own.
         state: running, complete, pruned or failed.
@@ -47,19 +47,19 @@ class TrialRecord:
         return trial_name(self.number)
 
     def write(self, folder: Path) -> None:
-        """Write it where a restarted coordinator and the figures read it."""
+        """Write the record, for a restarted coordinator and the figures."""
         (folder / "trials").mkdir(parents=True, exist_ok=True)
         stored = {_STORED_AS.get(name, name): value for name, value in asdict(self).items()}
         replace_file(folder / "trials" / f"{self.arm}.json", json.dumps(stored, indent=2), durable=True)
 
     @classmethod
     def read(cls, path: Path) -> TrialRecord:
-        """Read what `write` wrote."""
+        """Read a record that `write` wrote."""
         fields = {stored: name for name, stored in _STORED_AS.items()}
         return cls(**{fields.get(name, name): value for name, value in json.loads(path.read_text()).items()})
 
     def half_width(self, metric: str, level: float = 0.95) -> float | None:
-        """Return half of Student's interval of the mean over replicates, None of fewer than three."""
+        """Return the half-width of Student's interval of the mean over replicates, None for fewer than three."""
         values = self.replicate_values.get(metric, [])
         if len(values) < 3:
             return None
@@ -77,7 +77,7 @@ def read_trials(folder: Path) -> list[TrialRecord]:
 
 
 def pareto_front(trials: Sequence[TrialRecord], metrics: Sequence[Metric]) -> list[TrialRecord]:
-    """Return the complete trials that no other one beats in every metric; of one metric the best trials."""
+    """Return the complete trials that no other trial dominates; with one metric the best trials."""
     complete = [trial for trial in trials if trial.state == "complete"]
 
     def dominates(trial: TrialRecord, other: TrialRecord) -> bool:
@@ -89,7 +89,7 @@ def pareto_front(trials: Sequence[TrialRecord], metrics: Sequence[Metric]) -> li
 
 
 def best_so_far(trials: Sequence[TrialRecord], metrics: Sequence[Metric]) -> list[tuple[int, dict[str, float]]]:
-    """Return, for each complete trial in the order in which they ended, its time in ms and the best values so far."""
+    """Return, for each complete trial in the order of their ends, its time in ms and the best values so far."""
     rows, best = [], dict[str, float]()
     for trial in sorted(
         (trial for trial in trials if trial.state == "complete"), key=lambda trial: trial.ended_seconds
@@ -103,7 +103,7 @@ def best_so_far(trials: Sequence[TrialRecord], metrics: Sequence[Metric]) -> lis
 
 
 def eta_seconds(trials: Sequence[TrialRecord], settings: Settings) -> float | None:
-    """Return how long the trials that are left will take at the pace of those computed so far; None before one."""
+    """Estimate the time for the remaining trials from those computed so far; None before the first."""
     finished = [trial for trial in trials if trial.state in FINISHED]
     durations = [trial.ended_seconds - trial.asked_seconds for trial in finished if not trial.reused]
     num_left = max(0, settings.trials - len(finished))
@@ -111,7 +111,7 @@ def eta_seconds(trials: Sequence[TrialRecord], settings: Settings) -> float | No
 
 
 def best_study(search: Search, trial: TrialRecord) -> str:
-    """Return a trial as the YAML of a study of its own, which extends nothing."""
+    """Return a trial as the YAML of a self-contained study."""
     import yaml
 
     (run, *_) = search.trial(trial.number, trial.point).runs
@@ -120,7 +120,7 @@ def best_study(search: Search, trial: TrialRecord) -> str:
     evaluations = [evaluation.model_dump(mode="json", exclude_none=True) for evaluation in run.evaluations]
     study["evaluate"] = [{key: part for key, part in entry.items() if key != "plugins"} for entry in evaluations]
     study.pop("plugins", None)
-    if search.document.plugins:  # as seen from beside the search's own file
+    if search.document.plugins:  # relative to the search's own file
         folder = search.path.resolve().parent
         study["plugins"] = [
             os.path.relpath(source, folder) if isinstance(source, Path) else source

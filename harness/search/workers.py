@@ -1,4 +1,4 @@
-"""Where the runs of trials are worked on: processes of this machine, or jobs of SLURM."""
+"""Execute the runs of trials: as processes of this machine, or as SLURM jobs."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class Workers(ABC):
-    """What works on the runs that the coordinator starts."""
+    """Executes the runs that the coordinator starts."""
 
     poll_seconds = 0.5
 
     @abstractmethod
     def start(self, study: Study) -> None:
-        """Start the one run of `study`, unless nothing is left to do on it."""
+        """Start the only run of `study`, unless it is finished."""
 
     @abstractmethod
     def busy(self, run_keys: set[str]) -> set[str]:
-        """Return those of these runs that are running or queued."""
+        """Return which of these runs are running or queued."""
 
     def free_slots(self) -> int:
         """Return how many more runs can start."""
         return 1_000_000
 
-    def wait(self) -> None:  # noqa: B027 (jobs of a cluster need nobody)
+    def wait(self) -> None:  # noqa: B027 (jobs of a cluster run on their own)
         """Wait until the processes of this machine have ended."""
 
     def stop(self) -> None:  # noqa: B027
@@ -41,7 +41,7 @@ class Workers(ABC):
 
 
 class LocalWorkers(Workers):
-    """Processes of this machine, one a run: as many as there are GPUs or cores, or as `jobs` says."""
+    """Processes of this machine, one per run: as many as there are GPUs or cores, or `jobs`."""
 
     def __init__(self, runs_folder: Path, jobs: int | None, parallel_runs: int):
         self._runs_folder = runs_folder
@@ -54,7 +54,7 @@ class LocalWorkers(Workers):
     def start(self, study: Study) -> None:
         self._drop_finished()
         (run,) = study.runs
-        # Each submission has one run and knows nothing of the others, so it is given its share of the cores here.
+        # Each submission has one run and is independent of the others, so its share of the cores is set here.
         shared = run.resources.model_copy(update={"threads": run.resources.threads or self._threads})
         alone = replace(study, runs=(replace(run, resources=shared),))
         slot = next(index for index in itertools.count() if index not in self._submissions)
@@ -89,7 +89,7 @@ class LocalWorkers(Workers):
 
 
 class SlurmWorkers(Workers):
-    """Jobs of SLURM, one a run. They outlive the coordinator, and the queue itself says which runs are busy."""
+    """SLURM jobs, one per run. They outlive the coordinator, and the queue shows which runs are busy."""
 
     poll_seconds = 5.0
 
@@ -106,7 +106,7 @@ class SlurmWorkers(Workers):
         from harness.slurm.jobs import live_jobs
 
         queued = live_jobs()
-        candidates = run_keys | self._busy  # also of trials that have ended, whose jobs may be in the queue still
+        candidates = run_keys | self._busy  # also of trials that have ended, whose jobs may still be in the queue
         self._busy = {key for key in candidates if claims.job_of(self._runs_folder, key)[1] in queued}
         return run_keys & self._busy
 

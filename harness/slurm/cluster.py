@@ -29,12 +29,12 @@ class ClusterInfo:
 
     @property
     def max_array_size(self) -> int:
-        """How many tasks an array may have: SLURM limits the index, and ours begins at 0."""
+        """The largest number of tasks of an array: SLURM limits the index, and ours starts at 0."""
         return _max_array_size(self.config)
 
 
 def read_cluster_info() -> ClusterInfo:
-    """Ask SLURM for all that it says of a cluster.
+    """Read SLURM's description of a cluster.
 
     Raises:
         LaunchError: scontrol does not answer.
@@ -49,7 +49,7 @@ def read_cluster_info() -> ClusterInfo:
 
 
 def read_config() -> dict[str, str]:
-    """Return the settings of the cluster.
+    """Read the settings of the cluster.
 
     Raises:
         LaunchError: scontrol does not answer.
@@ -58,16 +58,16 @@ def read_config() -> dict[str, str]:
 
 
 def max_array_size(profile: Profile) -> int:
-    """Return how many tasks an array may have: what the profile says, else what the cluster says.
+    """Return the largest number of tasks of an array: the profile's, else the cluster's.
 
     Raises:
-        LaunchError: the profile does not say and scontrol does not answer.
+        LaunchError: the profile has none and scontrol does not answer.
     """
     return profile.max_array_size or _max_array_size(read_config())
 
 
 def first_node_address(nodes: str) -> str:
-    """Return the address of the first of SLURM's nodes, such as n[1-4]; a node's name need not be a host's.
+    """Return the address of the first of SLURM's nodes, such as n[1-4]; a node's name may differ from its host name.
 
     Raises:
         LaunchError: scontrol does not answer or does not know the nodes.
@@ -95,7 +95,7 @@ def _read_associations() -> list[dict[str, str]] | None:
 
 
 def parse_config(text: str) -> dict[str, str]:
-    """Parse `scontrol show config`: one `Key = value` a line."""
+    """Parse `scontrol show config`: one `Key = value` per line."""
     lines = (line.partition("=") for line in text.splitlines() if " = " in line)
     return {key.strip(): value.strip() for key, _, value in lines}
 
@@ -123,5 +123,5 @@ _UNUSABLE = {"DOWN", "DRAIN", "DRAINED", "DRAINING", "ERROR", "FAIL", "FAILING",
 
 
 def is_usable(state: str) -> bool:
-    """Tell whether a node takes jobs, from states such as IDLE, MIXED+DRAIN, DOWN* or IDLE+CLOUD+POWERED_DOWN."""
+    """Return whether a node accepts jobs, from states such as IDLE, MIXED+DRAIN, DOWN* or IDLE+CLOUD+POWERED_DOWN."""
     return not state.endswith("*") and _UNUSABLE.isdisjoint(state.split("+"))

@@ -1,4 +1,4 @@
-"""Run SLURM's programs. Nothing else in the harness starts one, so time-outs and errors are the same everywhere."""
+"""Run SLURM's programs. Nothing else in the harness runs them, so timeouts and errors are the same everywhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from harness.errors import LaunchError
 
 TIMEOUT_SECONDS = 60.0
-PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")  # without these nothing can be submitted or followed
+PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")  # required to submit and to follow jobs
 
 
 def run_slurm(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
@@ -30,7 +30,7 @@ def run_slurm(program: str, *arguments: str, environment: Mapping[str, str] | No
     except FileNotFoundError:
         raise LaunchError(f"{program} not found; run this on a login node or load the SLURM module") from None
     except OSError as error:
-        raise LaunchError(f"{program} cannot be run ({error.strerror}); ask who runs the cluster") from None
+        raise LaunchError(f"{program} cannot be run ({error.strerror}); ask the cluster's administrators") from None
     except subprocess.TimeoutExpired:
         raise LaunchError(
             f"{program} did not answer within {TIMEOUT_SECONDS:.0f} s; SLURM is busy or down: try again later"
@@ -42,15 +42,15 @@ def run_slurm(program: str, *arguments: str, environment: Mapping[str, str] | No
 
 
 def parse_table(text: str, num_columns: int) -> list[list[str]]:
-    """Split lines of `a|b|c`; a line with another number of columns, such as a warning, is left out."""
+    """Split lines of `a|b|c`; a line with another number of columns, such as a warning, is ignored."""
     return [row for line in text.splitlines() if len(row := line.split("|")) == num_columns]
 
 
 def parse_records(text: str) -> list[dict[str, str]]:
-    """Parse `scontrol --oneliner show`: a record a line, `Key=value` parted by spaces."""
+    """Parse `scontrol --oneliner show`: one record per line, `Key=value` separated by spaces."""
     return [dict(re.findall(r"(?:^|(?<=\s))([A-Za-z_/]+)=(\S*)", line)) for line in text.splitlines() if "=" in line]
 
 
 def missing_programs() -> list[str]:
-    """Return those of PROGRAMS that this machine lacks."""
+    """Return which of PROGRAMS are missing on this machine."""
     return [program for program in PROGRAMS if not shutil.which(program)]

@@ -1,4 +1,4 @@
-"""Jobs of this user in SLURM: what squeue and sacct know of them; submit, cancel and requeue them."""
+"""This user's SLURM jobs: query them by squeue and sacct; submit, cancel and requeue them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from harness.errors import LaunchError
 from harness.slurm.commands import parse_records, parse_table, run_slurm
 
-JOBS_PER_COMMAND = 500  # a command line has its limits
+JOBS_PER_COMMAND = 500  # the length of a command line is limited
 
 
 @dataclass(frozen=True)
 class JobAttempt:
-    """One stay of a job on its nodes; a job that is requeued has several."""
+    """One execution of a job; a job that is requeued has several."""
 
     state: str  # PENDING, RUNNING, COMPLETED, OUT_OF_MEMORY, ...
     node: str = ""
@@ -28,16 +28,16 @@ class JobAttempt:
 
 @dataclass(frozen=True)
 class JobInfo:
-    """What SLURM knows of one job, or of one task of an array: its newest attempt, and all of them."""
+    """SLURM's information on one job, or on one task of an array: its newest attempt, and all attempts."""
 
     job_id: str
     state: str
     node: str = ""
-    reason: str = ""  # why it waits: Priority, Dependency, ...
+    reason: str = ""  # why it is pending: Priority, Dependency, ...
     exit_code: str = ""
     start: str = ""
     end: str = ""
-    live: bool = False  # waits or runs; SLURM will go on with it by itself
+    live: bool = False  # pending or running; SLURM will execute it without our help
     user: str = ""  # who cancelled it
     attempts: tuple[JobAttempt, ...] = ()
 
@@ -49,7 +49,7 @@ class JobInfo:
     def waits(self) -> bool:
         return self.live and self.state not in ("RUNNING", "COMPLETING")
 
-    def how_it_ended(self) -> str:
+    def describe_end(self) -> str:
         """Return `OUT_OF_MEMORY on n1`, `CANCELLED by ada`."""
         by = f" by {self.user}" if self.user else ""
         return f"{self.state}{by}" + (f" on {self.node}" if self.node else "")
@@ -59,14 +59,13 @@ class JobInfo:
 
 
 def read_queue(job_ids: Iterable[str]) -> dict[str, JobInfo]:
-    """Look jobs up in one query each of squeue (what waits and runs) and sacct (what has ended, and earlier attempts).
+    """Look up jobs in one query each of squeue (pending and running) and sacct (ended, and earlier attempts).
 
     Args:
-        job_ids: `12`, or `12_3` for a task of an array. A job that is missing in the result is one that SLURM, asked
-            and answering, does not know.
+        job_ids: `12`, or `12_3` for a task of an array. A job that is missing in the result is unknown to SLURM.
 
     Raises:
-        LaunchError: squeue does not answer, so nothing is known. Without sacct the past is missing, and no more.
+        LaunchError: squeue does not answer, so nothing is known. If sacct does not answer, only the past is missing.
     """
     requested = set(job_ids)
     if not requested:
@@ -76,14 +75,14 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, JobInfo]:
         jobs = {job_id: job for job_id, job in read_accounting(requested).items() if job_id in requested}
     for job_id, live in live_jobs().items():
         if job_id in requested:
-            # sacct may not have heard of the newest attempt yet, and keeps the old one's end for a job that waits.
+            # sacct may not list the newest attempt yet, and shows the end of the old one for a job that is pending.
             known = jobs.get(job_id, live)
             jobs[job_id] = replace(live, user=known.user, attempts=known.attempts)
     return jobs
 
 
 def live_jobs() -> dict[str, JobInfo]:
-    """Return this user's jobs that wait or run, array tasks one by one.
+    """Return this user's pending and running jobs, array tasks separately.
 
     Raises:
         LaunchError: squeue does not answer.
@@ -96,10 +95,10 @@ def live_jobs() -> dict[str, JobInfo]:
 
 
 def read_accounting(job_ids: Iterable[str]) -> dict[str, JobInfo]:
-    """Return what the accounting has of jobs, and of all tasks of their arrays.
+    """Return the accounting of jobs, and of all tasks of their arrays.
 
     Args:
-        job_ids: `12`, or `12_3` for a task; none asks for all of today's.
+        job_ids: `12`, or `12_3` for a task; none means all of today's.
 
     Raises:
         LaunchError: sacct does not answer; a cluster without slurmdbd has none.
@@ -127,7 +126,7 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobInfo]:
 
 
 def was_preempted(job_id: str) -> bool:
-    """Tell whether SLURM itself is ending the job to make room, not a person by scancel.
+    """Return whether SLURM is ending the job by preemption, not a user by scancel.
 
     Raises:
         LaunchError: scontrol does not answer or does not know the job.
@@ -167,20 +166,20 @@ def submit_script(script: Path, *options: str) -> str:
 
 
 def check_submission(*options: str) -> None:
-    """Have SLURM judge a job with these options; nothing is submitted.
+    """Let SLURM check a job with these options; nothing is submitted.
 
     Raises:
-        LaunchError: SLURM would not take it, and says why.
+        LaunchError: SLURM would not accept it; with SLURM's reason.
     """
     run_slurm("sbatch", "--test-only", *options, "--wrap=true", environment=login_environment())
 
 
 def resubmit_job(script: Path, job_id: str) -> str:
-    """Submit a job again as a new one, where SLURM does not requeue what it preempted; return the new one's name.
+    """Submit a job again as a new one, where SLURM does not requeue preempted jobs; return the new job's id.
 
     Args:
-        script: the file that sbatch was given.
-        job_id: `12`, or `12_3` of which the task is submitted alone.
+        script: the file that was passed to sbatch.
+        job_id: `12`, or `12_3`, of which only the task is submitted.
     """
     task = job_id.partition("_")[2]
     number = submit_script(script, *([f"--array={task}"] if task else []))
@@ -188,7 +187,7 @@ def resubmit_job(script: Path, job_id: str) -> str:
 
 
 def cancel_jobs(job_ids: Sequence[str]) -> None:
-    """Cancel exactly these jobs and tasks; those that have ended already do not matter.
+    """Cancel exactly these jobs and tasks; those that have ended already are ignored.
 
     Raises:
         LaunchError: scancel does not answer or refuses.
@@ -198,7 +197,7 @@ def cancel_jobs(job_ids: Sequence[str]) -> None:
 
 
 def requeue_job(job_id: str) -> None:
-    """Have SLURM begin this job again; it ends the present attempt at once.
+    """Requeue this job; SLURM ends the current attempt at once.
 
     Raises:
         LaunchError: scontrol does not answer or refuses.
@@ -207,9 +206,9 @@ def requeue_job(job_id: str) -> None:
 
 
 def login_environment() -> dict[str, str]:
-    """Return the environment as a login shell has it.
+    """Return the environment without the variables that SLURM sets in jobs.
 
-    What SLURM set for the job that this process belongs to would become options of a job that it submits.
+    Those of the job that this process belongs to would become options of a job that it submits.
     """
     environment = dict(os.environ)
     if "SLURM_JOB_ID" not in environment:

@@ -1,7 +1,7 @@
-"""A probe job: one short job on the cluster that somebody waits for, such as `doctor`'s look at a compute node.
+"""Run a short probe job on the cluster and wait for its answer, for `doctor` and `calibrate`.
 
-It is submitted with the settings of the real jobs and starts Python through srun, as theirs do. It leaves its answer as
-a file in a folder that login and compute nodes share.
+It is submitted with the settings of the real jobs and starts Python through srun, as they do. It writes its answer to a
+file in a folder that login and compute nodes share.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from harness.spec.resources import Resources
 
 ANSWER = "answer.json"
 POLL_SECONDS = 1.0
-FILE_SYSTEM_SECONDS = 15.0  # NFS clients see each other's new files after a while
+FILE_SYSTEM_SECONDS = 15.0  # NFS clients see each other's new files with a delay
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How a probe job ended: with an answer, cancelled as it took too long, or without an answer."""
+    """How a probe job ended: with an answer, cancelled after a timeout, or without an answer."""
 
     job_id: str
     answer: str | None
@@ -74,11 +74,11 @@ def run_probe_job(
     Args:
         folder: on a file system that login and compute nodes share; also takes the script and the log.
         minutes: the job's time limit.
-        timeout_seconds: how long to wait; then the job is cancelled.
-        on_progress: called with each new state, for people who watch.
+        timeout_seconds: how long to wait before the job is cancelled.
+        on_progress: called with each new state.
 
     Raises:
-        LaunchError: SLURM does not take the job.
+        LaunchError: SLURM does not accept the job.
     """
     folder = folder.absolute()
     log, answer = folder / "log.txt", folder / ANSWER
@@ -98,7 +98,7 @@ def run_probe_job(
                 return ProbeResult(job_id, None, state_at_timeout=state, log=_read(log))
             time.sleep(POLL_SECONDS)
     finally:
-        with contextlib.suppress(LaunchError):  # its time limit ends it all the same
+        with contextlib.suppress(LaunchError):  # otherwise its time limit ends it
             cancel_jobs([job_id])
     return ProbeResult(job_id, answer.read_text(), log=_read(log))
 
@@ -117,10 +117,10 @@ def _write_script(module: str, folder: Path, parameters: dict[str, Any]) -> Path
 
 
 def _await_answer(answer: Path, log: Path) -> str | None:
-    """Return the answer of a job that has ended, when the file system shows it; None if there is none."""
+    """Wait until the file system shows the answer of a job that has ended; None if there is none."""
     deadline = time.monotonic() + FILE_SYSTEM_SECONDS
     while time.monotonic() < deadline:
-        os.listdir(answer.parent)  # noqa: PTH208 (has an NFS client look again)
+        os.listdir(answer.parent)  # noqa: PTH208 (makes an NFS client refresh)
         if answer.exists():
             return answer.read_text()
         if _read(log):  # its log is here, so its answer would be too
@@ -130,10 +130,10 @@ def _await_answer(answer: Path, log: Path) -> str | None:
 
 
 def _read_state(job_id: str) -> str | None:
-    """Return the state of a job and why it waits, as SLURM has it; None when it has ended."""
+    """Return SLURM's state of a job and the reason why it is pending; None if it has ended."""
     try:
         job = live_jobs().get(job_id)
-    except LaunchError:  # a busy controller says nothing of the job
+    except LaunchError:  # a busy controller does not mean that the job has ended
         return "UNKNOWN (squeue does not answer)"
     return f"{job.state} ({job.reason})" if job else None
 

@@ -1,4 +1,4 @@
-"""Profiles of SLURM clusters (slurm/clusters/*.yaml), and what a class of resources asks for on such a cluster."""
+"""Profiles of SLURM clusters (slurm/clusters/*.yaml), and the job parameters of a class of resources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.text import did_you_mean
 
 
 class Profile(SpecModel):
-    """What jobs ask for on a cluster, and how it treats them. `resources` of a study goes before what stands here."""
+    """What jobs request on a cluster, and how it treats them. A study's `resources` override these values."""
 
     partition: str | None = None
     account: str | None = None
@@ -26,17 +26,17 @@ class Profile(SpecModel):
     cpus: int | None = Field(None, ge=1)
     memory_gib: float | None = Field(None, gt=0)
     pack: int | None = Field(None, ge=1)
-    max_parallel: int = Field(64, ge=1)  # jobs of one array at a time
-    max_array_size: int | None = Field(None, ge=1)  # None: what `scontrol show config` says
+    max_parallel: int = Field(64, ge=1)  # jobs of one array that run at the same time
+    max_array_size: int | None = Field(None, ge=1)  # None: from `scontrol show config`
     modules: tuple[str, ...] = ()  # loaded before the job: cuda/12.4
     setup: tuple[str, ...] = ()  # more shell lines before the job
     scratch: str | None = None  # a folder on the compute node for temporary files; may name $SLURM_JOB_ID
-    preempt_mode: Literal["requeue", "cancel"] = "requeue"  # cancel: SLURM ends a preempted job for good
+    preempt_mode: Literal["requeue", "cancel"] = "requeue"  # cancel: SLURM does not requeue a preempted job
     tracking_uri: str | None = None  # an MLflow server
     compute_nodes_reach_server: bool = False  # else `harness sync --watch` on the login node uploads the records
 
     def resolve(self, resources: Resources, name: str) -> Any:
-        """Return what the study says, else what this cluster gives, else the default."""
+        """Return the study's value, else this profile's, else the default."""
         value = getattr(self, name)
         return value if value is not None and name not in resources.model_fields_set else getattr(resources, name)
 
@@ -46,7 +46,7 @@ def load_profile(path: Path) -> Profile:
 
     Raises:
         LaunchError: the file cannot be read, or has an unknown key or a wrong value: `file:line: key: what is wrong`.
-        SpecError: it is not plain YAML.
+        SpecError: it is not valid YAML.
     """
     try:
         value, locations = parse_yaml(path.read_text(encoding="utf-8"), str(path))
@@ -88,10 +88,10 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
         "slurm_account": profile.account,
         "slurm_qos": profile.qos,
         "slurm_constraint": profile.constraint,
-        "slurm_signal_delay_s": min(90, 6 * minutes),  # before the time limit, to write a checkpoint
+        "slurm_signal_delay_s": min(90, 6 * minutes),  # signal before the time limit, to write a checkpoint
         "slurm_array_parallelism": jobs or profile.max_parallel,
         "slurm_setup": setup,
-        # Since 22.05 srun does not take the number over from sbatch, and the task would be bound to one core.
+        # Since 22.05 srun does not inherit the number from sbatch, and the task would be bound to one core.
         "slurm_srun_args": [f"--cpus-per-task={cpus}"],
         "slurm_additional_parameters": {"requeue": True},  # after a node failure, whatever the cluster's default is
     }

@@ -1,4 +1,4 @@
-"""What all parts of a spec share: frozen models that refuse unknown keys, and the hash that identities are made of."""
+"""The base of all parts of a spec: frozen models that refuse unknown keys, and the hash for identities."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SCHEMA_VERSION = 1
 
 
 YOUNGER = object()
-"""Marks a field that is younger than the schema: `Annotated[int | None, YOUNGER] = None`.
+"""Marks a field that was added after the schema version: `Annotated[int | None, YOUNGER] = None`.
 
-It is written, and hashed, only when it is not its default. So every spec that does not use it keeps its key, and run
-directories of before are not of another spec.
+It is written and hashed only if it differs from its default. So every spec that does not use it keeps its key, and
+existing run directories keep their spec.
 """
 
 
@@ -32,7 +32,7 @@ class SpecModel(BaseModel):
         cls.younger_fields = tuple(name for name, field in fields if any(mark is YOUNGER for mark in field.metadata))
 
     def unwritten_paths(self) -> Iterable[str]:
-        """Return the dotted paths of what is neither written nor hashed."""
+        """Return the dotted paths of the fields that are neither written nor hashed."""
         fields = type(self).model_fields
         return [name for name in self.younger_fields if getattr(self, name) == fields[name].default]
 
@@ -49,22 +49,22 @@ class SpecModel(BaseModel):
 
     @classmethod
     def check_declaration(cls) -> None:
-        """Raise ValueError where the class of a plugin's part lacks what parts of its kind say."""
+        """Raise ValueError if a plugin's parameter class lacks what parts of its kind must declare."""
 
     def check(self, run: Any) -> None:
-        """Raise ValueError where this part does not fit the rest of `run`, a RunSpec; begin with the path at fault."""
+        """Raise ValueError if this part does not fit the rest of `run`, a RunSpec; start with the field's path."""
 
 
 def expand_name(value: Any) -> Any:
-    """Let `schedule: cosine` stand for `schedule: {name: cosine}`."""
+    """Accept `schedule: cosine` for `schedule: {name: cosine}`."""
     return {"name": value} if isinstance(value, str) else value
 
 
 def canonical_json(value: Any) -> str:
-    """Spell plain values in the one way that is hashed: sorted keys, no spaces, floats by repr."""
+    """Format plain values in the canonical form for hashing: sorted keys, no spaces, floats by repr."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
 def digest(value: Any) -> str:
-    """Return the 16 hex digits that stand for plain values."""
+    """Return 16 hex digits of sha256 over plain values."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]

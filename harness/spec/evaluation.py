@@ -1,4 +1,4 @@
-"""Evaluation: the protocol of a measurement on a run's weights. Adding one to a study trains nothing."""
+"""Evaluation: the protocol of measurements on a run's weights. Adding one to a study trains nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Ancestral(NamedModel):
 class Ddim(NamedModel):
     name: Literal["ddim"] = "ddim"
     eta: float = Field(0.0, ge=0, le=1)
-    spacing: Literal["even", "ddim", "quad"] = "ddim"  # IDDPM: constant stride, since the rounded even one hurt DDIM
+    spacing: Literal["even", "ddim", "quad"] = "ddim"  # IDDPM: constant stride, since rounded even strides hurt DDIM
 
 
 class DpmSolverPP(NamedModel):
@@ -31,7 +31,7 @@ class DpmSolverPP(NamedModel):
 
 
 class SamplerModel(NamedModel):
-    """What every sampler is asked for; a plugin's own class adds its parameters."""
+    """Base of sampler parameters; a plugin's class adds its own."""
 
     spacing: Literal["even", "ddim", "quad"] = "even"
 
@@ -43,12 +43,12 @@ Sampler = Annotated[
 
 
 def section_counts(sampler: AnySampler, num_steps: int) -> str:
-    """Spell a number of sampling steps as `space_timesteps` reads it: "50", "ddim50" or "quad50"."""
+    """Format a number of sampling steps for `space_timesteps`: "50", "ddim50" or "quad50"."""
     return {"even": "", "ddim": "ddim", "quad": "quad"}[sampler.spacing] + str(num_steps)
 
 
 class Nll(SpecModel):
-    """Bits/dim of the variational bound: the full sum over T, or an unbiased estimate of it with a standard error."""
+    """NLL in bits/dim: the full sum over T, or an unbiased estimate of it with a standard error."""
 
     estimator: Literal["full", "stratified"] = "stratified"
     num_images: int | None = Field(None, ge=2)  # None: the whole split
@@ -61,7 +61,7 @@ EXTRACTORS = ("auto", "inception", "classifier", "coordinates")
 
 
 class Fidelity(SpecModel):
-    """FID, precision and recall. `auto`: Inception where its weights are given, else the data's own classifier."""
+    """FID, precision and recall. `auto`: Inception if its weights are given, else the data set's own classifier."""
 
     num_samples: int = Field(10_000, ge=16)
     sampler: Sampler = Ancestral()
@@ -113,36 +113,38 @@ _OUTPUT = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,79}")
 
 
 class MetricModel(NamedModel):
-    """A measurement of a plugin's own; `outputs` are the names of its numbers, its own name where it gives one."""
+    """Base of plugin metrics; `outputs` are the names of its numbers, by default its own name."""
 
     outputs: ClassVar[tuple[str, ...]] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of what it measures, without the evaluation's prefix."""
+        """Return the names of its values, without the evaluation's prefix."""
         return self.outputs or (self.name,)
 
     @classmethod
     def check_declaration(cls) -> None:
-        """Ask for names that journals take and that no built-in metric has."""
+        """Require names that are valid in journals and that no built-in metric has."""
         from harness.spec.metrics import METRIC_KINDS, metric_kind
 
         for name in cls.outputs or (cls.model_fields["name"].default,):
             if not isinstance(name, str) or not _OUTPUT.fullmatch(name):
-                raise ValueError(f"outputs: {name!r}: a name is of letters, digits and underscores, a letter first")
+                raise ValueError(
+                    f"outputs: {name!r}: a name has letters, digits and underscores, and starts with a letter"
+                )
             if metric_kind(name) in METRIC_KINDS.values():
-                raise ValueError(f"outputs: {name!r} would be read as a built-in metric; take another name")
+                raise ValueError(f"outputs: {name!r} would be read as a built-in metric; use another name")
 
 
 Metric = Annotated[MetricModel, Choice("metric", MetricModel, {})]
 
 
 PARTS = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid", "metrics")
-"""What an evaluation may measure, in the order in which it is measured; each is a field of `Evaluation`."""
+"""The parts of an evaluation, in the order of measurement; each is a field of `Evaluation`."""
 
 
 class Evaluation(SpecModel):
-    """A protocol: what is measured on a finished run's weights, and how. `name` is the prefix of its metrics."""
+    """A protocol: what is measured on a run's weights, and how. `name` is the prefix of its metrics."""
 
     name: str = Field("eval", pattern=r"^[a-z][a-z0-9_]{0,39}$")
     split: Literal["test", "train"] = "test"  # of the likelihood
@@ -150,17 +152,19 @@ class Evaluation(SpecModel):
     fixed_variance: Literal["small", "large"] = "large"  # beta-tilde or beta, where var_type is fixed
     seed: int = Field(0, ge=0, lt=2**31)
     batch_size: int = Field(256, ge=1)
-    guidance: float = Field(1.0, ge=0)  # of samples, by dropped labels; 1 is the conditional network alone
+    guidance: float = Field(1.0, ge=0)  # classifier-free guidance of samples; 1 is the conditional network alone
     nll: Nll | None = None
     fidelity: Fidelity | None = None
     sweep: Sweep | None = None
     skip: Skip | None = None
     rate_distortion: RateDistortion | None = None
     noise_scale: NoiseScale | None = None
-    grid: int | None = Field(None, ge=1, le=1024)  # sampled images in the picture
-    every: int | None = Field(None, ge=1)  # also every so many steps of training (likelihood alone)
+    grid: int | None = Field(None, ge=1, le=1024)  # number of images in the grid of samples
+    every: int | None = Field(None, ge=1)  # also during training, every so many steps (likelihood only)
     metrics: Annotated[tuple[Metric, ...], YOUNGER] = ()  # of plugins
-    plugins: Annotated[dict[str, str] | None, YOUNGER] = None  # what parts come from, with its sha256; filled in
+    plugins: Annotated[dict[str, str] | None, YOUNGER] = (
+        None  # plugins of the parts, with their sha256; filled in automatically
+    )
 
     @model_validator(mode="after")
     def _names_its_plugins(self) -> Evaluation:
@@ -170,19 +174,19 @@ class Evaluation(SpecModel):
         object.__setattr__(self, "plugins", used)
         names = [name for metric in self.metrics for name in metric.names]
         if len(set(names)) < len(names):
-            raise ValueError(f"metrics: two of them are called {next(n for n in names if names.count(n) > 1)!r}")
+            raise ValueError(f"metrics: two of them have the name {next(n for n in names if names.count(n) > 1)!r}")
         return self
 
     @field_validator("name")
     @classmethod
     def _prefix_is_free(cls, name: str) -> str:
         if name in ("train", "perf", "system", "sweep"):
-            raise ValueError(f"{name!r} is the prefix of other metrics; take eval or eval_something")
+            raise ValueError(f"{name!r} is the prefix of other metrics; use eval or eval_something")
         return name
 
     @property
     def parts(self) -> list[str]:
-        """Return what it measures."""
+        """Return the names of the parts that it measures."""
         return [part for part in PARTS if getattr(self, part) not in (None, ())]
 
     @property
@@ -191,49 +195,47 @@ class Evaluation(SpecModel):
         return digest({"schema_version": SCHEMA_VERSION, "evaluation": self.model_dump(mode="json")})
 
     def resolve(self, spec: RunSpec, *, inception: bool) -> Evaluation:
-        """Return this protocol with nothing left open for `spec`: extractors named, moot choices at their default.
+        """Return this protocol fully specified for `spec`: extractors named, irrelevant choices at their default.
 
         Args:
             spec: the run to be evaluated.
-            inception: whether weights of Inception-V3 are at hand.
+            inception: whether weights of Inception-V3 are available.
 
         Raises:
-            ValueError: it asks for what this run cannot give.
+            ValueError: this run does not support a part.
         """
         for part in self.parts:
             if part not in spec.method.measures:
                 choices = ", ".join(name for name in PARTS if name in spec.method.measures)
                 raise ValueError(f"{part} cannot be measured under method {spec.method.name}; choices: {choices}")
         if self.every is not None and self.nll is None:
-            raise ValueError("every: needs an nll to measure during training")
+            raise ValueError("every: requires an nll to measure during training")
         if self.every is not None and self.weights == "untrained":
             raise ValueError("every: the untrained weights do not change during training")
         if not self.parts:
-            raise ValueError(
-                f"evaluation {self.name!r} measures nothing; give it one of nll, fidelity, sweep, grid, ..."
-            )
+            raise ValueError(f"evaluation {self.name!r} measures nothing; add nll, fidelity, sweep, grid, ...")
         if isinstance(spec.model, UNet) and spec.model.low_res_size:
             raise ValueError("an upsampler needs small images: `harness sample RUN --low-res FILE.npz`")
         if self.guidance != 1 and not spec.model.label_dropout:
-            raise ValueError("guidance needs a network that was trained with model.label_dropout, such as 0.1")
+            raise ValueError("guidance requires a network that was trained with model.label_dropout, such as 0.1")
         if self.noise_scale and self.weights != "raw":
-            raise ValueError("noise_scale is measured where training stands: say weights: raw")
+            raise ValueError("noise_scale is measured at the raw weights: set weights: raw")
         for metric in self.metrics:
             metric.check(spec)
         num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
         if spec.diffusion.var_type != "fixed" or "diffusion.var_type" not in spec.method.owns:
-            change["fixed_variance"] = "large"  # moot: one key for one measurement
+            change["fixed_variance"] = "large"  # irrelevant: one key for one measurement
         for part in ("fidelity", "sweep", "skip"):
-            wanted = getattr(self, part)
-            if wanted is None:
+            settings = getattr(self, part)
+            if settings is None:
                 continue
-            closed: dict[str, Any] = {"extractor": self._extractor(wanted.extractor, spec, inception)}
+            resolved: dict[str, Any] = {"extractor": self._extractor(settings.extractor, spec, inception)}
             if part != "sweep":
-                closed["num_steps"] = wanted.num_steps or num_timesteps
-            change[part] = wanted.model_copy(update=closed)
-            for sampler in wanted.samplers if part == "sweep" else [wanted.sampler]:
+                resolved["num_steps"] = settings.num_steps or num_timesteps
+            change[part] = settings.model_copy(update=resolved)
+            for sampler in settings.samplers if part == "sweep" else [settings.sampler]:
                 sampler.check(spec)
-                for count in wanted.num_steps if part == "sweep" else [closed["num_steps"]]:
+                for count in settings.num_steps if part == "sweep" else [resolved["num_steps"]]:
                     space_timesteps(num_timesteps, section_counts(sampler, count))
         if self.rate_distortion:
             num_steps = self.rate_distortion.num_steps or num_timesteps
@@ -242,22 +244,22 @@ class Evaluation(SpecModel):
         return self.model_copy(update=change)
 
     @staticmethod
-    def _extractor(wanted: str, spec: RunSpec, inception: bool) -> str:
+    def _extractor(name: str, spec: RunSpec, inception: bool) -> str:
         continuous = spec.data.facts.levels is None
-        if (wanted == "coordinates") != continuous and wanted != "auto":
+        if (name == "coordinates") != continuous and name != "auto":
             raise ValueError(
-                f"extractor {wanted} does not fit data {spec.data.name}: coordinates are for continuous data such as "
+                f"extractor {name} does not fit data {spec.data.name}: coordinates are for continuous data such as "
                 "mog, the others for images with levels"
             )
-        if wanted == "inception" and not inception:
+        if name == "inception" and not inception:
             raise ValueError(
-                "extractor inception: name the file of its weights in HARNESS_INCEPTION_WEIGHTS "
-                "(torch-fidelity's weights-inception-2015-12-05-6726825d.pth), or take extractor: classifier"
+                "extractor inception: set HARNESS_INCEPTION_WEIGHTS to the file of its weights "
+                "(torch-fidelity's weights-inception-2015-12-05-6726825d.pth), or use extractor: classifier"
             )
-        if wanted == "classifier" and not spec.data.facts.num_classes:
-            raise ValueError(f"extractor classifier: data {spec.data.name} has no labels; take inception")
-        if wanted != "auto":
-            return wanted
+        if name == "classifier" and not spec.data.facts.num_classes:
+            raise ValueError(f"extractor classifier: data {spec.data.name} has no labels; use inception")
+        if name != "auto":
+            return name
         if continuous:
             return "coordinates"
         if inception and spec.data.pixels >= 32:
@@ -265,11 +267,11 @@ class Evaluation(SpecModel):
         if not spec.data.facts.num_classes:
             raise ValueError(
                 f"data {spec.data.name} has no labels to train a feature extractor on: "
-                "name the file of Inception's weights in HARNESS_INCEPTION_WEIGHTS"
+                "set HARNESS_INCEPTION_WEIGHTS to the file of Inception's weights"
             )
         return "classifier"
 
 
 def extractor_name(extractor: str, data_name: str) -> str:
-    """Return the name under which a resolved extractor stands in a metric: inception, digitsnet, coordinates."""
+    """Return a resolved extractor's name in metric names: inception, digitsnet, coordinates."""
     return f"{data_name}net" if extractor == "classifier" else extractor

@@ -1,4 +1,4 @@
-"""What measurements are called in the records, and what the names mean: the one place where they are made.
+"""Names of metrics in the records, and their meaning: the only place that builds them.
 
 The evaluator writes under these names, a search offers them, figures read and label them. A metric's name is
 `<prefix>/<kind>` or `<prefix>/<kind>_<how it was measured>`; the prefix is the evaluation's name, or `train`.
@@ -27,18 +27,18 @@ from harness.spec.run import RunSpec
 Direction = Literal["minimize", "maximize"]
 
 
-# -- what a number means
+# -- meaning
 
 
 @dataclass(frozen=True)
 class MetricKind:
-    """What a metric is, whatever evaluation it comes from.
+    """A kind of metric, independent of the evaluation that it comes from.
 
     Attributes:
         label: for an axis or a column.
         unit: empty for a plain number.
-        direction: of a better value; None where neither is better.
-        per_timestep: a mean over t of terms that add up over t: times the chain's length it is the whole.
+        direction: whether lower or higher is better; None if neither.
+        per_timestep: a mean over t of terms that are summed over t: multiplied by the chain's length it is the sum.
     """
 
     label: str
@@ -53,7 +53,7 @@ class MetricKind:
 
     @property
     def arrow(self) -> str:
-        """Which way is better: ↓, ↑ or nothing."""
+        """The direction of better values: ↓, ↑ or nothing."""
         return {"minimize": "↓", "maximize": "↑", None: ""}[self.direction]
 
 
@@ -79,22 +79,22 @@ METRIC_KINDS: dict[str, MetricKind] = {
 
 
 def metric_kind(name: str) -> MetricKind:
-    """Return what a recorded metric is, by its name; one that is registered nowhere is labelled by its own name."""
+    """Return the kind of a recorded metric by its name; an unknown one is labelled by its own name."""
     stem = name.rpartition("/")[2]
     matches = [kind for kind in METRIC_KINDS if stem == kind or stem.startswith(f"{kind}_")]
     return METRIC_KINDS[max(matches, key=len)] if matches else MetricKind(name)
 
 
-# -- what an evaluation leaves
+# -- outputs of an evaluation
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Names of what a measurement leaves.
+    """The names of a measurement's outputs.
 
     Attributes:
         metrics: one number each, at the training step.
-        curves: over something else: t, a number of sampling steps, a percentage.
+        curves: metrics over something else: t, a number of sampling steps, a percentage.
         arrays: files in `arrays/`.
         pictures: files in `samples/`.
         during_training: those of `metrics` that an evaluation with `every` measures during training too.
@@ -123,24 +123,24 @@ def skip_name(extractor: str, num_samples: int, sampler: str, num_steps: int) ->
 
 
 def metric_name(prefix: str, name: str) -> str:
-    """Return a metric's whole name, of an evaluation's prefix or of `train`."""
+    """Return a metric's full name, with an evaluation's prefix or `train`."""
     return f"{prefix}/{name}"
 
 
 def curve_name(prefix: str, part: str, name: str) -> str:
-    """Return a curve's whole name; those of a sweep stand together under `sweep`."""
+    """Return a curve's full name; those of a sweep are grouped under `sweep`."""
     if part != "sweep":
         return f"{prefix}/{name}"
     return f"sweep/{name}" if prefix == "eval" else f"sweep_{prefix.removeprefix('eval_')}/{name}"
 
 
 def array_file(prefix: str, name: str) -> str:
-    """Return the file in `arrays/` that holds a measurement's arrays."""
+    """Return the name of the file in `arrays/` for a measurement's arrays."""
     return f"{prefix}_{name}.npz"
 
 
 def picture_file(prefix: str, name: str) -> str:
-    """Return the file in `samples/` that holds a measurement's picture."""
+    """Return the name of the file in `samples/` for a measurement's picture."""
     return f"{prefix}_{name}.png"
 
 
@@ -153,8 +153,8 @@ def _nll(part: Nll, spec: RunSpec) -> Outputs:
 def _fidelity(part: Fidelity, spec: RunSpec) -> Outputs:
     assert part.num_steps is not None, "resolved"
     extractor = extractor_name(part.extractor, spec.data.name)
-    how = (extractor, part.num_samples, part.sampler.name, part.num_steps)
-    return Outputs(tuple(fidelity_name(kind, *how) for kind in ("fid", "precision", "recall")))
+    protocol = (extractor, part.num_samples, part.sampler.name, part.num_steps)
+    return Outputs(tuple(fidelity_name(kind, *protocol) for kind in ("fid", "precision", "recall")))
 
 
 def _sweep(part: Sweep, spec: RunSpec) -> Outputs:
@@ -194,16 +194,16 @@ PART_OUTPUTS: dict[str, Callable[[Any, RunSpec], Outputs]] = {
     "grid": _grid,
     "metrics": _metrics,
 }
-"""Part of an evaluation -> the names that it leaves of a run, without the evaluation's prefix."""
+"""Part of an evaluation -> the names of its outputs for a run, without the evaluation's prefix."""
 
 
 def part_outputs(evaluation: Evaluation, spec: RunSpec) -> dict[str, Outputs]:
-    """Return what each part of a resolved evaluation leaves of a run, without the prefix."""
+    """Return the outputs of each part of a resolved evaluation for a run, without the prefix."""
     return {part: PART_OUTPUTS[part](getattr(evaluation, part), spec) for part in evaluation.parts}
 
 
 def outputs(evaluation: Evaluation, spec: RunSpec, prefix: str | None = None) -> Outputs:
-    """Return the whole names of everything that a resolved evaluation leaves of a run.
+    """Return the full names of all outputs of a resolved evaluation for a run.
 
     Args:
         prefix: the evaluation's name by default.
@@ -218,7 +218,7 @@ def outputs(evaluation: Evaluation, spec: RunSpec, prefix: str | None = None) ->
     )
 
 
-# -- what a training leaves
+# -- outputs of training
 
 
 TRAIN_COMPUTE = "compute/train_multiply_adds"
@@ -226,9 +226,9 @@ _NOT_A_TERM = re.compile(r"(lr|grad_norm)(_|$)|.*_q\d$")
 
 
 def training_terms(names: Iterable[str]) -> list[str]:
-    """Return which of the recorded names are terms of a training's loss; `train/loss` where there is no other.
+    """Return which of the recorded names are terms of the training loss; `train/loss` if there are no others.
 
-    Left out are learning rates, norms of gradients, and the same terms by quartile of t.
+    Learning rates, gradient norms, and the terms by quartile of t are not included.
     """
     terms = [name for name in names if name.startswith("train/") and not _NOT_A_TERM.match(name.removeprefix("train/"))]
     return [name for name in terms if name != "train/loss"] or terms

@@ -1,8 +1,8 @@
-"""Parts of a spec that are chosen by name: one table a kind, for the built-in parts and those of plugins alike.
+"""Parts of a spec that are chosen by name: one table per kind, for built-in parts and those of plugins.
 
-A field such as `schedule: Schedule` is `Annotated[NamedModel, Choice("schedule", {...})]`. What its names are is looked
-up when a value is validated: the built-in ones, and those of the plugins that are active then. Nothing global grows, so
-two versions of a plugin can be read in one process.
+A field such as `schedule: Schedule` is `Annotated[NamedModel, Choice("schedule", {...})]`. Its names are looked up when
+a value is validated: the built-in ones, and those of the currently active plugins. There is no global registry of
+plugins, so two versions of a plugin can be read in one process.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from harness.spec.base import SpecModel, expand_name
 
 
 class NamedModel(SpecModel):
-    """A part that is chosen by its name; each parameter class says it as a Literal with a default."""
+    """A part that is chosen by its name; each parameter class declares it as a Literal with a default."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Plugin:
-    """Parts from outside this package.
+    """The parts that a plugin adds.
 
     Attributes:
         name: of its file, or the name and version of its package.
         digest: sha256 over its files.
         path: of the file with its tables, as it was executed.
-        files: their contents by name, to be frozen with the runs that use it; none of a package that is installed.
+        files: their contents by name, stored with the runs that use them; empty for installed packages.
         parts: parameter classes by kind and name.
-        implementations: what each parameter class stands for, imported when it is called for.
+        implementations: the implementation of each parameter class, imported on first use.
     """
 
     name: str
@@ -56,7 +56,7 @@ _plugin_of: dict[type[SpecModel], Plugin] = {}
 
 @contextmanager
 def active(plugins: Sequence[Plugin]) -> Iterator[None]:
-    """Let values that are validated here name the parts of these plugins."""
+    """Make the parts of these plugins available to validation within the block."""
     for plugin in plugins:
         _plugin_of.update(dict.fromkeys(plugin.implementations, plugin))
     token = _active.set(tuple(plugins))
@@ -74,7 +74,7 @@ class Choice:
         kind: such as schedule.
         base: what parameter classes derive from.
         built_in: parameter classes by name.
-        default_name: of a mapping that says none.
+        default_name: for a mapping without a name.
     """
 
     kind: str
@@ -86,16 +86,16 @@ class Choice:
         KINDS[self.kind] = self
 
     def classes(self) -> dict[str, type[SpecModel]]:
-        """Return the parameter classes that can be named now, those of active plugins last."""
+        """Return the available parameter classes, those of active plugins last."""
         classes = dict(self.built_in)
         for plugin in _active.get():
             classes |= plugin.parts.get(self.kind, {})
         return classes
 
     def validate(self, value: Any, info: core_schema.ValidationInfo) -> SpecModel:
-        """Hold a value to the parameter class that it names.
+        """Validate a value by the parameter class that it names.
 
-        `context={"strict": True}` asks for strict validation: a function does not see the validator's own setting.
+        `context={"strict": True}` requests strict validation: a function does not see the validator's own setting.
         """
         classes = self.classes()
         if isinstance(value, SpecModel) and type(value) in classes.values():
@@ -121,7 +121,7 @@ class Choice:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """Describe the choice: the short form, a name alone, or a mapping that says it."""
+        """Describe the choice: the short form, only a name, or a mapping with the name."""
         mappings, alone = [], []
         for name, parameters in self.classes().items():
             reference = handler(parameters.__pydantic_core_schema__)
@@ -140,12 +140,12 @@ def choice_of(annotation: Any) -> Choice:
 
 
 def choices(annotation: Any) -> dict[str, type[SpecModel]]:
-    """Map each name that a type such as `Schedule` knows now to its parameter class."""
+    """Map each available name of a type such as `Schedule` to its parameter class."""
     return choice_of(annotation).classes()
 
 
 def plugins_of(value: Any) -> dict[str, str]:
-    """Return name and digest of the plugins that a validated value has parts of, at any depth."""
+    """Return name and digest of the plugins that a validated value uses, at any depth."""
     if not _plugin_of:
         return {}
     digests: dict[str, str] = {}
@@ -161,6 +161,6 @@ def plugins_of(value: Any) -> dict[str, str]:
 
 
 def plugin_implementation(part: SpecModel) -> Any:
-    """Return what a plugin's part stands for; None for a built-in part."""
+    """Return the implementation of a plugin's part; None for a built-in part."""
     plugin = _plugin_of.get(type(part))
     return plugin.implementations[type(part)]() if plugin else None

@@ -1,7 +1,7 @@
-"""Plugins: Python files of a user's own that offer parts, through the tables that the built-in parts stand in.
+"""Plugins: a user's Python files that add parts, in tables like those of the built-in parts.
 
-A plugin is code that its user runs on purpose. It is executed where a study that names it is planned, and where a run
-that uses it is worked on; never where records are listed, imported or drawn.
+A plugin is code that its user runs on purpose. It is executed when a study that names it is planned, and when a run
+that uses it is executed; never when records are listed, imported or drawn.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _loaded: dict[str, Plugin] = {}
 
 
 def load_plugin(path: Path, digest: str | None = None) -> Plugin:
-    """Execute a plugin's file and return its parts; each content is executed once in a process.
+    """Execute a plugin's file and return its parts; each content is executed once per process.
 
     Args:
-        path: the file with the tables. Files beside it that its implementations name belong to it.
-        digest: that the files must have.
+        path: the file with the tables. Files beside it that its implementations name are part of it.
+        digest: expected digest of the files.
 
     Raises:
-        SpecError: `file:line: what`: a file is missing, fails, or declares something that is no part.
+        SpecError: `file:line: message`: a file is missing, fails, or has an invalid declaration.
     """
     content = _read(path, str(path))
     files = {path.name: content}
@@ -64,11 +64,13 @@ def load_plugin(path: Path, digest: str | None = None) -> Plugin:
             files[reference.file] = _read(path.parent / reference.file, f"{path}:{reference.line}")
     actual = files_digest(files)
     if digest not in (None, actual):
-        raise SpecError(f"{path}: not the plugin that the run began with: sha256 {actual[:16]}, not {str(digest)[:16]}")
+        raise SpecError(
+            f"{path}: not the plugin that the run started with: sha256 {actual[:16]}, not {str(digest)[:16]}"
+        )
     if actual not in _loaded:
         prefix = f"harness_plugin_{actual[:16]}_"
         tree = _parse(content, path)
-        if digest is None:  # a frozen one was held to this when it was planned
+        if digest is None:  # a stored one was checked when it was planned
             _refuse_torch(tree, path)
             for name, source in files.items():
                 _refuse_unfrozen_imports(_parse(source, path.parent / name), path.parent / name)
@@ -83,26 +85,28 @@ def load_plugin(path: Path, digest: str | None = None) -> Plugin:
 
 
 def load_package_plugin(name: str, digest: str | None = None) -> Plugin:
-    """Return the parts that an installed package offers by an entry point of this name.
+    """Return the parts that an installed package provides by an entry point of this name.
 
     Args:
-        name: of the entry point; as it stands in a stored spec, its version follows after a space.
+        name: of the entry point; in a stored spec the version follows after a space.
 
     Raises:
-        SpecError: no package offers it, it fails, or it has another content than `digest`.
+        SpecError: no package provides it, it fails, or its content does not match `digest`.
     """
     name = name.split(" ")[0]
     points = {point.name: point for point in metadata.entry_points(group=ENTRY_POINTS)}
     if name not in points:
         known = f"choices: {', '.join(sorted(points))}" if points else "none is installed"
-        raise SpecError(f"plugins: no installed package offers a plugin {name!r}; {known}. A file ends in .py")
+        raise SpecError(
+            f"plugins: no installed package provides a plugin {name!r}; {known}. The name of a file ends in .py"
+        )
     point = points[name]
     full_name = f"{name} {point.dist.version}" if point.dist else name
     try:
-        found = importlib.util.find_spec(point.module)
-        if found is None or not found.origin or not found.origin.endswith(".py"):
-            raise ImportError(f"{point.module} is no Python file")
-        path = Path(found.origin)
+        module_spec = importlib.util.find_spec(point.module)
+        if module_spec is None or not module_spec.origin or not module_spec.origin.endswith(".py"):
+            raise ImportError(f"{point.module} is not a Python file")
+        path = Path(module_spec.origin)
         content = path.read_bytes()
         module = importlib.import_module(point.module)
     except Exception as error:
@@ -111,7 +115,7 @@ def load_package_plugin(name: str, digest: str | None = None) -> Plugin:
     beside = {named.file: _read(path.parent / named.file, f"{path}:{named.line}") for named in references}
     actual = files_digest({path.name: content, **beside})
     if digest not in (None, actual):
-        raise SpecError(f"plugin {full_name} is installed with another content than the run began with")
+        raise SpecError(f"plugin {full_name} is installed with another content than the run started with")
     if actual not in _loaded:
 
         def sibling(file: str, attribute: str) -> Any:
@@ -123,12 +127,12 @@ def load_package_plugin(name: str, digest: str | None = None) -> Plugin:
 
 
 def loaded_plugin(digest: str) -> Plugin | None:
-    """Return a plugin that was loaded in this process."""
+    """Return a plugin that this process has loaded."""
     return _loaded.get(digest)
 
 
 def files_digest(files: Mapping[str, bytes]) -> str:
-    """Return the sha256 that stands for a plugin's files: over the lines of `sha256sum`, by name."""
+    """Return the digest of a plugin's files: sha256 over the output of `sha256sum`, sorted by name."""
     lines = [f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -136,15 +140,15 @@ def files_digest(files: Mapping[str, bytes]) -> str:
 # -- files
 
 
-def _read(path: Path, asked_by: str) -> bytes:
+def _read(path: Path, referrer: str) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise OSError(0, "not a file")
         content = path.read_bytes()
     except OSError as error:
-        raise SpecError(f"{asked_by}: plugin {path} cannot be read: {error.strerror or error}") from None
+        raise SpecError(f"{referrer}: plugin {path} cannot be read: {error.strerror or error}") from None
     if len(content) > MAX_FILE_BYTES:
-        raise SpecError(f"{asked_by}: plugin {path} is larger than {MAX_FILE_BYTES} bytes")
+        raise SpecError(f"{referrer}: plugin {path} is larger than {MAX_FILE_BYTES} bytes")
     return content
 
 
@@ -158,7 +162,7 @@ def _parse(content: bytes, path: Path) -> ast.Module:
 
 
 class _Reference(NamedTuple):
-    """A text such as "my_networks.py:DiT"."""
+    """A string such as "my_networks.py:DiT"."""
 
     file: str
     attribute: str
@@ -166,7 +170,7 @@ class _Reference(NamedTuple):
 
 
 def _references(content: bytes, path: Path) -> list[_Reference]:
-    """Return what a plugin names in files beside it."""
+    """Return a plugin's references to files beside it."""
     texts = [
         (node.value, node.lineno)
         for node in ast.walk(_parse(content, path))
@@ -177,9 +181,9 @@ def _references(content: bytes, path: Path) -> list[_Reference]:
 
 
 def _require_attributes(files: Mapping[str, bytes], path: Path) -> None:
-    """Refuse a text that names what its file does not define, before it is missed in a job."""
+    """Refuse a reference to something that its file does not define."""
     for file, attribute, line in _references(files[path.name], path):
-        symbols = symtable(files[file].decode(), str(path.parent / file), "exec").get_symbols()
+        symbols = symtable(importlib.util.decode_source(files[file]), str(path.parent / file), "exec").get_symbols()
         defined = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
         if attribute not in defined and not re.search(rb"import\s+\*", files[file]):
             known = did_you_mean(attribute, sorted(name for name in defined if not name.startswith("_")))
@@ -187,16 +191,16 @@ def _require_attributes(files: Mapping[str, bytes], path: Path) -> None:
 
 
 def _refuse_unfrozen_imports(tree: ast.Module, path: Path) -> None:
-    """Refuse the import of a file that lies beside a plugin: it would be neither hashed nor frozen with it."""
+    """Refuse to import a file beside a plugin: it would be neither hashed nor stored with it."""
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             names = [node.module or ""] if node.level == 0 else [f"{'.' * node.level}{node.module or ''}"]
         for name in names:
             if name.startswith(".") or (path.parent / f"{name.split('.')[0]}.py").is_file():
-                what = f"imports {name}, which would not be frozen with the plugin"
+                message = f"imports {name}, which would not be stored with the plugin"
                 raise SpecError(
-                    f"{path}:{getattr(node, 'lineno', 1)}: {what}: put that code into this file, or into a package"
+                    f"{path}:{getattr(node, 'lineno', 1)}: {message}: put that code into this file, or into a package"
                 )
 
 
@@ -206,8 +210,9 @@ def _refuse_torch(tree: ast.Module, path: Path) -> None:
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         if any(name.split(".")[0] == "torch" for name in names):
             raise SpecError(
-                f"{path}:{node.lineno}: imports torch at once, and `plan` does without: import it inside the function, "
-                'or keep the code in a file beside this one and name it as "my_networks.py:MyNetwork"'
+                f"{path}:{node.lineno}: imports torch at module level, but `plan` runs without it: "
+                "import it inside the function, or put the code into a file beside this one and name it as "
+                '"my_networks.py:MyNetwork"'
             )
 
 
@@ -215,14 +220,14 @@ def _refuse_torch(tree: ast.Module, path: Path) -> None:
 
 
 def execute(name: str, content: bytes, path: Path) -> ModuleType:
-    """Execute exactly these bytes as a module.
+    """Execute the given bytes as a module.
 
     Raises:
-        SpecError: it fails; with the file's own line.
+        SpecError: it fails; the message has the line in the file.
     """
     module = ModuleType(name)
     module.__file__ = str(path)
-    sys.modules[name] = module  # pydantic looks there for what annotations mean
+    sys.modules[name] = module  # pydantic resolves annotations there
     with located(path):
         try:
             exec(compile(content, str(path), "exec"), module.__dict__)
@@ -234,10 +239,10 @@ def execute(name: str, content: bytes, path: Path) -> ModuleType:
 
 @contextmanager
 def located(path: Path) -> Iterator[None]:
-    """Turn what fails while a user's file is executed into `file:line: what`, by the innermost line of that file.
+    """Turn an error in a user's file into `file:line: message`, with the innermost line of that file.
 
     Raises:
-        SpecError: as said.
+        SpecError: instead of the error.
     """
     try:
         yield
@@ -245,15 +250,15 @@ def located(path: Path) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         line = error.lineno if isinstance(error, SyntaxError) else 1
-        raise _located(error, [path]) or SpecError(f"{path}:{line or 1}: {_what(error)}") from None
+        raise _located(error, [path]) or SpecError(f"{path}:{line or 1}: {_message(error)}") from None
 
 
 @contextmanager
 def located_in(plugins: Sequence[Plugin]) -> Iterator[None]:
-    """Turn what fails in the code of plugins into `file:line: what`; all else stays as it is.
+    """Turn an error in the code of plugins into `file:line: message`; other errors are unchanged.
 
     Raises:
-        SpecError: as said.
+        SpecError: instead of the error.
     """
     try:
         yield
@@ -266,13 +271,13 @@ def located_in(plugins: Sequence[Plugin]) -> Iterator[None]:
 
 
 def _located(error: BaseException, paths: Sequence[Path]) -> SpecError | None:
-    """Return the error with the innermost line of these files that it passed; None where it passed none of them."""
+    """Return the error with the innermost line in these files; None if its traceback has none of them."""
     files = set(map(str, paths))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
-    return SpecError(f"{frames[-1].filename}:{frames[-1].lineno}: {_what(error)}") if frames else None
+    return SpecError(f"{frames[-1].filename}:{frames[-1].lineno}: {_message(error)}") if frames else None
 
 
-def _what(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
@@ -306,8 +311,8 @@ def _plugin(
         if entries is None:
             continue
 
-        def fail(what: str, table: str = table) -> NoReturn:
-            raise SpecError(f"{path}:{lines.get(table, 1)}: {table}: {what}")
+        def fail(message: str, table: str = table) -> NoReturn:
+            raise SpecError(f"{path}:{lines.get(table, 1)}: {table}: {message}")
 
         if kind not in KINDS:
             fail(
@@ -318,34 +323,36 @@ def _plugin(
         for part, entry in entries.items():
             parameters, implementation = _entry(kind, part, entry, fail)
             if parameters in implementations:
-                fail(f"{parameters.__name__} stands for two parts")
+                fail(f"{parameters.__name__} is used for two parts")
             parts.setdefault(kind, {})[part] = parameters
             implementations[parameters] = _lazily(implementation, sibling)
     if not parts:
-        raise SpecError(f"{path}:1: a plugin has one or more of the tables {', '.join(TABLES)}, and this has none")
+        raise SpecError(f"{path}:1: a plugin needs one or more of the tables {', '.join(TABLES)}; this file has none")
     return Plugin(name, digest, path, files, parts, implementations)
 
 
 def _entry(kind: str, name: Any, entry: Any, fail: Callable[[str], NoReturn]) -> tuple[type[SpecModel], Any]:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        fail(f"{name!r}: a name is of lower-case letters, digits and underscores, a letter first")
+        fail(f"{name!r}: a name has lower-case letters, digits and underscores, and starts with a letter")
     if name in KINDS[kind].built_in:
-        fail(f"{name!r} is built in; take another name")
+        fail(f"{name!r} is built in; use another name")
     if not isinstance(entry, tuple) or len(entry) != 2:
         fail(f"{name!r}: (parameter class, implementation) is expected")
     parameters, implementation = entry
     base = KINDS[kind].base
     if not (isinstance(parameters, type) and issubclass(parameters, base)):
-        fail(f"{name!r}: its parameter class derives from harness.plugins.{base.__name__}")
+        fail(f"{name!r}: its parameter class must derive from harness.plugins.{base.__name__}")
     literal = parameters.model_fields["name"]
     if literal.default != name or get_args(literal.annotation) != (name,):
-        fail(f'{name!r}: its parameter class says name: Literal["{name}"] = "{name}"')
+        fail(f'{name!r}: its parameter class must declare name: Literal["{name}"] = "{name}"')
     try:
         parameters.check_declaration()
     except ValueError as error:
         fail(f"{name!r}: {error}")
     if not callable(implementation) and not (isinstance(implementation, str) and _REFERENCE.fullmatch(implementation)):
-        fail(f'{name!r}: its implementation is a function, a class, or a text such as "my_networks.py:MyNetwork"')
+        fail(
+            f'{name!r}: its implementation must be a function, a class, or a string such as "my_networks.py:MyNetwork"'
+        )
     return parameters, implementation
 
 

@@ -1,4 +1,4 @@
-"""What a run needs and how it is recorded: outside its identity."""
+"""Resources and records of a run: not part of its identity."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from harness.spec.base import SpecModel
 
 
 class Resources(SpecModel):
-    """What a run needs and how it is computed. Bits may depend on it, the science does not; it is recorded."""
+    """Resources of a run and how it is computed. Bits may depend on them, the science does not; they are recorded."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(None, ge=1)  # None: the share of the cores that the job was given at its first start
+    threads: int | None = Field(None, ge=1)  # None: the share of the job's cores at its first start
     microbatch: int | None = Field(None, ge=1)  # gradient accumulation: examples per forward pass
     activation_checkpointing: bool = False
     deterministic: bool = False  # CUDA: bit-exact resume, slower kernels
-    nodes: int = Field(1, ge=1)  # of one run: more than one process trains it by torch.distributed
+    nodes: int = Field(1, ge=1)  # nodes per run: with more than one process, training uses torch.distributed
     gpus_per_node: int = Field(0, ge=0)
-    processes_per_node: int | None = Field(None, ge=1)  # None: one a GPU, without GPUs one
+    processes_per_node: int | None = Field(None, ge=1)  # None: one per GPU, or one without GPUs
     cpus: int = Field(1, ge=1)  # of each process
     memory_gib: float = Field(4.0, gt=0)
     time_minutes: int = Field(24 * 60, ge=1)
-    pack: int = Field(1, ge=1)  # small runs that share the cores and GPUs of one SLURM job
-    canary: bool = False  # SLURM: the array waits until its first run has made 50 steps
+    pack: int = Field(1, ge=1)  # number of small runs that share the cores and GPUs of one SLURM job
+    canary: bool = False  # SLURM: the array waits until its first run has trained for 50 steps
 
     @property
     def num_processes(self) -> int:
@@ -35,5 +35,7 @@ class Resources(SpecModel):
 class Records(SpecModel):
     log_every: int = Field(10, ge=1)  # steps
     checkpoint_every_seconds: float = Field(60.0, ge=0)
-    keep_every: int | None = Field(None, ge=1)  # steps; every such checkpoint stays
-    best: str | None = Field(None, pattern=r"^[a-z][a-z0-9_]*/\w+$")  # the checkpoint with the least of it stays
+    keep_every: int | None = Field(None, ge=1)  # steps; every such checkpoint is kept
+    best: str | None = Field(
+        None, pattern=r"^[a-z][a-z0-9_]*/\w+$"
+    )  # metric; the checkpoint with its lowest value is kept

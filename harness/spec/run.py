@@ -1,18 +1,19 @@
-"""RunSpec and its parts: what a run is, and what may be named in it.
+"""RunSpec and its parts.
 
 Frozen pydantic models that refuse unknown keys; every default is written out in the resolved spec that is stored with
-the run. This file imports no torch: `plan` and `status` answer at once on a login node. The names here and the
-registries' are held equal by tests/contracts/test_registries.py.
+the run. This file imports no torch: `plan` and `status` are fast on a login node.
+tests/unit/contracts/test_registries.py checks that the names here and in the registries agree.
 
 Two identities follow from it:
 
-- `run_key(spec)`: all that the trained weights depend on, and only that. Resources, names and tags are outside.
+- `run_key(spec)`: everything that the trained weights depend on, and only that. Resources, names and tags are excluded.
 - `evaluation_key(evaluation)`: the protocol of a measurement on those weights. Adding one trains nothing.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
@@ -26,7 +27,7 @@ from harness.spec.parts import KINDS, Choice, NamedModel, plugins_of
 
 
 class DataModel(SpecModel):
-    """What all data sets share; a plugin's own says its `facts`."""
+    """Base of data set parameters; a plugin's class declares its `facts`."""
 
     horizontal_flip: bool = False  # DDPM flips at random in training; IDDPM's code does not
     name: str
@@ -37,9 +38,9 @@ class DataModel(SpecModel):
 
     @classmethod
     def check_declaration(cls) -> None:
-        """Ask for facts of its own."""
+        """Require declared facts."""
         if "facts" not in {name for base in cls.__mro__ if base is not DataModel for name in vars(base)}:
-            raise ValueError("say its facts: facts: ClassVar[DatasetFacts] = DatasetFacts(...), or a property")
+            raise ValueError("declare its facts: facts: ClassVar[DatasetFacts] = DatasetFacts(...), or a property")
 
     @property
     def pixels(self) -> int:
@@ -83,7 +84,7 @@ class ImageFolder(DataModel):
     image_size: int = Field(ge=4, le=1024)
     test_fraction: float = Field(0.1, gt=0, lt=1)
     seed: int = Field(0, ge=0, lt=2**31)  # of the split
-    num_classes: int | None = Field(None, ge=1)  # None: the names carry no labels, or they do not matter
+    num_classes: int | None = Field(None, ge=1)  # None: the file names contain no labels, or they are not used
 
     @field_validator("path")
     @classmethod
@@ -153,7 +154,19 @@ class Diffusion(SpecModel):
 
 
 class ObjectiveModel(NamedModel):
+    """What every objective says of itself; a plugin's own class adds its parameters."""
+
     trains_variance: ClassVar[bool] = False
+    terms: ClassVar[tuple[str, ...]] = ("loss", "mse", "vb")
+    """Names of what it gives of each example: the loss, which is minimised, and what else is logged."""
+
+    @classmethod
+    def check_declaration(cls) -> None:
+        """Ask for names that can be logged, the loss among them."""
+        if "loss" not in cls.terms or not all(re.fullmatch("[a-z][a-z0-9_]{0,39}", term) for term in cls.terms):
+            raise ValueError(
+                f"terms: names of lower-case letters, digits and underscores, loss among them: {cls.terms}"
+            )
 
 
 class Simple(ObjectiveModel):
@@ -202,7 +215,7 @@ class LossSecondMoment(NamedModel):
     uniform_prob: float = Field(0.001, ge=0, le=1)
 
     def steps_to_warm(self, num_timesteps: int, batch_size: int) -> int:
-        """Return the number of steps after which, in 95 % of all trainings, every t has been drawn often enough.
+        """Return the number of steps after which, with probability 95 %, every t has a full history.
 
         Under uniform draws the counts are near Poisson, so P(warm) = P(count >= history_per_term)^T.
         """
@@ -240,7 +253,7 @@ class UNet(SpecModel):
     class_cond: bool = False
     label_dropout: float = Field(0.0, ge=0, lt=1)  # share of labels hidden in training, for classifier-free guidance
     rescale_timesteps: bool = True  # the network sees 1000 t / T
-    low_res_size: int | None = Field(None, ge=2)  # an upsampler: pixels of the small image that it is given
+    low_res_size: int | None = Field(None, ge=2)  # an upsampler: pixels of its small input image
 
     def resolutions(self, image_size: int) -> list[int]:
         return [image_size // 2**level for level in range(len(self.channel_mult))]
@@ -258,7 +271,7 @@ class MLP(SpecModel):
 
 
 class NetworkModel(NamedModel):
-    """What every network is asked for; a plugin's own class adds its parameters."""
+    """Base of network parameters; a plugin's class adds its own."""
 
     class_cond: bool = False
     label_dropout: float = Field(0.0, ge=0, lt=1)  # share of labels hidden in training, for classifier-free guidance
@@ -289,16 +302,16 @@ class Train(SpecModel):
 
 
 class MethodSpec(NamedModel):
-    """What trains. A method's parameters are fields of its class, their defaults included."""
+    """Base of methods. A method's parameters are fields of its class, including their defaults."""
 
     owns: ClassVar[tuple[str, ...]] = ()
-    """Dotted paths of a run's spec that only this method and others that own them read; refused elsewhere."""
+    """Dotted paths of a run's spec that only this method, and others that list them, use; refused for other methods."""
     measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "grid", "metrics"))
-    """What an evaluation can measure of it: samples, unless it says more."""
+    """The parts of an evaluation that it supports: by default those on samples."""
 
     @classmethod
     def check_declaration(cls) -> None:
-        """Ask that what it owns and measures exists."""
+        """Require that what it owns and measures exists."""
         from harness.spec.evaluation import PARTS
 
         known = dict.fromkeys(path for method in METHODS.values() for path in method.owns)
@@ -310,7 +323,7 @@ class MethodSpec(NamedModel):
 
 
 class Gaussian(MethodSpec):
-    """DDPM and Improved DDPM: one network that denoises, by an objective at random timesteps."""
+    """DDPM and Improved DDPM: one denoising network, trained by an objective at random timesteps."""
 
     name: Literal["gaussian"] = "gaussian"
 
@@ -325,7 +338,7 @@ Method = Annotated[MethodSpec, Choice("method", MethodSpec, METHODS)]
 
 
 class RunSpec(SpecModel):
-    """One training: all that its weights depend on, and only that."""
+    """One training: everything that its weights depend on, and only that."""
 
     seed: int = Field(0, ge=0, lt=2**31)
     imported_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # weights from a file: trained elsewhere
@@ -338,7 +351,9 @@ class RunSpec(SpecModel):
     model: Model = UNet()
     optim: Optim = Optim()
     train: Train
-    plugins: Annotated[dict[str, str] | None, YOUNGER] = None  # what parts come from, with its sha256; filled in
+    plugins: Annotated[dict[str, str] | None, YOUNGER] = (
+        None  # plugins of the parts, with their sha256; filled in automatically
+    )
 
     @model_validator(mode="after")
     def _names_its_plugins(self) -> RunSpec:
@@ -349,11 +364,11 @@ class RunSpec(SpecModel):
         return self
 
     def unwritten_paths(self) -> Iterable[str]:
-        """Return also what belongs to other methods."""
+        """Also return the fields that only other methods use."""
         return [*super().unwritten_paths(), *self._foreign_paths()]
 
     def _foreign_paths(self) -> list[str]:
-        """Return the dotted paths that other methods than this run's own."""
+        """Return the dotted paths that only methods other than this run's use."""
         owned = dict.fromkeys(path for method in METHODS.values() for path in method.owns)
         return [path for path in owned if path not in self.method.owns]
 
@@ -367,7 +382,7 @@ class RunSpec(SpecModel):
             if name in part.model_fields_set:
                 owners = [method for method, kind in METHODS.items() if path in kind.owns]
                 raise ValueError(
-                    f"{path} is read by method {' and '.join(owners)}, not by {self.method.name}: "
+                    f"{path} is used by method {' and '.join(owners)}, not by {self.method.name}: "
                     f"remove it, or choose method: {' | '.join(owners)}"
                 )
         return self
@@ -387,11 +402,13 @@ class RunSpec(SpecModel):
             )
         if objective == "vlb" and var_type == "fixed":
             raise ValueError(
-                "objective vlb weighs its terms by the variance, so diffusion.var_type cannot stay open: "
+                "objective vlb weights its terms by the variance, so diffusion.var_type cannot be fixed: "
                 "choose learned_range, learned, fixed_small or fixed_large"
             )
         if objective not in KINDS["objective"].built_in and var_type in LEARNED and not self.objective.trains_variance:
             raise ValueError(f"objective {objective} does not train the variance, but diffusion.var_type is {var_type}")
+        if facts.image_size is None:
+            raise ValueError(f"data {self.data.name}: its facts leave image_size open")
         for part in (
             self.data,
             self.diffusion.schedule,
@@ -409,12 +426,14 @@ class RunSpec(SpecModel):
         if self.model.class_cond and not facts.num_classes:
             raise ValueError(f"model.class_cond: data {self.data.name} has no labels")
         if self.model.label_dropout and not self.model.class_cond:
-            raise ValueError("model.label_dropout hides labels, but model.class_cond is false: there are none")
+            raise ValueError("model.label_dropout drops labels, but model.class_cond is false")
         if self.continue_from and self.imported_sha256:
-            raise ValueError("continue_from trains a run further, imported_sha256 is not trained at all: drop one")
+            raise ValueError(
+                "continue_from trains a run further, but imported_sha256 is not trained: remove one of them"
+            )
         if isinstance(self.model, UNet) and self.model.low_res_size and not self.imported_sha256:
             raise ValueError(
-                "model.low_res_size: upsamplers are imported and sampled here, not trained; `harness import-checkpoint`"
+                "model.low_res_size: upsamplers cannot be trained, only imported: `harness import-checkpoint`"
             )
         if isinstance(self.model, UNet):
             self._unet_fits_images(self.model, self.data.pixels)
@@ -431,7 +450,7 @@ class RunSpec(SpecModel):
         for resolution in unet.attention_resolutions:
             if resolution not in resolutions:
                 raise ValueError(
-                    f"model.attention_resolutions: the network never is at {resolution}x{resolution}; "
+                    f"model.attention_resolutions: the network has no feature maps of {resolution}x{resolution}; "
                     f"choices: {', '.join(map(str, resolutions))}, or [] for none"
                 )
         widths = {unet.channels * mult for mult in unet.channel_mult}
@@ -444,28 +463,28 @@ class RunSpec(SpecModel):
         return digest({"schema_version": SCHEMA_VERSION, "spec": self.model_dump(mode="json")})
 
     def warnings(self) -> list[str]:
-        """Say what is legal and probably not meant."""
-        found = []
+        """Return warnings about valid but probably unintended settings."""
+        messages = []
         sampler, steps = self.timestep_sampler, self.train.steps
         if isinstance(sampler, LossSecondMoment):
             needed = sampler.steps_to_warm(self.diffusion.num_timesteps, self.train.batch_size)
             if needed > steps:
-                found.append(
+                messages.append(
                     f"timestep_sampler loss_second_moment may stay uniform to the end: with "
-                    f"T = {self.diffusion.num_timesteps} and batches of {self.train.batch_size} it is sure to be warm "
+                    f"T = {self.diffusion.num_timesteps} and batches of {self.train.batch_size} it is warm only "
                     f"after {needed} steps, train.steps is {steps}"
                 )
         kept = self.train.ema_rate**steps
         if kept > 0.1:
-            found.append(
+            messages.append(
                 f"train.ema_rate {self.train.ema_rate} over {steps} steps keeps {kept:.0%} of the initial weights "
-                f"in the EMA; {1 - 10 / steps:.3g} would keep none"
+                f"in the EMA; use {1 - 10 / steps:.3g} or less"
             )
-        return found
+        return messages
 
     @property
     def cost_key(self) -> str:
-        """Return a digest of all that decides what a training step costs: network, images, batch, precision."""
+        """Return a digest of what determines the cost of a training step: network, images, batch, precision."""
         default = type(self).model_fields["method"].default
         method = {} if self.method == default else {"method": self.method.model_dump(mode="json")}
         costly = {name: getattr(self, name) for name in ("method", "data", "objective", "timestep_sampler", "model")}

@@ -1,4 +1,4 @@
-"""Arms, grid and exclusions: the points of a study."""
+"""Arms, grid and exclusions of a study."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_variants(document: Document) -> list[Variant]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise spec_error(
-            document.mark(("grid",)), "grid", f"two points are both called {twice!r}; a value stands there twice"
+            document.mark(("grid",)), "grid", f"two points have the name {twice!r}; a value is listed twice"
         )
     return variants
 
@@ -72,7 +72,7 @@ def _arms(document: Document) -> list[Variant]:
             raise spec_error(
                 document.mark(keys),
                 f"arms.{name!r}",
-                "an arm's name is printable, without slashes or quotes, at most 100 characters",
+                "an arm's name must be printable, without slashes or quotes, at most 100 characters",
             )
         if change is not None and not isinstance(change, dict):
             raise spec_error(document.mark(keys), dotted(keys), f"a mapping of paths to values, not {change!r}")
@@ -99,7 +99,7 @@ def _grid(document: Document) -> list[list[Variant]]:
                 raise spec_error(
                     document.mark((*keys, index)),
                     f"grid.{axis}",
-                    f"{len(paths)} paths move together, so every point is a list of {len(paths)} values, not {point!r}",
+                    f"{len(paths)} paths change together, so a point is a list of {len(paths)} values, not {point!r}",
                 )
             rows.append(row)
         names = labels(paths, rows)
@@ -112,12 +112,12 @@ def _grid(document: Document) -> list[list[Variant]]:
 
 
 def labels(paths: list[str], rows: list[list[Any]]) -> list[str]:
-    """Name the points of an axis as briefly as they stay apart: `hybrid`, `lr=0.001`, `channels=64`."""
+    """Name the points of an axis as briefly as is unambiguous: `hybrid`, `lr=0.001`, `channels=64`."""
 
     def label(path: str, value: Any, full: bool) -> str:
         if isinstance(value, dict) and "name" in value:
-            rest = ",".join(f"{key}={one}" for key, one in value.items() if key != "name")
-            return f"{value['name']}({rest})" if full and rest else str(value["name"])
+            parameters = ",".join(f"{key}={field_value}" for key, field_value in value.items() if key != "name")
+            return f"{value['name']}({parameters})" if full and parameters else str(value["name"])
         if isinstance(value, str):
             return value
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -138,23 +138,23 @@ class _Exclusion:
 
     def matches(self, arm: str, spec: RunSpec) -> bool:
         hit = all(
-            arm == wanted if path == "arm" else self._holds(path, wanted, spec)
-            for path, wanted in self.conditions.items()
+            arm == expected if path == "arm" else self._holds(path, expected, spec)
+            for path, expected in self.conditions.items()
         )
         self.hits += hit
         return hit
 
-    def _holds(self, path: str, wanted: Any, spec: RunSpec) -> bool:
-        found: Any = spec
+    def _holds(self, path: str, expected: Any, spec: RunSpec) -> bool:
+        value: Any = spec
         for key in path.split("."):
-            if not isinstance(found, SpecModel) or key not in type(found).model_fields:
+            if not isinstance(value, SpecModel) or key not in type(value).model_fields:
                 return False
-            found = getattr(found, key)
-        if isinstance(found, SpecModel):
-            wanted = {"name": wanted} if isinstance(wanted, str) else wanted
-            plain = found.model_dump(mode="json")
-            return isinstance(wanted, dict) and all(plain.get(key) == one for key, one in wanted.items())
-        return (list(found) if isinstance(found, tuple) else found) == wanted
+            value = getattr(value, key)
+        if isinstance(value, SpecModel):
+            expected = {"name": expected} if isinstance(expected, str) else expected
+            plain = value.model_dump(mode="json")
+            return isinstance(expected, dict) and all(plain.get(key) == item for key, item in expected.items())
+        return (list(value) if isinstance(value, tuple) else value) == expected
 
 
 def read_exclusions(document: Document) -> list[_Exclusion]:

@@ -1,4 +1,4 @@
-"""A YAML file as plain values with the place of each; YAML's traps are refused with file and line."""
+"""Read a YAML file as plain values with their locations; refuse YAML's traps with file and line."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ class SourceLocation(NamedTuple):
 
 @dataclass
 class Document:
-    """Plain values with the place of each: `marks[("optim", "lr")]` is where that key stands."""
+    """Plain values with their locations: `marks[("optim", "lr")]` is the location of that key."""
 
     value: dict[str, Any]
     marks: dict[Keys, SourceLocation]
     plugins: dict[Path | str, SourceLocation] = field(default_factory=dict)  # files, and names of packages' own
 
     def mark(self, keys: Keys) -> SourceLocation:
-        """Return the place of the nearest written parent of `keys`."""
+        """Return the location of `keys`, or of the nearest parent that is in the file."""
         while keys and keys not in self.marks:
             keys = keys[:-1]
         return self.marks.get(keys, SourceLocation("study", 0))
 
-    def fail(self, keys: Keys, what: str) -> SpecError:
-        """Return the error that says what is wrong at `keys`, with its file and line."""
-        return spec_error(self.mark(keys), dotted(keys), what)
+    def fail(self, keys: Keys, message: str) -> SpecError:
+        """Return an error about `keys`, with file and line."""
+        return spec_error(self.mark(keys), dotted(keys), message)
 
-    def below(self, above: Keys) -> Callable[[Keys, Keys], SourceLocation]:
-        """Return what finds the places of a part that stands at `above`."""
+    def locator(self, above: Keys) -> Callable[[Keys, Keys], SourceLocation]:
+        """Return a function that locates keys of the part at `above`."""
         return lambda keys, culprit: self.mark((*above, *keys))
 
 
-def spec_error(mark: SourceLocation, path: str, what: str) -> SpecError:
-    return SpecError(error_line(mark, path, what))
+def spec_error(mark: SourceLocation, path: str, message: str) -> SpecError:
+    return SpecError(error_line(mark, path, message))
 
 
-def error_line(mark: SourceLocation, path: str, what: str) -> str:
-    """Spell one mistake on one printable line of bounded length, whatever the file had in it."""
-    text = f"{mark}: {_short(path, 120)}: {_short(what, 600)}" if path else f"{mark}: {_short(what, 600)}"
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+def error_line(mark: SourceLocation, path: str, message: str) -> str:
+    """Format a mistake as one printable line of bounded length, whatever the file contains."""
+    text = f"{mark}: {_short(path, 120)}: {_short(message, 600)}" if path else f"{mark}: {_short(message, 600)}"
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _short(text: str, length: int) -> str:
@@ -73,7 +73,7 @@ def dotted(keys: Keys) -> str:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Composes nodes only; without implicit resolvers a plain scalar comes as text and we read it ourselves."""
+    """Composes nodes only; without implicit resolvers plain scalars are strings, which we parse ourselves."""
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012  (PyYAML's own attribute)
 
@@ -103,14 +103,14 @@ def _scalar(text: str, mark: SourceLocation, keys: Keys) -> Any:
         return _BOOLEANS[text]
     if _AMBIGUOUS.match(text):
         raise spec_error(
-            mark, dotted(keys), f"bare {text!r} is a boolean to YAML 1.1; write true or false, or quote it"
+            mark, dotted(keys), f"bare {text!r} is a boolean in YAML 1.1; write true or false, or quote it"
         )
     if _INT.match(text) and len(text) < 20:
         return int(text.replace("_", ""))
     if _FLOAT.match(text):
         if re.match(r"[-+]?0[0-9]", text):
             raise spec_error(
-                mark, dotted(keys), f"{text!r} is octal to some readers; drop the leading zero, or quote it"
+                mark, dotted(keys), f"{text!r} is octal in some parsers; remove the leading zero, or quote it"
             )
         number = float(text.replace("_", ""))
         if number in (float("inf"), float("-inf")):
@@ -123,7 +123,7 @@ def _construct(node: yaml.Node, file: str, keys: Keys, marks: dict[Keys, SourceL
     mark = SourceLocation(file, node.start_mark.line + 1)
     marks.setdefault(keys, mark)
     if id(node) in seen:
-        raise spec_error(mark, dotted(keys), "anchors and aliases are not part of a study; use extends or arms")
+        raise spec_error(mark, dotted(keys), "anchors and aliases are not allowed; use extends or arms")
     seen.add(id(node))
     if len(keys) > MAX_DEPTH:
         raise spec_error(mark, dotted(keys[:4]) + "...", f"nested deeper than {MAX_DEPTH} levels")
@@ -142,20 +142,20 @@ def _construct(node: yaml.Node, file: str, keys: Keys, marks: dict[Keys, SourceL
         return [_construct(item, file, (*keys, i), marks, seen) for i, item in enumerate(node.value)]
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        at = SourceLocation(file, key_node.start_mark.line + 1)
+        location = SourceLocation(file, key_node.start_mark.line + 1)
         if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
-            raise spec_error(at, dotted(keys), "keys are plain words (no merge keys, lists or maps)")
+            raise spec_error(location, dotted(keys), "keys are plain words (no merge keys, lists or maps)")
         key = key_node.value
-        here = (*keys, key)
+        path = (*keys, key)
         if key in mapping:
-            raise spec_error(at, dotted(here), f"duplicate key; it stands at line {marks[here].line} already")
-        marks[here] = at
-        mapping[key] = _construct(value_node, file, here, marks, seen)
+            raise spec_error(location, dotted(path), f"duplicate key; first at line {marks[path].line}")
+        marks[path] = location
+        mapping[key] = _construct(value_node, file, path, marks, seen)
     return mapping
 
 
 def parse_yaml(text: str, file: str) -> tuple[Any, dict[Keys, SourceLocation]]:
-    """Read one YAML text as plain values and their places.
+    """Parse YAML into plain values and their locations.
 
     Raises:
         SpecError: it is not YAML, or it uses one of YAML's traps; with file and line.
@@ -178,25 +178,25 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[Keys, SourceLocation]]:
     except (ValueError, OverflowError) as error:  # PyYAML on "\UFFFFFFFF"
         line = loader.line + 1 if loader else 1
         raise spec_error(
-            SourceLocation(file, line), "", f"not YAML: an escape stands for no character: {error}"
+            SourceLocation(file, line), "", f"not YAML: an escape is not a valid character: {error}"
         ) from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
-def _read(path: Path, asked_by: SourceLocation | None = None) -> Document:
+def _read(path: Path, referrer: SourceLocation | None = None) -> Document:
     file = str(path)
     try:
-        if path.exists() and not path.is_file():  # a device would be read without end
+        if path.exists() and not path.is_file():  # a device could be read endlessly
             raise OSError(0, "not a file")
         with path.open("rb") as stream:
             content = stream.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
         raise (
-            spec_error(asked_by, "extends", f"{file}: {reason}")
-            if asked_by
+            spec_error(referrer, "extends", f"{file}: {reason}")
+            if referrer
             else spec_error(SourceLocation(file, 0), "", reason)
         ) from None
     if len(content) > MAX_FILE_BYTES:
@@ -208,22 +208,22 @@ def _read(path: Path, asked_by: SourceLocation | None = None) -> Document:
         raise spec_error(SourceLocation(file, line), "", f"not UTF-8 text: byte {content[error.start]:#04x}") from None
     value, marks = parse_yaml(text, file)
     if not isinstance(value, dict):
-        raise spec_error(SourceLocation(file, 1), "", "a study is a mapping that begins with `study: name`")
+        raise spec_error(SourceLocation(file, 1), "", "a study is a mapping that starts with `study: name`")
     return Document(value, marks)
 
 
 def merge(base: Any, over: Any) -> Any:
-    """Lay `over` upon `base`: mappings merge key by key, all else replaces; a mapping that says its `name` replaces."""
+    """Merge `over` into `base`: mappings merge key by key; other values, and mappings with a `name`, replace."""
     if isinstance(base, dict) and isinstance(over, dict) and "name" not in over:
         return {**base, **{key: merge(base.get(key), value) for key, value in over.items()}}
     return over
 
 
-def resolve_extends(path: Path, chain: tuple[Path, ...] = (), asked_by: SourceLocation | None = None) -> Document:
-    document = _read(path, asked_by)
-    here = path.resolve()
-    if here in chain:
-        raise SpecError(f"{asked_by}: extends: {path} extends itself")
+def resolve_extends(path: Path, chain: tuple[Path, ...] = (), referrer: SourceLocation | None = None) -> Document:
+    document = _read(path, referrer)
+    resolved = path.resolve()
+    if resolved in chain:
+        raise SpecError(f"{referrer}: extends: {path} extends itself")
     parents = document.value.pop("extends", [])
     mark = document.mark(("extends",))
     parents = [parents] if isinstance(parents, str) else parents
@@ -231,20 +231,20 @@ def resolve_extends(path: Path, chain: tuple[Path, ...] = (), asked_by: SourceLo
         raise spec_error(mark, "extends", "give a path relative to this file, or a list of them")
     merged = Document({}, {})
     for parent in parents:
-        base = resolve_extends(path.parent / parent, (*chain, here), mark)
+        base = resolve_extends(path.parent / parent, (*chain, resolved), mark)
         base.value.pop("study", None)
-        merged = _lay_over(merged, base)
+        merged = _merge_documents(merged, base)
     document.plugins = _plugins(document, path)
-    return _lay_over(merged, document)
+    return _merge_documents(merged, document)
 
 
-def _lay_over(base: Document, over: Document) -> Document:
+def _merge_documents(base: Document, over: Document) -> Document:
     marks, plugins = {**base.marks, **over.marks}, {**base.plugins, **over.plugins}
     return Document(merge(base.value, over.value), marks, plugins)
 
 
 def _plugins(document: Document, path: Path) -> dict[Path | str, SourceLocation]:
-    """Take the plugins out of a file that names them: paths relative to it, or names that packages offer."""
+    """Remove and return a file's plugins: paths relative to it, or names of plugins in packages."""
     names = document.value.pop("plugins", [])
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
@@ -255,7 +255,7 @@ def _plugins(document: Document, path: Path) -> dict[Path | str, SourceLocation]
 def plugin_sources(
     names: Sequence[str], path: Path, mark_of: Callable[[int], SourceLocation]
 ) -> dict[Path | str, SourceLocation]:
-    """Return the files that the file at `path` names, relative to it, and the names that packages offer."""
+    """Return the plugin files, relative to `path`, and the names of plugins in packages."""
     plugins: dict[Path | str, SourceLocation] = {}
     for index, name in enumerate(names):
         if not name.endswith(".py"):
@@ -268,7 +268,7 @@ def plugin_sources(
 
 
 def set_in(value: Any, keys: Keys, new: Any, mark: SourceLocation, above: Keys = ()) -> Any:
-    """Return a copy of `value`, which stands at `above`, with `new` merged in at `keys`; the rest is shared."""
+    """Return a copy of `value`, located at `above`, with `new` merged in at `keys`; unchanged parts are shared."""
     if not keys:
         return merge(value, new)
     if isinstance(value, list):
@@ -276,8 +276,8 @@ def set_in(value: Any, keys: Keys, new: Any, mark: SourceLocation, above: Keys =
         if not 0 <= index < len(value):
             known = ", ".join(map(str, range(len(value)))) or "none"
             raise spec_error(mark, dotted((*above, *keys)), f"no such entry; choices: {known}")
-        here = (*above, keys[0])
-        return [set_in(item, keys[1:], new, mark, here) if i == index else item for i, item in enumerate(value)]
+        item_keys = (*above, keys[0])
+        return [set_in(item, keys[1:], new, mark, item_keys) if i == index else item for i, item in enumerate(value)]
     if isinstance(value, str):
         value = {"name": value}
     if value is not None and not isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""A YAML study -> a list of runs: extends, arms, grid, replicates, exclude. Every mistake gets its file and line.
+"""Expand a YAML study into runs: extends, arms, grid, replicates, exclude. Every error has its file and line.
 
-The dialect is YAML less its traps: `2e-4` is a number, bare `no` and `on` are refused, and so are duplicate keys,
-anchors, tags and merge keys. There are no loops and no interpolation; a study that needs logic is a Python function
-that returns specs.
+The dialect is YAML without its traps: `2e-4` is a number, bare `no` and `on` are refused, and so are duplicate keys,
+anchors, tags and merge keys. There are no loops and no interpolation; a study that needs logic is written in Python
+(python_studies.py).
 """
 
 from __future__ import annotations
@@ -56,30 +56,30 @@ def load_study(path: str | Path, *, sets: Sequence[str] = (), inception: bool = 
 
     Args:
         path: the YAML file, or a Python file with a function `study()`.
-        sets: `path=value` for once, as the command line gives them; they win over all that the file says.
-        inception: whether Inception's weights are at hand (decides what `extractor: auto` means).
+        sets: overrides `path=value`, as on the command line; they take precedence over the file.
+        inception: whether Inception's weights are available (decides what `extractor: auto` means).
 
     Raises:
-        SpecError: one line a mistake: `file:line: path: what is wrong; the choices`.
+        SpecError: one line per mistake: `file:line: path: what is wrong; the choices`.
     """
     if Path(path).suffix == ".py":
         late = tuple(map(_parse_set, sets))
         return load_python_study(Path(path), late, inception, expand)
     document, late = read_document(path, sets)
     if "search" in document.value:
-        raise document.fail(("search",), "this file is a search: `harness search FILE` asks for its trials one by one")
+        raise document.fail(("search",), "this file is a search: run it by `harness search FILE`")
     return expand(document, Path(path), late, inception)
 
 
 def read_document(path: str | Path, sets: Sequence[str] = ()) -> tuple[Document, tuple[Override, ...]]:
-    """Read a file with all that it extends; `sets` that concern runs come back, to be laid over each run at last."""
+    """Read a file with all files that it extends; return also the `sets` that apply to each run."""
     document = resolve_extends(Path(path))
     late: list[Override] = []
     for text in sets:
         override = _parse_set(text)
         head = override.path.split(".")[0]
         if head == "plugins":
-            raise SpecError(f"{override.mark}: plugins are named in the study's file, beside which they lie")
+            raise SpecError(f"{override.mark}: plugins can only be set in the study's file")
         if head in (*STUDY_PARTS, "search"):
             document.value = set_in(document.value, override.keys, override.value, override.mark)
             kept = {keys: mark for keys, mark in document.marks.items() if keys[: len(override.keys)] != override.keys}
@@ -90,7 +90,7 @@ def read_document(path: str | Path, sets: Sequence[str] = ()) -> tuple[Document,
 
 
 def is_search(path: str | Path) -> bool:
-    """Tell a search's file from a study's; one that cannot be read is none."""
+    """Return whether a file is a search; False if it cannot be read."""
     if Path(path).suffix == ".py":
         return False
     try:
@@ -108,7 +108,7 @@ def _parse_set(text: str) -> Override:
 
 
 def expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
-    """Return the runs that a document describes, all of them validated."""
+    """Return the validated runs of a document."""
     plugins = load_plugins(document)
     with active(plugins), located_in(plugins):
         return _expand(document, path, late, inception)
@@ -125,7 +125,7 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
         raise spec_error(
             document.mark(("study",)),
             "study",
-            "name the study in letters, digits, '.', '_' and '-' (at most 100, a letter or digit first, no '..'), "
+            "a study's name has letters, digits, '.', '_' and '-' (at most 100, a letter or digit first, no '..'), "
             f"not {name!r}",
         )
     replicates = value.get("replicates", 1)
@@ -157,22 +157,22 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
         for override in overrides:
             assembled = set_in(assembled, override.keys, override.value, override.mark)
         parts = _validate_run(assembled, document, overrides)
-        # A list, not a generator: every rule is asked, so that none looks idle because an earlier one hit.
+        # A list, not a generator: every rule is evaluated, so that none counts as unused after a match.
         if any([rule.matches(variant.arm, parts[0]) for rule in excluded]):
             continue
         if parts[0].seed + replicates > 2**31:
             raise spec_error(
-                document.mark(("seed",)), "seed", f"{parts[0].seed} and {replicates} replicates pass 2**31 - 1"
+                document.mark(("seed",)), "seed", f"{parts[0].seed} plus {replicates} replicates exceeds 2**31 - 1"
             )
         for replicate in range(replicates):
-            # Replicates differ in the seed alone, so only the first is validated.
+            # Replicates differ only in the seed, so only the first is validated.
             spec = parts[0] if replicate == 0 else _reseed(parts[0], parts[0].seed + replicate)
             evaluations = tuple(
                 _resolve_evaluation(entry, spec, inception, resolved_evaluations)
                 for entry in entries
                 if entry.applies(variant.arm, replicate)
             )
-            _require_best(parts[2], evaluations, _place_of(document, overrides, ("records", "best")))
+            _require_best(parts[2], evaluations, _location_of(document, overrides, ("records", "best")))
             changed = {o.path: o.value for o in overrides}
             run = Run(name, variant.arm, replicate, spec, changed, evaluations, parts[1], parts[2], data_root)
             if run.run_key in owner:
@@ -182,28 +182,30 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
                     mark,
                     "",
                     f"arms {twin.arm!r} (replicate {twin.replicate}) and {run.arm!r} (replicate {replicate}) are "
-                    "the same run: they differ in nothing that the weights depend on; drop one, or exclude it",
+                    "the same run: they differ in nothing that the weights depend on; remove or exclude one",
                 )
             owner[run.run_key] = run
             runs.append(run)
     for rule in excluded:
         if not rule.hits:
-            raise spec_error(rule.mark, "exclude", f"{rule.conditions} matches no run; drop it, or mend its values")
+            raise spec_error(
+                rule.mark, "exclude", f"rule {rule.conditions} matches no run; remove it or fix its values"
+            )
     if not runs:
         raise spec_error(document.mark(("exclude",)), "exclude", "every run is excluded")
     return Study(name, path, tuple(runs), budget)
 
 
 def _require_best(records: Records, evaluations: Sequence[Evaluation], mark: SourceLocation) -> None:
-    """Refuse a metric of the best checkpoint that no evaluation gives during training."""
-    given = [f"{one.name}/nll_bpd" for one in evaluations if one.every]
+    """Refuse a metric for the best checkpoint that no evaluation measures during training."""
+    given = [f"{evaluation.name}/nll_bpd" for evaluation in evaluations if evaluation.every]
     if records.best is not None and records.best not in given:
-        known = did_you_mean(records.best, given) if given else "none has `every` and an nll"
-        raise spec_error(mark, "records.best", f"no evaluation gives {records.best!r} during training; {known}")
+        known = did_you_mean(records.best, given) if given else "no evaluation has `every` and an nll"
+        raise spec_error(mark, "records.best", f"no evaluation measures {records.best!r} during training; {known}")
 
 
 def _reseed(spec: RunSpec, seed: int) -> RunSpec:
-    # model_copy shares nothing that depends on the seed except the cached key, which must go.
+    # model_copy also copies the cached run_key, which depends on the seed.
     twin = spec.model_copy(update={"seed": seed})
     twin.__dict__.pop("run_key", None)
     return twin
@@ -225,20 +227,20 @@ def _evaluation_entries(document: Document, arm_names: set[str], num_replicates:
     entries = document.value.get("evaluate", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise spec_error(document.mark(("evaluate",)), "evaluate", "a list of protocols: - {name: eval, nll: {}}")
-    found: list[_EvaluationEntry] = []
+    read_entries: list[_EvaluationEntry] = []
     for index, entry in enumerate(entries):
         keys: Keys = ("evaluate", index)
         protocol = {key: value for key, value in entry.items() if key not in ("arms", "replicates")}
         arms, replicates = entry.get("arms"), entry.get("replicates")
-        for key, wanted, kind in (("arms", arms, str), ("replicates", replicates, int)):
-            if wanted is not None and not (isinstance(wanted, list) and all(type(one) is kind for one in wanted)):
-                raise spec_error(document.mark((*keys, key)), dotted((*keys, key)), f"a list, not {wanted!r}")
+        for key, values, kind in (("arms", arms, str), ("replicates", replicates, int)):
+            if values is not None and not (isinstance(values, list) and all(type(item) is kind for item in values)):
+                raise spec_error(document.mark((*keys, key)), dotted((*keys, key)), f"a list, not {values!r}")
         for arm in arms or ():
             if arm not in arm_names:
                 raise spec_error(
                     document.mark((*keys, "arms")),
                     dotted((*keys, "arms")),
-                    f"no arm is called {arm!r}; {did_you_mean(arm, sorted(arm_names))}",
+                    f"no arm {arm!r}; {did_you_mean(arm, sorted(arm_names))}",
                 )
         for replicate in replicates or ():
             if not 0 <= replicate < num_replicates:
@@ -247,25 +249,27 @@ def _evaluation_entries(document: Document, arm_names: set[str], num_replicates:
                     dotted((*keys, "replicates")),
                     f"no replicate {replicate}; choices: 0 to {num_replicates - 1}",
                 )
-        evaluation = validate(Evaluation, protocol, document.below(keys), keys)
-        taken = {part for one in found if one.evaluation.name == evaluation.name for part in one.evaluation.parts}
+        evaluation = validate(Evaluation, protocol, document.locator(keys), keys)
+        taken = {
+            part for item in read_entries if item.evaluation.name == evaluation.name for part in item.evaluation.parts
+        }
         twice = [part for part in evaluation.parts if part in taken]
         if twice:
             raise spec_error(
                 document.mark(keys),
                 f"evaluate.{index}.name",
-                f"two evaluations called {evaluation.name!r} measure {' and '.join(twice)}; the name is the prefix of "
-                "their metrics, so give one of them another",
+                f"two evaluations named {evaluation.name!r} measure {' and '.join(twice)}; the name is the prefix of "
+                "their metrics, so rename one of them",
             )
         selection = (tuple(arms) if arms is not None else None, tuple(replicates) if replicates is not None else None)
-        found.append(_EvaluationEntry(evaluation, *selection, document.mark(keys), index))
-    return found
+        read_entries.append(_EvaluationEntry(evaluation, *selection, document.mark(keys), index))
+    return read_entries
 
 
 def _resolve_evaluation(
     entry: _EvaluationEntry, spec: RunSpec, inception: bool, known: dict[tuple[int, str], Any]
 ) -> Evaluation:
-    # What an evaluation resolves to depends on these parts of the spec alone; a thousand runs share a few of them.
+    # A resolved evaluation depends only on these parts of the spec, of which a thousand runs have a few variants.
     parts = (spec.data, spec.method, spec.model, spec.diffusion.var_type, spec.diffusion.num_timesteps)
     key = (entry.index, repr(spec if entry.evaluation.plugins else parts))  # plugins may check the whole spec
     if key not in known:
@@ -276,8 +280,8 @@ def _resolve_evaluation(
     return known[key]
 
 
-def _place_of(document: Document, overrides: Sequence[Override], keys: Keys) -> SourceLocation:
-    """Return where a run's value was written: by its arm, by --set, or in the file's base."""
+def _location_of(document: Document, overrides: Sequence[Override], keys: Keys) -> SourceLocation:
+    """Return the location of a run's value: in its arm, in --set, or in the base."""
     for override in reversed(overrides):
         if override.keys == tuple(map(str, keys[: len(override.keys)])):
             return override.mark
@@ -285,14 +289,18 @@ def _place_of(document: Document, overrides: Sequence[Override], keys: Keys) -> 
 
 
 def _validate_run(value: dict, document: Document, overrides: Sequence[Override]) -> tuple[RunSpec, Resources, Records]:
-    def where(keys: Keys, culprit: Keys) -> SourceLocation:
-        said = any(override.keys == tuple(map(str, culprit[: len(override.keys)])) for override in overrides)
-        return overrides[-1].mark if overrides and not keys and not said else _place_of(document, overrides, culprit)
+    def locate(keys: Keys, culprit: Keys) -> SourceLocation:
+        is_override = any(override.keys == tuple(map(str, culprit[: len(override.keys)])) for override in overrides)
+        return (
+            overrides[-1].mark
+            if overrides and not keys and not is_override
+            else _location_of(document, overrides, culprit)
+        )
 
     def side(part: str) -> Callable[[Keys, Keys], SourceLocation]:
-        return lambda keys, _: where((part, *keys), (part, *keys))
+        return lambda keys, _: locate((part, *keys), (part, *keys))
 
-    spec = validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, where)
+    spec = validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, locate)
     resources = validate(Resources, value.get("resources") or {}, side("resources"), ("resources",))
     records = validate(Records, value.get("records") or {}, side("records"), ("records",))
     return spec, resources, records

@@ -1,4 +1,4 @@
-"""Study and Run: what a study's file expands to."""
+"""Study and Run: the result of expanding a study's file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Override:
 
 @dataclass(frozen=True)
 class Variant:
-    """One point of the study before replication: a name for legends and what it changes."""
+    """One arm before replication: a name for legends and its overrides."""
 
     arm: str
     overrides: tuple[Override, ...]
@@ -36,7 +36,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Run:
-    """One planned run: its spec (the identity), and what stands around it."""
+    """One run of a study: its spec (the identity), and what is not part of the identity."""
 
     study: str
     arm: str
@@ -52,8 +52,8 @@ class Run:
     def run_key(self) -> str:
         return self.spec.run_key
 
-    def facts(self) -> dict[str, Any]:
-        """Return what the run directory keeps of this run's place in its study."""
+    def membership(self) -> dict[str, Any]:
+        """Return the run's membership in its study, as stored in the run directory."""
         return {
             "arm": self.arm,
             "replicate": self.replicate,

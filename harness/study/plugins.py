@@ -1,4 +1,4 @@
-"""The plugins that a study names: loaded before its first run is validated."""
+"""Load the plugins of a study, before its first run is validated."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from harness.study.document import Document, spec_error
 
 
 def load_plugins(document: Document) -> list[Plugin]:
-    """Load what a study names, in its order.
+    """Load a study's plugins in order.
 
     Raises:
-        SpecError: a file is missing, fails or declares something wrong; or two plugins clash.
+        SpecError: a file is missing, fails or has an invalid declaration; or two plugins clash.
     """
     plugins: list[Plugin] = []
     for source, mark in document.plugins.items():
         if isinstance(source, Path):
             if not source.is_file():
-                what = "is not a file" if source.exists() else "does not exist"
-                raise spec_error(mark, "plugins", f"{source} {what}")
+                problem = "is not a file" if source.exists() else "does not exist"
+                raise spec_error(mark, "plugins", f"{source} {problem}")
             plugin = load_plugin(source)
         else:
             try:
@@ -30,7 +30,7 @@ def load_plugins(document: Document) -> list[Plugin]:
                 raise spec_error(mark, "", str(error)) from None
         for other in plugins:
             if other.name == plugin.name:
-                raise spec_error(mark, "plugins", f"two files are called {plugin.name}; rename one")
+                raise spec_error(mark, "plugins", f"two files have the name {plugin.name}; rename one")
             for kind, parts in plugin.parts.items():
                 if both := sorted(parts.keys() & other.parts.get(kind, {}).keys()):
                     raise spec_error(

@@ -16,7 +16,7 @@
             ],
         )
 
-What a run says is what a YAML study would say, it is held to the same rules, and a mistake is told with the line of its
+A run has the same fields as in a YAML study and is validated by the same rules; errors have the line of its
 `harness.run`.
 """
 
@@ -39,7 +39,7 @@ Expand = Callable[[Document, Path, tuple[Override, ...], bool], Study]
 
 @dataclass(frozen=True)
 class PythonRun:
-    """One arm of a study, and where it was written."""
+    """One arm of a study, and its location."""
 
     arm: str
     parts: Mapping[str, Any]
@@ -62,9 +62,9 @@ def run(
     """Describe one arm of a study.
 
     Args:
-        spec: the parts of a run as a YAML study has them: data, model, train, ..., resources and records.
-        replicates: seeds.
-        evaluate: protocols, as a YAML study has them.
+        spec: the parts of a run as in a YAML study: data, model, train, ..., resources and records.
+        replicates: number of seeds.
+        evaluate: protocols, as in a YAML study.
     """
     return PythonRun(arm, dict(spec), replicates, tuple(evaluate), _caller())
 
@@ -77,7 +77,7 @@ def python_study(
     data_root: str | None = None,
     budget_gpu_hours: float | None = None,
 ) -> PythonStudy:
-    """Put runs together as a study; what `study()` returns."""
+    """Combine runs into a study; the return value of `study()`."""
     options = {"plugins": list(plugins), "data_root": data_root, "budget_gpu_hours": budget_gpu_hours}
     return PythonStudy(name, tuple(runs), options, _caller())
 
@@ -86,7 +86,7 @@ def load_python_study(path: Path, late: tuple[Override, ...], inception: bool, e
     """Execute a study's file and expand what its `study()` returns.
 
     Raises:
-        SpecError: `file:line: what`, of the file that fails or of the run that is wrong.
+        SpecError: `file:line: message`, of the file that fails or of the run that is invalid.
     """
     try:
         content = path.read_bytes()
@@ -95,18 +95,18 @@ def load_python_study(path: Path, late: tuple[Override, ...], inception: bool, e
     module = execute(f"harness_study_{hashlib.sha256(content).hexdigest()[:16]}", content, path)
     function = getattr(module, "study", None)
     if not callable(function):
-        raise SpecError(f"{path}:1: a study in Python has a function study() that returns harness.python_study(...)")
+        raise SpecError(f"{path}:1: a study in Python needs a function study() that returns harness.python_study(...)")
     with located(path):
         study = function()
     if not isinstance(study, PythonStudy) or not all(isinstance(entry, PythonRun) for entry in study.runs):
         line = function.__code__.co_firstlineno if hasattr(function, "__code__") else 1
-        raise SpecError(f"{path}:{line}: study() returns harness.python_study(name, [harness.run(...), ...])")
+        raise SpecError(f"{path}:{line}: study() must return harness.python_study(name, [harness.run(...), ...])")
     return _expand(study, path, late, inception, expand)
 
 
 def _expand(study: PythonStudy, path: Path, late: tuple[Override, ...], inception: bool, expand: Expand) -> Study:
     if not study.runs:
-        raise spec_error(study.location, "", "a study has one run or more")
+        raise spec_error(study.location, "", "a study needs at least one run")
     plugins = plugin_sources(study.options["plugins"], path, lambda index: study.location)
     common = {key: value for key, value in study.runs[0].parts.items() if _same_in_all(key, value, study.runs)}
     runs: list[Run] = []
@@ -115,7 +115,9 @@ def _expand(study: PythonStudy, path: Path, late: tuple[Override, ...], inceptio
     budget = None
     for entry in study.runs:
         if entry.arm in arms:
-            raise spec_error(entry.location, "arm", f"{entry.arm!r} stands at line {arms[entry.arm].location.line} too")
+            raise spec_error(
+                entry.location, "arm", f"{entry.arm!r} is already defined at line {arms[entry.arm].location.line}"
+            )
         arms[entry.arm] = entry
         value = {
             "study": study.name,
@@ -130,7 +132,7 @@ def _expand(study: PythonStudy, path: Path, late: tuple[Override, ...], inceptio
         for made in expanded.runs:
             if made.run_key in keys:
                 twin = keys[made.run_key]
-                raise spec_error(entry.location, "", f"arms {twin.arm!r} and {made.arm!r} are the same run; drop one")
+                raise spec_error(entry.location, "", f"arms {twin.arm!r} and {made.arm!r} are the same run; remove one")
             keys[made.run_key] = made
         runs += expanded.runs
         budget = expanded.budget_gpu_hours

@@ -1,7 +1,7 @@
 """The JSON schema of study files (draft 2020-12), so that editors complete and check them.
 
-It knows keys, names and ranges. What holds between parts is for `plan` to say; and since a file may extend another,
-nothing is required but the name where one has to be chosen.
+It has keys, names and ranges. Rules between parts are checked by `plan`; and since a file may extend another, only
+names of choices without a default are required.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ONE_OR_MORE_STRINGS = {"anyOf": [{"type": "string"}, _STRINGS]}
 
 
 def _drop_required(node: Any) -> None:
-    """Let no object require a field, in definitions and where one is written out in its place."""
+    """Remove required fields, in definitions and in inlined objects."""
     if isinstance(node, dict):
         if "properties" in node:
             node.pop("required", None)
@@ -36,7 +36,7 @@ def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
     """Return the schema.
 
     Args:
-        search: the settings of a search; without them, anything may stand below `search`.
+        search: the model of a search's settings; without it, anything is allowed below `search`.
     """
     kinds: list[type[SpecModel]] = [RunSpec, Resources, Records, Evaluation, *([search] if search else [])]
     _, schema = models_json_schema([(kind, "validation") for kind in kinds], ref_template="#/$defs/{model}")
@@ -66,7 +66,7 @@ def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
             "description": "Every combination; & moves several fields together.",
         },
         "replicates": {"type": "integer", "minimum": 1, "maximum": 10_000, "description": "Seeds."},
-        "exclude": {"type": "array", "items": {"type": "object"}, "description": "Combinations that are left out."},
+        "exclude": {"type": "array", "items": {"type": "object"}, "description": "Combinations to leave out."},
         "evaluate": {"type": "array", "items": {"$ref": "#/$defs/Evaluation"}},
         "data_root": {"type": ["string", "null"]},
         "budget_gpu_hours": {"type": ["number", "null"], "minimum": 0},

@@ -1,4 +1,4 @@
-"""Hold plain values to a model of the spec; every mistake gets its file, line, path and choices."""
+"""Validate plain values by a model of the spec; every error has its file, line, path and choices."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ADAPTERS: dict[type[SpecModel], TypeAdapter] = {}
 
 
 def validate(
-    kind: type[SpecModel], value: Any, where: Callable[[Keys, Keys], SourceLocation], prefix: Keys = ()
+    kind: type[SpecModel], value: Any, locate: Callable[[Keys, Keys], SourceLocation], prefix: Keys = ()
 ) -> Any:
-    """Validate plain values as `kind`, strictly; turn pydantic's errors into our lines."""
+    """Validate plain values as `kind`, strictly; turn pydantic's errors into `file:line: path: message`."""
     adapter = _ADAPTERS.setdefault(kind, TypeAdapter(kind))
     try:
         return adapter.validate_python(_tuples(value), strict=True, context={"strict": True})
@@ -27,25 +27,25 @@ def validate(
         lines = []
         for problem in error.errors(include_url=False):
             if problem["type"] == "too_short" and problem["input"]:
-                continue  # a list is short only because its bad items were left out: those have lines of their own
+                continue  # the list is too short only because invalid items were removed, which are reported themselves
             keys = _real_keys(problem["loc"], value)
             path = dotted((*prefix, *keys))
-            what = _explain(problem, kind, keys, value)
-            # A rule between parts has no place of its own; its message begins with the path at fault.
-            culprit = keys or tuple(what.split()[0].rstrip(":").split("."))
-            lines.append(error_line(where(keys, culprit), path, what))
+            message = _explain(problem, kind, keys, value)
+            # A rule between parts has no location; its message starts with the path of the wrong field.
+            culprit = keys or tuple(message.split()[0].rstrip(":").split("."))
+            lines.append(error_line(locate(keys, culprit), path, message))
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
 
 
 def _tuples(value: Any) -> Any:
-    """Strict validation wants tuples where YAML has lists."""
+    """Convert lists to tuples, which strict validation requires."""
     if isinstance(value, dict):
-        return {key: _tuples(one) for key, one in value.items()}
-    return tuple(_tuples(one) for one in value) if isinstance(value, list) else value
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _real_keys(loc: tuple, value: Any) -> Keys:
-    """Drop what pydantic puts among the keys that is none: the members of a union such as `int | None`."""
+    """Remove what pydantic inserts into the keys of a location: the members of a union such as `int | None`."""
     keys: list[str | int] = []
     for depth, part in enumerate(loc):
         indexed = isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value)
@@ -61,15 +61,16 @@ def _explain(problem: Any, kind: type[SpecModel], keys: Keys, value: Any) -> str
     context, given = problem.get("ctx", {}), problem.get("input")
     match problem["type"]:
         case "extra_forbidden":
-            return f"unknown key; {did_you_mean(str(keys[-1]), list(_place(kind, keys[:-1], value)[0].model_fields))}"
+            fields = list(_possible_classes(kind, keys[:-1], value)[0].model_fields)
+            return f"unknown key; {did_you_mean(str(keys[-1]), fields)}"
         case "missing":
             return "is required"
         case "union_tag_invalid":
             tags = [tag.strip().strip("'") for tag in context["expected_tags"].split(",")]
             return f"unknown name {context['tag']!r}; {did_you_mean(context['tag'], tags)} (choices: {', '.join(tags)})"
         case "union_tag_not_found":
-            names = ", ".join(filter(None, map(_name_of, _place(kind, keys, value))))
-            return f"say which: name is one of {names}"
+            names = ", ".join(filter(None, map(_name_of, _possible_classes(kind, keys, value))))
+            return f"missing `name`; choices: {names}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"a mapping is expected, not {given!r}"
         case "literal_error":
@@ -82,7 +83,7 @@ def _explain(problem: Any, kind: type[SpecModel], keys: Keys, value: Any) -> str
 
 
 def _parts_in(annotation: Any, metadata: Iterable[Any] = ()) -> list[type[SpecModel]]:
-    """Return the parameter classes that an annotation such as `tuple[Sampler, ...]` speaks of."""
+    """Return the parameter classes in an annotation such as `tuple[Sampler, ...]`."""
     for entry in (*metadata, *getattr(annotation, "__metadata__", ())):
         if isinstance(entry, Choice):
             return list(entry.classes().values())
@@ -91,8 +92,8 @@ def _parts_in(annotation: Any, metadata: Iterable[Any] = ()) -> list[type[SpecMo
     return [part for argument in get_args(annotation) for part in _parts_in(argument)]
 
 
-def _place(kind: type[SpecModel], keys: Keys, value: Any) -> list[type[SpecModel]]:
-    """Return the classes that can stand at `keys`: several where a name is still to be said."""
+def _possible_classes(kind: type[SpecModel], keys: Keys, value: Any) -> list[type[SpecModel]]:
+    """Return the possible classes at `keys`: several if a name is missing."""
     places = [kind]
     for key in keys:
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Hold MLflow's rows against the records."""
+"""Compare MLflow's rows with the records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.tracking.sync import durable_rows
 
 @dataclass
 class CheckReport:
-    """How MLflow and the journals differ, row for row on (key, step, value); all zero and empty when they agree."""
+    """Differences between MLflow and the journals by (key, step, value); all zero and empty if they agree."""
 
     num_rows_compared: int = 0
     num_rows_waiting: int = 0
@@ -26,14 +26,14 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Tell whether nothing is missing, doubled, contradictory or damaged."""
+        """Return whether nothing is missing, duplicated, contradictory or damaged."""
         return not (self.gaps or self.duplicates or self.conflicts or self.problems)
 
 
 def check(run_directory: RunDirectory, *, tracking_uri: str | None = None) -> CheckReport:
-    """Compare MLflow with the journals row for row, for every study of a run, and say where they differ.
+    """Compare MLflow with the journals row by row, for every study of a run.
 
-    Timings and system metrics differ by nature from attempt to attempt: they may be missing nowhere, but may repeat.
+    Timings and system metrics differ between attempts: they may repeat, but must not be missing.
 
     Raises:
         TrackingError: the store cannot be reached.
@@ -49,7 +49,7 @@ def check(run_directory: RunDirectory, *, tracking_uri: str | None = None) -> Ch
             query = f"tags.run_key = '{run_directory.key}'"
             runs = client.search_runs([experiment.experiment_id], query) if experiment else []
             if len(runs) > 1:
-                report.duplicates.append(f"{study}: {len(runs)} MLflow runs bear the run_key {run_directory.key}")
+                report.duplicates.append(f"{study}: {len(runs)} MLflow runs have the run_key {run_directory.key}")
             stored: Counter[tuple[str, int, float | str]] = Counter()
             for run in runs[:1]:
                 for key in run.data.metrics:
@@ -60,7 +60,7 @@ def check(run_directory: RunDirectory, *, tracking_uri: str | None = None) -> Ch
 
 
 def _compare(study: str, rows: list[Row], stored: Counter, report: CheckReport) -> None:
-    journalled = Counter((row.key, row.step, _comparable(row.value)) for row in rows)
+    journalled = Counter((row.key, row.x, _comparable(row.value)) for row in rows)
     journalled_points = {(key, step) for key, step, _ in journalled}
     report.num_rows_compared += len(journalled)
     for (key, step, value), count in journalled.items():
@@ -80,7 +80,7 @@ def _compare(study: str, rows: list[Row], stored: Counter, report: CheckReport) 
 
 
 def _comparable(value: float) -> float | str:
-    """Make values compare as MLflow stores them: infinities as the largest float, NaN equal to itself."""
+    """Return the value as MLflow stores it: infinities as the largest float, NaN equal to itself."""
     if math.isnan(value):
         return "nan"
     return math.copysign(sys.float_info.max, value) if math.isinf(value) else value

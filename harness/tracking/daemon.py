@@ -1,4 +1,4 @@
-"""Sync from a process of its own beside a job, or watch a folder: `python -m harness.tracking.daemon`."""
+"""Sync in a separate process beside a job, or watch a folder: `python -m harness.tracking.daemon`."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def watch(
     every_seconds: float = 30.0,
     for_ever: bool = False,
 ) -> None:
-    """Upload records to MLflow again and again, until all is there and nothing is left to run.
+    """Upload records to MLflow repeatedly, until everything is uploaded and nothing is left to run.
 
-    This is what a login node does for compute nodes that cannot reach the server. An outage is waited out: the pause
-    between tries doubles, up to ten minutes.
+    A login node does this for compute nodes that cannot reach the server. During an outage the pause between attempts
+    doubles, up to ten minutes.
 
     Args:
-        gather: finds the runs, anew before each pass.
-        on_news: takes a plain line of what is new.
+        gather: finds the runs; called before each pass.
+        on_news: called with a line for each change.
         for_ever: continue when nothing is left to run.
     """
     sync_loop = _SyncLoop(tracking_uri)
@@ -59,7 +59,7 @@ def watch(
             on_news(f"{error}; trying again in {pause:.0f} s")
         elif away:
             pause = every_seconds
-            on_news("the store is back")
+            on_news("the store is reachable again")
         away = error is not None
         if news != last_news:
             on_news(news)
@@ -70,7 +70,7 @@ def watch(
 
 
 class _SyncLoop:
-    """Passes over many runs that leave out those in which nothing has changed since they were uploaded."""
+    """Uploads many runs in passes; skips those without changes since their last upload."""
 
     def __init__(self, tracking_uri: str | None):
         self.tracking_uri = tracking_uri
@@ -78,7 +78,7 @@ class _SyncLoop:
         self._synced: dict[str, Any] = {}
 
     def sync(self, run_directories: Sequence[RunDirectory]) -> tuple[int, str, TrackingError | None]:
-        """Return how many rows were sent, where the runs stand and what is wrong, and why the store is away."""
+        """Return the number of rows sent, the runs' states with problems, and the error if the store is unreachable."""
         num_rows, lines, error = 0, [], None
         states: Counter[str] = Counter()
         self.left_to_do = False
@@ -86,17 +86,17 @@ class _SyncLoop:
             status = run_directory.status()
             states[status.state] += 1
             self.left_to_do |= _is_active(status)
-            # Taken first: what changes while the run is uploaded is uploaded next time.
+            # Taken first: changes during the upload are uploaded next time.
             seen = (status.state, _files_seen(run_directory))
             if error or self._synced.get(run_directory.key) == seen:
                 continue
             try:
                 report = sync_run(run_directory, tracking_uri=self.tracking_uri, wait_seconds=5.0)
             except TrackingError as away:
-                error = away  # for the others too
+                error = away  # unreachable for the other runs too
             except HarnessError as refusal:
                 self.left_to_do = True
-                lines.append(f"{run_directory.key} is left for the next pass: {refusal}")
+                lines.append(f"{run_directory.key} is postponed to the next pass: {refusal}")
             else:
                 self._synced[run_directory.key] = seen
                 num_rows += sum(study.num_rows_sent for study in report.studies.values())
@@ -106,7 +106,7 @@ class _SyncLoop:
 
 
 def _is_active(status: Status) -> bool:
-    """Tell whether more is to come of a run: one that SIGUSR2 stopped is requeued (harness/launch/requeue.py)."""
+    """Return whether a run will continue: one that SIGUSR2 stopped is requeued (harness/launch/requeue.py)."""
     waiting = status.state in ("new", "queued", "running")
     return waiting or (status.state == "interrupted" and status.stopped_by == "SIGUSR2")
 
@@ -117,16 +117,16 @@ def _files_seen(run_directory: RunDirectory) -> list[tuple[str, list[int]]]:
 
 
 class BackgroundSync:
-    """Keep MLflow in step with runs while they train, from a process of its own at the lowest priority.
+    """Upload runs to MLflow while they train, in a separate process at the lowest priority.
 
-    It never blocks a training: it reads the journals, waits out a dead or hanging server, and catches up. When the
-    process that began it ends, by SIGKILL too, it makes a last pass and ends. What it cannot deliver, `sync_run`
-    delivers later. Write the last status before `close`, so that the last pass uploads it.
+    It never blocks training: it reads the journals, waits while the server is down or hangs, and catches up. When its
+    parent process ends, even by SIGKILL, it makes a last pass and exits. What it cannot upload, `sync_run` uploads
+    later. Write the last status before `close`, so that the last pass uploads it.
 
     Args:
-        run_directories: of one job, or of all that one machine works on.
-        log_folder: takes sync.log.
-        every_seconds: time from one pass to the next.
+        run_directories: of one job, or of all runs on this machine.
+        log_folder: gets sync.log.
+        every_seconds: time between passes.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class BackgroundSync:
             )
         assert self._process.stdin is not None
         paths = [str(run_directory.path.absolute()) for run_directory in run_directories]
-        with contextlib.suppress(BrokenPipeError):  # it died at once; its log says why
+        with contextlib.suppress(BrokenPipeError):  # it exited at once; see its log
             self._process.stdin.write(json.dumps(paths).encode() + b"\n")
             self._process.stdin.flush()
 
@@ -161,7 +161,7 @@ class BackgroundSync:
         self.close()
 
     def close(self, wait_seconds: float = 60.0) -> bool:
-        """Ask for the last pass and wait for it, no longer than asked; return whether it succeeded."""
+        """Request the last pass and wait for it until the timeout; return whether it succeeded."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -172,20 +172,20 @@ class BackgroundSync:
             return False
 
     def kill(self) -> None:
-        """End it at once; what it was sending, the next sync sends again, and once."""
+        """Kill the process; the next sync uploads what it had not finished, exactly once."""
         self._process.kill()
         self._process.wait()
 
 
 def _sync_until_parent_exits(run_directories: list[RunDirectory], uri: str, every_seconds: float) -> int:
-    """Sync until standard input closes, which it does when the process that asked for it ends in whatever way."""
+    """Sync until standard input closes, which happens whenever the parent process ends."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # SLURM sends its signals to every process of the job
     os.nice(19)
     parent = os.getppid()
     ended = False
     while True:
-        # The parent is asked after as well: a process that it forked may hold its end of the pipe open.
+        # The parent is checked too: a process that it forked may keep its end of the pipe open.
         ended = ended or bool(select.select([sys.stdin], [], [], every_seconds)[0]) or os.getppid() != parent
         failed = False
         for run_directory in run_directories:
@@ -195,7 +195,7 @@ def _sync_until_parent_exits(run_directories: list[RunDirectory], uri: str, ever
                 logger.warning(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}")
                 failed = True
                 if isinstance(error, TrackingError):
-                    break  # the store is away for the others too
+                    break  # the store is unreachable for the others too
             except Exception:
                 logger.exception(f"{run_directory.key}: its records were not uploaded")
                 failed = True

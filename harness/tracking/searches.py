@@ -30,16 +30,16 @@ def sync_search(
     *,
     params: dict[str, str],
     tags: dict[str, str],
-    bests: Sequence[tuple[int, dict[str, float]]],
+    best_so_far: Sequence[tuple[int, dict[str, float]]],
     state: str,
     tracking_uri: str | None = None,
 ) -> str:
-    """Bring the parent run of a search up to date, beneath which MLflow shows its trials; return its run_id.
+    """Update the parent run of a search, under which MLflow shows its trials; return its run_id.
 
     Args:
         folder: the search's own, runs/.search/<name>; the pictures in its `figures` become artifacts.
-        params: the space and the budget; sent once, since MLflow's params never change.
-        tags: what changes: how far it is, its best trial.
+        params: the space and the budget; sent once, since MLflow's params cannot change.
+        tags: what changes: the progress, the best trial.
         bests: for each finished trial, in their order: Unix time in ms, and the best values so far by metric.
         state: running, interrupted or done.
 
@@ -61,7 +61,7 @@ def sync_search(
                 client.log_batch(run_id, params=sent[start : start + MAX_PARAMS_PER_BATCH])
         rows = [
             Metric(key, value, time_ms, step)
-            for step, (time_ms, values) in enumerate(bests, 1)
+            for step, (time_ms, values) in enumerate(best_so_far, 1)
             if step > cursor.get("bests_sent", 0)
             for key, value in values.items()
         ]
@@ -71,19 +71,19 @@ def sync_search(
         for picture in sorted((folder / "figures").glob("*.png")):
             client.log_artifact(run_id, str(picture), "figures")
         client.update_run(run_id, status=MLFLOW_STATUS[state])
-        facts = {"run_id": run_id, "params_sent": True, "bests_sent": len(bests)}
-        replace_file(path, json.dumps(facts), durable=False)
+        cursor = {"run_id": run_id, "params_sent": True, "bests_sent": len(best_so_far)}
+        replace_file(path, json.dumps(cursor), durable=False)
     return run_id
 
 
 def parent_run_id(client: Any, uri: str, run_directory: RunDirectory, study: str) -> str | None:
-    """Return the run of the search that this study is, None where it is no search."""
+    """Return the run of the search if this study is one, else None."""
     folder = run_directory.path.parent / SEARCH / study
     return _search_run_id(client, uri, folder) if folder.is_dir() else None
 
 
 def _search_run_id(client: Any, uri: str, folder: Path) -> str:
-    """Return the search's run in this store, made by whoever needs it first."""
+    """Return the search's run in this store; the first caller creates it."""
     path = _search_cursor(folder, uri)
     if "run_id" not in read_cursor(path):
         lock = FolderLock(folder / "tracking", f"the MLflow record of search {folder.name}")

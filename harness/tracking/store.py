@@ -1,4 +1,4 @@
-"""MLflow's store: where it is, and how a new one is made."""
+"""MLflow's store: its URI, and its initialisation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 
 from harness.errors import TrackingError
 
-# Set before mlflow is imported, unless the user has set them. With MLflow's own policy (120 s, 7 retries) one call to a
-# dead server was measured to block for 247 s.
+# Set before mlflow is imported, unless the user has set them. With MLflow's defaults (120 s, 7 retries) one call to an
+# unreachable server was measured to block for 247 s.
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -26,7 +26,7 @@ _ENVIRONMENT = {
 
 
 def import_mlflow() -> Any:
-    """Import mlflow: quiet, without telemetry and with a short patience for servers."""
+    """Import mlflow quietly, without telemetry and with short timeouts."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -53,10 +53,10 @@ def store_uri(tracking_uri: str | None = None) -> str:
 
 
 def initialise_store(tracking_uri: str | None = None) -> str:
-    """Make the store ready for many jobs at once, and return its absolute URI; milliseconds when it is ready already.
+    """Initialise the store for many concurrent jobs, and return its absolute URI; takes milliseconds if it exists.
 
-    Sixteen processes that opened a fresh SQLite store together all failed in its migration. Here the first one builds
-    the database aside, under a file lock, and renames it into place: a database that exists is whole.
+    Sixteen processes that opened a new SQLite store at the same time all failed in its migration. Here the first one
+    builds the database in a temporary file, under a file lock, and renames it: a database that exists is complete.
     """
     uri = store_uri(tracking_uri)
     path = sqlite_path(uri)
@@ -98,7 +98,7 @@ def _has_schema(database: Path) -> bool:
 
 @contextlib.contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """Turn what MLflow and the network throw into one plain TrackingError that does not show a password."""
+    """Turn exceptions of MLflow and of the network into a TrackingError that does not contain a password."""
     import_mlflow()
     from mlflow.exceptions import MlflowException
 
@@ -116,7 +116,7 @@ MAX_METRICS_PER_BATCH = 1000  # MLflow's limits over HTTP
 MAX_PARAMS_PER_BATCH = 100
 
 
-MAX_PARAM_CHARACTERS = 6000  # longer ones MLflow cuts without a word
+MAX_PARAM_CHARACTERS = 6000  # MLflow truncates longer ones silently
 
 
 MLFLOW_STATUS = {
@@ -138,7 +138,7 @@ def experiment_id_of(client: Any, uri: str, study: str) -> str:
         location = (artifact_root(path) / study).as_uri() if path else None
         try:
             return client.create_experiment(study, artifact_location=location)
-        except MlflowException:  # another syncer was faster
+        except MlflowException:  # another process was faster
             experiment = client.get_experiment_by_name(study)
             if experiment is None:
                 raise
@@ -148,7 +148,7 @@ def experiment_id_of(client: Any, uri: str, study: str) -> str:
 
 
 def read_cursor(path: Path) -> dict:
-    """Return the cursor; a missing or unreadable one only means that everything is sent again."""
+    """Return the cursor; if it is missing or unreadable, everything is sent again."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):

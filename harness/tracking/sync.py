@@ -1,14 +1,13 @@
 """Upload run directories to MLflow, each row exactly once; the only package that writes to MLflow.
 
-The run directory is the truth and MLflow the window on it. A metric row is sent only once it can never change (a
-checkpoint at or after its step is durable), because MLflow cannot take a row back; until then the live step, loss and
-ETA are tags, which are overwritten. Rows carry the journal's own times, so that sending one again is a no-op in
-MLflow's SQL stores, and a cursor per store and study makes a repeat cost only what is new. Losing it costs time, never
+The run directory is the source of truth and MLflow a copy for viewing. A metric row is sent only when it is final (a
+checkpoint at or after its step is durable), because MLflow cannot delete a row; until then the current step, loss and
+ETA are tags, which are overwritten. Rows have the journal's timestamps, so that sending one again is a no-op in
+MLflow's SQL stores, and with a cursor per store and study only new rows are sent. Losing the cursor costs time, never
 rows.
 
-MLflow takes seconds to import, and its Python work in a thread of the training process was measured to slow small
-training steps threefold (they wait for the interpreter lock). So it is imported inside functions, and `BackgroundSync`
-is a process.
+MLflow takes seconds to import, and running it in a thread of the training process was measured to slow small training
+steps threefold (by the interpreter lock). So it is imported inside functions, and `BackgroundSync` is a process.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from harness.tracking.store import (
 
 @dataclass
 class StudySync:
-    """What one pass uploaded to MLflow for one study of a run."""
+    """The result of one pass for one study of a run."""
 
     run_id: str
     num_rows_sent: int = 0
@@ -50,7 +49,7 @@ class StudySync:
 
 @dataclass
 class SyncReport:
-    """What one pass over a run did: per study what was sent, what waits for a checkpoint, what is wrong."""
+    """The result of one pass over a run: per study the rows sent, the rows that wait for a checkpoint, and problems."""
 
     run_key: str
     studies: dict[str, StudySync] = field(default_factory=dict)
@@ -59,13 +58,13 @@ class SyncReport:
 
 
 def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wait_seconds: float = 60.0) -> SyncReport:
-    """Upload everything that is new in a run directory to MLflow: one MLflow run for each study that it belongs to.
+    """Upload everything new in a run directory to MLflow: one MLflow run for each of its studies.
 
     Args:
-        wait_seconds: how long to wait while another process syncs this same run.
+        wait_seconds: how long to wait while another process syncs the same run.
 
     Raises:
-        TrackingError: the store cannot be reached or refuses; what was sent stays, and a repeat resumes from there.
+        TrackingError: the store cannot be reached or refuses; rows sent so far remain, and a repeat resumes from there.
         RecordError: another process syncs this run for longer than that.
     """
     uri = initialise_store(tracking_uri)
@@ -79,8 +78,8 @@ def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wa
         mlflow = import_mlflow()
         with store_errors(uri):
             client = mlflow.MlflowClient(tracking_uri=uri)
-            for study, facts in studies.items():
-                _StudySyncer(client, uri, run_directory, study, facts, report).run()
+            for study, membership in studies.items():
+                _StudySyncer(client, uri, run_directory, study, membership, report).run()
     finally:
         lock.release()
     return report
@@ -89,14 +88,16 @@ def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wa
 class _StudySyncer:
     """One pass for one study; the cursor is a JSON file in the run directory."""
 
-    def __init__(self, client: Any, uri: str, run_directory: RunDirectory, study: str, facts: dict, report: SyncReport):
+    def __init__(
+        self, client: Any, uri: str, run_directory: RunDirectory, study: str, membership: dict, report: SyncReport
+    ):
         self.client, self.uri, self.run_directory = client, uri, run_directory
-        self.study, self.facts, self.report = study, facts, report
+        self.study, self.membership, self.report = study, membership, report
         self.cursor_path = _cursor_path(run_directory, study, uri)
         self.cursor = read_cursor(self.cursor_path)
 
     def run(self) -> None:
-        # Taken first: what changes while we read is read again next time.
+        # Taken first: changes while we read are read next time.
         stamps = self._stamps()
         status = self.run_directory.status()
         stored = self._find_or_create_run(status)
@@ -123,12 +124,12 @@ class _StudySyncer:
         paths = [
             *run.journal_paths(),
             *filter(Path.exists, single),
-            *(path for each in folders for path in each.glob("*")),
+            *(path for folder in folders for path in folder.glob("*")),
         ]
         return {str(path.relative_to(run.path)): file_stamp(path) for path in sorted(paths)}
 
     def _find_or_create_run(self, status: Status) -> Any:
-        """Return the run that the cursor names, else the one that bears our key, else a new one."""
+        """Return the run in the cursor, else the one with our run_key, else a new one."""
         from mlflow.exceptions import MlflowException
 
         if "run_id" in self.cursor:
@@ -149,7 +150,7 @@ class _StudySyncer:
         return run
 
     def _run_name(self) -> str:
-        return f"{self.facts.get('arm', 'run')} r{self.facts.get('replicate', 0)}"
+        return f"{self.membership.get('arm', 'run')} r{self.membership.get('replicate', 0)}"
 
     def _send_params_and_tags(self, rows: list[Row], status: Status) -> None:
         from mlflow.entities import Param, RunTag
@@ -164,9 +165,9 @@ class _StudySyncer:
         tags = {
             "run_key": self.run_directory.key,
             "study": self.study,
-            "arm": self.facts.get("arm"),
-            "replicate": self.facts.get("replicate"),
-            "label": self.facts.get("label"),
+            "arm": self.membership.get("arm"),
+            "replicate": self.membership.get("replicate"),
+            "label": self.membership.get("label"),
             "code_version": environment.get("code_version"),
             "state": status.state,
             "reason": status.reason,
@@ -178,7 +179,7 @@ class _StudySyncer:
             "eta_seconds": status.eta_seconds if status.state == "running" else None,
             "mlflow.parentRunId": parent_run_id(self.client, self.uri, self.run_directory, self.study),
         }
-        # A value that was there and is gone must not stay behind; one that never was makes no tag.
+        # A tag whose value was removed must not remain; a value that never existed makes no tag.
         before = self.cursor.get("tags", {})
         texts = {name: "" if value is None else str(value)[:5000] for name, value in tags.items()}
         texts["infinite_values"] = _infinite_values(rows)
@@ -188,7 +189,7 @@ class _StudySyncer:
             self._save_cursor(tags=texts)
 
     def _send_rows(self, rows: list[Row]) -> None:
-        """Send what the cursor has not: rows past its step, and rows journalled after its last line."""
+        """Send the rows that are new since the cursor: past its step, or journalled after its last line."""
         from mlflow.entities import Metric
 
         sent_step, sent_line = self.cursor.get("sent_step", -1), tuple(self.cursor.get("sent_line", (0, 0)))
@@ -199,7 +200,7 @@ class _StudySyncer:
         rows_end = max((row.train_step for row in rows), default=-1)
         for start in range(0, len(new), MAX_METRICS_PER_BATCH):
             batch = new[start : start + MAX_METRICS_PER_BATCH]
-            metrics = [Metric(row.key, row.value, row.time_ms, row.step) for row in batch]
+            metrics = [Metric(row.key, row.value, row.time_ms, row.x) for row in batch]
             self.client.log_batch(self.outcome.run_id, metrics=metrics)
             self.outcome.num_rows_sent += len(batch)
             following = new[start + len(batch)].train_step if start + len(batch) < len(new) else rows_end + 1
@@ -236,8 +237,8 @@ class _StudySyncer:
         if stored.info.status != mlflow_status or stored.info.end_time != end_ms:
             self.client.set_terminated(self.outcome.run_id, mlflow_status, end_ms)
 
-    def _save_cursor(self, **facts: Any) -> None:
-        self.cursor = self.cursor | facts
+    def _save_cursor(self, **changes: Any) -> None:
+        self.cursor = self.cursor | changes
         replace_file(self.cursor_path, json.dumps(self.cursor, indent=1), durable=False)
 
 
@@ -247,18 +248,18 @@ def _cursor_path(run_directory: RunDirectory, study: str, uri: str) -> Path:
 
 
 def file_stamp(path: Path) -> list[int]:
-    """Return by what a file that was changed is known, most likely; a copy of it counts as changed.
+    """Return a stamp of a file that almost certainly changes with it; a copy counts as changed.
 
-    It saves the reading of what is known already. Rows do not hang on it: journals only grow, and their size tells.
+    It avoids reading unchanged files. Rows do not depend on it: journals only grow, and their size shows it.
     """
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 
 def durable_rows(run_directory: RunDirectory, status: Status) -> tuple[list[Row], int]:
-    """Return the rows that can never change, and how many others wait for a checkpoint."""
+    """Return the final rows, and the number of rows that wait for a checkpoint."""
     rows = run_directory.rows()
-    if status.state in ("done", "pruned"):  # never resumed, so nothing of it is made again
+    if status.state in ("done", "pruned"):  # never resumed, so nothing is superseded
         return rows, 0
     end = run_directory.durable_step()
     durable = [row for row in rows if row.train_step <= end]
@@ -266,7 +267,7 @@ def durable_rows(run_directory: RunDirectory, status: Status) -> tuple[list[Row]
 
 
 def params_of(spec: dict) -> dict[str, str]:
-    """Flatten a resolved spec to MLflow params: dotted names, text as it is, all else as JSON."""
+    """Flatten a resolved spec to MLflow params: dotted names, strings unchanged, other values as JSON."""
     flat: dict[str, str] = {}
 
     def visit(value: Any, path: str) -> None:
@@ -285,8 +286,8 @@ def params_of(spec: dict) -> dict[str, str]:
 
 
 def _infinite_values(rows: list[Row]) -> str:
-    """Name the infinities, which MLflow stores as the largest float without a word; NaN it keeps."""
-    infinite = [f"{row.key} at step {row.step}: {row.value}" for row in rows if math.isinf(row.value)]
+    """List the infinite values, which MLflow silently stores as the largest float; it keeps NaN."""
+    infinite = [f"{row.key} at step {row.x}: {row.value}" for row in rows if math.isinf(row.value)]
     if not infinite:
         return ""
     more = f"; and {len(infinite) - 20} more" if len(infinite) > 20 else ""

@@ -12,7 +12,7 @@ from harness.methods.base import Batch
 from harness.randomness import Permutations, Streams
 from harness.spec.run import RunSpec
 
-IN_MEMORY_BYTES = 4 << 30  # a training split up to this size lies on the device whole
+IN_MEMORY_BYTES = 4 << 30  # a training split up to this size is kept on the device
 
 
 class Batches:

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or absent: written aside, flushed, named by their own sha256, and renamed into place.
+"""Atomic checkpoints: written to a temporary file, flushed, named by their own sha256, and renamed.
 
     checkpoints/step-00001000-<sha256>.pt
 
-A file's name is its checksum, so there is nothing beside it that could go missing or disagree. One that does not hash
-to its name is damaged; the one before it is used. Loading never unpickles code (`weights_only`).
+A file's name contains its checksum, so no second file can be missing or disagree. One that does not hash to its name is
+damaged; the one before it is used. Loading never unpickles code (`weights_only`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from harness.records.files import replace_file, sync_folder
 
 
 class DamagedCheckpointWarning(UserWarning):
-    """A checkpoint does not hash to its name and was passed over."""
+    """A checkpoint does not hash to its name and was skipped."""
 
 
 class Checkpoints:
     """Save and load the whole state of a run; one process saves, any may load.
 
     Args:
-        folder: made when absent.
+        folder: created if it does not exist.
         keep_last: how many of the newest to keep.
         keep_every: also keep the steps that are multiples of it (0: none).
-        metric: what scores are of; those of another metric, or of another protocol, are forgotten.
+        metric: of the scores; scores of another metric, or of another protocol, are discarded.
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, keep_every: int = 0, metric: str | None = None):
@@ -45,21 +45,21 @@ class Checkpoints:
         self.keep_last, self.keep_every, self.metric = keep_last, keep_every, metric
 
     def save(self, step: int, state: dict[str, Any], *, score: float | None = None) -> Path:
-        """Write a checkpoint, then remove those that need not be kept; it is durable when this returns.
+        """Write a checkpoint, then remove those that are not kept; it is durable when this returns.
 
         Args:
-            step: training steps done; a file of a later step is a leftover of a damaged future and is removed.
-            state: tensors and plain values, nested in dicts, lists and tuples; by custom with the spec inside, so that
-                sampling and evaluation need no flags.
-            score: the metric at this very step, smaller is better; the best checkpoint is kept for good.
+            step: training steps done; a file of a later step was superseded and is removed.
+            state: tensors and plain values, nested in dicts, lists and tuples; contains the spec, so that sampling and
+                evaluation need no flags.
+            score: the metric at this step, smaller is better; the best checkpoint is always kept.
 
         Raises:
-            CheckpointError: the disk is full (earlier checkpoints stay as they are), or the state holds something that
-                could not be loaded without unpickling code.
+            CheckpointError: the disk is full (earlier checkpoints are kept), or the state contains something that could
+                not be loaded without unpickling code.
         """
         _require_plain(state, "state")
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob("*.tmp"):  # of a killed save; there is one writer only
+        for leftover in self.folder.glob("*.tmp"):  # left by a killed save, since there is only one writer
             leftover.unlink()
         temporary = self.folder / f"step-{step:08d}.tmp"
         try:
@@ -74,12 +74,12 @@ class Checkpoints:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "the disk or your quota is full" if full else error.strerror
+            cause = "the disk or your quota is full" if full else error.strerror
             raise CheckpointError(
-                f"{self.folder}: the checkpoint of step {step} cannot be written: {what}; earlier ones are intact"
+                f"{self.folder}: the checkpoint of step {step} cannot be written: {cause}; earlier ones are intact"
             ) from error
         path = self.folder / f"step-{step:08d}-{hashing.digest.hexdigest()}.pt"
-        if score is not None:  # before the rename: a score without its checkpoint is passed over, not so the reverse
+        if score is not None:  # before the rename: a score without its checkpoint is ignored, but not the reverse
             self.record_score(step, score)
         temporary.rename(path)
         sync_folder(self.folder)
@@ -87,7 +87,7 @@ class Checkpoints:
         return path
 
     def latest(self, map_location: str | torch.device = "cpu") -> tuple[int, dict[str, Any]] | None:
-        """Load the newest checkpoint that is whole; warn by name of each damaged one that is passed over."""
+        """Load the newest intact checkpoint; warn about each damaged one that is skipped."""
         for step, path in reversed(checkpoint_files(self.folder)):
             try:
                 return step, self._load(path, map_location)
@@ -99,7 +99,7 @@ class Checkpoints:
         """Load the checkpoint of one step.
 
         Raises:
-            CheckpointError: there is none (the message lists those that are), or it is damaged.
+            CheckpointError: it does not exist (the message lists those that do), or it is damaged.
         """
         for stored_step, path in checkpoint_files(self.folder):
             if stored_step == step:
@@ -107,15 +107,15 @@ class Checkpoints:
         raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps() or 'none'}")
 
     def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint, whole or not, in ascending order."""
+        """Return the steps that have a checkpoint, intact or not, in ascending order."""
         return sorted({step for step, _ in checkpoint_files(self.folder)})
 
     def best_step(self) -> int | None:
-        """Return the step of the checkpoint with the smallest score, None where none has one."""
+        """Return the step of the checkpoint with the smallest score, None if none has a score."""
         return best_step(self.folder, self.metric)
 
     def record_score(self, step: int, score: float) -> None:
-        """Say what the metric was at the step of a checkpoint; one that is not a number is no score."""
+        """Record the metric at the step of a checkpoint; NaN is ignored."""
         if not math.isfinite(score):
             return
         known = {**scores(self.folder, self.metric), step: float(score)}
@@ -131,7 +131,7 @@ class Checkpoints:
             return torch.load(path, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{path} holds more than tensors and plain values, and no code is run here"
+                f"{path} contains more than tensors and plain values, and code is never executed"
             ) from error
 
     def _prune(self, newest: Path, step: int) -> None:
@@ -146,7 +146,7 @@ class Checkpoints:
 
 
 class _HashingFile:
-    """Hash what torch.save writes, and keep the cause of a failed write, which torch hides behind a RuntimeError."""
+    """Hashes what torch.save writes, and keeps the cause of a failed write, which torch hides in a RuntimeError."""
 
     def __init__(self, file: Any):
         self._file = file
@@ -172,7 +172,7 @@ class _HashingFile:
 
 
 def _require_plain(value: Any, path: str) -> None:
-    """Raise CheckpointError for what `weights_only` could not load; numpy's float64 is a float, yet not plain."""
+    """Raise CheckpointError for values that `weights_only` cannot load, such as numpy's float64."""
     if isinstance(value, dict):
         for key, item in value.items():
             _require_plain(key, f"{path} key")
@@ -181,4 +181,6 @@ def _require_plain(value: Any, path: str) -> None:
         for index, item in enumerate(value):
             _require_plain(item, f"{path}[{index}]")
     elif not isinstance(value, torch.Tensor) and type(value) not in (type(None), bool, int, float, str):
-        raise CheckpointError(f"{path} is a {type(value).__name__}: a checkpoint holds tensors and plain values only")
+        raise CheckpointError(
+            f"{path} is a {type(value).__name__}: a checkpoint can only hold tensors and plain values"
+        )

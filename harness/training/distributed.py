@@ -1,12 +1,12 @@
-"""Several processes that train one run: where each stands, how they meet, and what they tell one another in a step.
+"""Several processes that train one run: their ranks, rendezvous, and communication.
 
-Every process holds the whole network and works on its rows of the global batch. What a step draws is drawn for the
-global batch by all of them (randomness.py), the gradients add up (DistributedDataParallel), and the losses are put
-together again, so that all hold the same weights, timestep sampler and means. The first process alone has the lock,
-the journal and the checkpoints. It evaluates at the end, when the others have left.
+Every process has the whole network and works on its rows of the global batch. All of them draw the random numbers of a
+step for the whole global batch (randomness.py), gradients are summed (DistributedDataParallel) and losses gathered, so
+that all have the same weights, timestep sampler and means. Only the first process has the lock, the journal and the
+checkpoints. It evaluates at the end, when the others have exited.
 
-Tensors on the CPU travel by gloo, those on a GPU by NCCL. What the processes agree on at each step (to stop) is on the
-CPU: the device is not waited for, and a process that died is noticed there at once, as its connections close.
+Tensors on the CPU use gloo, those on a GPU NCCL. The decision to stop is exchanged on the CPU at each step: this does
+not synchronise with the device, and a dead process is noticed at once, as its connections close.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from harness.errors import LaunchError, TrainingError
 from harness.slurm.cluster import first_node_address
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # until all processes of a run have started
-COLLECTIVE_TIMEOUT = timedelta(hours=2)  # one process may keep the others waiting: an evaluation during training
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the others wait while the first process evaluates during training
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Where a process stands among those of a run, and where the first of them is met."""
+    """The rank of a process among those of a run, and the address of the first one."""
 
     rank: int = 0
     size: int = 1
@@ -46,18 +46,18 @@ class RankInfo:
 
     @property
     def starts_others(self) -> bool:
-        """Whether this is the first process of several, and nobody else will start the others."""
+        """Whether this is the first process of several and has to start the others."""
         return self.size > 1 and not self.port
 
 
 def detect_rank(num_processes: int, environment: Mapping[str, str] = os.environ) -> RankInfo:
-    """Find out where this process stands, for a run that wants `num_processes`.
+    """Determine this process's rank in a run of `num_processes`.
 
-    Whoever started several processes, SLURM's srun or torchrun, decides how many there are. A process that was started
-    alone is the first of as many as the run wants.
+    If srun or torchrun started several processes, that decides their number. A process that was started alone is the
+    first of `num_processes`.
 
     Raises:
-        LaunchError: SLURM does not say where the first process is.
+        LaunchError: SLURM does not give the address of the first process.
     """
     if num_processes == 1:
         return RankInfo()
@@ -73,7 +73,7 @@ def detect_rank(num_processes: int, environment: Mapping[str, str] = os.environ)
             int(environment["SLURM_STEP_NUM_TASKS"]),
             int(environment["SLURM_LOCALID"]),
             _first_address(environment["SLURM_STEP_NODELIST"]),
-            20_000 + int(environment["SLURM_JOB_ID"]) % 12_000,  # below those that the kernel hands out by itself
+            20_000 + int(environment["SLURM_JOB_ID"]) % 12_000,  # below the kernel's ephemeral ports
         )
     return RankInfo(size=num_processes)
 
@@ -87,7 +87,7 @@ def _first_address(nodes: str) -> str:
 
 @dataclass
 class ProcessGroup:
-    """The processes of a run, as one of them sees them. Alone, nothing here does anything."""
+    """The processes of a run, from the view of one of them. With a single process all operations are no-ops."""
 
     rank: int = 0
     size: int = 1
@@ -99,22 +99,22 @@ class ProcessGroup:
         return self.rank == 0
 
     def share(self, batch_size: int) -> slice:
-        """Return this process's rows of a global batch; where it does not divide, shares differ by one row.
+        """Return this process's rows of a global batch; if it does not divide evenly, shares differ by one row.
 
         Raises:
             TrainingError: there are fewer rows than processes.
         """
         if batch_size < self.size:
-            raise TrainingError(f"{self.size} processes cannot share a batch of {batch_size}: ask for fewer")
+            raise TrainingError(f"{self.size} processes cannot share a batch of {batch_size}: use fewer")
         return slice(self.rank * batch_size // self.size, (self.rank + 1) * batch_size // self.size)
 
     def gather(self, terms: dict[str, Tensor], rows: slice, batch_size: int) -> dict[str, Tensor]:
-        """Put the terms of all rows together: [rows] each -> [batch_size] each; scalars stay."""
+        """Gather the terms of all rows: [rows] each -> [batch_size] each; scalars are unchanged."""
         if self.size == 1:
             return terms
         by_row = {name: term for name, term in terms.items() if term.ndim}
         own = torch.stack(list(by_row.values()))
-        # A sum in which every row has one process that knows it: exact, also where shares differ in size.
+        # A sum in which every row is nonzero in one process only: exact, also if shares differ in size.
         whole = own.new_zeros(len(by_row), batch_size)
         whole[:, rows] = own
         dist.all_reduce(whole)
@@ -129,32 +129,32 @@ class ProcessGroup:
         return int(largest)
 
     def close(self) -> None:
-        """Take part in nothing any more; the others may go on or end. Harmless to repeat."""
+        """Leave the group; the others may continue or exit. Safe to repeat."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
-            # DistributedDataParallel refers to itself in a circle and would keep the connections, with threads that
+            # DistributedDataParallel has a reference cycle and would keep the connections, with threads that
             # abort the interpreter when it ends before them.
             gc.collect()
 
 
 @contextmanager
 def process_group(rank_info: RankInfo, *, cuda: bool, command: Sequence[str]) -> Iterator[ProcessGroup]:
-    """Join the other processes of a run; leave them, and end those that were started here, when the block ends.
+    """Join the processes of a run; at the end of the block leave, and stop the processes that were started here.
 
     Args:
-        rank_info: of this process; the first one starts the others when nobody has.
+        rank_info: of this process; the first one starts the others if necessary.
         cuda: whether the run computes on GPUs.
         command: starts another process of this run, which finds its rank in its environment.
 
     Raises:
-        TrainingError: another process did not come, failed, or was killed.
+        TrainingError: another process did not start, failed, or was killed.
     """
     if rank_info.size == 1:
         yield ProcessGroup()
         return
     # Under torchrun, its agent holds the store.
     holds_store = rank_info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    others: list[subprocess.Popen] = []
+    children: list[subprocess.Popen] = []
     group = ProcessGroup(rank_info.rank, rank_info.size)
     try:
         store = dist.TCPStore(
@@ -166,8 +166,8 @@ def process_group(rank_info: RankInfo, *, cuda: bool, command: Sequence[str]) ->
         ) from error
     try:
         if rank_info.starts_others:
-            others += [_start(command, rank, rank_info.size, store.port) for rank in range(1, rank_info.size)]
-        group.hosts = _meet(rank_info, store, others)
+            children += [_start(command, rank, rank_info.size, store.port) for rank in range(1, rank_info.size)]
+        group.hosts = _rendezvous(rank_info, store, children)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(
             backend, store=store, rank=rank_info.rank, world_size=rank_info.size, timeout=COLLECTIVE_TIMEOUT
@@ -175,44 +175,46 @@ def process_group(rank_info: RankInfo, *, cuda: bool, command: Sequence[str]) ->
         yield group
     except Exception as error:
         if not group.is_first:
-            with suppress(RuntimeError):  # the first process, who holds the store, may be gone
-                where = f"process {rank_info.rank} of {rank_info.size} on {platform.node()}"
-                failure = f"{where}: {type(error).__name__}: {error}"
+            with suppress(RuntimeError):  # the first process, which holds the store, may have exited
+                place = f"process {rank_info.rank} of {rank_info.size} on {platform.node()}"
+                failure = f"{place}: {type(error).__name__}: {error}"
                 store.compare_set("failed", "", failure)
-        elif isinstance(error, RuntimeError) and (why := _who_failed(store, others)):
+        elif isinstance(error, RuntimeError) and (why := _find_failed_process(store, children)):
             raise TrainingError(why) from error
         raise
     finally:
         group.close()
-        for other in others:
-            _end(other)
+        for child in children:
+            _end(child)
 
 
 def _start(command: Sequence[str], rank: int, size: int, port: int) -> subprocess.Popen:
     variables = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = os.environ | {name: str(value) for name, value in variables.items()}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the very code that runs here
-    # A session of its own: Ctrl-C reaches the first process alone, which tells the others at the next step.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the same code as here
+    # A separate session: Ctrl-C reaches only the first process, which informs the others at the next step.
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
-def _meet(rank_info: RankInfo, store: dist.Store, others: Sequence[subprocess.Popen]) -> tuple[str, ...]:
-    """Wait until every process has said on which host it is."""
+def _rendezvous(rank_info: RankInfo, store: dist.Store, children: Sequence[subprocess.Popen]) -> tuple[str, ...]:
+    """Wait until every process has published its host name."""
     store.set(f"host/{rank_info.rank}", platform.node())
     names = [f"host/{rank}" for rank in range(rank_info.size)]
     end = time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
     while not store.check(names):
-        if time.monotonic() > end or any(other.poll() is not None for other in others):
+        if time.monotonic() > end or any(child.poll() is not None for child in children):
             missing = sum(not store.check([name]) for name in names)
-            raise TrainingError(_killed(others) or f"{missing} of {rank_info.size} processes of this run did not start")
+            raise TrainingError(
+                _killed(children) or f"{missing} of {rank_info.size} processes of this run did not start"
+            )
         time.sleep(0.02)
     return tuple(store.get(name).decode() for name in names)
 
 
-def _who_failed(store: dist.Store, others: Sequence[subprocess.Popen]) -> str:
-    """Return which other process is the cause of an error here, as far as it can be known."""
-    time.sleep(0.2)  # a connection closes a moment before its process has ended
-    if killed := _killed(others):
+def _find_failed_process(store: dist.Store, children: Sequence[subprocess.Popen]) -> str:
+    """Return which other process caused an error here, if known."""
+    time.sleep(0.2)  # a connection closes shortly before its process has exited
+    if killed := _killed(children):
         return killed
     with suppress(RuntimeError):
         if store.check(["failed"]):
@@ -220,18 +222,18 @@ def _who_failed(store: dist.Store, others: Sequence[subprocess.Popen]) -> str:
     return ""
 
 
-def _killed(others: Sequence[subprocess.Popen]) -> str:
-    for rank, other in enumerate(others, 1):
-        code = other.poll()
+def _killed(children: Sequence[subprocess.Popen]) -> str:
+    for rank, child in enumerate(children, 1):
+        code = child.poll()
         if code is not None and code < 0:
-            return f"process {rank} of {len(others) + 1} was killed by {signal.Signals(-code).name}"
+            return f"process {rank} of {len(children) + 1} was killed by {signal.Signals(-code).name}"
     return ""
 
 
-def _end(other: subprocess.Popen) -> None:
-    """Wait for a process that has nothing left to do, or has lost us, and ends by itself; kill one that does not."""
+def _end(child: subprocess.Popen) -> None:
+    """Wait for a process to exit, and kill it after 10 s."""
     try:
-        other.wait(10)
+        child.wait(10)
     except subprocess.TimeoutExpired:
-        other.kill()
-        other.wait()
+        child.kill()
+        child.wait()

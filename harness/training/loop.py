@@ -1,8 +1,8 @@
-"""The training loop, in the order of the science: data, one step of the method; then the records.
+"""The training loop: data, one step of the method, then the records.
 
-Nothing in a step waits for the device and nothing talks to a server. What a step draws is a function of the seed and
-the step's number (randomness.py), so a run that was killed anywhere and resumed ends in the bits of an unbroken one.
-Where several processes train one run, each goes through this loop with its rows of the batch (distributed.py).
+A step never synchronises with the device and never contacts a server. Random numbers are a function of the seed and the
+step (randomness.py), so a run that was killed anywhere and resumed ends in the same bits as an uninterrupted one. If
+several processes train one run, each executes this loop with its rows of the batch (distributed.py).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from harness.training.window import Window
 
 
 class Interrupted(Exception):
-    """Somebody asked the training to stop; its state is in a checkpoint."""
+    """The training was asked to stop; its state is in a checkpoint."""
 
 
 class Training:
-    """All state that the next step depends on, named once: what a checkpoint holds."""
+    """All state that the next step depends on: the content of a checkpoint."""
 
     def __init__(self, spec: RunSpec, method: Method, device: torch.device):
         self.spec, self.method, self.device = spec, method, device
@@ -40,7 +40,7 @@ class Training:
         self.window = Window(spec.diffusion.num_timesteps, method.terms_logged, method.scalars_logged, device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state, with the spec, so that sampling and evaluation need no flags."""
+        """Return the state, with the spec, so that sampling and evaluation need no flags."""
         return {
             "schema_version": SCHEMA_VERSION,
             "spec": self.spec.model_dump(mode="json"),
@@ -50,7 +50,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a checkpoint's state."""
+        """Restore a checkpoint's state."""
         self.step = state["step"]
         self.method.load_state_dict(state)
         self.window.sums.copy_(state["window"]["sums"])
@@ -69,24 +69,24 @@ def train(
     stop_requested: Callable[[], bool],
     group: ProcessGroup | None = None,
 ) -> None:
-    """Train to the last step, from wherever `training` stands.
+    """Train from the current step of `training` to the last.
 
     Args:
         training: the state, fresh or from a checkpoint; changed in place.
         data: its training split is used.
-        journal: takes the metrics; one row batch every records.log_every steps. None: this process only helps another
-            one to train, which keeps the records.
-        checkpoints: where the state goes: by time, every records.keep_every steps, at a stop and at the end.
-        records: how often.
-        measure: called with the number of steps done after each; evaluates where that is due, and returns the metric
-            that decides which checkpoint is best where it was measured.
-        on_log: called with each log line, for people who watch.
-        stop_requested: asked after each step; the processes of a group must all say the same.
-        group: the processes that train this run; None: this one alone.
+        journal: gets the metrics, one batch of rows every records.log_every steps. None: this process only trains, and
+            another one keeps the records.
+        checkpoints: saves the state by time, every records.keep_every steps, when stopped and at the end.
+        records: the intervals.
+        measure: called with the number of steps done after each step; runs evaluations that are due, and returns the
+            metric for the best checkpoint if it was measured.
+        on_log: called with each log line.
+        stop_requested: called after each step; must return the same on all processes of a group.
+        group: the processes that train this run; None: only this one.
 
     Raises:
-        TrainingError: a loss or gradient is not a number; the last good checkpoint stays.
-        Interrupted: stop_requested said so; the state is saved.
+        TrainingError: a loss or gradient is not a number; the last good checkpoint is kept.
+        Interrupted: stop_requested returned True; the state is saved.
     """
     spec, method, window = training.spec, training.method, training.window
     streams = Streams(spec.seed, training.device)
@@ -115,8 +115,8 @@ def train(
             }
             journal.metrics(done, values)
             on_log(done, values)
-            for name, facts in method.events():
-                journal.event(name, step=done, **facts)
+            for name, fields in method.events():
+                journal.event(name, step=done, **fields)
         score = measure(done) if journal else None
         stopping = stop_requested() and not finished
         by_time = time.monotonic() - last_saved >= records.checkpoint_every_seconds
@@ -130,7 +130,7 @@ def train(
 
 
 def save(training: Training, journal: Journal, checkpoints: Checkpoints, score: float | None = None) -> None:
-    """Make the state durable, and only then say so in the journal: rows up to here cannot change any more."""
+    """Make the state durable, and only then record it in the journal: rows up to here are final."""
     journal.sync()
     checkpoints.save(training.step, training.state_dict(), score=score)
     journal.event("checkpoint", step=training.step)
@@ -143,5 +143,5 @@ def _check_finite(window: Window, batches: Batches, spec: RunSpec) -> None:
         images = ", ".join(map(str, batches.indices(bad).tolist()[:8]))
         raise TrainingError(
             f"the loss or its gradient is not a number at step {bad} (training images {images}, ...); the last good "
-            f"checkpoint stays. A smaller optim.lr ({spec.optim.lr} now) or optim.grad_clip may help"
+            f"checkpoint is kept. A smaller optim.lr ({spec.optim.lr} now) or optim.grad_clip may help"
         )

@@ -1,4 +1,4 @@
-"""What the steps since the last log line gave, summed on the device."""
+"""Means of the steps since the last log line, accumulated on the device."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from harness.methods.base import StepOutput
 
 
 class Window:
-    """Sums of what the steps since the last log line gave, kept on the device; terms also by quartile of t.
+    """Sums over the steps since the last log line, kept on the device; terms also by quartile of t.
 
     Args:
         num_timesteps: T.
-        terms, scalars: the names of those that every step gives.
+        terms, scalars: names of the terms and scalars that every step returns.
     """
 
     def __init__(self, num_timesteps: int, terms: Sequence[str], scalars: Sequence[str], device: torch.device):
@@ -25,7 +25,7 @@ class Window:
         self.steps = torch.zeros(len(self._scalars) + 3, dtype=torch.float64, device=device)
 
     def add(self, step: int, output: StepOutput) -> None:
-        """Take in what a step gave; does not wait for the device."""
+        """Add the output of a step; does not synchronise with the device."""
         t = output.t
         terms = [output.terms[name].double() for name in self._terms]
         rows = torch.stack([*terms, torch.ones_like(t, dtype=torch.float64)])
@@ -36,11 +36,11 @@ class Window:
         self.steps = torch.cat([self.steps[:-2] + values, torch.stack([self.steps[-2] + 1, first_bad])])
 
     def first_bad_step(self) -> int | None:
-        """Return the first step (counted from 0) whose loss or gradient is not finite; waits for the device."""
+        """Return the first step (counted from 0) whose loss or gradient is not finite; synchronises with the device."""
         return int(self.steps[-1]) - 1 if self.steps[-1] > 0 else None
 
     def flush(self) -> dict[str, float]:
-        """Return the means since the last flush and begin anew; waits for the device."""
+        """Return the means since the last flush and reset the sums; synchronises with the device."""
         sums, (loss, *scalars, steps, _) = self.sums.cpu(), self.steps.tolist()
         counts = sums[-1]
         values = {"train/loss": loss / steps}

@@ -1,29 +1,29 @@
 #!/usr/bin/env bash
-# A whole SLURM on one machine, for rehearsing a study on a laptop and for the tests. Two nodes with two pretended GPUs
-# each, accounting, arrays, preemption and node failures; only on the loopback interface, without systemd, in 4 seconds.
+# A complete SLURM on one machine, to try a study on a laptop and for the tests. Two nodes with two simulated GPUs each,
+# accounting, arrays, preemption and node failures; only on the loopback interface, without systemd, in 4 seconds.
 #
-#   devcluster.sh start  [DIR]              start it, with all of its state in DIR; what is there is taken up again
-#   devcluster.sh stop   [DIR]              cancel the jobs and end every daemon
-#   devcluster.sh status [DIR]              daemons and nodes; succeeds only if everything is up
-#   devcluster.sh env    [DIR]              eval "$(devcluster.sh env)" points sbatch, squeue and harness at it
-#   devcluster.sh crash  DIR NODE           the node dies with its jobs, as if its power were cut
-#   devcluster.sh revive DIR NODE           and comes back
+#   devcluster.sh start  [DIR]              start it, with all state in DIR; existing state is reused
+#   devcluster.sh stop   [DIR]              cancel the jobs and stop every daemon
+#   devcluster.sh status [DIR]              show daemons and nodes; succeeds only if everything is up
+#   devcluster.sh env    [DIR]              eval "$(devcluster.sh env)" makes sbatch, squeue and harness use it
+#   devcluster.sh crash  DIR NODE           kill a node with its jobs, like a power failure
+#   devcluster.sh revive DIR NODE           start the node again
 #
-# Partitions: `main` (the default) and `cancel` give way to `high`; their jobs are requeued and cancelled, respectively.
-# Knobs of `start` are variables of the environment, below. Clusters with different DIR and PORT live side by side.
+# Partitions: `high` preempts `main` (the default) and `cancel`; their jobs are requeued and cancelled, respectively.
+# Settings of `start` are the environment variables below. Clusters with different DIR and PORT can run side by side.
 set -euo pipefail
 
 NODES=${NODES:-2}            # called n1, n2, ...
-CPUS=${CPUS:-8}              # of each node; what the machine really has does not matter
+CPUS=${CPUS:-8}              # of each node; independent of the real machine
 MEM=${MEM:-4000}             # MiB of each node
 GPUS=${GPUS:-2}              # of each node; they only set CUDA_VISIBLE_DEVICES
 PORT=${PORT:-16800}          # and the NODES + 1 ports after it
 MAXARRAY=${MAXARRAY:-1001}   # SLURM's MaxArraySize: the largest index of an array is one less
-GRACE=${GRACE:-10}           # seconds from a preempted job's warning to its end, at least (SLURM looks now and then)
+GRACE=${GRACE:-10}           # minimum seconds from a preempted job's signal to its end (SLURM checks periodically)
 
 VERB=${1:-} DIR=$(realpath -m "${2:-${TMPDIR:-/tmp}/devcluster-$(id -un)}") NODE=${3:-}
 export SLURM_CONF=$DIR/etc/slurm.conf PATH=$PATH:/usr/sbin
-unset SLURMD_NODENAME        # set if we are called from a job; it marks what runs on our own nodes, below
+unset SLURMD_NODENAME        # set if we are called from a job; used below to identify processes of our own nodes
 
 die() {
     echo "devcluster: $*" >&2
@@ -49,12 +49,12 @@ SlurmdPidFile=$DIR/run/slurmd-%n.pid
 SlurmctldLogFile=$DIR/log/slurmctld.log
 SlurmdLogFile=$DIR/log/slurmd-%n.log
 
-# cred_expire is also how long a requeued job waits before it starts again: 120 s unless we say otherwise.
+# cred_expire is also how long a requeued job waits before it starts again: 120 s by default.
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket=$DIR/run/munge.sock,cred_expire=5
 
-# Submitit takes a job's state from sacct, which needs slurmdbd. The password is munge's socket, strange as it looks.
+# Submitit reads a job's state from sacct, which needs slurmdbd. The password is the path of munge's socket.
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((PORT + 1))
@@ -62,7 +62,7 @@ AccountingStoragePass=$DIR/run/munge.sock
 AccountingStorageTRES=gres/gpu
 AccountingStoreFlags=job_comment
 
-# No cgroups: nothing here needs more rights than the user has. Memory is watched by polling, and excess is killed.
+# No cgroups, so no root rights are needed. Memory is polled, and jobs over the limit are killed.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
@@ -72,26 +72,26 @@ JobAcctGatherFrequency=2
 JobAcctGatherParams=OverMemoryKill
 KillWait=5
 
-# Decide at once; the usual pauses spare large clusters.
+# Schedule immediately; the default delays are for large clusters.
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1,bf_min_age_reserve=0,default_queue_depth=1000
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU=100
 MaxArraySize=$MAXARRAY
-# Job ids that differ from those of a cluster whose state was deleted: submitit would take an old result for a new one.
+# Job ids that differ from those of a deleted cluster: otherwise submitit would mistake an old result for a new one.
 FirstJobId=$(date +%-d%H%M%S)
 MaxJobCount=10000
 ReturnToService=2
 
-# A preempted job hears the signal it asked for (sbatch --signal) only with preempt_send_user_signal and a GraceTime.
+# A preempted job gets the signal of sbatch --signal only with preempt_send_user_signal and a GraceTime.
 PriorityType=priority/basic
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 JobRequeue=1
 
-# config_overrides: believe the numbers here, not those of the machine.
+# config_overrides: use the numbers here, not those of the machine.
 SlurmdParameters=config_overrides
 GresTypes=gpu
 $(for i in $(seq "$NODES"); do
@@ -101,7 +101,7 @@ PartitionName=main Default=YES Nodes=ALL DefaultTime=10 PriorityTier=1 PreemptMo
 PartitionName=cancel Nodes=ALL DefaultTime=10 PriorityTier=1 PreemptMode=CANCEL GraceTime=$GRACE
 PartitionName=high Nodes=ALL DefaultTime=10 PriorityTier=10 PreemptMode=OFF
 END
-    # SLURM wants to see a device file for each GPU.
+    # SLURM requires a device file for each GPU.
     : >"$DIR/etc/gres.conf"
     for ((i = 0; i < GPUS; i++)); do
         ln -sfn /dev/null "$DIR/dev/gpu$i"
@@ -123,7 +123,7 @@ StorageUser=root
 StoragePass=none
 StorageLoc=slurm_acct
 END
-    # Reachable through a socket in DIR only, and with no pause for the disk: nobody will miss these data.
+    # Reachable only through a socket in DIR, and without flushing to disk: the data need not be durable.
     cat >"$DIR/etc/mariadb.cnf" <<END
 [mariadbd]
 datadir=$DIR/database
@@ -145,9 +145,9 @@ END
 }
 
 # ----------------------------------------------------------------------------------------------------------- processes
-# No pid files, which outlive their processes. Whatever belongs to this cluster has its SLURM_CONF in the environment,
-# and what runs on one of its nodes has SLURMD_NODENAME besides. Only slurmstepd, which keeps a job, writes its title
-# over its environment; but it holds the log of its node open.
+# No pid files, which outlive their processes. Every process of this cluster has its SLURM_CONF in the environment, and
+# processes of its nodes also have SLURMD_NODENAME. Only slurmstepd, which supervises a job, overwrites its environment
+# with its title; but it keeps the log of its node open.
 
 processes() { # NAME... : pids of this cluster's daemons of these names
     local file
@@ -156,7 +156,7 @@ processes() { # NAME... : pids of this cluster's daemons of these names
     done
 }
 
-processes_on() { # NODE : pids of everything that runs there
+processes_on() { # NODE : pids of everything that runs on it
     local file
     for file in $(grep -lsxzF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ); do
         if grep -qsxzF "SLURMD_NODENAME=$1" "$file"; then pid_of "$file"; fi
@@ -168,7 +168,7 @@ pid_of() { # FILE in /proc
     cut -d/ -f3 <<<"$1"
 }
 
-kill_node() { # NODE : stop everything before the first one dies, or a job's keeper would live to report it as failed
+kill_node() { # NODE : stop everything before killing, so that no slurmstepd can report its job as failed
     local signal
     for signal in STOP KILL; do processes_on "$1" | xargs --no-run-if-empty kill -$signal 2>/dev/null || true; done
 }
@@ -177,13 +177,13 @@ nodes() {
     sed -n 's/^NodeName=\([^ ]*\).*/\1/p' "$SLURM_CONF" 2>/dev/null || true
 }
 
-spawn() { # NAME COMMAND... : in the background, in a session of its own, its output in log/NAME.out
+spawn() { # NAME COMMAND... : run in the background, in a separate session, with its output in log/NAME.out
     local name=$1
     shift
     setsid "$@" </dev/null >>"$DIR/log/$name.out" 2>&1 &
 }
 
-wait_for() { # NAME COMMAND... : until the command succeeds; complain with the end of NAME's logs if NAME dies
+wait_for() { # NAME COMMAND... : until the command succeeds; fail with the end of NAME's logs if NAME exits
     local name=$1 deadline=$((SECONDS + 60)) pid=$!
     shift
     until "$@" >/dev/null 2>&1; do
@@ -195,7 +195,7 @@ wait_for() { # NAME COMMAND... : until the command succeeds; complain with the e
     done
 }
 
-end() { # NAME... : ask the daemons to leave, and insist after 10 s
+end() { # NAME... : terminate the daemons, and kill them after 10 s
     local pids deadline=$((SECONDS + 10))
     pids=$(processes "$@")
     # shellcheck disable=SC2086  # several pids are several words
@@ -211,7 +211,7 @@ node_is_up() {
     sinfo --noheader --nodes="$1" --format=%T | grep -qE '^(idle|mixed|allocated|completing)$'
 }
 
-resume_node() { # one that is up already, because its slurmd registered first, cannot be resumed
+resume_node() { # a node that is up already, because its slurmd registered first, cannot be resumed
     node_is_up "$1" || { scontrol update nodename="$1" state=resume && node_is_up "$1"; }
 }
 
@@ -239,25 +239,25 @@ start() {
     chmod 755 "$DIR"
     rm -f "$DIR"/run/*
     write_configuration
-    trap stop EXIT # a cluster that does not start leaves nothing behind
+    trap stop EXIT # clean up if the cluster does not start
 
     [ -f "$DIR/etc/munge.key" ] || install -m 600 /dev/stdin "$DIR/etc/munge.key" < <(head -c 128 /dev/urandom)
-    # --force: munged dislikes folders that others could write to, such as those in /tmp.
+    # --force: munged refuses folders that others could write to, such as those in /tmp.
     spawn munged munged --foreground --force --key-file="$DIR/etc/munge.key" --socket="$DIR/run/munge.sock" \
         --pid-file="$DIR/run/munged.pid" --log-file="$DIR/log/munged.log" --seed-file="$DIR/run/munge.seed"
     wait_for munged test -S "$DIR/run/munge.sock"
 
     if [ ! -d "$DIR/database/mysql" ]; then
-        # What mariadb-install-db does, without the client programs that it needs.
+        # Like mariadb-install-db, which would need the client programs.
         {
             printf '%s;\n' "create database slurm_acct" "create database mysql" "use mysql"
             cat /usr/share/mysql/mysql_system_tables.sql
         } | mariadbd --defaults-file="$DIR/etc/mariadb.cnf" --bootstrap >"$DIR/log/mariadbd.out" 2>&1 ||
-            die "the database cannot be made; see $DIR/log/mariadbd.out"
+            die "the database cannot be created; see $DIR/log/mariadbd.out"
     fi
     spawn mariadbd mariadbd --defaults-file="$DIR/etc/mariadb.cnf"
     wait_for mariadbd test -S "$DIR/run/mariadb.sock"
-    # slurmdbd knows no option for the socket of its database; the library under it knows this variable.
+    # slurmdbd has no option for the socket of its database, but its client library reads this variable.
     MYSQL_UNIX_PORT=$DIR/run/mariadb.sock spawn slurmdbd slurmdbd -D
     wait_for slurmdbd sacctmgr --noheader list cluster
     sacctmgr --noheader list cluster format=cluster | grep -qw devcluster ||
@@ -268,13 +268,13 @@ start() {
     for i in $(seq "$NODES"); do start_node "n$i"; done
     for i in $(seq "$NODES"); do wait_for "slurmd-n$i" node_is_up "n$i"; done
     trap - EXIT
-    echo "SLURM is up; point this shell at it by: eval \"\$($0 env $DIR)\""
+    echo "SLURM is up; use it in this shell by: eval \"\$($0 env $DIR)\""
 }
 
 stop() {
     if [ -n "$(processes slurmctld)" ]; then
         timeout 10 scancel --quiet --user="$(id -un)" || true
-        for _ in $(seq 100); do # jobs that end before their daemons are in the accounts
+        for _ in $(seq 100); do # let jobs end before their daemons, so that they are in the accounting
             [ -n "$(timeout 5 squeue --noheader --states=R,CG,S)" ] || break
             sleep 0.1
         done
@@ -297,7 +297,7 @@ status() {
 }
 
 crash() {
-    # Not by `scontrol update state=down` alone: a live slurmd would start the job again on the very same node.
+    # Not only by `scontrol update state=down`: a running slurmd would start the job again on the same node.
     kill_node "$NODE"
     scontrol update nodename="$NODE" state=down reason=crash
 }

@@ -122,7 +122,7 @@ def test_plan_shows_arms_and_runs_warnings_and_cost(tmp_path, tiny_study, runs):
     assert "optim.lr=0.002 train.ema_rate=0.99" in shown
     assert "... and 20 more (--all shows them)" in shown
     assert "warning: slow, fast: train.ema_rate 0.99 over 12 steps keeps 89%" in shown
-    assert "training left: an unknown time for 60 runs (nothing alike has been measured yet)" in shown
+    assert "training left: an unknown time for 60 runs (no similar run has been measured yet)" in shown
     everything = invoke("plan", tmp_path / "tiny.yaml", "--runs", tmp_path / "runs", "--all").output
     assert "1 failed" in everything
     assert "more (--all" not in everything
@@ -169,7 +169,7 @@ def test_inception_counts_only_when_its_file_exists(tmp_path, tiny_study, monkey
     monkeypatch.setenv("HARNESS_INCEPTION_WEIGHTS", str(tmp_path / "weights.pth"))
     refused = invoke("plan", study)
     assert isinstance(refused.exception, SpecError)
-    assert "name the file of its weights in HARNESS_INCEPTION_WEIGHTS" in str(refused.exception)
+    assert "set HARNESS_INCEPTION_WEIGHTS to the file of its weights" in str(refused.exception)
     (tmp_path / "weights.pth").write_bytes(b"")
     assert invoke("plan", study).exit_code == 0
 
@@ -268,7 +268,7 @@ def test_a_run_that_is_not_clear_is_refused_with_the_choices(tmp_path, runs, ver
         assert isinstance(error, LaunchError)
         return str(error)
 
-    assert refusal("ab") == "'ab' is too short for a run: give 4 digits of its key or more"
+    assert refusal("ab") == "'ab' is too short: give at least 4 digits of the run's key"
     assert refusal("zzzz") == f"no run 'zzzz' in {folder}; choices: {choices}"
     twin = folder / (runs[0].key[:8] + "0" * 8)
     RunDirectory(twin).create(runs[0].spec(), SCHEMA_VERSION)
@@ -277,7 +277,7 @@ def test_a_run_that_is_not_clear_is_refused_with_the_choices(tmp_path, runs, ver
 
 def test_logs_of_a_run_that_no_job_took_says_why(tmp_path, runs):
     refused = invoke("logs", runs[0].key, "--runs", tmp_path / "runs").exception
-    assert str(refused).startswith(f"run {runs[0].key} has no log: no job of `harness submit` has begun it")
+    assert str(refused).startswith(f"run {runs[0].key} has no log: no job of `harness submit` has started it")
 
 
 def test_following_a_log_is_a_tail_that_goes_over_to_the_next_attempts(tmp_path, runs):
@@ -310,7 +310,7 @@ def test_sampling_refuses_an_unknown_sampler_and_a_run_without_weights(tmp_path,
     refused = invoke("sample", runs[0].key, "--num-steps", "31", "--runs", folder).exception
     assert str(refused).startswith("--num-steps 31: cannot keep exactly 31 of 30 steps")
     refused = invoke("sample", runs[0].key, "--runs", folder).exception
-    assert str(refused) == f"run {runs[0].key} has no checkpoint yet; `harness status` tells how far it is"
+    assert str(refused) == f"run {runs[0].key} has no checkpoint yet; `harness status` shows its progress"
 
 
 # --------------------------------------------------------------------------------------------------------------- clean

@@ -3,8 +3,6 @@
 import math
 from typing import Literal
 
-import numpy as np
-
 from harness.plugins import Field, MetricModel, NetworkModel, ObjectiveModel, ScheduleModel
 
 
@@ -17,8 +15,9 @@ class Sigmoid(ScheduleModel):
     tau: float = Field(1.0, gt=0)
 
 
-def sigmoid(num_timesteps: int, start: float, end: float, tau: float) -> np.ndarray:
+def sigmoid(num_timesteps: int, start: float, end: float, tau: float):
     """Return betas [T] of the sigmoid schedule."""
+    import numpy as np  # here, so that `harness plan` need not wait for it
 
     def value(t: float) -> float:
         return 1 / (1 + math.exp(-(t * (end - start) + start) / tau))

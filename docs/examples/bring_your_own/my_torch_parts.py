@@ -10,7 +10,7 @@ from harness.models.unet import timestep_embedding
 def p2(process, model_output, x_0, x_t, t, noise, k, gamma):
     """Return the terms of each example, [B]: mse, and the loss that weighs it."""
     terms = training_terms(process, model_output, x_0, x_t, t, noise, learn_variance=False)
-    snr = process.at("snr", t, x_t).flatten()
+    snr = process.extract("snr", t, x_t).flatten()
     return {"loss": terms["mse"] / (k + snr) ** gamma, **terms}
 
 

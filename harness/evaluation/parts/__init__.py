@@ -1,7 +1,7 @@
-"""The parts of an evaluation: what a field of `spec.Evaluation` names, one file each.
+"""The parts of an evaluation, one file for each part that `spec.Evaluation` has a field for.
 
-A part is a function of the context and of its own field of the protocol; it returns what it measured under the names
-that `harness.spec.metrics` declares for it. tests/unit/contracts holds the three tables equal.
+A part is a function of the context and of its own field of the protocol; it returns its measurements under the names
+that `harness.spec.metrics` declares for it. tests/unit/contracts checks that the three tables agree.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from harness.spec.metrics import fidelity_name
 
 
 def fidelity(context: EvaluationContext, part: Fidelity) -> PartResult:
-    """Draw samples and compare their features with those of real images; the samples stay for the grid."""
+    """Draw samples and compare their features with those of real images; keep the samples for the grid."""
     assert part.num_steps is not None, "resolved"
     extractor = context.extractor(part.extractor)
     context.samples = context.sample(part.sampler, part.num_steps, part.num_samples)
@@ -25,9 +25,9 @@ def fidelity(context: EvaluationContext, part: Fidelity) -> PartResult:
         "fid": frechet_distance(reference, features),
         **precision_recall(prc_reference, features, part.k, device=context.device),
     }
-    how = (extractor.name, part.num_samples, part.sampler.name, part.num_steps)
+    protocol = (extractor.name, part.num_samples, part.sampler.name, part.num_steps)
     return PartResult(
-        {fidelity_name(kind, *how): value for kind, value in values.items()},
+        {fidelity_name(kind, *protocol): value for kind, value in values.items()},
         protocol=extractor_protocol(extractor)
         | {
             "fidelity": {
@@ -41,7 +41,7 @@ def fidelity(context: EvaluationContext, part: Fidelity) -> PartResult:
 
 
 def extractor_protocol(extractor: Extractor) -> dict[str, Any]:
-    """Return what must be said of the network whose features were compared."""
+    """Return the description of the feature extractor for the records."""
     return {
         "extractor": {
             "name": extractor.name,

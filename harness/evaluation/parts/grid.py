@@ -1,4 +1,4 @@
-"""A picture of samples: those that FID was measured on where there are enough, else fresh ones."""
+"""A grid of samples: those that FID was measured on if there are enough, else new ones."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from harness.spec.evaluation import Fidelity
 
 
 def grid(context: EvaluationContext, count: int) -> PartResult:
-    """Keep the first `count` samples, and their picture where they are images."""
+    """Keep the first `count` samples, and a picture of them if they are images."""
     samples = context.samples
     if samples is None or len(samples) < count:
-        how = context.evaluation.fidelity or Fidelity(num_steps=None)
-        samples = context.sample(how.sampler, how.num_steps or context.spec.diffusion.num_timesteps, count)
+        fidelity = context.evaluation.fidelity or Fidelity(num_steps=None)
+        samples = context.sample(fidelity.sampler, fidelity.num_steps or context.spec.diffusion.num_timesteps, count)
     result = PartResult(arrays={"samples": {"samples": context.to_images(samples[:count]).numpy()}})
     if context.data.levels is not None:
         result.pictures["samples"] = image_grid(to_uint8(samples[:count]).numpy())

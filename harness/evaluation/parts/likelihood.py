@@ -1,4 +1,4 @@
-"""Bits/dim of the variational bound, its terms over t, and a Gaussian per pixel beside it."""
+"""Bits/dim of the variational bound, its terms over t, and a Gaussian per pixel as baseline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BASELINE_IMAGES = 50_000  # that the Gaussian baseline is fitted to; all of Imag
 
 
 def likelihood(context: EvaluationContext, part: Nll) -> PartResult:
-    """Measure the bound with its curve over t, and the baseline where pixels have levels."""
+    """Measure the bound with its curve over t, and the baseline if pixels have levels."""
     split, rows, estimate = _estimate(context, part)
     result, data = _terms(estimate), context.data
     curve = [(int(t), float(estimate.L_t_bpd[t])) for t in curve_timesteps(len(estimate.L_t_bpd))]
@@ -44,7 +44,7 @@ def likelihood(context: EvaluationContext, part: Nll) -> PartResult:
 
 
 def likelihood_terms(context: EvaluationContext, part: Nll) -> PartResult:
-    """Measure the bound alone, as during training."""
+    """Measure only the bound, as during training."""
     return _terms(_estimate(context, part)[2])
 
 

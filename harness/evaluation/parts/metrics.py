@@ -1,4 +1,4 @@
-"""Metrics of plugins: functions of the context that return one number, or one a name that they declare."""
+"""Metrics of plugins: functions of the context that return one number, or one for each declared name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from harness.spec.evaluation import MetricModel
 
 
 def metrics(context: EvaluationContext, chosen: tuple[MetricModel, ...]) -> PartResult:
-    """Measure by each metric in turn.
+    """Compute each metric in turn.
 
     Raises:
-        HarnessError: one returns other names than it declares.
+        HarnessError: a metric returns other names than it declares.
     """
     result = PartResult()
     for metric in chosen:

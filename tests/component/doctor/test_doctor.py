@@ -74,11 +74,11 @@ def profile(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_a_live_cluster_is_ok_and_its_trivial_job_answers(tmp_path, profile, slurm, monkeypatch):
+def test_a_live_cluster_is_ok_and_its_probe_job_answers(tmp_path, profile, slurm, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run_cli("doctor", "--profile", profile("partition: main\n"), "--runs", tmp_path / "runs")
     assert done.exit_code == 0, done.output
-    assert "trivial job: answered from" in done.output
+    assert "probe job: answered from" in done.output
     assert not [line for line in done.output.splitlines() if line.startswith(("warning", "problem"))], done.output
 
 
@@ -89,7 +89,7 @@ def test_a_live_cluster_is_ok_and_its_trivial_job_answers(tmp_path, profile, slu
         ("partition: none\n", "choices: main"),
         ("partition: cancel\n", "preempt_mode: cancel"),
         ("partition: main\nmax_array_size: 5000\n", "over the cluster's 1001"),
-        ("partition: main\nconstraint: a100\n", "SLURM would not take such a job"),
+        ("partition: main\nconstraint: a100\n", "SLURM would not accept such a job"),
         ("partition: main\ncompute_nodes_reach_server: true\n", "profile and store do not fit"),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_job_that_waits_too_long_is_a_warning_and_one_that_fails_is_a_problem_
     monkeypatch.chdir(tmp_path)
     done = run_cli("doctor", "--profile", profile("setup: [sleep 30]\n"), "--timeout", "1")
     assert done.exit_code == 0, done.output
-    assert re.search(r"^warning  trivial job \d+ was \w+ .* after 1 s and is cancelled", done.output, re.MULTILINE)
+    assert re.search(r"^warning  probe job \d+ was \w+ .* after 1 s and was cancelled", done.output, re.MULTILINE)
     done = run_cli("doctor", "--profile", profile("setup: [echo no such module, exit 1]\n"))
     assert done.exit_code == 1
-    assert re.search(r"^problem  trivial job \d+ failed; .* no such module$", done.output, re.MULTILINE)
+    assert re.search(r"^problem  probe job \d+ failed; .* no such module$", done.output, re.MULTILINE)

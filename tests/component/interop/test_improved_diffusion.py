@@ -68,7 +68,7 @@ def test_an_upsampler_without_fitting_images_says_what_it_needs(tmp_path, tiny_r
     ]:
         with pytest.raises(SpecError, match=message):
             sample_run(folder, sampler=Ancestral(), num_steps=3, num_samples=2, low_res=low_res)
-    with pytest.raises(SpecError, match="no upsampler"):
+    with pytest.raises(SpecError, match="not an upsampler"):
         sample_run(tiny_run(), sampler=Ancestral(), num_steps=3, num_samples=2, low_res=tmp_path / "large.npz")
 
 

@@ -35,7 +35,7 @@ def final_weights(folder: Path) -> dict:
 
 def results(folder: Path) -> list:
     return [
-        (row.key, row.step, row.value)
+        (row.key, row.x, row.value)
         for row in RunDirectory(folder).rows()
         if not row.key.startswith(("perf/", "system/")) and not row.key.endswith("_seconds")
     ]
@@ -66,7 +66,7 @@ def test_a_done_run_that_is_asked_for_another_evaluation_trains_nothing(tiny_run
     run_job(folder)
     weights, before = final_weights(folder), results(folder)
     run = tiny_study("evaluate:\n  - {name: eval_raw, weights: raw, nll: {estimator: full, num_images: 4}}\n")[0]
-    RunDirectory(folder).add_to_study("another", run.facts())
+    RunDirectory(folder).add_to_study("another", run.membership())
     assert run_job(folder) == "done"
     added = [row for row in results(folder) if row not in before]
     assert {key.split("/")[0] for key, _, _ in added} == {"eval_raw"}
@@ -77,7 +77,7 @@ def test_two_protocols_under_one_name_do_not_mix(tiny_run, tiny_study):
     folder = tiny_run(EVALUATE)
     run_job(folder)
     run = tiny_study("evaluate:\n  - {weights: raw, nll: {estimator: full, num_images: 4}}\n")[0]
-    RunDirectory(folder).add_to_study("another", run.facts())
+    RunDirectory(folder).add_to_study("another", run.membership())
     run_job(folder)
     key = run.evaluations[0].key
     assert {"eval/nll_bpd", f"eval_{key[:6]}/nll_bpd"} <= {row[0] for row in results(folder)}
@@ -107,7 +107,7 @@ def test_a_run_that_fails_leaves_its_reason_and_goes_on_when_the_reason_is_gone(
     assert run_job(folder) == "failed"
     status = RunDirectory(folder).status()
     assert status.state == "failed" and "fashion_mnist: missing" in status.reason and "/nowhere" in status.reason
-    assert RunDirectory(folder).events("failed")[0].facts["reason"] == status.reason
+    assert RunDirectory(folder).events("failed")[0].fields["reason"] == status.reason
 
 
 def test_a_training_that_diverges_is_left_failed_with_its_step(tiny_run):
@@ -131,7 +131,7 @@ def test_a_damaged_last_checkpoint_is_trained_and_evaluated_again_to_the_same_nu
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(DamagedCheckpointWarning):
         assert run_job(folder) == "done"
-    assert RunDirectory(folder).events("started")[1].facts["resumed_from_step"] == 10
+    assert RunDirectory(folder).events("started")[1].fields["resumed_from_step"] == 10
     assert sorted(results(folder)) == sorted(before)
     assert all(torch.equal(weights[name], value) for name, value in final_weights(folder).items())
     assert RunDirectory(folder).problems() == []
@@ -241,7 +241,7 @@ def test_a_run_killed_by_sigkill_and_resumed_ends_in_the_bits_of_an_unbroken_one
     process.wait()
     assert RunDirectory(killed).status().state == "interrupted"
     assert run_job(killed) == "done"
-    assert RunDirectory(killed).events("started")[1].facts["resumed_from_step"] > 0
+    assert RunDirectory(killed).events("started")[1].fields["resumed_from_step"] > 0
     for name, value in final_weights(unbroken).items():
         assert torch.equal(value, final_weights(killed)[name]), name
     assert results(unbroken) == results(killed)

@@ -74,8 +74,8 @@ def test_of_several_processes_one_is_timed_with_its_share_of_the_batch(tmp_path,
 
 def test_one_class_that_cannot_be_timed_does_not_keep_the_others_from_it(tmp_path, plan):
     there, missing = plan("arms: {there: {}, missing: {data: mnist}}\n", f"data_root={tmp_path}").runs
-    wanted = [calibrate._wanted(missing), calibrate._wanted(there)]
-    (tmp_path / calibrate.REQUEST).write_text(json.dumps({"steps": 5, "threads": 1, "wanted": wanted}))
+    classes = [calibrate._class_to_time(missing), calibrate._class_to_time(there)]
+    (tmp_path / calibrate.REQUEST).write_text(json.dumps({"steps": 5, "threads": 1, "classes": classes}))
     calibrate.main(tmp_path)
     answers = json.loads((tmp_path / "answer.json").read_text())
     assert "mnist: missing" in answers[0]["error"]
@@ -188,7 +188,7 @@ def test_a_job_that_does_not_end_in_time_is_cancelled_and_says_so(tmp_path, plan
     from harness.slurm.jobs import live_jobs
     from harness.slurm.profile import Profile
 
-    with pytest.raises(LaunchError, match="after 1 s and is cancelled"):
+    with pytest.raises(LaunchError, match="after 1 s and was cancelled"):
         calibrate.calibrate(plan(), cluster="slurm", profile=Profile(memory_gib=1), timeout_seconds=1)
     ends = time.monotonic() + 30  # SLURM takes a while to clean up behind a cancelled job
     while live_jobs() and time.monotonic() < ends:

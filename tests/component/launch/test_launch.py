@@ -76,7 +76,7 @@ def test_what_is_known_of_a_run_stands_in_its_directory_before_a_job_starts(tmp_
     for run in tiny.runs:
         directory = RunDirectory(tmp_path / "runs" / run.run_key)
         assert directory.spec() == run.spec.model_dump(mode="json")
-        assert directory.studies()["tiny"] == json.loads(json.dumps(run.facts()))
+        assert directory.studies()["tiny"] == json.loads(json.dumps(run.membership()))
     before = files_below(tmp_path)
     assert submit._register_runs(plan) == []
     assert files_below(tmp_path) == before
@@ -219,7 +219,7 @@ def test_a_run_whose_code_is_gone_or_was_changed_is_not_mixed_silently(begun):
     with pytest.raises(LaunchError, match=r"was changed \(harness/__init__.py\); --new-code"):
         code_of(plan)
     shutil.rmtree(old.path)
-    with pytest.raises(LaunchError, match=rf"began with code {old.id}, which is no longer in .*; --new-code"):
+    with pytest.raises(LaunchError, match=rf"started with code {old.id}, which is no longer in .*; --new-code"):
         code_of(plan)
     assert code_of(plan, new_code=True) != old.id
 
@@ -243,7 +243,7 @@ def wait_for(done: Callable[[], object], seconds: float = 180) -> None:
 def test_what_slurm_refuses_leaves_the_states_as_they_were(tmp_path, study, slurm):
     tiny = study()
     write(tmp_path / "runs", tiny.runs[0], Status("interrupted", step=4))
-    with pytest.raises(LaunchError, match=r"SLURM did not take the jobs: .*nvalid partition"):
+    with pytest.raises(LaunchError, match=r"SLURM did not accept the jobs: .*nvalid partition"):
         submit_to_slurm(tiny, tmp_path / "runs", partition="no_such_partition")
     assert planning.plan(tiny, tmp_path / "runs").runs[0].state == "interrupted"
 
@@ -295,7 +295,7 @@ def test_a_job_that_is_told_to_leave_writes_a_checkpoint_and_comes_back(tmp_path
     subprocess.run(["scancel", "--signal=USR2", submission.jobs[0].job_id], check=True)
     wait_for(lambda: not submission.unfinished())
     assert len(directory.events("interrupted")) == 1
-    resumed = [event.facts["resumed_from_step"] for event in directory.events("started")]
+    resumed = [event.fields["resumed_from_step"] for event in directory.events("started")]
     assert len(resumed) == 2
     assert resumed[1] > 0
 

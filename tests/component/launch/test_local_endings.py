@@ -52,5 +52,5 @@ def test_a_local_run_that_is_stopped_or_killed_says_so_and_goes_on(tmp_path, stu
         assert again.alive(), "it ended before it began"
         time.sleep(0.05)
     again.stop()
-    assert directory.events("started")[1].facts["resumed_from_step"] > 0
+    assert directory.events("started")[1].fields["resumed_from_step"] > 0
     assert [path.name for path in directory.log_paths()] == ["attempt-0001.log", "attempt-0002.log"]

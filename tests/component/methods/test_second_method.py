@@ -9,6 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from harness.analysis import fig_learning_curves, tab_results
+from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.errors import SpecError
 from harness.evaluation.sampling import sample_run
@@ -70,9 +72,9 @@ def run_in(folder: Path, run) -> RunDirectory:
 
 def test_what_belongs_to_another_method_is_refused_with_its_line_and_the_choices(study):
     for extra, line, message in [
-        ("objective: hybrid\n", 11, "objective is read by method gaussian, not by critic: remove it, or choose method"),
-        ("timestep_sampler: uniform\n", 11, "timestep_sampler is read by method gaussian, not by critic"),
-        ("arms:\n  a: {diffusion.var_type: learned}\n", 12, "diffusion.var_type is read by method gaussian"),
+        ("objective: hybrid\n", 11, "objective is used by method gaussian, not by critic: remove it, or choose method"),
+        ("timestep_sampler: uniform\n", 11, "timestep_sampler is used by method gaussian, not by critic"),
+        ("arms:\n  a: {diffusion.var_type: learned}\n", 12, "diffusion.var_type is used by method gaussian"),
         (
             "evaluate:\n  - {nll: {}}\n",
             12,
@@ -123,6 +125,11 @@ def test_it_trains_is_sampled_and_scored_and_its_records_have_its_own_names(stud
     assert "train/vb" not in names and "train/grad_norm_preclip" not in names
     for kind in ("fid", "precision", "recall"):
         assert math.isfinite(directory.history(f"eval/{kind}_coordinates_64_ancestral4")[1][0])
+    records = load_records(tmp_path / "runs", "critics")
+    drawn = fig_learning_curves.data(records)
+    assert {"verdict", "critic_accuracy"} <= set(drawn["curve"])
+    fig_learning_curves.draw(drawn)
+    assert set(tab_results.data(records)["metric"]) == {"fid", "precision", "recall"}
 
 
 def test_the_arithmetic_of_all_its_networks_is_counted(study, tmp_path):
@@ -186,7 +193,7 @@ def test_its_steps_are_timed_in_a_process_of_their_own(study, tmp_path):
     study()
     plan = planning.plan(load_study(tmp_path / "critics.yaml"), tmp_path / "runs")
     (calibrated,) = calibrate.calibrate(plan, steps=10)
-    assert calibrated.error == "" and calibrated.fact.seconds_per_step > 0
+    assert calibrated.error == "" and calibrated.timing.seconds_per_step > 0
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def test_digitsnet_reads_digits(digitsnet):
 
 
 def test_features_are_one_row_an_image_whatever_the_batches(digitsnet, digits):
-    pictures = digits.pictures(digits.test.images)
+    pictures = digits.to_images(digits.test.images)
     features = digitsnet.features(pictures)
     assert features.shape == (355, digitsnet.feature_dim)
     assert features.dtype == torch.float32
@@ -45,9 +45,9 @@ def test_features_are_one_row_an_image_whatever_the_batches(digitsnet, digits):
 
 
 def test_features_tell_classes_apart(digitsnet, digits):
-    train = digitsnet.features(digits.pictures(digits.train.images))
+    train = digitsnet.features(digits.to_images(digits.train.images))
     means = torch.stack([train[digits.train.labels == label].mean(0) for label in range(10)])
-    nearest = torch.cdist(digitsnet.features(digits.pictures(digits.test.images)), means).argmin(1)
+    nearest = torch.cdist(digitsnet.features(digits.to_images(digits.test.images)), means).argmin(1)
     assert (nearest.numpy() == digits.test.labels).mean() > 0.95
 
 
@@ -124,7 +124,7 @@ def test_inception_takes_its_weights_from_the_environment_and_records_their_sha2
 @pytest.mark.slow
 def test_inception_sees_grey_as_three_equal_channels(digits, inception_weights):
     extractor = load_extractor("inception", digits, weights=inception_weights)
-    grey = digits.pictures(digits.test.images[:2])
+    grey = digits.to_images(digits.test.images[:2])
     features = extractor.features(grey)
     assert features.shape == (2, extractor.feature_dim) == (2, 2048)
     assert torch.equal(features, extractor.features(np.repeat(grey, 3, axis=1)))

@@ -46,7 +46,7 @@ def by_calculate_metrics(extractor, reference, samples, k, **which):
 
 def test_the_numbers_are_those_of_torch_fidelitys_calculate_metrics(digits):
     extractor = load_extractor("digitsnet", digits)
-    reference, samples = digits.pictures(digits.train.images), digits.pictures(digits.test.images)
+    reference, samples = digits.to_images(digits.train.images), digits.to_images(digits.test.images)
     ours = fidelity(extractor.features(reference), extractor.features(samples), k=5)
     theirs = by_calculate_metrics(extractor, reference, samples, 5, fid=True, prc=True)
     assert ours == {key: theirs[key] for key in ("fid", "precision", "recall")}
@@ -55,7 +55,7 @@ def test_the_numbers_are_those_of_torch_fidelitys_calculate_metrics(digits):
 @pytest.mark.slow
 def test_the_numbers_with_inception_are_those_of_torch_fidelitys_calculate_metrics(digits, inception_weights):
     extractor = load_extractor("inception", digits, weights=inception_weights)
-    reference, samples = digits.pictures(digits.train.images[:8]), digits.pictures(digits.test.images[:7])
+    reference, samples = digits.to_images(digits.train.images[:8]), digits.to_images(digits.test.images[:7])
     ours = fidelity(extractor.features(reference), extractor.features(samples), k=3)
     theirs = by_calculate_metrics(
         extractor, np.repeat(reference, 3, 1), np.repeat(samples, 3, 1), 3, fid=True, prc=True
@@ -75,7 +75,7 @@ def test_reference_features_are_extracted_once_for_each_extractor_data_split_and
 
     counting = dataclasses.replace(extractor, module=Counting())
     whole = reference_features(counting, digits)
-    assert torch.equal(whole, extractor.features(digits.pictures(digits.train.images)))
+    assert torch.equal(whole, extractor.features(digits.to_images(digits.train.images)))
     calls = Counting.calls
     assert torch.equal(reference_features(counting, digits), whole)
     assert torch.equal(reference_features(counting, digits, n=10**6), whole)

@@ -12,12 +12,13 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.data.base import Dataset
-from harness.errors import DataError
+from harness.errors import DataError, SpecError
 from harness.evaluation.sampling import sample_run
 from harness.job.job import run_job
 from harness.job.verify import digests
 from harness.launch import planning
 from harness.records.directory import RunDirectory
+from harness.records.lineage import parent_of
 from harness.records.plugins import plugins_of_run, read_spec
 from harness.registry import make_dataset
 from harness.spec.evaluation import Sampler
@@ -58,6 +59,61 @@ train: {steps: 4, batch_size: 16, ema_rate: 0.5}
 resources: {device: cpu, threads: 1}
 evaluate:
   - {name: eval, nll: {num_images: 8}, fidelity: {num_samples: 32, num_steps: 5, sampler: euler}, grid: 4}
+"""
+LOSS = """
+from typing import Literal
+from harness.plugins import ObjectiveModel
+
+class Huber(ObjectiveModel):
+    name: Literal["huber"] = "huber"
+    terms = ("loss", "largest")
+
+def huber(process, model_output, x_0, x_t, t, noise):
+    from torch.nn.functional import huber_loss
+    target = process.mean_target(x_0, x_t, t, noise)
+    error = huber_loss(model_output, target, reduction="none").flatten(1)
+    return {"loss": error.mean(1), "largest": error.max(1).values}
+
+OBJECTIVES = {"huber": (Huber, huber)}
+"""
+NETWORK = """
+from typing import Literal
+from harness.plugins import NetworkModel
+
+class Fourier(NetworkModel):
+    name: Literal["fourier"] = "fourier"
+
+def fourier(in_channels, out_channels, image_size, num_classes):
+    import torch
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frequencies = torch.arange(8.0)  # no buffer
+            self.linear = torch.nn.Linear(in_channels + 8, out_channels)
+        def forward(self, x, t, y=None):
+            h = torch.cat([x.flatten(1), (t[:, None] * self.frequencies).cos()], 1)
+            return self.linear(h).reshape(len(x), -1, 1, 1)
+    return Network()
+
+MODELS = {"fourier": (Fourier, fourier)}
+"""
+SEARCH = """
+study: search-own
+plugins: [own_parts.py]
+data: ring
+diffusion: {num_timesteps: 30}
+model: {name: mlp, width: 8, depth: 1}
+train: {steps: 4, batch_size: 16, ema_rate: 0.5}
+resources: {device: cpu, threads: 1}
+evaluate: [{name: eval, metrics: [{name: spread, num_samples: 16, num_steps: 2}]}]
+search:
+  space:
+    timestep_sampler: {choices: [uniform, halves]}
+    timestep_sampler.momentum: {float: [0.1, 0.9], when: {timestep_sampler: halves}}
+    data.radius: {float: [0.2, 0.8]}
+  metrics: [{eval/spread: maximize}]
+  sampler: random
+  trials: 3
 """
 
 
@@ -192,6 +248,77 @@ def test_a_sampler_that_was_edited_asks_for_another_measurement_of_the_same_weig
     assert work_on(directory) == "done", directory.status().reason
     assert len({row.value for row in directory.rows() if "fid_coordinates_32_euler5" in row.key}) == 2
     assert before[0] in {row.value for row in directory.rows()}
+
+
+def test_a_network_whose_arithmetic_cannot_be_counted_trains_all_the_same(tmp_path):
+    (tmp_path / "net.py").write_text(NETWORK)
+    path = write(tmp_path, POINTS.replace("[own_parts.py]", "[own_parts.py, net.py]"))
+    run = load_study(path, sets=["model=fourier", "data=ring"]).runs[1]
+    directory = register(tmp_path / "runs", run)
+    assert work_on(directory) == "done", directory.status().reason
+    keys = {row.key for row in directory.rows()}
+    assert "compute/parameters" in keys and "compute/train_flops" not in keys
+    (event,) = directory.events("compute_not_counted")
+    assert "cannot be counted by shapes alone" in event.fields["reason"]
+
+
+@pytest.mark.slow
+def test_a_search_over_its_parameters_runs_by_its_metric_and_is_drawn(tmp_path):
+    path = write(tmp_path / "study", SEARCH)
+    runs = ["--runs", str(tmp_path / "runs")]
+    done = CliRunner().invoke(cli, ["search", str(path), *runs, "--jobs", "2", "--no-sync", "--json"])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert [trial["state"] for trial in answer["trials"]] == ["complete"] * 3
+    keys = {key for trial in answer["trials"] for key in trial["run_keys"]}
+    assert len(keys) == 3
+    for key in keys:
+        (value,) = RunDirectory(tmp_path / "runs" / key).history("eval/spread")[1]
+        assert value in [trial["values"]["eval/spread"] for trial in answer["trials"]]
+    assert list((tmp_path / "runs" / ".search" / "search-own").rglob("search_history.png"))
+    again = CliRunner().invoke(cli, ["search", str(path), *runs, "--no-sync"])
+    assert again.exit_code == 0 and len(list((tmp_path / "runs").glob("[0-9a-f]*/spec.json"))) == 3
+    torch_parts = path.parent / "own_torch_parts.py"
+    torch_parts.write_text(torch_parts.read_text() + "# edited\n")
+    refused = CliRunner().invoke(cli, ["search", str(path), *runs, "--no-sync"])
+    assert "search search-own was started differently" in str(refused.exception)
+
+
+def test_a_run_is_continued_with_an_objective_of_its_own_and_with_no_other_version_of_the_rest(tmp_path):
+    path = write(tmp_path, POINTS)
+    parent = register(tmp_path / "runs", load_study(path, sets=["evaluate=[]", "data=mog"]).runs[1])
+    assert work_on(parent) == "done"
+    further = ["evaluate=[]", "data=mog", f"continue_from={parent.key}", "train.steps=16"]
+    (tmp_path / "loss.py").write_text(LOSS)
+    path.write_text(
+        POINTS.replace("[own_parts.py]", "[own_parts.py, loss.py]").replace("own: {}", "own: {objective: huber}")
+    )
+    child = register(tmp_path / "runs", load_study(path, sets=further).runs[1])
+    assert work_on(child) == "done", child.status().reason
+    recorded = {row.key for row in child.rows()}
+    assert {"train/loss", "train/loss_q0", "train/largest", "train/largest_q3"} <= recorded
+    assert not {"train/mse", "train/vb"} & recorded
+    torch_parts = tmp_path / "own_torch_parts.py"
+    torch_parts.write_text(torch_parts.read_text() + "# edited\n")
+    edited = load_study(path, sets=further).runs[1]
+    with pytest.raises(SpecError, match=r"of another kind:\n  plugins\.own_parts\.py: "):
+        parent_of(edited.spec, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (('"largest": ', '"smallest": '), "the objective gives ['loss', 'smallest'], but declares ['largest', 'loss']"),
+        (("error.mean(1)", "error.mean()"), "the objective gives terms of shape {'loss': [], 'largest': [32]}"),
+    ],
+)
+def test_an_objective_that_gives_other_terms_than_it_declares_fails_with_the_reason(tmp_path, fault, message):
+    (tmp_path / "loss.py").write_text(LOSS.replace(*fault))
+    text = POINTS.replace("[own_parts.py]", "[own_parts.py, loss.py]").replace("own: {}", "own: {objective: huber}")
+    run = load_study(write(tmp_path, text), sets=["evaluate=[]"]).runs[1]
+    directory = register(tmp_path / "runs", run)
+    assert work_on(directory) == "failed"
+    assert message in directory.status().reason
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_the_verbs_carry_figures_and_say_what_they_did(runs, there, tmp_path, mo
 
 
 def test_a_run_at_work_is_not_exported(runs):
-    with all_runs(runs)[0].lock(), pytest.raises(RecordError, match=f"is at work \\(process {os.getpid()}"):
+    with all_runs(runs)[0].lock(), pytest.raises(RecordError, match=f"is running \\(process {os.getpid()}"):
         export(runs)
 
 
@@ -215,7 +215,9 @@ def test_a_run_that_is_there_and_differs_is_refused_with_the_difference_and_noth
     with pytest.raises(RecordError) as refused:
         import_study(path, there)
     assert f"run {second} is here already and differs: " in str(refused.value)
-    assert "environment.json has other content; samples/eval_samples.png is in the archive alone" in str(refused.value)
+    assert "environment.json has different content; samples/eval_samples.png is only in the archive" in str(
+        refused.value
+    )
     assert (there / second / "environment.json").read_text() == "[]"
     assert not (there / first).exists()
 
@@ -280,7 +282,7 @@ def test_every_flipped_byte_of_a_file_is_found(runs, there):
 def test_an_archive_that_is_cut_off_is_refused(runs, there, name, share):
     path = export(runs, name)
     path.write_bytes(path.read_bytes()[: place_to_cut(path, share)])
-    assert "is damaged, or no archive of a study" in refused(path, there)
+    assert "is damaged, or not an archive of a study" in refused(path, there)
 
 
 def place_to_cut(path: Path, share: float) -> int:
@@ -335,9 +337,7 @@ def test_a_file_beside_the_manifest_or_twice_is_refused(runs, there):
         manifest["files"].pop(entries[3][0].name)
 
     assert "is not in its manifest.json" in refused(rewritten(export(runs), beside), there)
-    assert "stands there twice" in refused(
-        rewritten(export(runs), lambda entries, _: entries.append(entries[3])), there
-    )
+    assert "is in it twice" in refused(rewritten(export(runs), lambda entries, _: entries.append(entries[3])), there)
     assert "1 files are missing" in refused(rewritten(export(runs), lambda entries, _: entries.pop(3)), there)
 
 
@@ -386,4 +386,4 @@ def test_a_manifest_that_is_not_ours_is_refused(there, tmp_path, manifest):
         member.size = len(manifest)
         tar.addfile(member, io.BytesIO(manifest))
     there.mkdir(parents=True)
-    assert "manifest.json is not one of ours" in (said := refused(path, there)) or "its format is 2" in said
+    assert "manifest.json is not valid" in (said := refused(path, there)) or "its format is 2" in said

@@ -67,7 +67,7 @@ def runs(tmp_path, tiny_study) -> Path:
         submission = layout.SubmissionLayout(folder / ".jobs" / "tiny" / stamp)
         submission.claims_folder.mkdir(parents=True)
         facts = {"cluster": cluster, "jobs": 1, "profile": {}, "user": "ada", "time": 1e9, "runs": [planned[1].run_key]}
-        submission.facts_path.write_text(json.dumps(facts))
+        submission.submission_path.write_text(json.dumps(facts))
         submission.claim_path(planned[1].run_key).write_text(stamp)
         submission.job_log_path(stamp).write_text(cluster)
     claims.mark_cancelled(submission.folder, planned[1].run_key, "ada")

@@ -30,9 +30,7 @@ def run_job(folder: Path) -> str:
 def results(folder: Path, after: int = 0) -> list:
     rows = RunDirectory(folder).rows()
     left_out = ("perf/", "system/", "compute/")
-    return [
-        (row.key, row.step, row.value) for row in rows if row.train_step > after and not row.key.startswith(left_out)
-    ]
+    return [(row.key, row.x, row.value) for row in rows if row.train_step > after and not row.key.startswith(left_out)]
 
 
 def state_of(folder: Path) -> dict:
@@ -62,8 +60,8 @@ def test_a_run_continued_to_twice_its_length_ends_in_the_bits_of_one_training(ti
     assert same(state_of(straight), state_of(child))
     assert results(child) == results(straight, after=STEPS)
     [lineage] = RunDirectory(child).events("continued")
-    assert lineage.facts == {"run_key": parent.name, "step": STEPS}
-    assert RunDirectory(child).events("started")[0].facts["resumed_from_step"] == STEPS
+    assert lineage.fields == {"run_key": parent.name, "step": STEPS}
+    assert RunDirectory(child).events("started")[0].fields["resumed_from_step"] == STEPS
     assert sorted(path.name for path in parent.rglob("*") if path.is_file()) == before
 
 

@@ -158,7 +158,7 @@ def test_a_link_within_the_tree_stays_a_link_and_one_to_a_file_outside_becomes_t
 def test_a_link_to_a_folder_outside_is_refused_with_the_line_that_leaves_it_out(tree, store, tmp_path):
     (tmp_path / "scratch").mkdir()
     (tree / "runs").symlink_to(tmp_path / "scratch")  # git's /runs/ is for folders, and this is none
-    with pytest.raises(LaunchError, match=r"/runs in \.gitignore"):
+    with pytest.raises(LaunchError, match=r"/runs to \.gitignore"):
         snapshot.take(store, tree)
     write(tree / ".gitignore", "/runs\n")
     assert "runs" not in files(snapshot.take(store, tree))
@@ -250,13 +250,13 @@ def test_a_tree_that_is_too_large_is_refused_by_the_names_of_its_large_folders(t
 
 def test_a_folder_without_the_harness_is_refused(store, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LaunchError, match="holds no code"):
+    with pytest.raises(LaunchError, match="does not contain the harness's code"):
         snapshot.take(store, tmp_path / "empty")
 
 
 def test_a_work_tree_that_git_refuses_is_not_taken_for_a_folder_without_git(tree, store):
     write(tree / ".git" / "config", "[core")
-    with pytest.raises(LaunchError, match="git cannot tell"):
+    with pytest.raises(LaunchError, match="git cannot list"):
         snapshot.take(store, tree)
 
 
@@ -295,7 +295,7 @@ def test_what_was_tampered_with_is_found_and_never_used(tree, store):
     write(taken.path / "torch.py", "")  # would be imported instead of torch
     write(taken.path / "harness" / "__pycache__" / "show.pyc", "")
     assert snapshot.verify(taken) == ["experiments/a.yaml", "harness/show.py", "torch.py"]
-    with pytest.raises(LaunchError, match=r"changed after it was taken: experiments/a.yaml, harness/show.py"):
+    with pytest.raises(LaunchError, match=r"was modified: experiments/a.yaml, harness/show.py"):
         snapshot.take(store, tree)
 
 
@@ -388,13 +388,13 @@ def test_a_file_that_vanishes_while_it_is_copied_is_left_out(tree, store):
 def test_a_tree_that_never_stands_still_is_refused_by_name(tree, store):
     react = "(tree / 'harness' / 'show.py').write_text(str(len(opened)))"
     refused = while_copying(react, store, tree, check=False)
-    assert "LaunchError" in refused.stderr and "changes faster than it can be copied: harness/show.py" in refused.stderr
+    assert "LaunchError" in refused.stderr and "keeps changing while it is copied: harness/show.py" in refused.stderr
     assert folders_in(store) == []
 
 
 def test_a_store_that_cannot_be_written_is_said_plainly(tree, tmp_path):
     write(tmp_path / "file", "")
-    with pytest.raises(LaunchError, match="cannot be frozen: Not a directory"):
+    with pytest.raises(LaunchError, match="cannot be copied: Not a directory"):
         snapshot.take(tmp_path / "file" / "store", tree)
 
 

@@ -86,7 +86,7 @@ class Planted(Workers):
         directory = RunDirectory(self.runs_folder / run.run_key)
         spec = run.spec.model_dump(mode="json")
         directory.create(spec, SCHEMA_VERSION)
-        directory.add_to_study(run.study, run.facts())
+        directory.add_to_study(run.study, run.membership())
         state = self.end(spec)
         steps = run.spec.train.steps
         with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
@@ -522,7 +522,7 @@ def test_the_metrics_that_plan_knows_are_those_that_a_run_gives(make, tmp_path):
     directory = start_run(search, tmp_path / "runs", {"optim.lr": 1e-3})
     assert run_job(directory.path, sync=False, show_progress=False) == "done"
     known = {name for evaluation in run.evaluations for name in outputs(evaluation, run.spec).metrics}
-    given = {row.key for row in directory.rows() if row.key.startswith("eval") and row.step == row.train_step}
+    given = {row.key for row in directory.rows() if row.key.startswith("eval") and row.x == row.train_step}
     assert known == given - {"eval/L_t_bpd"}
 
 
@@ -619,7 +619,7 @@ def test_a_search_on_slurm_with_four_workers(make, tmp_path, slurm):
     assert Coordinator(search, runs, workers, sync=False, on_message=lambda line: None).run()
     trials = read_trials(search.folder(runs))
     assert len(trials) == 6 and {trial.state for trial in trials} == {"complete"}
-    began = [RunDirectory(runs / trial.run_keys[0]).events("started")[0].facts for trial in trials]
+    began = [RunDirectory(runs / trial.run_keys[0]).events("started")[0].fields for trial in trials]
     assert len({facts["slurm_job_id"] for facts in began}) == 6
     assert sum(trial.asked_seconds < min(one.ended_seconds for one in trials) for trial in trials) == 4
 

@@ -78,7 +78,7 @@ def stored_rows(uri, run, study="noise-schedule"):
 
 
 def journalled_rows(run):
-    return sorted((row.key, row.step, row.value, row.time_ms) for row in run.rows())
+    return sorted((row.key, row.x, row.value, row.time_ms) for row in run.rows())
 
 
 def attempt(run, resumed_from_step, steps, checkpoints=(), state="done", value=lambda step: step / 7):
@@ -118,7 +118,7 @@ class TestRows:
         attempt(run, 0, range(1, 21), checkpoints=[20])
         sync_run(run)
         with run.lock(), run.open_journal(resumed_from_step=20) as journal:  # another evaluation of the finished run
-            journal.metrics(199, {"eval/L_t_bpd": 0.25}, at=10)
+            journal.metrics(199, {"eval/L_t_bpd": 0.25}, train_step=10)
         assert sync_run(run).studies["noise-schedule"].num_rows_sent == 1
         assert check(run).ok
 
@@ -358,7 +358,7 @@ class TestStore:
         sync_run(run)  # creates the experiment and the run
         with run.lock(), run.open_journal(resumed_from_step=1) as journal:
             for step in range(2000):
-                journal.metrics(step, {f"train/m{index}": step * 0.1 for index in range(5)}, at=1)
+                journal.metrics(step, {f"train/m{index}": step * 0.1 for index in range(5)}, train_step=1)
         assert sync_run(run).studies["noise-schedule"].num_rows_sent == 10_000
 
 
@@ -486,7 +486,11 @@ class TestWatch:
                     shutil.copy(fresh_database, database)
 
         lines = self.watched(run, act, tracking_uri=f"sqlite:///{database}")
-        assert [line for line in lines if line not in outages] == ["1 done", "20 rows uploaded", "the store is back"]
+        assert [line for line in lines if line not in outages] == [
+            "1 done",
+            "20 rows uploaded",
+            "the store is reachable again",
+        ]
         assert all("is not an MLflow database" in line for line in outages)
         assert stored_rows(f"sqlite:///{database}", run) == journalled_rows(run)
 
@@ -518,7 +522,7 @@ class TestWatch:
         lock = FolderLock(run.path / "tracking" / "lock", "the MLflow record")
         lock.acquire()
         lines = self.watched(run, lambda text: lock.release() if "is in use by process" in text else None)
-        assert f"{run.key} is left for the next pass: the MLflow record of run {run.key} is in use" in lines[0]
+        assert f"{run.key} is postponed to the next pass: the MLflow record of run {run.key} is in use" in lines[0]
         assert lines[1:] == ["1 done", "20 rows uploaded", "1 done"]
 
     @pytest.mark.slow

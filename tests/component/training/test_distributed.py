@@ -52,7 +52,7 @@ def finish(folder: Path) -> dict[str, float]:
 
 def metrics(folder: Path) -> dict[str, float]:
     """Return a run's train/ metrics by name and step."""
-    return {f"{row.key}@{row.step}": row.value for row in RunDirectory(folder).rows() if row.key.startswith("train/")}
+    return {f"{row.key}@{row.x}": row.value for row in RunDirectory(folder).rows() if row.key.startswith("train/")}
 
 
 def weights(folder: Path) -> torch.Tensor:
@@ -154,7 +154,7 @@ def test_when_one_process_is_killed_the_others_end_and_the_run_resumes_to_the_sa
     else:
         assert status.state == "failed" and status.reason == "process 1 of 3 was killed by SIGKILL"
     assert largest_difference(unbroken, finish(job.folder)) < CURVE
-    assert RunDirectory(job.folder).events("started")[1].facts["resumed_from_step"] > 0
+    assert RunDirectory(job.folder).events("started")[1].fields["resumed_from_step"] > 0
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_another_number_of_pro
     directory = RunDirectory(job.folder)
     assert directory.status().stopped_by == "SIGUSR2" and 0 < directory.durable_step() < 120
     run = tiny_study("", "resources.processes_per_node=1", *LONG)[0]
-    directory.add_to_study("tiny", run.facts())
+    directory.add_to_study("tiny", run.membership())
     assert largest_difference(unbroken, finish(job.folder)) < CURVE
     assert [one["num_processes"] for one in directory.environments()] == [2, 1]
 
@@ -222,4 +222,4 @@ def test_slurm_trains_one_run_on_two_nodes_and_a_requeue_goes_on(slurm, tmp_path
     assert largest_difference(unbroken, metrics(directory.path)) < CURVE
     environments = directory.environments()
     assert [one["num_processes"] for one in environments] == [2, 2]
-    assert directory.events("started")[1].facts["resumed_from_step"] > 0
+    assert directory.events("started")[1].fields["resumed_from_step"] > 0

@@ -50,7 +50,7 @@ class Trial:
         return self.checkpoints.latest()[1]["method"]
 
     def results(self) -> list:
-        return [(row.key, row.step, row.value) for row in self.directory.rows() if not row.key.startswith("perf/")]
+        return [(row.key, row.x, row.value) for row in self.directory.rows() if not row.key.startswith("perf/")]
 
 
 def hard(tiny_study, *sets):
@@ -97,13 +97,13 @@ def test_checkpoints_come_by_step_and_the_last_two_stay(tiny_study, tmp_path):
     trial = Trial(tiny_study()[0], tmp_path, keep_every=4)
     trial.go()
     assert trial.checkpoints.steps() == [4, 8, 12]
-    assert [event.facts["step"] for event in trial.directory.events("checkpoint")] == [4, 8, 12]
+    assert [event.fields["step"] for event in trial.directory.events("checkpoint")] == [4, 8, 12]
 
 
 def test_checkpoints_come_by_time(tiny_study, tmp_path):
     trial = Trial(tiny_study()[0], tmp_path, checkpoint_every_seconds=0.0)
     trial.go()
-    assert [event.facts["step"] for event in trial.directory.events("checkpoint")] == list(range(1, 13))
+    assert [event.fields["step"] for event in trial.directory.events("checkpoint")] == list(range(1, 13))
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run_with_its_step_and_keeps_the_last_good_checkpoint(

@@ -63,7 +63,7 @@ def test_a_training_on_a_disk_that_fills_up_ends_with_a_clear_error_and_goes_on_
     reason = directory.status().reason if directory.status().state == "failed" else capsys.readouterr().err
     assert "the disk or your quota is full" in reason or "No space left on device" in reason
     assert run_job(run, sync=False, show_progress=False) == "done"
-    resumed = directory.events("started")[-1].facts["resumed_from_step"]
+    resumed = directory.events("started")[-1].fields["resumed_from_step"]
     assert resumed == steps[-1] >= 19
     assert directory.problems() == []
     assert results(directory) == results(RunDirectory(unbroken))

@@ -208,7 +208,7 @@ def make_runs(study, runs):
     for run in study.runs[:2]:
         directory = RunDirectory(runs / run.run_key)
         directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        directory.add_to_study(study.name, run.facts())
+        directory.add_to_study(study.name, run.membership())
 
 
 def fuzz(tmp_path_factory, examples, joined):

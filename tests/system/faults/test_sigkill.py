@@ -42,7 +42,7 @@ evaluate:
 """
 
 
-# What a life is. This file is also the script of the nursery: it imports torch once and forks each life.
+# What a life is. This file is also the script of the fork_server: it imports torch once and forks each life.
 
 PHASES = ("start", "between", "step", "evaluation", "checkpoint", "append")
 PAGE = struct.Struct("<BI")
@@ -102,7 +102,7 @@ def open_page(beacon: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), mmap.PAGESIZE)
 
 
-class Nursery:
+class ForkServer:
     """Lives of one run, one after the other, and the page on which each says what it is doing."""
 
     def __init__(self, folder: Path, uri: str):
@@ -148,38 +148,40 @@ def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def stop_within(nursery: Nursery, pid: int, phase: str, last_step: int, randomly: random.Random) -> bool:
+def stop_within(fork_server: ForkServer, pid: int, phase: str, last_step: int, randomly: random.Random) -> bool:
     """Stop the life in the midst of a phase, at a moment of it that chance decides; False when none was met in time."""
-    while nursery.step < last_step:
-        if nursery.phase != phase:
+    while fork_server.step < last_step:
+        if fork_server.phase != phase:
             continue
         if phase != "append":  # which is over before a sleep of no length is
             time.sleep(randomly.uniform(0, 0.01))
         os.kill(pid, signal.SIGSTOP)
         while not is_stopped(pid):
             pass
-        if nursery.phase == phase:
+        if fork_server.phase == phase:
             return True
         os.kill(pid, signal.SIGCONT)
     return False
 
 
-def kill_once(nursery: Nursery, run: Path, kind: str, after_step: int, randomly: random.Random) -> tuple[str, bool]:
+def kill_once(
+    fork_server: ForkServer, run: Path, kind: str, after_step: int, randomly: random.Random
+) -> tuple[str, bool]:
     """Live once, be killed once; return the phase it died in, and whether its syncer died with it."""
-    pid = nursery.begin(run)
+    pid = fork_server.begin(run)
     if kind == "start":
         time.sleep(randomly.uniform(0, 0.1))
     else:
         deadline = time.monotonic() + 60
-        while nursery.step <= after_step:
-            assert time.monotonic() < deadline, f"no step in a minute: {read(nursery.page)}"
+        while fork_server.step <= after_step:
+            assert time.monotonic() < deadline, f"no step in a minute: {read(fork_server.page)}"
             time.sleep(0.0005)
-        if kind == "any" or not stop_within(nursery, pid, kind, after_step + STEPS_PER_KILL, randomly):
+        if kind == "any" or not stop_within(fork_server, pid, kind, after_step + STEPS_PER_KILL, randomly):
             time.sleep(randomly.uniform(0, 0.1))
     with_syncer = randomly.random() < 0.5  # as when a node dies; else the syncer makes its last pass
     (os.killpg if with_syncer and os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
-    assert nursery.end() == -signal.SIGKILL, "it ended before it could be killed"
-    return nursery.phase, with_syncer
+    assert fork_server.end() == -signal.SIGKILL, "it ended before it could be killed"
+    return fork_server.phase, with_syncer
 
 
 def stored_results(database: Path) -> list[tuple[str, int, float]]:
@@ -205,19 +207,19 @@ def test_after_many_sigkills_weights_journal_and_mlflow_are_those_of_an_undistur
     uri = initialise_store(f"sqlite:///{database}")
     seed = random.randrange(2**32)
     randomly, phases, num_with_syncer = random.Random(seed), Counter(), 0
-    nursery = Nursery(tmp_path, uri)
+    fork_server = ForkServer(tmp_path, uri)
     try:
         for number in range(KILLS):
             missing = [name for name in ("start", *AIMED) for _ in range(max(1, KILLS // 10) - phases[name])]
             must_aim = 2 * len(missing) >= KILLS - number or randomly.random() < 0.5
             kind = randomly.choice(missing) if missing and must_aim else "any"
-            phase, with_syncer = kill_once(nursery, killed, kind, number * STEPS_PER_KILL, randomly)
+            phase, with_syncer = kill_once(fork_server, killed, kind, number * STEPS_PER_KILL, randomly)
             phases[phase] += 1
             num_with_syncer += with_syncer
-        nursery.begin(killed)
-        assert nursery.end() == 0
+        fork_server.begin(killed)
+        assert fork_server.end() == 0
     finally:
-        nursery.close()
+        fork_server.close()
     killed_seconds = time.monotonic() - began - undisturbed_seconds
 
     state, other = (Checkpoints(run / "checkpoints").latest()[1] for run in (unbroken, killed))

@@ -162,7 +162,7 @@ def weights(directory: RunDirectory) -> str:
 
 
 def resumed_at(directory: RunDirectory) -> list[int]:
-    return [event.facts["resumed_from_step"] for event in directory.events("started")]
+    return [event.fields["resumed_from_step"] for event in directory.events("started")]
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ def runs(tmp_path, tiny_study):
     for run in tiny_study("arms: {slow: {}, fast: {optim.lr: 2.0e-3}}\n"):
         directory = RunDirectory(tmp_path / "runs" / run.run_key)
         directory.create(run.spec.model_dump(mode="json"), SCHEMA_VERSION)
-        directory.add_to_study("tiny", run.facts())
+        directory.add_to_study("tiny", run.membership())
         directories.append(directory)
     directories[0].set_status(Status("failed", 7, 12, 1, "the disk is full"))
     return directories
@@ -120,7 +120,7 @@ def test_a_name_that_no_file_or_several_have_is_refused_with_the_choices(tmp_pat
     monkeypatch.chdir(tmp_path)
     error = invoke("plan", "tinny").exception
     assert isinstance(error, LaunchError)
-    assert str(error) == "no study 'tinny' in the YAML files here and in experiments/; choices: tiny"
+    assert str(error) == "no study 'tinny' in the YAML files of this folder and of experiments/; choices: tiny"
     (tmp_path / "copy.yaml").write_text((tmp_path / "tiny.yaml").read_text())
     error = invoke("plan", "tiny").exception
     assert str(error) == "study 'tiny' is in 2 files, give one: copy.yaml, tiny.yaml"
@@ -211,7 +211,7 @@ def test_messages_go_to_standard_error_with_json(tmp_path, runs):
 def test_json_is_refused_with_what_never_ends(tmp_path, arguments):
     error = invoke(*arguments, "--json", "--runs", tmp_path / "runs").exception
     assert isinstance(error, LaunchError)
-    assert str(error) == f"--json prints one document and {arguments[-1]} goes on; use one of them"
+    assert str(error) == f"--json prints one document, but {arguments[-1]} keeps printing; use one of them"
 
 
 # ------------------------------------------------------------------------------------------------------------- figures

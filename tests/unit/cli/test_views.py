@@ -92,10 +92,10 @@ def test_a_plan_adds_up_what_is_known_and_says_what_is_not(tmp_path, tiny_study,
         "wide   2     2 new  ?              ?             ?",
     ]
     assert shown[-3:] == [
-        "training left: 0.667 GPU hours on cuda, an unknown time for 2 runs (nothing alike has been measured yet), "
+        "training left: 0.667 GPU hours on cuda, an unknown time for 2 runs (no similar run has been measured yet), "
         "without evaluations; budget: 40 GPU hours",
         "checkpoints will take: 4.0 MiB + ?",
-        f"what is unknown: `harness calibrate {tmp_path / 'tiny.yaml'}` measures it",
+        f"`harness calibrate {tmp_path / 'tiny.yaml'}` measures what is unknown",
     ]
 
 
@@ -131,7 +131,7 @@ def test_the_newest_likelihood_is_found_behind_long_curves(tiny_run):
             journal.metrics(6, {"eval/nll_bpd": value + 0.5})
             journal.metrics(12, {"perf/steps_per_second": 1.0, "eval/nll_bpd": value, "eval/L_T_bpd": 0.1})
             for t in range(300):
-                journal.metrics(t, {"eval/L_t_bpd": 0.5}, at=12)
+                journal.metrics(t, {"eval/L_t_bpd": 0.5}, train_step=12)
     assert status_view.last_nll(directory) == 3.0
 
 
@@ -202,6 +202,6 @@ def test_a_chain_of_events_keeps_the_last_of_many_checkpoints_and_hides_tracebac
         pass
     lines = [line.split("  ", 1)[1] for line in timeline.timeline(directory)]
     assert lines[0].startswith("started on ")
-    assert lines[1:3] == ["checkpoint  step=6  (made again later)", "failed  reason=boom"]
+    assert lines[1:3] == ["checkpoint  step=6  (superseded by a later attempt)", "failed  reason=boom"]
     assert lines[3].startswith("resumed at step 4 on ")
     assert "(attempt 2, process " in lines[3]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from harness.diffusion import OBJECTIVES, SCHEDULES
+from harness.errors import TrainingError
 from harness.models import MLP
 from harness.registry import MODELS
 from harness.testing import check_parts
@@ -43,16 +44,20 @@ class WithTwoOutputs(MLP):
         return super().forward(x, timesteps, y).repeat(1, 2, 1, 1)
 
 
+def with_the_other_terms(loss, x_0):
+    return {"loss": loss, "mse": x_0.flatten(1).mean(1), "vb": x_0.flatten(1).mean(1)}
+
+
 def a_mean(process, model_output, x_0, x_t, t, noise):
-    return {"loss": (model_output - noise).square().mean()}
+    return with_the_other_terms((model_output - noise).square().mean(), x_0)
 
 
 def without_gradient(process, model_output, x_0, x_t, t, noise):
-    return {"loss": (model_output.sum() * 0 + noise.square().flatten(1).mean(1))}
+    return with_the_other_terms((model_output.sum() * 0 + noise.square().flatten(1).mean(1)), x_0)
 
 
 def not_finite(process, model_output, x_0, x_t, t, noise):
-    return {"loss": model_output.flatten(1).mean(1) / 0}
+    return with_the_other_terms(model_output.flatten(1).mean(1) / 0, x_0)
 
 
 BROKEN = [
@@ -62,7 +67,7 @@ BROKEN = [
     (MODELS, "mlp", WithTwoOutputs, r"mlp: the output has the shape \[4, 4, 1, 1\], not \[4, 2, 1, 1\]"),
     (MODELS, "mlp", WithChance, "mlp: in eval mode the same input gives another output"),
     (MODELS, "mlp", WithBatchNorm, "mlp: an output depends on the rest of the batch"),
-    (OBJECTIVES, "simple", a_mean, r"simple: the loss has the shape \[\], not one number for each example"),
+    (OBJECTIVES, "simple", a_mean, r"the objective gives terms of shape .*; one number an example is \[\d+\]"),
     (OBJECTIVES, "simple", not_finite, "simple: the loss is not finite"),
     (OBJECTIVES, "simple", without_gradient, "simple: the loss has no gradient"),
 ]
@@ -72,5 +77,5 @@ BROKEN = [
 def test_a_broken_part_is_named_with_what_is_wrong(tiny_study, monkeypatch, table, name, broken, message):
     monkeypatch.setitem(table, name, broken)
     [run] = tiny_study("", *POINTS)
-    with pytest.raises(AssertionError, match=message):
+    with pytest.raises((AssertionError, TrainingError), match=message):
         check_parts(run)

@@ -46,7 +46,7 @@ def test_pictures_are_truncated_and_clamped_as_improved_diffusion_does():
 def test_real_pictures_span_0_to_255_and_differ_by_rounding_at_most_from_the_way_of_samples(levels):
     dataset = dataclasses.replace(build("x", FACTS, a_split(), a_split()), levels=levels)
     stored = np.arange(levels, dtype=np.uint8)
-    pictures = dataset.pictures(stored)
+    pictures = dataset.to_images(stored)
     assert pictures.dtype == np.uint8
     assert (pictures[0], pictures[-1]) == (0, 255)
     by_samples = to_uint8(dataset.to_unit(stored)).numpy()

@@ -95,7 +95,7 @@ def test_the_learned_range_spans_the_two_fixed_variances(v, table):
     x_t, t = torch.zeros(3, 2, 4, dtype=torch.float64), torch.tensor([0, 500, 999])
     output = torch.cat([x_t, torch.full_like(x_t, v)], dim=1)
     log_variance = process.p_mean_variance(output, x_t, t).log_variance
-    torch.testing.assert_close(log_variance, process.at(table, t, x_t).expand(x_t.shape), rtol=0, atol=1e-12)
+    torch.testing.assert_close(log_variance, process.extract(table, t, x_t).expand(x_t.shape), rtol=0, atol=1e-12)
 
 
 def test_the_bound_is_zero_where_the_prediction_is_the_posterior():
@@ -286,11 +286,14 @@ def test_every_table_is_a_frozen_float64_attribute():
 
 def test_tables_are_gathered_in_float64_and_rounded_once():
     process, t = process_of(), torch.tensor([0, 999])
-    assert process.at("alphas_cumprod", t, torch.zeros(2, 3)).tolist() == [
+    assert process.extract("alphas_cumprod", t, torch.zeros(2, 3)).tolist() == [
         [np.float32(process.alphas_cumprod[0])],
         [np.float32(process.alphas_cumprod[999])],
     ]
-    assert process.at("alphas_cumprod", t, torch.zeros(2, 3, dtype=torch.float64))[1, 0] == process.alphas_cumprod[999]
+    assert (
+        process.extract("alphas_cumprod", t, torch.zeros(2, 3, dtype=torch.float64))[1, 0]
+        == process.alphas_cumprod[999]
+    )
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p)), lambda p: p.to("cpu")])

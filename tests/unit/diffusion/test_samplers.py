@@ -41,7 +41,7 @@ def process_of(schedule="linear", var_type="fixed_small", num_timesteps=1000, me
 
 def ideal_x_0(process, x_t, t):
     """E[x_0 | x_t]"""
-    abar = process.at("alphas_cumprod", t, x_t)
+    abar = process.extract("alphas_cumprod", t, x_t)
     return STD**2 * abar.sqrt() / (abar * STD**2 + 1 - abar) * x_t
 
 
@@ -50,9 +50,11 @@ def ideal_output(process, x_t, t):
     x_0 = ideal_x_0(process, x_t, t)
     if process.var_type != "learned":
         return x_0
-    abar = process.at("alphas_cumprod", t, x_t)
+    abar = process.extract("alphas_cumprod", t, x_t)
     left_over = STD**2 * (1 - abar) / (abar * STD**2 + 1 - abar)
-    variance = process.at("posterior_variance", t, x_t) + process.at("posterior_mean_coef1", t, x_t) ** 2 * left_over
+    variance = (
+        process.extract("posterior_variance", t, x_t) + process.extract("posterior_mean_coef1", t, x_t) ** 2 * left_over
+    )
     return torch.cat([x_0, variance.log().expand(x_t.shape)], dim=1)
 
 

@@ -98,9 +98,11 @@ def test_every_sampler_draws_by_its_weights_and_weighs_by_one_over_T_p(name):
 
 
 def test_timesteps_are_the_inverse_distribution_function_of_the_callers_numbers():
-    t, weights = UniformSampler(4).at(torch.tensor([0.0, 0.249, 0.25, 0.5, 0.9999999999], dtype=torch.float64))
+    t, weights = UniformSampler(4).from_uniform(
+        torch.tensor([0.0, 0.249, 0.25, 0.5, 0.9999999999], dtype=torch.float64)
+    )
     assert t.tolist() == [0, 0, 1, 2, 3] and weights.tolist() == [1.0] * 5
-    assert UniformSampler(3).at(torch.ones(1, dtype=torch.float64))[0].tolist() == [2]
+    assert UniformSampler(3).from_uniform(torch.ones(1, dtype=torch.float64))[0].tolist() == [2]
 
 
 def test_a_draw_depends_on_the_generator_alone():

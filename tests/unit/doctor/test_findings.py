@@ -125,7 +125,7 @@ def test_a_drained_node_is_named_and_the_rest_suffices():
     [
         ({"memory_gib": 16}, "problem", "at most 8 cores, 2 GPUs, 3.91 GiB of memory"),
         ({"cpus": 9}, "problem", "1 node with 9 cores"),
-        ({"gpus_per_node": 4}, "problem", "8 cores, 4 GPUs, 1 GiB of memory asked for, main has 0"),
+        ({"gpus_per_node": 4}, "problem", "8 cores, 4 GPUs, 1 GiB of memory requested, main has 0"),
         ({"nodes": 3}, "problem", "3 nodes with 2 cores"),
         ({"nodes": 2}, "warning", "jobs will wait"),
         ({"time_minutes": 61}, "problem", "time_minutes 61 is over main's limit of 01:00:00; set 60 or less"),
@@ -204,7 +204,7 @@ def test_limits_of_ten_minutes_and_less_are_a_warning():
 def test_a_sqlite_store_does_not_fit_compute_nodes_that_would_write_it():
     profile = Profile(compute_nodes_reach_server=True)
     findings = store.check_store(profile, "sqlite:////home/me/mlflow.db", lambda path: "ext4")
-    assert "profile and store do not fit" in messages(findings, "problem")
+    assert "profile and store do not match" in messages(findings, "problem")
 
 
 def test_a_sqlite_store_on_a_shared_file_system_is_a_warning():
@@ -231,7 +231,7 @@ def test_a_server_is_asked_for_its_health():
     assert "does not answer from here" in messages(store.check_store(Profile(), uri), "problem")
 
 
-# ------------------------------------------------------------------------------------------------------ the trivial job
+# ------------------------------------------------------------------------------------------------------ the probe job
 
 ANSWER = {
     "host": "n1",
@@ -248,9 +248,9 @@ ANSWER = {
 @pytest.mark.parametrize(
     ("change", "profile", "level", "words"),
     [
-        ({}, {"gpus_per_node": 1}, "ok", "GPUs that the job was given: NVIDIA H200"),
+        ({}, {"gpus_per_node": 1}, "ok", "GPUs of the job: NVIDIA H200"),
         ({"gpus": []}, {"gpus_per_node": 1}, "problem", "torch sees no CUDA device on n1"),
-        ({"torch": None, "torch_error": "No module named 'torch'"}, {}, "problem", "name modules: or setup:"),
+        ({"torch": None, "torch_error": "No module named 'torch'"}, {}, "problem", "add modules: or setup:"),
         ({"torch_seconds": 90.0}, {}, "warning", "imported in 90 s: slow"),
         ({"time": 130.0}, {}, "warning", "differs from ours by 20 s"),
         ({"time": 10.0}, {}, "problem", "differs from ours by 90 s"),
@@ -259,7 +259,7 @@ ANSWER = {
         ({"server_error": ""}, {}, "ok", "compute_nodes_reach_server: true makes"),
     ],
 )
-def test_what_the_trivial_job_saw_is_judged(change, profile, level, words):
+def test_what_the_probe_job_saw_is_judged(change, profile, level, words):
     findings = probe.check_answer(ANSWER | change, Profile(**profile), Resources(), (100.0, 110.0))
     assert words in messages(findings, level)
 

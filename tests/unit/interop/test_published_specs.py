@@ -43,7 +43,7 @@ def test_the_specs_say_what_the_readme_says(name, steps, objective, sampler, res
 
 
 def test_an_upsampler_cannot_be_trained_or_evaluated_and_says_what_it_can():
-    with pytest.raises(ValidationError, match="imported and sampled here, not trained"):
+    with pytest.raises(ValidationError, match="cannot be trained, only imported"):
         published_spec("upsample_cond")
     with pytest.raises(ValueError, match="--low-res"):
         Evaluation(grid=4).resolve(published_spec("upsample_cond", SHA256), inception=False)

@@ -46,7 +46,7 @@ def submission_of(tmp_path: Path, run_key: str, **facts) -> SubmissionLayout:
     layout = SubmissionLayout(tmp_path / "runs" / ".jobs" / "tiny" / "20260101")
     layout.claims_folder.mkdir(parents=True)
     layout.claim_path(run_key).write_text("7_0")
-    layout.facts_path.write_text(json.dumps({"cluster": "slurm", "runs": [run_key], "profile": {}} | facts))
+    layout.submission_path.write_text(json.dumps({"cluster": "slurm", "runs": [run_key], "profile": {}} | facts))
     return layout
 
 
@@ -152,23 +152,23 @@ def test_a_watching_sync_waits_for_what_comes_back_by_itself(status, active):
 
 
 @pytest.mark.parametrize(
-    ("stopped_by", "killed", "preempted", "preemption_cancels", "how"),
+    ("stopped_by", "killed", "preempted", "preemption_cancels", "action"),
     [
-        ("SIGUSR2", False, False, False, "requeued"),  # the time limit
-        ("SIGUSR2", False, False, True, "requeued"),
-        ("SIGUSR2", False, True, False, "requeued"),
-        ("SIGUSR2", False, True, True, "as_successor"),
-        ("SIGTERM", False, True, False, "requeued"),
-        ("SIGTERM", False, True, True, "as_successor"),
-        ("SIGTERM", False, False, False, "not"),  # scancel
-        ("SIGTERM", True, False, False, "not"),
-        ("", True, False, False, "requeued"),
-        ("", False, False, False, "not"),
+        ("SIGUSR2", False, False, False, "requeue"),  # the time limit
+        ("SIGUSR2", False, False, True, "requeue"),
+        ("SIGUSR2", False, True, False, "requeue"),
+        ("SIGUSR2", False, True, True, "resubmit"),
+        ("SIGTERM", False, True, False, "requeue"),
+        ("SIGTERM", False, True, True, "resubmit"),
+        ("SIGTERM", False, False, False, "none"),  # scancel
+        ("SIGTERM", True, False, False, "none"),
+        ("", True, False, False, "requeue"),
+        ("", False, False, False, "none"),
     ],
 )
-def test_a_job_comes_back_unless_a_person_ended_it(stopped_by, killed, preempted, preemption_cancels, how):
+def test_a_job_is_requeued_unless_a_person_ended_it(stopped_by, killed, preempted, preemption_cancels, action):
     facts = {"killed": killed, "preempted": preempted, "preemption_cancels": preemption_cancels}
-    assert requeue.comes_back(stopped_by, **facts) == how
+    assert requeue.requeue_action(stopped_by, **facts) == action
 
 
 @pytest.mark.parametrize("progress", ["checkpoint", "evaluation", "interrupted"])
@@ -194,12 +194,12 @@ def test_a_run_that_was_killed_three_times_at_one_step_is_given_up_until_a_retry
 def test_three_starts_that_did_not_come_as_far_as_an_attempt_are_enough(tmp_path, study):
     directory = write(tmp_path, study().runs[0], Status("queued"))
     layout = submission_of(tmp_path, directory.key)
-    assert [requeue.given_up_before_it_began(layout, directory.path, "n1") for _ in range(3)] == [None] * 3
-    assert requeue.given_up_before_it_began(layout, directory.path, "n1").cause == "no_progress"
+    assert [requeue.given_up_before_attempt(layout, directory.path, "n1") for _ in range(3)] == [None] * 3
+    assert requeue.given_up_before_attempt(layout, directory.path, "n1").cause == "no_progress"
     layout.job_log_path("7_0").write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0.\n")
-    assert requeue.given_up_before_it_began(layout, directory.path, "n1").cause == "out_of_memory"
-    requeue.forget_starts(layout, directory.path)
-    assert requeue.given_up_before_it_began(layout, directory.path, "n1") is None
+    assert requeue.given_up_before_attempt(layout, directory.path, "n1").cause == "out_of_memory"
+    requeue.reset_starts(layout, directory.path)
+    assert requeue.given_up_before_attempt(layout, directory.path, "n1") is None
 
 
 def test_what_a_run_itself_prints_is_no_kill_for_memory(tmp_path, study):

@@ -146,9 +146,9 @@ def claim_of(tmp_path: Path, run_key: str, job_id: str = "7_0", **facts) -> clai
     ("status", "job", "reason"),
     [
         (Status("queued"), JobInfo("7_0", "PENDING", reason="Priority", live=True), "(Priority)"),
-        (Status("queued"), JobInfo("7_0", "RUNNING", "n1", live=True), "starts on n1"),
+        (Status("queued"), JobInfo("7_0", "RUNNING", "n1", live=True), "starting on n1"),
         (Status("queued"), JobInfo("7_0", "CANCELLED", user="ada"), "CANCELLED by ada"),
-        (Status("queued"), None, "SLURM no longer knows its job 7_0: cancelled before it began"),
+        (Status("queued"), None, "SLURM no longer knows its job 7_0: cancelled before it started"),
         (Status("queued"), JobInfo("7_0", "COMPLETED"), "job 7_0 finished but never ran this run"),
         (
             Status("interrupted", cause="signal", stopped_by="SIGUSR2", reason="stopped by SIGUSR2"),
@@ -215,7 +215,7 @@ def test_what_a_changed_study_no_longer_asks_for_is_found_unless_another_study_d
     before = study("replicates: 3\n")
     runs = tmp_path / "runs"
     for run in before.runs:
-        write(runs, run, Status("queued")).add_to_study("tiny", run.facts())
+        write(runs, run, Status("queued")).add_to_study("tiny", run.membership())
     RunDirectory(runs / before.runs[2].run_key).add_to_study("another", {})
     plan = planning.plan(study("replicates: 1\n"), runs)
     assert [orphan.key for orphan in manage.orphans(plan)] == [before.runs[1].run_key]

@@ -25,7 +25,7 @@ def cache(tmp_path_factory):
 
 def test_data_without_labels_ask_for_inception(digits):
     unlabelled = dataclasses.replace(digits, train=Split(digits.train.images, None), num_classes=None)
-    with pytest.raises(DataError, match="digits has no labels to train digitsnet on: give the weights of `inception`"):
+    with pytest.raises(DataError, match="digits has no labels to train digitsnet on: use the weights of `inception`"):
         load_extractor(None, unlabelled)
 
 
@@ -41,8 +41,8 @@ def test_coordinates_are_the_values_of_continuous_data():
     extractor = load_extractor(None, mog)
     points = mog.test.images[:100]
     assert (extractor.name, extractor.feature_dim) == ("coordinates", 2)
-    assert np.array_equal(extractor.features(mog.pictures(points)).numpy(), points[:, :, 0, 0])
-    with pytest.raises(DataError, match="inception: sees pictures, and mog has none"):
+    assert np.array_equal(extractor.features(mog.to_images(points)).numpy(), points[:, :, 0, 0])
+    with pytest.raises(DataError, match="inception: needs images, and mog has none"):
         load_extractor("inception", mog)
 
 

@@ -213,10 +213,10 @@ def test_the_upsampler_sees_the_small_image_bilinearly_resized_as_further_channe
         ({}, (3, 8, 8), (3,), None, r"x must be \[B, 3, H, W\], not \[3, 8, 8\]"),
         ({}, (2, 3, 8, 7), (2,), None, "8x7 pixels.* divisible by 2"),
         ({"channel_mult": (1, 2, 2)}, (2, 3, 10, 8), (2,), None, "10x8 pixels.* halves it 2 times.* divisible by 4"),
-        ({}, (2, 3, 8, 8), (), None, r"timesteps must be \[2\], one an example, not \[\]"),
+        ({}, (2, 3, 8, 8), (), None, r"timesteps must be \[2\], one per example, not \[\]"),
         ({}, (2, 3, 8, 8), (2,), (2,), "y was given to a network without classes"),
         ({"num_classes": 10}, (2, 3, 8, 8), (2,), None, "y is missing: .* one of 10 classes"),
-        ({"num_classes": 10}, (2, 3, 8, 8), (2,), (1,), r"y must be \[2\], one class an example, not \[1\]"),
+        ({"num_classes": 10}, (2, 3, 8, 8), (2,), (1,), r"y must be \[2\], one class per example, not \[1\]"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(changes, x, timesteps, y, message):

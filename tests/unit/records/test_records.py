@@ -90,7 +90,7 @@ class TestWhatARunIs:
         directory = RunDirectory(tmp_path / planned.run_key)
         assert directory.register(planned)
         assert directory.spec() == planned.spec.model_dump(mode="json")
-        assert directory.studies() == {"tiny": json.loads(json.dumps(planned.facts()))}
+        assert directory.studies() == {"tiny": json.loads(json.dumps(planned.membership()))}
         before = directory.study_path("tiny").read_bytes()
         assert not directory.register(planned)
         assert directory.study_path("tiny").read_bytes() == before
@@ -118,7 +118,7 @@ class TestWhatARunIs:
         assert [(entry["attempt"], entry["host"]) for entry in run.environments()] == [(1, "a"), (2, "c")]
 
     def test_a_folder_without_a_spec_is_called_no_run_directory(self, tmp_path):
-        with pytest.raises(RecordError, match=r"it has no spec\.json"):
+        with pytest.raises(RecordError, match=r"spec\.json is missing"):
             RunDirectory(tmp_path / "empty").spec()
 
 
@@ -284,10 +284,10 @@ class TestJournal:
     def test_values_read_back_bit_for_bit(self, run):
         values = {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 0.1 + 0.2, "e": 5e-324, "f": -0.0}
         with run.lock(), run.open_journal(resumed_from_step=0) as journal:
-            journal.metrics(3, values, at=40)
+            journal.metrics(3, values, train_step=40)
         rows = run.rows()
         assert {row.key: repr(row.value) for row in rows} == {key: repr(value) for key, value in values.items()}
-        assert {(row.step, row.train_step, row.attempt) for row in rows} == {(3, 40, 1)}
+        assert {(row.x, row.train_step, row.attempt) for row in rows} == {(3, 40, 1)}
 
     def test_several_threads_lose_nothing(self, run):
         with run.lock(), run.open_journal(resumed_from_step=0) as journal:
@@ -334,14 +334,14 @@ class TestJournal:
     def test_the_tail_tells_the_latest_values(self, run):
         attempt(run, 0, range(1, 2001))
         latest = run.latest()
-        assert (latest["train/loss"].step, latest["train/loss"].value) == (2000, 2000 / 7)
+        assert (latest["train/loss"].x, latest["train/loss"].value) == (2000, 2000 / 7)
 
     def test_the_header_says_who_made_the_attempt(self, run):
         attempt(run, 0, [1], [1])
         attempt(run, 1, [2])
         started = run.events("started")
-        assert [event.facts["resumed_from_step"] for event in started] == [0, 1]
-        assert [event.facts["pid"] for event in started] == [os.getpid()] * 2
+        assert [event.fields["resumed_from_step"] for event in started] == [0, 1]
+        assert [event.fields["pid"] for event in started] == [os.getpid()] * 2
         assert run.attempts() == [1, 2]
 
     def test_system_metrics_are_sampled_at_the_current_step(self, run):
@@ -356,7 +356,7 @@ class TestJournal:
         row = {row.key: row for row in run.rows()}
         assert row["system/process_memory_gib"].value > 0
         assert row["system/gpu_memory_gib"].value == 1.5
-        assert row["system/host_memory_percent"].step == 17
+        assert row["system/host_memory_percent"].x == 17
 
 
 class TestFences:
@@ -373,19 +373,19 @@ class TestFences:
         attempt(run, 0, range(1, 9), checkpoints=[4, 8])
         attempt(run, 8, range(9, 12))
         attempt(run, 4, range(5, 7))  # the checkpoint of step 8 turned out to be damaged
-        assert [(row.step, row.attempt) for row in run.rows()] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 3), (6, 3)]
+        assert [(row.x, row.attempt) for row in run.rows()] == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 3), (6, 3)]
         assert run.durable_step() == 4
-        assert [(event.facts["step"], event.superseded) for event in run.events("checkpoint")] == [
+        assert [(event.fields["step"], event.superseded) for event in run.events("checkpoint")] == [
             (4, False),
             (8, True),
         ]
 
     def test_fencing_goes_by_the_training_step_and_not_by_the_step_it_is_drawn_at(self, run):
         with run.lock(), run.open_journal(resumed_from_step=0) as journal:
-            journal.metrics(199, {"eval/L_t_bpd": 0.01}, at=10)
-            journal.metrics(2, {"eval/other": 0.02}, at=20)
+            journal.metrics(199, {"eval/L_t_bpd": 0.01}, train_step=10)
+            journal.metrics(2, {"eval/other": 0.02}, train_step=20)
         attempt(run, 10, [])
-        assert [(row.key, row.step) for row in run.rows()] == [("eval/L_t_bpd", 199)]
+        assert [(row.key, row.x) for row in run.rows()] == [("eval/L_t_bpd", 199)]
 
     def test_an_evaluation_that_is_done_again_counts_once(self, run):
         for _ in range(2):
@@ -404,10 +404,10 @@ class TestFences:
 
     def test_a_row_that_is_made_again_bears_its_first_time(self, run):
         attempt(run, 0, range(1, 9), checkpoints=[4, 8])
-        first = {row.step: row.time_ms for row in run.rows()}
+        first = {row.x: row.time_ms for row in run.rows()}
         time.sleep(0.01)
         attempt(run, 4, range(5, 12))
-        again = {row.step: row.time_ms for row in run.rows()}
+        again = {row.x: row.time_ms for row in run.rows()}
         assert {step: again[step] for step in first} == first
         assert again[9] > first[8]
 

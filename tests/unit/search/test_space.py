@@ -52,10 +52,10 @@ REFUSED = {
         LAMBDA_S.replace("[1.0e-5, 1.0e-1]", "[1.0e-1, 1.0e-5]"),
         ["search.yaml:16: search.space.objective.lambda_vlb.float: low 0.1 must be less than high 1e-05"],
     ),
-    "a logarithm of zero": (LAMBDA_S.replace("[1.0e-5,", "[0,"), ["search.yaml:16:", "begins above 0"]),
+    "a logarithm of zero": (LAMBDA_S.replace("[1.0e-5,", "[0,"), ["search.yaml:16:", "starts above 0"]),
     "a step on a logarithmic range": (
         LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1], log: true, step: 0.01"),
-        ["search.yaml:16:", "Optuna takes no step on a logarithmic range"],
+        ["search.yaml:16:", "Optuna allows no step on a logarithmic range"],
     ),
     "an unknown word of a parameter": (
         LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1], logg: true"),
@@ -63,7 +63,7 @@ REFUSED = {
     ),
     "no range at all": (
         LAMBDA_S.replace("{float: [1.0e-5, 1.0e-1], log: true}", "0.1"),
-        ["search.yaml:16:", "say one of"],
+        ["search.yaml:16:", "give one of"],
     ),
     "an unknown sampler": (
         LAMBDA_S + "  sampler: tpu\n",
@@ -76,7 +76,7 @@ REFUSED = {
     ),
     "a metric of no evaluation": (
         LAMBDA_S.replace("eval/nll_bpd", "eval/fid"),
-        ["search.yaml:18:", "no evaluation gives"],
+        ["search.yaml:18:", "no evaluation measures"],
     ),
     "pruning by several objectives": (
         LAMBDA_S.replace("[{eval/nll_bpd: minimize}]", "[{eval/nll_bpd: minimize}, {eval/L_0_bpd: minimize}]")
@@ -86,7 +86,7 @@ REFUSED = {
     "CMA-ES with several objectives": (
         LAMBDA_S.replace("[{eval/nll_bpd: minimize}]", "[{eval/nll_bpd: minimize}, {eval/L_0_bpd: minimize}]")
         + "  sampler: cmaes\n",
-        ["search.yaml:20: search.sampler: cmaes follows one objective only"],
+        ["search.yaml:20: search.sampler: cmaes supports one objective only"],
     ),
     "Wilcoxon without replicates": (LAMBDA_S + "  pruner: wilcoxon\n", ["search.yaml:20:", "replicate by replicate"]),
     "pruning without measurements during training": (
@@ -100,14 +100,14 @@ REFUSED = {
     ),
     "a condition that never holds": (
         LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1], log: true, when: {objective.name: simple}"),
-        ["search.yaml:16: search.space.objective.lambda_vlb.when: never holds"],
+        ["search.yaml:16: search.space.objective.lambda_vlb.when: is never true"],
     ),
     "a parameter of a part that another choice has not": (
         "search: {space: {diffusion.schedule: {choices: [linear, cosine]}, "
         "diffusion.schedule.s: {float: [0.01, 0.1]}}, metrics: [{eval/nll_bpd: minimize}], trials: 2}",
         ["search.yaml:13: diffusion.schedule.s: unknown key"],
     ),
-    "arms": (LAMBDA_S + "arms: {a: {optim.lr: 0.1}}\n", ["search.yaml:20: arms: a search has no arms"]),
+    "arms": (LAMBDA_S + "arms: {a: {optim.lr: 0.1}}\n", ["search.yaml:20: arms: not allowed in a search"]),
     "the seed": (
         LAMBDA_S.replace("objective.lambda_vlb: {float: [1.0e-5, 1.0e-1], log: true}", "seed: {int: [0, 9]}"),
         ["search.yaml:16: seed: seeds are replicates"],
@@ -126,7 +126,7 @@ def test_the_file_is_refused_before_anything_runs_with_its_line(make, what):
 
 
 def test_a_searched_field_cannot_be_set_and_a_search_is_no_study(make, tmp_path):
-    with pytest.raises(SpecError, match=r"--set objective.lambda_vlb=1: objective.lambda_vlb is searched"):
+    with pytest.raises(SpecError, match=r"--set objective.lambda_vlb=1: objective.lambda_vlb is part of search.space"):
         make(LAMBDA_S, "objective.lambda_vlb=1")
     with pytest.raises(SpecError, match=r"search.yaml:14: search: this file is a search"):
         load_study(tmp_path / "search.yaml")

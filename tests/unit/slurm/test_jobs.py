@@ -63,8 +63,8 @@ def test_squeue_and_sacct_are_read_together(fake_program):
     assert requeued.attempts == (first, JobAttempt("PENDING", exit_code="0:0"))
     assert (requeued.restarts, requeued.end) == (1, "")
     assert running == JobInfo("7_1", "RUNNING", "n1", "None", start="2026-11-22T19:30:05", live=True)
-    assert cancelled.how_it_ended() == "CANCELLED by 4294967 on n1"  # a user without a name here
-    assert (killed.how_it_ended(), killed.exit_code, killed.live) == ("OUT_OF_MEMORY on n1", "0:125", False)
+    assert cancelled.describe_end() == "CANCELLED by 4294967 on n1"  # a user without a name here
+    assert (killed.describe_end(), killed.exit_code, killed.live) == ("OUT_OF_MEMORY on n1", "0:125", False)
 
 
 def test_without_accounting_the_queue_alone_is_read(fake_program):
@@ -77,7 +77,7 @@ def test_without_accounting_the_queue_alone_is_read(fake_program):
 
 def test_who_cancelled_a_job_is_named(fake_program):
     fake_program("sacct", print_table(f"7|CANCELLED by {os.getuid()}|None assigned|0:0|Unknown|Unknown\n"))
-    assert jobs.read_accounting(["7"])["7"].how_it_ended() == f"CANCELLED by {getpass.getuser()}"
+    assert jobs.read_accounting(["7"])["7"].describe_end() == f"CANCELLED by {getpass.getuser()}"
 
 
 @pytest.mark.parametrize(("moment", "preempted"), [("None", False), ("2026-11-22T19:30:05", True)])

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from harness.slurm.kills import REQUEUE_WHEN_KILLED, says_out_of_memory
+from harness.slurm.kills import REQUEUE_WHEN_KILLED, reports_out_of_memory
 
 pytestmark = pytest.mark.process  # programs that stand in for SLURM's
 
@@ -45,7 +45,7 @@ def test_a_job_is_requeued_when_its_task_was_killed_and_slurm_is_not_ending_it(
     ],
 )
 def test_a_kill_for_memory_is_recognised(line):
-    assert says_out_of_memory(f"submitit INFO\n{line}\n")
+    assert reports_out_of_memory(f"submitit INFO\n{line}\n")
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,4 @@ def test_a_kill_for_memory_is_recognised(line):
     ],
 )
 def test_other_ends_are_none(line):
-    assert not says_out_of_memory(line)
+    assert not reports_out_of_memory(line)

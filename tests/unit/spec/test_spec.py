@@ -63,7 +63,7 @@ def test_a_spec_without_a_parent_is_spelt_as_before_there_were_parents():
 
 
 def test_weights_from_a_file_and_from_a_run_are_refused_together():
-    assert "drop one" in refusal(continue_from="566baaac0e8635f3", imported_sha256="a" * 64)
+    assert "remove one" in refusal(continue_from="566baaac0e8635f3", imported_sha256="a" * 64)
 
 
 def test_the_resolved_spec_says_every_default():
@@ -178,7 +178,7 @@ def test_an_objective_goes_with_the_variance_types_that_it_trains(objective, var
     ("parts", "message"),
     [
         ({"model": {"channel_mult": [1, 2, 2, 2, 2]}}, "8 pixels cannot be halved 4 times"),
-        ({"model": {"attention_resolutions": [16]}}, "the network never is at 16x16; choices: 8, 4"),
+        ({"model": {"attention_resolutions": [16]}}, "the network has no feature maps of 16x16; choices: 8, 4"),
         ({"model": {"num_heads": 3}}, "num_heads 3 does not divide the widths [32, 64]"),
         ({"data": {"name": "mog"}}, "mlp is for points such as mog, unet for images"),
         ({"train": {"ema_rate": 1.0}}, "less than 1"),
@@ -309,7 +309,7 @@ def test_the_choice_of_a_fixed_variance_is_moot_where_it_is_learned():
         (Evaluation(sweep=Sweep(num_steps=(25, 2000))), "cannot keep 2000"),
         (Evaluation(fidelity=Fidelity(extractor="inception")), "HARNESS_INCEPTION_WEIGHTS"),
         (Evaluation(fidelity=Fidelity(extractor="coordinates")), "coordinates are for continuous data such as mog"),
-        (Evaluation(every=10), "needs an nll"),
+        (Evaluation(every=10), "requires an nll"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

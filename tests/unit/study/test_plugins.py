@@ -143,25 +143,25 @@ def test_the_parameters_of_a_plugins_part_are_validated_with_file_and_line(study
         (SIGMOID + "def f():\n    raise ValueError('no')\nf()\n", 14, "ValueError: no"),
         ("import no_such_package_at_all\n", 1, "ModuleNotFoundError"),
         ("x = 1\ndef broken(:\n", 2, "not Python"),
-        ("x = 1\n", 1, "a plugin has one or more of the tables SCHEDULES, "),
-        ("import torch\n" + SIGMOID, 1, "imports torch at once"),
+        ("x = 1\n", 1, "a plugin needs one or more of the tables SCHEDULES, "),
+        ("import torch\n" + SIGMOID, 1, "imports torch at module level"),
         (SIGMOID.replace('{"sigmoid"', '{"cosine"'), 12, "'cosine' is built in"),
-        (SIGMOID.replace('{"sigmoid"', '{"other"'), 12, 'says name: Literal["other"]'),
+        (SIGMOID.replace('{"sigmoid"', '{"other"'), 12, 'must declare name: Literal["other"]'),
         (SIGMOID.replace("(Sigmoid, sigmoid)", "sigmoid"), 12, "(parameter class, implementation) is expected"),
-        (SIGMOID.replace("(Sigmoid, sigmoid)", "(sigmoid, sigmoid)"), 12, "derives from harness.plugins."),
-        (SIGMOID.replace("(Sigmoid, sigmoid)", "(Sigmoid, 3)"), 12, "its implementation is"),
+        (SIGMOID.replace("(Sigmoid, sigmoid)", "(sigmoid, sigmoid)"), 12, "must derive from harness.plugins."),
+        (SIGMOID.replace("(Sigmoid, sigmoid)", "(Sigmoid, 3)"), 12, "its implementation must be"),
         (SIGMOID.replace("(Sigmoid, sigmoid)", '(Sigmoid, "gone.py:f")'), 12, "gone.py cannot be read"),
         (SIGMOID + "OBJECTIVES = [1]\n", 13, "OBJECTIVES: a mapping of names"),
         (SIGMOID + "import sys\nsys.exit(3)\n", 14, "SystemExit: 3"),
-        (SIGMOID + "import other\n", 13, "imports other, which would not be frozen with the plugin"),
-        (SIGMOID + "def f():\n    from other import x\n", 14, "imports other, which would not be frozen"),
-        (SIGMOID + "from . import other\n", 13, "imports ., which would not be frozen with the plugin"),
+        (SIGMOID + "import other\n", 13, "imports other, which would not be stored with the plugin"),
+        (SIGMOID + "def f():\n    from other import x\n", 14, "imports other, which would not be stored"),
+        (SIGMOID + "from . import other\n", 13, "imports ., which would not be stored with the plugin"),
         (
             SIGMOID.replace("(Sigmoid, sigmoid)", '(Sigmoid, "other.py:y")'),
             12,
             "other.py does not define y; choices: x",
         ),
-        (DATA, 6, "'toy': say its facts: "),
+        (DATA, 6, "'toy': declare its facts: "),
         (
             METHOD.replace("...", 'owns = ("objectiv",)'),
             6,
@@ -169,7 +169,7 @@ def test_the_parameters_of_a_plugins_part_are_validated_with_file_and_line(study
         ),
         (METHOD.replace("...", 'measures = frozenset({"fi"})'), 6, "an evaluation has no part 'fi'; choices: nll, "),
         (METRIC.replace("toy value", "fid_of_toys"), 6, "'fid_of_toys' would be read as a built-in metric"),
-        (METRIC, 6, "'toy value': a name is of letters, digits and underscores"),
+        (METRIC, 6, "'toy value': a name has letters, digits and underscores"),
     ],
 )
 def test_a_broken_plugin_is_told_with_its_file_and_line(study, plugin, line, message):
@@ -215,7 +215,7 @@ def test_two_plugins_of_one_name_are_refused_where_the_second_is_named(study, tm
     path = study()
     study(SIGMOID.replace('"sigmoid"', '"other"'), folder=tmp_path / "sub")
     path.write_text(STUDY.replace("[my_parts.py]", "[my_parts.py, sub/my_parts.py]"))
-    assert refusal(path) == f"{path}:3: plugins: two files are called my_parts.py; rename one"
+    assert refusal(path) == f"{path}:3: plugins: two files have the name my_parts.py; rename one"
 
 
 def test_a_plugin_that_is_a_folder_is_told_where_it_is_named(study):
@@ -249,7 +249,7 @@ def test_a_plugin_is_named_by_a_relative_path(study, name):
 
 
 def test_a_package_that_is_not_installed_is_refused(study):
-    assert "no installed package offers a plugin 'acme'" in refusal(study(text=STUDY.replace("my_parts.py", "acme")))
+    assert "no installed package provides a plugin 'acme'" in refusal(study(text=STUDY.replace("my_parts.py", "acme")))
 
 
 def test_an_installed_package_offers_a_plugin_by_an_entry_point(study, tmp_path, monkeypatch):
@@ -303,7 +303,7 @@ def test_frozen_files_that_were_changed_are_refused(own_run):
     _, directory = own_run
     (path,) = directory.path.glob("plugins/*/my_parts.py")
     path.write_text(SIGMOID + "# edited\n")
-    with pytest.raises(SpecError, match="not the plugin that the run began with"):
+    with pytest.raises(SpecError, match="not the plugin that the run started with"):
         read_spec(directory.path, directory.spec())
 
 

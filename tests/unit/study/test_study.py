@@ -183,7 +183,7 @@ def test_extends_lays_files_over_each_other_in_order(tmp_path):
 def test_the_name_of_a_study_is_not_inherited(tmp_path):
     (tmp_path / "a.yaml").write_text(BASE)
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
-    with pytest.raises(SpecError, match="study: name the study"):
+    with pytest.raises(SpecError, match="study: a study's name"):
         load_study(tmp_path / "b.yaml")
 
 
@@ -255,7 +255,7 @@ def test_set_reaches_resources_and_leaves_the_key(study):
         ("train.steps=1.5", "--set train.steps=1.5: train.steps: input should be a valid integer, not 1.5"),
         (
             "train.steps=no",
-            "--set train.steps=no:1: bare 'no' is a boolean to YAML 1.1; write true or false, or quote it",
+            "--set train.steps=no:1: bare 'no' is a boolean in YAML 1.1; write true or false, or quote it",
         ),
         ("evaluate.3.grid=1", "--set evaluate.3.grid=1: evaluate.3.grid: no such entry; choices: 0"),
         ("replicates=many", "--set replicates=many: replicates: a number of runs from 1 to 10000, not 'many'"),
@@ -291,7 +291,7 @@ def test_an_arm_of_resources_alone_is_the_same_run_twice(refused):
 
 def test_a_run_keeps_its_place_in_the_study(study):
     run = study("replicates: 2\narms: {a: {optim.lr: 1e-3}}\nevaluate: [{name: eval, grid: 4}]").runs[1]
-    facts = run.facts()
+    facts = run.membership()
     assert (facts["arm"], facts["replicate"], facts["overrides"]) == ("a", 1, {"optim.lr": 1e-3})
     assert facts["evaluations"][0]["grid"] == 4
     assert run.resolved["schema_version"] == 1 and run.resolved["seed"] == 1
@@ -339,31 +339,31 @@ def test_evaluations_share_a_name_while_they_measure_different_things(study):
 def test_one_name_for_two_measurements_of_the_same_thing_is_refused(refused):
     message = refused("evaluate:\n  - {name: eval, nll: {}, grid: 4}\n  - {name: eval, nll: {clip: false}, grid: 9}\n")
     assert message == (
-        "study.yaml:5: evaluate.1.name: two evaluations called 'eval' measure nll and grid; "
-        "the name is the prefix of their metrics, so give one of them another"
+        "study.yaml:5: evaluate.1.name: two evaluations named 'eval' measure nll and grid; "
+        "the name is the prefix of their metrics, so rename one of them"
     )
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("{name: eval, arms: [lineer]}", "evaluate.0.arms: no arm is called 'lineer'; did you mean 'linear'?"),
+        ("{name: eval, arms: [lineer]}", "evaluate.0.arms: no arm 'lineer'; did you mean 'linear'?"),
         ("{name: eval, arms: linear}", "evaluate.0.arms: a list, not 'linear'"),
         ("{name: eval, replicates: [2]}", "evaluate.0.replicates: no replicate 2; choices: 0 to 1"),
         ("{name: eval, replicates: [true]}", "evaluate.0.replicates: a list, not [True]"),
         ("{name: eval, nil: {}}", "evaluate.0.nil: unknown key; did you mean 'nll'?"),
         (
             "{name: train, nll: {}}",
-            "evaluate.0.name: 'train' is the prefix of other metrics; take eval or eval_something",
+            "evaluate.0.name: 'train' is the prefix of other metrics; use eval or eval_something",
         ),
         ("{fidelity: {sampler: ddmi}}", "evaluate.0.fidelity.sampler: unknown name 'ddmi'; did you mean 'ddim'?"),
         ("{fidelity: {num_steps: 250}}", "evaluate.0: section 1 of '250' has 100 steps, cannot keep 250 of them"),
         ("{sweep: {samplers: [ancestral, {name: ddim, eta: 2}]}}", "evaluate.0.sweep.samplers.1.eta: input should be"),
         (
             "{fidelity: {num_steps: 5, extractor: inception}}",
-            "evaluate.0: extractor inception: name the file of its weights",
+            "evaluate.0: extractor inception: set HARNESS_INCEPTION_WEIGHTS to",
         ),
-        ("{every: 5}", "evaluate.0: every: needs an nll to measure during training"),
+        ("{every: 5}", "evaluate.0: every: requires an nll to measure during training"),
     ],
 )
 def test_a_wrong_evaluation_is_told_with_its_place(refused, entry, message):
@@ -384,7 +384,7 @@ def test_a_wrong_evaluation_is_told_with_its_place(refused, entry, message):
         ),
         (
             "objective: {nmae: simple}",
-            "study.yaml:3: objective: say which: name is one of simple, hybrid, vlb, min_snr",
+            "study.yaml:3: objective: missing `name`; choices: simple, hybrid, vlb, min_snr",
         ),
         (
             "objective: {name: simple, nmae: 1}",
@@ -407,13 +407,13 @@ def test_a_wrong_evaluation_is_told_with_its_place(refused, entry, message):
         ),
         ("replicates: 0", "study.yaml:3: replicates: a number of runs from 1 to 10000, not 0"),
         ("replicates: true", "study.yaml:3: replicates: a number of runs from 1 to 10000, not True"),
-        ("replicates: 2\nseed: 2147483647", "study.yaml:4: seed: 2147483647 and 2 replicates pass 2**31 - 1"),
+        ("replicates: 2\nseed: 2147483647", "study.yaml:4: seed: 2147483647 plus 2 replicates exceeds 2**31 - 1"),
         ("budget_gpu_hours: -1", "study.yaml:3: budget_gpu_hours: hours, 0 or more, not -1"),
         ("data_root: [a]", "study.yaml:3: data_root: a folder's path, not ['a']"),
         ("arms: [a]", "study.yaml:3: arms: a mapping of names to what they change"),
         ("arms: {a: 3}", "study.yaml:3: arms.a: a mapping of paths to values, not 3"),
-        ("arms: {a/b: {}}", "study.yaml:3: arms.'a/b': an arm's name is printable, without slashes"),
-        ('arms: {"a\\nb": {}}', "study.yaml:3: arms.'a\\nb': an arm's name is printable"),
+        ("arms: {a/b: {}}", "study.yaml:3: arms.'a/b': an arm's name must be printable, without slashes"),
+        ('arms: {"a\\nb": {}}', "study.yaml:3: arms.'a\\nb': an arm's name must be printable"),
         ("arms:\n  a: {modl.x: 1}", "study.yaml:4: modl.x: unknown key; did you mean 'model'?"),
         ("arms:\n  a: {seed: 1}", "study.yaml:4: seed: seeds are replicates, not arms: use `replicates: 3`"),
         ("arms:\n  a: {model..x: 1}", "study.yaml:4: model..x: a dotted path such as diffusion.schedule is expected"),
@@ -422,15 +422,18 @@ def test_a_wrong_evaluation_is_told_with_its_place(refused, entry, message):
         ("grid: {optim.lr: []}", "study.yaml:3: grid.optim.lr: a list of values, not []"),
         (
             "grid: {optim.lr: [1, 1]}",
-            "study.yaml:3: grid: two points are both called 'lr=1'; a value stands there twice",
+            "study.yaml:3: grid: two points have the name 'lr=1'; a value is listed twice",
         ),
         (
             "grid:\n  model.channels & optim.lr:\n    - [32, 1e-3]\n    - 64\n",
-            "study.yaml:6: grid.model.channels & optim.lr: 2 paths move together, so every point is a list of 2 values",
+            "study.yaml:6: grid.model.channels & optim.lr: 2 paths change together, so a point is a list of 2 values",
         ),
         ("arms: {a: {}, b: {}}", "study.yaml:3: arms 'a' (replicate 0) and 'b' (replicate 0) are the same run"),
         ("exclude: {arm: a}", "study.yaml:3: exclude: a list of mappings"),
-        ("exclude:\n  - {objective: vlb}", "study.yaml:4: exclude: {'objective': 'vlb'} matches no run; drop it"),
+        (
+            "exclude:\n  - {objective: vlb}",
+            "study.yaml:4: exclude: rule {'objective': 'vlb'} matches no run; remove it",
+        ),
         ("exclude:\n  - {data: digits}", "study.yaml:3: exclude: every run is excluded"),
         ("evaluate: {name: eval}", "study.yaml:3: evaluate: a list of protocols"),
         ("diffusion: {num_timesteps: 20, schedule: linear}", "study.yaml:3: diffusion: a linear schedule with"),
@@ -444,7 +447,7 @@ def test_a_mistake_is_told_with_file_line_path_and_choices(refused, text, messag
 @pytest.mark.parametrize("name", ["a b", "../x", "/x", "a/b", "", "a..b", ".x", "-x", "x" * 101, '"a\\nb"', "~", "1"])
 def test_a_study_cannot_be_called(refused, name):
     message = refused(f"study: {name}\nextends: base.yaml\n", extends=False)
-    assert message.startswith("study.yaml:1: study: name the study in letters, digits")
+    assert message.startswith("study.yaml:1: study: a study's name has letters, digits")
 
 
 def test_every_mistake_of_a_run_is_told_at_once(refused):
@@ -464,7 +467,7 @@ def test_a_mistake_in_an_arm_is_told_at_the_arm(refused):
 def test_a_rule_between_parts_is_told_where_the_part_at_fault_stands(refused):
     assert refused("model: {dropout: 0.1}\ndata: mog\n").startswith("study.yaml:3: model unet does not fit data mog")
     assert refused("optim: {lr: 1}\nmodel:\n  attention_resolutions: [2]\n").startswith(
-        "study.yaml:5: model.attention_resolutions: the network never is at 2x2"
+        "study.yaml:5: model.attention_resolutions: the network has no feature maps of 2x2"
     )
     assert refused("arms:\n  a: {}\n  b: {diffusion.var_type: learned}\n").startswith("study.yaml:5: objective simple")
 
@@ -531,15 +534,15 @@ def test_a_plain_value_is_read_as_what_it_looks_like(text, value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x: no", "f:1: x: bare 'no' is a boolean to YAML 1.1; write true or false, or quote it"),
+        ("x: no", "f:1: x: bare 'no' is a boolean in YAML 1.1; write true or false, or quote it"),
         ("x: [a, On]", "f:1: x.1: bare 'On' is a boolean"),
         ("x: Y", "f:1: x: bare 'Y' is a boolean"),
-        ("x: 007", "f:1: x: '007' is octal to some readers"),
-        ("x: 01.5", "f:1: x: '01.5' is octal to some readers"),
+        ("x: 007", "f:1: x: '007' is octal in some parsers"),
+        ("x: 01.5", "f:1: x: '01.5' is octal in some parsers"),
         ("x: 1e999", "f:1: x: '1e999' is beyond the range of a float"),
-        ("x: 1\ny: 2\nx: 3", "f:3: x: duplicate key; it stands at line 1 already"),
-        ("x:\n  a: 1\n  a: 2", "f:3: x.a: duplicate key; it stands at line 2 already"),
-        ("x: &a 1\ny: *a", "f:1: y: anchors and aliases are not part of a study; use extends or arms"),
+        ("x: 1\ny: 2\nx: 3", "f:3: x: duplicate key; first at line 1"),
+        ("x:\n  a: 1\n  a: 2", "f:3: x.a: duplicate key; first at line 2"),
+        ("x: &a 1\ny: *a", "f:1: y: anchors and aliases are not allowed; use extends or arms"),
         ("x: &a [*a]", "f:1: x.0: anchors and aliases"),
         ("x: &a {b: 1}\ny: {<<: *a}", "f:2: y: keys are plain words (no merge keys, lists or maps)"),
         ("? [a]\n: 1", "f:1: keys are plain words"),
@@ -549,7 +552,7 @@ def test_a_plain_value_is_read_as_what_it_looks_like(text, value):
         ("x:\n\t- 1", "f:2: not YAML: found character '\\t' that cannot start any token (YAML indents with spaces"),
         ("x: [1", "f:1: not YAML: expected ',' or ']'"),
         ("a: 1\n---\nb: 2", "f:2: not YAML: but found another document"),
-        ('x: "\\UFFFFFFFF"', "f:1: not YAML: an escape stands for no character"),
+        ('x: "\\UFFFFFFFF"', "f:1: not YAML: an escape is not a valid character"),
         ("x: *nowhere", "f:1: not YAML: found undefined alias"),
         ("x: \x07", "f:1: not YAML: unacceptable character"),
         ("x: " + "[" * 40 + "]" * 40, "f:1: x.0.0.0...: nested deeper than 30 levels"),
@@ -578,7 +581,7 @@ def test_bytes_that_are_no_text_are_told_with_their_line(tmp_path):
 def test_a_file_that_is_no_mapping_is_no_study(tmp_path, text):
     path = tmp_path / "s.yaml"
     path.write_text(text)
-    with pytest.raises(SpecError, match=r"s.yaml:1: a study is a mapping that begins with `study: name`"):
+    with pytest.raises(SpecError, match=r"s.yaml:1: a study is a mapping that starts with `study: name`"):
         load_study(path)
 
 
@@ -610,17 +613,17 @@ def test_the_metric_of_the_best_checkpoint_is_one_that_an_evaluation_gives_durin
     (run,) = study(CURVE + "records: {best: curve/nll_bpd}").runs
     assert run.records.best == "curve/nll_bpd"
     said = refused(CURVE + "records: {best: eval/nll_bpd}")
-    assert said.startswith("study.yaml:4: records.best: no evaluation gives 'eval/nll_bpd' during training; ")
+    assert said.startswith("study.yaml:4: records.best: no evaluation measures 'eval/nll_bpd' during training; ")
     assert "'curve/nll_bpd'" in refused(CURVE + "records: {best: curve/nll}")
-    assert "none has `every` and an nll" in refused("records: {best: eval/nll_bpd}")
+    assert "no evaluation has `every` and an nll" in refused("records: {best: eval/nll_bpd}")
 
 
 def test_a_metric_that_only_some_runs_are_measured_by_is_refused_where_an_arm_or_set_names_it(study, refused):
     only_a = "evaluate: [{arms: [a], nll: {}, every: 100}]\n"
     assert study(only_a + "arms: {a: {records.best: eval/nll_bpd}, b: {optim.lr: 1.0}}").runs[1].records.best is None
     said = refused(only_a + "arms:\n  a: {}\n  b: {records.best: eval/nll_bpd, optim.lr: 1.0}")
-    assert said.startswith("study.yaml:6: records.best: no evaluation gives")
-    with pytest.raises(SpecError, match=r"--set records\.best=x/y: records\.best: no evaluation gives 'x/y'"):
+    assert said.startswith("study.yaml:6: records.best: no evaluation measures")
+    with pytest.raises(SpecError, match=r"--set records\.best=x/y: records\.best: no evaluation measures 'x/y'"):
         study(CURVE, sets=["records.best=x/y"])
 
 

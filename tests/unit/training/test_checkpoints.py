@@ -123,5 +123,5 @@ def test_a_checkpoint_that_holds_code_is_not_run(checkpoints, tmp_path):
     digest = hashlib.sha256((tmp_path / "evil").read_bytes()).hexdigest()
     checkpoints.folder.mkdir()
     (tmp_path / "evil").rename(checkpoints.folder / f"step-00000001-{digest}.pt")
-    with pytest.raises(CheckpointError, match="no code is run"):
+    with pytest.raises(CheckpointError, match="code is never executed"):
         checkpoints.load(1)

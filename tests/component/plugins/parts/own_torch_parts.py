@@ -66,7 +66,7 @@ def euler(denoise, x_T, process, *, generator, start=None, on_step=None, churn):
     for i in reversed(range(process.num_timesteps if start is None else start + 1)):
         t = torch.full(x.shape[:1], i, device=x.device)
         denoised = denoise(x, t)
-        abar_prev = process.at("alphas_cumprod_prev", t, x)
+        abar_prev = process.extract("alphas_cumprod_prev", t, x)
         noise = torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
         eps = (1 - churn**2) ** 0.5 * denoised.eps + churn * noise
         x = abar_prev.sqrt() * denoised.x_0 + (1 - abar_prev).sqrt() * eps
