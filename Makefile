@@ -49,16 +49,17 @@ ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
 bench: setup  ## Measure what things cost, as ratios
 	$(BIN)/python -m benchmarks.run
 
-lowest:  ## Run the unit tests with the lowest versions that pyproject.toml promises
+lowest:  ## Run the unit tests, tracking and search with the lowest versions that pyproject.toml promises
 	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	$(PYTHON) .ci/lowest.py > .venv-lowest/requirements.txt
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-lowest/requirements.txt
-	PYTHONPATH=. .venv-lowest/bin/python -m pytest -q -n $(JOBS) -m "not slow and not slurm and not gpu" tests/unit
+	PYTHONPATH=. .venv-lowest/bin/python -m pytest -q -n $(JOBS) -m "not slow and not slurm and not gpu" \
+		tests/unit tests/component/tracking tests/component/search
 
 lock:  ## Make constraints.txt again: what pip resolves today, in a fresh environment
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	.venv-lock/bin/python .ci/lock.py > .venv-lock/constraints.txt
 	mv .venv-lock/constraints.txt constraints.txt
 	rm -rf .venv-lock
