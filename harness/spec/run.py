@@ -74,6 +74,10 @@ class Cifar10(DataModel):
             raise ValueError(f"name each batch once and in order: {sorted(set(batches))}")
         return batches
 
+    @property
+    def facts(self) -> DatasetFacts:
+        return replace(DATASET_FACTS[self.name], num_train=10_000 * len(self.batches))
+
 
 class ImageNet64(DataModel):
     name: Literal["imagenet64"] = "imagenet64"
