@@ -79,6 +79,14 @@ class Dataset:
     padded_share: float = 0.0
     files: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def num_train(self) -> int:
+        return len(self.train)
+
+    @property
+    def num_test(self) -> int:
+        return len(self.test)
+
     def to_unit(self, images: np.ndarray | Tensor) -> Tensor:
         """Scale stored values to the network's range: 2 x / (levels - 1) - 1, float32 in [-1, 1].
 

@@ -15,6 +15,8 @@ from harness.records.lineage import parent_of
 from harness.records.status import Status
 from harness.records.throughput import Throughput
 from harness.slurm.jobs import JobInfo
+from harness.spec.costs import FORWARD_AND_BACKWARD, network_evaluations
+from harness.spec.evaluation import Evaluation
 from harness.study.model import Run, Study
 
 TO_DO = ("new", "interrupted", "failed", "evaluate")
@@ -85,6 +87,15 @@ class Plan:
         seconds = self.training_seconds(planned, device)
         return None if seconds is None else seconds * planned.run.resources.num_processes / 3600
 
+    def evaluation_seconds(self, planned: PlannedRun, evaluation: Evaluation) -> float | None:
+        """Estimate the time of an evaluation from that of a training step; None if that or its work is unknown."""
+        measured, counts = self.measured(planned), network_evaluations(evaluation, planned.run.spec).values()
+        known = [number for number in counts if number is not None]
+        if measured is None or len(known) < len(counts):
+            return None
+        per_image = measured.seconds_per_step / planned.run.spec.train.batch_size / FORWARD_AND_BACKWARD
+        return per_image * sum(known)
+
     def checkpoint_bytes(self, planned: PlannedRun) -> int | None:
         """Estimate the disk space of a run's checkpoints: the last two, and those kept by `records.keep_every`."""
         if planned.state in ("done", "evaluate", "pruned"):
@@ -102,6 +113,10 @@ class Plan:
                 "arm": planned.run.arm,
                 "replicate": planned.run.replicate,
                 "run_dir": str(planned.path),
+                "evaluations": [
+                    {"name": evaluation.name, "network_evaluations": network_evaluations(evaluation, planned.run.spec)}
+                    for evaluation in planned.run.evaluations
+                ],
             }
             for planned in self.runs
         ]
