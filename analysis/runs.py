@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ import pandas as pd
 from harness.errors import RecordError
 from harness.records import layout
 from harness.records.directory import RunDirectory
+from harness.records.manifest import Manifests
 from harness.records.status import STATES, Status
+from harness.spec.base import canonical_json
 from harness.spec.evaluation import extractor_name
 from harness.spec.metrics import (
     array_file,
@@ -66,6 +68,7 @@ class RunRecord:
         curves: metric -> (steps, values), without superseded rows.
         over_training: the metrics whose steps are training steps; those of the others are t, or numbers of steps.
         problems: of the journals, one line each; a figure that uses the run should not hide them.
+        not_asked_for: prefixes of evaluations that the run has, but that the study does not ask for.
     """
 
     folder: Path
@@ -79,6 +82,7 @@ class RunRecord:
     over_training: frozenset[str] = field(default_factory=frozenset, repr=False)
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
     problems: tuple[str, ...] = ()
+    not_asked_for: frozenset[str] = frozenset()
 
     @property
     def run_key(self) -> str:
@@ -198,7 +202,8 @@ class StudyRuns:
         """One row per run and study.
 
         Columns: study, arm, replicate, run_key, state, step, num_steps; the spec's fields by their dotted paths, such
-        as `optim.lr` and `diffusion.schedule.name`; and each metric at its last training step, such as `eval/nll_bpd`.
+        as `optim.lr` and `diffusion.schedule.name`; and each metric at its last training step, such as `eval/nll_bpd`,
+        but for evaluations that the study does not ask for.
         """
         return pd.DataFrame([_table_row(run) for run in self.records])
 
@@ -259,18 +264,60 @@ def require_study(runs_folder: Path, study: str) -> None:
 
 
 def load_records(runs_folder: Path | str, study: str | None = None) -> list[RunRecord]:
-    """Read the runs of a study, or of all studies, once for each study that a run belongs to.
+    """Read the runs that a study asks for, or those of all studies, once for each study that asks for a run.
 
     Runs are sorted by study, arm (schedule, objective, name) and replicate. A run whose records cannot be read is
-    included as failed, with the reason, so that figures can count it.
+    included as failed, with the reason, so that figures can count it. Runs of one arm differ in nothing but their
+    seed: where a study without a manifest has others, they are arms of their own, named by what differs.
     """
+    manifests = Manifests(Path(runs_folder))
+    directories = manifests.runs(study) if study else map(RunDirectory, layout.run_paths(Path(runs_folder)))
     records: list[RunRecord] = []
-    for path in layout.run_paths(Path(runs_folder)):
-        directory = RunDirectory(path)
-        studies = {name: membership for name, membership in directory.studies().items() if study in (None, name)}
+    for directory in directories:
+        asked = manifests.memberships(directory)
+        studies = {name: membership for name, membership in asked.items() if study in (None, name)}
         if studies:
             records.extend(_read(directory, studies))
+    records = _with_separate_arms(records)
     return sorted(records, key=lambda run: (run.study, _arm_order(run), run.arm, run.replicate))
+
+
+def count_earlier(runs_folder: Path | str, study: str) -> int:
+    """Return the number of runs that a study no longer asks for."""
+    return len(Manifests(Path(runs_folder)).earlier_runs(study))
+
+
+def _with_separate_arms(records: list[RunRecord]) -> list[RunRecord]:
+    """Rename runs of one arm that differ in more than their seed, by the values of what differs."""
+    arms: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
+    for run in records:
+        arms.setdefault((run.study, run.arm), {}).setdefault(settings_key(run), []).append(run)
+    renamed = []
+    for variants in arms.values():
+        names = distinct_settings([runs[0] for runs in variants.values()])
+        for runs, name in zip(variants.values(), names, strict=True):
+            renamed += [replace(run, arm=f"{run.arm} ({name})") for run in runs] if name else runs
+    return renamed
+
+
+def settings_key(run: RunRecord) -> str:
+    """Return a text that is equal for two runs if and only if they differ in nothing but their seed."""
+    return canonical_json({path: value for path, value in run.spec.items() if path != "seed"})
+
+
+def distinct_settings(runs: Sequence[RunRecord]) -> list[str]:
+    """Name runs by the resolved values in which they differ: `train.steps=20`; empty for a single run.
+
+    A value that a run does not have is a dash.
+    """
+    flat = [flatten({path: value for path, value in run.spec.items() if path != "seed"}) for run in runs]
+    paths = list(dict.fromkeys(path for values in flat for path in values))
+    differing = [path for path in paths if len({canonical_json(values.get(path)) for values in flat}) > 1]
+    return [", ".join(f"{path}={_brief(values.get(path))}" for path in differing) for values in flat]
+
+
+def _brief(value: Any) -> str:
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def study_names(runs_folder: Path | str) -> list[str]:
@@ -309,14 +356,15 @@ def _table_row(run: RunRecord) -> dict[str, Any]:
         "step": run.status.step,
         "num_steps": run.status.num_steps,
     }
-    return row | _flatten(run.spec) | {name: run.final(name) for name in run.curves if name in run.over_training}
+    shown = [name for name in run.curves if name in run.over_training and name.split("/")[0] not in run.not_asked_for]
+    return row | flatten(run.spec) | {name: run.final(name) for name in shown}
 
 
-def _flatten(spec: dict[str, Any], path: str = "") -> dict[str, Any]:
+def flatten(spec: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Return a spec's values by their dotted paths; lists are not flattened."""
     values: dict[str, Any] = {}
     for key, value in spec.items():
-        values |= _flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        values |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
     return values
 
 
@@ -335,6 +383,7 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
         status = Status(state="failed", reason=f"its records cannot be read: {error}")
     prefixes = {event.fields["key"]: event.fields["prefix"] for event in events}
     for study, membership in studies.items():
+        measurements = tuple(_measurements(directory, membership["evaluations"], prefixes))
         yield RunRecord(
             folder=directory.path,
             study=study,
@@ -342,11 +391,12 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
             replicate=membership["replicate"],
             spec=spec,
             status=status,
-            measurements=tuple(_measurements(directory, membership["evaluations"], prefixes)),
+            measurements=measurements,
             curves=curves,
             over_training=over_training,
             environment=environment,
             problems=tuple(problems),
+            not_asked_for=frozenset(prefixes.values()) - {measurement.prefix for measurement in measurements},
         )
 
 

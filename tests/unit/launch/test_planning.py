@@ -131,6 +131,7 @@ def test_a_plan_as_json_has_exactly_the_promised_fields(tmp_path, study):
                 "run_dir": str(tmp_path / "runs" / run.run_key),
             }
         ],
+        "no_longer_asked_for": [],
     }
 
 
