@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from harness.analysis import style
 from harness.analysis.runs import RunRecord, load_records
 from harness.records.layout import SEARCH
+from harness.spec.base import canonical_json
 
 MAP = "viridis"  # dark is good, light is bad, also in grey
 GREY = "#9a9a9a"
@@ -102,7 +103,8 @@ def _position(parameter: dict[str, Any], point: dict[str, Any]) -> dict[str, Any
     row = {"parameter": path, "log": bool(parameter.get("log"))}
     if parameter["kind"] == "choices":
         names, values = list(parameter["choices"]), list(parameter["choices"].values())
-        index = values.index(point[path]) if path in point else None
+        texts = list(map(canonical_json, values))  # 1, 1.0 and true are three values
+        index = texts.index(canonical_json(point[path])) if path in point else None
         place, label = (np.nan, "") if index is None else (index, names[index])
         return row | {
             "position": place,

@@ -291,29 +291,61 @@ def _with_separate_arms(records: list[RunRecord]) -> list[RunRecord]:
     """Rename runs of one arm that differ in more than their seed, by the values of what differs."""
     arms: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
     for run in records:
-        arms.setdefault((run.study, run.arm), {}).setdefault(settings_key(run), []).append(run)
+        settings = canonical_json(settings_of(run))
+        arms.setdefault((run.study, run.arm), {}).setdefault(settings, []).append(run)
     renamed = []
     for variants in arms.values():
-        names = distinct_settings([runs[0] for runs in variants.values()])
+        names = what_differs([settings_of(runs[0]) for runs in variants.values()])
         for runs, name in zip(variants.values(), names, strict=True):
             renamed += [replace(run, arm=f"{run.arm} ({name})") for run in runs] if name else runs
     return renamed
 
 
-def settings_key(run: RunRecord) -> str:
-    """Return a text that is equal for two runs if and only if they differ in nothing but their seed."""
-    return canonical_json({path: value for path, value in run.spec.items() if path != "seed"})
+def settings_of(run: RunRecord) -> dict[str, Any]:
+    """Return all resolved values of a run's spec but its seed, by dotted path: what makes an arm."""
+    return {path: value for path, value in flatten(run.spec).items() if path != "seed"}
 
 
-def distinct_settings(runs: Sequence[RunRecord]) -> list[str]:
-    """Name runs by the resolved values in which they differ: `train.steps=20`; empty for a single run.
+def what_differs(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Describe each of several settings by the values in which it differs from the others: `train.steps=20`.
 
-    A value that a run does not have is a dash.
+    Args:
+        settings: values by dotted path; a value that one of them lacks is a dash.
+
+    Returns:
+        a text each, all different if the settings are; empty for a single one.
     """
-    flat = [flatten({path: value for path, value in run.spec.items() if path != "seed"}) for run in runs]
-    paths = list(dict.fromkeys(path for values in flat for path in values))
-    differing = [path for path in paths if len({canonical_json(values.get(path)) for values in flat}) > 1]
-    return [", ".join(f"{path}={_brief(values.get(path))}" for path in differing) for values in flat]
+    paths = dict.fromkeys(path for values in settings for path in values)
+    differing = [path for path in paths if len({canonical_json(values.get(path)) for values in settings}) > 1]
+    return [", ".join(f"{path}={_brief(values.get(path))}" for path in differing) for values in settings]
+
+
+class Labels:
+    """Names for settings: a name as it is, and with the values that differ where it stands for several settings."""
+
+    def __init__(self) -> None:
+        self._settings: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(self, name: str, settings: dict[str, Any]) -> tuple[str, str]:
+        """Note settings under a name; return what identifies them in `texts`."""
+        key = (name, canonical_json(settings))
+        self._settings[key] = flatten(settings)
+        return key
+
+    def texts(self) -> dict[tuple[str, str], str]:
+        """Return the label of each setting; all of them are different."""
+        texts = {}
+        for name in dict.fromkeys(name for name, _ in self._settings):
+            keys = [key for key in self._settings if key[0] == name]
+            for key, difference in zip(keys, what_differs([self._settings[key] for key in keys]), strict=True):
+                texts[key] = f"{name} ({difference})" if difference else name
+        return texts
+
+
+def sampling_protocol(measurement: Measurement, part: str) -> dict[str, Any]:
+    """Return all of a protocol that a measurement of samples (fidelity, sweep) depends on."""
+    shared = ("weights", "fixed_variance", "guidance", "seed")
+    return {part: measurement.evaluation[part]} | {name: measurement.evaluation.get(name) for name in shared}
 
 
 def _brief(value: Any) -> str:
