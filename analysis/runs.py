@@ -433,17 +433,19 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
 
 
 def _measurements(directory: RunDirectory, evaluations: list[dict], prefixes: dict[str, str]) -> Iterator[Measurement]:
-    """Return the finished measurements that the study requested.
+    """Return the finished measurements that the study requested, in its order.
 
     Protocols are compared as stored, not by newly computed keys: so a later version of the harness, whose protocols
     have more parts, can still draw the records of an earlier one.
     """
+    finished = []
     for key, prefix in prefixes.items():
         path = directory.evaluation_path(key)
-        protocol = json.loads(path.read_text()) if path.exists() else {}
-        evaluation = protocol.get("evaluation")
-        if evaluation in evaluations:
-            yield Measurement(evaluation["name"], prefix, evaluation, protocol)
+        finished.append((prefix, json.loads(path.read_text()) if path.exists() else {}))
+    for evaluation in evaluations:
+        for prefix, protocol in finished:
+            if protocol.get("evaluation") == evaluation:
+                yield Measurement(evaluation["name"], prefix, evaluation, protocol)
 
 
 def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], frozenset[str]]:
