@@ -85,10 +85,10 @@ def _manifest_from(stored: dict[str, Any]) -> Manifest:
     for run_key, entry in stored["runs"].items():
         arm, replicate, keys = entry["arm"], entry["replicate"], list(entry["evaluations"])
         safe_name(run_key)
-        if type(arm) is not str or type(replicate) is not int:
-            raise ValueError(f"run {run_key}")
         evaluations = [protocols[key] for key in keys]
         runs[run_key] = {"arm": arm, "replicate": replicate, "evaluations": evaluations, "evaluation_keys": keys}
+        if not _is_complete(runs[run_key]):
+            raise ValueError(f"run {run_key}")
     return Manifest(str(stored["study"]), int(stored["generation"]), str(stored["file"]), runs)
 
 
@@ -109,12 +109,22 @@ def ask_for(
 
 
 def join(runs_folder: Path, study: str, memberships: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add runs to those that a study asks for; nothing is to do for a study without a manifest."""
+    """Add runs to those that a study asks for; nothing is to do for a study without a manifest.
+
+    Args:
+        memberships: as in `ask_for`; of somebody else's files, so an incomplete one is left out.
+    """
     if read_manifest(runs_folder, study) is None:
         return
+    complete = {key: membership for key, membership in memberships.items() if _is_complete(membership)}
     with _locked(runs_folder, study):
         if manifest := read_manifest(runs_folder, study):
-            _write(runs_folder, study, {**memberships, **manifest.runs}, manifest.file)
+            _write(runs_folder, study, {**manifest.runs, **complete}, manifest.file)
+
+
+def _is_complete(membership: Mapping[str, Any]) -> bool:
+    arm, replicate, evaluations = map(membership.get, ("arm", "replicate", "evaluations"))
+    return type(arm) is str and type(replicate) is int and type(evaluations) is list
 
 
 def forget(runs_folder: Path, study: str, is_to_go: Callable[[RunDirectory], bool]) -> list[RunDirectory]:
