@@ -68,5 +68,7 @@ def forget(study: str, dry_run: bool, output: Output, runs_folder: Path) -> None
         Table(("run", "arm", "other studies"), rows).show()
     verb = "would be forgotten" if dry_run else "forgotten"
     click.echo(f"{text.count(len(leaving), 'run')} {verb}" if leaving else f"nothing to forget in study {name}")
+    if leaving and not dry_run:
+        click.echo("their records stay; harness sync marks them in MLflow, where a submission has not")
     if active:
         click.echo(f"kept, since queued or running: harness cancel {' '.join(sorted(active))}{same_runs(runs_folder)}")

@@ -31,6 +31,9 @@ def list_(study: str | None, output: Output, runs_folder: Path) -> None:
     "last_active_seconds"}]}; of one study {"study", "runs": [{"run_key", "arm", "replicate", "state", "step",
     "num_steps", "last_active_seconds", "run_dir"}]}. Times are Unix seconds, null where no run has reported yet.
     """
+    from harness.cli.earlier import earlier_lines
+    from harness.records.manifest import Manifests
+
     name, directories = members(study, runs_folder)
     if name is None:
         studies = _studies(directories, runs_folder)
@@ -42,10 +45,14 @@ def list_(study: str | None, output: Output, runs_folder: Path) -> None:
         table = _table_of_runs(runs)
     if output.as_json:
         return
-    if table.rows:
-        table.show()
-    else:
+    if not table.rows:
         click.echo(f"no studies in {runs_folder}")
+        return
+    table.show()
+    if name:
+        keys = [directory.key for directory in Manifests(runs_folder).earlier_runs(name)]
+        for line in earlier_lines(name, keys, [], runs_folder):
+            click.echo(line)
 
 
 def _studies(directories: Sequence[RunDirectory], runs_folder: Path) -> list[dict[str, Any]]:

@@ -213,7 +213,9 @@ def assert_shows_exactly(study: Study, runs_folder: Path, fresh: Path, path: Pat
     archive = path / "archive.tar"
     invoke("export", name, "-o", archive, "--runs", runs_folder)
     with tarfile.open(archive) as tar:
-        content = json.loads(tar.extractfile("manifest.json").read())
+        file = tar.extractfile("manifest.json")
+        assert file is not None
+        content = json.loads(file.read())
     assert set(content["runs"]) == {run.run_key for run in study.runs}
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from harness.analysis.runs import load_records, load_runs
 from harness.cli import cli
+from harness.cli.common import studies_or_runs
 from harness.errors import LaunchError
 from harness.job.request import RunRequest
 from harness.launch import manage, planning
@@ -200,6 +201,25 @@ def test_runs_that_still_wait_are_shown_apart_with_the_command_that_cancels_them
     assert shown[-1].startswith(f"of them queued or running: 1; to cancel: harness cancel {waiting.key}")
     everything = invoke("status", "--runs", tmp_path / "runs")
     assert f"harness cancel {waiting.key}" in everything
+
+
+def test_a_study_of_which_no_run_exists_yet_has_an_empty_section_and_no_error(tmp_path, ask):
+    before = ask(NLL)
+    for run in before.runs:
+        write_finished_run(run, tmp_path / "runs")
+    ask_for(tmp_path / "runs", "tiny", {"f" * 16: before.runs[0].membership()})
+    assert load_runs("tiny", runs_folder=tmp_path / "runs").runs.empty
+    invoke("figures", "--runs", tmp_path / "runs", "--out", tmp_path / "figures")
+    assert "<h2>tiny</h2>" in (tmp_path / "figures" / "index.html").read_text()
+    with pytest.raises(LaunchError, match=r"study tiny has no runs in .* yet"):
+        invoke("status", "tiny", "--runs", tmp_path / "runs")
+
+
+def test_a_verb_that_stops_or_uploads_runs_reaches_earlier_ones_too(tmp_path, ask):
+    before = ask("replicates: 2\n")
+    ask("replicates: 1\n")
+    assert {directory.key for directory in studies_or_runs(["tiny"], tmp_path / "runs")} == set(keys(before))
+    assert "1 run of this study is no longer asked for" in invoke("list", "tiny", "--runs", tmp_path / "runs")
 
 
 def test_another_file_of_the_same_name_is_said_before_it_takes_the_name_over(tmp_path, ask):
