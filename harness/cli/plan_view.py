@@ -26,6 +26,8 @@ def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
     print()
     for warning in plan.study.warnings():
         print(f"warning: {printable(warning)}")
+    for note in plan.notes():
+        print(printable(note))
     print(_total_cost(plan))
 
 

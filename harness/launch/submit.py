@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import itertools
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from typing import Any
 
 from harness.errors import LaunchError, TrackingError
 from harness.launch.local import launch_debug, launch_local
@@ -20,7 +20,9 @@ from harness.launch.requeue import given_up
 from harness.launch.submission import Submission
 from harness.records import snapshot
 from harness.records.layout import CODE, JOBS, SubmissionLayout
+from harness.records.manifest import Manifests, ask_for
 from harness.slurm.profile import Profile
+from harness.study.model import Study
 from harness.text import count
 
 
@@ -33,8 +35,9 @@ def submit(
     sync: bool = True,
     tracking_uri: str | None = None,
     new_code: bool = False,
+    asks: bool = True,
 ) -> Submission:
-    """Submit all that is left to do; safe to repeat.
+    """Submit all that is left to do, and record what the study asks for from now on; safe to repeat.
 
     Args:
         cluster: local (workers on this machine), debug (in this process) or slurm.
@@ -44,6 +47,8 @@ def submit(
         tracking_uri: MLflow's store; None means the profile's, MLFLOW_TRACKING_URI, else `mlflow.db` in the working
             folder. Jobs on SLURM write to a server that their nodes reach, and never to a database in a file.
         new_code: whether runs that have a checkpoint resume with the current code instead of that of their first start.
+        asks: whether the study asks for its runs and no others from now on. A trial of a search does not, since the
+            search keeps the list of its trials, nor does a retry.
 
     Returns:
         The submission; call `wait()` on it unless it is on SLURM.
@@ -65,8 +70,15 @@ def submit(
 
         uri = initialise_store(uri)
     sync = sync and not synced_later
-    news = _register_runs(plan)
-    notes = _sync_finished_runs([planned for planned in news if planned.state == "done"], uri) if sync and uri else []
+    plan.runs_folder.mkdir(parents=True, exist_ok=True)
+    notes = []
+    if asks:  # before the runs' own files: what a submission that is killed between them leaves is right
+        ask_for(plan.runs_folder, plan.study.name, _memberships(plan.study), file=plan.study.path)
+        notes += plan.notes()
+    _register_runs(plan)
+    if sync and uri:
+        worked_on = {planned.run_key for planned in runs}
+        notes += _sync_ended_runs([planned for planned in plan.runs if planned.run_key not in worked_on], plan, uri)
     if no_more:
         notes.append(f"{len(no_more)} remain failed after repeated kills: harness retry {plan.study.path} --failed")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
@@ -140,21 +152,30 @@ def _require_data(runs: list[PlannedRun]) -> None:
             make_dataset(data, root)
 
 
-def _register_runs(plan: Plan) -> list[PlannedRun]:
-    """Write the spec and the study membership of every run; return the runs for which this is new."""
-    plan.runs_folder.mkdir(parents=True, exist_ok=True)
+def _memberships(study: Study) -> dict[str, dict[str, Any]]:
+    return {run.run_key: run.membership() for run in study.runs}
+
+
+def _register_runs(plan: Plan) -> None:
+    """Write the spec and the study membership of every run."""
     with ThreadPoolExecutor(16) as pool:  # mostly waiting for the disk
-        news = list(pool.map(lambda planned: planned.directory.register(planned.run), plan.runs))
-    return list(itertools.compress(plan.runs, news))
+        list(pool.map(lambda planned: planned.directory.register(planned.run), plan.runs))
 
 
-def _sync_finished_runs(done: list[PlannedRun], uri: str) -> list[str]:
-    """Upload done runs to MLflow under their new study, since no job will; return error messages."""
-    from harness.tracking.sync import sync_run
+def _sync_ended_runs(others: list[PlannedRun], plan: Plan, uri: str) -> list[str]:
+    """Upload to MLflow what no job will upload; return error messages.
 
+    That is a run that ended before the study asked for it, one whose submitter was killed before it was uploaded, and
+    that a run is no longer asked for.
+    """
+    from harness.tracking.sync import is_synced, sync_run
+
+    ended = [planned.directory for planned in others if planned.state not in ("new", "queued", "running")]
+    manifests = Manifests(plan.runs_folder)
     try:
-        for planned in done:
-            sync_run(planned.directory, tracking_uri=uri)
+        for directory in (*ended, *plan.earlier):
+            if not is_synced(directory, uri, manifests):
+                sync_run(directory, tracking_uri=uri)
     except TrackingError as error:
         return [f"{error}; `harness sync` will upload the runs that were done before"]
     return []

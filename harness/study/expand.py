@@ -102,6 +102,16 @@ def is_search(path: str | Path) -> bool:
         return False
 
 
+def name_of_study(path: Path) -> str:
+    """Return the name that a study's file gives it; empty for a file in Python or one that cannot be read."""
+    if path.suffix == ".py":
+        return ""
+    try:
+        return str(read_document(path)[0].value.get("study"))
+    except SpecError:
+        return ""
+
+
 def _parse_set(text: str) -> Override:
     path, equals, value = text.partition("=")
     mark = SourceLocation(f"--set {text}", 0)

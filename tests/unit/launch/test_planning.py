@@ -132,6 +132,7 @@ def test_a_plan_as_json_has_exactly_the_promised_fields(tmp_path, study):
                 "evaluations": [],
             }
         ],
+        "no_longer_asked_for": [],
     }
 
 
