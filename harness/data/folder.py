@@ -189,7 +189,7 @@ def describe(account: Mapping[str, Any]) -> str:
         sizes = account.get("classes") or {}
         few = f": {listed(sizes)}" if sizes else ""
         parts.append(f"{account['num_classes']} class{'es' if account['num_classes'] != 1 else ''}{few}")
-    elif "seen" in account:
+    elif "seen" in account and not account.get("note", "").startswith("no labels"):
         parts.append("no labels")
     parts += [str(account[key]) for key in ("note", "duplicates") if account.get(key)]
     return "; ".join(parts)
@@ -210,37 +210,32 @@ def contents(
         DataError: see `scan`; or the layout is ambiguous, there are too few images, or the two folders overlap.
         TooManyFiles: see `scan`.
     """
-    whole = scan(root / path, limit)
+    whole, note = scan(root / path, limit), ""
     _require_clear_layout(whole, path)
     if test_path is None:
         if len(whole.images) < 2:
             raise _too_few(whole, 2)
-        parts_train, parts_test, note = split(whole.images, test_fraction, seed)
-        parts = (*parts_train, *parts_test)
-        files, scans = [whole.folder.joinpath(*image) for image in parts], (whole,)
+        scans = [whole]
+        train, test, note = split(whole.images, test_fraction, seed)
     else:
-        own, note = scan(root / test_path, limit), ""
+        own = scan(root / test_path, limit)
         _require_apart(whole.folder, own.folder)
         _require_clear_layout(own, test_path)
-        for part in (whole, own):
+        scans = [whole, own]
+        for part in scans:
             if not part.images:
                 raise _too_few(part, 1)
-        parts_train, parts = whole.images, (*whole.images, *own.images)
-        files = [whole.folder.joinpath(*image) for image in whole.images]
-        files += [own.folder.joinpath(*image) for image in own.images]
-        scans = (whole, own)
-    names, num_train = _class_names(parts), len(parts_train)
+        train, test = list(whole.images), list(own.images)
+    names, num_train = _class_names([*train, *test]), len(train)
     if names is not None and test_path is not None and (unknown := set(names[num_train:]) - set(names[:num_train])):
-        raise DataError(
-            f"image_folder: {shown(test_path)} has the class {shown(min(unknown))}, {shown(path)} has not: the class "
-            "folders (or the names before the first _) must be the same in both"
-        )
+        note = f"no labels, because {shown(test_path)} has the class {shown(min(unknown))} and {shown(path)} has not"
+        names = None
     return Contents(
-        tuple(files[:num_train]),
-        tuple(files[num_train:]),
+        tuple(whole.folder.joinpath(*image) for image in train),
+        tuple(scans[-1].folder.joinpath(*image) for image in test),
         None if names is None else tuple(names[:num_train]),
         None if names is None else tuple(names[num_train:]),
-        scans,
+        tuple(scans),
         note,
     )
 

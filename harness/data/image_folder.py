@@ -111,7 +111,7 @@ def _scaled_images(files: Sequence[Path], num_train: int, image_size: int) -> tu
 def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Map a cached array; None if it is missing or damaged."""
     try:
-        images = np.load(path, mmap_mode="r")
+        images = np.load(path, mmap_mode="c")  # writable in memory alone: torch warns of arrays that are not
     except (OSError, ValueError, EOFError):
         return None
     return images if images.shape == shape and images.dtype == np.uint8 else None

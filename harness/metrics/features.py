@@ -29,6 +29,7 @@ from harness.metrics.weights import INCEPTION_VARIABLE, inception_weights, read_
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
+INCEPTION_FILE = INCEPTION_URL.rpartition("/")[2]
 INCEPTION_SHA256_PREFIX = "6726825d"  # published in the file's name, as torch.hub does it
 
 # Part of the cache key of every <data>net. Raise it with any change to the network or to its training.
@@ -145,7 +146,12 @@ def read_inception_weights(path: Path) -> dict[str, Tensor]:
         DataError: it is not.
     """
     try:
-        return read_state_dict(path, _inception_shapes())
+        state_dict = read_state_dict(path, _inception_shapes())
+        if path.name == INCEPTION_FILE and not is_official(path):
+            raise DataError(
+                f"{path}: damaged: its sha256 does not start with {INCEPTION_SHA256_PREFIX} as its name says"
+            )
+        return state_dict
     except DataError as error:
         raise DataError(
             f"{error}\n  needed: the weights of torch-fidelity's Inception-V3\n  from: {INCEPTION_URL}"
