@@ -58,6 +58,7 @@ def read_image(file: Path, image_size: int) -> np.ndarray:
     try:
         # Pillow warns of large images and of odd metadata without naming the file; what matters here is an error.
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+            _require_proportions(image)
             _require_one_frame(image)
             return scale_and_crop(to_rgb(image), image_size)
     except DataError as error:
@@ -82,6 +83,11 @@ def _explain_content(file: Path) -> str:
     with file.open("rb") as opened:
         head = opened.read(512)
     return foreign_content(head) or "of no format that Pillow knows"
+
+
+def _require_proportions(image: Image.Image) -> None:
+    if min(image.size) < 1 or max(image.size) > MOST_ELONGATED * min(image.size):
+        raise DataError(f"{image.size[0]}x{image.size[1]} pixels: no picture, or a strip; crop it first")
 
 
 def _require_one_frame(image: Image.Image) -> None:
@@ -151,14 +157,9 @@ def scale_and_crop(image: Image.Image, image_size: int) -> np.ndarray:
 
     Args:
         image: in RGB.
-
-    Raises:
-        DataError: no pixels, or far longer than wide.
     """
     from PIL.Image import Resampling
 
-    if min(image.size) < 1 or max(image.size) > MOST_ELONGATED * min(image.size):
-        raise DataError(f"{image.size[0]}x{image.size[1]} pixels: no picture, or a strip; crop it first")
     while min(image.size) >= 2 * image_size:
         width, height = image.size
         image = image.resize((width // 2, height // 2), resample=Resampling.BOX)

@@ -24,7 +24,13 @@ from harness.data.base import Dataset, Split
 from harness.data.cache import cache_folder, publish
 from harness.errors import DataError
 from harness.metrics.torchvision_compat import torch_fidelity
-from harness.metrics.weights import INCEPTION_VARIABLE, inception_weights, read_state_dict, require_finite
+from harness.metrics.weights import (
+    INCEPTION_VARIABLE,
+    inception_weights,
+    read_state_dict,
+    require_finite,
+    require_intact,
+)
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -263,6 +269,7 @@ def _accuracy(network: Classifier, dataset: Dataset, split: Split) -> float:
 
 def _read_classifier(path: str | os.PathLike[str]) -> tuple[Classifier, float]:
     try:
+        require_intact(Path(path))
         stored = torch.load(path, map_location="cpu", weights_only=True)
         network = Classifier(**stored["sizes"])
         network.load_state_dict(stored["state_dict"])

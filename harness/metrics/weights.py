@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INCEPTION_VARIABLE = "HARNESS_INCEPTION_WEIGHTS"
+_CHUNK = 1 << 24  # bytes read at a time
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how torch's files start: of today, and of before 1.6
 
 
@@ -99,6 +100,7 @@ def read_state_dict(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = N
     import torch
 
     check_weights_file(path)
+    require_intact(path)
     name = shown(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # torch asks users of odd files to file issues with it
@@ -113,6 +115,28 @@ def read_state_dict(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = N
         _require_shapes(state, shapes, name)
     require_finite(state, name)
     return state
+
+
+def require_intact(path: Path) -> None:
+    """Raise DataError if a part of torch's archive does not have the checksum that it was written with.
+
+    torch itself compares none, so that a flipped bit would be a slightly different network. Files of before torch 1.6,
+    and parts written without a checksum, which is stored as 0, cannot be compared.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if member.CRC and member.compress_type == zipfile.ZIP_STORED:
+                    with archive.open(member) as file:
+                        while file.read(_CHUNK):
+                            pass
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{shown(path)}: not a file of weights: damaged, its content does not have its checksum: copy or download "
+            "it again"
+        ) from error
 
 
 def _named_tensors(content: Any, name: str) -> dict[str, Tensor]:

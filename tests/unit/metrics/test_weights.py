@@ -100,6 +100,16 @@ def test_a_file_that_is_cut_short_an_archive_of_something_else_and_a_folder_are_
         check_weights_file(tmp_path / "pipe")
 
 
+def test_a_bit_that_flipped_within_a_tensor_is_found(path):
+    save(state(), path)
+    content = bytearray(path.read_bytes())
+    content[content.find(torch.ones(4, 3).numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["conv.weight"].isfinite().all()  # torch notices nothing
+    with pytest.raises(DataError, match="damaged, its content does not have its checksum"):
+        read_state_dict(path, SHAPES)
+
+
 class Attack:
     def __reduce__(self):
         return os.mkdir, ("attacked",)
