@@ -75,16 +75,26 @@ def _member(path: Path, name: str) -> np.ndarray:
             if info.compress_type == zipfile.ZIP_STORED:
                 return _map_npy(path, _content_offset(path, info))
             unpacked = cache_folder("imagenet64") / f"{stamp([path], name)}.npy"
-            if not unpacked.exists():
+            if (cached := _map_cached(unpacked)) is None:
+                unpacked.unlink(missing_ok=True)
                 with publish(unpacked) as temporary, archive.open(info) as packed, temporary.open("wb") as file:
                     allocate(file, info.file_size)
                     while block := packed.read(1 << 24):
                         file.write(block)
-            return _map_npy(unpacked, 0)
+                cached = _map_npy(unpacked, 0)
+            return cached
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except _DAMAGED as error:
         raise DataError(f"{path}: not an npz batch with arrays 'data' and 'labels': {error}") from error
+
+
+def _map_cached(path: Path) -> np.ndarray | None:
+    """Map an array of the cache; None if it is missing or damaged."""
+    try:
+        return _map_npy(path, 0)
+    except (OSError, *_DAMAGED):
+        return None
 
 
 def _content_offset(path: Path, info: zipfile.ZipInfo) -> int:

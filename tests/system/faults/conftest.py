@@ -16,7 +16,7 @@ _WRITING = ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.rename")
 @pytest.fixture(scope="session")
 def writes_only_below() -> Callable[[Path], contextlib.AbstractContextManager[None]]:
     """Return a context manager that asserts that all that this process writes meanwhile lies below a folder."""
-    watched: list[list[str]] = []
+    watched: list[list] = []
 
     def hook(event: str, arguments: tuple) -> None:
         if not watched:
