@@ -12,6 +12,7 @@ from torch import nn
 
 from harness.data.base import Dataset
 from harness.data.facts import DatasetFacts
+from harness.data.folder import describe
 from harness.data.sources import DATASETS
 from harness.diffusion.objectives import OBJECTIVES
 from harness.diffusion.process import GaussianDiffusion, VarType
@@ -64,7 +65,8 @@ def make_dataset(data: DataModel, data_root: str | None = None) -> Dataset:
         actual = getattr(dataset, fact)
         left_open = declared is None and fact != "levels"
         if actual != declared and not left_open:
-            raise DataError(f"{data.name}: the spec says {fact} {declared}, the files have {actual}")
+            account = f" ({describe(dataset.account)})" if isinstance(data, ImageFolder) else ""
+            raise DataError(f"{data.name}: the spec says {fact} {declared}, the files have {actual}{account}")
     return dataset
 
 

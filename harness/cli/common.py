@@ -129,9 +129,10 @@ def load(study: Path, sets: Sequence[str] = ()) -> Study:
 
 
 def has_inception() -> bool:
-    """Return whether Inception's weights are available."""
-    weights = os.environ.get("HARNESS_INCEPTION_WEIGHTS")
-    return bool(weights) and Path(str(weights)).is_file()
+    """Return whether Inception's weights are named; a named file that cannot be one of weights is a DataError."""
+    from harness.metrics.weights import inception_weights
+
+    return inception_weights() is not None
 
 
 checkpoint_option = click.option(

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from harness.errors import LaunchError, TrackingError
+from harness.launch.inputs import extractor_notes, require_inputs, require_same_data
 from harness.launch.local import launch_debug, launch_local
 from harness.launch.on_slurm import launch_slurm
 from harness.launch.planning import Plan, PlannedRun
@@ -62,7 +63,7 @@ def submit(
     profile = profile or Profile()
     no_more = {planned.run_key for planned in plan.to_do if given_up(planned.path)}
     runs = [planned for planned in plan.to_do if planned.run_key not in no_more]
-    _require_data(runs)
+    datasets = require_inputs(runs)
     uri = tracking_uri or profile.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     synced_later = cluster == "slurm" and not (profile.compute_nodes_reach_server and (uri or "").startswith("http"))
     if sync and not synced_later:
@@ -71,7 +72,11 @@ def submit(
         uri = initialise_store(uri)
     sync = sync and not synced_later
     plan.runs_folder.mkdir(parents=True, exist_ok=True)
-    notes = []
+    current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
+    notes = require_same_data(
+        runs, datasets, lambda planned: planned.run_key in code and code[planned.run_key].id != current_id
+    )
+    notes += extractor_notes(runs)
     if asks:  # before the runs' own files: what a submission that is killed between them leaves is right
         ask_for(plan.runs_folder, plan.study.name, _memberships(plan.study), file=plan.study.path)
         notes += plan.notes()
@@ -97,7 +102,6 @@ def submit(
         layout.submission_path.write_text(json.dumps(description, indent=1))
         if plan.study.path.suffix == ".py":  # a study in Python is kept with its submission
             shutil.copyfile(plan.study.path, folder / plan.study.path.name)
-    current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
     launch = CLUSTERS[cluster]
     options = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
     submission = launch(plan, runs, folder, code, **options)
@@ -140,16 +144,6 @@ def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[st
                 f"the code in {old.path} was changed ({', '.join(changed[:5])}); --new-code uses the current code"
             )
     return current.id, code
-
-
-def _require_data(runs: list[PlannedRun]) -> None:
-    """Load each data set once, so that a missing or damaged file is found before anything is queued."""
-    datasets = {(planned.run.spec.data, planned.run.data_root) for planned in runs}
-    if datasets:
-        from harness.registry import make_dataset
-
-        for data, root in datasets:
-            make_dataset(data, root)
 
 
 def _memberships(study: Study) -> dict[str, dict[str, Any]]:

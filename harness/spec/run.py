@@ -84,16 +84,36 @@ class ImageNet64(DataModel):
 
 
 class ImageFolder(DataModel):
-    name: Literal["image_folder"] = "image_folder"
-    path: str = Field(min_length=1, max_length=200)  # below data_root
-    image_size: int = Field(ge=4, le=1024)
-    test_fraction: float = Field(0.1, gt=0, lt=1)
-    seed: int = Field(0, ge=0, lt=2**31)  # of the split
-    num_classes: int | None = Field(None, ge=1)  # None: the file names contain no labels, or they are not used
+    """Images below a folder; classes are its folders, or in a flat folder what a name has before the first "_"."""
 
-    @field_validator("path")
+    name: Literal["image_folder"] = "image_folder"
+    path: str = Field(min_length=1, max_length=200, description="The folder, below data_root.")
+    image_size: int = Field(ge=4, le=1024, description="Pixels a side after scaling and cropping.")
+    test_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Share of the images for testing, chosen by a hash of each one's path."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of that split.")
+    num_classes: int | None = Field(
+        None, ge=1, description="Number of classes; null if there are none, or they are not used."
+    )
+    test_path: Annotated[str | None, YOUNGER] = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="A folder of test images, below data_root; then all of `path` is trained on.",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_split(self) -> ImageFolder:
+        if self.test_path is not None and (self.test_fraction, self.seed) != (0.1, 0):
+            raise ValueError("test_path names the test images, so nothing is split: remove test_fraction and seed")
+        return self
+
+    @field_validator("path", "test_path")
     @classmethod
-    def _stays_below_data_root(cls, path: str) -> str:
+    def _stays_below_data_root(cls, path: str | None) -> str | None:
+        if path is None:
+            return None
         if path.startswith(("/", "~")) or ".." in path.split("/") or not path.isprintable():
             raise ValueError(f"{path!r} leaves data_root: give a plain path below it")
         return path
