@@ -17,6 +17,7 @@ from harness.errors import LaunchError, TrackingError
 from harness.launch.local import launch_debug, launch_local
 from harness.launch.on_slurm import launch_slurm
 from harness.launch.planning import Plan, PlannedRun, planned_run
+from harness.launch.processes import unusable_path
 from harness.launch.requeue import given_up
 from harness.launch.states import read_run_states
 from harness.launch.submission import Submission
@@ -57,6 +58,8 @@ def submit(
     """
     if cluster not in CLUSTERS:
         raise LaunchError(f"no cluster {cluster!r}; the choices are {', '.join(CLUSTERS)}")
+    if cluster != "debug" and (reason := unusable_path(plan.runs_folder, cluster)):
+        raise LaunchError(reason)
     profile = profile or Profile()
     plan = _with_answers(plan)
     no_more = {planned.run_key for planned in plan.to_do if given_up(planned.path)}

@@ -263,12 +263,21 @@ def requeue_job(job_id: str) -> None:
     run_slurm("scontrol", "requeue", job_id)
 
 
-def login_environment() -> dict[str, str]:
-    """Return the environment without the variables that SLURM sets in jobs.
+_HARMFUL = (
+    *("SBATCH_EXPORT", "SLURM_EXPORT_ENV", "SBATCH_GET_USER_ENV"),  # the job would not import the frozen code
+    *("SBATCH_ARRAY_INX", "SBATCH_JOB_ID", "SBATCH_WAIT"),  # other tasks than ours; a wait until all have ended
+    "SBATCH_CLUSTERS",  # of another cluster than the one whose queue is read
+    *("SLURM_STDOUTMODE", "SLURM_STDERRMODE", "SLURM_UNBUFFEREDIO"),  # where srun writes is in the batch script
+)
 
-    Those of the job that this process belongs to would become options of a job that it submits.
+
+def login_environment() -> dict[str, str]:
+    """Return the environment without the variables that would change what a job is.
+
+    Those of the job that this process belongs to would become options of a job that it submits. Of a user's own
+    defaults for sbatch, such as an account, only those are left out that contradict what the harness relies on.
     """
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name not in _HARMFUL}
     if "SLURM_JOB_ID" not in environment:
         return environment
     of_the_job = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI")
