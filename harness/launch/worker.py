@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import HarnessError
+from harness.job.endings import record_failure
 from harness.launch.claims import is_cancelled
 from harness.launch.processes import set_or_unset
 from harness.messages import show_messages
@@ -79,8 +80,8 @@ def execute_run(
         except HarnessError as error:  # usually because another submission is working on it
             logger.warning(error)
             return "skipped"
-        except Exception:
-            logger.exception(f"run {path.name} failed")
+        except Exception as error:  # for example, torch or the run's own code cannot be imported
+            record_failure(path, error)
             return "failed"
         logger.info(f"{path.name} is {state}")
         return state
