@@ -41,6 +41,15 @@ class Worker:
     sync: bool = True
     tracking_uri: str | None = None
 
+    def left(self) -> list[Path]:
+        """Return the runs of the queue that no worker has taken yet, and that are not cancelled."""
+        layout = SubmissionLayout(self.folder)
+        return [
+            path
+            for path in self.queue
+            if not layout.claim_path(path.name).exists() and not is_cancelled(self.folder, path)
+        ]
+
     def __call__(self, job_id: str | None = None) -> None:
         stopping = threading.Event()
         logged = job_id is None  # a debugger needs the terminal
