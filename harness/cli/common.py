@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ def find_study_file(study: str) -> Path:
 
 def same_runs(runs_folder: Path) -> str:
     """Return the options that a suggested command needs to address the same runs."""
-    return "" if runs_folder == Path(default_runs()) else f" --runs {runs_folder}"
+    return "" if runs_folder == Path(default_runs()) else f" --runs {shlex.quote(str(runs_folder))}"
 
 
 def all_runs(runs_folder: Path) -> list[RunDirectory]:

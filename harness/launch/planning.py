@@ -34,7 +34,8 @@ class PlannedRun:
     path: Path
     state: str
     status: Status = field(default_factory=Status)
-    job: JobInfo | None = None  # what SLURM says of its newest job
+    job: JobInfo | None = None  # what SLURM says of its job
+    unanswered: str = ""  # why SLURM does not say whether it has a job of this run
 
     @property
     def run_key(self) -> str:
@@ -193,4 +194,4 @@ def planned_run(run: Run, path: Path, states: dict[str, RunState]) -> PlannedRun
         evaluated = RunDirectory(path).evaluated_keys()
         if any(evaluation.key not in evaluated for evaluation in run.evaluations):
             state = "evaluate"
-    return PlannedRun(run, path, state, run_state.status, run_state.job)
+    return PlannedRun(run, path, state, run_state.status, run_state.job, run_state.unanswered)

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -16,12 +17,15 @@ from harness.errors import LaunchError, TrackingError
 from harness.launch.inputs import extractor_notes, require_inputs, require_same_data
 from harness.launch.local import launch_debug, launch_local
 from harness.launch.on_slurm import launch_slurm
-from harness.launch.planning import Plan, PlannedRun
+from harness.launch.planning import Plan, PlannedRun, planned_run
+from harness.launch.processes import unusable_path
 from harness.launch.requeue import given_up
+from harness.launch.states import read_run_states
 from harness.launch.submission import Submission
 from harness.records import snapshot
 from harness.records.layout import CODE, JOBS, SubmissionLayout
 from harness.records.manifest import Manifests, ask_for
+from harness.slurm.commands import NoAnswer
 from harness.slurm.profile import Profile
 from harness.study.model import Study
 from harness.text import count
@@ -56,11 +60,14 @@ def submit(
 
     Raises:
         DataError, RecordError, TrackingError: before anything is submitted.
-        LaunchError: submitit or the cluster refused.
+        LaunchError: SLURM does not say whether it has a job of a run; or submitit or the cluster refused.
     """
     if cluster not in CLUSTERS:
         raise LaunchError(f"no cluster {cluster!r}; the choices are {', '.join(CLUSTERS)}")
+    if cluster != "debug" and (reason := unusable_path(plan.runs_folder, cluster)):
+        raise LaunchError(reason)
     profile = profile or Profile()
+    plan = _with_answers(plan)
     no_more = {planned.run_key for planned in plan.to_do if given_up(planned.path)}
     runs = [planned for planned in plan.to_do if planned.run_key not in no_more]
     datasets = require_inputs(runs)
@@ -112,6 +119,30 @@ def submit(
         notes.append(f"records: `harness sync {plan.study.path} --watch` uploads them to MLflow")
     submission.notes.extend(notes)
     return submission
+
+
+def _with_answers(plan: Plan) -> Plan:
+    """Return a plan with SLURM's answer on each run that is to be submitted; SLURM is asked again, with pauses.
+
+    Raises:
+        NoAnswer: SLURM still does not answer. A run that may have a job is not submitted a second time.
+    """
+    unanswered = [planned.path for planned in plan.to_do if planned.unanswered]
+    if not unanswered:
+        return plan
+    states = read_run_states(unanswered, wait=True)
+    if failure := next((state.unanswered for state in states.values() if state.unanswered), ""):
+        raise NoAnswer(
+            f"SLURM does not answer, and {count(len(unanswered), 'run')} may have a job in its queue: {failure}. "
+            "Nothing was submitted. If these runs were copied from a cluster that this machine does not reach, remove "
+            f"{plan.runs_folder / JOBS}, which names the jobs"
+        )
+    # `retry` calls a run interrupted that has failed; SLURM's answer leaves that as it is.
+    answered = [
+        planned_run(planned.run, planned.path, states) if planned.run_key in states else planned
+        for planned in plan.runs
+    ]
+    return replace(plan, runs=tuple(answered))
 
 
 def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[str, dict[str, snapshot.Snapshot]]:
