@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -21,7 +20,9 @@ import pandas as pd
 from harness.errors import RecordError
 from harness.records import layout
 from harness.records.directory import RunDirectory
+from harness.records.reading import Fields, read_arrays, read_json
 from harness.records.status import STATES, Status
+from harness.spec.base import digest
 from harness.spec.evaluation import extractor_name
 from harness.spec.metrics import (
     array_file,
@@ -123,11 +124,10 @@ class RunRecord:
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of one file, e.g. `eval_likelihood.npz`; empty if it was never written."""
-        path = RunDirectory(self.folder).arrays_folder / name
-        if not path.exists():
+        try:
+            return read_arrays(RunDirectory(self.folder).arrays_folder / name)
+        except FileNotFoundError:
             return {}
-        with np.load(path) as file:
-            return dict(file)
 
     def sample_pictures(self) -> dict[str, Path]:
         """Return the run's sample grids by the prefix of their measurement."""
@@ -261,16 +261,42 @@ def require_study(runs_folder: Path, study: str) -> None:
 def load_records(runs_folder: Path | str, study: str | None = None) -> list[RunRecord]:
     """Read the runs of a study, or of all studies, once for each study that a run belongs to.
 
-    Runs are sorted by study, arm (schedule, objective, name) and replicate. A run whose records cannot be read is
-    included as failed, with the reason, so that figures can count it.
+    Runs are sorted by study, arm (schedule, objective, name) and replicate. A run whose journals cannot be read is
+    included as failed, with the reason, so that figures can count it. One whose spec or place in the study cannot be
+    read is left out; `unreadable_runs` has the reason.
     """
     records: list[RunRecord] = []
     for path in layout.run_paths(Path(runs_folder)):
         directory = RunDirectory(path)
-        studies = {name: membership for name, membership in directory.studies().items() if study in (None, name)}
-        if studies:
+        readable, _ = directory.read_studies(complete=True)
+        studies = {name: membership for name, membership in readable.items() if study in (None, name)}
+        if studies and not _wrong_spec(directory):
             records.extend(_read(directory, studies))
     return sorted(records, key=lambda run: (run.study, _arm_order(run), run.arm, run.replicate))
+
+
+def unreadable_runs(runs_folder: Path | str, study: str | None = None) -> dict[str, str]:
+    """Return why folders of a study, or of all studies, are not read as runs, by the folder's name."""
+    reasons = {}
+    for path in layout.run_paths(Path(runs_folder)):
+        directory = RunDirectory(path)
+        if study is None or directory.study_path(study).exists():
+            _, problems = directory.read_studies(complete=True)
+            named = [problem for problem in problems if study is None or problem.startswith(f"studies/{study}.json")]
+            if reason := "; ".join(filter(None, [_wrong_spec(directory), *named])):
+                reasons[path.name] = reason
+    return reasons | layout.folders_that_are_no_runs(Path(runs_folder))
+
+
+def _wrong_spec(directory: RunDirectory) -> str:
+    """Return what is wrong with a run's spec.json, empty if it is the spec of this run."""
+    try:
+        key = digest({"schema_version": directory.schema_version(), "spec": directory.spec()})
+    except RecordError as error:
+        return str(error).removeprefix(f"{directory.path}/")
+    if len(directory.key) == len(key) and directory.key != key:
+        return f"spec.json is the spec of run {key}: it was changed, or the folder renamed"
+    return ""
 
 
 def study_names(runs_folder: Path | str) -> list[str]:
@@ -331,9 +357,12 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
         events = [event for event in directory.events("evaluation") if not event.superseded]
         curves, over_training = _curves(directory)
         problems = directory.problems()
-    except (RecordError, ValueError) as error:
-        status = Status(state="failed", reason=f"its records cannot be read: {error}")
-    prefixes = {event.fields["key"]: event.fields["prefix"] for event in events}
+    except RecordError as error:
+        reason = str(error).removeprefix(f"{directory.path}/")
+        status = Status(state="failed", reason=f"its records cannot be read: {reason}")
+    prefixes = {event.fields["key"]: event.fields["prefix"] for event in events if event.fields.keys() >= _NAMED}
+    protocols, damaged = _protocols(directory, prefixes)
+    problems += damaged
     for study, membership in studies.items():
         yield RunRecord(
             folder=directory.path,
@@ -342,7 +371,7 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
             replicate=membership["replicate"],
             spec=spec,
             status=status,
-            measurements=tuple(_measurements(directory, membership["evaluations"], prefixes)),
+            measurements=tuple(_measurements(protocols, membership.get("evaluations", []), prefixes)),
             curves=curves,
             over_training=over_training,
             environment=environment,
@@ -350,15 +379,37 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
         )
 
 
-def _measurements(directory: RunDirectory, evaluations: list[dict], prefixes: dict[str, str]) -> Iterator[Measurement]:
+_NAMED = {"key", "prefix"}
+
+
+def _protocols(directory: RunDirectory, keys: Iterable[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return what a run recorded of its evaluations by their keys, and which files cannot be read."""
+    protocols, problems = {}, []
+    for key in keys:
+        path = directory.evaluation_path(key)
+        try:
+            fields = Fields(protocol := read_json(path), str(path))
+            fields.fields("evaluation", {})
+            fields.fields("likelihood", {})
+            fields.fields("metrics", {})
+            protocols[key] = protocol
+        except FileNotFoundError:
+            continue
+        except RecordError as error:
+            problems.append(str(error).removeprefix(f"{directory.path}/"))
+    return protocols, problems
+
+
+def _measurements(
+    protocols: dict[str, dict[str, Any]], evaluations: list[dict], prefixes: dict[str, str]
+) -> Iterator[Measurement]:
     """Return the finished measurements that the study requested.
 
     Protocols are compared as stored, not by newly computed keys: so a later version of the harness, whose protocols
     have more parts, can still draw the records of an earlier one.
     """
     for key, prefix in prefixes.items():
-        path = directory.evaluation_path(key)
-        protocol = json.loads(path.read_text()) if path.exists() else {}
+        protocol = protocols.get(key, {})
         evaluation = protocol.get("evaluation")
         if evaluation in evaluations:
             yield Measurement(evaluation["name"], prefix, evaluation, protocol)

@@ -206,6 +206,18 @@ def all_runs(runs_folder: Path) -> list[RunDirectory]:
     return [RunDirectory(path) for path in run_paths(runs_folder)]
 
 
+def show_damage(runs_folder: Path, directories: Sequence[RunDirectory] = ()) -> None:
+    """Print what looks like a run and is not read as one, and what cannot be read of the given runs."""
+    from harness.records.layout import folders_that_are_no_runs
+    from harness.text import printable
+
+    for name, reason in folders_that_are_no_runs(runs_folder).items():
+        click.echo(printable(f"left out: {runs_folder / name}: {reason}"))
+    for directory in directories:
+        for problem in directory.damage():
+            click.echo(printable(f"{directory.key}: {problem}"))
+
+
 def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
     """Return a study's name and its runs in the file's order, given its file or name; all runs if None.
 
@@ -232,7 +244,8 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
             raise LaunchError(f"study {loaded.name} has no runs in {runs_folder} yet: harness submit {study}")
         return loaded.name, directories
     directories = [run for run in all_runs(runs_folder) if run.study_path(study).is_file()]
-    directories.sort(key=lambda run: [run.studies()[study].get(key) for key in ("arm", "replicate")])
+    places = {run.key: run.studies().get(study, {}) for run in directories}
+    directories.sort(key=lambda run: (places[run.key].get("arm", ""), places[run.key].get("replicate", 0)))
     if not directories:
         names = study_names(runs_folder)
         raise LaunchError(f"no study {study!r} in {runs_folder}; {_choices(names, 'it is empty')}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli.common import Output, json_option, members, runs_folder_option, studies_or_runs
-from harness.errors import LaunchError
+from harness.errors import LaunchError, RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,14 +50,18 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
 
     results: list[dict[str, Any]] = []
     for directory in studies_or_runs(names, runs_folder):
-        if check:
-            report = check_run(directory)
-            num_rows = report.num_rows_compared
-            problems = [*report.gaps, *report.duplicates, *report.conflicts, *report.problems]
-        else:
-            sent = sync_run(directory)
-            num_rows = sum(study.num_rows_sent for study in sent.studies.values())
-            problems = sent.problems
+        num_rows, problems = 0, directory.damage()
+        try:
+            if check:
+                report = check_run(directory)
+                num_rows = report.num_rows_compared
+                problems += [*report.gaps, *report.duplicates, *report.conflicts, *report.problems]
+            else:
+                sent = sync_run(directory)
+                num_rows = sum(study.num_rows_sent for study in sent.studies.values())
+                problems += sent.problems
+        except RecordError as error:
+            problems.append(f"not uploaded: {error}" if not check else f"not compared: {error}")
         for line in problems:
             click.echo(text.printable(f"{directory.key}: {line}"))
         results.append({"run_key": directory.key, "num_rows": num_rows, "problems": problems})

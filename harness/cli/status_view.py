@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.tables import Table, state_counts
+from harness.errors import RecordError
 from harness.launch import states
 from harness.progress import duration
 from harness.records.directory import RunDirectory
@@ -70,8 +71,13 @@ def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -
 
 def _status_row(directory: RunDirectory, study: str | None, run_state: states.RunState) -> StatusRow:
     status, job = run_state.status, run_state.job
-    num_steps, batch_size = _size_of(directory.path)
-    studies = directory.studies()
+    studies, problems = directory.read_studies()
+    num_steps, batch_size, nll_bpd = 0, 0, None
+    try:
+        num_steps, batch_size = _size_of(directory.path)
+        nll_bpd = last_nll(directory) if status.attempt else None
+    except RecordError as error:
+        problems.append(str(error).removeprefix(f"{directory.path}/"))
     membership = studies.get(study or next(iter(studies), ""), {})
     speed = status.images_per_second
     return StatusRow(
@@ -82,11 +88,11 @@ def _status_row(directory: RunDirectory, study: str | None, run_state: states.Ru
         state=status.state,
         step=status.step,
         num_steps=num_steps,
-        steps_per_second=speed / batch_size if speed else None,
+        steps_per_second=speed / batch_size if speed and batch_size else None,
         eta_seconds=status.eta_seconds,
         loss=status.loss,
-        nll_bpd=last_nll(directory) if status.attempt else None,
-        reason=status.reason,
+        nll_bpd=nll_bpd,
+        reason="; ".join(filter(None, [status.reason, *problems])),
         run_dir=str(directory.path),
         job=job.job_id if job else "",
         node=job.node if job and job.live else "",
