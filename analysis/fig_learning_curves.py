@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.analysis import style
 from harness.analysis.runs import RunRecord, arm_index
+from harness.analysis.style import Figure
 from harness.spec.metrics import METRIC_KINDS, MetricKind, metric_kind
 
 TITLE = "Learning curves"
@@ -56,6 +56,7 @@ def _curves(run: RunRecord, width: int) -> Iterator[tuple[str, np.ndarray, np.nd
             yield NLL, steps, values
 
 
+@style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     curves = sorted(frame["curve"].unique(), key=_panel_order)
     figure, (panels,) = style.subplots(1, len(curves), height=2.75)
@@ -64,15 +65,15 @@ def draw(frame: pd.DataFrame) -> Figure:
             look = style.arm_style(part["arm_index"].iloc[0])
             marker = look["marker"] if curve == NLL else ""
             axes.plot(
-                part["iteration"], part["mean"], label=arm, color=look["color"], linestyle=look["linestyle"],
-                marker=marker, markersize=3, linewidth=1.2,
+                part["iteration"], part["mean"], label=style.label(arm), color=look["color"],
+                linestyle=look["linestyle"], marker=marker, markersize=3, linewidth=1.2,
             )  # fmt: skip
             axes.fill_between(
                 part["iteration"], part["low"], part["high"],
                 color=look["color"], alpha=0.15, lw=0,
             )  # fmt: skip
         kind = _kind(curve)
-        unit = f"$T \\times L_t$ ({kind.unit})" if kind.per_timestep else kind.unit or curve
+        unit = f"$T \\times L_t$ ({kind.unit})" if kind.per_timestep else kind.unit or style.label(curve)
         positive = (frame.loc[frame["curve"] == curve, "low"] > 0).all()
         axes.set(yscale="log" if positive else "linear", xlabel="iterations", ylabel=unit, title=kind.label)
         if positive:

@@ -124,7 +124,7 @@ MAX_TAG_CHARACTERS = 5000
 
 
 def param_name(path: str) -> str:
-    """Return a name that MLflow accepts for a param: other characters than letters, digits and _ - . : / are replaced."""
+    """Return a name that MLflow accepts for a param: it may have letters, digits and _ - . : / alone."""
     name = re.sub(r"[^\w\-. :/]", "_", path)[:250]
     # It is a path for MLflow, which must be a normal one.
     return "/".join(part for part in name.split("/") if part.strip(".")) or "_"
