@@ -16,7 +16,7 @@ import pandas as pd
 
 from harness.analysis import style
 from harness.analysis.runs import RunRecord, load_records
-from harness.analysis.search_records import importances, trials
+from harness.analysis.search_records import importances, is_search, trials
 from harness.analysis.style import Figure, MaxNLocator, Normalize, ScalarMappable
 
 MAP = "viridis"  # dark is good, light is bad, also in grey
@@ -41,7 +41,7 @@ def draw_all(runs_folder: Path, study: str, out: Path) -> list[Path]:
     runs, paths = load_records(runs_folder, study), []
     versions = tuple(sorted({run.code_version for run in runs}))
     keys = tuple(run.run_key for run in runs)
-    for name, picture in FIGURES.items() if runs else ():
+    for name, picture in FIGURES.items() if is_search(runs) else ():
         frame = picture.data(runs)
         if not frame.empty:
             command = f"harness figures {study}"

@@ -40,7 +40,6 @@ from harness.analysis.runs import (
     study_names,
     unreadable_runs,
 )
-from harness.analysis.search_records import is_search
 from harness.errors import HarnessError
 from harness.records.files import replace_file
 from harness.text import printable
@@ -102,7 +101,7 @@ def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> 
     runs, data, unusable = _read(load_records(runs_folder, study))
     section = Section(study, runs, left_out=unreadable_runs(runs_folder, study) | unusable)
     figures: dict[str, Picture] = {**OF_A_STUDY}
-    if is_search(runs):
+    if fig_search.is_search(runs):
         figures |= fig_search.FIGURES
         data |= _read_all({name: picture.data for name, picture in fig_search.FIGURES.items()}, runs)
     for name, module in figures.items():

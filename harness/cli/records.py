@@ -135,14 +135,17 @@ def export(study: str, file: Path | None, checkpoints: str, figures: Path, outpu
 def import_(file: Path, figures: Path, output: Output, runs_folder: Path) -> None:
     """Unpack an archive of a study.
 
-    All of it is checked before the first run is put in place, and no run is ever overwritten.
+    All of it is checked before the first run is put in place, and no run is ever overwritten. What is no record of a
+    run is left out, and the state of a run is read from its journals: one that was not finished is interrupted.
 
-    With --json: {"study", "added": [RUN_KEY], "present": [RUN_KEY], "num_figures"}.
+    With --json: {"study", "added": [RUN_KEY], "present": [RUN_KEY], "num_figures", "left_out": [TEXT]}.
     """
     from harness import text
     from harness.records import archive
 
     done = archive.import_study(file, runs_folder, figures=figures)
+    for left_out in done.left_out:
+        click.echo(text.printable(f"left out: {left_out}"))
     present = f", {text.count(len(done.present), 'run')} already here" if done.present else ""
     drawn = f", {text.count(done.num_figures, 'figure file')}" if done.num_figures else ""
     click.echo(f"study {done.study}: {text.count(len(done.added), 'run')} imported{present}{drawn}")

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.errors import RecordError
+from harness.records.documents import JOINED, check_spec, environments_from, membership_from
 from harness.records.files import differences, replace_file, safe_name, sync_folder
 from harness.records.journal import (
     AttemptFile,
@@ -42,13 +43,11 @@ from harness.records.journal import (
 )
 from harness.records.layout import STUDIES, RunLayout
 from harness.records.lock import FolderLock, this_process
-from harness.records.reading import STUDY_NAME, Fields, parse_json, read_bytes, read_json
+from harness.records.reading import Fields, parse_json, read_bytes, read_json
 from harness.records.status import CAUSES, STATES, Status, status_from
 
 if TYPE_CHECKING:
     from harness.spec.run import RunSpec
-
-_JOINED = "joined_seconds"  # in studies/*.json, beside the membership
 
 
 class StudyRun(Protocol):
@@ -94,9 +93,7 @@ class RunDirectory(RunLayout):
         membership = run.membership()
         stored = dict(self._study_entries()).get(self.study_path(run.study), {})
         news = without_joining_time(stored) != json.loads(json.dumps(membership))
-        if (
-            news or _JOINED not in stored
-        ):  # written by a version without the time: the current submission counts as last
+        if news or JOINED not in stored:  # written by a version without the time: the current submission counts as last
             self.add_to_study(run.study, membership)
         return news
 
@@ -153,8 +150,8 @@ class RunDirectory(RunLayout):
             self._freeze_plugins(evaluation)
         self.studies_folder.mkdir(parents=True, exist_ok=True)
         # Later than all others, even those written by a machine whose clock is ahead.
-        last = max((entry.get(_JOINED, 0.0) for _, entry in self._study_entries()), default=0.0)
-        joined = membership | {_JOINED: max(time.time(), last + 1e-3)}
+        last = max((entry.get(JOINED, 0.0) for _, entry in self._study_entries()), default=0.0)
+        joined = membership | {JOINED: max(time.time(), last + 1e-3)}
         replace_file(path, json.dumps(joined, indent=2), durable=True)
 
     def _freeze_plugins(self, values: dict) -> None:
@@ -185,8 +182,8 @@ class RunDirectory(RunLayout):
         """
         entries = self._study_entries()
         # Entries of versions without the time joined earlier, in the order of the files' times.
-        of_files = {path.stem: path.stat().st_mtime_ns for path, entry in entries if _JOINED not in entry}
-        entries.sort(key=lambda pair: (pair[1].get(_JOINED, 0.0), of_files.get(pair[0].stem, 0), pair[0].stem))
+        of_files = {path.stem: path.stat().st_mtime_ns for path, entry in entries if JOINED not in entry}
+        entries.sort(key=lambda pair: (pair[1].get(JOINED, 0.0), of_files.get(pair[0].stem, 0), pair[0].stem))
         return {path.stem: without_joining_time(entry) for path, entry in entries}
 
     def dated_studies(self, order: Sequence[str] = ()) -> dict[Path, str]:
@@ -198,9 +195,9 @@ class RunDirectory(RunLayout):
         order = order or list(self.studies_by_joining())
         # Seconds below all current times.
         return {
-            path: json.dumps(entry | {_JOINED: float(order.index(path.stem) + 1)}, indent=2)
+            path: json.dumps(entry | {JOINED: float(order.index(path.stem) + 1)}, indent=2)
             for path, entry in self._study_entries()
-            if _JOINED not in entry and path.stem in order
+            if JOINED not in entry and path.stem in order
         }
 
     def _study_entries(self) -> list[tuple[Path, dict]]:
@@ -477,64 +474,4 @@ class RunDirectory(RunLayout):
 
 def without_joining_time(entry: dict) -> dict:
     """Return a run's membership in a study, without the time at which the run joined it."""
-    return {key: value for key, value in entry.items() if key != _JOINED}
-
-
-def membership_from(stored: Any, path: Path, *, complete: bool = False) -> dict:
-    """Return a run's membership in a study as it is stored, after checking what readers rely on.
-
-    Args:
-        complete: the arm, the replicate and the evaluations' names must be there.
-
-    Raises:
-        RecordError: the file's name is not a study's, or a value is missing or not of its type.
-    """
-    if not STUDY_NAME.fullmatch(path.stem):
-        raise RecordError(f"{path}: {path.stem!r} is not the name of a study")
-    fields = Fields(stored, str(path))
-    for name, read in {"arm": Fields.line, "replicate": Fields.integer}.items():
-        if complete or name in fields:
-            read(fields, name)
-    fields.seconds(_JOINED, 0.0)
-    fields.fields("resources", {})
-    if (records := fields.fields("records", {})).get("keep_every") is not None:
-        records.integer("keep_every", low=1)
-    for evaluation in fields.items("evaluations", []):
-        if complete or "name" in evaluation:
-            evaluation.file_name("name")
-        evaluation.fields("plugins", {})
-    return stored
-
-
-def environments_from(stored: Any, place: str) -> list[dict]:
-    """Return the environments of a run's attempts as they are stored, after checking what readers rely on.
-
-    Raises:
-        RecordError: a value is missing or not of its type.
-    """
-    for environment in Fields({"environments": stored}, place).items("environments"):
-        environment.integer("attempt", low=1)
-        for name in ("harness", "code_version"):
-            if name in environment:
-                environment.line(name)
-    return stored
-
-
-def check_spec(document: Any, place: str) -> None:
-    """Check what readers rely on in a spec.json.
-
-    Raises:
-        RecordError: a value is missing or not of its type.
-    """
-    fields = Fields(document, place)
-    fields.integer("schema_version")
-    spec = fields.fields("spec")
-    spec.integer("seed")
-    for part, integers in {"train": ("steps", "batch_size"), "diffusion": ("num_timesteps",)}.items():
-        if part in spec:
-            for name in integers:
-                spec.fields(part).integer(name, 1, low=1)
-    for part in ("data", "model", "objective"):
-        if part in spec:
-            spec.fields(part).line("name")
-    spec.fields("plugins", {})
+    return {key: value for key, value in entry.items() if key != JOINED}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 64 << 20  # the largest are lists of environments, of kilobytes
 MAX_ARRAY_BYTES = 8 << 30  # of all arrays in one file, unpacked
+MAX_EXPANSION = 100  # limit of an unpacked size, relative to the packed one; journals compress tenfold
 MAX_INTEGER = 2**63 - 1  # of MLflow's and NumPy's integers
 MAX_SECONDS = 253_402_300_799  # the end of year 9999: later times cannot be written as a date
 STUDY_NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -93,7 +94,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is none.
-        RecordError: it is damaged, holds anything else than numbers, or unpacks to more than 8 GiB.
+        RecordError: it is damaged, holds anything else than numbers, or unpacks to far more than its size.
     """
     import zipfile
     import zlib
@@ -107,8 +108,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             num_bytes = sum(member.file_size for member in archive.infolist())
-        if num_bytes > MAX_ARRAY_BYTES:
-            raise RecordError(f"{path}: unpacks to {num_bytes >> 30} GiB, more than {MAX_ARRAY_BYTES >> 30}")
+        if num_bytes > min(MAX_ARRAY_BYTES, MAX_EXPANSION * path.stat().st_size + (64 << 20)):
+            raise RecordError(f"{path}: unpacks to {num_bytes >> 20} MiB, more than a file of its size holds")
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, MemoryError, RuntimeError) as error:
@@ -116,7 +117,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except (zipfile.BadZipFile, zlib.error, SyntaxError, TypeError) as error:
         raise RecordError(f"{path}: is not a file of arrays: {error}") from error
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufc":
             raise RecordError(f"{path}: {name} does not hold numbers")
     return arrays
 

@@ -26,6 +26,7 @@ Cause = Literal[
     "no_progress",  # failed: killed repeatedly at one step
     "error",  # failed: by an error
     "pruned",  # pruned: by a search
+    "imported",  # interrupted: it was not finished where it was imported from
 ]
 CAUSES = get_args(Cause)
 

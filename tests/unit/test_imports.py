@@ -34,7 +34,7 @@ MAY_IMPORT = {
     # no torch in these. The spec reads two torch-free tables of leaves: data.facts and diffusion.respacing
     "spec": {"data", "diffusion", "text", "errors"},
     "study": {"spec", "text", "errors"},
-    "records": {"spec", "errors"},
+    "records": {"spec", "text", "errors"},
     "tracking": {"records", "messages", "text", "errors"},
     "slurm": {"study", "spec", "text", "errors"},
     # names become objects, and a run is worked on
