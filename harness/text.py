@@ -34,13 +34,14 @@ def markdown(text: object) -> str:
 
 
 def spreadsheet_cell(text: str) -> str:
-    """Return the text of a cell so that no spreadsheet takes it for a formula; numbers are left as they are."""
-    if text[:1] in _FORMULA and not all(map(_is_number, re.split(r"[\s/]+", text.strip()))):
+    """Return one line that no spreadsheet takes for a formula; numbers are left as they are."""
+    text = printable(text)
+    if text.lstrip()[:1] in _FORMULA and not all(map(_is_number, re.split(r"[\s/]+", text.strip()))):
         return f"'{text}"
     return text
 
 
-_FORMULA = tuple("=+-@\t\r\n|")
+_FORMULA = tuple("=+-@＝＋－＠")
 
 
 def _is_number(word: str) -> bool:
