@@ -199,9 +199,13 @@ class Manifests:
     def of(self, study: str) -> Manifest | None:
         return self._by_study.get(study)
 
-    def memberships(self, directory: RunDirectory) -> dict[str, Membership]:
-        """Return a run's membership in each study that asks for it, by the study's name."""
-        return self._split(directory, directory.studies())[0]
+    def memberships(self, directory: RunDirectory, *, complete: bool = False) -> dict[str, Membership]:
+        """Return a run's membership in each study that asks for it, by the study's name.
+
+        Args:
+            complete: as in `RunDirectory.read_studies`.
+        """
+        return self._split(directory, directory.read_studies(complete=complete)[0])[0]
 
     def memberships_by_joining(self, directory: RunDirectory) -> dict[str, Membership]:
         """Return a run's membership in each study that asks for it, in the order in which it joined them.
