@@ -21,6 +21,7 @@ from harness.analysis.labels import flatten, what_differs
 from harness.errors import RecordError
 from harness.records import layout
 from harness.records.directory import RunDirectory
+from harness.records.documents import check_spec
 from harness.records.manifest import Manifests
 from harness.records.reading import Fields, read_arrays, read_json
 from harness.records.status import STATES, Status
@@ -329,9 +330,15 @@ def unreadable_runs(runs_folder: Path | str, study: str | None = None) -> dict[s
 def _wrong_spec(directory: RunDirectory) -> str:
     """Return what is wrong with a run's spec.json, empty if it is the spec of this run."""
     try:
-        key = digest({"schema_version": directory.schema_version(), "spec": directory.spec()})
+        document = read_json(directory.spec_path)
+        check_spec(document, str(directory.spec_path), complete=True)
+        key = digest({"schema_version": document["schema_version"], "spec": document["spec"]})
+    except FileNotFoundError:
+        return "spec.json is missing"
     except RecordError as error:
         return str(error).removeprefix(f"{directory.path}/")
+    except (ValueError, TypeError) as error:  # NaN, or a character that is none
+        return f"spec.json has no key: {error}"
     if len(directory.key) == len(key) and directory.key != key:
         return f"spec.json is the spec of run {key}: it was changed, or the folder renamed"
     return ""

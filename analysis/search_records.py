@@ -120,7 +120,9 @@ def _trial(path: Path, space: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 point.finite(name)
             elif canonical_json(point.get(name)) not in map(canonical_json, parameter["choices"].values()):
                 raise RecordError(f"{path}: {name} is none of the search's choices")
-        fields.texts("run_keys", ())
+        keys = record.get("run_keys", [])
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise RecordError(f"{path}: run_keys are not a list of keys")
         for metric in fields.fields("values"):
             if as_number(record["values"][metric]) is None:
                 raise RecordError(f"{path}: the value of {metric} is not a number")

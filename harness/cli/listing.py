@@ -113,7 +113,7 @@ def _runs(directories: Sequence[RunDirectory], study: str) -> list[dict[str, Any
 def _num_steps(directory: RunDirectory) -> int:
     """Return the length of a run's training, 0 where its spec cannot be read."""
     try:
-        return directory.spec()["train"]["steps"]
+        return directory.training_size()[0]
     except RecordError:
         return 0
 

@@ -114,8 +114,7 @@ def _status_row(
 
 @lru_cache(maxsize=100_000)
 def _size_of(run_directory: Path) -> tuple[int, int]:
-    train = RunDirectory(run_directory).spec()["train"]
-    return train["steps"], train["batch_size"]
+    return RunDirectory(run_directory).training_size()
 
 
 def last_nll(directory: RunDirectory, evaluation_keys: Sequence[str] | None = None) -> float | None:

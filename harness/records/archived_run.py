@@ -69,7 +69,7 @@ def _check_spec(path: Path) -> None:
     if path.suffix == ".yaml":
         return  # for people; an import writes its own
     document = read_json(path)
-    check_spec(document, str(path))
+    check_spec(document, str(path), complete=True)
     try:
         key = digest({"schema_version": document["schema_version"], "spec": document["spec"]})
     except (ValueError, TypeError, RecursionError) as error:

@@ -25,11 +25,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.errors import RecordError
-from harness.records.documents import JOINED, check_spec, environments_from, membership_from
+from harness.records.documents import JOINED, check_spec, environments_from, membership_from, training_size
 from harness.records.files import differences, replace_file, safe_name, sync_folder
 from harness.records.journal import (
     AttemptFile,
@@ -127,16 +128,24 @@ class RunDirectory(RunLayout):
         """
         return self._spec_document()["spec"]
 
+    def training_size(self) -> tuple[int, int]:
+        """Return the number of training steps and the batch size.
+
+        Raises:
+            RecordError: spec.json is missing or damaged.
+        """
+        return training_size(self._spec_document(), str(self.spec_path))
+
     def schema_version(self) -> int:
         """Return the version of the spec's schema that the run_key was computed with."""
         return self._spec_document()["schema_version"]
 
-    def _spec_document(self) -> dict:
+    def _spec_document(self, *, complete: bool = False) -> dict:
         try:
             document = read_json(self.spec_path)
         except FileNotFoundError:
             raise RecordError(f"{self.path} is not a run directory: spec.json is missing") from None
-        check_spec(document, str(self.spec_path))
+        check_spec(document, str(self.spec_path), complete=complete)
         return document
 
     def add_to_study(self, study: str, membership: dict) -> None:
@@ -227,7 +236,7 @@ class RunDirectory(RunLayout):
             study: of the memberships only the one in this study.
         """
         errors = [error for name, error in self._read_studies(complete=True)[1].items() if study in (None, name)]
-        for read in (self._spec_document, self._stored_status, self.environments):
+        for read in (partial(self._spec_document, complete=True), self._stored_status, self.environments):
             try:
                 read()
             except RecordError as error:

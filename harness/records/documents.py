@@ -55,8 +55,11 @@ def environments_from(stored: Any, place: str) -> list[dict]:
     return stored
 
 
-def check_spec(document: Any, place: str) -> None:
+def check_spec(document: Any, place: str, *, complete: bool = False) -> None:
     """Check what readers rely on in a spec.json.
+
+    Args:
+        complete: the data and the size of the training must be there, as figures need them.
 
     Raises:
         RecordError: a value is missing or not of its type.
@@ -65,11 +68,22 @@ def check_spec(document: Any, place: str) -> None:
     fields.integer("schema_version")
     spec = fields.fields("spec")
     spec.integer("seed")
-    for part, integers in {"train": ("steps", "batch_size"), "diffusion": ("num_timesteps",)}.items():
-        if part in spec:
-            for name in integers:
-                spec.fields(part).integer(name, 1, low=1)
+    if complete or "train" in spec:
+        training_size(document, place, complete=complete)
+    if "diffusion" in spec:
+        spec.fields("diffusion").integer("num_timesteps", 1, low=1)
     for part in ("data", "model", "objective"):
-        if part in spec:
+        if (complete and part == "data") or part in spec:
             spec.fields(part).line("name")
     spec.fields("plugins", {})
+
+
+def training_size(document: Any, place: str, *, complete: bool = True) -> tuple[int, int]:
+    """Return the number of steps and the batch size in a spec.json; if not complete, 1 where one is missing.
+
+    Raises:
+        RecordError: a value is missing or not of its type.
+    """
+    train = Fields(document, place).fields("spec").fields("train")
+    default = {} if complete else {"default": 1}
+    return train.integer("steps", low=1, **default), train.integer("batch_size", low=1, **default)

@@ -38,6 +38,9 @@ def folders_that_are_no_runs(runs_folder: Path) -> dict[str, str]:
         for path in runs_folder.glob("[!.]*/spec.json")
         if not _RUN_KEY.fullmatch(path.parent.name)
     }
+    for path in runs_folder.glob("[!.]*/studies"):  # written after the spec, so one without it has lost it
+        if _RUN_KEY.fullmatch(path.parent.name) and not (path.parent / "spec.json").exists():
+            reasons[path.parent.name] = "spec.json is missing"
     for path in runs_folder.glob("[!.]*"):
         if _RUN_KEY.fullmatch(path.name) and path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
             reasons[path.name] = "it cannot be read: permission denied"

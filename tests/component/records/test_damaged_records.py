@@ -62,6 +62,16 @@ def age(path: Path) -> None:
     os.utime(path, (0, 0))
 
 
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def add_folder(path: Path) -> None:
+    path.mkdir()
+    age(path)
+
+
 def replace_by_folder(path: Path) -> None:
     path.unlink()
     path.mkdir()
@@ -110,7 +120,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "an endless ETA": (write("status.json", '{"state": "running", "eta_seconds": 1e400}'), "eta_seconds is inf"),
     "a folder as status": (lambda run: replace_by_folder(run / "status.json"), "status.json: cannot be read"),
     "a pipe as status": (
-        lambda run: ((run / "status.json").unlink(), os.mkfifo(run / "status.json")),
+        lambda run: replace_by_pipe(run / "status.json"),
         "status.json: cannot be read: it is not a file",
     ),
     "studies without arm": (write("studies/tiny.json", '{"replicate": 0}'), "studies/tiny.json: arm is missing"),
@@ -161,7 +171,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "is a list, not an object",
     ),
     "a damaged lock": (lambda run: age(write("lock/000009", '{"heartbeat": "x", "pid": []}')(run)), ""),
-    "a folder in the lock": (lambda run: ((run / "lock/000009").mkdir(), age(run / "lock/000009")), ""),
+    "a folder in the lock": (lambda run: add_folder(run / "lock/000009"), ""),
     "an odd number in the lock": (lambda run: (run / "lock" / "²").write_text(""), ""),
 }
 
