@@ -53,7 +53,7 @@ def scores(folder: Path, metric: str | None = None) -> dict[int, float]:
     return {step: score for step, score in by_step.items() if step in steps}
 
 
-def scores_from(stored: Any, place: str) -> tuple[str, dict[int, float]]:
+def scores_from(stored: Any, place: str) -> tuple[str | None, dict[int, float]]:
     """Return the metric in a scores.json, and its value by step.
 
     Raises:
