@@ -11,7 +11,8 @@ from matplotlib.lines import Line2D
 
 from harness.analysis import style
 from harness.analysis.intervals import describe_bands, summarise_by
-from harness.analysis.runs import Labels, RunRecord, arm_index, sampling_protocol
+from harness.analysis.runs import RunRecord, arm_index
+from harness.analysis.settings import Labels, sampling_protocol
 from harness.spec.evaluation import Sampler
 from harness.spec.metrics import metric_kind
 from harness.spec.parts import choices

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from harness.analysis import style
 from harness.analysis.intervals import describe_bands, summarise
-from harness.analysis.runs import Labels, RunRecord, sampling_protocol
+from harness.analysis.runs import RunRecord
 from harness.analysis.scaling import PowerLaw, bootstrap, fit_power_law
+from harness.analysis.settings import Labels, sampling_protocol
 from harness.spec.metrics import TRAIN_COMPUTE, metric_kind
 
 TITLE = "Scaling with training compute"
