@@ -21,6 +21,7 @@ import pandas as pd
 from harness import __version__
 from harness.analysis import (
     claims,
+    data_notes,
     fig_alpha_bar,
     fig_beta_ratio,
     fig_forward_noising,
@@ -68,6 +69,7 @@ class Section:
     name: str
     runs: list[RunRecord]
     figures: list[Shown] = field(default_factory=list)
+    data_note: str = ""
     results: pd.DataFrame | None = None
     claims: list[claims.Claim] = field(default_factory=list)
 
@@ -101,6 +103,7 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
 
 def _section(runs_folder: Path, out: Path, study: str) -> Section:
     section = Section(study, load_records(runs_folder, study))
+    section.data_note = data_notes.data_sentence(section.runs)
     figures: dict[str, ModuleType | fig_search.Picture] = {**OF_A_STUDY}
     if fig_search.is_search(section.runs):
         figures |= fig_search.FIGURES
@@ -116,7 +119,8 @@ def _section(runs_folder: Path, out: Path, study: str) -> Section:
         folder = out / study
         folder.mkdir(parents=True, exist_ok=True)
         style.write_csv(results, folder / "results.csv")
-        (folder / "results.md").write_text(tab_results.markdown(results), encoding="utf-8")
+        note = f"\n{section.data_note}\n" if section.data_note else ""
+        (folder / "results.md").write_text(tab_results.markdown(results) + note, encoding="utf-8")
     else:
         logger.info(f"{study}: no results table: it needs {tab_results.NEEDS}")
     section.claims = claims.judge(section.runs)
@@ -140,6 +144,8 @@ def _figure(
     caption = module.caption(frame)
     if runs:
         caption += f" The study has {count_states(runs)}."
+        if note := data_notes.data_sentence(runs):
+            caption += f" {note}"
     return Shown(f"{folder}/{name}", module.TITLE, caption, figure.get_figwidth()), frame
 
 
@@ -177,10 +183,10 @@ def _study(section: Section) -> str:
         f'<p class="lead">{len(arms)} arm{"s" if len(arms) != 1 else ""}, {count_states(section.runs)}.</p>',
     ]
     if section.results is not None:
-        base = _text(section.name)
+        base, captions = _text(section.name), [tab_results.caption(section.results), section.data_note]
         parts.append(
             f'<h3>Results</h3><div class="wide">{tab_results.as_html(section.results)}</div>'
-            f'<p class="caption">{_text(tab_results.caption(section.results))} '
+            f'<p class="caption">{_text(" ".join(filter(None, captions)))} '
             f'<span class="files"><a href="{base}/results.csv">CSV</a> '
             f'<a href="{base}/results.md">Markdown</a></span></p>'
         )

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -129,9 +130,10 @@ def load(study: Path, sets: Sequence[str] = ()) -> Study:
 
 
 def has_inception() -> bool:
-    """Return whether Inception's weights are available."""
-    weights = os.environ.get("HARNESS_INCEPTION_WEIGHTS")
-    return bool(weights) and Path(str(weights)).is_file()
+    """Return whether Inception's weights are named; a named file that cannot be one of weights is a DataError."""
+    from harness.metrics.weights import inception_weights
+
+    return inception_weights() is not None
 
 
 checkpoint_option = click.option(
@@ -196,7 +198,7 @@ def find_study_file(study: str) -> Path:
 
 def same_runs(runs_folder: Path) -> str:
     """Return the options that a suggested command needs to address the same runs."""
-    return "" if runs_folder == Path(default_runs()) else f" --runs {runs_folder}"
+    return "" if runs_folder == Path(default_runs()) else f" --runs {shlex.quote(str(runs_folder))}"
 
 
 def all_runs(runs_folder: Path) -> list[RunDirectory]:

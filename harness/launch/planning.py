@@ -17,6 +17,8 @@ from harness.records.manifest import read_manifest
 from harness.records.status import Status
 from harness.records.throughput import Throughput
 from harness.slurm.jobs import JobInfo
+from harness.spec.costs import FORWARD_AND_BACKWARD, network_evaluations
+from harness.spec.evaluation import Evaluation
 from harness.study.expand import name_of_study
 from harness.study.model import Run, Study
 from harness.text import count
@@ -32,7 +34,8 @@ class PlannedRun:
     path: Path
     state: str
     status: Status = field(default_factory=Status)
-    job: JobInfo | None = None  # what SLURM says of its newest job
+    job: JobInfo | None = None  # what SLURM says of its job
+    unanswered: str = ""  # why SLURM does not say whether it has a job of this run
 
     @property
     def run_key(self) -> str:
@@ -98,6 +101,15 @@ class Plan:
         seconds = self.training_seconds(planned, device)
         return None if seconds is None else seconds * planned.run.resources.num_processes / 3600
 
+    def evaluation_seconds(self, planned: PlannedRun, evaluation: Evaluation) -> float | None:
+        """Estimate the time of an evaluation from that of a training step; None if that or its work is unknown."""
+        measured, counts = self.measured(planned), network_evaluations(evaluation, planned.run.spec).values()
+        known = [number for number in counts if number is not None]
+        if measured is None or len(known) < len(counts):
+            return None
+        per_image = measured.seconds_per_step / planned.run.spec.train.batch_size / FORWARD_AND_BACKWARD
+        return per_image * sum(known)
+
     def checkpoint_bytes(self, planned: PlannedRun) -> int | None:
         """Estimate the disk space of a run's checkpoints: the last two, and those kept by `records.keep_every`."""
         if planned.state in ("done", "evaluate", "pruned"):
@@ -115,6 +127,10 @@ class Plan:
                 "arm": planned.run.arm,
                 "replicate": planned.run.replicate,
                 "run_dir": str(planned.path),
+                "evaluations": [
+                    {"name": evaluation.name, "network_evaluations": network_evaluations(evaluation, planned.run.spec)}
+                    for evaluation in planned.run.evaluations
+                ],
             }
             for planned in self.runs
         ]
@@ -178,4 +194,4 @@ def planned_run(run: Run, path: Path, states: dict[str, RunState]) -> PlannedRun
         evaluated = RunDirectory(path).evaluated_keys()
         if any(evaluation.key not in evaluated for evaluation in run.evaluations):
             state = "evaluate"
-    return PlannedRun(run, path, state, run_state.status, run_state.job)
+    return PlannedRun(run, path, state, run_state.status, run_state.job, run_state.unanswered)

@@ -23,6 +23,7 @@ from harness.search.optuna_backend import grid_size, open_study, quiet_optuna, r
 from harness.search.space import Metric, Search, format_value
 from harness.search.trials import FINISHED, TrialRecord, best_so_far, pareto_front, read_trials
 from harness.search.workers import Workers
+from harness.slurm.commands import NoAnswer
 from harness.study.model import Run, Study
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 MAX_FAILURES_IN_A_ROW = 10
 MAX_STARTS_WITHOUT_PROGRESS = 3
+MAX_REFUSALS_IN_A_ROW = 3
 
 
 @dataclass
@@ -67,6 +69,8 @@ class Coordinator:
         self.running: list[_Trial] = []
         self._asked: dict[str, dict[str, Any]] = {}  # run_key -> its membership, of all trials
         self._store_is_unreachable = False
+        self._outage = ""  # why SLURM does not answer
+        self._refusals = 0  # of jobs, in a row
 
     def run(self) -> bool:
         """Run trials until all have ended; return False if the time was up or the grid exhausted before.
@@ -95,8 +99,15 @@ class Coordinator:
     def _run_trials(self) -> bool:
         deadline = time.monotonic() + self.search.settings.timeout_seconds
         while True:
-            self._update_trials()
-            more_to_come = time.monotonic() < deadline and self._start_trials()
+            try:
+                self._update_trials()
+                more_to_come = time.monotonic() < deadline and self._start_trials()
+                self._outage = ""
+            except NoAnswer as error:  # trials stay as they are until SLURM answers
+                more_to_come = True
+                if not self._outage:
+                    self.on_message(f"the search waits for SLURM: {error}")
+                self._outage = str(error)
             if not self.running and not more_to_come:
                 self.workers.wait()
                 return self._num_finished() >= self.search.settings.trials
@@ -240,8 +251,17 @@ class Coordinator:
             return f"run {key} ended {starts - 1} times at step {status.step}: {status.reason}"
         if planned.state == "interrupted":
             self.on_message(f"{trial.record.arm}: run {key} resumes from step {status.step}")
+        try:
+            self.workers.start(replace(trial.study, runs=(self._as_registered(planned),)))
+        except NoAnswer:
+            raise
+        except LaunchError as error:
+            self._refusals += 1
+            if self._refusals >= MAX_REFUSALS_IN_A_ROW:
+                raise
+            raise NoAnswer(str(error)) from error  # perhaps for a moment; the next pass tries again
+        self._refusals = 0
         trial.starts[key] = (status.step, starts)
-        self.workers.start(replace(trial.study, runs=(self._as_registered(planned),)))
         return ""
 
     def _as_registered(self, planned: planning.PlannedRun) -> Run:

@@ -23,11 +23,19 @@ class Workers(ABC):
 
     @abstractmethod
     def start(self, study: Study) -> None:
-        """Start the only run of `study`, unless it is finished."""
+        """Start the only run of `study`, unless it is finished.
+
+        Raises:
+            LaunchError: SLURM refused it; NoAnswer if it does not answer.
+        """
 
     @abstractmethod
     def busy(self, run_keys: set[str]) -> set[str]:
-        """Return which of these runs are running or queued."""
+        """Return which of these runs are running or queued.
+
+        Raises:
+            NoAnswer: SLURM does not say.
+        """
 
     def free_slots(self) -> int:
         """Return how many more runs can start."""
@@ -107,7 +115,10 @@ class SlurmWorkers(Workers):
 
         queued = live_jobs()
         candidates = run_keys | self._busy  # also of trials that have ended, whose jobs may still be in the queue
-        self._busy = {key for key in candidates if claims.job_of(self._runs_folder, key)[1] in queued}
+        of_runs = claims.claims_of(self._runs_folder, candidates)
+        self._busy = {
+            key for key, of_run in of_runs.items() if any(not queued.keys().isdisjoint(claim.jobs) for claim in of_run)
+        }
         return run_keys & self._busy
 
     def free_slots(self) -> int:

@@ -172,6 +172,7 @@ class _StudySyncer:
         self.report.num_rows_waiting = num_waiting
         self.report.problems = self.run_directory.problems()
         self._send_params_and_tags(rows, status)
+        self._send_dataset()
         self._send_rows(rows)
         self._send_artifacts()
         self._send_status(stored, status)
@@ -243,6 +244,24 @@ class _StudySyncer:
         if changed:
             self.client.log_batch(run_id, tags=[RunTag(name, text) for name, text in changed.items()])
             self._save_cursor(tags=texts)
+
+    def _send_dataset(self) -> None:
+        """Log the data that the run was trained on as its input: name, digest, and the account as its profile."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        environment = (self.run_directory.environments() or [{}])[-1]
+        digest = environment.get("data_digest")
+        if not digest or self.cursor.get("dataset") == digest:
+            return
+        name = str(self.run_directory.spec().get("data", {}).get("name", "data"))
+        account = environment.get("data_account") or {}
+        source = json.dumps({"name": name, "folders": account.get("folders", [])})
+        dataset = Dataset(
+            name=name, digest=digest[:36], source_type="local", source=source, profile=json.dumps(account)
+        )
+        tags = [InputTag("mlflow.data.context", "training")]
+        self.client.log_inputs(self.outcome.run_id, datasets=[DatasetInput(dataset, tags)])
+        self._save_cursor(dataset=digest)
 
     def _send_rows(self, rows: list[Row]) -> None:
         """Send the rows that are new since the cursor: past its step, or journalled after its last line."""

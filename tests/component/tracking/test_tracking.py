@@ -1,6 +1,7 @@
 """Against the real MLflow: SQLite stores, and its real HTTP server on loopback."""
 
 import http.server
+import json
 import math
 import os
 import shutil
@@ -214,6 +215,18 @@ class TestWhatMLflowShows:
         assert shown[2].data.tags["reason"] == ""
         assert len({found.info.run_id for found in shown}) == 1
         assert shown[2].info.end_time == run.events()[-1].time_ms
+
+    def test_the_data_are_an_input_with_their_digest_and_account_and_are_sent_once(self, run, store):
+        attempt(run, 0, [1])
+        account = {"train": 3, "test": 1, "seen": 5, "num_ignored": 1, "ignored": {".txt": 1}, "folders": ["data/x"]}
+        run.write_environment(1, {"data_digest": "d" * 64, "data_account": account})
+        sync_run(run)
+        shutil.rmtree(run.tracking_folder)  # with the cursor
+        sync_run(run)
+        [given] = mlflow_run(store, run).inputs.dataset_inputs
+        assert (given.dataset.digest, [tag.value for tag in given.tags]) == ("d" * 36, ["training"])
+        assert json.loads(given.dataset.profile) == account
+        assert json.loads(given.dataset.source)["folders"] == ["data/x"]
 
     def test_params_tags_and_name_say_what_the_run_is(self, run, store):
         run.write_environment(1, {"code_version": "3f2a"})
