@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from harness.analysis.intervals import t_interval
-from harness.analysis.labels import Labels
-from harness.analysis.runs import RunRecord, sampling_protocol, settings_of
+from harness.analysis.runs import RunRecord
+from harness.analysis.settings import Labels, sampling_protocol, settings_of
 from harness.spec.base import canonical_json
 from harness.spec.metrics import metric_kind
 

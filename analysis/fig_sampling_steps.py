@@ -9,8 +9,8 @@ import pandas as pd
 
 from harness.analysis import style
 from harness.analysis.intervals import describe_bands, summarise_by
-from harness.analysis.labels import Labels
-from harness.analysis.runs import RunRecord, arm_index, sampling_protocol
+from harness.analysis.runs import RunRecord, arm_index
+from harness.analysis.settings import Labels, sampling_protocol
 from harness.analysis.style import Figure, Line2D
 from harness.spec.evaluation import Sampler
 from harness.spec.metrics import metric_kind

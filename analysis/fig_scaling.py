@@ -12,9 +12,9 @@ import pandas as pd
 
 from harness.analysis import style
 from harness.analysis.intervals import describe_bands, summarise
-from harness.analysis.labels import Labels
-from harness.analysis.runs import RunRecord, sampling_protocol
+from harness.analysis.runs import RunRecord
 from harness.analysis.scaling import PowerLaw, bootstrap, fit_power_law
+from harness.analysis.settings import Labels, sampling_protocol
 from harness.analysis.style import Figure
 from harness.spec.metrics import TRAIN_COMPUTE, metric_kind
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis.labels import flatten, what_differs
+from harness.analysis.settings import flatten, settings_of, what_differs
 from harness.errors import RecordError
 from harness.records import layout
 from harness.records.directory import RunDirectory
@@ -301,17 +301,6 @@ def _with_separate_arms(records: list[RunRecord]) -> list[RunRecord]:
         for runs, name in zip(variants.values(), names, strict=True):
             renamed += [replace(run, arm=f"{run.arm} ({name})") for run in runs] if name else runs
     return renamed
-
-
-def settings_of(run: RunRecord) -> dict[str, Any]:
-    """Return all resolved values of a run's spec but its seed, by dotted path: what makes an arm."""
-    return {path: value for path, value in flatten(run.spec).items() if path != "seed"}
-
-
-def sampling_protocol(measurement: Measurement, part: str) -> dict[str, Any]:
-    """Return all of a protocol that a measurement of samples (fidelity, sweep) depends on."""
-    shared = ("weights", "fixed_variance", "guidance", "seed")
-    return {part: measurement.evaluation[part]} | {name: measurement.evaluation.get(name) for name in shared}
 
 
 def unreadable_runs(runs_folder: Path | str, study: str | None = None) -> dict[str, str]:

@@ -205,7 +205,7 @@ class Manifests:
         Args:
             complete: as in `RunDirectory.read_studies`.
         """
-        return self._split(directory, directory.read_studies(complete=complete)[0])[0]
+        return self.split(directory, directory.read_studies(complete=complete)[0])[0]
 
     def memberships_by_joining(self, directory: RunDirectory) -> dict[str, Membership]:
         """Return a run's membership in each study that asks for it, in the order in which it joined them.
@@ -213,21 +213,17 @@ class Manifests:
         A run that no study asks for any more has those that it had: its job ends as it was begun.
         """
         stored = directory.studies_by_joining()
-        asked = self._split(directory, stored)[0]
-        return asked or stored
+        return self.split(directory, stored)[0] or stored
 
-    def earlier_memberships(self, directory: RunDirectory) -> dict[str, Membership]:
-        """Return a run's membership in each study that no longer asks for it."""
-        return self._split(directory, directory.studies())[1]
-
-    def split(self, directory: RunDirectory) -> tuple[dict[str, Membership], dict[str, Membership]]:
-        """Return a run's memberships in studies that ask for it, and in those that no longer do; read once."""
-        return self._split(directory, directory.studies())
-
-    def _split(
-        self, directory: RunDirectory, stored: dict[str, Membership]
+    def split(
+        self, directory: RunDirectory, stored: dict[str, Membership] | None = None
     ) -> tuple[dict[str, Membership], dict[str, Membership]]:
-        key = directory.key
+        """Return a run's memberships in studies that ask for it, and in those that no longer do.
+
+        Args:
+            stored: its memberships, if they were read already.
+        """
+        stored, key = directory.studies() if stored is None else stored, directory.key
         asked, earlier = {}, {}
         for study, membership in stored.items():
             manifest = self.of(study)

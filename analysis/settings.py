@@ -1,20 +1,26 @@
-"""Names for settings that differ: no label stands for two of them."""
+"""Tell settings apart by their values: two arms, samplers or protocols of one name that differ are never one."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.spec.base import canonical_json
 
+if TYPE_CHECKING:
+    from harness.analysis.runs import Measurement, RunRecord
 
-def flatten(spec: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Return a spec's values by their dotted paths; lists are not flattened."""
-    values: dict[str, Any] = {}
-    for key, value in spec.items():
-        values |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return values
+
+def settings_of(run: RunRecord) -> dict[str, Any]:
+    """Return all resolved values of a run's spec but its seed, by dotted path: what makes an arm."""
+    return {path: value for path, value in flatten(run.spec).items() if path != "seed"}
+
+
+def sampling_protocol(measurement: Measurement, part: str) -> dict[str, Any]:
+    """Return all of a protocol that a measurement of samples (fidelity, sweep) depends on."""
+    shared = ("weights", "fixed_variance", "guidance", "seed")
+    return {part: measurement.evaluation[part]} | {name: measurement.evaluation.get(name) for name in shared}
 
 
 def what_differs(settings: Sequence[dict[str, Any]]) -> list[str]:
@@ -51,6 +57,14 @@ class Labels:
             for key, difference in zip(keys, what_differs([self._settings[key] for key in keys]), strict=True):
                 texts[key] = f"{name} ({difference})" if difference else name
         return texts
+
+
+def flatten(spec: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return a spec's values by their dotted paths; lists are not flattened."""
+    values: dict[str, Any] = {}
+    for key, value in spec.items():
+        values |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return values
 
 
 def _brief(value: Any) -> str:
