@@ -59,6 +59,11 @@ def submit(
     no_more = {planned.run_key for planned in plan.to_do if given_up(planned.path)}
     runs = [planned for planned in plan.to_do if planned.run_key not in no_more]
     datasets = require_inputs(runs)
+    current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
+    input_notes = require_same_data(
+        runs, datasets, lambda planned: planned.run_key in code and code[planned.run_key].id != current_id
+    )
+    input_notes += extractor_notes(runs)
     uri = tracking_uri or profile.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     synced_later = cluster == "slurm" and not (profile.compute_nodes_reach_server and (uri or "").startswith("http"))
     if sync and not synced_later:
@@ -68,6 +73,7 @@ def submit(
     sync = sync and not synced_later
     news = _register_runs(plan)
     notes = _sync_finished_runs([planned for planned in news if planned.state == "done"], uri) if sync and uri else []
+    notes += input_notes
     if no_more:
         notes.append(f"{len(no_more)} remain failed after repeated kills: harness retry {plan.study.path} --failed")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
@@ -86,11 +92,6 @@ def submit(
         layout.submission_path.write_text(json.dumps(description, indent=1))
         if plan.study.path.suffix == ".py":  # a study in Python is kept with its submission
             shutil.copyfile(plan.study.path, folder / plan.study.path.name)
-    current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
-    notes += require_same_data(
-        runs, datasets, lambda planned: planned.run_key in code and code[planned.run_key].id != current_id
-    )
-    notes += extractor_notes(runs)
     launch = CLUSTERS[cluster]
     options = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
     submission = launch(plan, runs, folder, code, **options)
