@@ -25,7 +25,9 @@ def _ignored(runs: Sequence[RunRecord]) -> list[str]:
             continue
         ignored = account.get("ignored")
         if ignored and isinstance(ignored, dict) and all(isinstance(number, int) for number in ignored.values()):
-            sentence = f"Of the {account.get('seen')} files in {_path(run)}, {sum(ignored.values())} were ignored"
+            number = sum(ignored.values())
+            verb = "was" if number == 1 else "were"
+            sentence = f"Of the {account.get('seen')} files in {_path(run)}, {number} {verb} ignored"
             sentences[f"{sentence} ({listed(ignored)})."] = None
     return list(sentences)
 

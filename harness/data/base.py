@@ -89,6 +89,10 @@ class Dataset:
     def num_test(self) -> int:
         return len(self.test)
 
+    def __post_init__(self) -> None:
+        counts = {"train": len(self.train), "test": len(self.test), "num_classes": self.num_classes}
+        object.__setattr__(self, "account", counts | dict(self.account))
+
     def to_unit(self, images: np.ndarray | Tensor) -> Tensor:
         """Scale stored values to the network's range: 2 x / (levels - 1) - 1, float32 in [-1, 1].
 
@@ -163,7 +167,7 @@ def build(
         padding=facts.padding,
         padded_share=facts.padded_share,
         files=dict(files or {}),
-        account=account or {"train": len(train), "test": len(test), "num_classes": facts.num_classes},
+        account=dict(account or {}),
     )
 
 

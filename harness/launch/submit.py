@@ -71,6 +71,11 @@ def submit(
     no_more = {planned.run_key for planned in plan.to_do if given_up(planned.path)}
     runs = [planned for planned in plan.to_do if planned.run_key not in no_more]
     datasets = require_inputs(runs)
+    current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
+    notes = require_same_data(
+        runs, datasets, lambda planned: planned.run_key in code and code[planned.run_key].id != current_id
+    )
+    notes += extractor_notes(runs)
     uri = tracking_uri or profile.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     synced_later = cluster == "slurm" and not (profile.compute_nodes_reach_server and (uri or "").startswith("http"))
     if sync and not synced_later:
@@ -79,11 +84,6 @@ def submit(
         uri = initialise_store(uri)
     sync = sync and not synced_later
     plan.runs_folder.mkdir(parents=True, exist_ok=True)
-    current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
-    notes = require_same_data(
-        runs, datasets, lambda planned: planned.run_key in code and code[planned.run_key].id != current_id
-    )
-    notes += extractor_notes(runs)
     if asks:  # before the runs' own files: what a submission that is killed between them leaves is right
         ask_for(plan.runs_folder, plan.study.name, _memberships(plan.study), file=plan.study.path)
         notes += plan.notes()

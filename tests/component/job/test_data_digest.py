@@ -83,6 +83,7 @@ def test_a_done_run_is_not_evaluated_on_other_data_and_submit_says_so_before_it_
     ):
         run_here(tmp_path)
     assert run.status().state == "done"
+    assert run.studies()["tiny"]["evaluations"] == []  # what the study asks for is not written either
     (folder / "new.png").unlink()
     run_here(tmp_path)
     assert (run.status().state, len(run.evaluated_keys())) == ("done", 1)

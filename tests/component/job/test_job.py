@@ -283,3 +283,22 @@ def test_a_signal_to_stop_checkpoints_at_the_next_step(tiny_run, number):
     directory = RunDirectory(folder)
     assert directory.status().state == "interrupted" and directory.status().stopped_by == signal.Signals(number).name
     assert directory.durable_step() >= directory.status().step > 0
+
+
+def test_a_checkpoint_whose_weights_are_not_finite_is_neither_sampled_nor_exported(tiny_run, tmp_path):
+    folder = tiny_run()
+    run_job(folder)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    latest = checkpoints.latest()
+    assert latest is not None
+    step, state = latest
+    name, weight = next((name, value) for name, value in state["method"]["ema"].items() if value.is_floating_point())
+    weight.view(-1)[0] = torch.nan
+    checkpoints.save(step, state)
+    for verb in (
+        ["sample", folder.name, "--num-steps", "5"],
+        ["export-checkpoint", folder.name, str(tmp_path / "x.pt")],
+    ):
+        refused = CliRunner().invoke(cli, [*verb, "--runs", str(folder.parent)]).exception
+        assert isinstance(refused, CheckpointError)
+        assert f"step {step}, ema weights: 1 of the {weight.numel()} values of {name} are not finite" in str(refused)

@@ -190,6 +190,11 @@ def test_an_objective_goes_with_the_variance_types_that_it_trains(objective, var
         ({"data": {"name": "image_folder", "path": "../up", "image_size": 32}}, "leaves data_root"),
         ({"data": {"name": "image_folder", "path": "/etc", "image_size": 32}}, "leaves data_root"),
         ({"data": {"name": "image_folder", "path": "a\nb", "image_size": 32}}, "leaves data_root"),
+        ({"data": {"name": "image_folder", "path": "a", "image_size": 32, "test_path": "/b"}}, "leaves data_root"),
+        (
+            {"data": {"name": "image_folder", "path": "a", "image_size": 32, "test_path": "b", "seed": 1}},
+            "test_path names the test images, so nothing is split: remove test_fraction and seed",
+        ),
         (
             {"data": {"name": "image_folder", "path": "a", "image_size": 32}, "model": {"class_cond": True}},
             "image_folder has no labels",
