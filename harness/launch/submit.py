@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import itertools
 import json
 import os
@@ -24,6 +23,7 @@ from harness.launch.submission import Submission
 from harness.records import snapshot
 from harness.records.layout import CODE, JOBS, SubmissionLayout
 from harness.slurm.commands import NoAnswer
+from harness.slurm.jobs import current_user
 from harness.slurm.profile import Profile
 from harness.text import count
 
@@ -85,7 +85,7 @@ def submit(
             "cluster": cluster,
             "jobs": jobs,
             "profile": profile.model_dump(mode="json", exclude_unset=True),
-            "user": getpass.getuser(),
+            "user": current_user(),
             "time": time.time(),
             "runs": [planned.run_key for planned in runs],
         }
