@@ -5,6 +5,7 @@ User errors are printed as one message with exit code 2; exit code 1 means that 
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -54,6 +55,7 @@ class GroupedVerbs(click.Group):
 def cli() -> None:
     """Ablations and scaling studies of diffusion models: one YAML study in, runs, records and figures out."""
     show_messages()
+    os.umask(os.umask(0o077) & 0o077)  # with one that takes the owner's own rights, no record could be read again
 
 
 for verbs in GROUPS.values():

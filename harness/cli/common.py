@@ -8,14 +8,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from harness.errors import CheckpointError, LaunchError
+from harness.errors import CheckpointError, LaunchError, RecordError
 
 if TYPE_CHECKING:
     from harness.records.directory import RunDirectory
@@ -174,7 +174,7 @@ _STUDY_NAME = re.compile(r"""^study:[ ]*["']?([^"'#\s]+)""", re.MULTILINE)
 
 
 def is_study_file(study: str) -> bool:
-    return study.endswith(STUDY_SUFFIXES) or Path(study).is_file()
+    return study.endswith(STUDY_SUFFIXES) or os.path.isfile(study)  # noqa: PTH113 (any text is allowed)
 
 
 def find_study_file(study: str) -> Path:
@@ -186,7 +186,7 @@ def find_study_file(study: str) -> Path:
     if is_study_file(study):
         return Path(study)
     paths = [*Path().glob("*.y*ml"), *Path("experiments").glob("**/*.y*ml")]
-    names = {path: match[1] for path in paths if (match := _STUDY_NAME.search(path.read_text(errors="replace")))}
+    names = {path: match[1] for path in paths if (match := _STUDY_NAME.search(_read(path)))}
     matches = sorted(path for path, name in names.items() if name == study)
     if not matches:
         choices = _choices(sorted(set(names.values())), "they name none")
@@ -194,6 +194,14 @@ def find_study_file(study: str) -> Path:
     if len(matches) > 1:
         raise LaunchError(f"study {study!r} is in {len(matches)} files, give one: {', '.join(map(str, matches))}")
     return matches[0]
+
+
+def _read(path: Path) -> str:
+    """Return a file's text; empty for a folder and for what cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def same_runs(runs_folder: Path) -> str:
@@ -223,7 +231,8 @@ def show_damage(runs_folder: Path, directories: Sequence[RunDirectory] = ()) -> 
 def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
     """Return a study's name and the runs that it asks for in its order, given its file or name; all runs if None.
 
-    What it asks for is what its file said when it was submitted last, and of a search its trials so far.
+    What it asks for is what its file said when it was submitted last, and of a search its trials so far. STUDY/ARM and
+    STUDY/ARM/REPLICATE give some of a study's runs.
 
     Raises:
         LaunchError: no run belongs to a study of that name.
@@ -234,6 +243,9 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
 
     if study is None:
         return None, all_runs(runs_folder)
+    if is_run_name(study):
+        return runs_named(study, runs_folder)
+    _require_possible_name(study, runs_folder)
     manifests = Manifests(runs_folder)
     name, loaded = _name_and_study(study)
     if loaded and not manifests.of(name):
@@ -270,6 +282,19 @@ def _name_and_study(study: str) -> tuple[str, Study | None]:
     return loaded.name, loaded
 
 
+def _require_possible_name(study: str, runs_folder: Path) -> None:
+    """Raise LaunchError for a text that is no file and can be no study's name, since it could not be a file's."""
+    from harness.records.files import safe_name
+    from harness.records.layout import study_names
+
+    try:
+        if not is_study_file(study):
+            safe_name(study)
+    except RecordError:
+        choices = _choices(study_names(runs_folder), "it is empty")
+        raise LaunchError(f"no study {study[:100]!r} in {runs_folder}; {choices}") from None
+
+
 def studies_or_runs(names: Iterable[str], runs_folder: Path) -> list[RunDirectory]:
     """Return the runs of the named studies and the runs named by key, each once; all runs if no name is given.
 
@@ -287,6 +312,8 @@ def studies_or_runs(names: Iterable[str], runs_folder: Path) -> list[RunDirector
 def _study_or_run(name: str, runs_folder: Path) -> list[RunDirectory]:
     from harness.records.manifest import Manifests
 
+    if is_run_name(name):
+        return runs_named(name, runs_folder)[1]
     try:
         study, directories = members(name, runs_folder)
         return [*directories, *Manifests(runs_folder).earlier_runs(str(study))]
@@ -297,12 +324,49 @@ def _study_or_run(name: str, runs_folder: Path) -> list[RunDirectory]:
             raise no_study from None
 
 
+def is_run_name(name: str) -> bool:
+    """Return whether a name is STUDY/ARM or STUDY/ARM/REPLICATE, and no file's path."""
+    return "/" in name and not is_study_file(name)
+
+
+def runs_named(name: str, runs_folder: Path) -> tuple[str, list[RunDirectory]]:
+    """Return a study's name and its runs that STUDY/ARM or STUDY/ARM/REPLICATE names, such as digits/cosine/0.
+
+    Raises:
+        LaunchError: there is no such study, or no such run in it; the message lists those that there are.
+    """
+    from harness.records.manifest import Manifests
+
+    given, _, place = name.partition("/")
+    study, directories = members(given, runs_folder)
+    manifests = Manifests(runs_folder)
+    places = {directory.key: _place(manifests.memberships(directory).get(str(study), {})) for directory in directories}
+    arm, _, replicate = place.rpartition("/")
+    exact = (place, f"{arm}/{replicate.removeprefix('r')}")  # `status` writes r0 for a replicate
+    matches = [directory for directory in directories if places[directory.key] in exact]
+    matches = matches or [directory for directory in directories if places[directory.key].rpartition("/")[0] == place]
+    if not matches:
+        names = [f"{study}/{of_run}" for of_run in places.values()]
+        raise LaunchError(f"no run {name!r} in {runs_folder}; {_choices(names, 'it is empty')}")
+    return str(study), matches
+
+
+def _place(membership: Mapping[str, Any]) -> str:
+    """Return ARM/REPLICATE of a run's membership in a study."""
+    return f"{membership.get('arm')}/{membership.get('replicate')}"
+
+
 def find_run(prefix: str, runs_folder: Path) -> RunDirectory:
-    """Return the run whose key starts with `prefix`.
+    """Return the run whose key starts with `prefix`, or that STUDY/ARM/REPLICATE names.
 
     Raises:
         LaunchError: the prefix is too short, or matches no run or several; the message lists them.
     """
+    if is_run_name(prefix):
+        matches = runs_named(prefix, runs_folder)[1]
+        if len(matches) > 1:
+            raise LaunchError(f"{prefix!r} names {len(matches)} runs; {_choices(map(_label, matches), '')}")
+        return matches[0]
     if len(prefix) < MIN_PREFIX:
         raise LaunchError(f"{prefix!r} is too short: give at least {MIN_PREFIX} digits of the run's key")
     runs = all_runs(runs_folder)

@@ -36,8 +36,9 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
     Those of a study, given by file or name, or all.
 
     With --json: [{"run_key", "studies", "arm", "replicate", "state", "step", "num_steps", "steps_per_second",
-    "eta_seconds", "loss", "nll_bpd", "reason", "run_dir", "job", "node", "asked_for"}]. Of a study these are the runs
-    that it asks for; without STUDY all, and "asked_for" is false where no study asks for the run any more.
+    "eta_seconds", "loss", "nll_bpd", "reason", "run_dir", "job", "node", "evaluation", "evaluation_done",
+    "evaluation_total", "asked_for"}]. Of a study these are the runs that it asks for; without STUDY all, and
+    "asked_for" is false where no study asks for the run any more.
     """
     from harness import text
     from harness.cli import status_view, tables
@@ -116,7 +117,7 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
     click.echo(text.printable(f"{row.run_key} {row.arm} r{row.replicate} of {studies}{no_longer}"))
     for line in events:
         click.echo(f"  {line}")
-    reason = f": {row.reason}" if row.reason else ""
+    reason = f": {row.note}" if row.note else ""
     click.echo(text.printable(f"{row.state} at step {row.step} of {row.num_steps}{reason}"))
     if job_log and job_log != log:
         click.echo(f"log of its job: {job_log}")

@@ -212,7 +212,8 @@ def _progress(trial: TrialRecord, runs_folder: Path) -> str:
     statuses = [RunDirectory(runs_folder / key).status() for key in trial.run_keys]
     steps = sum(status.step for status in statuses)
     total = sum(status.num_steps for status in statuses)
-    return f"running {steps} of {total}" if total else "running"
+    evaluates = ", evaluates" if any(status.evaluation for status in statuses) else ""
+    return f"running {steps} of {total}{evaluates}" if total else "running"
 
 
 def _show_best(search: Search, runs_folder: Path, output: Output) -> None:

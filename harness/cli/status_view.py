@@ -45,6 +45,9 @@ class StatusRow:
     cause: str = ""  # why it is interrupted, failed or pruned, for programs
     stopped_by: str = ""
     asked_for: bool = True  # by the study, or by any of its studies
+    evaluation: str = ""  # that is being measured
+    evaluation_done: int | None = None
+    evaluation_total: int | None = None
 
     def row(self, *, slurm: bool = False) -> tuple[str, ...]:
         """Return the cells of `status`; SLURM's two only on request."""
@@ -55,12 +58,24 @@ class StatusRow:
             self.state,
             f"{self.step}/{self.num_steps}",
             f"{self.steps_per_second:.3g}" if running and self.steps_per_second else "-",
-            duration(self.eta_seconds) if running and self.eta_seconds is not None else "-",
+            duration(self.eta_seconds) if self.trains and self.eta_seconds is not None else "-",
             "-" if self.loss is None else f"{self.loss:.4f}",
             "-" if self.nll_bpd is None else f"{self.nll_bpd:.4f}",
             *((self.job or "-", self.node or "-") if slurm else ()),
-            self.reason,
+            self.note,
         )
+
+    @property
+    def trains(self) -> bool:
+        return self.state == "running" and not self.evaluation and self.step < self.num_steps
+
+    @property
+    def note(self) -> str:
+        """What the run is measuring, or why it is interrupted, failed or pruned."""
+        if not self.evaluation:
+            return self.reason
+        done = "" if self.evaluation_total is None else f": {self.evaluation_done}/{self.evaluation_total}"
+        return f"evaluates {self.evaluation}{done}"
 
 
 STATUS_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd", "why")
@@ -109,6 +124,9 @@ def _status_row(
         cause=status.cause,
         stopped_by=status.stopped_by,
         asked_for=study in asked if study else bool(asked or not earlier),
+        evaluation=status.evaluation if status.state == "running" else "",
+        evaluation_done=status.evaluation_done,
+        evaluation_total=status.evaluation_total,
     )
 
 
@@ -191,14 +209,14 @@ class Follower:
 
     def _say(self, row: StatusRow, message: str) -> None:
         parts = [f"step {row.step}/{row.num_steps}"]
-        if row.state == "running" and row.eta_seconds is not None:
+        if row.trains and row.eta_seconds is not None:
             parts.append(f"{duration(row.eta_seconds)} left")
         if row.loss is not None:
             parts.append(f"loss {row.loss:.4f}")
         if row.state == "done" and row.nll_bpd is not None:
             parts.append(f"nll {row.nll_bpd:.4f} bits/dim")
-        if row.reason:
-            parts.append(row.reason)
+        if row.note:
+            parts.append(row.note)
         name = f"{row.run_key} {row.arm} r{row.replicate}"
         print(printable(f"{time.strftime('%H:%M:%S')} {name}: {message}; {', '.join(parts)}"), flush=True)
 

@@ -5,7 +5,6 @@ All but `ask_slurm` and `check_accepted` are pure functions of SLURM's output.
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from harness.errors import LaunchError
 from harness.launch.planning import Plan
 from harness.launch.processes import unusable_path
 from harness.slurm.cluster import ClusterInfo, count_gpus, is_usable, parse_time_limit, read_cluster_info
-from harness.slurm.jobs import check_submission, live_jobs, read_accounting
+from harness.slurm.jobs import check_submission, current_user, live_jobs, read_accounting
 from harness.slurm.probe import sbatch_options
 from harness.slurm.profile import Profile, slurm_parameters
 from harness.spec.resources import Resources
@@ -148,7 +147,7 @@ def check_account(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:
         return
     accounts = sorted({record["account"] for record in slurm.associations})
     if not accounts:
-        yield refuse(f"user {getpass.getuser()} has no account in SLURM; ask the cluster's administrators to add one")
+        yield refuse(f"user {current_user()} has no account in SLURM; ask the cluster's administrators to add one")
         return
     if profile.account and profile.account not in accounts:
         yield refuse(f"account {profile.account} is not one of yours; choices: {', '.join(accounts)}")

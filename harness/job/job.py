@@ -15,7 +15,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -137,6 +137,14 @@ def _train_as_worker_rank(job: _Job) -> str:
         logger.exception(f"run {job.directory.key} failed in this process")
         return "failed"
     return "done"
+
+
+class Measured(NamedTuple):
+    """The evaluation that a job is measuring, and how much of it is done, where that is known."""
+
+    what: str
+    done: int | None = None
+    total: int | None = None
 
 
 class _Job:
@@ -297,12 +305,14 @@ class _Job:
     def _evaluate_during(self, training: Training, data: Dataset, step: int) -> float | None:
         """Run the evaluations that are due at a step; return the score of its checkpoint if it was measured."""
         assert self.journal is not None
-        score = None
+        self.step, score = step, None
         for evaluation in self.request.evaluations:
             if evaluation.every and step % evaluation.every == 0:
                 prefix = self._prefix(evaluation)
                 context = EvaluationContext(training.method, self.spec, data, evaluation, training.device, prefix)
+                self._write_status("running", force=True, measured=Measured(f"{prefix}, during training"))
                 metrics = evaluate_during_training(context).metrics
+                self._write_status("running", force=True)
                 self.journal.metrics(step, metrics)
                 if evaluation == self.request.scored_by:
                     score = metrics[f"{prefix}/nll_bpd"]
@@ -321,11 +331,14 @@ class _Job:
                 method = make_method(self.spec, data, Resources(), training.device)
             prefix = self._prefix(evaluation)
             began = time.monotonic()
+            self._write_status("running", force=True, measured=Measured(prefix))
             with Progress(f"{prefix} {self.directory.key[:8]}", shown=self.show_progress) as progress:
 
-                def on_progress(task: str, count: int, total: int, progress: Progress = progress) -> None:
+                def on_progress(
+                    task: str, count: int, total: int, progress: Progress = progress, prefix: str = prefix
+                ) -> None:
                     progress.update(count, total, task)
-                    self._write_status("running")
+                    self._write_status("running", measured=Measured(f"{prefix}, {task}", count, total))
                     if self.stop_signal:
                         raise Interrupted
 
@@ -367,7 +380,9 @@ class _Job:
             self.state = "failed"
             logger.error(f"{self.directory.key} {state}: {reason}; this could not be recorded: {error}")
 
-    def _write_status(self, state: str, reason: str = "", *, cause: Cause = "", force: bool = False) -> None:
+    def _write_status(
+        self, state: str, reason: str = "", *, cause: Cause = "", force: bool = False, measured: Measured | None = None
+    ) -> None:
         now = time.monotonic()
         if not force and now - self._status_written < _STATUS_EVERY_SECONDS:
             return
@@ -385,7 +400,11 @@ class _Job:
                 stopped_by=self.stop_signal if cause == "signal" else "",
                 loss=self._loss,
                 images_per_second=speed * self.spec.train.batch_size if speed else None,
-                eta_seconds=(steps - self.step) / speed if speed else None,
+                # How long an evaluation takes is not known, and 0 s would be wrong.
+                eta_seconds=(steps - self.step) / speed if speed and not measured else None,
+                evaluation=measured.what if measured else "",
+                evaluation_done=measured.done if measured else None,
+                evaluation_total=measured.total if measured else None,
             )
         )
 

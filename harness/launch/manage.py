@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import signal
 import socket
@@ -21,7 +20,7 @@ from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout, submission_folders
 from harness.records.manifest import Manifests
 from harness.slurm.commands import patiently
-from harness.slurm.jobs import cancel_jobs
+from harness.slurm.jobs import cancel_jobs, current_user
 from harness.slurm.profile import Profile
 from harness.text import count
 
@@ -50,7 +49,7 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
     if not directories:
         return []
     runs_folder = directories[0].path.parent
-    by = getpass.getuser()
+    by = current_user()
     keys = [directory.key for directory in directories]
     claims = claims_of(runs_folder, keys)
     states = read_run_states([directory.path for directory in directories], wait=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from harness.records import snapshot
 from harness.records.layout import CODE, JOBS, SubmissionLayout
 from harness.records.manifest import Manifests, ask_for
 from harness.slurm.commands import NoAnswer
+from harness.slurm.jobs import current_user
 from harness.slurm.profile import Profile
 from harness.study.model import Study
 from harness.text import count
@@ -102,7 +102,7 @@ def submit(
             "cluster": cluster,
             "jobs": jobs,
             "profile": profile.model_dump(mode="json", exclude_unset=True),
-            "user": getpass.getuser(),
+            "user": current_user(),
             "time": time.time(),
             "runs": [planned.run_key for planned in runs],
         }

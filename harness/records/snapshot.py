@@ -120,6 +120,9 @@ def environment(snapshot: Snapshot) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",  # `python -m` would put the working folder, which may be the tree, before PYTHONPATH
         # Not PYTHONPYCACHEPREFIX: under it torch's own bytecode, which lies beside torch, would not be found either.
         "PYTHONDONTWRITEBYTECODE": "1",
+        # What a user has set for programs of their own: an encoding of logs, warnings that are errors.
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
+        "PYTHONWARNINGS": "",
         "HARNESS_SNAPSHOT": snapshot.id,
     }
 

@@ -53,6 +53,9 @@ class Status:
     updated_seconds: float = 0.0  # Unix time, set when written
     cause: Cause = ""
     stopped_by: str = ""  # SIGUSR2, SIGTERM or SIGINT, if the cause is a signal
+    evaluation: str = ""  # the one that is being measured, and its part: eval, fidelity
+    evaluation_done: int | None = None  # of evaluation_total images, steps, ...; None where this is not known
+    evaluation_total: int | None = None
 
 
 def status_from(stored: Any, place: str) -> Status:

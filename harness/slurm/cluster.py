@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.errors import LaunchError
 from harness.slurm.commands import parse_records, parse_table, run_slurm
+from harness.slurm.jobs import current_user
 from harness.slurm.profile import Profile
 
 DEFAULT_MAX_ARRAY_SIZE = 1001  # SLURM's own
@@ -85,7 +85,7 @@ def _max_array_size(config: Mapping[str, str]) -> int:
 
 def _read_associations() -> list[dict[str, str]] | None:
     columns = ("account", "partition", "qos", "defaultqos")
-    query = ("show", "assoc", f"user={getpass.getuser()}", f"format={','.join(columns)}")
+    query = ("show", "assoc", f"user={current_user()}", f"format={','.join(columns)}")
     try:
         table = run_slurm("sacctmgr", "--noheader", "--parsable2", *query)
     except LaunchError:

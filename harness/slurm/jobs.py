@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import pwd
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -92,12 +93,13 @@ def ask_queue(query: Callable[[], Mapping[str, JobInfo]], *, wait: bool = False)
         return QueueAnswer(failure=str(error))
 
 
-def read_queue(job_ids: Iterable[str]) -> dict[str, JobInfo]:
+def read_queue(job_ids: Iterable[str], *users: str) -> dict[str, JobInfo]:
     """Look up jobs in one query each of squeue (pending and running) and sacct (ended, and earlier attempts).
 
     Args:
         job_ids: `12`, or `12_3` for a task of an array, or a task's own SLURM_JOB_ID. A job that is missing in the
             result is unknown to SLURM.
+        users: others who may have submitted some of the jobs, from the same folder.
 
     Raises:
         NoAnswer: squeue does not answer, so nothing is known. If sacct does not answer, only the past is missing.
@@ -108,7 +110,7 @@ def read_queue(job_ids: Iterable[str]) -> dict[str, JobInfo]:
     jobs: dict[str, JobInfo] = {}
     with contextlib.suppress(LaunchError):
         jobs = _requested(read_accounting(requested), requested)
-    for job_id, live in _requested(live_jobs(), requested).items():
+    for job_id, live in _requested(live_jobs(*users), requested).items():
         # sacct may not list the newest attempt yet, and shows the end of the old one for a job that is pending.
         known = jobs.get(job_id, live)
         jobs[job_id] = replace(live, user=known.user, attempts=known.attempts)
@@ -121,14 +123,19 @@ def _requested(jobs: Mapping[str, JobInfo], requested: set[str]) -> dict[str, Jo
     return by_number | {job_id: job for job_id, job in jobs.items() if job_id in requested}
 
 
-def live_jobs() -> dict[str, JobInfo]:
-    """Return this user's pending and running jobs, array tasks separately.
+def live_jobs(*users: str) -> dict[str, JobInfo]:
+    """Return this user's pending and running jobs, and those of others, array tasks separately.
+
+    Args:
+        users: the others; a name that this machine does not know is left out.
 
     Raises:
         NoAnswer: squeue does not answer, or what it prints is no list of jobs.
     """
     try:
-        text = run_slurm("squeue", "--noheader", "--array", "--me", "--format=%i|%T|%N|%r|%S|%A")
+        others = {_uid(name) for name in users} - {None, os.getuid()}
+        whose = f"--user={','.join(map(str, [os.getuid(), *others]))}" if others else "--me"
+        text = run_slurm("squeue", "--noheader", "--array", whose, "--format=%i|%T|%N|%r|%S|%A")
     except NoAnswer:
         raise
     except LaunchError as error:
@@ -197,6 +204,21 @@ def current_job_id() -> str | None:
     """Return the job that this process belongs to as `12` or `12_3`, None outside of SLURM."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def current_user() -> str:
+    """Return this user's name; the number where there is no name, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+def _uid(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
 
 
 def _user_name(uid: str) -> str:

@@ -235,6 +235,9 @@ def test_status_as_json_has_every_field(tmp_path, runs):
         "node": "",
         "cause": "error",
         "stopped_by": "",
+        "evaluation": "",
+        "evaluation_done": None,
+        "evaluation_total": None,
     }
 
 

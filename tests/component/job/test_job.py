@@ -63,6 +63,30 @@ def test_a_job_trains_evaluates_and_says_so(tiny_run):
     assert environment["threads"] == 1 and environment["torch"] == torch.__version__ and environment["data_digest"]
 
 
+def test_while_it_evaluates_its_status_says_what_and_how_far(tiny_run, monkeypatch):
+    folder = tiny_run(
+        "evaluate:\n  - {nll: {estimator: full, num_images: 4}, every: 4}\n  - {name: pictures, grid: 4}\n"
+    )
+    monkeypatch.setattr(job, "_STATUS_EVERY_SECONDS", 0.0)
+    statuses = []
+    set_status = RunDirectory.set_status
+    monkeypatch.setattr(
+        RunDirectory, "set_status", lambda self, status: (statuses.append(status), set_status(self, status))
+    )
+    assert run_job(folder) == "done"
+    evaluating = [status for status in statuses if status.evaluation]
+    assert {status.state for status in evaluating} == {"running"}
+    assert {status.eta_seconds for status in evaluating} == {None}
+    assert {status.evaluation.split(",")[0] for status in evaluating} == {"eval", "pictures"}
+    assert {status.step for status in evaluating if "during training" in status.evaluation} == {4, 8}
+    counted = [(status.evaluation_done, status.evaluation_total) for status in evaluating if status.evaluation_total]
+    assert counted and all(0 <= done <= total for done, total in counted)
+    training = [status for status in statuses if status.state == "running" and not status.evaluation]
+    assert {4, 8} <= {status.step for status in training}  # it says so when it trains again
+    final = RunDirectory(folder).status()
+    assert (final.state, final.evaluation, final.evaluation_total) == ("done", "", None)
+
+
 def test_a_done_run_that_is_asked_for_another_evaluation_trains_nothing(tiny_run, tiny_study):
     folder = tiny_run(EVALUATE)
     run_job(folder)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from harness import __version__
 from harness.cli import GROUPS, cli, reference
-from harness.errors import LaunchError
+from harness.errors import HarnessError, LaunchError
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
 from harness.spec.base import SCHEMA_VERSION
@@ -228,3 +228,56 @@ def test_figures_are_drawn_where_they_are_asked_for(tmp_path):
 def test_figures_of_a_study_without_runs_are_refused_with_the_choices(tmp_path, runs):
     error = invoke("figures", "tinny", "--out", tmp_path / "figures", "--runs", tmp_path / "runs").exception
     assert str(error) == f"no study 'tinny' in {tmp_path / 'runs'}; choices: tiny"
+
+
+# ---------------------------------------------------------------------------------------------------------- runs' names
+
+
+@pytest.mark.parametrize(
+    ("name", "arms"),
+    [
+        ("tiny/slow/0", ["slow"]),
+        ("tiny/slow/r0", ["slow"]),
+        ("tiny/slow", ["slow"]),
+        ("tiny/fast/0", ["fast"]),
+    ],
+)
+def test_a_run_is_named_by_study_arm_and_replicate_in_every_verb(tmp_path, runs, name, arms):
+    folder = tmp_path / "runs"
+    [key] = [run.key for run in runs if run.studies()["tiny"]["arm"] in arms]
+    assert document("why", name, "--runs", folder)["run_key"] == key
+    assert [row["run_key"] for row in document("status", name, "--runs", folder)] == [key]
+    assert [run["run_key"] for run in document("list", name, "--runs", folder)["runs"]] == [key]
+    assert document("cancel", name, "--runs", folder) == {"cancelled": []}
+    assert document("clean", name, "--runs", folder)["removable"] == []
+
+
+@pytest.mark.parametrize("verb", ["why", "status", "cancel"])
+@pytest.mark.parametrize("name", ["tiny/slwo/0", "tiny/slow/7", "tiny/", "tiny//", "tiny/slow/0/0", "tiny/../slow"])
+def test_a_name_of_no_run_is_refused_with_those_that_there_are(tmp_path, runs, verb, name):
+    refused = invoke(verb, name, "--runs", tmp_path / "runs").exception
+    assert isinstance(refused, LaunchError)
+    assert str(refused).endswith("choices: tiny/fast/0, tiny/slow/0")
+
+
+@pytest.mark.parametrize(
+    "name", ["tny/slow/0", "/", "x" * 5000, "x" * 5000 + "/a/0", "..", "\0", "tiny\n", "x" * 300 + ".yaml"]
+)
+@pytest.mark.parametrize("verb", ["why", "status", "cancel", "plan"])
+def test_any_text_for_a_name_is_refused_in_words(tmp_path, runs, verb, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
+    refused = invoke(verb, name, "--runs", tmp_path / "runs")
+    assert isinstance(refused.exception, HarnessError | SystemExit), refused.exception
+
+
+def test_an_arm_with_a_slash_in_its_name_is_found(tmp_path, runs):
+    runs[0].add_to_study("tiny", runs[0].studies()["tiny"] | {"arm": "lr/low"})
+    assert document("why", "tiny/lr/low/0", "--runs", tmp_path / "runs")["run_key"] == runs[0].key
+
+
+def test_several_runs_of_an_arm_are_no_single_run(tmp_path, runs):
+    runs[1].add_to_study("tiny", runs[1].studies()["tiny"] | {"arm": "slow", "replicate": 1})
+    refused = invoke("why", "tiny/slow", "--runs", tmp_path / "runs").exception
+    assert str(refused).startswith("'tiny/slow' names 2 runs; choices: ")
+    assert len(document("status", "tiny/slow", "--runs", tmp_path / "runs")) == 2

@@ -235,3 +235,22 @@ def test_a_chain_of_events_keeps_the_last_of_many_checkpoints_and_hides_tracebac
     assert lines[1:3] == ["checkpoint  step=6  (superseded by a later attempt)", "failed  reason=boom"]
     assert lines[3].startswith("resumed at step 4 on ")
     assert "(attempt 2, process " in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("facts", "eta", "note"),
+    [
+        ({}, "60 s", ""),
+        ({"evaluation": "eval", "step": 200, "eta_seconds": None}, "-", "evaluates eval"),
+        (
+            {"evaluation": "eval, fidelity", "evaluation_done": 30, "evaluation_total": 64},
+            "-",
+            "evaluates eval, fidelity: 30/64",
+        ),
+        ({"step": 200, "eta_seconds": 0.0}, "-", ""),  # written by a version that did not say what it evaluates
+    ],
+)
+def test_a_run_that_evaluates_says_what_and_shows_no_eta(facts, eta, note):
+    row = a_standing(**facts)
+    cells = dict(zip(status_view.STATUS_HEADERS, row.row(), strict=True))
+    assert (cells["ETA"], cells["why"]) == (eta, note)

@@ -143,3 +143,14 @@ def test_a_job_is_followed_from_its_wait_to_its_end(slurm, tmp_path):
     assert (queue[names[0]].state, queue[names[0]].exit_code, queue[names[0]].restarts) == ("FAILED", "3:0", 0)
     assert names[1] not in queue  # accounting never hears of a task that is cancelled while its array waits
     jobs.cancel_jobs(names)  # again, and nothing happens
+
+
+def test_a_user_without_a_name_has_a_number(monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert jobs.current_user() == str(os.getuid())
