@@ -235,6 +235,7 @@ def test_status_as_json_has_every_field(tmp_path, runs):
         "node": "",
         "cause": "error",
         "stopped_by": "",
+        "asked_for": True,
     }
 
 
