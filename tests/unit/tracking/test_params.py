@@ -48,8 +48,8 @@ def test_a_tag_keeps_its_lines_and_no_control_characters():
 
 
 DAMAGED = """
-[] | x | {"run_id": 7} | {"run_id": "../x"} | {"sent_step": "all"} | {"sent_line": ["a"]} | {"sent_line": 7} | {"tags": 1}
-| {"problems": [1]} |
+[] | x | {"run_id": 7} | {"run_id": "../x"} | {"sent_step": "all"} | {"sent_line": ["a"]} | {"tags": 1}
+| {"problems": [1]} | {"sent_line": 7} |
 """
 
 
