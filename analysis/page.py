@@ -48,12 +48,14 @@ class Section:
     """A study on the page.
 
     Attributes:
+        data_note: what a reader must know of the data behind all figures.
         left_out: what could not be read or drawn, with the reason, by run_key or by the figure's title.
     """
 
     name: str
     runs: list[RunRecord]
     figures: list[Shown] = field(default_factory=list)
+    data_note: str = ""
     results: pd.DataFrame | None = None
     claims: list[claims.Claim] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -90,7 +92,7 @@ def _section(section: Section) -> dict[str, Any]:
     return {
         "name": section.name,
         "lead": f"{arms} arm{'s' if arms != 1 else ''}, {count_states(section.runs)}.",
-        "results": None if results is None else _results(results),
+        "results": None if results is None else _results(results, section.data_note),
         "claims": section.claims,
         "figures": section.figures,
         "left_out": section.left_out,
@@ -98,8 +100,9 @@ def _section(section: Section) -> dict[str, Any]:
     }
 
 
-def _results(frame: pd.DataFrame) -> dict[str, Any]:
-    return {"table": tab_results.as_html(frame), "caption": tab_results.caption(frame)}
+def _results(frame: pd.DataFrame, data_note: str) -> dict[str, Any]:
+    caption = " ".join(filter(None, [tab_results.caption(frame), data_note]))
+    return {"table": tab_results.as_html(frame), "caption": caption}
 
 
 def _summary(sections: Sequence[Section]) -> str:

@@ -19,6 +19,7 @@ import pandas as pd
 
 from harness.analysis import (
     claims,
+    data_notes,
     fig_alpha_bar,
     fig_beta_ratio,
     fig_forward_noising,
@@ -99,7 +100,8 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
 def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> Section:
     """Draw the figures of a study, or only describe those that an earlier report has drawn."""
     runs, data, unusable = _read(load_records(runs_folder, study))
-    section = Section(study, runs, left_out=unreadable_runs(runs_folder, study) | unusable)
+    left_out = unreadable_runs(runs_folder, study) | unusable
+    section = Section(study, runs, data_note=data_notes.data_sentence(runs), left_out=left_out)
     figures: dict[str, Picture] = {**OF_A_STUDY}
     if fig_search.is_search(runs):
         figures |= fig_search.FIGURES
@@ -136,7 +138,8 @@ def _add_tables(section: Section, out: Path, results: pd.DataFrame, judged: list
     if draw and len(results):
         folder.mkdir(parents=True, exist_ok=True)
         style.write_csv(results, folder / "results.csv")
-        (folder / "results.md").write_text(tab_results.markdown(results), encoding="utf-8")
+        note = f"\n{section.data_note}\n" if section.data_note else ""
+        (folder / "results.md").write_text(tab_results.markdown(results) + note, encoding="utf-8")
     if draw and judged:
         folder.mkdir(parents=True, exist_ok=True)
         style.write_csv(claims.table(judged), folder / "claims.csv")
@@ -155,7 +158,8 @@ def _drawn(out: Path, folder: str, name: str, module: Picture, runs: list[RunRec
 
 
 def _caption(module: Picture, frame: pd.DataFrame, runs: list[RunRecord]) -> str:
-    return module.caption(frame) + (f" The study has {count_states(runs)}." if runs else "")
+    sentences = [f"The study has {count_states(runs)}.", data_notes.data_sentence(runs)] if runs else []
+    return " ".join(filter(None, [module.caption(frame), *sentences]))
 
 
 # --------------------------------------------------------------------------------------------------- what is readable

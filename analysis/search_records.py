@@ -13,7 +13,9 @@ import pandas as pd
 from harness.analysis.runs import RunRecord
 from harness.errors import RecordError
 from harness.records.layout import SEARCH
+from harness.records.manifest import read_manifest
 from harness.records.reading import Fields, as_number, read_json
+from harness.spec.base import canonical_json
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +38,10 @@ def trials(runs: Sequence[RunRecord]) -> pd.DataFrame:
     if not is_search(runs):
         return pd.DataFrame()
     definition = _definition(_folder(runs) / "search.json")
-    ended = sorted(
-        _ended_trials(_folder(runs) / "trials", definition["space"]),
-        key=lambda record: (record["ended_seconds"], record["number"]),
-    )
+    records = _ended_trials(_folder(runs) / "trials", definition["space"])
+    if manifest := read_manifest(runs[0].folder.parent, runs[0].study):  # a study of runs may have taken the name over
+        records = [record for record in records if manifest.runs.keys() & record.get("run_keys", [])]
+    ended = sorted(records, key=lambda record: (record["ended_seconds"], record["number"]))
     rows = []
     for order, record in enumerate(ended, 1):
         for metric in definition["metrics"]:
@@ -116,8 +118,11 @@ def _trial(path: Path, space: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 continue
             if parameter["kind"] != "choices":
                 point.finite(name)
-            elif point.get(name) not in parameter["choices"].values():
+            elif canonical_json(point.get(name)) not in map(canonical_json, parameter["choices"].values()):
                 raise RecordError(f"{path}: {name} is none of the search's choices")
+        keys = record.get("run_keys", [])
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise RecordError(f"{path}: run_keys are not a list of keys")
         for metric in fields.fields("values"):
             if as_number(record["values"][metric]) is None:
                 raise RecordError(f"{path}: the value of {metric} is not a number")
@@ -132,7 +137,8 @@ def _position(parameter: dict[str, Any], point: dict[str, Any]) -> dict[str, Any
     row = {"parameter": path, "log": bool(parameter.get("log"))}
     if parameter["kind"] == "choices":
         names, values = list(parameter["choices"]), list(parameter["choices"].values())
-        index = values.index(point[path]) if path in point else None
+        texts = list(map(canonical_json, values))  # 1, 1.0 and true are three values
+        index = texts.index(canonical_json(point[path])) if path in point else None
         place, label = (np.nan, "") if index is None else (index, names[index])
         return row | {
             "position": place,

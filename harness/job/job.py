@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import time
-import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,17 @@ from typing import Any
 import torch
 
 from harness.data.base import Dataset
-from harness.errors import CheckpointError, HarnessError, RecordError, TrainingError
+from harness.errors import CheckpointError, DataError, RecordError, TrackingError, TrainingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
+from harness.job.endings import describe_failure, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges
 from harness.job.request import RunRequest
 from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
 from harness.job.writer import record_evaluation
+from harness.metrics.weights import INCEPTION_VARIABLE, inception_weights
 from harness.progress import Progress
+from harness.records.data_digest import require_same_data
 from harness.records.directory import RunDirectory
 from harness.records.files import differences
 from harness.records.journal import Journal
@@ -77,22 +79,25 @@ def run_job(
 
     Raises:
         RecordError: another process is working on this run.
-        LaunchError: the run is distributed, and its processes cannot connect.
     """
     run_directory = RunDirectory(Path(run_folder))
-    rank_info = detect_rank(RunRequest.of(run_directory).resources.num_processes)
+    try:
+        rank_info = detect_rank(RunRequest.of(run_directory).resources.num_processes)
+    except Exception as error:  # whatever fails before the run begins leaves a state and a reason, too
+        record_failure(run_directory.path, error, wait_seconds=wait_seconds)
+        return "failed"
     if threads and rank_info.starts_others:
         threads = max(1, threads // rank_info.size)
     if rank_info.rank:
         return _train_as_worker_rank(_Job(run_directory, threads, False, rank_info, stop_after_steps))
     with run_directory.lock(wait_seconds), ExitStack() as stack:
+        try:
+            job = _Job(run_directory, threads, show_progress, rank_info, stop_after_steps)
+        except Exception as error:
+            write_failure(run_directory, error)
+            return "failed"
         if sync:
-            from harness.tracking.daemon import BackgroundSync
-
-            stack.enter_context(
-                BackgroundSync([run_directory], run_directory.tracking_folder, tracking_uri=tracking_uri)
-            )
-        job = _Job(run_directory, threads, show_progress, rank_info, stop_after_steps)
+            _sync_meanwhile(run_directory, tracking_uri, stack)
         try:
             job.run()
         except Interrupted:
@@ -101,14 +106,24 @@ def run_job(
                 return job.state
             cause: Cause = "signal" if job.stop_signal in SIGNAL_NAMES else "step_limit"
             job.finish("interrupted", f"stopped by {job.stop_signal}; resubmit to resume", cause=cause)
-        except HarnessError as error:
-            job.finish("failed", str(error), cause="error")
         except Exception as error:
-            # Every error is recorded, with its traceback.
-            job.finish("failed", f"{type(error).__name__}: {error}", cause="error", trace=traceback.format_exc())
+            reason, trace = describe_failure(error)
+            job.finish("failed", reason, cause="error", trace=trace)
         else:
             job.finish("done", "")
     return job.state
+
+
+def _sync_meanwhile(run_directory: RunDirectory, tracking_uri: str | None, stack: ExitStack) -> None:
+    """Upload the records while the run goes on; if that cannot be started, `harness sync` does it later."""
+    from harness.tracking.daemon import BackgroundSync
+
+    try:
+        syncing = BackgroundSync([run_directory], run_directory.tracking_folder, tracking_uri=tracking_uri)
+    except (TrackingError, OSError) as error:
+        logger.warning(f"the records are not uploaded to MLflow meanwhile: {error}")
+    else:
+        stack.enter_context(syncing)
 
 
 def _train_as_worker_rank(job: _Job) -> str:
@@ -165,6 +180,8 @@ class _Job:
         with process_group(self.rank_info, cuda=cuda, command=self._worker_command()) as group:
             device = choose_device(self.request.resources.device, self.rank_info)
             data = make_dataset(self.spec.data, self.request.data_root)
+            require_same_data(self.directory, data.digest)
+            self._require_weights()
             training, checkpoints = self._restore(data, device, group)
             if not group.is_first:
                 with self.signals.caught(), Progress("", shown=False) as progress:
@@ -182,6 +199,13 @@ class _Job:
                 group.close()
                 self._record_compute(training, data)
                 self._evaluate_at_end(training, data, checkpoints)
+
+    def _require_weights(self) -> None:
+        """Raise DataError before the training if the Inception of an evaluation is not on this machine."""
+        parts = ("fidelity", "sweep", "skip")
+        settings = [getattr(evaluation, part) for evaluation in self.request.evaluations for part in parts]
+        if any(part and part.extractor == "inception" for part in settings) and inception_weights() is None:
+            raise DataError(f"evaluations use Inception, but {INCEPTION_VARIABLE} is not set here")
 
     def _restore(self, data: Dataset, device: torch.device, group: ProcessGroup) -> tuple[Training, Checkpoints]:
         """Return the training restored from the newest intact checkpoint, the same on every process."""
@@ -207,7 +231,7 @@ class _Job:
             self._require_same_spec(*checkpoint)
             training.load_state_dict(checkpoint[1])
         elif spec.continue_from:
-            self._load_parent(training)
+            self._load_parent(training, data)
         self.step = training.step
         return training, checkpoints
 
@@ -218,9 +242,10 @@ class _Job:
         if changes := differences(stored, own):
             raise CheckpointError("\n  ".join([f"the checkpoint of step {step} is of another spec:", *changes]))
 
-    def _load_parent(self, training: Training) -> None:
+    def _load_parent(self, training: Training, data: Dataset) -> None:
         """Start from the final state of the run that this one continues."""
         parent, step = parent_of(self.spec, self.directory.path.parent)
+        require_same_data(parent, data.digest)
         state = Checkpoints(parent.checkpoints_folder).load(step, training.device)
         # The parent logged its last step, so its window is empty; that of another objective has other terms.
         training.load_state_dict(state | {"window": training.state_dict()["window"]})

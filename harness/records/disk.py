@@ -53,7 +53,7 @@ def scores(folder: Path, metric: str | None = None) -> dict[int, float]:
     return {step: score for step, score in by_step.items() if step in steps}
 
 
-def scores_from(stored: Any, place: str) -> tuple[str, dict[int, float]]:
+def scores_from(stored: Any, place: str) -> tuple[str | None, dict[int, float]]:
     """Return the metric in a scores.json, and its value by step.
 
     Raises:
@@ -65,7 +65,7 @@ def scores_from(stored: Any, place: str) -> tuple[str, dict[int, float]]:
         if not re.fullmatch("[0-9]{1,18}", step):
             raise RecordError(f"{place}: scores has a step {shortened(step)}")
         by_step[int(step)] = values.number(step)
-    return fields.line("metric"), by_step
+    return fields.get("metric") and fields.line("metric"), by_step
 
 
 def best_step(folder: Path, metric: str | None = None) -> int | None:

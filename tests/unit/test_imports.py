@@ -44,7 +44,7 @@ MAY_IMPORT = {
         *("training", "registry", "records", "spec"),
         *("diffusion", "data", "methods", "metrics", "randomness", "errors"),
     },
-    "interop": {"evaluation", "training", "registry", "records", "models", "spec", "errors"},
+    "interop": {"evaluation", "training", "registry", "records", "models", "metrics", "spec", "errors"},
     "job": {
         *("training", "evaluation", "registry", "tracking", "records", "study", "spec"),
         *("data", "metrics", "progress", "messages", "errors"),
@@ -52,9 +52,9 @@ MAY_IMPORT = {
     # runs are handed out, followed and searched over
     "launch": {
         *("job", "training", "registry", "slurm", "tracking", "records", "study", "spec"),
-        *("messages", "text", "errors"),
+        *("data", "metrics", "messages", "text", "errors"),
     },
-    "doctor": {"launch", "slurm", "registry", "tracking", "records", "spec", "text", "errors"},
+    "doctor": {"launch", "slurm", "registry", "tracking", "records", "data", "metrics", "spec", "text", "errors"},
     "search": {"launch", "slurm", "tracking", "records", "study", "spec", "text", "errors"},
     "analysis": {"records", "spec", "diffusion", "data", "text", "errors"},
     # what others import: for plugins' files, and for notebooks
@@ -90,6 +90,7 @@ LEAVES = ("diffusion", "models", "data", "methods", "metrics")
 LOADS_TORCH = (*LEAVES, "randomness", "registry", "training", "evaluation", "interop", "job")
 LOADS_NO_TORCH_ALL_THE_SAME = (
     "harness.job",
+    "harness.job.endings",
     "harness.job.request",
     "harness.job.verify",
     "harness.job.writer",

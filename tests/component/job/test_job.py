@@ -18,6 +18,8 @@ from harness.errors import CheckpointError, RecordError
 from harness.job import job
 from harness.records.directory import RunDirectory
 from harness.records.disk import best_step, scores
+from harness.study.expand import load_study
+from harness.testing import TINY_STUDY, write_run
 from harness.training.checkpoints import Checkpoints, DamagedCheckpointWarning
 
 EVALUATE = "evaluate:\n  - {nll: {estimator: full, num_images: 4}, grid: 4}\n"
@@ -114,6 +116,16 @@ def test_a_training_that_diverges_is_left_failed_with_its_step(tiny_run):
     folder = tiny_run("", "optim.lr=1e30", "train.steps=40")
     assert run_job(folder) == "failed"
     assert "not a number at step" in RunDirectory(folder).status().reason
+
+
+def test_weights_of_inception_that_are_not_on_this_machine_fail_a_job_before_its_training(tmp_path, monkeypatch):
+    evaluate = "evaluate: [{fidelity: {num_samples: 16, num_steps: 5, extractor: inception}}]\n"
+    (tmp_path / "tiny.yaml").write_text(TINY_STUDY + evaluate)
+    run = write_run(load_study(tmp_path / "tiny.yaml", inception=True).runs[0], tmp_path / "runs")
+    monkeypatch.delenv("HARNESS_INCEPTION_WEIGHTS", raising=False)
+    assert run_job(run.path) == "failed"
+    assert "evaluations use Inception, but HARNESS_INCEPTION_WEIGHTS is not set here" in run.status().reason
+    assert run.durable_step() == 0 and run.rows() == []
 
 
 def test_a_second_job_is_refused_while_the_first_works(tiny_run):
