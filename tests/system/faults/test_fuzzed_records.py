@@ -180,7 +180,7 @@ def attempt(case: int, read: Callable[[], Any]) -> Any:
 
 
 READERS: tuple[Callable[[list[RunDirectory]], Any], ...] = (
-    listing._studies,
+    lambda directories: listing._studies(directories, directories[0].path.parent),
     lambda directories: listing._runs(directories, "tiny"),
     lambda directories: map(disk.removable, directories),
 )
