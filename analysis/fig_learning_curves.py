@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.analysis import style
 from harness.analysis.runs import Measurement, RunRecord, arm_index
+from harness.analysis.style import Figure
 from harness.spec.metrics import METRIC_KINDS, MetricKind, metric_kind
 
 TITLE = "Learning curves"
@@ -60,6 +60,7 @@ def _curves(run: RunRecord, width: int, several_nlls: bool) -> Iterator[tuple[st
         yield f"{NLL} {measurement.name}" if several_nlls else NLL, *run.nll_curve(measurement)
 
 
+@style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     curves = sorted(frame["curve"].unique(), key=_panel_order)
     figure, (panels,) = style.subplots(1, len(curves), height=2.75)
@@ -68,15 +69,15 @@ def draw(frame: pd.DataFrame) -> Figure:
             look = style.arm_style(part["arm_index"].iloc[0])
             marker = look["marker"] if _is_nll(curve) else ""
             axes.plot(
-                part["iteration"], part["mean"], label=arm, color=look["color"], linestyle=look["linestyle"],
-                marker=marker, markersize=3, linewidth=1.2,
+                part["iteration"], part["mean"], label=style.label(arm), color=look["color"],
+                linestyle=look["linestyle"], marker=marker, markersize=3, linewidth=1.2,
             )  # fmt: skip
             axes.fill_between(
                 part["iteration"], part["low"], part["high"],
                 color=look["color"], alpha=0.15, lw=0,
             )  # fmt: skip
         kind = _kind(curve)
-        unit = f"$T \\times L_t$ ({kind.unit})" if kind.per_timestep else kind.unit or curve
+        unit = f"$T \\times L_t$ ({kind.unit})" if kind.per_timestep else kind.unit or style.label(curve)
         positive = (frame.loc[frame["curve"] == curve, "low"] > 0).all()
         axes.set(yscale="log" if positive else "linear", xlabel="iterations", ylabel=unit)
         axes.set_title(" ".join([kind.label, *curve.split()[1:]]))

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.analysis import style
 from harness.analysis.intervals import describe_bands, summarise
 from harness.analysis.runs import RunRecord
 from harness.analysis.scaling import PowerLaw, bootstrap, fit_power_law
 from harness.analysis.settings import Labels, sampling_protocol
+from harness.analysis.style import Figure
 from harness.spec.metrics import TRAIN_COMPUTE, metric_kind
 
 TITLE = "Scaling with training compute"
@@ -105,6 +105,7 @@ def _law(part: pd.DataFrame) -> PowerLaw | None:
     return PowerLaw(row["fit_a"], row["fit_b"], row["fit_c"], freedom, row["fit_c_low"], row["fit_c_high"])
 
 
+@style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     metrics = [metric for metric in KINDS if metric in set(frame["metric"])]
     several = frame["series"].nunique() > 1
@@ -116,17 +117,19 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes.errorbar(
                 x, part["mean"], [part["mean"] - part["low"], part["high"] - part["mean"]],
                 color=look["color"], marker=look["marker"], linestyle="", elinewidth=0.9, capsize=2.5,
-                label=series[0] if several else None,
+                label=style.label(series[0]) if several else None,
             )  # fmt: skip
             if law:
                 fine = np.geomspace(x.min() / 1.25, x.max() * 1.25, 200)
                 axes.plot(fine, law(fine), color=look["color"], linewidth=1, linestyle="--", label=_formula(law))
             for row in part.itertuples() if not several else ():
                 position = (row.compute_multiply_adds, row.mean)
-                axes.annotate(row.arm, position, (7, 6), textcoords="offset points", fontsize=7, color=style.INK)
+                axes.annotate(
+                    style.label(row.arm), position, (7, 6), textcoords="offset points", fontsize=7, color=style.INK
+                )
         label = KINDS[metric].label
         axes.set(xscale="log", yscale="log", xlabel=COMPUTE.axis, title=label)
-        axes.set_ylabel(f"{label} ({'; '.join(shown['protocol'].unique())})")
+        axes.set_ylabel(style.label(f"{label} ({'; '.join(shown['protocol'].unique())})"))
         axes.margins(x=0.22, y=0.14)
         style.plain_log_numbers(axes)
         if axes.get_legend_handles_labels()[1]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
+from harness.analysis import html
 from harness.analysis.intervals import format_values, summarise
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
 from harness.spec.metrics import MetricKind, metric_kind
+from harness.text import markdown as markdown_text
 
 TITLE = "Results"
 NEEDS = "an evaluation with nll, fidelity or metrics"
@@ -182,24 +184,17 @@ def _label(row: dict) -> str:
 def markdown(frame: pd.DataFrame) -> str:
     """Return the table as Markdown."""
     titles = heads(frame)
-    lines = [f"| arm | runs | {' | '.join(titles.values())} |", "|---|---" + "|---:" * len(titles) + "|"]
+    lines = [
+        f"| arm | runs | {' | '.join(map(markdown_text, titles.values()))} |",
+        "|---|---" + "|---:" * len(titles) + "|",
+    ]
     for row in rows(frame):
         cells = [f"**{row[metric]}**" if metric in row["best"] else row.get(metric, "–") for metric in titles]
-        lines.append(f"| {_label(row)} | {row['replicates']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", caption(frame), ""])
+        lines.append(f"| {markdown_text(_label(row))} | {row['replicates']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", markdown_text(caption(frame)), ""])
 
 
-def as_html(frame: pd.DataFrame) -> str:
+def as_html(frame: pd.DataFrame) -> Markup:
     """Return the table as HTML, styled by the page."""
-    titles = heads(frame)
-    lines = ['<table class="results"><thead><tr><th>arm</th><th>runs</th>']
-    lines += [f"<th>{html.escape(title)}</th>" for title in titles.values()] + ["</tr></thead><tbody>"]
-    for row in rows(frame):
-        dot = f'<i class="dot arm{row["arm_index"]}"></i>' if row["model"] == TRAINED else ""
-        kind = "" if row["model"] == TRAINED else ' class="baseline"'
-        lines.append(f"<tr{kind}><td>{dot}{html.escape(_label(row))}</td><td>{row['replicates']}</td>")
-        for metric in titles:
-            cell = row.get(metric, "–")
-            lines.append(f"<td><b>{cell}</b></td>" if metric in row["best"] else f"<td>{cell}</td>")
-        lines.append("</tr>")
-    return "\n".join([*lines, "</tbody></table>"])
+    shown = [row | {"label": _label(row), "trained": row["model"] == TRAINED} for row in rows(frame)]
+    return html.render("results.html", titles=heads(frame), rows=shown)

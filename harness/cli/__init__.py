@@ -26,6 +26,7 @@ from harness.cli import (
 )
 from harness.errors import HarnessError
 from harness.messages import show_messages
+from harness.text import printable_lines
 
 GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Run": (studies.plan, studies.submit, search.search, cluster.cancel, cluster.retry),
@@ -65,5 +66,5 @@ def main() -> None:
     try:
         cli(prog_name="harness")
     except HarnessError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable_lines(error)}", err=True)
         sys.exit(2)

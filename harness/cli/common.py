@@ -208,6 +208,18 @@ def all_runs(runs_folder: Path) -> list[RunDirectory]:
     return [RunDirectory(path) for path in run_paths(runs_folder)]
 
 
+def show_damage(runs_folder: Path, directories: Sequence[RunDirectory] = ()) -> None:
+    """Print what looks like a run and is not read as one, and what cannot be read of the given runs."""
+    from harness.records.layout import folders_that_are_no_runs
+    from harness.text import printable
+
+    for name, reason in folders_that_are_no_runs(runs_folder).items():
+        click.echo(printable(f"left out: {runs_folder / name}: {reason}"))
+    for directory in directories:
+        for problem in directory.damage():
+            click.echo(printable(f"{directory.key}: {problem}"))
+
+
 def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
     """Return a study's name and the runs that it asks for in its order, given its file or name; all runs if None.
 
@@ -230,7 +242,8 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
     else:
         directories = manifests.runs(name)
         if not manifests.of(name):
-            directories.sort(key=lambda run: [run.studies()[name].get(key) for key in ("arm", "replicate")])
+            places = {run.key: run.studies().get(name, {}) for run in directories}
+            directories.sort(key=lambda run: (places[run.key].get("arm", ""), places[run.key].get("replicate", 0)))
     if not directories and (loaded or manifests.of(name)):
         raise LaunchError(f"study {name} has no runs in {runs_folder} yet: harness submit {study}")
     if not directories:

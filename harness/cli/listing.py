@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harness.cli.common import Output, json_option, members, runs_folder_option
+from harness.cli.common import Output, json_option, members, runs_folder_option, show_damage
+from harness.errors import RecordError
 
 if TYPE_CHECKING:
     from harness.cli.tables import Table
@@ -35,6 +36,7 @@ def list_(study: str | None, output: Output, runs_folder: Path) -> None:
     from harness.records.manifest import Manifests
 
     name, directories = members(study, runs_folder)
+    show_damage(runs_folder, directories)
     if name is None:
         studies = _studies(directories, runs_folder)
         output.document({"studies": studies})
@@ -100,12 +102,20 @@ def _runs(directories: Sequence[RunDirectory], study: str) -> list[dict[str, Any
                 "replicate": place.get("replicate", 0),
                 "state": status.state,
                 "step": status.step,
-                "num_steps": directory.spec()["train"]["steps"],
+                "num_steps": _num_steps(directory),
                 "last_active_seconds": status.updated_seconds or None,
                 "run_dir": str(directory.path),
             }
         )
     return runs
+
+
+def _num_steps(directory: RunDirectory) -> int:
+    """Return the length of a run's training, 0 where its spec cannot be read."""
+    try:
+        return directory.training_size()[0]
+    except RecordError:
+        return 0
 
 
 def _table_of_studies(studies: Sequence[dict[str, Any]]) -> Table:

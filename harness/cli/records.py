@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli.common import Output, json_option, members, runs_folder_option, studies_or_runs
-from harness.errors import LaunchError
+from harness.errors import LaunchError, RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,14 +50,22 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
 
     results: list[dict[str, Any]] = []
     for directory in studies_or_runs(names, runs_folder):
-        if check:
-            report = check_run(directory)
-            num_rows, problems = report.num_rows_compared, report.lines()
-            shown = list(filter(None, [report.summary()]))  # a line a run; --json has them all
-        else:
-            sent = sync_run(directory)
-            num_rows = sum(study.num_rows_sent for study in sent.studies.values())
-            shown = problems = sent.problems
+        num_rows, problems = 0, directory.damage()
+        shown = list(problems)
+        try:
+            if check:
+                report = check_run(directory)
+                num_rows = report.num_rows_compared
+                problems += report.lines()
+                shown += filter(None, [report.summary()])  # a line a run; --json has them all
+            else:
+                sent = sync_run(directory)
+                num_rows = sum(study.num_rows_sent for study in sent.studies.values())
+                problems += sent.problems
+                shown += sent.problems
+        except RecordError as error:
+            problems.append(f"not uploaded: {error}" if not check else f"not compared: {error}")
+            shown.append(problems[-1])
         for line in shown:
             click.echo(text.printable(f"{directory.key}: {line}"))
         results.append({"run_key": directory.key, "num_rows": num_rows, "problems": problems})
@@ -135,14 +143,17 @@ def export(study: str, file: Path | None, checkpoints: str, figures: Path, outpu
 def import_(file: Path, figures: Path, output: Output, runs_folder: Path) -> None:
     """Unpack an archive of a study.
 
-    All of it is checked before the first run is put in place, and no run is ever overwritten.
+    All of it is checked before the first run is put in place, and no run is ever overwritten. What is no record of a
+    run is left out, and the state of a run is read from its journals: one that was not finished is interrupted.
 
-    With --json: {"study", "added": [RUN_KEY], "present": [RUN_KEY], "num_figures"}.
+    With --json: {"study", "added": [RUN_KEY], "present": [RUN_KEY], "num_figures", "left_out": [TEXT]}.
     """
     from harness import text
     from harness.records import archive
 
     done = archive.import_study(file, runs_folder, figures=figures)
+    for left_out in done.left_out:
+        click.echo(text.printable(f"left out: {left_out}"))
     present = f", {text.count(len(done.present), 'run')} already here" if done.present else ""
     drawn = f", {text.count(done.num_figures, 'figure file')}" if done.num_figures else ""
     click.echo(f"study {done.study}: {text.count(len(done.added), 'run')} imported{present}{drawn}")

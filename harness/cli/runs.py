@@ -16,6 +16,7 @@ from harness.cli.common import (
     json_option,
     members,
     runs_folder_option,
+    show_damage,
     weights_option,
 )
 from harness.errors import LaunchError, SpecError
@@ -45,6 +46,8 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
 
     output.refuse_with("--watch", watch)
     name, directories = members(study, runs_folder)
+
+    show_damage(runs_folder)
 
     def gather() -> list[StatusRow]:
         return status_view.status_rows(directories, name)
@@ -109,7 +112,8 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
         output.document({**asdict(row), "timeline": events, **log_json})
         return
     no_longer = "" if row.asked_for else ", no longer asked for"
-    click.echo(f"{row.run_key} {row.arm} r{row.replicate} of {', '.join(row.studies) or 'no study'}{no_longer}")
+    studies = ", ".join(row.studies) or "no study"
+    click.echo(text.printable(f"{row.run_key} {row.arm} r{row.replicate} of {studies}{no_longer}"))
     for line in events:
         click.echo(f"  {line}")
     reason = f": {row.reason}" if row.reason else ""
@@ -155,10 +159,12 @@ def logs(run: str, follow: bool, output: Output, runs_folder: Path) -> None:
 
 def _print_from(log: Path, offset: int) -> int:
     """Print a log from a byte offset on; return the offset of its end."""
+    from harness.text import printable_lines
+
     with log.open("rb") as file:
         file.seek(offset)
         added = file.read()
-    click.echo(added.decode(errors="replace"), nl=False)
+    click.echo(printable_lines(added.decode(errors="replace")), nl=False)
     return offset + len(added)
 
 

@@ -12,22 +12,45 @@ Names that start with a dot are never runs or studies.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from harness.records.reading import STUDY_NAME
 
 JOBS, CODE, SEARCH, THROUGHPUT, ASKED = ".jobs", ".code", ".search", ".throughput", ".studies"
 JOURNALS = "journal-*.jsonl"
 STUDIES = "[!.]*.json"  # in a run's folder of studies; a file that is being written starts with a dot
+_RUN_KEY = re.compile(r"[0-9a-f]{12,64}")
+_JOURNAL_NAME = re.compile(r"journal-[0-9]{1,9}\.jsonl")
 
 
 def run_paths(runs_folder: Path) -> list[Path]:
     """Return the run directories in a folder of runs, in the order of their keys."""
-    return [path.parent for path in sorted(runs_folder.glob("[!.]*/spec.json"))]
+    return [path.parent for path in sorted(runs_folder.glob("[!.]*/spec.json")) if _RUN_KEY.fullmatch(path.parent.name)]
+
+
+def folders_that_are_no_runs(runs_folder: Path) -> dict[str, str]:
+    """Return the folders that look like runs and are not read as runs, with the reason, by name."""
+    reasons = {
+        path.parent.name: "its name is not a run_key; if it is a copy of a run, move it out of the folder of runs"
+        for path in runs_folder.glob("[!.]*/spec.json")
+        if not _RUN_KEY.fullmatch(path.parent.name)
+    }
+    for path in runs_folder.glob("[!.]*/studies"):  # written after the spec, so one without it has lost it
+        if _RUN_KEY.fullmatch(path.parent.name) and not (path.parent / "spec.json").exists():
+            reasons[path.parent.name] = "spec.json is missing"
+    for path in runs_folder.glob("[!.]*"):
+        if _RUN_KEY.fullmatch(path.name) and path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+            reasons[path.name] = "it cannot be read: permission denied"
+    return dict(sorted(reasons.items()))
 
 
 def members_of(runs_folder: Path, study: str) -> list[Path]:
     """Return the run directories that have ever been members of a study, in no particular order."""
-    return [path.parent for path in runs_folder.glob("[!.]*/studies") if is_member(path.parent, study)]
+    paths = (path.parent for path in runs_folder.glob("[!.]*/studies"))
+    return [path for path in paths if _RUN_KEY.fullmatch(path.name) and is_member(path, study)]
 
 
 def is_member(path: Path, study: str) -> bool:
@@ -37,7 +60,9 @@ def is_member(path: Path, study: str) -> bool:
 
 def study_names(runs_folder: Path) -> list[str]:
     """Return the names of all studies that have ever had a run here, sorted."""
-    return sorted({path.stem for path in runs_folder.glob(f"[!.]*/studies/{STUDIES}")})
+    paths = runs_folder.glob(f"[!.]*/studies/{STUDIES}")
+    names = {path.stem for path in paths if _RUN_KEY.fullmatch(path.parents[1].name)}
+    return sorted(name for name in names if STUDY_NAME.fullmatch(name))
 
 
 def submission_folders(runs_folder: Path, study: str = "*") -> list[Path]:
@@ -125,7 +150,7 @@ class RunLayout:
 
     def journal_paths(self) -> list[Path]:
         """Return the existing journals, the oldest attempt first."""
-        return sorted(self.path.glob(JOURNALS))
+        return sorted(path for path in self.path.glob(JOURNALS) if _JOURNAL_NAME.fullmatch(path.name))
 
     def log_paths(self) -> list[Path]:
         """Return the existing logs, the oldest attempt first."""

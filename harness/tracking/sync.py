@@ -30,13 +30,16 @@ from harness.tracking.store import (
     MAX_METRICS_PER_BATCH,
     MAX_PARAM_CHARACTERS,
     MAX_PARAMS_PER_BATCH,
+    MAX_TAG_CHARACTERS,
     MLFLOW_STATUS,
     experiment_id_of,
     import_mlflow,
     initialise_store,
+    param_name,
     read_cursor,
     store_errors,
     store_uri,
+    tag_text,
 )
 
 
@@ -71,7 +74,7 @@ def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wa
     """
     uri = initialise_store(tracking_uri)
     report = SyncReport(run_directory.key)
-    if not run_directory.attempts():
+    if not run_directory.attempts() or not run_directory.events():
         return report  # nothing has happened yet
     memberships = memberships_of(run_directory, uri)
     if not memberships:
@@ -238,7 +241,7 @@ class _StudySyncer:
         }
         # A tag whose value was removed must not remain; a value that never existed makes no tag.
         before = self.cursor.get("tags", {})
-        texts = {name: "" if value is None else str(value)[:5000] for name, value in tags.items()}
+        texts = {name: "" if value is None else tag_text(value)[:MAX_TAG_CHARACTERS] for name, value in tags.items()}
         texts["infinite_values"] = _infinite_values(rows)
         changed = {name: text for name, text in texts.items() if before.get(name, "") != text}
         if changed:
@@ -291,6 +294,8 @@ class _StudySyncer:
             *sorted(run.samples_folder.glob("*.png")),
         ]
         for path in paths:
+            if path.is_symlink() or not path.is_file():
+                continue  # a link could publish any file of this machine
             name, stamp = str(path.relative_to(run.path)), file_stamp(path)
             if sent.get(name) != stamp:
                 parent = path.parent.name if path.parent != run.path else None
@@ -358,11 +363,11 @@ def params_of(spec: dict) -> dict[str, str]:
             for key, item in value.items():
                 visit(item, f"{path}.{key}" if path else str(key))
             return
-        text = value if isinstance(value, str) else json.dumps(value)
+        text = tag_text(value) if isinstance(value, str) else json.dumps(value)
         if len(text) > MAX_PARAM_CHARACTERS:
             note = f" ... ({len(text)} characters; whole in spec.yaml)"
             text = text[: MAX_PARAM_CHARACTERS - len(note)] + note
-        flat[path] = text
+        flat[param_name(path)] = text
 
     visit(spec, "")
     return flat

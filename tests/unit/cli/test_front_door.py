@@ -194,6 +194,7 @@ def test_an_archive_is_described_by_export_and_import_alike(tmp_path, runs):
         "added": sorted(directory.key for directory in runs),
         "present": [],
         "num_figures": 0,
+        "left_out": [],
     }
 
 
