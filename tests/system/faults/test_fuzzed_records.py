@@ -180,7 +180,7 @@ def attempt(case: int, read: Callable[[], Any]) -> Any:
 
 
 READERS: tuple[Callable[[list[RunDirectory]], Any], ...] = (
-    listing._studies,
+    lambda directories: listing._studies(directories, directories[0].path.parent),
     lambda directories: listing._runs(directories, "tiny"),
     lambda directories: map(disk.removable, directories),
 )
@@ -192,7 +192,7 @@ def test_every_reader_reads_the_other_runs_whatever_is_done_to_one(intact, tmp_p
     shutil.copytree(intact, runs)
     original = {path: path.read_bytes() for path in (runs / victim).rglob("*") if path.is_file()}
     [expected] = [row for row in status_view.status_rows(all_runs(runs), "tiny") if row.run_key == other]
-    outcomes: Counter[str] = Counter()
+    outcomes = Counter()
     for case in range(CASES * 7 // 8):
         rng = random.Random(case)
         restore(runs / victim, original)
@@ -253,8 +253,8 @@ def test_a_damaged_archive_is_refused_or_imported_and_writes_nothing_elsewhere(i
     home.mkdir()
     export_study("tiny", all_runs(intact), tmp_path / "tiny.tar")
     with tarfile.open(tmp_path / "tiny.tar") as tar:
-        original = {member.name: tar.extractfile(member).read() for member in tar if member.name != "manifest.json"}  # type: ignore[union-attr]
-    outcomes: Counter[str] = Counter()
+        original = {member.name: tar.extractfile(member).read() for member in tar if member.name != "manifest.json"}
+    outcomes = Counter()
     for case in range(CASES // 8):
         rng = random.Random(case)
         files = dict(original)

@@ -210,7 +210,8 @@ def test_a_study_of_which_no_run_exists_yet_has_an_empty_section_and_no_error(tm
     ask_for(tmp_path / "runs", "tiny", {"f" * 16: before.runs[0].membership()})
     assert load_runs("tiny", runs_folder=tmp_path / "runs").runs.empty
     invoke("figures", "--runs", tmp_path / "runs", "--out", tmp_path / "figures")
-    assert "<h2>tiny</h2>" in (tmp_path / "figures" / "index.html").read_text()
+    page = (tmp_path / "figures" / "index.html").read_text()
+    assert "<h2>tiny</h2>" in page and "Without 1 earlier run, no longer asked for." in page
     with pytest.raises(LaunchError, match=r"study tiny has no runs in .* yet"):
         invoke("status", "tiny", "--runs", tmp_path / "runs")
 
