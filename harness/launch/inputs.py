@@ -87,6 +87,28 @@ def require_inputs(runs: Sequence[PlannedRun]) -> Datasets:
     return datasets
 
 
+def other_data_notes(plan: Plan, datasets: Datasets) -> list[str]:
+    """Name the runs of a plan that are done and whose recorded data are not those that its next runs will have."""
+    odd = []
+    for planned in plan.runs:
+        dataset = datasets.get((planned.run.spec.data, planned.run.data_root))
+        if dataset is None or planned.state != "done":
+            continue
+        try:
+            recorded = (planned.directory.environments() or [{}])[-1].get("data_digest")
+        except HarnessError:  # records that cannot be read are reported where they are needed
+            continue
+        if recorded not in (None, dataset.digest):
+            odd.append(planned.run_key)
+    if not odd:
+        return []
+    more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
+    return [
+        f"{len(odd)} of the study's runs that are done had other data ({', '.join(odd[:5])}{more}): figures and tables "
+        "name them as not comparable with the runs that begin now"
+    ]
+
+
 def require_same_data(
     runs: Sequence[PlannedRun], datasets: Datasets, has_own_code: Callable[[PlannedRun], bool]
 ) -> list[str]:
