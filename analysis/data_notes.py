@@ -72,8 +72,8 @@ def _other_weights(runs: Sequence[RunRecord]) -> list[str]:
         for digest, names in by_weights.items():
             if digest != usual:
                 sentences.append(
-                    f"Not comparable: FID, precision and recall of {', '.join(sorted(names))} are by other weights of {name} "
-                    f"than the others' (sha256 {digest[:12]}, not {usual[:12]})."
+                    f"Not comparable: FID, precision and recall of {', '.join(sorted(names))} are by other weights of "
+                    f"{name} than the others' (sha256 {digest[:12]}, not {usual[:12]})."
                 )
     return sentences
 
