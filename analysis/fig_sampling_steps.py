@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from harness.analysis import style
 from harness.analysis.intervals import describe_bands, summarise_by
-from harness.analysis.runs import RunRecord, arm_index
+from harness.analysis.runs import Labels, RunRecord, arm_index, sampling_protocol
 from harness.spec.evaluation import Sampler
 from harness.spec.metrics import metric_kind
 from harness.spec.parts import choices
@@ -22,29 +22,32 @@ FID = metric_kind("fid").label
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return FID over replicates for each protocol, arm, fixed variance, sampler and number of steps."""
-    index = arm_index(runs)
-    rows = []
+    """Return FID over replicates for each protocol, arm, fixed variance, sampler and number of steps.
+
+    Two protocols or two samplers of one name are told apart by the values in which they differ.
+    """
+    index, rows = arm_index(runs), []
+    protocols, samplers = Labels(), Labels()
     for run in runs:
         for measurement in run.measured("sweep"):
             sweep = measurement.evaluation["sweep"]
-            protocol = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
-            variance = run.variance(measurement)
+            protocol = sampling_protocol(measurement, "sweep") | {"sweep": {"reference": sweep["reference"]}}
+            del protocol["fixed_variance"]  # a column of its own
+            name = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
+            row = {"protocol": protocols.add(name, protocol), "arm": run.arm, "arm_index": index[run.arm]}
+            row["variance"] = run.variance(measurement)
+            parameters = {sampler["name"]: sampler for sampler in sweep["samplers"]}
             for sampler, (steps, values) in run.sweep(measurement).items():
+                row["sampler"] = samplers.add(sampler, parameters[sampler])
                 rows += [
-                    {
-                        "protocol": protocol,
-                        "arm": run.arm,
-                        "arm_index": index[run.arm],
-                        "variance": variance,
-                        "sampler": sampler,
-                        "num_steps": num_steps,
-                        "fid": fid,
-                    }
-                    for num_steps, fid in zip(steps, values, strict=True)
+                    row | {"num_steps": num_steps, "fid": fid} for num_steps, fid in zip(steps, values, strict=True)
                 ]
     keys = ["protocol", "arm", "arm_index", "variance", "sampler", "num_steps"]
-    return summarise_by(pd.DataFrame(rows, columns=[*keys, "fid"]), keys, "fid")
+    frame = pd.DataFrame(rows, columns=[*keys, "fid"])
+    frame = frame.assign(
+        protocol=frame["protocol"].map(protocols.texts()), sampler=frame["sampler"].map(samplers.texts())
+    )
+    return summarise_by(frame, keys, "fid")
 
 
 def draw(frame: pd.DataFrame) -> Figure:

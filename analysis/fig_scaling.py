@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,8 @@ from matplotlib.figure import Figure
 
 from harness.analysis import style
 from harness.analysis.intervals import describe_bands, summarise
-from harness.analysis.runs import RunRecord
+from harness.analysis.runs import Labels, RunRecord, sampling_protocol
 from harness.analysis.scaling import PowerLaw, bootstrap, fit_power_law
-from harness.spec.base import canonical_json
 from harness.spec.metrics import TRAIN_COMPUTE, metric_kind
 
 TITLE = "Scaling with training compute"
@@ -30,15 +30,17 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     Arms of a series differ only in the model's size, the length of training and the optimizer's settings for them.
     `compute_multiply_adds` is the recorded `compute/train_multiply_adds`.
     """
-    groups: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
-    names: dict[str, str] = {}
+    groups: dict[tuple, dict[str, list[tuple[float, float]]]] = {}
+    series, protocols = Labels(), Labels()
     for run in runs:
-        compute, series = run.final(TRAIN_COMPUTE), _series(run)
+        compute = run.final(TRAIN_COMPUTE)
         parts = " ".join(filter(None, [run.named("diffusion.schedule"), run.named("objective")]))
-        name = names.setdefault(series, f"{parts}{f' ({len(names) + 1})' if names else ''}")
-        for metric, protocol, value in _measured(run):
+        name = series.add(parts, _series(run))
+        for metric, label, protocol, value in _measured(run):
             if not np.isnan(compute + value):
-                groups.setdefault((name, metric, protocol), {}).setdefault(run.arm, []).append((compute, value))
+                key = (name, metric, protocols.add(label, protocol))
+                groups.setdefault(key, {}).setdefault(run.arm, []).append((compute, value))
+    names, texts = series.texts(), protocols.texts()
     rows = []
     for (name, metric, protocol), arms in groups.items():
         compute_of = {arm: float(np.mean([x for x, _ in points])) for arm, points in arms.items()}
@@ -48,25 +50,26 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         values = {arm: [y for _, y in arms[arm]] for arm in ordered}
         law = _fit([compute_of[arm] for arm in ordered], [values[arm] for arm in ordered])
         for arm in ordered:
-            row: dict[str, object] = {"series": name, "metric": metric, "protocol": protocol, "arm": arm}
+            row: dict[str, object] = {"series": names[name], "metric": metric, "protocol": texts[protocol], "arm": arm}
             row |= {"compute_multiply_adds": compute_of[arm]}
             rows.append({**row, **summarise(values[arm])._asdict(), **_fit_columns(law)})
     columns = ["series", "metric", "protocol", "arm", "compute_multiply_adds", "n", "mean", "low", "high", "kind"]
     return pd.DataFrame(rows, columns=[*columns, *_fit_columns(None)])
 
 
-def _measured(run: RunRecord) -> Iterator[tuple[str, str, float]]:
-    """Return the run's first NLL and first FID: metric, how it was measured, value."""
+def _measured(run: RunRecord) -> Iterator[tuple[str, str, dict[str, Any], float]]:
+    """Return the run's first NLL and first FID: metric, how it was measured in short and in full, value."""
     for measurement in islice(run.measured("nll"), 1):
-        yield "nll", KINDS["nll"].unit, run.nll(measurement)
+        protocol = {name: measurement.evaluation[name] for name in ("nll", "split", "weights")}
+        yield "nll", KINDS["nll"].unit, protocol, run.nll(measurement)
     for measurement in islice(run.measured("fidelity"), 1):
-        part = measurement.evaluation["fidelity"]
-        yield "fid", f"{run.extractor(part)}, {part['num_samples']} samples", run.fidelity(measurement)
+        part, protocol = measurement.evaluation["fidelity"], sampling_protocol(measurement, "fidelity")
+        yield "fid", f"{run.extractor(part)}, {part['num_samples']} samples", protocol, run.fidelity(measurement)
 
 
-def _series(run: RunRecord) -> str:
+def _series(run: RunRecord) -> dict[str, Any]:
     spec = {key: value for key, value in run.spec.items() if key not in ("seed", "model", "optim", "train")}
-    return canonical_json(spec | {"batch_size": run.spec["train"]["batch_size"]})
+    return spec | {"batch_size": run.spec["train"]["batch_size"]}
 
 
 def _fit(compute: list[float], values: list[list[float]]) -> PowerLaw | None:

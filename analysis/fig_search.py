@@ -22,6 +22,8 @@ from matplotlib.ticker import MaxNLocator
 from harness.analysis import style
 from harness.analysis.runs import RunRecord, load_records
 from harness.records.layout import SEARCH
+from harness.records.manifest import read_manifest
+from harness.spec.base import canonical_json
 
 MAP = "viridis"  # dark is good, light is bad, also in grey
 GREY = "#9a9a9a"
@@ -80,6 +82,8 @@ def trials(runs: Sequence[RunRecord]) -> pd.DataFrame:
         return pd.DataFrame()
     definition = _definition(runs)
     records = [json.loads(path.read_text()) for path in sorted((_folder(runs) / "trials").glob("trial-*.json"))]
+    if manifest := read_manifest(runs[0].folder.parent, runs[0].study):  # a study of runs may have taken the name over
+        records = [record for record in records if manifest.runs.keys() & record["run_keys"]]
     ended = sorted((record for record in records if record["state"] in ("complete", "pruned")), key=_ending)
     rows = []
     for order, record in enumerate(ended, 1):
@@ -102,15 +106,11 @@ def _position(parameter: dict[str, Any], point: dict[str, Any]) -> dict[str, Any
     row = {"parameter": path, "log": bool(parameter.get("log"))}
     if parameter["kind"] == "choices":
         names, values = list(parameter["choices"]), list(parameter["choices"].values())
-        index = values.index(point[path]) if path in point else None
+        texts = list(map(canonical_json, values))  # 1, 1.0 and true are three values
+        index = texts.index(canonical_json(point[path])) if path in point else None
         place, label = (np.nan, "") if index is None else (index, names[index])
-        return row | {
-            "position": place,
-            "label": label,
-            "low": -0.5,
-            "high": len(names) - 0.5,
-            "names": "|".join(names),
-        }
+        bounds = {"low": -0.5, "high": len(names) - 0.5}
+        return row | {"position": place, "label": label, **bounds, "names": "|".join(names)}
     value = point.get(path, np.nan)
     label = f"{value:.3g}" if path in point else ""
     return row | {"position": value, "label": label, "low": parameter["low"], "high": parameter["high"], "names": ""}

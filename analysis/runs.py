@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ import pandas as pd
 from harness.errors import RecordError
 from harness.records import layout
 from harness.records.directory import RunDirectory
+from harness.records.manifest import Manifests
 from harness.records.status import STATES, Status
+from harness.spec.base import canonical_json
 from harness.spec.evaluation import extractor_name
 from harness.spec.metrics import (
     array_file,
@@ -66,6 +68,7 @@ class RunRecord:
         curves: metric -> (steps, values), without superseded rows.
         over_training: the metrics whose steps are training steps; those of the others are t, or numbers of steps.
         problems: of the journals, one line each; a figure that uses the run should not hide them.
+        not_asked_for: prefixes of evaluations that the run has, but that the study does not ask for.
     """
 
     folder: Path
@@ -79,6 +82,7 @@ class RunRecord:
     over_training: frozenset[str] = field(default_factory=frozenset, repr=False)
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
     problems: tuple[str, ...] = ()
+    not_asked_for: frozenset[str] = frozenset()
 
     @property
     def run_key(self) -> str:
@@ -198,7 +202,8 @@ class StudyRuns:
         """One row per run and study.
 
         Columns: study, arm, replicate, run_key, state, step, num_steps; the spec's fields by their dotted paths, such
-        as `optim.lr` and `diffusion.schedule.name`; and each metric at its last training step, such as `eval/nll_bpd`.
+        as `optim.lr` and `diffusion.schedule.name`; and each metric at its last training step, such as `eval/nll_bpd`,
+        but for evaluations that the study does not ask for.
         """
         return pd.DataFrame([_table_row(run) for run in self.records])
 
@@ -259,18 +264,92 @@ def require_study(runs_folder: Path, study: str) -> None:
 
 
 def load_records(runs_folder: Path | str, study: str | None = None) -> list[RunRecord]:
-    """Read the runs of a study, or of all studies, once for each study that a run belongs to.
+    """Read the runs that a study asks for, or those of all studies, once for each study that asks for a run.
 
     Runs are sorted by study, arm (schedule, objective, name) and replicate. A run whose records cannot be read is
-    included as failed, with the reason, so that figures can count it.
+    included as failed, with the reason, so that figures can count it. Runs of one arm differ in nothing but their
+    seed: where a study without a manifest has others, they are arms of their own, named by what differs.
     """
+    manifests = Manifests(Path(runs_folder))
+    directories = manifests.runs(study) if study else map(RunDirectory, layout.run_paths(Path(runs_folder)))
     records: list[RunRecord] = []
-    for path in layout.run_paths(Path(runs_folder)):
-        directory = RunDirectory(path)
-        studies = {name: membership for name, membership in directory.studies().items() if study in (None, name)}
+    for directory in directories:
+        asked = manifests.memberships(directory)
+        studies = {name: membership for name, membership in asked.items() if study in (None, name)}
         if studies:
             records.extend(_read(directory, studies))
+    records = _with_separate_arms(records)
     return sorted(records, key=lambda run: (run.study, _arm_order(run), run.arm, run.replicate))
+
+
+def count_earlier(runs_folder: Path | str, study: str) -> int:
+    """Return the number of runs that a study no longer asks for."""
+    return len(Manifests(Path(runs_folder)).earlier_runs(study))
+
+
+def _with_separate_arms(records: list[RunRecord]) -> list[RunRecord]:
+    """Rename runs of one arm that differ in more than their seed, by the values of what differs."""
+    arms: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
+    for run in records:
+        settings = canonical_json(settings_of(run))
+        arms.setdefault((run.study, run.arm), {}).setdefault(settings, []).append(run)
+    renamed = []
+    for variants in arms.values():
+        names = what_differs([settings_of(runs[0]) for runs in variants.values()])
+        for runs, name in zip(variants.values(), names, strict=True):
+            renamed += [replace(run, arm=f"{run.arm} ({name})") for run in runs] if name else runs
+    return renamed
+
+
+def settings_of(run: RunRecord) -> dict[str, Any]:
+    """Return all resolved values of a run's spec but its seed, by dotted path: what makes an arm."""
+    return {path: value for path, value in flatten(run.spec).items() if path != "seed"}
+
+
+def what_differs(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Describe each of several settings by the values in which it differs from the others: `train.steps=20`.
+
+    Args:
+        settings: values by dotted path; a value that one of them lacks is a dash.
+
+    Returns:
+        a text each, all different if the settings are; empty for a single one.
+    """
+    paths = dict.fromkeys(path for values in settings for path in values)
+    differing = [path for path in paths if len({canonical_json(values.get(path)) for values in settings}) > 1]
+    return [", ".join(f"{path}={_brief(values.get(path))}" for path in differing) for values in settings]
+
+
+class Labels:
+    """Names for settings: a name as it is, and with the values that differ where it stands for several settings."""
+
+    def __init__(self) -> None:
+        self._settings: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(self, name: str, settings: dict[str, Any]) -> tuple[str, str]:
+        """Note settings under a name; return what identifies them in `texts`."""
+        key = (name, canonical_json(settings))
+        self._settings[key] = flatten(settings)
+        return key
+
+    def texts(self) -> dict[tuple[str, str], str]:
+        """Return the label of each setting; all of them are different."""
+        texts = {}
+        for name in dict.fromkeys(name for name, _ in self._settings):
+            keys = [key for key in self._settings if key[0] == name]
+            for key, difference in zip(keys, what_differs([self._settings[key] for key in keys]), strict=True):
+                texts[key] = f"{name} ({difference})" if difference else name
+        return texts
+
+
+def sampling_protocol(measurement: Measurement, part: str) -> dict[str, Any]:
+    """Return all of a protocol that a measurement of samples (fidelity, sweep) depends on."""
+    shared = ("weights", "fixed_variance", "guidance", "seed")
+    return {part: measurement.evaluation[part]} | {name: measurement.evaluation.get(name) for name in shared}
+
+
+def _brief(value: Any) -> str:
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def study_names(runs_folder: Path | str) -> list[str]:
@@ -309,14 +388,15 @@ def _table_row(run: RunRecord) -> dict[str, Any]:
         "step": run.status.step,
         "num_steps": run.status.num_steps,
     }
-    return row | _flatten(run.spec) | {name: run.final(name) for name in run.curves if name in run.over_training}
+    shown = [name for name in run.curves if name in run.over_training and name.split("/")[0] not in run.not_asked_for]
+    return row | flatten(run.spec) | {name: run.final(name) for name in shown}
 
 
-def _flatten(spec: dict[str, Any], path: str = "") -> dict[str, Any]:
+def flatten(spec: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Return a spec's values by their dotted paths; lists are not flattened."""
     values: dict[str, Any] = {}
     for key, value in spec.items():
-        values |= _flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        values |= flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
     return values
 
 
@@ -335,6 +415,7 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
         status = Status(state="failed", reason=f"its records cannot be read: {error}")
     prefixes = {event.fields["key"]: event.fields["prefix"] for event in events}
     for study, membership in studies.items():
+        measurements = tuple(_measurements(directory, membership["evaluations"], prefixes))
         yield RunRecord(
             folder=directory.path,
             study=study,
@@ -342,26 +423,29 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
             replicate=membership["replicate"],
             spec=spec,
             status=status,
-            measurements=tuple(_measurements(directory, membership["evaluations"], prefixes)),
+            measurements=measurements,
             curves=curves,
             over_training=over_training,
             environment=environment,
             problems=tuple(problems),
+            not_asked_for=frozenset(prefixes.values()) - {measurement.prefix for measurement in measurements},
         )
 
 
 def _measurements(directory: RunDirectory, evaluations: list[dict], prefixes: dict[str, str]) -> Iterator[Measurement]:
-    """Return the finished measurements that the study requested.
+    """Return the finished measurements that the study requested, in its order.
 
     Protocols are compared as stored, not by newly computed keys: so a later version of the harness, whose protocols
     have more parts, can still draw the records of an earlier one.
     """
+    finished = []
     for key, prefix in prefixes.items():
         path = directory.evaluation_path(key)
-        protocol = json.loads(path.read_text()) if path.exists() else {}
-        evaluation = protocol.get("evaluation")
-        if evaluation in evaluations:
-            yield Measurement(evaluation["name"], prefix, evaluation, protocol)
+        finished.append((prefix, json.loads(path.read_text()) if path.exists() else {}))
+    for evaluation in evaluations:
+        for prefix, protocol in finished:
+            if protocol.get("evaluation") == evaluation:
+                yield Measurement(evaluation["name"], prefix, evaluation, protocol)
 
 
 def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], frozenset[str]]:

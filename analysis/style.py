@@ -69,11 +69,11 @@ def subplots(
 
 
 def arm_style(index: int) -> dict[str, Any]:
-    """Return colour, line and marker of the arm with this number; different for up to 21 arms."""
+    """Return colour, line and marker of the arm with this number; different for up to 147 arms."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": LINES[index % len(LINES)],
-        "marker": MARKERS[index % len(MARKERS)],
+        "marker": MARKERS[(index + index // 21) % len(MARKERS)],
     }
 
 

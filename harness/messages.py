@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Literal
 
@@ -22,8 +23,22 @@ class _PlainLines(logging.Handler):
 
 def show_messages(stream: Literal["stderr", "stdout"] = "stderr") -> None:
     """Print the harness's log messages from INFO on; a repeated call only changes the stream."""
+    make_printable()
     logger = logging.getLogger("harness")
     for handler in [handler for handler in logger.handlers if isinstance(handler, _PlainLines)]:
         logger.removeHandler(handler)
     logger.addHandler(_PlainLines(stream))
     logger.setLevel(logging.INFO)
+
+
+def make_printable() -> None:
+    """Let standard output and error take any text: a character that their encoding lacks becomes \\xe9 or \\u2192.
+
+    Otherwise a name or a plus-minus sign would end a command in a terminal that is not UTF-8, while its workers go on.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 (until the process ends)
+        elif hasattr(stream, "reconfigure") and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")

@@ -25,9 +25,10 @@ from harness.methods.gaussian import GaussianMethod
 from harness.models import MODELS, SuperResUNet
 from harness.randomness import derive_seed
 from harness.spec.base import SpecModel
+from harness.spec.networks import MLP, NetworkModel, UNet
 from harness.spec.parts import NamedModel, plugin_implementation
 from harness.spec.resources import Resources
-from harness.spec.run import LEARNED, MLP, DataModel, Diffusion, ImageFolder, NetworkModel, RunSpec, UNet
+from harness.spec.run import LEARNED, DataModel, Diffusion, ImageFolder, RunSpec
 
 BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
     "schedule": SCHEDULES,

@@ -26,6 +26,15 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.1f} TiB"
 
 
+def rounded_count(number: float) -> str:
+    """Format a large number with three digits: 950, 14.2 k, 2.5 M."""
+    for unit in ("", " k", " M"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} G"
+
+
 def device_hours(hours: float) -> str:
     return f"{hours:.3g}" if hours >= 0.001 else "<0.001"
 

@@ -13,6 +13,7 @@ from harness import __version__
 from harness.cli import (
     checkpoints,
     cluster,
+    earlier,
     figures,
     listing,
     preflight,
@@ -30,7 +31,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Run": (studies.plan, studies.submit, search.search, cluster.cancel, cluster.retry),
     "Look": (listing.list_, runs.status, runs.why, runs.logs, figures.figures, runs.sample),
     "Keep": (
-        *(records.sync, records.export, records.import_, records.clean),
+        *(records.sync, records.export, records.import_, records.clean, earlier.forget),
         *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),
     ),
     "Check": (preflight.doctor, preflight.calibrate, verify.verify_resume, schema.schema),

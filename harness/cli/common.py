@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ def find_study_file(study: str) -> Path:
 
 def same_runs(runs_folder: Path) -> str:
     """Return the options that a suggested command needs to address the same runs."""
-    return "" if runs_folder == Path(default_runs()) else f" --runs {runs_folder}"
+    return "" if runs_folder == Path(default_runs()) else f" --runs {shlex.quote(str(runs_folder))}"
 
 
 def all_runs(runs_folder: Path) -> list[RunDirectory]:
@@ -208,40 +209,58 @@ def all_runs(runs_folder: Path) -> list[RunDirectory]:
 
 
 def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
-    """Return a study's name and its runs in the file's order, given its file or name; all runs if None.
+    """Return a study's name and the runs that it asks for in its order, given its file or name; all runs if None.
 
-    The runs of a search are those of its trials so far.
+    What it asks for is what its file said when it was submitted last, and of a search its trials so far.
 
     Raises:
         LaunchError: no run belongs to a study of that name.
     """
     from harness.records.directory import RunDirectory
     from harness.records.layout import study_names
-    from harness.study.expand import is_search
+    from harness.records.manifest import Manifests
 
     if study is None:
         return None, all_runs(runs_folder)
-    if is_study_file(study) and is_search(study):
-        from harness.search.loading import load_search
-
-        study = load_search(study, inception=has_inception()).name
-    elif is_study_file(study):
-        loaded = load(Path(study))
+    manifests = Manifests(runs_folder)
+    name, loaded = _name_and_study(study)
+    if loaded and not manifests.of(name):
         directories = [RunDirectory(runs_folder / run.run_key) for run in loaded.runs]
         directories = [directory for directory in directories if directory.spec_path.exists()]
-        if not directories:
-            raise LaunchError(f"study {loaded.name} has no runs in {runs_folder} yet: harness submit {study}")
-        return loaded.name, directories
-    directories = [run for run in all_runs(runs_folder) if run.study_path(study).is_file()]
-    directories.sort(key=lambda run: [run.studies()[study].get(key) for key in ("arm", "replicate")])
+    else:
+        directories = manifests.runs(name)
+        if not manifests.of(name):
+            directories.sort(key=lambda run: [run.studies()[name].get(key) for key in ("arm", "replicate")])
+    if not directories and (loaded or manifests.of(name)):
+        raise LaunchError(f"study {name} has no runs in {runs_folder} yet: harness submit {study}")
     if not directories:
-        names = study_names(runs_folder)
-        raise LaunchError(f"no study {study!r} in {runs_folder}; {_choices(names, 'it is empty')}")
-    return study, directories
+        raise LaunchError(f"no study {name!r} in {runs_folder}; {_choices(study_names(runs_folder), 'it is empty')}")
+    return name, directories
+
+
+def study_name(study: str) -> str:
+    """Return the name of a study that is given by file or name."""
+    return _name_and_study(study)[0]
+
+
+def _name_and_study(study: str) -> tuple[str, Study | None]:
+    """Return the name of a study that is given by file or name; of a file of runs also its content."""
+    from harness.study.expand import is_search
+
+    if not is_study_file(study):
+        return study, None
+    if is_search(study):
+        from harness.search.loading import load_search
+
+        return load_search(study, inception=has_inception()).name, None
+    loaded = load(Path(study))
+    return loaded.name, loaded
 
 
 def studies_or_runs(names: Iterable[str], runs_folder: Path) -> list[RunDirectory]:
     """Return the runs of the named studies and the runs named by key, each once; all runs if no name is given.
+
+    Those that a study no longer asks for are included.
 
     Raises:
         LaunchError: a name matches no study and no run.
@@ -253,8 +272,11 @@ def studies_or_runs(names: Iterable[str], runs_folder: Path) -> list[RunDirector
 
 
 def _study_or_run(name: str, runs_folder: Path) -> list[RunDirectory]:
+    from harness.records.manifest import Manifests
+
     try:
-        return members(name, runs_folder)[1]
+        study, directories = members(name, runs_folder)
+        return [*directories, *Manifests(runs_folder).earlier_runs(str(study))]
     except LaunchError as no_study:
         try:
             return [find_run(name, runs_folder)]

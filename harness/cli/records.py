@@ -52,13 +52,13 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
     for directory in studies_or_runs(names, runs_folder):
         if check:
             report = check_run(directory)
-            num_rows = report.num_rows_compared
-            problems = [*report.gaps, *report.duplicates, *report.conflicts, *report.problems]
+            num_rows, problems = report.num_rows_compared, report.lines()
+            shown = list(filter(None, [report.summary()]))  # a line a run; --json has them all
         else:
             sent = sync_run(directory)
             num_rows = sum(study.num_rows_sent for study in sent.studies.values())
-            problems = sent.problems
-        for line in problems:
+            shown = problems = sent.problems
+        for line in shown:
             click.echo(text.printable(f"{directory.key}: {line}"))
         results.append({"run_key": directory.key, "num_rows": num_rows, "problems": problems})
     output.document({"runs": results})
@@ -109,7 +109,9 @@ def export(study: str, file: Path | None, checkpoints: str, figures: Path, outpu
     With --json: {"study", "file", "num_runs", "num_files", "num_bytes", "sha256", "left_out": [TEXT]}.
     """
     from harness import text
+    from harness.cli.earlier import earlier_lines
     from harness.records import archive
+    from harness.records.manifest import Manifests
 
     name, directories = members(study, runs_folder)
     assert name is not None, "a study was named"
@@ -117,6 +119,8 @@ def export(study: str, file: Path | None, checkpoints: str, figures: Path, outpu
     done = archive.export_study(name, directories, path, checkpoints=checkpoints, figures=figures / name)  # type: ignore[arg-type]
     for left_out in done.left_out:
         click.echo(text.printable(f"left out: {left_out}"))
+    for line in earlier_lines(name, [run.key for run in Manifests(runs_folder).earlier_runs(name)], [], runs_folder):
+        click.echo(f"left out: {line}")
     content = f"{text.count(done.num_runs, 'run')}, {text.count(done.num_files, 'file')}, {text.size(done.num_bytes)}"
     click.echo(f"{path}: {content}; sha256 {done.sha256}")
     exported = asdict(done)
@@ -160,9 +164,11 @@ def clean(study: str | None, yes: bool, output: Output, runs_folder: Path) -> No
     """
     from harness import text
     from harness.cli import tables
+    from harness.cli.earlier import earlier_lines
     from harness.records import disk
+    from harness.records.manifest import Manifests
 
-    _, directories = members(study, runs_folder)
+    name, directories = members(study, runs_folder)
     used = disk.usage(directory.path for directory in directories)
     rows = [(kind, text.size(used[kind])) for kind in sorted(used, key=lambda kind: -used[kind])]
     if not output.as_json:
@@ -178,6 +184,10 @@ def clean(study: str | None, yes: bool, output: Output, runs_folder: Path) -> No
         freed = sum(disk.remove(directory) for directory in directories if by_run[directory.key])
         freed += sum(map(disk.remove_folder, folders))
         click.echo(f"freed {text.size(freed)}")
+    if name:
+        earlier = Manifests(runs_folder).earlier_runs(name)
+        for line in earlier_lines(name, [directory.key for directory in earlier], [], runs_folder):
+            click.echo(f"{line}; they take {text.size(sum(disk.usage(run.path for run in earlier).values()))}")
     items = [asdict(item) for item in removable]
     output.document({"num_bytes": dict(used), "removable": items, "num_bytes_freed": freed})
 

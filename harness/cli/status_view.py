@@ -14,7 +14,8 @@ from harness.cli.tables import Table, state_counts
 from harness.launch import states
 from harness.progress import duration
 from harness.records.directory import RunDirectory
-from harness.records.journal import last_value
+from harness.records.journal import events_in, last_value
+from harness.records.manifest import Manifests
 from harness.text import count, printable
 
 NEWS_EVERY_SECONDS = 60.0
@@ -41,6 +42,7 @@ class StatusRow:
     node: str = ""
     cause: str = ""  # why it is interrupted, failed or pruned, for programs
     stopped_by: str = ""
+    asked_for: bool = True  # by the study, or by any of its studies
 
     def row(self, *, slurm: bool = False) -> tuple[str, ...]:
         """Return the cells of `status`; SLURM's two only on request."""
@@ -64,15 +66,21 @@ STATUS_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd
 
 def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -> list[StatusRow]:
     """Gather the rows of `status`; arm and replicate are those of `study`, else of a run's first study."""
+    if not directories:
+        return []
     run_states = states.read_run_states([directory.path for directory in directories])
-    return [_status_row(directory, study, run_states[directory.key]) for directory in directories]
+    manifests = Manifests(directories[0].path.parent)
+    return [_status_row(directory, study, run_states[directory.key], manifests) for directory in directories]
 
 
-def _status_row(directory: RunDirectory, study: str | None, run_state: states.RunState) -> StatusRow:
+def _status_row(
+    directory: RunDirectory, study: str | None, run_state: states.RunState, manifests: Manifests
+) -> StatusRow:
     status, job = run_state.status, run_state.job
     num_steps, batch_size = _size_of(directory.path)
-    studies = directory.studies()
-    membership = studies.get(study or next(iter(studies), ""), {})
+    asked, earlier = manifests.split(directory)
+    studies = asked or earlier
+    membership = asked.get(study, earlier.get(study, {})) if study else next(iter(studies.values()), {})
     speed = status.images_per_second
     return StatusRow(
         run_key=directory.key,
@@ -85,13 +93,14 @@ def _status_row(directory: RunDirectory, study: str | None, run_state: states.Ru
         steps_per_second=speed / batch_size if speed else None,
         eta_seconds=status.eta_seconds,
         loss=status.loss,
-        nll_bpd=last_nll(directory) if status.attempt else None,
+        nll_bpd=last_nll(directory, membership.get("evaluation_keys")) if status.attempt else None,
         reason=status.reason,
         run_dir=str(directory.path),
         job=job.job_id if job else "",
         node=job.node if job and job.live else "",
         cause=status.cause,
         stopped_by=status.stopped_by,
+        asked_for=study in asked if study else bool(asked or not earlier),
     )
 
 
@@ -101,10 +110,26 @@ def _size_of(run_directory: Path) -> tuple[int, int]:
     return train["steps"], train["batch_size"]
 
 
-def last_nll(directory: RunDirectory) -> float | None:
-    """Return the newest `eval/nll_bpd` in the journals, searched from their ends without reading them whole."""
-    values = (last_value(path, "eval/nll_bpd") for path in reversed(directory.journal_paths()))
-    return next((value for value in values if value is not None), None)
+def last_nll(directory: RunDirectory, evaluation_keys: Sequence[str] | None = None) -> float | None:
+    """Return the newest NLL of the evaluation `eval`, searched in the journals from their ends without parsing them.
+
+    Args:
+        evaluation_keys: of the protocols that the study asks for; None if unknown, and then any protocol counts.
+    """
+    if evaluation_keys is None:
+        journals = (path.read_bytes() for path in reversed(directory.journal_paths()))
+        return next((value for data in journals if (value := last_value(data, "eval/nll_bpd")) is not None), None)
+    others: set[str] = set()  # prefixes of protocols that are no longer asked for
+    for path in reversed(directory.journal_paths()):
+        data = path.read_bytes()
+        prefixes = ["eval", *(f"eval_{key[:6]}" for key in evaluation_keys)]  # as a job forms them
+        for event in events_in(data, 0, "evaluation"):
+            if event.fields["evaluation"] == "eval" and event.fields["key"] not in evaluation_keys:
+                others.add(event.fields["prefix"])
+        values = (last_value(data, f"{prefix}/nll_bpd") for prefix in prefixes if prefix not in others)
+        if (value := next((value for value in values if value is not None), None)) is not None:
+            return value
+    return None
 
 
 def status_table(rows: Sequence[StatusRow]) -> Table:

@@ -81,6 +81,14 @@ class Dataset:
     files: Mapping[str, str] = field(default_factory=dict)
     account: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def num_train(self) -> int:
+        return len(self.train)
+
+    @property
+    def num_test(self) -> int:
+        return len(self.test)
+
     def __post_init__(self) -> None:
         counts = {"train": len(self.train), "test": len(self.test), "num_classes": self.num_classes}
         object.__setattr__(self, "account", counts | dict(self.account))

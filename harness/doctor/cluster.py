@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.doctor.findings import Finding, ok, one_line, problem, warning
 from harness.errors import LaunchError
 from harness.launch.planning import Plan
+from harness.launch.processes import unusable_path
 from harness.slurm.cluster import ClusterInfo, count_gpus, is_usable, parse_time_limit, read_cluster_info
 from harness.slurm.jobs import check_submission, live_jobs, read_accounting
 from harness.slurm.probe import sbatch_options
@@ -52,6 +54,12 @@ def _check_accounting() -> Finding:
             "stay correct, but ask the cluster's administrators for slurmdbd"
         )
     return ok("sacct answers")
+
+
+def check_path(runs_folder: Path, cluster: str) -> Iterator[Finding]:
+    """Check that the path of the runs folder can be written where jobs are started from it."""
+    if reason := unusable_path(runs_folder, cluster):
+        yield problem(reason)
 
 
 def check_partition(slurm: ClusterInfo, profile: Profile, classes: Mapping[str, Resources]) -> Iterator[Finding]:

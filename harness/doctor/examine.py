@@ -16,6 +16,7 @@ from harness.doctor.cluster import (
     check_account,
     check_arrays,
     check_partition,
+    check_path,
     check_preemption,
     check_time_limits,
     resource_classes,
@@ -43,6 +44,7 @@ def examine_machine(plan: Plan | None, runs_folder: Path) -> Iterator[Finding]:
     yield check_python()
     yield check_torch(plan)
     yield check_cores_and_memory(plan)
+    yield from check_path(runs_folder, "local")
     yield from check_runs_folder(runs_folder, plan)
     yield from check_local_store()
     if plan:
@@ -76,10 +78,12 @@ def examine_cluster(
         yield from findings
         if all(finding.level != "problem" for finding in findings):  # else it would report the same problem again
             yield from check_accepted(profile, classes)
+    unusable = list(check_path(runs_folder, "slurm"))
+    yield from unusable
     yield from check_runs_folder(runs_folder, plan)
     yield from check_store(profile, store_uri(profile.tracking_uri), file_system)
     if plan:
         yield from check_data(plan)
         yield from check_extractors(plan)
-    if slurm is not None and timeout_seconds is not None:
+    if slurm is not None and timeout_seconds is not None and not unusable:
         yield from run_node_probe(profile, plan, runs_folder, timeout_seconds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from harness.doctor.findings import Finding, ok, problem, warning
 from harness.doctor.machine import SHARED_FILE_SYSTEMS, file_system, nearest_folder
 from harness.errors import HarnessError
 from harness.slurm.profile import Profile
-from harness.tracking.store import store_uri
+from harness.tracking.store import is_sqlite, sqlite_path, store_uri, without_password
 
 SERVER_SECONDS = 5.0
 
@@ -28,9 +27,9 @@ def check_store(profile: Profile, uri: str, file_system: Callable[[Path], str] =
         else:
             yield ok(f"the tracking server {uri} answers")
         return
-    if not uri.startswith("sqlite:"):
+    if not is_sqlite(uri):
         yield warning(
-            f"store {_without_password(uri)}: not a server; only compute nodes that reach its database can write it"
+            f"store {without_password(uri)}: not a server; only compute nodes that reach its database can write it"
         )
         return
     if profile.compute_nodes_reach_server:
@@ -40,7 +39,7 @@ def check_store(profile: Profile, uri: str, file_system: Callable[[Path], str] =
             "`harness sync --watch` here"
         )
         return
-    kind = file_system(Path(uri.removeprefix("sqlite:///")))
+    kind = file_system(sqlite_path(uri) or Path())
     if kind in SHARED_FILE_SYSTEMS:
         yield warning(
             f"store {uri} lies on a shared file system ({kind}), where SQLite's locks may fail: write it from this "
@@ -56,11 +55,7 @@ def server_error(uri: str) -> str:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SERVER_SECONDS) as response:
             return "" if response.status == 200 else f"status {response.status}"
     except (OSError, ValueError) as error:
-        return _without_password(str(getattr(error, "reason", None) or error))
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
+        return without_password(str(getattr(error, "reason", None) or error))
 
 
 def check_local_store() -> Iterator[Finding]:
@@ -73,9 +68,9 @@ def check_local_store() -> Iterator[Finding]:
     if uri.startswith(("http://", "https://")):
         yield from check_store(Profile(), uri)
         return
-    path = Path(uri.removeprefix("sqlite:///"))
-    if os.access(path if path.exists() else nearest_folder(path.parent), os.W_OK):
-        yield ok(f"MLflow's store: {_without_password(uri)}")
+    path = sqlite_path(uri)
+    if path is None or os.access(path if path.exists() else nearest_folder(path.parent), os.W_OK):
+        yield ok(f"MLflow's store: {without_password(uri)}")
     else:
         yield problem(
             f"MLflow's store {path} cannot be written; choose another by MLFLOW_TRACKING_URI=sqlite:///PATH.db"

@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 import time
-import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from typing import Any
 import torch
 
 from harness.data.base import Dataset
-from harness.errors import CheckpointError, DataError, HarnessError, RecordError, TrainingError
+from harness.errors import CheckpointError, DataError, RecordError, TrackingError, TrainingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
+from harness.job.endings import describe_failure, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges
 from harness.job.request import RunRequest
 from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
@@ -79,22 +79,25 @@ def run_job(
 
     Raises:
         RecordError: another process is working on this run.
-        LaunchError: the run is distributed, and its processes cannot connect.
     """
     run_directory = RunDirectory(Path(run_folder))
-    rank_info = detect_rank(RunRequest.of(run_directory).resources.num_processes)
+    try:
+        rank_info = detect_rank(RunRequest.of(run_directory).resources.num_processes)
+    except Exception as error:  # whatever fails before the run begins leaves a state and a reason, too
+        record_failure(run_directory.path, error, wait_seconds=wait_seconds)
+        return "failed"
     if threads and rank_info.starts_others:
         threads = max(1, threads // rank_info.size)
     if rank_info.rank:
         return _train_as_worker_rank(_Job(run_directory, threads, False, rank_info, stop_after_steps))
     with run_directory.lock(wait_seconds), ExitStack() as stack:
+        try:
+            job = _Job(run_directory, threads, show_progress, rank_info, stop_after_steps)
+        except Exception as error:
+            write_failure(run_directory, error)
+            return "failed"
         if sync:
-            from harness.tracking.daemon import BackgroundSync
-
-            stack.enter_context(
-                BackgroundSync([run_directory], run_directory.tracking_folder, tracking_uri=tracking_uri)
-            )
-        job = _Job(run_directory, threads, show_progress, rank_info, stop_after_steps)
+            _sync_meanwhile(run_directory, tracking_uri, stack)
         try:
             job.run()
         except Interrupted:
@@ -103,14 +106,24 @@ def run_job(
                 return job.state
             cause: Cause = "signal" if job.stop_signal in SIGNAL_NAMES else "step_limit"
             job.finish("interrupted", f"stopped by {job.stop_signal}; resubmit to resume", cause=cause)
-        except HarnessError as error:
-            job.finish("failed", str(error), cause="error")
         except Exception as error:
-            # Every error is recorded, with its traceback.
-            job.finish("failed", f"{type(error).__name__}: {error}", cause="error", trace=traceback.format_exc())
+            reason, trace = describe_failure(error)
+            job.finish("failed", reason, cause="error", trace=trace)
         else:
             job.finish("done", "")
     return job.state
+
+
+def _sync_meanwhile(run_directory: RunDirectory, tracking_uri: str | None, stack: ExitStack) -> None:
+    """Upload the records while the run goes on; if that cannot be started, `harness sync` does it later."""
+    from harness.tracking.daemon import BackgroundSync
+
+    try:
+        syncing = BackgroundSync([run_directory], run_directory.tracking_folder, tracking_uri=tracking_uri)
+    except (TrackingError, OSError) as error:
+        logger.warning(f"the records are not uploaded to MLflow meanwhile: {error}")
+    else:
+        stack.enter_context(syncing)
 
 
 def _train_as_worker_rank(job: _Job) -> str:

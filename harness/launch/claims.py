@@ -14,6 +14,7 @@ from typing import Any
 from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.layout import SubmissionLayout, claim_folders
+from harness.slurm.jobs import JobInfo, QueueAnswer
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Claim:
     @property
     def on_slurm(self) -> bool:
         return bool(self.submission.get("cluster") == "slurm")
+
+    def live_job(self, answer: QueueAnswer) -> JobInfo | None:
+        """Return the newest job of the claim that SLURM has in its queue; None if it has none, or did not answer."""
+        names = [job_id for job_id in self.jobs if self.on_slurm and answer.presence(job_id) == "present"]
+        return answer.jobs[names[-1]] if names else None
 
     def cancellation(self, run_key: str) -> Cancellation | None:
         """Return the cancellation of the run, None if there is none."""

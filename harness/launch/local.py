@@ -8,8 +8,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from harness.launch.processes import (
 from harness.launch.submission import BlockingSubmission, Submission
 from harness.launch.worker import Worker
 from harness.records import snapshot
+from harness.records.layout import SubmissionLayout
 from harness.slurm.profile import Profile
 from harness.text import count
 
@@ -38,13 +39,24 @@ LOCAL_TIMEOUT_MINUTES = 28 * 24 * 60  # submitit's own default would end a local
 
 
 @dataclass
+class Slot:
+    """A share of this machine, which works through the runs of one code version after the other.
+
+    A process imports one version, so each has a worker of its own; a slot serves a version at most once.
+    """
+
+    workers: list[tuple[Worker, dict[str, str]]]  # that are left, with variables for their processes
+    job: Any = None  # submitit's, of the last worker that was started
+
+
+@dataclass
 class LocalSubmission(BlockingSubmission):
     """Workers on this machine, and one process that uploads all their records to MLflow.
 
     They are started by `wait`, so that Ctrl-C can never leave them behind.
     """
 
-    workers: list[tuple[Worker, dict[str, str]]] = field(default_factory=list)  # with variables for its process
+    slots: list[Slot] = field(default_factory=list)
     sync: bool = True
     tracking_uri: str | None = None
     _syncing: BackgroundSync | None = None
@@ -56,19 +68,45 @@ class LocalSubmission(BlockingSubmission):
         """
         with _sigterm_is_ctrl_c():
             try:
-                self.start()
-                while self.alive():
-                    tick()
-                    time.sleep(0.5)
-                return True
-            except KeyboardInterrupt:
-                logger.info("Stopping after this step and saving a checkpoint. Press Ctrl-C again to quit at once.")
-                self.stop(tick)
-                return False
+                return self._follow(tick)
+            except Exception:
+                self.stop()  # what the runs are shown on is gone, and no worker is to go on unseen
+                raise
             finally:
-                tick()
+                self._explain_runs_that_did_not_begin()
                 if self._syncing:
                     self._final_sync(self._syncing)
+
+    def _follow(self, tick: Callable[[], None]) -> bool:
+        try:
+            self.start()
+            while self.alive() or any(slot.workers for slot in self.slots):
+                tick()
+                time.sleep(0.5)
+                self._start_workers()  # of the code versions that the slots turn to
+            return True
+        except KeyboardInterrupt:
+            logger.info("Stopping after this step and saving a checkpoint. Press Ctrl-C again to quit at once.")
+            self.stop(tick)
+            return False
+        finally:
+            tick()
+
+    def _explain_runs_that_did_not_begin(self) -> None:
+        """Give each run that a worker took and that left no attempt a state and a reason."""
+        logs = {str(job.job_id): job.paths.stdout for job in self.jobs}
+        failed = [job.paths.stdout for job in self.jobs if job.done() and _has_failed(job)]
+        for planned in self.runs:
+            claim = SubmissionLayout(self.folder).claim_path(planned.run_key)
+            status, directory = planned.directory.status(), planned.directory
+            if status.state not in ("new", "queued") or directory.attempts() or directory.writer():
+                continue
+            if claim.exists() or failed:
+                log = logs.get(claim.read_text().strip() if claim.exists() else "", (failed or [self.folder])[0])
+                reason = f"its worker ended before it began; its log: {log}"
+                directory.set_status(
+                    replace(status, state="interrupted", cause="not_begun", reason=reason, stopped_by="")
+                )
 
     def _final_sync(self, syncing: BackgroundSync) -> None:
         """Finish the upload to MLflow at normal priority: the background process has the lowest, on a busy machine."""
@@ -83,20 +121,27 @@ class LocalSubmission(BlockingSubmission):
 
     def start(self) -> None:
         """Start the workers; `wait` does it too, but a search watches many submissions at once."""
-        if not self.workers:
-            return
-        executor = make_executor(self.folder, "local", timeout_min=LOCAL_TIMEOUT_MINUTES)
-        # Workers inherit that SIGINT is ignored: Ctrl-C reaches only us, and we ask them to stop.
-        with _ignoring_sigint():
-            for worker, variables in self.workers:
-                with process_environment(thread_environment(worker.threads) | variables):
-                    self.jobs.append(executor.submit(worker))
-            if self.sync:
-                from harness.tracking.daemon import BackgroundSync
+        self._start_workers()
+        if self.sync and self.slots:
+            from harness.tracking.daemon import BackgroundSync
 
-                # One for all workers: mlflow takes seconds of a core to import, as long as some runs take to train.
-                directories = [planned.directory for planned in self.runs]
+            # One for all workers: mlflow takes seconds of a core to import, as long as some runs take to train.
+            directories = [planned.directory for planned in self.runs]
+            with _ignoring_sigint():
                 self._syncing = BackgroundSync(directories, self.folder, tracking_uri=self.tracking_uri)
+
+    def _start_workers(self) -> None:
+        """Start the next worker of each idle slot that has runs left which nobody has taken."""
+        for slot in self.slots:
+            while slot.workers and (slot.job is None or slot.job.done()):
+                worker, variables = slot.workers.pop(0)
+                if not worker.left():
+                    continue
+                executor = make_executor(self.folder, "local", timeout_min=LOCAL_TIMEOUT_MINUTES)
+                # Workers inherit that SIGINT is ignored: Ctrl-C reaches only us, and we ask them to stop.
+                with _ignoring_sigint(), process_environment(thread_environment(worker.threads) | variables):
+                    slot.job = executor.submit(worker)
+                self.jobs.append(slot.job)
 
     def alive(self) -> list[Any]:
         return [job for job in self.jobs if not job.done()]
@@ -115,6 +160,10 @@ class LocalSubmission(BlockingSubmission):
 
     def logs_of_killed(self) -> list[Path]:
         return [job.paths.stdout for job in self.jobs if job.done() and not job.paths.result_pickle.exists()]
+
+
+def _has_failed(job: Any) -> bool:
+    return not job.paths.result_pickle.exists() or job.exception() is not None
 
 
 class DebugSubmission(BlockingSubmission):
@@ -179,14 +228,21 @@ def launch_local(
         queues.setdefault(code[planned.run_key].id, []).append(planned.path.absolute())
     # Usually there is one; runs that resume with older code need workers that have imported that code.
     codes = {of_run.id: snapshot.environment(of_run) for of_run in code.values()}
-    jobs = max(jobs, len(queues))
-    for index in range(jobs):
+    for index, first in enumerate(_share_slots({code_id: len(queue) for code_id, queue in queues.items()}, jobs)):
         gpu = gpus[index % len(gpus)] if len(gpus) > 1 else os.environ.get("CUDA_VISIBLE_DEVICES")
-        code_id = list(queues)[index % len(queues)]
-        worker = Worker(tuple(queues[code_id]), folder, threads, gpu, sync=False)
-        submission.workers.append((worker, codes[code_id]))
+        order = [first, *(code_id for code_id in queues if code_id != first)]
+        workers = [Worker(tuple(queues[code_id]), folder, threads, gpu, sync=False) for code_id in order]
+        submission.slots.append(Slot(list(zip(workers, (codes[code_id] for code_id in order), strict=True))))
     submission.notes.append(f"{count(jobs, 'worker')} on {cores} cores, {threads} each; logs: {folder}")
     return submission
+
+
+def _share_slots(num_runs: Mapping[str, int], jobs: int) -> list[str]:
+    """Return the code version that each slot begins with, in proportion to the numbers of their runs."""
+    shares = dict.fromkeys(num_runs, 0)
+    for _ in range(jobs):
+        shares[max(shares, key=lambda code_id: num_runs[code_id] / (shares[code_id] + 1))] += 1
+    return [code_id for code_id, share in shares.items() for _ in range(share)]
 
 
 def launch_debug(

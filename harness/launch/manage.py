@@ -13,23 +13,30 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import LaunchError
-from harness.launch.claims import Claim, claims_of, mark_cancelled, read_submission
+from harness.launch.claims import claims_of, mark_cancelled, read_submission
 from harness.launch.planning import TO_DO, Plan
 from harness.launch.requeue import reset_kills
 from harness.launch.states import read_run_states
 from harness.records.directory import RunDirectory
-from harness.records.layout import SubmissionLayout, members_of, submission_folders
+from harness.records.layout import SubmissionLayout, submission_folders
+from harness.records.manifest import Manifests
+from harness.slurm.commands import patiently
 from harness.slurm.jobs import cancel_jobs
 from harness.slurm.profile import Profile
+from harness.text import count
 
 
 def orphans(plan: Plan) -> list[RunDirectory]:
-    """Return the queued and running runs of this study only, which its file no longer contains."""
-    planned_keys = {planned.run_key for planned in plan.runs}
-    paths = [path for path in members_of(plan.runs_folder, plan.study.name) if path.name not in planned_keys]
-    alone = [path for path in paths if len(RunDirectory(path).studies()) == 1]
-    states = read_run_states(alone)
-    return [RunDirectory(path) for path in alone if states[path.name].status.state in ("queued", "running")]
+    """Return the queued and running runs that this study no longer asks for, and no other study does."""
+    manifests, study = Manifests(plan.runs_folder), plan.study.name
+    alone = [directory for directory in plan.earlier if not manifests.memberships(directory).keys() - {study}]
+    return active(alone)
+
+
+def active(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
+    """Return the runs that are queued or running."""
+    states = read_run_states([directory.path for directory in directories])
+    return [directory for directory in directories if states[directory.key].status.state in ("queued", "running")]
 
 
 def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
@@ -46,7 +53,13 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
     by = getpass.getuser()
     keys = [directory.key for directory in directories]
     claims = claims_of(runs_folder, keys)
-    states = read_run_states([directory.path for directory in directories])
+    states = read_run_states([directory.path for directory in directories], wait=True)
+    unanswered = [state.unanswered for state in states.values() if state.unanswered]
+    if unanswered:
+        raise LaunchError(
+            f"SLURM does not answer, and {count(len(unanswered), 'run')} may have a job in its queue: {unanswered[0]}. "
+            "Nothing was cancelled: try again later"
+        )
     # Local workers claim a run when they start it: queued ones are marked here, too.
     for folder in submission_folders(runs_folder):
         submission = read_submission(folder)
@@ -55,21 +68,24 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
                 if states[key].status.state in TO_DO or states[key].status.state == "running":
                     mark_cancelled(folder, key, by)
     live = [directory for directory in directories if states[directory.key].status.state in ("queued", "running")]
-    jobs: dict[str, Claim] = {}
+    job_ids: set[str] = set()
+    folders: set[Path] = set()
     for directory in live:
-        claim = claims.get(directory.key, [None])[-1]
-        if claim is None:
-            continue
-        mark_cancelled(claim.folder, directory.key, by)
-        if claim.on_slurm and claim.job_id:
-            jobs[claim.job_id] = claim
-        elif owner := directory.writer():
+        state, newest = states[directory.key], claims.get(directory.key, [None])[-1]
+        if state.job and state.job.live:
+            job_ids.add(state.job.job_id)
+        for claim in dict.fromkeys([*state.live_claims, *filter(None, [newest])]):
+            mark_cancelled(claim.folder, directory.key, by)
+            if claim.on_slurm:
+                job_ids.update(claim.jobs)
+                folders.add(claim.folder)
+        if newest and not (newest.on_slurm and newest.jobs) and (owner := directory.writer()):
             if owner.get("host") != socket.gethostname():
                 raise LaunchError(f"run {directory.key} is running on {owner['host']}: cancel it there")
             with contextlib.suppress(ProcessLookupError):
                 os.kill(owner["pid"], signal.SIGTERM)
-    needed = {job_id for folder in {claim.folder for claim in jobs.values()} for job_id in _needed(folder)}
-    cancel_jobs([job_id for job_id in jobs if job_id not in needed])
+    needed = {job_id for folder in folders for job_id in _needed(folder)}
+    patiently(lambda: cancel_jobs(sorted(job_ids - needed)))
     return live
 
 

@@ -25,6 +25,25 @@ def make_executor(folder: Path, cluster: str, *, max_time_limits: int | None = N
     return executor
 
 
+def unusable_path(folder: Path, cluster: str) -> str:
+    """Return why jobs cannot be started from a folder of this path, "" if they can.
+
+    Its path becomes part of PYTHONPATH, of submitit's patterns of file names, and on SLURM of sbatch's.
+    """
+    path = str(folder.absolute())
+    refused = {os.pathsep: "separates the folders of PYTHONPATH"}
+    refused |= dict.fromkeys(("%j", "%t", "%A", "%a"), "stands for a job's number in the names of its files")
+    if cluster == "slurm":
+        refused |= {"%": "begins a pattern in SLURM's file names", "\\": "switches off patterns in SLURM's file names"}
+        refused |= {character: "ends a line of a batch script" for character in "\n\r"}
+    reasons = [f"{part!r} {why}" for part, why in refused.items() if part in path]
+    if not reasons:
+        return ""
+    return (
+        f"jobs cannot be started from {path!r}: {'; '.join(reasons)}. Choose another folder by --runs or HARNESS_RUNS"
+    )
+
+
 def available_cores() -> int:
     """Return the number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

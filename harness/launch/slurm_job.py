@@ -22,6 +22,7 @@ from harness.launch.worker import execute_run, next_log, open_log
 from harness.messages import show_messages
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
+from harness.slurm.commands import patiently
 from harness.slurm.jobs import current_job_id, requeue_job, resubmit_job, was_preempted
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ class Task:
         ended = not end.stopped_by and not end.killed
         if ended or job_id is None or all(is_cancelled(self.folder, path) for path in paths):
             return
-        preempted = bool(end.stopped_by) and was_preempted(job_id)
+        preempted = bool(end.stopped_by) and _was_preempted(job_id)
         if preempted:
             for path in paths:
                 reset_starts(self._layout, path)
@@ -172,17 +173,25 @@ class Task:
         if action == "resubmit":
             self._submit_successor(job_id, paths)
         elif action == "requeue":
-            requeue_job(job_id)
+            patiently(lambda: requeue_job(job_id))
 
     def _submit_successor(self, job_id: str, paths: list[Path]) -> None:
         number = job_id.split("_")[0]
-        successor = resubmit_job(self.folder / f"{number}_submission.sh", job_id)
+        successor = patiently(lambda: resubmit_job(self.folder / f"{number}_submission.sh", job_id))
         pickle, successor_pickle = (self.folder / f"{job}_submitted.pkl" for job in (job_id, successor))
         os.link(pickle, successor_pickle)
         for path in paths:
             with self._layout.claim_path(path.name).open("a") as claim:
                 claim.write(f"\n{successor}")
         logger.info(f"preempted and cancelled; job {successor} continues")
+
+
+def _was_preempted(job_id: str) -> bool:
+    try:
+        return patiently(lambda: was_preempted(job_id))
+    except LaunchError as error:  # SIGUSR2 then still requeues the job, as before its time limit
+        logger.warning(f"SLURM does not say whether this job was preempted: {error}")
+        return False
 
 
 def work_alone(path: str, options_json: str) -> None:

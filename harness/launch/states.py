@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.errors import LaunchError
 from harness.launch.claims import Claim, claims_of
 from harness.launch.requeue import given_up
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
+from harness.records.lock import FolderLock
 from harness.records.status import Ending, Status
-from harness.slurm.jobs import JobInfo, read_queue
+from harness.slurm.jobs import JobInfo, QueueAnswer, ask_queue, read_queue
 
 FORGOTTEN_SECONDS = 600.0  # "queued" and the claim are seconds apart, unless the submission was interrupted in between
 
@@ -25,55 +25,107 @@ class RunState:
     status: Status = field(default_factory=Status)
     job: JobInfo | None = None
     claim: Claim | None = None
+    live_claims: tuple[Claim, ...] = ()  # whose jobs SLURM has in its queue
+    unanswered: str = ""  # why SLURM did not answer, if the state depends on its answer
 
 
-def read_run_states(paths: Sequence[Path]) -> dict[str, RunState]:
-    """Return the states of runs by key; SLURM is queried once, and without SLURM only the directories are used.
+def read_run_states(paths: Sequence[Path], *, wait: bool = False) -> dict[str, RunState]:
+    """Return the states of runs by key; SLURM is queried once.
+
+    While SLURM does not answer, a run keeps the state in its directory, and `unanswered` says that this may be wrong.
 
     Args:
         paths: run directories, all in one folder.
+        wait: ask again, with pauses, while SLURM does not answer.
     """
     states = {path.name: RunState(RunDirectory(path).status()) for path in paths}
-    open_ends = [key for key, state in states.items() if state.status.state in ("queued", "running", "interrupted")]
+    open_ends = [path for path in paths if states[path.name].status.state in ("queued", "running", "interrupted")]
     if not open_ends:
         return states
-    newest = {key: all_claims[-1] for key, all_claims in claims_of(paths[0].parent, open_ends).items()}
-    on_slurm = {key: claim.job_id for key, claim in newest.items() if claim.on_slurm and claim.job_id}
-    try:
-        jobs = read_queue(on_slurm.values())
-    except LaunchError:
-        jobs, on_slurm = {}, {}
-    for path in paths:
-        if (key := path.name) in open_ends:
-            job, claim = jobs.get(on_slurm.get(key, "")), newest.get(key)
-            status = _combine_with_slurm(states[key].status, key, claim, job, slurm_answers=key in on_slurm)
-            if status.state == "interrupted" and (ending := given_up(path)):
-                status = _ended(status, "failed", ending)
-            states[key] = RunState(status, job, claim)
+    claims = claims_of(paths[0].parent, [path.name for path in open_ends])
+    # A run that says queued has not been started since it was submitted.
+    holders = {
+        path.name: FolderLock(RunDirectory(path).lock_folder, path.name).slurm_job_id()
+        for path in open_ends
+        if states[path.name].status.state != "queued"
+    }
+    on_slurm = [claim for of_run in claims.values() for claim in of_run if claim.on_slurm]
+    job_ids = {job_id for claim in on_slurm for job_id in claim.jobs} | set(filter(None, holders.values()))
+    answer = ask_queue(lambda: read_queue(job_ids), wait=wait)
+    for path in open_ends:
+        key = path.name
+        state = _combine_with_slurm(states[key].status, key, claims.get(key, []), holders.get(key, ""), answer)
+        if state.status.state == "interrupted" and not state.unanswered and (ending := given_up(path)):
+            state = replace(state, status=_ended(state.status, "failed", ending))
+        states[key] = state
     return states
 
 
 def _combine_with_slurm(
-    status: Status, key: str, claim: Claim | None, job: JobInfo | None, *, slurm_answers: bool
-) -> Status:
-    """Add to a run directory's status what only SLURM knows: that a job is queued, requeued or gone."""
-    if claim is None:
-        forgotten = status.state == "queued" and time.time() - status.updated_seconds > FORGOTTEN_SECONDS
-        ending = Ending("never_submitted", "the submission was interrupted before the run had a job")
-        return _ended(status, "interrupted", ending) if forgotten else status
-    cancellation = claim.cancellation(key)
-    if slurm_answers and job and job.live and not (cancellation and status.state == "interrupted"):
-        if status.state == "running":
-            return status
-        why = _pending_reason(claim, job)
+    status: Status, key: str, claims: Sequence[Claim], holder: str, answer: QueueAnswer
+) -> RunState:
+    """Add to a run directory's status what only SLURM knows: that a job is queued, requeued or gone.
+
+    Args:
+        claims: on the run, the oldest first. Each may have a job in the queue, not only the newest.
+        holder: the SLURM job of the process that has the run's lock, or had it when it was killed.
+    """
+    newest = claims[-1] if claims else None
+    on_slurm = [claim for claim in claims if claim.on_slurm and claim.jobs]
+    if len(on_slurm) < len(claims):
+        holder = ""  # perhaps a local worker in an interactive job of SLURM's, which is not the run's job
+    if status.state == "running":
+        return _running(status, key, claims, holder, answer)
+    if not on_slurm and not holder:
+        forgotten = status.state == "queued" and not (newest and newest.jobs)
+        if forgotten and time.time() - status.updated_seconds > FORGOTTEN_SECONDS:
+            ending = Ending("never_submitted", "the submission was interrupted before the run had a job")
+            return RunState(_ended(status, "interrupted", ending), None, newest)
+        return RunState(_without_slurm(status, newest, key), None, newest)
+    if answer.failure:
+        reason = f"SLURM does not answer: {answer.failure}" + (f"; {status.reason}" if status.reason else "")
+        return RunState(replace(status, reason=reason), None, newest, unanswered=answer.failure)
+    live = [claim for claim in on_slurm if claim.live_job(answer)]
+    if status.state == "interrupted":  # a job that several runs share goes on when one of them is cancelled
+        live = [claim for claim in live if not claim.cancellation(key)]
+    job = live[-1].live_job(answer) if live else None
+    if job is None and answer.presence(holder) == "present" and not (newest and newest.cancellation(key)):
+        job = answer.jobs[holder]  # its submission was interrupted before it could note the job
+    if job:
+        why = _pending_reason(live[-1] if live else newest, job)
         reason = f"{why}; requeued, {status.reason}" if status.state == "interrupted" else why
-        return replace(status, state="queued", reason=reason, cause="", stopped_by="")
-    if status.state == "interrupted" or (slurm_answers and status.state in ("queued", "running")):
-        if cancellation:
-            return _ended(status, "interrupted", Ending("cancelled", f"cancelled by {cancellation.by}"))
-        left_a_checkpoint = status.state == "interrupted" and status.cause in ("signal", "step_limit")
-        if slurm_answers and not left_a_checkpoint:
-            return _ended(status, "interrupted", _ending_of_job(claim, job))
+        status = replace(status, state="queued", reason=reason, cause="", stopped_by="")
+        return RunState(status, job, live[-1] if live else newest, tuple(live))
+    job = answer.jobs.get(newest.job_id) if newest else answer.jobs.get(holder)
+    return RunState(_not_in_queue(status, key, newest, job), job, newest)
+
+
+def _running(status: Status, key: str, claims: Sequence[Claim], holder: str, answer: QueueAnswer) -> RunState:
+    """Return the state of a run whose lock is held, by the holder's own job: others may wait for the lock in vain."""
+    newest = claims[-1] if claims else None
+    if answer.failure:
+        return RunState(status, None, newest, unanswered=answer.failure if newest and newest.on_slurm else "")
+    live = tuple(claim for claim in claims if claim.live_job(answer))
+    job = answer.jobs.get(holder)
+    if job and job.end and not job.live and not live:
+        # SLURM knows the holder's end already; its heartbeat would still look fresh for a while.
+        return RunState(_not_in_queue(status, key, newest, job), job, newest)
+    return RunState(status, job or (live[-1].live_job(answer) if live else None), newest, live)
+
+
+def _not_in_queue(status: Status, key: str, newest: Claim | None, job: JobInfo | None) -> Status:
+    """Return the status of an unfinished run of which SLURM has no job in its queue."""
+    if newest and (cancellation := newest.cancellation(key)):
+        return _ended(status, "interrupted", Ending("cancelled", f"cancelled by {cancellation.by}"))
+    left_a_checkpoint = status.state == "interrupted" and status.cause in ("signal", "step_limit")
+    if left_a_checkpoint or not (newest and newest.on_slurm):
+        return status
+    return _ended(status, "interrupted", _ending_of_job(newest, job))
+
+
+def _without_slurm(status: Status, newest: Claim | None, key: str) -> Status:
+    if status.state == "interrupted" and newest and (cancellation := newest.cancellation(key)):
+        return _ended(status, "interrupted", Ending("cancelled", f"cancelled by {cancellation.by}"))
     return status
 
 
@@ -81,17 +133,16 @@ def _ended(status: Status, state: str, ending: Ending) -> Status:
     return replace(status, state=state, cause=ending.cause, reason=ending.reason, stopped_by="")
 
 
-def _pending_reason(claim: Claim, job: JobInfo) -> str:
+def _pending_reason(claim: Claim | None, job: JobInfo) -> str:
     if not job.waits:
         return f"starting on {job.node}" if job.state == "RUNNING" else f"ending on {job.node}"
-    if job.reason in ("Dependency", "None") and _canary(claim, job.job_id):
+    if job.reason in ("Dependency", "None") and claim and _canary(claim, job.job_id):
         return "waiting for its canary"
     return f"({job.reason})"
 
 
 def _ending_of_job(claim: Claim, job: JobInfo | None) -> Ending:
-    canary = _canary(claim, claim.job_id)
-    if canary:
+    if canary := _canary(claim, claim.job_id):
         status = RunDirectory(SubmissionLayout(claim.folder).runs_folder / canary).status()
         if status.state == "failed" and (job is None or job.state == "CANCELLED"):
             return Ending("canary", f"its canary failed: {status.reason or status.state}")

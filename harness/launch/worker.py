@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import HarnessError
+from harness.job.endings import record_failure
 from harness.launch.claims import is_cancelled
 from harness.launch.processes import set_or_unset
 from harness.messages import show_messages
@@ -39,6 +40,15 @@ class Worker:
     gpu: str | None = None  # CUDA_VISIBLE_DEVICES
     sync: bool = True
     tracking_uri: str | None = None
+
+    def left(self) -> list[Path]:
+        """Return the runs of the queue that no worker has taken yet, and that are not cancelled."""
+        layout = SubmissionLayout(self.folder)
+        return [
+            path
+            for path in self.queue
+            if not layout.claim_path(path.name).exists() and not is_cancelled(self.folder, path)
+        ]
 
     def __call__(self, job_id: str | None = None) -> None:
         stopping = threading.Event()
@@ -79,8 +89,8 @@ def execute_run(
         except HarnessError as error:  # usually because another submission is working on it
             logger.warning(error)
             return "skipped"
-        except Exception:
-            logger.exception(f"run {path.name} failed")
+        except Exception as error:  # for example, torch or the run's own code cannot be imported
+            record_failure(path, error)
             return "failed"
         logger.info(f"{path.name} is {state}")
         return state

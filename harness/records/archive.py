@@ -31,6 +31,7 @@ from harness.errors import RecordError
 from harness.records.directory import RunDirectory, without_joining_time
 from harness.records.disk import SCORES, best_step, checkpoint_files
 from harness.records.files import sync_folder
+from harness.records.manifest import join
 from harness.spec.base import digest
 
 FORMAT = 1
@@ -368,6 +369,7 @@ def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, fi
             path.write_text(dated)
         (staging / "runs" / key).rename(runs_folder / key)
     sync_folder(runs_folder)
+    _ask_for_imported([*new, *present], manifest["study"], runs_folder)
     num_figures = 0
     drawn = staging / "figures"
     if figures and drawn.is_dir() and not (figures / manifest["study"]).exists():
@@ -375,6 +377,12 @@ def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, fi
         figures.mkdir(parents=True, exist_ok=True)
         shutil.move(drawn, figures / manifest["study"])
     return Imported(manifest["study"], tuple(new), tuple(present), num_figures)
+
+
+def _ask_for_imported(run_keys: list[str], study: str, runs_folder: Path) -> None:
+    """Add imported runs to what their study asks for here, since a person has put them there."""
+    studies = {key: RunDirectory(runs_folder / key).studies() for key in run_keys}
+    join(runs_folder, study, {key: entries[study] for key, entries in studies.items() if study in entries})
 
 
 def _require_run(folder: Path) -> None:

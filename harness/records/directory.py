@@ -145,6 +145,11 @@ class RunDirectory(RunLayout):
         joined = membership | {_JOINED: max(time.time(), last + 1e-3)}
         replace_file(path, json.dumps(joined, indent=2), durable=True)
 
+    def leave_study(self, study: str) -> None:
+        """End the run's membership in a study; nothing else is removed."""
+        self.study_path(safe_name(study)).unlink(missing_ok=True)
+        sync_folder(self.studies_folder)
+
     def _freeze_plugins(self, values: dict) -> None:
         """Store the files of the plugins that a spec or a protocol uses."""
         if digests := values.get("plugins"):

@@ -186,7 +186,11 @@ class AttemptFile:
 
 def read_events(path: Path, name: str) -> list[Event]:
     """Return the complete events of one name in a journal, parsing no other lines."""
-    data = path.read_bytes()
+    return events_in(path.read_bytes(), attempt_number(path), name)
+
+
+def events_in(data: bytes, attempt: int, name: str) -> list[Event]:
+    """Return the complete events of one name in a journal's content, parsing no other lines."""
     mark = json.dumps({"event": name}).encode()[1:-1]
     events, end = [], 0
     while (position := data.find(mark, end)) >= 0:
@@ -195,13 +199,12 @@ def read_events(path: Path, name: str) -> list[Event]:
             break  # torn
         entry = parse_line(data[start:end])
         if entry and entry.get("event") == name:
-            events.append(Event(name, entry["facts"], entry["ms"], attempt_number(path), entry["seq"]))
+            events.append(Event(name, entry["facts"], entry["ms"], attempt, entry["seq"]))
     return events
 
 
-def last_value(path: Path, key: str) -> float | None:
-    """Return the newest value of a metric in a journal, searched from its end; None if it has none."""
-    data = path.read_bytes()
+def last_value(data: bytes, key: str) -> float | None:
+    """Return the newest value of a metric in a journal's content, searched from its end; None if it has none."""
     end = len(data)
     while (position := data.rfind(json.dumps(key).encode() + b": ", 0, end)) >= 0:
         start = data.rfind(b"\n", 0, position) + 1

@@ -4,6 +4,7 @@
     runs/.jobs/<study>/<stamp>/         a submission (`SubmissionLayout`; harness/launch/__init__.py)
     runs/.code/<id>/                    the code at the time of a submission (harness/records/snapshot.py)
     runs/.search/<name>/                a search (harness/search/__init__.py)
+    runs/.studies/<study>/              what a study asks for (harness/records/manifest.py)
     runs/.throughput/                   measured cost of training steps (harness/records/throughput.py)
 
 Names that start with a dot are never runs or studies.
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-JOBS, CODE, SEARCH, THROUGHPUT = ".jobs", ".code", ".search", ".throughput"
+JOBS, CODE, SEARCH, THROUGHPUT, ASKED = ".jobs", ".code", ".search", ".throughput", ".studies"
 JOURNALS = "journal-*.jsonl"
 STUDIES = "[!.]*.json"  # in a run's folder of studies; a file that is being written starts with a dot
 
@@ -25,12 +26,17 @@ def run_paths(runs_folder: Path) -> list[Path]:
 
 
 def members_of(runs_folder: Path, study: str) -> list[Path]:
-    """Return the run directories that are members of a study, in no particular order."""
-    return [path.parents[1] for path in runs_folder.glob(f"[!.]*/studies/{study}.json")]
+    """Return the run directories that have ever been members of a study, in no particular order."""
+    return [path.parent for path in runs_folder.glob("[!.]*/studies") if is_member(path.parent, study)]
+
+
+def is_member(path: Path, study: str) -> bool:
+    """Return whether a folder is the directory of a run that has ever been a member of a study."""
+    return (path / "studies" / f"{study}.json").is_file()
 
 
 def study_names(runs_folder: Path) -> list[str]:
-    """Return the names of all studies that have runs, sorted."""
+    """Return the names of all studies that have ever had a run here, sorted."""
     return sorted({path.stem for path in runs_folder.glob(f"[!.]*/studies/{STUDIES}")})
 
 
@@ -124,6 +130,22 @@ class RunLayout:
     def log_paths(self) -> list[Path]:
         """Return the existing logs, the oldest attempt first."""
         return sorted(self.logs_folder.glob("attempt-*.log"))
+
+
+class StudyLayout:
+    """The files and folders of what one study asks for."""
+
+    def __init__(self, runs_folder: Path, study: str):
+        self.folder = runs_folder / ASKED / study
+
+    @property
+    def manifest_path(self) -> Path:
+        """The runs that it asks for."""
+        return self.folder / "manifest.json"
+
+    @property
+    def lock_folder(self) -> Path:
+        return self.folder / "lock"
 
 
 class SubmissionLayout:

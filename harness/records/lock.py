@@ -49,6 +49,13 @@ class FolderLock:
         newest = self._newest()
         return self._live_owner(newest) if newest else None
 
+    def slurm_job_id(self) -> str:
+        """Return the SLURM job of the process that took the lock last and has not released it, alive or not."""
+        newest = self._newest()
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((self.folder / f"{newest:06d}").read_text()).get("slurm_job_id") or ""
+        return ""
+
     def acquire(self, wait_seconds: float = 0.0) -> None:
         """Take the lock, waiting for its owner for at most `wait_seconds`.
 

@@ -1,12 +1,14 @@
-"""Code snapshots: at submission the working tree is copied, named by its content, and jobs import from the copy.
+"""Code snapshots: at submission the code is copied, named by its content, and jobs import from the copy.
 
-    <store>/<id>/               the tree: tracked, modified and untracked files that git does not ignore
+    <store>/<id>/               what a job can import: of the files that are tracked or that git does not ignore, all
+                                Python files but tests, and every file of a package; not studies and documents
         .snapshot.json          id, time, commit, branch, whether anything was uncommitted, every file with its hash
     <store>/.staging-*/         an unfinished copy; only a finished folder is renamed to its id
     <store>/.lock/              the process that is copying
 
-Editing a file while jobs wait then changes nothing for them. The id is a function of paths, executable bits and
-contents alone, so the same tree has the same id on every machine, and taking it twice copies it once.
+Editing a file while jobs wait then changes nothing for them, and editing a study is no new version of the code. The id
+is a function of paths, executable bits and contents alone, so the same tree has the same id on every machine, and
+taking it twice copies it once. Plugins' files are kept with the runs that use them (harness/records/plugins.py).
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from harness.records.lock import STALE_SECONDS, FolderLock
 MANIFEST = ".snapshot.json"
 LIMIT_BYTES = 200 * 10**6
 NUM_TRIES = 5
+MODULES = (".py", ".pyi", ".so")
 
 Files = dict[str, str]  # path below the root -> "<file | executable | link> <sha256 of the content or of the target>"
 
@@ -227,7 +230,34 @@ def _paths(root: Path) -> list[str]:
     if snapshot := find(root.parent, root.name):
         return list(snapshot.manifest["files"])
     listed = _listed_by_git(root) if _in_git(root) else []
-    return listed if "harness/__init__.py" in listed else _package(root)
+    return _importable(root, listed) if "harness/__init__.py" in listed else _package(root)
+
+
+def _importable(root: Path, paths: list[str]) -> list[str]:
+    """Return those of the tree's files that a job can import, or that code finds beside itself.
+
+    These are all files in packages and in folders that packages link to, such as harness/analysis; modules elsewhere,
+    but not tests; and links to any of these.
+    """
+    links = {path for path in paths if (root / path).is_symlink()}
+    packages = {os.path.dirname(path) for path in paths if path.endswith("/__init__.py")}  # noqa: PTH120
+    linked = [path for path in links if (root / path).is_dir() and not packages.isdisjoint(_parents(path))]
+    packages |= {os.path.relpath((root / path).resolve(), root) for path in linked}
+
+    def is_code(path: str) -> bool:
+        in_package = not packages.isdisjoint(_parents(path))
+        return in_package or (path.endswith(MODULES) and not {"tests", "test"}.intersection(path.split("/")[:-1]))
+
+    code = [path for path in paths if path not in links and is_code(path)]
+    names = {*code, *(parent for path in code for parent in _parents(path))}
+
+    def leads_to_code(link: str) -> bool:
+        target = (root / link).resolve()
+        if not target.is_dir():
+            return target.exists() and is_code(link)  # some editors' locks lead nowhere
+        return root not in target.parents or os.path.relpath(target, root) in names
+
+    return [*code, *filter(leads_to_code, links)]
 
 
 def _package(root: Path) -> list[str]:

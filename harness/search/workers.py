@@ -23,11 +23,19 @@ class Workers(ABC):
 
     @abstractmethod
     def start(self, study: Study) -> None:
-        """Start the only run of `study`, unless it is finished."""
+        """Start the only run of `study`, unless it is finished.
+
+        Raises:
+            LaunchError: SLURM refused it; NoAnswer if it does not answer.
+        """
 
     @abstractmethod
     def busy(self, run_keys: set[str]) -> set[str]:
-        """Return which of these runs are running or queued."""
+        """Return which of these runs are running or queued.
+
+        Raises:
+            NoAnswer: SLURM does not say.
+        """
 
     def free_slots(self) -> int:
         """Return how many more runs can start."""
@@ -60,7 +68,7 @@ class LocalWorkers(Workers):
         slot = next(index for index in itertools.count() if index not in self._submissions)
         gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]} if len(self._gpus) > 1 else {}
         with processes.process_environment(gpu):
-            submission = submit.submit(planning.plan(alone, self._runs_folder), jobs=1, sync=False)
+            submission = submit.submit(planning.plan(alone, self._runs_folder), jobs=1, sync=False, asks=False)
             assert isinstance(submission, local.LocalSubmission)
             submission.start()
         if submission.runs:
@@ -99,7 +107,7 @@ class SlurmWorkers(Workers):
         self._busy: set[str] = set()
 
     def start(self, study: Study) -> None:
-        submit.submit(planning.plan(study, self._runs_folder), cluster="slurm", **self._options)
+        submit.submit(planning.plan(study, self._runs_folder), cluster="slurm", asks=False, **self._options)
         self._busy.add(study.runs[0].run_key)
 
     def busy(self, run_keys: set[str]) -> set[str]:
@@ -107,7 +115,10 @@ class SlurmWorkers(Workers):
 
         queued = live_jobs()
         candidates = run_keys | self._busy  # also of trials that have ended, whose jobs may still be in the queue
-        self._busy = {key for key in candidates if claims.job_of(self._runs_folder, key)[1] in queued}
+        of_runs = claims.claims_of(self._runs_folder, candidates)
+        self._busy = {
+            key for key, of_run in of_runs.items() if any(not queued.keys().isdisjoint(claim.jobs) for claim in of_run)
+        }
         return run_keys & self._busy
 
     def free_slots(self) -> int:

@@ -72,9 +72,11 @@ def first_node_address(nodes: str) -> str:
     Raises:
         LaunchError: scontrol does not answer or does not know the nodes.
     """
-    name = run_slurm("scontrol", "show", "hostnames", nodes).split()[0]
-    [record] = parse_records(run_slurm("scontrol", "--oneliner", "show", "node", name))
-    return record.get("NodeAddr", name)
+    names = run_slurm("scontrol", "show", "hostnames", nodes).split() if nodes else []
+    if not names:
+        raise LaunchError(f"SLURM knows no node in {nodes!r}")
+    records = parse_records(run_slurm("scontrol", "--oneliner", "show", "node", names[0]))
+    return records[0].get("NodeAddr", names[0]) if records else names[0]
 
 
 def _max_array_size(config: Mapping[str, str]) -> int:

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from harness.errors import LaunchError
 
 TIMEOUT_SECONDS = 60.0
+PAUSES_SECONDS = (1.0, 3.0, 6.0)  # between the attempts of `patiently`
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")  # required to submit and to follow jobs
+
+# A user's defaults for these programs would change their answers and what they do: SQUEUE_STATES=RUNNING hides what
+# waits, SCANCEL_INTERACTIVE asks. Those of sbatch are the user's to set.
+_DEFAULTS_OF_PROGRAMS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SACCTMGR_", "SINFO_")
+_DEFAULTS_OF_FORMATS = ("SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN", "SLURM_JSON", "SLURM_YAML", "SLURM_DEBUG_FLAGS")
+
+T = TypeVar("T")
+
+
+class NoAnswer(LaunchError):
+    """SLURM did not answer, so nothing is known of its jobs: neither that they are there nor that they are gone."""
+
+
+class ProgramMissing(NoAnswer):
+    """One of SLURM's programs is not on this machine, so asking again is of no use."""
 
 
 def run_slurm(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
@@ -20,25 +39,55 @@ def run_slurm(program: str, *arguments: str, environment: Mapping[str, str] | No
         environment: replaces this process's own.
 
     Raises:
-        LaunchError: the program is missing, takes longer than TIMEOUT_SECONDS, or fails. So an empty text means that
-            SLURM answered and had nothing to list.
+        NoAnswer: the program is missing or takes longer than TIMEOUT_SECONDS.
+        LaunchError: it fails. So an empty text means that SLURM answered and had nothing to list.
     """
     try:
         result = subprocess.run(
-            [program, *arguments], capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS, env=environment
+            [program, *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=TIMEOUT_SECONDS,
+            env=_without_defaults(os.environ if environment is None else environment),
         )
     except FileNotFoundError:
-        raise LaunchError(f"{program} not found; run this on a login node or load the SLURM module") from None
+        raise ProgramMissing(f"{program} not found; run this on a login node or load the SLURM module") from None
     except OSError as error:
-        raise LaunchError(f"{program} cannot be run ({error.strerror}); ask the cluster's administrators") from None
+        raise ProgramMissing(f"{program} cannot be run ({error.strerror}); ask the cluster's administrators") from None
     except subprocess.TimeoutExpired:
-        raise LaunchError(
+        raise NoAnswer(
             f"{program} did not answer within {TIMEOUT_SECONDS:.0f} s; SLURM is busy or down: try again later"
         ) from None
     if result.returncode != 0:
         message = " ".join((result.stderr or result.stdout).split())[-400:]
         raise LaunchError(f"{program} failed: {message or f'exit code {result.returncode}, without a message'}")
     return result.stdout
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Call a function that runs SLURM's programs, again after each of PAUSES_SECONDS while it fails.
+
+    Raises:
+        LaunchError: of the last attempt; of the first one if a program is missing.
+    """
+    for pause in PAUSES_SECONDS:
+        try:
+            return call()
+        except ProgramMissing:
+            raise
+        except LaunchError:
+            time.sleep(pause)
+    return call()
+
+
+def _without_defaults(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(_DEFAULTS_OF_PROGRAMS) and name not in _DEFAULTS_OF_FORMATS
+    }
 
 
 def parse_table(text: str, num_columns: int) -> list[list[str]]:

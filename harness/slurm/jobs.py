@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from harness.errors import LaunchError
-from harness.slurm.commands import parse_records, parse_table, run_slurm
+from harness.slurm.commands import NoAnswer, parse_records, patiently, run_slurm
 
 JOBS_PER_COMMAND = 500  # the length of a command line is limited
+
+Presence = Literal["present", "absent", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class JobInfo:
     live: bool = False  # pending or running; SLURM will execute it without our help
     user: str = ""  # who cancelled it
     attempts: tuple[JobAttempt, ...] = ()
+    number: str = ""  # SLURM_JOB_ID within it: a task of an array has a number of its own, too
 
     @property
     def restarts(self) -> int:
@@ -55,43 +59,96 @@ class JobInfo:
         return f"{self.state}{by}" + (f" on {self.node}" if self.node else "")
 
 
+@dataclass(frozen=True)
+class QueueAnswer:
+    """SLURM's answer about jobs: each is present or absent, or, if SLURM did not answer, unknown.
+
+    No answer must never be taken for an absent job: it would be submitted a second time.
+    """
+
+    jobs: Mapping[str, JobInfo] = field(default_factory=dict)  # by the names that they were asked for by
+    failure: str = ""  # why SLURM did not answer
+
+    def presence(self, job_id: str) -> Presence:
+        """Return whether a job is pending or running, so that SLURM will execute it without our help."""
+        if self.failure:
+            return "unknown"
+        return "present" if job_id in self.jobs and self.jobs[job_id].live else "absent"
+
+
 # ------------------------------------------------------------------------------------------------------------- queries
+
+
+def ask_queue(query: Callable[[], Mapping[str, JobInfo]], *, wait: bool = False) -> QueueAnswer:
+    """Query the queue; a failure is an answer, too.
+
+    Args:
+        query: such as `read_queue` of some jobs.
+        wait: ask again, with pauses, while SLURM does not answer.
+    """
+    try:
+        return QueueAnswer(patiently(query) if wait else query())
+    except LaunchError as error:
+        return QueueAnswer(failure=str(error))
 
 
 def read_queue(job_ids: Iterable[str]) -> dict[str, JobInfo]:
     """Look up jobs in one query each of squeue (pending and running) and sacct (ended, and earlier attempts).
 
     Args:
-        job_ids: `12`, or `12_3` for a task of an array. A job that is missing in the result is unknown to SLURM.
+        job_ids: `12`, or `12_3` for a task of an array, or a task's own SLURM_JOB_ID. A job that is missing in the
+            result is unknown to SLURM.
 
     Raises:
-        LaunchError: squeue does not answer, so nothing is known. If sacct does not answer, only the past is missing.
+        NoAnswer: squeue does not answer, so nothing is known. If sacct does not answer, only the past is missing.
     """
     requested = set(job_ids)
     if not requested:
         return {}
     jobs: dict[str, JobInfo] = {}
     with contextlib.suppress(LaunchError):
-        jobs = {job_id: job for job_id, job in read_accounting(requested).items() if job_id in requested}
-    for job_id, live in live_jobs().items():
-        if job_id in requested:
-            # sacct may not list the newest attempt yet, and shows the end of the old one for a job that is pending.
-            known = jobs.get(job_id, live)
-            jobs[job_id] = replace(live, user=known.user, attempts=known.attempts)
+        jobs = _requested(read_accounting(requested), requested)
+    for job_id, live in _requested(live_jobs(), requested).items():
+        # sacct may not list the newest attempt yet, and shows the end of the old one for a job that is pending.
+        known = jobs.get(job_id, live)
+        jobs[job_id] = replace(live, user=known.user, attempts=known.attempts)
     return jobs
+
+
+def _requested(jobs: Mapping[str, JobInfo], requested: set[str]) -> dict[str, JobInfo]:
+    """Return the requested ones of some jobs, by the names that they were requested by."""
+    by_number = {job.number: job for job in jobs.values() if job.number in requested}
+    return by_number | {job_id: job for job_id, job in jobs.items() if job_id in requested}
 
 
 def live_jobs() -> dict[str, JobInfo]:
     """Return this user's pending and running jobs, array tasks separately.
 
     Raises:
-        LaunchError: squeue does not answer.
+        NoAnswer: squeue does not answer, or what it prints is no list of jobs.
     """
-    table = run_slurm("squeue", "--noheader", "--array", "--me", "--format=%i|%T|%N|%r|%S")
-    return {
-        job_id: JobInfo(job_id, state, node, reason, start=_time(start), live=True)
-        for job_id, state, node, reason, start in parse_table(table, 5)
-    }
+    try:
+        text = run_slurm("squeue", "--noheader", "--array", "--me", "--format=%i|%T|%N|%r|%S|%A")
+    except NoAnswer:
+        raise
+    except LaunchError as error:
+        raise NoAnswer(str(error)) from error
+    jobs = {}
+    for job_id, state, node, reason, start, *rest in _rows(text, "squeue", 5):
+        jobs[job_id] = JobInfo(job_id, state, node, reason, start=_time(start), live=True, number="".join(rest[:1]))
+    return jobs
+
+
+def _rows(text: str, program: str, num_columns: int) -> list[list[str]]:
+    """Split lines of `a|b|c`, of which a few may be warnings.
+
+    Raises:
+        NoAnswer: there are lines, and none is one of the table.
+    """
+    rows = [row for line in text.splitlines() if len(row := line.split("|")) >= num_columns]
+    if text.strip() and not rows:
+        raise NoAnswer(f"{program} printed no list of jobs but: {' '.join(text.split())[:200]}")
+    return rows
 
 
 def read_accounting(job_ids: Iterable[str]) -> dict[str, JobInfo]:
@@ -103,12 +160,12 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobInfo]:
     Raises:
         LaunchError: sacct does not answer; a cluster without slurmdbd has none.
     """
-    numbers = sorted({job_id.split("_")[0] for job_id in job_ids}, key=int)
-    columns = "--format=JobID,State,NodeList,ExitCode,Start,End"
+    numbers = sorted({number for job_id in job_ids if (number := job_id.split("_")[0]).isdecimal()}, key=int)
+    columns = "--format=JobID,State,NodeList,ExitCode,Start,End,JobIDRaw"
     selection = [f"--jobs={','.join(numbers)}"] if numbers else []
     table = run_slurm("sacct", "--allocations", "--noheader", "--parsable2", "--duplicates", columns, *selection)
     jobs: dict[str, JobInfo] = {}
-    for job_id, state, node, exit_code, start, end in parse_table(table, 6):
+    for job_id, state, node, exit_code, start, end, *rest in _rows(table, "sacct", 6):
         state, _, uid = state.partition(" by ")  # CANCELLED by 1000
         node = "" if node == "None assigned" else node
         attempt = JobAttempt(state, node, _time(start), _time(end), exit_code)
@@ -121,6 +178,7 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobInfo]:
             end=attempt.end,
             user=_user_name(uid.strip()),
             attempts=(*(jobs[job_id].attempts if job_id in jobs else ()), attempt),
+            number="".join(rest[:1]),
         )
     return jobs
 
@@ -205,12 +263,21 @@ def requeue_job(job_id: str) -> None:
     run_slurm("scontrol", "requeue", job_id)
 
 
-def login_environment() -> dict[str, str]:
-    """Return the environment without the variables that SLURM sets in jobs.
+_HARMFUL = (
+    *("SBATCH_EXPORT", "SLURM_EXPORT_ENV", "SBATCH_GET_USER_ENV"),  # the job would not import the frozen code
+    *("SBATCH_ARRAY_INX", "SBATCH_JOB_ID", "SBATCH_WAIT"),  # other tasks than ours; a wait until all have ended
+    "SBATCH_CLUSTERS",  # of another cluster than the one whose queue is read
+    *("SLURM_STDOUTMODE", "SLURM_STDERRMODE", "SLURM_UNBUFFEREDIO"),  # where srun writes is in the batch script
+)
 
-    Those of the job that this process belongs to would become options of a job that it submits.
+
+def login_environment() -> dict[str, str]:
+    """Return the environment without the variables that would change what a job is.
+
+    Those of the job that this process belongs to would become options of a job that it submits. Of a user's own
+    defaults for sbatch, such as an account, only those are left out that contradict what the harness relies on.
     """
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name not in _HARMFUL}
     if "SLURM_JOB_ID" not in environment:
         return environment
     of_the_job = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI")

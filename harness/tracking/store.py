@@ -26,30 +26,47 @@ _ENVIRONMENT = {
 
 
 def import_mlflow() -> Any:
-    """Import mlflow quietly, without telemetry and with short timeouts."""
+    """Import mlflow quietly, without telemetry, with short timeouts and with writes that are done when they return.
+
+    Raises:
+        TrackingError: an environment variable of MLflow's has a value that it does not take.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import mlflow
+    os.environ["MLFLOW_ENABLE_ASYNC_LOGGING"] = "false"  # else a row would count as sent before it is
+    try:
+        import mlflow
+    except ValueError as error:
+        raise _variable_refused(error) from error
 
     for name in ("mlflow", "alembic"):  # afterwards, because the import sets their levels
         logging.getLogger(name).setLevel(logging.WARNING)
     return mlflow
 
 
+def _variable_refused(error: ValueError) -> TrackingError:
+    set_here = ", ".join(sorted(name for name in os.environ if name.startswith("MLFLOW_") and name not in _ENVIRONMENT))
+    return TrackingError(f"MLflow does not take an environment variable's value: {error} (set here: {set_here})")
+
+
 def store_uri(tracking_uri: str | None = None) -> str:
     """Return the store's URI: the one given, else MLFLOW_TRACKING_URI, else `mlflow.db` in the working folder.
 
+    That of an SQLite file has an absolute path; a URI that was returned here is returned as it is.
+
     Raises:
-        TrackingError: a folder is named; MLflow refuses its file store since 3.13.
+        TrackingError: a folder is named, since MLflow refuses its file store since 3.13; or no file is.
     """
-    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return _sqlite_uri(_working_folder() / "mlflow.db")
     if "://" not in uri or uri.startswith("file:"):
         raise TrackingError(
             f"{uri!r} is a folder, and MLflow refuses its file store since 3.13; "
             "use sqlite:///PATH.db or the http(s):// address of a server"
         )
     path = sqlite_path(uri)
-    return f"sqlite:///{path}" if path else uri
+    return _sqlite_uri(path, uri.partition("?")[2]) if path else uri
 
 
 def initialise_store(tracking_uri: str | None = None) -> str:
@@ -57,28 +74,81 @@ def initialise_store(tracking_uri: str | None = None) -> str:
 
     Sixteen processes that opened a new SQLite store at the same time all failed in its migration. Here the first one
     builds the database in a temporary file, under a file lock, and renames it: a database that exists is complete.
+
+    Raises:
+        TrackingError: the store cannot be made or read; an existing file is locked, damaged or something else.
     """
     uri = store_uri(tracking_uri)
     path = sqlite_path(uri)
     if path is None or _has_schema(path):
         return uri
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _has_schema(path):
-            with store_errors(uri):
+    with store_errors(uri):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_name(f"{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _has_schema(path):
                 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
                 aside = path.with_name(f"{path.name}.new")
                 aside.unlink(missing_ok=True)
-                store = SqlAlchemyStore(f"sqlite:///{aside}", str(artifact_root(path)))
+                # As a URI: MLflow writes the root into an SQL statement, where a quotation mark would end the text.
+                store = SqlAlchemyStore(_sqlite_uri(aside), artifact_root(path).as_uri())
                 store.engine.dispose()
                 aside.replace(path)
     return uri
 
 
+def is_sqlite(uri: str) -> bool:
+    """Return whether a URI names an SQLite database, which only processes of one machine may write."""
+    return uri.partition(":")[0].partition("+")[0] == "sqlite"
+
+
 def sqlite_path(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
+    """Return the absolute path of an SQLite URI's file, None of another URI.
+
+    Raises:
+        TrackingError: it names no file, or has a `?` that begins no options.
+    """
+    if not is_sqlite(uri):
+        return None
+    rest = uri.partition("://")[2]
+    text, _, options = rest.removeprefix("/").partition("?")
+    if not rest.startswith("/") or text in ("", ":memory:") or text.startswith("file:"):
+        raise TrackingError(f"{uri!r} names no file that jobs could share; use sqlite:///PATH.db")
+    if options and not re.fullmatch(r"\w+=[^/]*", options):
+        raise TrackingError(f"{uri!r}: a question mark begins options; in a path write %3F for it")
+    path = Path(_decode(text))
+    if path != Path(text) and not path.parent.exists() and Path(text).parent.exists():
+        path = Path(text)  # a path that was pasted as it is
+    return _working_folder() / path
+
+
+def _sqlite_uri(path: Path, options: str = "") -> str:
+    text = str(path)
+    if text != text.encode(errors="replace").decode():  # bytes that are no UTF-8 have no place in a URI
+        raise TrackingError(f"{text!r} is not UTF-8; choose another by MLFLOW_TRACKING_URI=sqlite:///PATH.db")
+    for encoded in (text, text.replace("%", "%25").replace("?", "%3F")):
+        if "?" not in encoded and _decode(encoded) == text:
+            # MLflow makes the folder of what follows sqlite:///, and takes %25 in it for a name.
+            scheme = "sqlite" if encoded == text and "%" not in text else "sqlite+pysqlite"
+            return f"{scheme}:///{encoded}" + (f"?{options}" if options else "")
+    raise TrackingError(f"{text!r} cannot be written as a URI; choose another by MLFLOW_TRACKING_URI=sqlite:///PATH.db")
+
+
+def _decode(text: str) -> str:
+    """Return the path that SQLAlchemy reads from a URI; not every version of it takes %20 for a space."""
+    if "%" not in text:
+        return text
+    from sqlalchemy.engine import make_url
+
+    return make_url(f"sqlite:///{text}").database or ""
+
+
+def _working_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise TrackingError("the working folder was removed; go to one that exists") from None
 
 
 def artifact_root(database: Path) -> Path:
@@ -86,28 +156,56 @@ def artifact_root(database: Path) -> Path:
 
 
 def _has_schema(database: Path) -> bool:
-    if not database.exists() or database.stat().st_size == 0:
-        return False
-    with contextlib.closing(sqlite3.connect(database)) as connection:
-        try:
+    """Return whether an MLflow database exists.
+
+    Raises:
+        TrackingError: there is a file that cannot be read now, or that is none.
+    """
+    try:
+        if not database.exists() or database.stat().st_size == 0:
+            return False
+        with contextlib.closing(sqlite3.connect(database)) as connection:
             connection.execute("SELECT version_num FROM alembic_version").fetchall()
-        except sqlite3.Error as error:
-            raise TrackingError(f"{database} is not an MLflow database: {error}") from error
+    except OSError as error:
+        raise TrackingError(f"{database} cannot be read: {error.strerror}") from error
+    except sqlite3.Error as error:
+        raise TrackingError(f"{database} {_describe(error)}: {error}") from error
     return True
+
+
+def _describe(error: sqlite3.Error) -> str:
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # the primary code of extended ones
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return "is locked by another process for now, try again later"
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_IOERR:
+            return "cannot be read"
+        case sqlite3.SQLITE_CORRUPT:
+            return "is damaged"
+    return "is not an MLflow database"
 
 
 @contextlib.contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """Turn exceptions of MLflow and of the network into a TrackingError that does not contain a password."""
+    """Turn exceptions of MLflow, of databases and of the network into a TrackingError that contains no password."""
     import_mlflow()
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         message = f"MLflow store {uri}: {first_line}"
-        raise TrackingError(re.sub(r"//[^/@\s]*@", "//***@", message)) from error
+        raise TrackingError(without_password(message)) from error
+    except ValueError as error:
+        if "MLFLOW_" in str(error):
+            raise _variable_refused(error) from error
+        raise
+
+
+def without_password(text: str) -> str:
+    """Return a text without the passwords of the URIs in it."""
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 MAX_METRICS_PER_BATCH = 1000  # MLflow's limits over HTTP
@@ -120,6 +218,7 @@ MAX_PARAM_CHARACTERS = 6000  # MLflow truncates longer ones silently
 
 
 MLFLOW_STATUS = {
+    "new": "SCHEDULED",  # of a run whose status was lost
     "queued": "SCHEDULED",
     "running": "RUNNING",
     "interrupted": "KILLED",

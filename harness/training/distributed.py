@@ -57,25 +57,43 @@ def detect_rank(num_processes: int, environment: Mapping[str, str] = os.environ)
     first of `num_processes`.
 
     Raises:
-        LaunchError: SLURM does not give the address of the first process.
+        LaunchError: the variables of srun or torchrun are incomplete, or SLURM does not give the first one's address.
     """
     if num_processes == 1:
         return RankInfo()
     if "WORLD_SIZE" in environment:
-        rank, size, local, port = (
-            int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-        )
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+        rank, size, local, port = _numbers(names, environment, "WORLD_SIZE is set, as by torchrun")
+        if not 0 <= rank < size:
+            raise LaunchError(f"RANK {rank} is not one of WORLD_SIZE {size}: unset both, or start the run by torchrun")
+        if not environment.get("MASTER_ADDR"):
+            raise LaunchError(
+                "WORLD_SIZE is set, as by torchrun, but MASTER_ADDR is not: unset WORLD_SIZE, or set both"
+            )
         return RankInfo(rank, size, local, environment["MASTER_ADDR"], port)
     # Of the step, not of the job: a batch script sees SLURM_NTASKS as well, and runs once.
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return RankInfo(
-            int(environment["SLURM_PROCID"]),
-            int(environment["SLURM_STEP_NUM_TASKS"]),
-            int(environment["SLURM_LOCALID"]),
-            _first_address(environment["SLURM_STEP_NODELIST"]),
-            20_000 + int(environment["SLURM_JOB_ID"]) % 12_000,  # below the kernel's ephemeral ports
-        )
+    if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
+        rank, size, local, job = _numbers(names, environment, "SLURM_STEP_NUM_TASKS is set, as by srun")
+        address = _first_address(environment.get("SLURM_STEP_NODELIST", ""))
+        return RankInfo(rank, size, local, address, 20_000 + job % 12_000)  # below the kernel's ephemeral ports
     return RankInfo(size=num_processes)
+
+
+def _numbers(names: Sequence[str], environment: Mapping[str, str], why: str) -> list[int]:
+    """Return the values of environment variables.
+
+    Raises:
+        LaunchError: one is not set or no number.
+    """
+    for name in names:
+        if not (environment.get(name, "").strip()).isdecimal():
+            value = f"is {environment[name]!r}, not a number" if name in environment else "is not set"
+            raise LaunchError(
+                f"{why}, so this process would be one of several of a run, but {name} {value}: unset {why.split()[0]} "
+                f"if the run is to start its processes itself, else set {name}"
+            )
+    return [int(environment[name]) for name in names]
 
 
 def _first_address(nodes: str) -> str:

@@ -90,6 +90,7 @@ LEAVES = ("diffusion", "models", "data", "methods", "metrics")
 LOADS_TORCH = (*LEAVES, "randomness", "registry", "training", "evaluation", "interop", "job")
 LOADS_NO_TORCH_ALL_THE_SAME = (
     "harness.job",
+    "harness.job.endings",
     "harness.job.request",
     "harness.job.verify",
     "harness.job.writer",

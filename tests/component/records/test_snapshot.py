@@ -20,6 +20,7 @@ from harness.records.directory import RunDirectory
 from harness.records.snapshot import MANIFEST
 
 ROOT = PACKAGE_ROOT
+PACKAGE = ["harness/__init__.py", "harness/data.txt", "harness/show.py"]
 
 
 def git(folder, *arguments):
@@ -46,6 +47,7 @@ def tree(tmp_path):
     root = tmp_path / "tree"
     write(root / "harness" / "__init__.py", "VERSION = 'committed'\n")
     write(root / "harness" / "show.py", "import harness\nprint(harness.__file__, harness.VERSION)\n")
+    write(root / "harness" / "data.txt", "what code finds beside itself\n")
     write(root / "experiments" / "a.yaml", "study: a\n")
     write(root / ".gitignore", "__pycache__/\n/runs/\n*.log\n")
     git(root.parent, "init", "-qb", "main", str(root))
@@ -82,10 +84,51 @@ def test_modified_and_untracked_files_are_taken_deleted_and_ignored_ones_are_not
     write(tree / "harness" / "new.py", "NEW = 1\n")
     write(tree / "runs" / "a" / "status.json", "{}")
     write(tree / "noise.log", "")
-    (tree / "experiments" / "a.yaml").unlink()
+    (tree / "harness" / "data.txt").unlink()
     taken = snapshot.take(store, tree)
-    assert files(taken) == [".gitignore", MANIFEST, "harness/__init__.py", "harness/new.py", "harness/show.py"]
+    assert files(taken) == [MANIFEST, "harness/__init__.py", "harness/new.py", "harness/show.py"]
     assert (taken.path / "harness" / "__init__.py").read_text() == "VERSION = 'edited'\n"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("experiments/a.yaml", "experiments/deep/b.yml", "README.md", "docs/x.md", "notes.ipynb", ".gitignore"),
+        *("Makefile", "pyproject.toml", "tests/test_x.py", "tests/deep/conftest.py", "figures/a.png", "slurm/c.yaml"),
+    ],
+)
+def test_what_no_job_imports_is_no_new_version_of_the_code(tree, store, path):
+    before = snapshot.take(store, tree)
+    write(tree / path, "edited\n" + "__pycache__/\n/runs/\n*.log\n")
+    assert snapshot.take(store, tree) == before
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("harness/show.py", "harness/data.txt", "harness/deep/part.json", "mine/net.py", "top.py", "lib/fast.so"),
+        *("experiments/helper.py", "package/__init__.py"),
+    ],
+)
+def test_what_a_job_can_import_is_a_new_version_of_the_code(tree, store, path):
+    before = snapshot.take(store, tree)
+    write(tree / path, "edited\n")
+    after = snapshot.take(store, tree)
+    assert after != before
+    assert path in files(after)
+
+
+def test_a_snapshot_of_a_version_that_took_studies_too_is_still_found_and_whole(tree, store):
+    content = {"harness/__init__.py": "", "experiments/a.yaml": "study: a\n", "README.md": "x"}
+    entries = {path: f"file {hashlib.sha256(text.encode()).hexdigest()}" for path, text in content.items()}
+    name = snapshot._identify(entries)
+    for path, text in content.items():
+        write(store / name / path, text)
+    manifest = {"id": name, "root": str(tree), "git": None, "files": entries}
+    write(store / name / MANIFEST, json.dumps(manifest))
+    old = snapshot.find(store, name)
+    assert old is not None and snapshot.verify(old) == []
+    assert snapshot.take(store.parent / "other", old.path).id == name  # submitted again from within it
 
 
 def test_the_manifest_names_every_file_and_the_commit_that_it_came_from(tree, store):
@@ -109,9 +152,9 @@ def test_the_id_is_a_function_of_paths_contents_and_executable_bits(tree, store,
 
     (tree / "harness" / "show.py").chmod(0o744)
     executable = snapshot.take(store, tree)
-    (tree / "experiments" / "a.yaml").rename(tree / "experiments" / "b.yaml")
+    (tree / "harness" / "data.txt").rename(tree / "harness" / "b.txt")
     renamed = snapshot.take(store, tree)
-    write(tree / "experiments" / "b.yaml", "study: b\n")
+    write(tree / "harness" / "b.txt", "b\n")
     edited = snapshot.take(store, tree)
     ids = [first.id, executable.id, renamed.id, edited.id]
     assert len(set(ids)) == 4 and folders_in(store) == sorted(ids)
@@ -129,25 +172,26 @@ def test_the_id_of_a_known_tree_is_what_it_always_was(tmp_path, store):
 def test_names_with_spaces_newlines_and_bytes_that_are_no_text_are_taken(tree, store):
     odd = ["with space", "new\nline", '"quoted"', "Ωmega", os.fsdecode(b"\xff\xfe"), "-dash", "a\\b"]
     for name in odd:
-        write(tree / "experiments" / name, ascii(name))
+        write(tree / "harness" / name, ascii(name))
     taken = snapshot.take(store, tree)
     for name in odd:
-        assert (taken.path / "experiments" / name).read_text() == ascii(name)
+        assert (taken.path / "harness" / name).read_text() == ascii(name)
     assert snapshot.verify(taken) == [] and snapshot.take(store, tree) == taken
 
 
 def test_a_link_within_the_tree_stays_a_link_and_one_to_a_file_outside_becomes_the_file(tree, store, tmp_path):
     write(tmp_path / "outside.py", "OUTSIDE = 1\n")
     (tree / "harness" / "relative.py").symlink_to("show.py")
-    (tree / "studies").symlink_to("experiments")
+    (tree / "scripts").symlink_to("harness")
+    (tree / "studies").symlink_to("experiments")  # no code
     (tree / "harness" / "absolute.py").symlink_to(tree / "harness" / "show.py")  # would lead back to the tree
     (tree / "harness" / "roundabout.py").symlink_to("../../tree/harness/show.py")
     (tree / "harness" / "outside.py").symlink_to(tmp_path / "outside.py")
     (tree / ".#editor").symlink_to("user@host.123")  # leads nowhere: some editors' lock
     taken = snapshot.take(store, tree)
     assert (taken.path / "harness" / "relative.py").readlink() == Path("show.py")
-    assert (taken.path / "studies" / "a.yaml").read_text() == "study: a\n"
-    assert (taken.path / ".#editor").is_symlink()
+    assert (taken.path / "scripts").readlink() == Path("harness")
+    assert not (taken.path / "studies").is_symlink() and not (taken.path / ".#editor").is_symlink()
     for name in ("absolute.py", "roundabout.py", "outside.py"):
         assert not (taken.path / "harness" / name).is_symlink()
     (tmp_path / "outside.py").write_text("OUTSIDE = 2\n")
@@ -165,11 +209,13 @@ def test_a_link_to_a_folder_outside_is_refused_with_the_line_that_leaves_it_out(
 
 
 def test_a_tracked_folder_that_became_a_link_is_taken_as_the_link(tree, store):
+    write(tree / "experiments" / "a.py", "")
+    commit(tree)
     (tree / "experiments").rename(tree / "studies")
     (tree / "experiments").symlink_to("studies")
     taken = snapshot.take(store, tree)
-    assert (taken.path / "experiments").is_symlink() and "studies/a.yaml" in files(taken)
-    assert "experiments/a.yaml" not in taken.manifest["files"]
+    assert (taken.path / "experiments").is_symlink() and "studies/a.py" in files(taken)
+    assert "experiments/a.py" not in taken.manifest["files"]
 
 
 def test_submodules_and_repositories_within_the_tree_are_taken_with_it(tree, store, tmp_path):
@@ -192,7 +238,7 @@ def test_without_git_the_package_alone_is_taken(tree, store):
     shutil.rmtree(tree / ".git")
     write(tree / "harness" / "__pycache__" / "show.pyc", "")
     taken = snapshot.take(store, tree)
-    assert files(taken) == [MANIFEST, "harness/__init__.py", "harness/show.py"] and taken.manifest["git"] is None
+    assert files(taken) == [MANIFEST, *PACKAGE] and taken.manifest["git"] is None
 
 
 def test_without_git_a_folder_that_the_package_links_to_is_taken_with_it(tree, store):
@@ -209,7 +255,7 @@ def test_a_wheel_installed_below_a_work_tree_of_something_else_is_the_package_al
     shutil.copytree(tree / "harness", site / "harness")
     write(site / "numpy" / "__init__.py", "")
     taken = snapshot.take(store, site)
-    assert files(taken) == [MANIFEST, "harness/__init__.py", "harness/show.py"] and taken.manifest["git"] is None
+    assert files(taken) == [MANIFEST, *PACKAGE] and taken.manifest["git"] is None
 
 
 def test_a_tree_that_is_a_folder_of_a_larger_work_tree_is_taken_by_git(tree, store, tmp_path):
@@ -218,7 +264,7 @@ def test_a_tree_that_is_a_folder_of_a_larger_work_tree_is_taken_by_git(tree, sto
     write(tmp_path / "mono" / "other.py", "")
     commit(tmp_path / "mono")
     part = snapshot.take(store, tmp_path / "mono" / "part")
-    assert part.id == snapshot.take(store, tree).id and "experiments/a.yaml" in files(part)
+    assert part.id == snapshot.take(store, tree).id and "harness/data.txt" in files(part)
 
 
 def test_the_store_and_what_is_named_are_left_out_although_git_does_not_ignore_them(tree):
@@ -239,13 +285,14 @@ def test_a_snapshot_of_a_snapshot_is_the_same_snapshot(tree, store, tmp_path):
 
 
 def test_a_tree_that_is_too_large_is_refused_by_the_names_of_its_large_folders(tree, store):
-    for name, size in (("data/cifar", 190 * 10**6), ("weights", 30 * 10**6)):
+    for name, size in (("harness/cifar", 190 * 10**6), ("harness/weights", 30 * 10**6), ("data", 10**9)):
         write(tree / name / "x", "")
         os.truncate(tree / name / "x", size)  # a hole: it takes no disk
-    with pytest.raises(LaunchError, match=r"220 MB.*data/cifar \(190 MB\), weights \(30 MB\).*\.gitignore"):
+    with pytest.raises(LaunchError, match=r"220 MB.*harness/cifar \(190 MB\), harness/weights .*\.gitignore"):
         snapshot.take(store, tree)
-    write(tree / ".gitignore", "/data/\n")
-    assert "weights/x" in files(snapshot.take(store, tree))
+    write(tree / ".gitignore", "/harness/cifar/\n")
+    assert "harness/weights/x" in files(snapshot.take(store, tree))
+    assert "data/x" not in files(snapshot.take(store, tree))  # no job imports it
 
 
 def test_a_folder_without_the_harness_is_refused(store, tmp_path):
@@ -261,10 +308,10 @@ def test_a_work_tree_that_git_refuses_is_not_taken_for_a_folder_without_git(tree
 
 
 def test_the_variables_of_a_git_hook_do_not_mislead(tree, store, tmp_path, monkeypatch):
-    write(tree / "tracked.log", "")  # ignored, but this repository knows it
-    git(tree, "add", "--force", "tracked.log")
+    write(tree / "harness" / "tracked.log", "")  # ignored, but this repository knows it
+    git(tree, "add", "--force", "harness/tracked.log")
     before = snapshot.take(store, tree)
-    assert "tracked.log" in files(before)
+    assert "harness/tracked.log" in files(before)
     git(tmp_path, "init", "-q", "other")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "nothing"))
@@ -291,11 +338,11 @@ def test_what_was_tampered_with_is_found_and_never_used(tree, store):
     assert not code.stat().st_mode & 0o222
     code.chmod(0o644)
     code.write_text("evil")
-    (taken.path / "experiments" / "a.yaml").unlink()
+    (taken.path / "harness" / "data.txt").unlink()
     write(taken.path / "torch.py", "")  # would be imported instead of torch
     write(taken.path / "harness" / "__pycache__" / "show.pyc", "")
-    assert snapshot.verify(taken) == ["experiments/a.yaml", "harness/show.py", "torch.py"]
-    with pytest.raises(LaunchError, match=r"was modified: experiments/a.yaml, harness/show.py"):
+    assert snapshot.verify(taken) == ["harness/data.txt", "harness/show.py", "torch.py"]
+    with pytest.raises(LaunchError, match=r"was modified: harness/data.txt, harness/show.py"):
         snapshot.take(store, tree)
 
 
@@ -326,7 +373,7 @@ def test_processes_that_take_at_once_end_with_one_whole_folder(tree, store):
     assert all(process.returncode == 0 for process in processes) and len(answers) == 1
     assert folders_in(store) == sorted(answers)
     taken = snapshot.find(store, answers.pop())
-    assert snapshot.verify(taken) == [] and len(taken.manifest["files"]) == 204
+    assert snapshot.verify(taken) == [] and len(taken.manifest["files"]) == 203
 
 
 # Runs `react(path)` each time that a file of the copy is opened for writing: an audit hook sees every open().

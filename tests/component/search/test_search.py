@@ -17,8 +17,12 @@ from pathlib import Path
 import optuna
 import pytest
 
+from harness.analysis import fig_search
+from harness.analysis.runs import load_records
 from harness.cli.common import members
 from harness.errors import LaunchError, RecordError
+from harness.launch import planning
+from harness.launch.submit import submit
 from harness.records.directory import RunDirectory
 from harness.records.lock import FolderLock
 from harness.records.status import Status
@@ -27,6 +31,7 @@ from harness.search.loading import load_search
 from harness.search.optuna_backend import first_suggestions, open_study, repair_journal
 from harness.search.trials import best_study, pareto_front, read_trials
 from harness.search.workers import LocalWorkers, SlurmWorkers, Workers
+from harness.slurm.commands import NoAnswer
 from harness.spec.base import SCHEMA_VERSION
 from harness.spec.metrics import outputs
 from harness.study.expand import load_study
@@ -285,6 +290,58 @@ def test_a_coordinator_that_dies_anywhere_is_taken_up_with_the_same_trials(make,
     hunt(search, runs)
     assert points(search, runs) == points(search, tmp_path / "whole")
     assert [trial.state for trial in read_trials(search.folder(runs))] == ["complete"] * 6
+
+
+class Flaky(Planted):
+    """Each question and each start fails the first time, as on a busy cluster."""
+
+    def __init__(self, runs_folder, error, times=1):
+        super().__init__(runs_folder)
+        self.error, self.times, self.failures = error, times, Counter()
+
+    def start(self, study):
+        self._fail_at_first(study.runs[0].run_key)
+        super().start(study)
+
+    def busy(self, run_keys):
+        if isinstance(self.error, NoAnswer):
+            self._fail_at_first(frozenset(run_keys))
+        return set()
+
+    def _fail_at_first(self, what):
+        self.failures[what] += 1
+        if self.failures[what] <= self.times:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [NoAnswer("squeue hangs"), LaunchError("SLURM did not accept the jobs")], ids=type)
+def test_a_hiccup_of_slurm_ends_no_search_and_changes_no_trial(make, tmp_path, error):
+    search = make(LAMBDA_S, "search.trials=6")
+    hunt(search, tmp_path / "smooth")
+    workers, said = Flaky(tmp_path / "runs", error), []
+    assert Coordinator(search, tmp_path / "runs", workers, sync=False, on_message=said.append).run()
+    assert points(search, tmp_path / "runs") == points(search, tmp_path / "smooth")
+    assert len(workers.started) == len(set(workers.started)) == 6
+    assert f"the search waits for SLURM: {error}" in said
+
+
+def test_a_search_whose_jobs_slurm_refuses_again_and_again_ends(make, tmp_path):
+    workers = Flaky(tmp_path / "runs", LaunchError("invalid partition"), times=3)
+    with pytest.raises(LaunchError, match="invalid partition"):
+        Coordinator(make(), tmp_path / "runs", workers, sync=False, on_message=lambda line: None).run()
+    assert workers.started == []
+
+
+def test_a_run_is_busy_while_any_of_its_jobs_is_in_the_queue(tmp_path, monkeypatch):
+    for stamp, job in (("20260101", "7_0"), ("20260102", "8_0")):
+        folder = tmp_path / "runs" / ".jobs" / "hunt" / stamp / "claims"
+        folder.mkdir(parents=True)
+        (folder / "aaaa").write_text(job)
+    (tmp_path / "squeue").write_text("#!/bin/sh\necho '7_0|PENDING||BeginTime|N/A|17'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    workers = SlurmWorkers(tmp_path / "runs", None, None, sync=False)
+    assert workers.busy({"aaaa", "bbbb"}) == {"aaaa"}
 
 
 def test_two_coordinators_at_once_are_refused(make, tmp_path):
@@ -627,3 +684,39 @@ def test_a_search_on_slurm_with_four_workers(make, tmp_path, slurm):
 if __name__ == "__main__":  # the coordinator that is killed
     file, runs_folder, *sets = sys.argv[1:]
     hunt(load_search(file, sets=sets), Path(runs_folder))
+
+
+# ------------------------------------------------------------------------------------------------- what is asked for
+
+
+def test_a_search_asks_for_its_trials_until_a_study_takes_its_name_and_again_when_it_goes_on(make, tmp_path):
+    runs = tmp_path / "runs"
+
+    def asked_for():
+        return {run.run_key for run in load_records(runs, "hunt")}
+
+    def of_trials():
+        return {key for trial in read_trials(make().folder(runs)) for key in trial.run_keys}
+
+    path = tmp_path / "study.yaml"
+    path.write_text(BASE)
+    study = load_study(path)
+    submit(planning.plan(study, runs), cluster="debug", sync=False)
+    assert asked_for() == {study.runs[0].run_key}
+    hunt(make(LAMBDA_S, "search.trials=2"), runs)
+    assert asked_for() == of_trials() and len(of_trials()) == 2
+    assert sorted(run.arm for run in load_records(runs, "hunt")) == ["trial-0000", "trial-0001"]
+    submit(planning.plan(study, runs), cluster="debug", sync=False)
+    assert asked_for() == {study.runs[0].run_key}
+    assert fig_search.trials(load_records(runs, "hunt")).empty
+    hunt(make(LAMBDA_S, "search.trials=3"), runs)
+    assert asked_for() == of_trials() and len(of_trials()) == 3
+    assert fig_search.trials(load_records(runs, "hunt"))["trial"].nunique() == 3
+
+
+def test_a_search_of_a_version_without_manifests_keeps_its_trials(make, tmp_path):
+    runs = tmp_path / "runs"
+    hunt(make(LAMBDA_S, "search.trials=2"), runs)
+    (runs / ".studies" / "hunt" / "manifest.json").unlink()
+    hunt(make(LAMBDA_S, "search.trials=3"), runs)
+    assert [run.arm for run in load_records(runs, "hunt")] == ["trial-0000", "trial-0001", "trial-0002"]

@@ -65,7 +65,7 @@ def test_counters_that_old_files_lack_are_not_missed(path):
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "an answer of a server in XML"),
         (b'{"message": "Not Found", "error": 404}', "an answer of a server in JSON"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7\nsize 95\n", "a git-lfs pointer"),
-        (gzip.compress(b"x"), "packed: unpack it first"),
+        (gzip.compress(b"x", mtime=0), "packed: unpack it first"),
         (b'\x80\0\0\0\0\0\0\0{"a"', None),  # a pickle as far as one sees
         (b'\x40\0\0\0\0\0\0\0{"a": {}}', "it looks like safetensors"),
         (b"Not Found", "it starts with 4e6f7420"),

@@ -33,5 +33,34 @@ def test_torchrun_says_where_a_process_stands():
 def test_a_slurm_that_does_not_answer_is_said_so(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     names = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "n[1-2]"}
+    names["SLURM_JOB_ID"] = "7"
     with pytest.raises(LaunchError, match=r"processes of this run on n\[1-2\] cannot meet: scontrol not found"):
         detect_rank(2, names)
+
+
+TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "words"),
+    [
+        *(
+            (TORCHRUN, {name: None}, f"{name} is not set")
+            for name in TORCHRUN
+            if name not in ("WORLD_SIZE", "MASTER_ADDR")
+        ),
+        (TORCHRUN, {"MASTER_ADDR": ""}, "MASTER_ADDR is not"),
+        (TORCHRUN, {"LOCAL_RANK": ""}, "LOCAL_RANK is '', not a number"),
+        (TORCHRUN, {"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', not a number"),
+        (TORCHRUN, {"RANK": "-1"}, "RANK is '-1', not a number"),
+        (TORCHRUN, {"RANK": "2"}, "RANK 2 is not one of WORLD_SIZE 2"),
+        *((SRUN, {name: None}, f"{name} is not set") for name in SRUN if name != "SLURM_STEP_NUM_TASKS"),
+        (SRUN, {"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS is 'many', not a number"),
+        (SRUN, {}, "SLURM knows no node in ''"),
+    ],
+)
+def test_variables_that_do_not_say_which_process_this_is_are_refused_in_words(names, changes, words):
+    environment = {name: value for name, value in (names | changes).items() if value is not None}
+    with pytest.raises(LaunchError, match=words):
+        detect_rank(2, environment)

@@ -1,0 +1,49 @@
+"""Record that a run failed before its attempt began, so that no run stays queued without a reason."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+from harness.errors import HarnessError, RecordError
+from harness.records.directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+
+def describe_failure(error: BaseException) -> tuple[str, str]:
+    """Return an error's reason for people, and its traceback if it is not one that a user can fix."""
+    if isinstance(error, HarnessError):
+        return str(error), ""
+    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+
+
+def record_failure(path: Path, error: BaseException, *, wait_seconds: float = 0.0) -> None:
+    """Record that a run failed, unless another process works on it; then the error is only logged.
+
+    Args:
+        wait_seconds: how long to wait for another writer, which may be dead.
+    """
+    directory = RunDirectory(path)
+    try:
+        with directory.lock(wait_seconds):
+            write_failure(directory, error)
+    except (RecordError, OSError) as refusal:
+        logger.error(f"run {path.name} failed: {describe_failure(error)[0]}; this could not be recorded: {refusal}")
+
+
+def write_failure(directory: RunDirectory, error: BaseException) -> None:
+    """Write an attempt that only failed: its event and the run's status; requires the lock.
+
+    Raises:
+        RecordError: the directory cannot be written.
+    """
+    reason, trace = describe_failure(error)
+    logger.error(trace or reason)
+    status = directory.status()
+    with directory.open_journal(resumed_from_step=directory.durable_step()) as journal:
+        journal.event("failed", **{"reason": reason} | ({"traceback": trace} if trace else {}))
+    failed = replace(status, state="failed", cause="error", reason=reason, stopped_by="", attempt=journal.attempt)
+    directory.set_status(failed)
