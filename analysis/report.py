@@ -223,7 +223,7 @@ def _claims(section: Section) -> str:
             verdict = f'<span class="verdict {colour}">{_text(contrast.verdict)}</span>'
             numbers = f"{contrast.metric}: {_text(contrast.numbers())}"
             lines.append(f"<tr><td>{verdict}</td><td>{_text(contrast.context)}</td><td>{numbers}</td></tr>")
-    caption = _text(claims.RULE)
+    caption = _text(" ".join(filter(None, [claims.RULE, section.data_note])))
     link = f'<span class="files"><a href="{_text(section.name)}/claims.csv">CSV</a></span>'
     return "\n".join([*lines, f'</table></div><p class="caption">{caption} {link}</p>'])
 
