@@ -58,7 +58,7 @@ def submit(
     """
     if cluster not in CLUSTERS:
         raise LaunchError(f"no cluster {cluster!r}; the choices are {', '.join(CLUSTERS)}")
-    if cluster != "debug" and (reason := unusable_path(plan.runs_folder, cluster)):
+    if reason := unusable_path(plan.runs_folder, cluster):
         raise LaunchError(reason)
     profile = profile or Profile()
     plan = _with_answers(plan)
