@@ -62,8 +62,12 @@ class Cancellation:
 
 @cache
 def read_submission(folder: Path) -> dict[str, Any]:
-    path = SubmissionLayout(folder).submission_path
-    return json.loads(path.read_text()) if path.exists() else {}
+    """Return the description of a submission, empty if it is missing or damaged."""
+    try:
+        description = json.loads(SubmissionLayout(folder).submission_path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return description if isinstance(description, dict) else {}
 
 
 def claims_of(runs_folder: Path, run_keys: Iterable[str]) -> dict[str, list[Claim]]:

@@ -21,6 +21,7 @@ from harness.launch.requeue import given_up
 from harness.launch.states import read_run_states
 from harness.launch.submission import Submission
 from harness.records import snapshot
+from harness.records.files import replace_file
 from harness.records.layout import CODE, JOBS, SubmissionLayout
 from harness.slurm.commands import NoAnswer
 from harness.slurm.jobs import current_user
@@ -89,7 +90,8 @@ def submit(
             "time": time.time(),
             "runs": [planned.run_key for planned in runs],
         }
-        layout.submission_path.write_text(json.dumps(description, indent=1))
+        # Whole or absent: without it nobody would know that the jobs are SLURM's.
+        replace_file(layout.submission_path, json.dumps(description, indent=1), durable=True)
         if plan.study.path.suffix == ".py":  # a study in Python is kept with its submission
             shutil.copyfile(plan.study.path, folder / plan.study.path.name)
     current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
