@@ -1,7 +1,8 @@
 """Compare the papers' claims with our own records: supported, contradicted or inconclusive, with the numbers.
 
-A contrast compares two settings in one metric, all else equal. Replicates that share a seed share data order, timesteps
-and noise, so they are compared in pairs. The rule:
+A contrast compares two arms in one metric, all else equal. Arms are told apart by all their resolved values, never by a
+name alone: two offsets of the cosine schedule are two arms, and each is compared on its own. Replicates that share a
+seed share data order, timesteps and noise, so they are compared in pairs. The rule:
 
 - three pairs or more: the 95 % t-interval of the difference excludes 0, or the verdict is `inconclusive`;
 - two: `suggests` when the two ranges do not overlap, else `inconclusive`;
@@ -10,14 +11,16 @@ and noise, so they are compared in pairs. The rule:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from harness.analysis.intervals import t_interval
 from harness.analysis.runs import RunRecord
+from harness.analysis.settings import Labels, sampling_protocol, settings_of
 from harness.spec.base import canonical_json
 from harness.spec.metrics import metric_kind
 
@@ -29,6 +32,7 @@ NLL, FID = metric_kind("nll_bpd").label, metric_kind("fid").label
 RULE = (
     "Replicates that share a seed are compared in pairs. Three pairs or more: supported or contradicted where the 95 % "
     "t-interval of the difference excludes 0. Two: suggests, where the ranges do not overlap. Else inconclusive. "
+    "Where several arms fit one side of a claim, each is compared on its own, and the context says how many there are. "
     "No correction for the number of comparisons. Small data and short trainings may differ from the papers' for good "
     "reasons: a verdict is about these runs."
 )
@@ -39,7 +43,7 @@ class Contrast:
     """One comparison for a claim, which says that `ours` is lower than `other` in a metric.
 
     Attributes:
-        context: what both sides have in common.
+        context: what both sides have in common; and how many arms fit a side, if it is not one.
         pairs: (ours, other), one per replicate.
     """
 
@@ -84,7 +88,7 @@ class Claim:
 
 def cosine_beats_linear(runs: Sequence[RunRecord]) -> Claim:
     """Compare schedules under the same objective, in NLL."""
-    contexts = _settings(runs, "nll", _schedule, vary=("diffusion.schedule",))
+    contexts = _contexts(runs, "nll", _schedule, vary=("diffusion.schedule",))
     return Claim(
         "The cosine schedule reaches a better NLL than the linear one",
         "IDDPM, table 2: CIFAR-10, L_hybrid, 3.17 against 3.26 (paper; dropout differs too)",
@@ -94,7 +98,7 @@ def cosine_beats_linear(runs: Sequence[RunRecord]) -> Claim:
 
 def hybrid_beats_simple(runs: Sequence[RunRecord]) -> Claim:
     """Compare objectives under the same schedule, in NLL."""
-    contexts = _settings(runs, "nll", _objective, vary=_OBJECTIVE)
+    contexts = _contexts(runs, "nll", _objective, vary=_OBJECTIVE)
     return Claim(
         "L_hybrid reaches a better NLL than L_simple",
         "IDDPM, table 2: CIFAR-10, cosine, 3.17 against 3.26 (paper)",
@@ -104,7 +108,7 @@ def hybrid_beats_simple(runs: Sequence[RunRecord]) -> Claim:
 
 def vlb_has_the_best_nll(runs: Sequence[RunRecord]) -> Claim:
     """Compare L_vlb with the other objectives, in NLL."""
-    contexts = _settings(runs, "nll", _objective, vary=_OBJECTIVE)
+    contexts = _contexts(runs, "nll", _objective, vary=_OBJECTIVE)
     return Claim(
         "L_vlb reaches the best NLL",
         "IDDPM, table 2: CIFAR-10, cosine, 2.94 against 3.17 and 3.26 (paper; with importance-sampled t)",
@@ -114,7 +118,7 @@ def vlb_has_the_best_nll(runs: Sequence[RunRecord]) -> Claim:
 
 def vlb_has_the_worst_fid(runs: Sequence[RunRecord]) -> Claim:
     """Compare the other objectives with L_vlb, in FID."""
-    contexts = _settings(runs, "fid", _objective, vary=_OBJECTIVE)
+    contexts = _contexts(runs, "fid", _objective, vary=_OBJECTIVE)
     contrasts = [contrast for name in ("hybrid", "simple") for contrast in _contrasts(contexts, name, ["vlb"])]
     return Claim(
         "... and the worst FID: the others' is lower",
@@ -172,12 +176,47 @@ _OBJECTIVE = ("objective", "diffusion.var_type", "timestep_sampler")  # L_vlb's 
 
 
 @dataclass
+class _Arm:
+    """One side of a contrast: runs that are equal in all that the claim varies.
+
+    Attributes:
+        name: of its schedule or objective.
+        settings: the resolved values that the claim varies, by dotted path.
+        values: the metric by seed.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    values: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass
 class _Context:
-    """Runs that differ in one setting: a metric by setting and seed."""
+    """Arms that differ only in what a claim varies, measured in the same way.
+
+    Attributes:
+        settings: the resolved values and the protocol that all have in common, by dotted path.
+    """
 
     name: str
     metric: str
-    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    settings: dict[str, Any]
+    arms: dict[str, _Arm] = field(default_factory=dict)
+
+    def arms_of(self, name: str) -> list[tuple[str, _Arm]]:
+        """Return the arms with a schedule or objective of this name, labelled by what tells them apart."""
+        return _labelled([arm for arm in self.arms.values() if arm.name == name])
+
+
+_Named = TypeVar("_Named", _Arm, _Context)
+
+
+def _labelled(items: Sequence[_Named]) -> list[tuple[str, _Named]]:
+    """Label each item by its name, with the values that tell it from others of the same name."""
+    labels = Labels()
+    keys = [labels.add(item.name, item.settings) for item in items]
+    texts = labels.texts()
+    return [(texts[key], item) for key, item in zip(keys, items, strict=True)]
 
 
 def _schedule(run: RunRecord) -> str:
@@ -188,70 +227,81 @@ def _objective(run: RunRecord) -> str:
     return run.named("objective")
 
 
-def _settings(
+def _contexts(
     runs: Sequence[RunRecord], metric: str, setting: Callable[[RunRecord], str], vary: tuple[str, ...]
 ) -> list[_Context]:
     """Collect a metric of runs whose specs are equal except for `vary` and the seed, with the same protocol."""
     contexts: dict[str, _Context] = {}
     for run in runs:
-        shared = canonical_json(_without(run.spec, ("seed", *vary)))
+        spec = settings_of(run)
+        varied = {path: value for path, value in spec.items() if _is_below(path, vary)}
+        shared = {path: value for path, value in spec.items() if path not in varied}
         name = _objective(run) if setting is _schedule else _schedule(run)
-        for label, protocol, value in _values(run, metric):
-            context = contexts.setdefault(shared + protocol, _Context(name, label))
-            # If a study evaluates the same weights twice (with beta, with beta-tilde), the first counts.
-            context.values.setdefault(setting(run), {}).setdefault(run.spec["seed"], value)
+        for label, protocol, variance, value in _values(run, metric):
+            # The evaluation chooses the variance of the reverse process where the objective leaves it open.
+            own, common = ({"σ²": variance}, {}) if "diffusion.var_type" in vary else ({}, {"σ²": variance})
+            settings = shared | {"evaluation": protocol} | common
+            context = contexts.setdefault(canonical_json(settings), _Context(name, label, settings))
+            arm = context.arms.setdefault(canonical_json(varied | own), _Arm(setting(run), varied | own))
+            arm.values.setdefault(run.spec["seed"], value)
     return list(contexts.values())
 
 
-def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, str, float]]:
-    """Return each measured value with the metric's full name and the protocol that both sides must share."""
-    if metric == "nll":
-        for measurement in run.measured("nll"):
-            evaluation = measurement.evaluation
-            yield NLL, canonical_json([evaluation["nll"], evaluation["split"]]), run.nll(measurement)
-    else:
-        for measurement in run.measured("fidelity"):
-            part = measurement.evaluation["fidelity"]
-            yield f"{FID} ({run.extractor(part)})", canonical_json(part), run.fidelity(measurement)
+def _is_below(path: str, parts: tuple[str, ...]) -> bool:
+    return any(path == part or path.startswith(f"{part}.") for part in parts)
 
 
-def _without(spec: dict, paths: tuple[str, ...]) -> dict:
-    remaining = {key: dict(value) if isinstance(value, dict) else value for key, value in spec.items()}
-    for path in paths:
-        head, _, tail = path.partition(".")
-        (remaining.get(head, {}) if tail else remaining).pop(tail or head, None)
-    return remaining
+def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, dict[str, Any], str, float]]:
+    """Return each measured value: the metric's full name, the protocol, the variance, and the value."""
+    part = {"nll": "nll", "fid": "fidelity"}[metric]
+    for measurement in run.measured(part):
+        evaluation = measurement.evaluation
+        protocol = {part: evaluation[part], "weights": evaluation["weights"]}
+        variance = run.variance(measurement)
+        if metric == "nll":
+            yield NLL, protocol | {"split": evaluation["split"]}, variance, run.nll(measurement)
+        else:
+            label = f"{FID} ({run.extractor(evaluation[part])})"
+            yield label, protocol | {"guidance": evaluation.get("guidance")}, variance, run.fidelity(measurement)
 
 
-def _contrasts(contexts: list[_Context], ours: str, others: list[str]) -> Iterator[Contrast]:
-    for context in contexts:
+def _contrasts(contexts: Sequence[_Context], ours: str, others: list[str]) -> Iterator[Contrast]:
+    for label, context in _labelled(contexts):
         for other in others:
-            our_values, other_values = context.values.get(ours, {}), context.values.get(other, {})
-            pairs = [(our_values[seed], other_values[seed]) for seed in sorted(our_values.keys() & other_values.keys())]
-            pairs = [pair for pair in pairs if not np.isnan(pair).any()]
-            if pairs:
-                yield Contrast(context.name, ours, other, context.metric, tuple(pairs))
+            our_arms, other_arms = context.arms_of(ours), context.arms_of(other)
+            sides = ((ours, our_arms), (other, other_arms))
+            several = [f"{len(arms)} arms are {name}" for name, arms in sides if len(arms) > 1]
+            for (our_label, our_arm), (other_label, other_arm) in itertools.product(our_arms, other_arms):
+                seeds = sorted(our_arm.values.keys() & other_arm.values.keys())
+                pairs = [(our_arm.values[seed], other_arm.values[seed]) for seed in seeds]
+                pairs = [pair for pair in pairs if not np.isnan(pair).any()]
+                if pairs:
+                    context_text = "; ".join([label, *several])
+                    yield Contrast(context_text, our_label, other_label, context.metric, tuple(pairs))
 
 
 def _sampler_contrasts(
     runs: Sequence[RunRecord], ours: str, other: str, counts: Callable[[int], bool]
 ) -> Iterator[Contrast]:
     """Compare two samplers on the same weights by the geometric mean of FID over the numbers of steps that count."""
+    sweeps: dict[str, _Context] = {}
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for run in runs:
         for measurement in run.measured("sweep"):
             curves = {name: dict(zip(*curve, strict=True)) for name, curve in run.sweep(measurement).items()}
             our_curve, other_curve = curves.get(ours, {}), curves.get(other, {})
             steps = [step for step in sorted(our_curve.keys() & other_curve.keys()) if counts(step)]
-            if steps:
-                context = f"{run.arm} at {', '.join(map(str, steps))} steps"
-                middle = [
-                    float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (our_curve, other_curve)
-                ]
-                key = (context, run.extractor(measurement.evaluation["sweep"]))
-                pairs.setdefault(key, []).append((middle[0], middle[1]))
-    for (context, extractor), values in pairs.items():
-        yield Contrast(context, ours, other, f"{FID} ({extractor})", tuple(values))
+            if not steps:
+                continue
+            middle = [float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (our_curve, other_curve)]
+            sweep, protocol = measurement.evaluation["sweep"], sampling_protocol(measurement, "sweep")
+            metric, key = f"{FID} ({run.extractor(sweep)})", canonical_json([run.arm, protocol])
+            sweeps.setdefault(key, _Context(run.arm, metric, protocol))
+            pairs.setdefault((key, ", ".join(map(str, steps))), []).append((middle[0], middle[1]))
+    labels = dict(zip(sweeps, _labelled(list(sweeps.values())), strict=True))
+    for (key, steps_text), values in pairs.items():
+        label, sweep_context = labels[key]
+        yield Contrast(f"{label} at {steps_text} steps", ours, other, sweep_context.metric, tuple(values))
 
 
 CLAIMS: tuple[Callable[[Sequence[RunRecord]], Claim], ...] = (

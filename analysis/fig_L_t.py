@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.analysis import style
 from harness.analysis.runs import RunRecord, arm_index
+from harness.analysis.style import Figure
 
 TITLE = "Terms of the variational bound"
 NEEDS = "an evaluation with nll"
@@ -41,6 +41,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     return frame.assign(share=grouped["share"].mean()).reset_index()[columns]
 
 
+@style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     evaluations = list(frame["evaluation"].unique())
     figure, panels = style.subplots(len(evaluations), 2, height=2.6 * len(evaluations) + 0.4)
@@ -52,7 +53,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             low = known["low"].where(known["low"] > 0, known["mean"])
             left.plot(known["t"], known["mean"], color=colour, linestyle=line, linewidth=1.2)
             left.fill_between(known["t"], low, known["high"], color=colour, alpha=0.18, lw=0)
-            right.plot(part["t"], part["share"], color=colour, linestyle=line, label=arm)
+            right.plot(part["t"], part["share"], color=colour, linestyle=line, label=style.label(arm))
         several = f" ({evaluation})" if len(evaluations) > 1 else ""
         for axes in (left, right):
             axes.set_xscale("log")

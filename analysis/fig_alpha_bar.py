@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.analysis import style
 from harness.analysis.runs import RunRecord
+from harness.analysis.style import Figure
 from harness.diffusion.schedules import SCHEDULES, tables
 
 TITLE = "What is left of the data"
@@ -30,6 +30,7 @@ def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
     return frame.merge(reference[["schedule", "t", "reference"]], on=["schedule", "t"], how="left")
 
 
+@style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     figure, ((axes,),) = style.subplots(width=style.ONE_COLUMN * 1.25, height=2.7)
     for index, (schedule, part) in enumerate(frame.groupby("schedule", sort=False)):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.analysis import style
 from harness.analysis.runs import RunRecord
+from harness.analysis.style import Figure
 from harness.diffusion.schedules import SCHEDULES, tables
 
 TITLE = "Upper and lower bound of the reverse variance"
@@ -33,6 +33,7 @@ def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
     return pd.concat(parts).merge(reference, on=["num_timesteps", "t"], how="left")
 
 
+@style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     figure, ((axes,),) = style.subplots(width=style.ONE_COLUMN * 1.25, height=2.7)
     for index, (num_timesteps, part) in enumerate(frame.groupby("num_timesteps")):

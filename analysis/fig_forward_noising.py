@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.analysis import style
 from harness.analysis.runs import RunRecord
+from harness.analysis.style import Figure
 from harness.diffusion.schedules import SCHEDULES, tables
 
 TITLE = "A digit under each schedule"
@@ -39,6 +39,7 @@ def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     schedules = list(frame["schedule"].unique())
     columns = len(frame) // len(schedules)

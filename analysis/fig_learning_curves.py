@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.analysis import style
-from harness.analysis.runs import RunRecord, arm_index
+from harness.analysis.runs import Measurement, RunRecord, arm_index
+from harness.analysis.style import Figure
 from harness.spec.metrics import METRIC_KINDS, MetricKind, metric_kind
 
 TITLE = "Learning curves"
@@ -23,15 +23,17 @@ CURVE_OF = {kind: curve for curve, kind in KIND_OF.items()}
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return curves over replicates: each term of the loss as means over bins of iterations, and the NLL.
 
-    `curve` is the term's name, or `nll` if evaluations ran during training. A term that is a mean over t of terms that
+    `curve` is the term's name, or `nll` if evaluations ran during training, with the evaluation's name if there are
+    several. A term that is a mean over t of terms that
     are summed over t is multiplied by the chain's length: `bound` is T times train/vb.
     """
     index = arm_index(runs)
+    several = len({measurement.name for run in runs for measurement in _nll_curves(run)}) > 1
     longest = max((run.spec["train"]["steps"] for run in runs), default=1)
     rows = [
         {"curve": curve, "arm": run.arm, "arm_index": index[run.arm], "iteration": iteration, "value": value}
         for run in runs
-        for curve, steps, values in _curves(run, max(1, -(-longest // BINS)))
+        for curve, steps, values in _curves(run, max(1, -(-longest // BINS)), several)
         for iteration, value in zip(steps, values, strict=True)
     ]
     keys = ["curve", "arm", "arm_index", "iteration"]
@@ -41,7 +43,11 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     return frame.rename(columns={"count": "n", "min": "low", "max": "high"})
 
 
-def _curves(run: RunRecord, width: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def _nll_curves(run: RunRecord) -> list[Measurement]:
+    return [measurement for measurement in run.measured("nll") if len(run.nll_curve(measurement)[0]) > 1]
+
+
+def _curves(run: RunRecord, width: int, several_nlls: bool) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     for name in run.terms():
         steps, values = run.history(name)
         factor = run.spec["diffusion"]["num_timesteps"] if metric_kind(name).per_timestep else 1
@@ -50,46 +56,51 @@ def _curves(run: RunRecord, width: int) -> Iterator[tuple[str, np.ndarray, np.nd
         means = np.array([factor * values[bins == end].mean() for end in ends])
         term = name.removeprefix("train/")
         yield CURVE_OF.get(term, term), ends * width, means
-    for measurement in run.measured("nll"):
-        steps, values = run.nll_curve(measurement)
-        if len(steps) > 1:
-            yield NLL, steps, values
+    for measurement in _nll_curves(run):
+        yield f"{NLL} {measurement.name}" if several_nlls else NLL, *run.nll_curve(measurement)
 
 
+@style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     curves = sorted(frame["curve"].unique(), key=_panel_order)
     figure, (panels,) = style.subplots(1, len(curves), height=2.75)
     for axes, curve in zip(panels, curves, strict=True):
         for arm, part in frame[frame["curve"] == curve].groupby("arm", sort=False):
             look = style.arm_style(part["arm_index"].iloc[0])
-            marker = look["marker"] if curve == NLL else ""
+            marker = look["marker"] if _is_nll(curve) else ""
             axes.plot(
-                part["iteration"], part["mean"], label=arm, color=look["color"], linestyle=look["linestyle"],
-                marker=marker, markersize=3, linewidth=1.2,
+                part["iteration"], part["mean"], label=style.label(arm), color=look["color"],
+                linestyle=look["linestyle"], marker=marker, markersize=3, linewidth=1.2,
             )  # fmt: skip
             axes.fill_between(
                 part["iteration"], part["low"], part["high"],
                 color=look["color"], alpha=0.15, lw=0,
             )  # fmt: skip
         kind = _kind(curve)
-        unit = f"$T \\times L_t$ ({kind.unit})" if kind.per_timestep else kind.unit or curve
+        unit = f"$T \\times L_t$ ({kind.unit})" if kind.per_timestep else kind.unit or style.label(curve)
         positive = (frame.loc[frame["curve"] == curve, "low"] > 0).all()
-        axes.set(yscale="log" if positive else "linear", xlabel="iterations", ylabel=unit, title=kind.label)
+        axes.set(yscale="log" if positive else "linear", xlabel="iterations", ylabel=unit)
+        axes.set_title(" ".join([kind.label, *curve.split()[1:]]))
         if positive:
             style.plain_log_numbers(axes)
     style.legend_below(figure, panels[0])
     return figure
 
 
+def _is_nll(curve: str) -> bool:
+    return curve.split()[0] == NLL
+
+
 def _kind(curve: str) -> MetricKind:
-    return metric_kind(KIND_OF.get(curve, curve))
+    name = curve.split()[0]
+    return metric_kind(KIND_OF.get(name, name))
 
 
 def _panel_order(curve: str) -> tuple[int, str]:
     """Order panels: terms of the loss as METRIC_KINDS lists them, then unknown ones by name, then the NLL."""
     names = list(METRIC_KINDS)
     name = KIND_OF.get(curve, curve)
-    return (len(names) + 1 if curve == NLL else names.index(name) if name in names else len(names), curve)
+    return (len(names) + 1 if _is_nll(curve) else names.index(name) if name in names else len(names), curve)
 
 
 def caption(frame: pd.DataFrame) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.analysis import style
 from harness.analysis.runs import RunRecord, arm_index, by_arm
+from harness.analysis.style import Figure
 from harness.data.facts import DATASET_FACTS
 
 TITLE = "Samples"
@@ -46,6 +46,7 @@ def _columns(run: RunRecord) -> int:
     return classes if run.spec["model"]["class_cond"] and classes and classes <= 10 else 6
 
 
+@style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     columns = min(len(frame), 3 if len(frame) in (3, 5, 6, 9) else 4)
     rows = -(-len(frame) // columns)
@@ -63,7 +64,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes.imshow(tile(row["pictures"], row["columns"]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         title = f"{row['arm']} ({row['evaluation']})" if several else row["arm"]
         letters = min(8.5, size * 72 / (0.68 * len(title)))  # points: a long name still fits its panel
-        axes.set_title(title, color=style.arm_style(row["arm_index"])["color"], fontsize=letters)
+        axes.set_title(style.label(title), color=style.arm_style(row["arm_index"])["color"], fontsize=letters)
     return figure
 
 

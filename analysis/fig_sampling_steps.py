@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from harness.analysis import style
 from harness.analysis.intervals import describe_bands, summarise_by
 from harness.analysis.runs import RunRecord, arm_index
+from harness.analysis.settings import Labels, sampling_protocol
+from harness.analysis.style import Figure, Line2D
 from harness.spec.evaluation import Sampler
 from harness.spec.metrics import metric_kind
 from harness.spec.parts import choices
@@ -22,31 +22,35 @@ FID = metric_kind("fid").label
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return FID over replicates for each protocol, arm, fixed variance, sampler and number of steps."""
-    index = arm_index(runs)
-    rows = []
+    """Return FID over replicates for each protocol, arm, fixed variance, sampler and number of steps.
+
+    Two protocols or two samplers of one name are told apart by the values in which they differ.
+    """
+    index, rows = arm_index(runs), []
+    protocols, samplers = Labels(), Labels()
     for run in runs:
         for measurement in run.measured("sweep"):
             sweep = measurement.evaluation["sweep"]
-            protocol = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
-            variance = run.variance(measurement)
+            protocol = sampling_protocol(measurement, "sweep") | {"sweep": {"reference": sweep["reference"]}}
+            del protocol["fixed_variance"]  # a column of its own
+            name = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
+            row = {"protocol": protocols.add(name, protocol), "arm": run.arm, "arm_index": index[run.arm]}
+            row["variance"] = run.variance(measurement)
+            parameters = {sampler["name"]: sampler for sampler in sweep["samplers"]}
             for sampler, (steps, values) in run.sweep(measurement).items():
+                row["sampler"] = samplers.add(sampler, parameters[sampler])
                 rows += [
-                    {
-                        "protocol": protocol,
-                        "arm": run.arm,
-                        "arm_index": index[run.arm],
-                        "variance": variance,
-                        "sampler": sampler,
-                        "num_steps": num_steps,
-                        "fid": fid,
-                    }
-                    for num_steps, fid in zip(steps, values, strict=True)
+                    row | {"num_steps": num_steps, "fid": fid} for num_steps, fid in zip(steps, values, strict=True)
                 ]
     keys = ["protocol", "arm", "arm_index", "variance", "sampler", "num_steps"]
-    return summarise_by(pd.DataFrame(rows, columns=[*keys, "fid"]), keys, "fid")
+    frame = pd.DataFrame(rows, columns=[*keys, "fid"])
+    frame = frame.assign(
+        protocol=frame["protocol"].map(protocols.texts()), sampler=frame["sampler"].map(samplers.texts())
+    )
+    return summarise_by(frame, keys, "fid")
 
 
+@style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     protocols, lines = list(frame["protocol"].unique()), sampler_lines(frame["sampler"].unique())
     figure, (panels,) = style.subplots(1, len(protocols), width=2.2 + 3.4 * len(protocols), height=3.0)
@@ -62,11 +66,11 @@ def draw(frame: pd.DataFrame) -> Figure:
                 elinewidth=0.8, capsize=2,
             )  # fmt: skip
         ticks = sorted(shown["num_steps"].unique())
-        axes.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=f"{FID} ({protocol})")
+        axes.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=style.label(f"{FID} ({protocol})"))
         axes.set_xticks(ticks, list(map(str, ticks)))
         axes.set_xticks([], minor=True)
         style.plain_log_numbers(axes)
-        axes.set_title(TITLE if len(protocols) == 1 else protocol)
+        axes.set_title(TITLE if len(protocols) == 1 else style.label(protocol))
     figure.legend(handles=_handles(frame, lines, several), loc="outside right upper")
     return figure
 
@@ -83,11 +87,11 @@ def _handles(frame: pd.DataFrame, lines: dict[str, Any], several_variances: bool
     arms = frame.drop_duplicates("arm").sort_values("arm_index")
     looks = [style.arm_style(index) for index in arms["arm_index"]]
     handles = [
-        Line2D([], [], color=look["color"], marker=look["marker"], linestyle="", label=arm)
+        Line2D([], [], color=look["color"], marker=look["marker"], linestyle="", label=style.label(arm))
         for arm, look in zip(arms["arm"], looks, strict=True)
     ]
     for name in frame["sampler"].unique():
-        handles.append(Line2D([], [], color=style.INK, linestyle=lines[name], label=name))
+        handles.append(Line2D([], [], color=style.INK, linestyle=lines[name], label=style.label(name)))
     for name, face in (("β", style.INK), ("β̃", "white")) if several_variances else ():
         face_only: dict[str, Any] = {"color": style.INK, "marker": "o", "markerfacecolor": face, "linestyle": ""}
         handles.append(Line2D([], [], label=f"σ² = {name}", **face_only))

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from harness.analysis import style
 from harness.analysis.intervals import describe_bands, summarise
 from harness.analysis.runs import RunRecord
 from harness.analysis.scaling import PowerLaw, bootstrap, fit_power_law
-from harness.spec.base import canonical_json
+from harness.analysis.settings import Labels, sampling_protocol
+from harness.analysis.style import Figure
 from harness.spec.metrics import TRAIN_COMPUTE, metric_kind
 
 TITLE = "Scaling with training compute"
@@ -30,15 +31,17 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     Arms of a series differ only in the model's size, the length of training and the optimizer's settings for them.
     `compute_multiply_adds` is the recorded `compute/train_multiply_adds`.
     """
-    groups: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = {}
-    names: dict[str, str] = {}
+    groups: dict[tuple, dict[str, list[tuple[float, float]]]] = {}
+    series, protocols = Labels(), Labels()
     for run in runs:
-        compute, series = run.final(TRAIN_COMPUTE), _series(run)
+        compute = run.final(TRAIN_COMPUTE)
         parts = " ".join(filter(None, [run.named("diffusion.schedule"), run.named("objective")]))
-        name = names.setdefault(series, f"{parts}{f' ({len(names) + 1})' if names else ''}")
-        for metric, protocol, value in _measured(run):
+        name = series.add(parts, _series(run))
+        for metric, label, protocol, value in _measured(run):
             if not np.isnan(compute + value):
-                groups.setdefault((name, metric, protocol), {}).setdefault(run.arm, []).append((compute, value))
+                key = (name, metric, protocols.add(label, protocol))
+                groups.setdefault(key, {}).setdefault(run.arm, []).append((compute, value))
+    names, texts = series.texts(), protocols.texts()
     rows = []
     for (name, metric, protocol), arms in groups.items():
         compute_of = {arm: float(np.mean([x for x, _ in points])) for arm, points in arms.items()}
@@ -48,25 +51,26 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         values = {arm: [y for _, y in arms[arm]] for arm in ordered}
         law = _fit([compute_of[arm] for arm in ordered], [values[arm] for arm in ordered])
         for arm in ordered:
-            row: dict[str, object] = {"series": name, "metric": metric, "protocol": protocol, "arm": arm}
+            row: dict[str, object] = {"series": names[name], "metric": metric, "protocol": texts[protocol], "arm": arm}
             row |= {"compute_multiply_adds": compute_of[arm]}
             rows.append({**row, **summarise(values[arm])._asdict(), **_fit_columns(law)})
     columns = ["series", "metric", "protocol", "arm", "compute_multiply_adds", "n", "mean", "low", "high", "kind"]
     return pd.DataFrame(rows, columns=[*columns, *_fit_columns(None)])
 
 
-def _measured(run: RunRecord) -> Iterator[tuple[str, str, float]]:
-    """Return the run's first NLL and first FID: metric, how it was measured, value."""
+def _measured(run: RunRecord) -> Iterator[tuple[str, str, dict[str, Any], float]]:
+    """Return the run's first NLL and first FID: metric, how it was measured in short and in full, value."""
     for measurement in islice(run.measured("nll"), 1):
-        yield "nll", KINDS["nll"].unit, run.nll(measurement)
+        protocol = {name: measurement.evaluation[name] for name in ("nll", "split", "weights")}
+        yield "nll", KINDS["nll"].unit, protocol, run.nll(measurement)
     for measurement in islice(run.measured("fidelity"), 1):
-        part = measurement.evaluation["fidelity"]
-        yield "fid", f"{run.extractor(part)}, {part['num_samples']} samples", run.fidelity(measurement)
+        part, protocol = measurement.evaluation["fidelity"], sampling_protocol(measurement, "fidelity")
+        yield "fid", f"{run.extractor(part)}, {part['num_samples']} samples", protocol, run.fidelity(measurement)
 
 
-def _series(run: RunRecord) -> str:
+def _series(run: RunRecord) -> dict[str, Any]:
     spec = {key: value for key, value in run.spec.items() if key not in ("seed", "model", "optim", "train")}
-    return canonical_json(spec | {"batch_size": run.spec["train"]["batch_size"]})
+    return spec | {"batch_size": run.spec["train"]["batch_size"]}
 
 
 def _fit(compute: list[float], values: list[list[float]]) -> PowerLaw | None:
@@ -101,6 +105,7 @@ def _law(part: pd.DataFrame) -> PowerLaw | None:
     return PowerLaw(row["fit_a"], row["fit_b"], row["fit_c"], freedom, row["fit_c_low"], row["fit_c_high"])
 
 
+@style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     metrics = [metric for metric in KINDS if metric in set(frame["metric"])]
     several = frame["series"].nunique() > 1
@@ -112,17 +117,19 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes.errorbar(
                 x, part["mean"], [part["mean"] - part["low"], part["high"] - part["mean"]],
                 color=look["color"], marker=look["marker"], linestyle="", elinewidth=0.9, capsize=2.5,
-                label=series[0] if several else None,
+                label=style.label(series[0]) if several else None,
             )  # fmt: skip
             if law:
                 fine = np.geomspace(x.min() / 1.25, x.max() * 1.25, 200)
                 axes.plot(fine, law(fine), color=look["color"], linewidth=1, linestyle="--", label=_formula(law))
             for row in part.itertuples() if not several else ():
                 position = (row.compute_multiply_adds, row.mean)
-                axes.annotate(row.arm, position, (7, 6), textcoords="offset points", fontsize=7, color=style.INK)
+                axes.annotate(
+                    style.label(row.arm), position, (7, 6), textcoords="offset points", fontsize=7, color=style.INK
+                )
         label = KINDS[metric].label
         axes.set(xscale="log", yscale="log", xlabel=COMPUTE.axis, title=label)
-        axes.set_ylabel(f"{label} ({'; '.join(shown['protocol'].unique())})")
+        axes.set_ylabel(style.label(f"{label} ({'; '.join(shown['protocol'].unique())})"))
         axes.margins(x=0.22, y=0.14)
         style.plain_log_numbers(axes)
         if axes.get_legend_handles_labels()[1]:

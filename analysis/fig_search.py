@@ -6,7 +6,6 @@ importances.json are computed by `harness search`, which has optuna.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from harness.analysis import style
 from harness.analysis.runs import RunRecord, load_records
-from harness.records.layout import SEARCH
+from harness.analysis.search_records import importances, is_search, trials
+from harness.analysis.style import Figure, MaxNLocator, Normalize, ScalarMappable
 
 MAP = "viridis"  # dark is good, light is bad, also in grey
 GREY = "#9a9a9a"
@@ -40,16 +36,12 @@ class Picture:
     caption: Callable[[pd.DataFrame], str]
 
 
-def is_search(runs: Sequence[RunRecord]) -> bool:
-    return bool(runs) and (_folder(runs) / "search.json").is_file()
-
-
 def draw_all(runs_folder: Path, study: str, out: Path) -> list[Path]:
     """Draw the figures that there is data for into a folder; return the paths."""
     runs, paths = load_records(runs_folder, study), []
     versions = tuple(sorted({run.code_version for run in runs}))
     keys = tuple(run.run_key for run in runs)
-    for name, picture in FIGURES.items() if runs else ():
+    for name, picture in FIGURES.items() if is_search(runs) else ():
         frame = picture.data(runs)
         if not frame.empty:
             command = f"harness figures {study}"
@@ -60,60 +52,6 @@ def draw_all(runs_folder: Path, study: str, out: Path) -> list[Path]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
-
-
-def _folder(runs: Sequence[RunRecord]) -> Path:
-    return runs[0].folder.parent / SEARCH / runs[0].study
-
-
-def _definition(runs: Sequence[RunRecord]) -> dict[str, Any]:
-    return json.loads((_folder(runs) / "search.json").read_text())["definition"]
-
-
-def trials(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return one row per trial, metric and parameter, in the order in which the trials ended.
-
-    Columns: trial, order (1, 2, ...), state, metric, direction, value, n (replicates), parameter, position (the number,
-    or the index among the choices), label, low, high, log. A parameter that is not used has no position.
-    """
-    if not is_search(runs):
-        return pd.DataFrame()
-    definition = _definition(runs)
-    records = [json.loads(path.read_text()) for path in sorted((_folder(runs) / "trials").glob("trial-*.json"))]
-    ended = sorted((record for record in records if record["state"] in ("complete", "pruned")), key=_ending)
-    rows = []
-    for order, record in enumerate(ended, 1):
-        for metric in definition["metrics"]:
-            replicates = record["replicate_values"].get(metric["name"], [])
-            value = record["values"].get(metric["name"], np.nan)
-            row = {"trial": record["number"], "order": order, "state": record["state"], "metric": metric["name"]}
-            row |= {"direction": metric["direction"], "value": value, "n": len(replicates)}
-            for parameter in definition["space"]:
-                rows.append(row | _position(parameter, record["point"]))
-    return pd.DataFrame(rows)
-
-
-def _ending(record: dict[str, Any]) -> tuple[float, int]:
-    return record["ended_seconds"], record["number"]
-
-
-def _position(parameter: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
-    path = parameter["path"]
-    row = {"parameter": path, "log": bool(parameter.get("log"))}
-    if parameter["kind"] == "choices":
-        names, values = list(parameter["choices"]), list(parameter["choices"].values())
-        index = values.index(point[path]) if path in point else None
-        place, label = (np.nan, "") if index is None else (index, names[index])
-        return row | {
-            "position": place,
-            "label": label,
-            "low": -0.5,
-            "high": len(names) - 0.5,
-            "names": "|".join(names),
-        }
-    value = point.get(path, np.nan)
-    label = f"{value:.3g}" if path in point else ""
-    return row | {"position": value, "label": label, "low": parameter["low"], "high": parameter["high"], "names": ""}
 
 
 def _complete(frame: pd.DataFrame) -> pd.DataFrame:
@@ -147,7 +85,7 @@ def _contour_data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     paths = _numeric(frame) if len(frame) else []
     if len(paths) < 2 or frame["trial"].nunique() < 4:
         return pd.DataFrame()
-    shares = _shares(runs)
+    shares, _ = importances(runs)
     total = {path: sum(rows.get(path, {}).get("share", 0.0) for rows in shares.values()) for path in paths}
     first, second = sorted(sorted(paths, key=lambda path: -total[path])[:2], key=paths.index)
     columns = ["trial", "metric", "direction", "value", "position", "low", "high", "log"]
@@ -161,18 +99,11 @@ def _slices_data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     return frame[frame["position"].notna()].reset_index(drop=True) if len(frame) else frame
 
 
-def _shares(runs: Sequence[RunRecord]) -> dict[str, dict[str, dict[str, float]]]:
-    path = _folder(runs) / "importances.json"
-    return json.loads(path.read_text())["metrics"] if path.exists() else {}
-
-
 def _importances_data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    if not is_search(runs) or not _shares(runs):
-        return pd.DataFrame()
-    stored = json.loads((_folder(runs) / "importances.json").read_text())
+    shares, num_trials = importances(runs)
     return pd.DataFrame(
-        {"metric": metric, "parameter": path, **row, "num_trials": stored["num_trials"]}
-        for metric, rows in stored["metrics"].items()
+        {"metric": metric, "parameter": path, **row, "num_trials": num_trials}
+        for metric, rows in shares.items()
         for path, row in rows.items()
     )
 
@@ -208,7 +139,7 @@ def _axis(axes: Any, axis: str, row: Any) -> None:
     scale = getattr(axes, f"{axis}axis")
     if row["names"]:
         names = row["names"].split("|")
-        scale.set_ticks(range(len(names)), names)
+        scale.set_ticks(range(len(names)), list(map(style.label, names)))
     getattr(axes, f"set_{axis}scale")("log" if row["log"] else "linear")
     getattr(axes, f"set_{axis}lim")(row["low"], row["high"])
 
@@ -223,6 +154,7 @@ def _clip(values: Iterable[float], direction: str) -> tuple[float, float]:
     return max(low, median - 8 * spread), high
 
 
+@style.in_style
 def _draw_history(frame: pd.DataFrame) -> Figure:
     metrics = list(frame["metric"].unique())
     figure, (panels,) = style.subplots(1, len(metrics), width=style.ONE_COLUMN * len(metrics), height=2.5)
@@ -252,6 +184,7 @@ def _draw_history(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@style.in_style
 def _draw_contour(frame: pd.DataFrame) -> Figure:
     metrics = list(frame["metric"].unique())
     figure, (panels,) = style.subplots(1, len(metrics), width=style.ONE_COLUMN * len(metrics), height=3.0)
@@ -303,6 +236,7 @@ def _smooth(points: np.ndarray, values: Iterable[float], grid: np.ndarray) -> np
     return (weights * heights).sum(-1) / weights.sum(-1)
 
 
+@style.in_style
 def _draw_slices(frame: pd.DataFrame) -> Figure:
     metrics, paths = list(frame["metric"].unique()), list(frame["parameter"].unique())
     width = min(style.TWO_COLUMNS * 1.6, style.ONE_COLUMN * max(len(paths), 1))
@@ -335,6 +269,7 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@style.in_style
 def _draw_importances(frame: pd.DataFrame) -> Figure:
     metrics = list(frame["metric"].unique())
     paths = list(dict.fromkeys(frame.sort_values("share")["parameter"]))
@@ -354,6 +289,7 @@ def _draw_importances(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@style.in_style
 def _draw_pareto(frame: pd.DataFrame) -> Figure:
     figure, ((axes,),) = style.subplots(width=style.ONE_COLUMN * 1.3, height=3.0)
     row = frame.iloc[0]
@@ -378,6 +314,7 @@ def _draw_pareto(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@style.in_style
 def _draw_parallel(frame: pd.DataFrame) -> Figure:
     metric = frame["metric"].iloc[0]
     frame = frame[frame["metric"] == metric]
@@ -430,7 +367,7 @@ def _height(column: pd.DataFrame) -> pd.Series:
 def _ticks(row: pd.Series) -> list[tuple[float, str]]:
     if row["names"]:
         names = row["names"].split("|")
-        return [((index + 0.5) / len(names), name) for index, name in enumerate(names)]
+        return [((index + 0.5) / len(names), style.label(name)) for index, name in enumerate(names)]
     if row["log"]:
         low, high = np.log10(row["low"]), np.log10(row["high"])
         powers = range(int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9)) + 1)

@@ -9,18 +9,17 @@ The same records give the same bytes, independent of time and machine.
 
 from __future__ import annotations
 
-import html
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 
-from harness import __version__
 from harness.analysis import (
     claims,
+    data_notes,
     fig_alpha_bar,
     fig_beta_ratio,
     fig_forward_noising,
@@ -33,7 +32,18 @@ from harness.analysis import (
     style,
     tab_results,
 )
-from harness.analysis.runs import RunRecord, by_arm, count_states, load_records, require_study, study_names
+from harness.analysis.page import Section, Shown, render
+from harness.analysis.runs import (
+    RunRecord,
+    count_states,
+    load_records,
+    require_study,
+    study_names,
+    unreadable_runs,
+)
+from harness.errors import HarnessError
+from harness.records.files import replace_file
+from harness.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -49,31 +59,14 @@ OF_A_STUDY: dict[str, ModuleType] = {
     "sampling_steps": fig_sampling_steps,
     "scaling": fig_scaling,
 }
-
-
-@dataclass
-class Shown:
-    """One figure on the page: its path relative to the page without suffix, and its caption."""
-
-    stem: str
-    title: str
-    caption: str
-    width_inches: float
-
-
-@dataclass
-class Section:
-    """A study on the page."""
-
-    name: str
-    runs: list[RunRecord]
-    figures: list[Shown] = field(default_factory=list)
-    results: pd.DataFrame | None = None
-    claims: list[claims.Claim] = field(default_factory=list)
+Picture = ModuleType | fig_search.Picture
 
 
 def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
     """Draw all figures and write the page; log a line for each figure without data.
+
+    Other studies that earlier reports have drawn stay on the page, as long as they have runs. What cannot be read or
+    drawn is named on the page and logged, and ends no other figure.
 
     Args:
         runs_folder: contains the run directories; if it is missing, only figures that need no runs are drawn.
@@ -91,214 +84,132 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
         require_study(runs_folder, name)
     if not known:
         logger.info(f"{runs_folder}: no runs yet, so only the figures that need none are drawn")
-    closed_form = [_figure(out, "schedules", name, module, [])[0] for name, module in WITHOUT_RUNS.items()]
-    sections = [_section(runs_folder, out, name) for name in (studies or known)]
+    schedules = [_drawn(out, "schedules", name, module, [], module.data([])) for name, module in WITHOUT_RUNS.items()]
+    sections = []
+    for name in known:
+        if not studies or name in studies:
+            sections.append(_section(runs_folder, out, name))
+        elif any((out / name).glob("*.png")):
+            sections.append(_section(runs_folder, out, name, draw=False))
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
-    page.write_text(_page(sections, [shown for shown in closed_form if shown]), encoding="utf-8")
+    replace_file(page, render(sections, schedules), durable=False)
     return page
 
 
-def _section(runs_folder: Path, out: Path, study: str) -> Section:
-    section = Section(study, load_records(runs_folder, study))
-    figures: dict[str, ModuleType | fig_search.Picture] = {**OF_A_STUDY}
-    if fig_search.is_search(section.runs):
+def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> Section:
+    """Draw the figures of a study, or only describe those that an earlier report has drawn."""
+    runs, data, unusable = _read(load_records(runs_folder, study))
+    left_out = unreadable_runs(runs_folder, study) | unusable
+    section = Section(study, runs, data_note=data_notes.data_sentence(runs), left_out=left_out)
+    figures: dict[str, Picture] = {**OF_A_STUDY}
+    if fig_search.is_search(runs):
         figures |= fig_search.FIGURES
+        data |= _read_all({name: picture.data for name, picture in fig_search.FIGURES.items()}, runs)
     for name, module in figures.items():
-        shown, frame = _figure(out, study, name, module, section.runs)
-        if shown:
-            section.figures.append(shown)
-        elif frame is not None:
-            logger.info(f"{study}: no {name} figure: it needs {module.NEEDS}")
-    results = tab_results.data(section.runs)
-    if len(results):
-        section.results = results
-        folder = out / study
-        folder.mkdir(parents=True, exist_ok=True)
-        style.write_csv(results, folder / "results.csv")
-        (folder / "results.md").write_text(tab_results.markdown(results), encoding="utf-8")
-    else:
-        logger.info(f"{study}: no results table: it needs {tab_results.NEEDS}")
-    section.claims = claims.judge(section.runs)
-    if section.claims:
-        style.write_csv(claims.table(section.claims), out / study / "claims.csv")
+        try:
+            _add_figure(section, out, name, module, _result(data[name]), draw=draw)
+        except Exception as error:  # of one figure: the others are drawn
+            section.left_out[module.TITLE] = f"cannot be drawn: {_describe(error)}"
+    try:
+        _add_tables(section, out, _result(data[RESULTS]), _result(data[CLAIMS]), draw=draw)
+    except Exception as error:
+        section.left_out[tab_results.TITLE] = f"cannot be shown: {_describe(error)}"
+    for name, reason in section.left_out.items():
+        logger.warning(printable(f"{study}: left out: {name}: {reason}"))
     return section
 
 
-def _figure(
-    out: Path, folder: str, name: str, module: ModuleType | fig_search.Picture, runs: list[RunRecord]
-) -> tuple[Shown | None, pd.DataFrame]:
-    frame = module.data(runs)
+def _add_figure(section: Section, out: Path, name: str, module: Picture, frame: pd.DataFrame, *, draw: bool) -> None:
     if frame.empty:
-        return None, frame
+        if draw:
+            logger.info(f"{section.name}: no {name} figure: it needs {module.NEEDS}")
+    elif draw:
+        section.figures.append(_drawn(out, section.name, name, module, section.runs, frame))
+    elif width := style.width_inches(out / section.name / f"{name}.png"):
+        stem = f"{section.name}/{name}"
+        section.figures.append(Shown(stem, module.TITLE, _caption(module, frame, section.runs), width))
+
+
+def _add_tables(section: Section, out: Path, results: pd.DataFrame, judged: list[claims.Claim], *, draw: bool) -> None:
+    folder = out / section.name
+    if draw and not len(results):
+        logger.info(f"{section.name}: no results table: it needs {tab_results.NEEDS}")
+    if draw and len(results):
+        folder.mkdir(parents=True, exist_ok=True)
+        style.write_csv(results, folder / "results.csv")
+        note = f"\n{section.data_note}\n" if section.data_note else ""
+        (folder / "results.md").write_text(tab_results.markdown(results) + note, encoding="utf-8")
+    if draw and judged:
+        folder.mkdir(parents=True, exist_ok=True)
+        style.write_csv(claims.table(judged), folder / "claims.csv")
+    section.results = results if (folder / "results.csv").is_file() and len(results) else None
+    section.claims = judged if (folder / "claims.csv").is_file() else []
+
+
+def _drawn(out: Path, folder: str, name: str, module: Picture, runs: list[RunRecord], frame: pd.DataFrame) -> Shown:
     command = f"harness figures{f' {folder}' if runs else ''}"
     versions = tuple(sorted({run.code_version for run in runs}))
     keys = tuple(run.run_key for run in runs)
     provenance = style.Provenance(module.TITLE, folder, keys, versions, command)
     figure = module.draw(frame)
     style.save(figure, frame, out / folder / name, provenance)
-    caption = module.caption(frame)
-    if runs:
-        caption += f" The study has {count_states(runs)}."
-    return Shown(f"{folder}/{name}", module.TITLE, caption, figure.get_figwidth()), frame
+    return Shown(f"{folder}/{name}", module.TITLE, _caption(module, frame, runs), figure.get_figwidth())
 
 
-# ---------------------------------------------------------------------------------------------------------------- page
+def _caption(module: Picture, frame: pd.DataFrame, runs: list[RunRecord]) -> str:
+    sentences = [f"The study has {count_states(runs)}.", data_notes.data_sentence(runs)] if runs else []
+    return " ".join(filter(None, [module.caption(frame), *sentences]))
 
 
-def _page(sections: list[Section], closed_form: list[Shown]) -> str:
-    links = "".join(f'<a href="#{_id(section.name)}">{_text(section.name)}</a>' for section in sections)
-    parts = [
-        f"<header><h1>Figures from records</h1><p>{_summary(sections)}</p>"
-        f'<nav>{links}<a href="#schedules">schedules</a></nav></header>',
-        *map(_study, sections),
-        '<section id="schedules"><h2>Schedules</h2><p class="lead">Closed forms: no runs are needed.</p>'
-        f'<div class="figures">{"".join(map(_shown, closed_form))}</div></section>',
-        f"<footer>diffusion-harness {_text(__version__)} · every figure has its data beside it as CSV, and its runs in "
-        "the metadata of its PNG and PDF</footer>",
-    ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Figures</title>{_STYLE}'
-    body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+# --------------------------------------------------------------------------------------------------- what is readable
+
+RESULTS, CLAIMS = "results", "claims"
+_READERS: dict[str, Callable[[list[RunRecord]], Any]] = {
+    **{name: module.data for name, module in OF_A_STUDY.items()},
+    RESULTS: tab_results.data,
+    CLAIMS: claims.judge,
+}
 
 
-def _summary(sections: list[Section]) -> str:
-    runs = [run for section in sections for run in section.runs]
-    if not runs:
-        return "No runs yet. Submit a study, then draw again."
-    studies = f"{len(sections)} stud{'ies' if len(sections) != 1 else 'y'}"
-    return f"{studies}, {count_states(runs)}."
+def _read(runs: list[RunRecord]) -> tuple[list[RunRecord], dict[str, Any], dict[str, str]]:
+    """Return the runs that all figures and tables can read, their data, and why the other runs cannot be read.
+
+    Records that no earlier check refuses may still be odd, such as an evaluation without its number of samples. Such a
+    run is left out of all figures of its study alike.
+    """
+    data = _read_all(_READERS, runs)
+    failing = {name: read for name, read in _READERS.items() if isinstance(data[name], Exception)}
+    unusable: dict[str, str] = {}
+    for read in failing.values():
+        failures = {run.run_key: _attempt(read, [run]) for run in runs}
+        reasons = {key: _describe(failure) for key, failure in failures.items() if isinstance(failure, Exception)}
+        if len(reasons) < len(runs) or len(runs) == 1:  # else it is not the runs' fault
+            unusable |= {key: f"its records are odd: {reason}" for key, reason in reasons.items()}
+    if not unusable:
+        return runs, data, {}
+    usable = [run for run in runs if run.run_key not in unusable]
+    return usable, _read_all(_READERS, usable), unusable
 
 
-def _study(section: Section) -> str:
-    arms = by_arm(section.runs)
-    parts = [
-        f'<section id="{_id(section.name)}"><h2>{_text(section.name)}</h2>',
-        f'<p class="lead">{len(arms)} arm{"s" if len(arms) != 1 else ""}, {count_states(section.runs)}.</p>',
-    ]
-    if section.results is not None:
-        base = _text(section.name)
-        parts.append(
-            f'<h3>Results</h3><div class="wide">{tab_results.as_html(section.results)}</div>'
-            f'<p class="caption">{_text(tab_results.caption(section.results))} '
-            f'<span class="files"><a href="{base}/results.csv">CSV</a> '
-            f'<a href="{base}/results.md">Markdown</a></span></p>'
-        )
-    if section.claims:
-        parts.append(_claims(section))
-    parts.append(f'<div class="figures">{"".join(map(_shown, section.figures))}</div>')
-    parts.append(_runs(section.runs))
-    return "\n".join([*parts, "</section>"])
+def _read_all(readers: dict[str, Callable[[list[RunRecord]], Any]], runs: list[RunRecord]) -> dict[str, Any]:
+    """Return the result of each reader, or the exception that it raised."""
+    return {name: _attempt(read, runs) for name, read in readers.items()}
 
 
-def _shown(shown: Shown) -> str:
-    stem = _text(shown.stem)
-    files = " ".join(f'<a href="{stem}.{kind}">{kind.upper()}</a>' for kind in ("png", "pdf", "csv"))
-    return (
-        f'<figure class="{"half" if shown.width_inches <= style.ONE_COLUMN * 1.3 else "wide"}"><a href="{stem}.png">'
-        f'<img src="{stem}.png" alt="{_text(shown.title)}" style="max-width: {round(shown.width_inches * 150)}px"></a>'
-        f"<figcaption><b>{_text(shown.title)}.</b> {_text(shown.caption)} "
-        f'<span class="files">{files}</span></figcaption></figure>'
-    )
+def _attempt(read: Callable[[list[RunRecord]], Any], runs: list[RunRecord]) -> Any:
+    try:
+        return read(runs)
+    except Exception as error:  # whatever an odd record causes in a reader that expects a right one
+        return error
 
 
-_COLOUR_OF = {"supported": "good", "suggests": "good", "contradicted": "bad", "suggests the opposite": "bad"}
+def _result(outcome: Any) -> Any:
+    """Return a reader's result; raise its exception."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
-def _claims(section: Section) -> str:
-    lines = ["<h3>The papers' claims, compared with these runs</h3>", '<div class="wide"><table class="claims">']
-    for claim in section.claims:
-        lines.append(
-            f'<tr class="claim"><td colspan="3"><b>{_text(claim.statement)}</b> '
-            f"<small>{_text(claim.source)}</small></td></tr>"
-        )
-        for contrast in claim.contrasts:
-            colour = _COLOUR_OF.get(contrast.verdict, "")
-            verdict = f'<span class="verdict {colour}">{_text(contrast.verdict)}</span>'
-            numbers = f"{contrast.metric}: {_text(contrast.numbers())}"
-            lines.append(f"<tr><td>{verdict}</td><td>{_text(contrast.context)}</td><td>{numbers}</td></tr>")
-    caption = _text(claims.RULE)
-    link = f'<span class="files"><a href="{_text(section.name)}/claims.csv">CSV</a></span>'
-    return "\n".join([*lines, f'</table></div><p class="caption">{caption} {link}</p>'])
-
-
-_STATE_COLOUR = {"done": "good", "failed": "bad", "interrupted": "bad"}
-
-
-def _runs(runs: list[RunRecord]) -> str:
-    lines = [
-        f"<details><summary>The {len(runs)} runs that this came from</summary>"
-        '<div class="wide"><table class="runs"><thead><tr><th>run</th><th>arm</th><th>replicate</th><th>seed</th>'
-        "<th>state</th><th>steps</th><th>code</th><th></th></tr></thead><tbody>"
-    ]
-    for run in runs:
-        notes = "; ".join(filter(None, [run.status.reason, *run.problems]))
-        steps = f"{run.status.step:,} of {run.spec['train']['steps']:,}"
-        lines.append(
-            f"<tr><td><code>{run.run_key}</code></td><td>{_text(run.arm)}</td><td>{run.replicate}</td>"
-            f'<td>{run.spec["seed"]}</td><td><span class="state {_STATE_COLOUR.get(run.state, "")}">{run.state}</span>'
-            f"</td><td>{steps}</td>"
-            f"<td>{_text(run.code_version)}</td><td>{_text(notes)}</td></tr>"
-        )
-    return "\n".join([*lines, "</tbody></table></div></details>"])
-
-
-def _text(text: str) -> str:
-    return html.escape(text, quote=True)
-
-
-def _id(study: str) -> str:
-    return f"study-{_text(study)}"
-
-
-_ARM_COLOURS = "\n".join(
-    f".arm{index} {{ background: {style.arm_style(index)['color']} }}" for index in range(len(style.COLOURS) * 4)
-)
-_STYLE = f"""<style>
-:root {{
-  color-scheme: light dark;
-  --paper: #fbfbfa; --card: #ffffff; --ink: #1d1f21; --soft: #62676d; --line: #e3e3e0; --link: #0b5c94;
-  --good: #00724f; --bad: #b04a00; --open: #6b6f75;
-}}
-@media (prefers-color-scheme: dark) {{
-  :root {{
-    --paper: #16181b; --card: #1f2226; --ink: #e8e8e6; --soft: #a2a7ad; --line: #34383d; --link: #7cc1f2;
-    --good: #4cc79c; --bad: #f0965a; --open: #a2a7ad;
-  }}
-}}
-* {{ box-sizing: border-box }}
-body {{ margin: 0 auto; max-width: 74rem; padding: 2.5rem 1.5rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif }}
-h1 {{ font-size: 1.9rem; margin: 0 0 .2rem; letter-spacing: -.01em }}
-h2 {{ font-size: 1.4rem; margin: 3.2rem 0 .2rem; padding-top: 1.2rem; border-top: 1px solid var(--line) }}
-h3 {{ font-size: 1.05rem; margin: 1.8rem 0 .6rem }}
-header p, .lead {{ color: var(--soft); margin: 0 0 .8rem }}
-a {{ color: var(--link); text-decoration: none }} a:hover {{ text-decoration: underline }}
-nav a {{ display: inline-block; margin: .2rem .5rem .2rem 0; padding: .15rem .7rem; border: 1px solid var(--line);
-  border-radius: 1rem; background: var(--card); font-size: .9rem }}
-.figures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); gap: 1.4rem;
-  margin-top: 1.6rem; align-items: start }}
-figure {{ margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: .6rem; overflow: hidden }}
-figure > a {{ display: block; background: #fff; padding: .7rem }}
-figure img {{ display: block; width: 100%; height: auto; margin: 0 auto }}  /* max-width: letters of one size */
-figcaption, .caption {{ font-size: .875rem; color: var(--soft) }}
-figcaption {{ padding: .8rem 1rem 1rem; border-top: 1px solid var(--line) }} figcaption b {{ color: var(--ink) }}
-.files a {{ font-size: .78rem; padding: 0 .35rem; border: 1px solid var(--line); border-radius: .3rem }}
-figure.wide {{ grid-column: 1 / -1 }} div.wide {{ overflow-x: auto }}
-table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; background: var(--card);
-  border: 1px solid var(--line); width: 100% }}
-th, td {{ padding: .42rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }}
-th {{ font-weight: 600; color: var(--soft) }}
-th:first-child, td:first-child, .claims td, .runs td, .runs th {{ text-align: left }}
-tr.baseline td {{ color: var(--soft); font-style: italic }}
-.dot {{ display: inline-block; width: .65rem; height: .65rem; border-radius: 50%; margin-right: .55rem }}
-.claims td {{ border-bottom: 0; padding: .22rem .8rem }} .claims small {{ color: var(--soft); white-space: normal }}
-.claims td:last-child {{ width: 100%; white-space: normal }}
-tr.claim td {{ padding-top: .7rem; border-top: 1px solid var(--line); white-space: normal }}
-.verdict, .state {{ font-size: .8rem; font-weight: 600; color: var(--open) }}
-.good {{ color: var(--good) }} .bad {{ color: var(--bad) }}
-details {{ margin-top: 1.4rem }} summary {{ cursor: pointer; color: var(--link); margin-bottom: .6rem }}
-.runs {{ font-size: .82rem }} .runs td:last-child {{ white-space: normal; color: var(--soft) }}
-footer {{ margin-top: 3rem; color: var(--soft); font-size: .85rem }}
-{_ARM_COLOURS}
-</style>"""
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"

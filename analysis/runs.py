@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.analysis.settings import flatten, settings_of, what_differs
 from harness.errors import RecordError
 from harness.records import layout
 from harness.records.directory import RunDirectory
+from harness.records.documents import check_spec
+from harness.records.manifest import Manifests
+from harness.records.reading import Fields, read_arrays, read_json
 from harness.records.status import STATES, Status
+from harness.spec.base import canonical_json, digest
 from harness.spec.evaluation import extractor_name
 from harness.spec.metrics import (
     array_file,
@@ -66,6 +70,7 @@ class RunRecord:
         curves: metric -> (steps, values), without superseded rows.
         over_training: the metrics whose steps are training steps; those of the others are t, or numbers of steps.
         problems: of the journals, one line each; a figure that uses the run should not hide them.
+        not_asked_for: prefixes of evaluations that the run has, but that the study does not ask for.
     """
 
     folder: Path
@@ -79,6 +84,7 @@ class RunRecord:
     over_training: frozenset[str] = field(default_factory=frozenset, repr=False)
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
     problems: tuple[str, ...] = ()
+    not_asked_for: frozenset[str] = frozenset()
 
     @property
     def run_key(self) -> str:
@@ -123,11 +129,10 @@ class RunRecord:
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of one file, e.g. `eval_likelihood.npz`; empty if it was never written."""
-        path = RunDirectory(self.folder).arrays_folder / name
-        if not path.exists():
+        try:
+            return read_arrays(RunDirectory(self.folder).arrays_folder / name)
+        except FileNotFoundError:
             return {}
-        with np.load(path) as file:
-            return dict(file)
 
     def sample_pictures(self) -> dict[str, Path]:
         """Return the run's sample grids by the prefix of their measurement."""
@@ -198,7 +203,8 @@ class StudyRuns:
         """One row per run and study.
 
         Columns: study, arm, replicate, run_key, state, step, num_steps; the spec's fields by their dotted paths, such
-        as `optim.lr` and `diffusion.schedule.name`; and each metric at its last training step, such as `eval/nll_bpd`.
+        as `optim.lr` and `diffusion.schedule.name`; and each metric at its last training step, such as `eval/nll_bpd`,
+        but for evaluations that the study does not ask for.
         """
         return pd.DataFrame([_table_row(run) for run in self.records])
 
@@ -259,18 +265,72 @@ def require_study(runs_folder: Path, study: str) -> None:
 
 
 def load_records(runs_folder: Path | str, study: str | None = None) -> list[RunRecord]:
-    """Read the runs of a study, or of all studies, once for each study that a run belongs to.
+    """Read the runs that a study asks for, or those of all studies, once for each study that asks for a run.
 
-    Runs are sorted by study, arm (schedule, objective, name) and replicate. A run whose records cannot be read is
-    included as failed, with the reason, so that figures can count it.
+    Runs are sorted by study, arm (schedule, objective, name) and replicate. A run whose journals cannot be read is
+    included as failed, with the reason, so that figures can count it. One whose spec or place in the study cannot be
+    read is left out; `unreadable_runs` has the reason. Runs of one arm differ in nothing but their seed: where a study
+    without a manifest has others, they are arms of their own, named by what differs.
     """
+    manifests = Manifests(Path(runs_folder))
+    directories = manifests.runs(study) if study else map(RunDirectory, layout.run_paths(Path(runs_folder)))
     records: list[RunRecord] = []
+    for directory in directories:
+        asked = manifests.memberships(directory, complete=True)
+        studies = {name: membership for name, membership in asked.items() if study in (None, name)}
+        if studies and not _wrong_spec(directory):
+            records.extend(_read(directory, studies))
+    records = _with_separate_arms(records)
+    return sorted(records, key=lambda run: (run.study, _arm_order(run), run.arm, run.replicate))
+
+
+def count_earlier(runs_folder: Path | str, study: str) -> int:
+    """Return the number of runs that a study no longer asks for."""
+    return len(Manifests(Path(runs_folder)).earlier_runs(study))
+
+
+def _with_separate_arms(records: list[RunRecord]) -> list[RunRecord]:
+    """Rename runs of one arm that differ in more than their seed, by the values of what differs."""
+    arms: dict[tuple[str, str], dict[str, list[RunRecord]]] = {}
+    for run in records:
+        settings = canonical_json(settings_of(run))
+        arms.setdefault((run.study, run.arm), {}).setdefault(settings, []).append(run)
+    renamed = []
+    for variants in arms.values():
+        names = what_differs([settings_of(runs[0]) for runs in variants.values()])
+        for runs, name in zip(variants.values(), names, strict=True):
+            renamed += [replace(run, arm=f"{run.arm} ({name})") for run in runs] if name else runs
+    return renamed
+
+
+def unreadable_runs(runs_folder: Path | str, study: str | None = None) -> dict[str, str]:
+    """Return why folders of a study, or of all studies, are not read as runs, by the folder's name."""
+    reasons = {}
     for path in layout.run_paths(Path(runs_folder)):
         directory = RunDirectory(path)
-        studies = {name: membership for name, membership in directory.studies().items() if study in (None, name)}
-        if studies:
-            records.extend(_read(directory, studies))
-    return sorted(records, key=lambda run: (run.study, _arm_order(run), run.arm, run.replicate))
+        if study is None or directory.study_path(study).exists():
+            _, problems = directory.read_studies(complete=True)
+            named = [problem for problem in problems if study is None or problem.startswith(f"studies/{study}.json")]
+            if reason := "; ".join(filter(None, [_wrong_spec(directory), *named])):
+                reasons[path.name] = reason
+    return reasons | layout.folders_that_are_no_runs(Path(runs_folder))
+
+
+def _wrong_spec(directory: RunDirectory) -> str:
+    """Return what is wrong with a run's spec.json, empty if it is the spec of this run."""
+    try:
+        document = read_json(directory.spec_path)
+        check_spec(document, str(directory.spec_path), complete=True)
+        key = digest({"schema_version": document["schema_version"], "spec": document["spec"]})
+    except FileNotFoundError:
+        return "spec.json is missing"
+    except RecordError as error:
+        return str(error).removeprefix(f"{directory.path}/")
+    except (ValueError, TypeError) as error:  # NaN, or a character that is none
+        return f"spec.json has no key: {error}"
+    if len(directory.key) == len(key) and directory.key != key:
+        return f"spec.json is the spec of run {key}: it was changed, or the folder renamed"
+    return ""
 
 
 def study_names(runs_folder: Path | str) -> list[str]:
@@ -309,15 +369,8 @@ def _table_row(run: RunRecord) -> dict[str, Any]:
         "step": run.status.step,
         "num_steps": run.status.num_steps,
     }
-    return row | _flatten(run.spec) | {name: run.final(name) for name in run.curves if name in run.over_training}
-
-
-def _flatten(spec: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Return a spec's values by their dotted paths; lists are not flattened."""
-    values: dict[str, Any] = {}
-    for key, value in spec.items():
-        values |= _flatten(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return values
+    shown = [name for name in run.curves if name in run.over_training and name.split("/")[0] not in run.not_asked_for]
+    return row | flatten(run.spec) | {name: run.final(name) for name in shown}
 
 
 def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunRecord]:
@@ -331,10 +384,14 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
         events = [event for event in directory.events("evaluation") if not event.superseded]
         curves, over_training = _curves(directory)
         problems = directory.problems()
-    except (RecordError, ValueError) as error:
-        status = Status(state="failed", reason=f"its records cannot be read: {error}")
-    prefixes = {event.fields["key"]: event.fields["prefix"] for event in events}
+    except RecordError as error:
+        reason = str(error).removeprefix(f"{directory.path}/")
+        status = Status(state="failed", reason=f"its records cannot be read: {reason}")
+    prefixes = {event.fields["key"]: event.fields["prefix"] for event in events if event.fields.keys() >= _NAMED}
+    protocols, damaged = _protocols(directory, prefixes)
+    problems += damaged
     for study, membership in studies.items():
+        measurements = tuple(_measurements(protocols, membership.get("evaluations", []), prefixes))
         yield RunRecord(
             folder=directory.path,
             study=study,
@@ -342,26 +399,52 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
             replicate=membership["replicate"],
             spec=spec,
             status=status,
-            measurements=tuple(_measurements(directory, membership["evaluations"], prefixes)),
+            measurements=measurements,
             curves=curves,
             over_training=over_training,
             environment=environment,
             problems=tuple(problems),
+            not_asked_for=frozenset(prefixes.values()) - {measurement.prefix for measurement in measurements},
         )
 
 
-def _measurements(directory: RunDirectory, evaluations: list[dict], prefixes: dict[str, str]) -> Iterator[Measurement]:
-    """Return the finished measurements that the study requested.
+_NAMED = {"key", "prefix"}
+
+
+def _protocols(directory: RunDirectory, keys: Iterable[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return what a run recorded of its evaluations by their keys, and which files cannot be read."""
+    protocols, problems = {}, []
+    for key in keys:
+        path = directory.evaluation_path(key)
+        try:
+            fields = Fields(protocol := read_json(path), str(path))
+            fields.fields("evaluation", {})
+            fields.fields("likelihood", {})
+            fields.fields("metrics", {})
+            protocols[key] = protocol
+        except FileNotFoundError:
+            continue
+        except RecordError as error:
+            problems.append(str(error).removeprefix(f"{directory.path}/"))
+    return protocols, problems
+
+
+def _measurements(
+    protocols: dict[str, dict[str, Any]], evaluations: list[dict], prefixes: dict[str, str]
+) -> Iterator[Measurement]:
+    """Return the finished measurements that the study requested, in its order.
 
     Protocols are compared as stored, not by newly computed keys: so a later version of the harness, whose protocols
     have more parts, can still draw the records of an earlier one.
     """
+    finished = []
     for key, prefix in prefixes.items():
-        path = directory.evaluation_path(key)
-        protocol = json.loads(path.read_text()) if path.exists() else {}
-        evaluation = protocol.get("evaluation")
-        if evaluation in evaluations:
-            yield Measurement(evaluation["name"], prefix, evaluation, protocol)
+        if key in protocols:
+            finished.append((prefix, protocols[key]))
+    for evaluation in evaluations:
+        for prefix, protocol in finished:
+            if protocol.get("evaluation") == evaluation:
+                yield Measurement(evaluation["name"], prefix, evaluation, protocol)
 
 
 def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], frozenset[str]]:

@@ -1,19 +1,60 @@
-"""The style of all figures: a colour-blind-safe palette, and files with provenance."""
+"""The style of all figures: a colour-blind-safe palette, and files with provenance.
+
+Figures start from matplotlib's own defaults, not from what a notebook, a matplotlibrc or the environment has set: the
+same records give the same bytes everywhere. Modules that draw import matplotlib's classes from here, because `import
+matplotlib` alone fails on a backend in MPLBACKEND that is not installed.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
+
+from harness.errors import HarnessError
+from harness.text import printable, spreadsheet_cell
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    Result = TypeVar("Result")
+
+
+def _import_matplotlib() -> Any:
+    """Import matplotlib without a backend; the one in MPLBACKEND stays the choice for others where it exists."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    except (ValueError, OSError) as error:
+        raise HarnessError(
+            f"matplotlib cannot be imported: {error}; look for a damaged matplotlibrc in this folder, in "
+            "$MATPLOTLIBRC and in ~/.config/matplotlib"
+        ) from error
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend is not None:
+        with suppress(ValueError):  # not installed here
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib
+
+
+matplotlib = _import_matplotlib()
+
+from matplotlib.cm import ScalarMappable  # noqa: E402, F401
+from matplotlib.colors import Normalize  # noqa: E402, F401
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402, F401
+from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 # Okabe and Ito (2008) without the yellow, which is hardly visible on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -59,27 +100,63 @@ _RC: Any = {
 }
 
 
+_KEPT = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "date.epoch", "savefig.directory")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw with matplotlib's own defaults and our style; afterwards the settings are again what they were."""
+    epoch = os.environ.pop(
+        "SOURCE_DATE_EPOCH", None
+    )  # figures have no date, and matplotlib fails on one it cannot read
+    try:
+        with matplotlib.rc_context(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
+            defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name not in _KEPT}
+            matplotlib.rcParams.update(defaults | _RC)
+            yield
+    finally:
+        if epoch is not None:
+            os.environ["SOURCE_DATE_EPOCH"] = epoch
+
+
+def in_style(draw: Callable[..., Result]) -> Callable[..., Result]:
+    """Decorate a function that draws: it does so in our style, whatever the surroundings have set."""
+
+    @functools.wraps(draw)
+    def drawn(*arguments: Any, **options: Any) -> Result:
+        with style():
+            return draw(*arguments, **options)
+
+    return drawn
+
+
+def label(text: object) -> str:
+    """Escape a text from records for matplotlib: no formula, no control characters, not hidden from legends."""
+    shown = printable(text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
+
+
 def subplots(
     rows: int = 1, columns: int = 1, *, width: float = TWO_COLUMNS, height: float = 2.6, **options: Any
 ) -> tuple[Figure, np.ndarray]:
-    """Return a figure in our style and its axes, [rows, columns]; without pyplot and global state."""
-    matplotlib.rcParams.update(_RC)
+    """Return a figure in our style and its axes, [rows, columns]; without pyplot. Call it within `in_style`."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def arm_style(index: int) -> dict[str, Any]:
-    """Return colour, line and marker of the arm with this number; different for up to 21 arms."""
+    """Return colour, line and marker of the arm with this number; different for up to 147 arms."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": LINES[index % len(LINES)],
-        "marker": MARKERS[index % len(MARKERS)],
+        "marker": MARKERS[(index + index // 21) % len(MARKERS)],
     }
 
 
 def plain_log_numbers(axes: Axes) -> None:
     """Label a logarithmic y axis with plain numbers: 1, 2, 5, 10; powers only over many decades."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     low, high = axes.get_ylim()
     decades = np.log10(high / low)
@@ -125,6 +202,7 @@ class Provenance:
         )
 
 
+@in_style
 def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance) -> None:
     """Write `stem`.png, .pdf and .csv; without timestamps, so that the same records give the same bytes."""
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -136,11 +214,26 @@ def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance
     write_csv(frame, Path(f"{stem}.csv"))
 
 
+def width_inches(png: Path) -> float | None:
+    """Return the width of a figure that `save` wrote; None if there is none."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(png, formats=["PNG"]) as picture:
+            return picture.width / DPI
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
+        return None
+
+
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write the data of a figure; arrays in cells as shape and digest."""
-    for column in frame.select_dtypes(object).columns:
-        frame = frame.assign(**{column: frame[column].map(_digest_of_array)})
-    frame.to_csv(path, index=False, float_format="%.10g")
+    """Write the data of a figure; arrays in cells as shape and digest, and no cell that a spreadsheet would run."""
+    for column in frame.select_dtypes(exclude="number").columns:
+        frame = frame.assign(**{column: frame[column].map(_cell)})
+    frame.rename(columns=spreadsheet_cell).to_csv(path, index=False, float_format="%.10g", errors="replace")
+
+
+def _cell(value: Any) -> Any:
+    return spreadsheet_cell(value) if isinstance(value, str) else _digest_of_array(value)
 
 
 def _digest_of_array(value: Any) -> Any:

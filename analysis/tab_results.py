@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
+from harness.analysis import html
 from harness.analysis.intervals import format_values, summarise
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
 from harness.spec.metrics import MetricKind, metric_kind
+from harness.text import markdown as markdown_text
 
 TITLE = "Results"
 NEEDS = "an evaluation with nll, fidelity or metrics"
@@ -31,19 +33,18 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """
     index = arm_index(runs)
     planned = {arm: len(replicates) for arm, replicates in by_arm(runs).items()}
-    values_of: dict[tuple, dict[int, float]] = {}
+    values_of: dict[tuple, dict[str, float]] = {}  # by run: no replicate overwrites another
     for run in runs:
         for measurement in run.measurements:
             for model, arm, metric, protocol_parts, value in _values(run, measurement):
                 # Two evaluations of one name in one study have different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
-                values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.replicate] = value
+                values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.run_key] = value
     rows = []
     for (model, arm, evaluation, metric, extractor, protocol, variance), values in values_of.items():
         row = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "evaluation": evaluation}
-        if model == GAUSSIAN:  # a property of the data: every run must give the same
-            values = dict(enumerate(sorted(set(values.values()))))
-        numbers = list(values.values())
+        # The Gaussian is a property of the data: every run must give the same.
+        numbers = sorted(set(values.values())) if model == GAUSSIAN else list(values.values())
         rows.append(
             row
             | {"metric": metric, "extractor": extractor, "protocol": protocol, "fixed_variance": variance}
@@ -96,26 +97,34 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the table's rows: one per model, arm and evaluation, with cells as text.
 
     `best` has the metrics in which the row's mean is the best of the trained ones; `note` is the evaluation's name if
-    the study has several.
+    the study has several. What was measured by another protocol has a row of its own, with the protocol as its note.
     """
     trained = frame[frame["model"] == TRAINED]
     several = trained["evaluation"].nunique() > 1
     table = []
-    for (model, arm, evaluation), part in frame.groupby(["model", "arm", "evaluation"], sort=False):
-        row: dict[str, Any] = {"model": model, "arm": arm, "arm_index": int(part["arm_index"].iloc[0]), "best": set()}
-        planned, n = int(part["planned"].iloc[0]), int(part["n"].max())
-        missing = f" of {planned}" if model == TRAINED and n < planned else ""
-        row["replicates"] = "" if model == GAUSSIAN else f"{n}{missing}"
-        row["note"] = str(evaluation) if several and model == TRAINED else ""
-        for _, cell in part.iterrows():
-            metric = cell["metric"]
-            row[metric] = format_values([float(value) for value in cell["values"].split()], DIGITS.get(metric, 3))
-            means = trained.loc[trained["metric"] == metric, "mean"]
-            best = {"minimize": means.min(), "maximize": means.max(), None: None}[kind_of(metric).direction]
-            if model == TRAINED and cell["mean"] == best and len(means) > 1:
-                row["best"].add(metric)
-        table.append(row)
+    for (model, arm, evaluation), whole in frame.groupby(["model", "arm", "evaluation"], sort=False):
+        name = str(evaluation) if several and model == TRAINED else ""
+        for index, part in enumerate(_without_repeated_metrics(whole)):
+            row: dict[str, Any] = {"model": model, "arm": arm, "arm_index": int(part["arm_index"].iloc[0])}
+            planned, n = int(part["planned"].iloc[0]), int(part["n"].max())
+            missing = f" of {planned}" if model == TRAINED and n < planned else ""
+            row |= {"best": set(), "replicates": "" if model == GAUSSIAN else f"{n}{missing}"}
+            row["note"] = " · ".join(filter(None, [name, "; ".join(part["protocol"].unique()) if index else ""]))
+            for _, cell in part.iterrows():
+                metric = cell["metric"]
+                row[metric] = format_values([float(value) for value in cell["values"].split()], DIGITS.get(metric, 3))
+                means = trained.loc[trained["metric"] == metric, "mean"]
+                best = {"minimize": means.min(), "maximize": means.max(), None: None}[kind_of(metric).direction]
+                if model == TRAINED and cell["mean"] == best and len(means) > 1:
+                    row["best"].add(metric)
+            table.append(row)
     return table
+
+
+def _without_repeated_metrics(part: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Split rows of one model, arm and evaluation so that each part has every metric once."""
+    order = part.groupby("metric", sort=False).cumcount()
+    return (part[order == index] for index in sorted(order.unique()))
 
 
 def protocols(frame: pd.DataFrame) -> str:
@@ -175,24 +184,17 @@ def _label(row: dict) -> str:
 def markdown(frame: pd.DataFrame) -> str:
     """Return the table as Markdown."""
     titles = heads(frame)
-    lines = [f"| arm | runs | {' | '.join(titles.values())} |", "|---|---" + "|---:" * len(titles) + "|"]
+    lines = [
+        f"| arm | runs | {' | '.join(map(markdown_text, titles.values()))} |",
+        "|---|---" + "|---:" * len(titles) + "|",
+    ]
     for row in rows(frame):
         cells = [f"**{row[metric]}**" if metric in row["best"] else row.get(metric, "–") for metric in titles]
-        lines.append(f"| {_label(row)} | {row['replicates']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", caption(frame), ""])
+        lines.append(f"| {markdown_text(_label(row))} | {row['replicates']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", markdown_text(caption(frame)), ""])
 
 
-def as_html(frame: pd.DataFrame) -> str:
+def as_html(frame: pd.DataFrame) -> Markup:
     """Return the table as HTML, styled by the page."""
-    titles = heads(frame)
-    lines = ['<table class="results"><thead><tr><th>arm</th><th>runs</th>']
-    lines += [f"<th>{html.escape(title)}</th>" for title in titles.values()] + ["</tr></thead><tbody>"]
-    for row in rows(frame):
-        dot = f'<i class="dot arm{row["arm_index"]}"></i>' if row["model"] == TRAINED else ""
-        kind = "" if row["model"] == TRAINED else ' class="baseline"'
-        lines.append(f"<tr{kind}><td>{dot}{html.escape(_label(row))}</td><td>{row['replicates']}</td>")
-        for metric in titles:
-            cell = row.get(metric, "–")
-            lines.append(f"<td><b>{cell}</b></td>" if metric in row["best"] else f"<td>{cell}</td>")
-        lines.append("</tr>")
-    return "\n".join([*lines, "</tbody></table>"])
+    shown = [row | {"label": _label(row), "trained": row["model"] == TRAINED} for row in rows(frame)]
+    return html.render("results.html", titles=heads(frame), rows=shown)

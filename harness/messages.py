@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Literal
 
+from harness.text import printable_lines
+
 
 class _PlainLines(logging.Handler):
     """Print each message to the current `sys.stderr` or `sys.stdout`."""
@@ -17,7 +19,7 @@ class _PlainLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stdout if self.stream == "stdout" else sys.stderr
-        stream.write(self.format(record) + "\n")
+        stream.write(printable_lines(self.format(record)) + "\n")
         stream.flush()
 
 

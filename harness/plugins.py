@@ -17,8 +17,9 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.data.facts import DatasetFacts
 from harness.spec.evaluation import MetricModel, SamplerModel
+from harness.spec.networks import NetworkModel
 from harness.spec.parts import NamedModel
-from harness.spec.run import DataModel, MethodSpec, NetworkModel, ObjectiveModel
+from harness.spec.run import DataModel, MethodSpec, ObjectiveModel
 
 ScheduleModel = NamedModel
 TimestepSamplerModel = NamedModel

@@ -12,6 +12,7 @@ from torch import nn
 
 from harness.data.base import Dataset
 from harness.data.facts import DatasetFacts
+from harness.data.folder import describe
 from harness.data.sources import DATASETS
 from harness.diffusion.objectives import OBJECTIVES
 from harness.diffusion.process import GaussianDiffusion, VarType
@@ -24,9 +25,10 @@ from harness.methods.gaussian import GaussianMethod
 from harness.models import MODELS, SuperResUNet
 from harness.randomness import derive_seed
 from harness.spec.base import SpecModel
+from harness.spec.networks import MLP, NetworkModel, UNet
 from harness.spec.parts import NamedModel, plugin_implementation
 from harness.spec.resources import Resources
-from harness.spec.run import LEARNED, MLP, DataModel, Diffusion, ImageFolder, NetworkModel, RunSpec, UNet
+from harness.spec.run import LEARNED, DataModel, Diffusion, ImageFolder, RunSpec
 
 BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
     "schedule": SCHEDULES,
@@ -63,7 +65,8 @@ def make_dataset(data: DataModel, data_root: str | None = None) -> Dataset:
         actual = getattr(dataset, fact)
         left_open = declared is None and fact != "levels"
         if actual != declared and not left_open:
-            raise DataError(f"{data.name}: the spec says {fact} {declared}, the files have {actual}")
+            account = f" ({describe(dataset.account)})" if isinstance(data, ImageFolder) else ""
+            raise DataError(f"{data.name}: the spec says {fact} {declared}, the files have {actual}{account}")
     return dataset
 
 

@@ -100,6 +100,8 @@ def write_finished_run(run: Run, runs: Path, measured: Values | None = None, *, 
         for evaluation in run.evaluations if state == "done" else ():
             result = fake_result(evaluation, run.spec, values)
             record_evaluation(directory, journal, evaluation, evaluation.name, result, steps)
+        if state in ("done", "failed", "pruned"):
+            journal.event("finished" if state == "done" else state, reason="")
     directory.set_status(Status(state=state, step=steps, num_steps=steps))
     return directory
 

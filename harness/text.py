@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 
 
@@ -13,8 +14,38 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 
 def printable(text: object) -> str:
-    """Return one line without control characters, which could move the cursor or fake lines."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    """Return one line without control characters, which could move the cursor, fake lines or reverse the text."""
+    text = str(text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def printable_lines(text: object) -> str:
+    """Return lines without other control characters than line breaks and tabs."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in lines)
+
+
+def markdown(text: object) -> str:
+    """Escape a text for Markdown, in a table too: no markup, no HTML, no new cell or line."""
+    return re.sub(r"[\\`*{}\[\]<>|~&]|(?<!\w)_|_(?!\w)|^[#+-]", r"\\\g<0>", printable(text))
+
+
+def spreadsheet_cell(text: str) -> str:
+    """Return one line that no spreadsheet takes for a formula; numbers are left as they are."""
+    text = printable(text)
+    if text.lstrip()[:1] in _FORMULA and not all(map(_is_number, re.split(r"[\s/]+", text.strip()))):
+        return f"'{text}"
+    return text
+
+
+_FORMULA = tuple("=+-@＝＋－＠")
+
+
+def _is_number(word: str) -> bool:
+    return bool(re.fullmatch(r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|inf|nan)", word, re.IGNORECASE))
 
 
 def size(num_bytes: float) -> str:
@@ -24,6 +55,15 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.1f} TiB"
+
+
+def rounded_count(number: float) -> str:
+    """Format a large number with three digits: 950, 14.2 k, 2.5 M."""
+    for unit in ("", " k", " M"):
+        if number < 999.5:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g} G"
 
 
 def device_hours(hours: float) -> str:

@@ -14,6 +14,7 @@ from harness import __version__
 from harness.cli import (
     checkpoints,
     cluster,
+    earlier,
     figures,
     listing,
     preflight,
@@ -26,12 +27,13 @@ from harness.cli import (
 )
 from harness.errors import HarnessError
 from harness.messages import show_messages
+from harness.text import printable_lines
 
 GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Run": (studies.plan, studies.submit, search.search, cluster.cancel, cluster.retry),
     "Look": (listing.list_, runs.status, runs.why, runs.logs, figures.figures, runs.sample),
     "Keep": (
-        *(records.sync, records.export, records.import_, records.clean),
+        *(records.sync, records.export, records.import_, records.clean, earlier.forget),
         *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),
     ),
     "Check": (preflight.doctor, preflight.calibrate, verify.verify_resume, schema.schema),
@@ -69,5 +71,5 @@ def main() -> None:
     try:
         cli(prog_name="harness")
     except HarnessError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable_lines(error)}", err=True)
         sys.exit(2)

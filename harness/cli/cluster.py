@@ -90,4 +90,5 @@ def retry(
         click.echo("nothing to retry")
         output.document({"study": planned.study.name, "submitted": [], "skipped": [], "notes": [], "runs": []})
         return
-    submit_and_follow(chosen, runs_folder, output, **options, sync=not no_sync, new_code=new_code)
+    options |= {"sync": not no_sync, "new_code": new_code, "asks": False}
+    submit_and_follow(chosen, runs_folder, output, **options)

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -130,9 +130,10 @@ def load(study: Path, sets: Sequence[str] = ()) -> Study:
 
 
 def has_inception() -> bool:
-    """Return whether Inception's weights are available."""
-    weights = os.environ.get("HARNESS_INCEPTION_WEIGHTS")
-    return bool(weights) and Path(str(weights)).is_file()
+    """Return whether Inception's weights are named; a named file that cannot be one of weights is a DataError."""
+    from harness.metrics.weights import inception_weights
+
+    return inception_weights() is not None
 
 
 checkpoint_option = click.option(
@@ -215,40 +216,70 @@ def all_runs(runs_folder: Path) -> list[RunDirectory]:
     return [RunDirectory(path) for path in run_paths(runs_folder)]
 
 
-def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
-    """Return a study's name and its runs in the file's order, given its file or name; all runs if None.
+def show_damage(runs_folder: Path, directories: Sequence[RunDirectory] = ()) -> None:
+    """Print what looks like a run and is not read as one, and what cannot be read of the given runs."""
+    from harness.records.layout import folders_that_are_no_runs
+    from harness.text import printable
 
-    The runs of a search are those of its trials so far. STUDY/ARM and STUDY/ARM/REPLICATE give some of a study's runs.
+    for name, reason in folders_that_are_no_runs(runs_folder).items():
+        click.echo(printable(f"left out: {runs_folder / name}: {reason}"))
+    for directory in directories:
+        for problem in directory.damage():
+            click.echo(printable(f"{directory.key}: {problem}"))
+
+
+def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunDirectory]]:
+    """Return a study's name and the runs that it asks for in its order, given its file or name; all runs if None.
+
+    What it asks for is what its file said when it was submitted last, and of a search its trials so far. STUDY/ARM and
+    STUDY/ARM/REPLICATE give some of a study's runs.
 
     Raises:
         LaunchError: no run belongs to a study of that name.
     """
     from harness.records.directory import RunDirectory
     from harness.records.layout import study_names
-    from harness.study.expand import is_search
+    from harness.records.manifest import Manifests
 
     if study is None:
         return None, all_runs(runs_folder)
     if is_run_name(study):
         return runs_named(study, runs_folder)
     _require_possible_name(study, runs_folder)
-    if is_study_file(study) and is_search(study):
-        from harness.search.loading import load_search
-
-        study = load_search(study, inception=has_inception()).name
-    elif is_study_file(study):
-        loaded = load(Path(study))
+    manifests = Manifests(runs_folder)
+    name, loaded = _name_and_study(study)
+    if loaded and not manifests.of(name):
         directories = [RunDirectory(runs_folder / run.run_key) for run in loaded.runs]
         directories = [directory for directory in directories if directory.spec_path.exists()]
-        if not directories:
-            raise LaunchError(f"study {loaded.name} has no runs in {runs_folder} yet: harness submit {study}")
-        return loaded.name, directories
-    directories = [run for run in all_runs(runs_folder) if run.study_path(study).is_file()]
-    directories.sort(key=lambda run: [run.studies()[study].get(key) for key in ("arm", "replicate")])
+    else:
+        directories = manifests.runs(name)
+        if not manifests.of(name):
+            places = {run.key: run.studies().get(name, {}) for run in directories}
+            directories.sort(key=lambda run: (places[run.key].get("arm", ""), places[run.key].get("replicate", 0)))
+    if not directories and (loaded or manifests.of(name)):
+        raise LaunchError(f"study {name} has no runs in {runs_folder} yet: harness submit {study}")
     if not directories:
-        names = study_names(runs_folder)
-        raise LaunchError(f"no study {study!r} in {runs_folder}; {_choices(names, 'it is empty')}")
-    return study, directories
+        raise LaunchError(f"no study {name!r} in {runs_folder}; {_choices(study_names(runs_folder), 'it is empty')}")
+    return name, directories
+
+
+def study_name(study: str) -> str:
+    """Return the name of a study that is given by file or name."""
+    return _name_and_study(study)[0]
+
+
+def _name_and_study(study: str) -> tuple[str, Study | None]:
+    """Return the name of a study that is given by file or name; of a file of runs also its content."""
+    from harness.study.expand import is_search
+
+    if not is_study_file(study):
+        return study, None
+    if is_search(study):
+        from harness.search.loading import load_search
+
+        return load_search(study, inception=has_inception()).name, None
+    loaded = load(Path(study))
+    return loaded.name, loaded
 
 
 def _require_possible_name(study: str, runs_folder: Path) -> None:
@@ -267,6 +298,8 @@ def _require_possible_name(study: str, runs_folder: Path) -> None:
 def studies_or_runs(names: Iterable[str], runs_folder: Path) -> list[RunDirectory]:
     """Return the runs of the named studies and the runs named by key, each once; all runs if no name is given.
 
+    Those that a study no longer asks for are included.
+
     Raises:
         LaunchError: a name matches no study and no run.
     """
@@ -277,10 +310,13 @@ def studies_or_runs(names: Iterable[str], runs_folder: Path) -> list[RunDirector
 
 
 def _study_or_run(name: str, runs_folder: Path) -> list[RunDirectory]:
+    from harness.records.manifest import Manifests
+
     if is_run_name(name):
         return runs_named(name, runs_folder)[1]
     try:
-        return members(name, runs_folder)[1]
+        study, directories = members(name, runs_folder)
+        return [*directories, *Manifests(runs_folder).earlier_runs(str(study))]
     except LaunchError as no_study:
         try:
             return [find_run(name, runs_folder)]
@@ -299,9 +335,12 @@ def runs_named(name: str, runs_folder: Path) -> tuple[str, list[RunDirectory]]:
     Raises:
         LaunchError: there is no such study, or no such run in it; the message lists those that there are.
     """
+    from harness.records.manifest import Manifests
+
     given, _, place = name.partition("/")
     study, directories = members(given, runs_folder)
-    places = {directory.key: _place(directory, str(study)) for directory in directories}
+    manifests = Manifests(runs_folder)
+    places = {directory.key: _place(manifests.memberships(directory).get(str(study), {})) for directory in directories}
     arm, _, replicate = place.rpartition("/")
     exact = (place, f"{arm}/{replicate.removeprefix('r')}")  # `status` writes r0 for a replicate
     matches = [directory for directory in directories if places[directory.key] in exact]
@@ -312,9 +351,8 @@ def runs_named(name: str, runs_folder: Path) -> tuple[str, list[RunDirectory]]:
     return str(study), matches
 
 
-def _place(directory: RunDirectory, study: str) -> str:
-    """Return ARM/REPLICATE of a run in a study."""
-    membership = directory.studies().get(study, {})
+def _place(membership: Mapping[str, Any]) -> str:
+    """Return ARM/REPLICATE of a run's membership in a study."""
     return f"{membership.get('arm')}/{membership.get('replicate')}"
 
 

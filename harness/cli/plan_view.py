@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.cli.tables import Table, state_counts
+from harness.launch.inputs import data_notes, extractor_notes
 from harness.launch.planning import Plan, PlannedRun
 from harness.progress import duration
-from harness.text import count, device_hours, printable, size
+from harness.spec.costs import network_evaluations
+from harness.text import count, device_hours, printable, rounded_count, size
 
 
 def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
@@ -21,8 +23,12 @@ def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
     if limit is not None and len(plan.runs) > limit:
         print(f"... and {len(plan.runs) - limit} more (--all shows them)")
     print()
+    _evaluations(plan).show()
+    print()
     for warning in plan.study.warnings():
         print(f"warning: {printable(warning)}")
+    for note in (*plan.notes(), *data_notes(plan), *extractor_notes(plan.runs)):
+        print(printable(note))
     print(_total_cost(plan))
 
 
@@ -43,6 +49,32 @@ def _runs(plan: Plan, shown: Sequence[PlannedRun]) -> Table:
         for p in shown
     ]
     return Table(("run", "arm", "replicate", "what differs", "state", *_COST_HEADERS), rows)
+
+
+def _evaluations(plan: Plan) -> Table:
+    """Return what each arm's runs are measured by, and its cost; arms with the same cost share a row."""
+    arms: dict[tuple[str, ...], dict[str, None]] = {}
+    for planned in plan.runs:
+        for evaluation in planned.run.evaluations:
+            counts = network_evaluations(evaluation, planned.run.spec)
+            seconds = plan.evaluation_seconds(planned, evaluation)
+            row = (
+                evaluation.name,
+                ", ".join(counts),
+                _sum_known(list(counts.values()), rounded_count),
+                "?" if seconds is None else f"about {duration(seconds)}",
+            )
+            arms.setdefault(row, {})[planned.run.arm] = None
+    every = {planned.run.arm: None for planned in plan.runs}
+    rows = [
+        (name, "all" if names.keys() == every.keys() else ", ".join(names), *cells)
+        for (name, *cells), names in arms.items()
+    ]
+    measured = {planned.run_key for planned in plan.runs if planned.run.evaluations}
+    if left := [planned.run.arm for planned in plan.runs if planned.run_key not in measured]:
+        unmeasured = dict.fromkeys(left)
+        rows.append(("none", "all" if unmeasured.keys() == every.keys() else ", ".join(unmeasured), "-", "-", "-"))
+    return Table(("evaluation", "arms", "measures", "network evaluations a run", "time a run"), rows)
 
 
 def _overrides(overrides: Mapping[str, Any]) -> str:

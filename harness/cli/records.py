@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli.common import Output, json_option, members, runs_folder_option, studies_or_runs
-from harness.errors import LaunchError
+from harness.errors import LaunchError, RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,15 +50,23 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
 
     results: list[dict[str, Any]] = []
     for directory in studies_or_runs(names, runs_folder):
-        if check:
-            report = check_run(directory)
-            num_rows = report.num_rows_compared
-            problems = [*report.gaps, *report.duplicates, *report.conflicts, *report.problems]
-        else:
-            sent = sync_run(directory)
-            num_rows = sum(study.num_rows_sent for study in sent.studies.values())
-            problems = sent.problems
-        for line in problems:
+        num_rows, problems = 0, directory.damage()
+        shown = list(problems)
+        try:
+            if check:
+                report = check_run(directory)
+                num_rows = report.num_rows_compared
+                problems += report.lines()
+                shown += filter(None, [report.summary()])  # a line a run; --json has them all
+            else:
+                sent = sync_run(directory)
+                num_rows = sum(study.num_rows_sent for study in sent.studies.values())
+                problems += sent.problems
+                shown += sent.problems
+        except RecordError as error:
+            problems.append(f"not uploaded: {error}" if not check else f"not compared: {error}")
+            shown.append(problems[-1])
+        for line in shown:
             click.echo(text.printable(f"{directory.key}: {line}"))
         results.append({"run_key": directory.key, "num_rows": num_rows, "problems": problems})
     output.document({"runs": results})
@@ -109,7 +117,9 @@ def export(study: str, file: Path | None, checkpoints: str, figures: Path, outpu
     With --json: {"study", "file", "num_runs", "num_files", "num_bytes", "sha256", "left_out": [TEXT]}.
     """
     from harness import text
+    from harness.cli.earlier import earlier_lines
     from harness.records import archive
+    from harness.records.manifest import Manifests
 
     name, directories = members(study, runs_folder)
     assert name is not None, "a study was named"
@@ -117,6 +127,8 @@ def export(study: str, file: Path | None, checkpoints: str, figures: Path, outpu
     done = archive.export_study(name, directories, path, checkpoints=checkpoints, figures=figures / name)  # type: ignore[arg-type]
     for left_out in done.left_out:
         click.echo(text.printable(f"left out: {left_out}"))
+    for line in earlier_lines(name, [run.key for run in Manifests(runs_folder).earlier_runs(name)], [], runs_folder):
+        click.echo(f"left out: {line}")
     content = f"{text.count(done.num_runs, 'run')}, {text.count(done.num_files, 'file')}, {text.size(done.num_bytes)}"
     click.echo(f"{path}: {content}; sha256 {done.sha256}")
     exported = asdict(done)
@@ -131,14 +143,17 @@ def export(study: str, file: Path | None, checkpoints: str, figures: Path, outpu
 def import_(file: Path, figures: Path, output: Output, runs_folder: Path) -> None:
     """Unpack an archive of a study.
 
-    All of it is checked before the first run is put in place, and no run is ever overwritten.
+    All of it is checked before the first run is put in place, and no run is ever overwritten. What is no record of a
+    run is left out, and the state of a run is read from its journals: one that was not finished is interrupted.
 
-    With --json: {"study", "added": [RUN_KEY], "present": [RUN_KEY], "num_figures"}.
+    With --json: {"study", "added": [RUN_KEY], "present": [RUN_KEY], "num_figures", "left_out": [TEXT]}.
     """
     from harness import text
     from harness.records import archive
 
     done = archive.import_study(file, runs_folder, figures=figures)
+    for left_out in done.left_out:
+        click.echo(text.printable(f"left out: {left_out}"))
     present = f", {text.count(len(done.present), 'run')} already here" if done.present else ""
     drawn = f", {text.count(done.num_figures, 'figure file')}" if done.num_figures else ""
     click.echo(f"study {done.study}: {text.count(len(done.added), 'run')} imported{present}{drawn}")
@@ -160,9 +175,11 @@ def clean(study: str | None, yes: bool, output: Output, runs_folder: Path) -> No
     """
     from harness import text
     from harness.cli import tables
+    from harness.cli.earlier import earlier_lines
     from harness.records import disk
+    from harness.records.manifest import Manifests
 
-    _, directories = members(study, runs_folder)
+    name, directories = members(study, runs_folder)
     used = disk.usage(directory.path for directory in directories)
     rows = [(kind, text.size(used[kind])) for kind in sorted(used, key=lambda kind: -used[kind])]
     if not output.as_json:
@@ -178,6 +195,10 @@ def clean(study: str | None, yes: bool, output: Output, runs_folder: Path) -> No
         freed = sum(disk.remove(directory) for directory in directories if by_run[directory.key])
         freed += sum(map(disk.remove_folder, folders))
         click.echo(f"freed {text.size(freed)}")
+    if name:
+        earlier = Manifests(runs_folder).earlier_runs(name)
+        for line in earlier_lines(name, [directory.key for directory in earlier], [], runs_folder):
+            click.echo(f"{line}; they take {text.size(sum(disk.usage(run.path for run in earlier).values()))}")
     items = [asdict(item) for item in removable]
     output.document({"num_bytes": dict(used), "removable": items, "num_bytes_freed": freed})
 

@@ -16,6 +16,7 @@ from harness.cli.common import (
     json_option,
     members,
     runs_folder_option,
+    show_damage,
     weights_option,
 )
 from harness.errors import LaunchError, SpecError
@@ -36,13 +37,18 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
 
     With --json: [{"run_key", "studies", "arm", "replicate", "state", "step", "num_steps", "steps_per_second",
     "eta_seconds", "loss", "nll_bpd", "reason", "run_dir", "job", "node", "evaluation", "evaluation_done",
-    "evaluation_total"}].
+    "evaluation_total", "asked_for"}]. Of a study these are the runs that it asks for; without STUDY all, and
+    "asked_for" is false where no study asks for the run any more.
     """
     from harness import text
     from harness.cli import status_view, tables
+    from harness.cli.earlier import earlier_lines
+    from harness.records.manifest import Manifests
 
     output.refuse_with("--watch", watch)
     name, directories = members(study, runs_folder)
+
+    show_damage(runs_folder)
 
     def gather() -> list[StatusRow]:
         return status_view.status_rows(directories, name)
@@ -57,8 +63,15 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
         _watch(gather)
         return
     rows = gather()
+    earlier = [row for row in rows if not row.asked_for]
+    rows = [row for row in rows if row.asked_for]
     status_view.status_table(rows).show()
     click.echo(f"{text.count(len(rows), 'run')}: {tables.state_counts(row.state for row in rows)}")
+    if name:
+        earlier = status_view.status_rows(Manifests(runs_folder).earlier_runs(name), name)
+    waiting = [row.run_key for row in earlier if row.state in ("queued", "running")]
+    for line in earlier_lines(name, [row.run_key for row in earlier], waiting, runs_folder):
+        click.echo(line)
 
 
 def _watch(gather: Any) -> None:
@@ -99,7 +112,9 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
         log_json = {"log": str(log) if log else None, "log_lines": log_lines}
         output.document({**asdict(row), "timeline": events, **log_json})
         return
-    click.echo(f"{row.run_key} {row.arm} r{row.replicate} of {', '.join(row.studies) or 'no study'}")
+    no_longer = "" if row.asked_for else ", no longer asked for"
+    studies = ", ".join(row.studies) or "no study"
+    click.echo(text.printable(f"{row.run_key} {row.arm} r{row.replicate} of {studies}{no_longer}"))
     for line in events:
         click.echo(f"  {line}")
     reason = f": {row.note}" if row.note else ""
@@ -145,10 +160,12 @@ def logs(run: str, follow: bool, output: Output, runs_folder: Path) -> None:
 
 def _print_from(log: Path, offset: int) -> int:
     """Print a log from a byte offset on; return the offset of its end."""
+    from harness.text import printable_lines
+
     with log.open("rb") as file:
         file.seek(offset)
         added = file.read()
-    click.echo(added.decode(errors="replace"), nl=False)
+    click.echo(printable_lines(added.decode(errors="replace")), nl=False)
     return offset + len(added)
 
 

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.tables import Table, state_counts
+from harness.errors import RecordError
 from harness.launch import states
 from harness.progress import duration
 from harness.records.directory import RunDirectory
-from harness.records.journal import last_value
+from harness.records.journal import events_in, last_value
+from harness.records.manifest import Manifests
+from harness.records.reading import read_bytes
 from harness.text import count, printable
 
 NEWS_EVERY_SECONDS = 60.0
@@ -41,6 +44,7 @@ class StatusRow:
     node: str = ""
     cause: str = ""  # why it is interrupted, failed or pruned, for programs
     stopped_by: str = ""
+    asked_for: bool = True  # by the study, or by any of its studies
     evaluation: str = ""  # that is being measured
     evaluation_done: int | None = None
     evaluation_total: int | None = None
@@ -79,15 +83,27 @@ STATUS_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd
 
 def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -> list[StatusRow]:
     """Gather the rows of `status`; arm and replicate are those of `study`, else of a run's first study."""
+    if not directories:
+        return []
     run_states = states.read_run_states([directory.path for directory in directories])
-    return [_status_row(directory, study, run_states[directory.key]) for directory in directories]
+    manifests = Manifests(directories[0].path.parent)
+    return [_status_row(directory, study, run_states[directory.key], manifests) for directory in directories]
 
 
-def _status_row(directory: RunDirectory, study: str | None, run_state: states.RunState) -> StatusRow:
+def _status_row(
+    directory: RunDirectory, study: str | None, run_state: states.RunState, manifests: Manifests
+) -> StatusRow:
     status, job = run_state.status, run_state.job
-    num_steps, batch_size = _size_of(directory.path)
-    studies = directory.studies()
-    membership = studies.get(study or next(iter(studies), ""), {})
+    asked, earlier = manifests.split(directory)
+    studies = asked or earlier
+    membership = asked.get(study, earlier.get(study, {})) if study else next(iter(studies.values()), {})
+    problems = directory.read_studies()[1]
+    num_steps, batch_size, nll_bpd = 0, 0, None
+    try:
+        num_steps, batch_size = _size_of(directory.path)
+        nll_bpd = last_nll(directory, membership.get("evaluation_keys")) if status.attempt else None
+    except RecordError as error:
+        problems.append(str(error).removeprefix(f"{directory.path}/"))
     speed = status.images_per_second
     return StatusRow(
         run_key=directory.key,
@@ -97,16 +113,17 @@ def _status_row(directory: RunDirectory, study: str | None, run_state: states.Ru
         state=status.state,
         step=status.step,
         num_steps=num_steps,
-        steps_per_second=speed / batch_size if speed else None,
+        steps_per_second=speed / batch_size if speed and batch_size else None,
         eta_seconds=status.eta_seconds,
         loss=status.loss,
-        nll_bpd=last_nll(directory) if status.attempt else None,
-        reason=status.reason,
+        nll_bpd=nll_bpd,
+        reason="; ".join(filter(None, [status.reason, *problems])),
         run_dir=str(directory.path),
         job=job.job_id if job else "",
         node=job.node if job and job.live else "",
         cause=status.cause,
         stopped_by=status.stopped_by,
+        asked_for=study in asked if study else bool(asked or not earlier),
         evaluation=status.evaluation if status.state == "running" else "",
         evaluation_done=status.evaluation_done,
         evaluation_total=status.evaluation_total,
@@ -115,14 +132,29 @@ def _status_row(directory: RunDirectory, study: str | None, run_state: states.Ru
 
 @lru_cache(maxsize=100_000)
 def _size_of(run_directory: Path) -> tuple[int, int]:
-    train = RunDirectory(run_directory).spec()["train"]
-    return train["steps"], train["batch_size"]
+    return RunDirectory(run_directory).training_size()
 
 
-def last_nll(directory: RunDirectory) -> float | None:
-    """Return the newest `eval/nll_bpd` in the journals, searched from their ends without reading them whole."""
-    values = (last_value(path, "eval/nll_bpd") for path in reversed(directory.journal_paths()))
-    return next((value for value in values if value is not None), None)
+def last_nll(directory: RunDirectory, evaluation_keys: Sequence[str] | None = None) -> float | None:
+    """Return the newest NLL of the evaluation `eval`, searched in the journals from their ends without parsing them.
+
+    Args:
+        evaluation_keys: of the protocols that the study asks for; None if unknown, and then any protocol counts.
+    """
+    if evaluation_keys is None:
+        journals = (read_bytes(path) for path in reversed(directory.journal_paths()))
+        return next((value for data in journals if (value := last_value(data, "eval/nll_bpd")) is not None), None)
+    others: set[str] = set()  # prefixes of protocols that are no longer asked for
+    for path in reversed(directory.journal_paths()):
+        data = read_bytes(path)
+        prefixes = ["eval", *(f"eval_{key[:6]}" for key in evaluation_keys)]  # as a job forms them
+        for event in events_in(data, 0, "evaluation"):
+            if event.fields.get("evaluation") == "eval" and event.fields.get("key") not in evaluation_keys:
+                others.add(event.fields.get("prefix", ""))
+        values = (last_value(data, f"{prefix}/nll_bpd") for prefix in prefixes if prefix not in others)
+        if (value := next((value for value in values if value is not None), None)) is not None:
+            return value
+    return None
 
 
 def status_table(rows: Sequence[StatusRow]) -> Table:

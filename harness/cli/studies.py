@@ -40,8 +40,8 @@ def plan(study: Path, output: Output, everything: bool, sets: tuple[str, ...], r
 
     Nothing is changed.
 
-    With --json: {"study", "runs": [{"run_key", "state", "arm", "replicate", "run_dir"}]}; of a search {"search",
-    "suggestions": [{"point", "run_keys"}]} with its definition.
+    With --json: {"study", "runs": [{"run_key", "state", "arm", "replicate", "run_dir"}], "no_longer_asked_for":
+    [RUN_KEY]}; of a search {"search", "suggestions": [{"point", "run_keys"}]} with its definition.
     """
     from harness.launch import planning
     from harness.study.expand import is_search
@@ -116,7 +116,7 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
     if submission.runs:
         click.echo(f"submitted: {text.count(len(submission.runs), 'run')}")
     for note in submission.notes:
-        click.echo(note)
+        click.echo(text.printable(note))
     ended_by_itself = True
     if not submission.runs:
         click.echo("nothing to submit")

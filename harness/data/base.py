@@ -65,6 +65,7 @@ class Dataset:
 
     Attributes:
         files: file name -> verified checksum ("md5:..." or "sha256:..."), for the record.
+        account: what was seen, used and ignored, as plain values; see `harness.data.folder.describe`.
     """
 
     name: str
@@ -78,6 +79,19 @@ class Dataset:
     padding: int = 0
     padded_share: float = 0.0
     files: Mapping[str, str] = field(default_factory=dict)
+    account: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_train(self) -> int:
+        return len(self.train)
+
+    @property
+    def num_test(self) -> int:
+        return len(self.test)
+
+    def __post_init__(self) -> None:
+        counts = {"train": len(self.train), "test": len(self.test), "num_classes": self.num_classes}
+        object.__setattr__(self, "account", counts | dict(self.account))
 
     def to_unit(self, images: np.ndarray | Tensor) -> Tensor:
         """Scale stored values to the network's range: 2 x / (levels - 1) - 1, float32 in [-1, 1].
@@ -117,6 +131,7 @@ def build(
     *,
     files: Mapping[str, str] | None = None,
     digest: str | None = None,
+    account: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Make a Dataset after checking its shape against its declared facts; compute the digest unless it is given.
 
@@ -152,6 +167,7 @@ def build(
         padding=facts.padding,
         padded_share=facts.padded_share,
         files=dict(files or {}),
+        account=dict(account or {}),
     )
 
 
@@ -172,8 +188,48 @@ def content_digest(levels: int | None, train: Split, test: Split) -> str:
 
 
 def root_folder(given: str | os.PathLike[str] | None) -> Path:
-    """Return the folder of the data sets: as given, else HARNESS_DATA, else `data` in the working folder."""
-    return Path(given or os.environ.get("HARNESS_DATA") or "data").expanduser()
+    """Return the folder of the data sets: as given, else HARNESS_DATA, else `data` in the working folder.
+
+    Raises:
+        DataError: it starts with ~ and no such user has a home folder.
+    """
+    try:
+        return Path(given or os.environ.get("HARNESS_DATA") or "data").expanduser()
+    except RuntimeError as error:
+        raise DataError(f"data_root or HARNESS_DATA: {error}: write the whole path") from error
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file of a data set whole.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def foreign_content(head: bytes) -> str | None:
+    """Say what a file is that is often found in the place of another, by its first bytes; None if it is none of these.
+
+    A download that failed is stored as the server's page, and a clone without git-lfs has pointers instead of files.
+    """
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "the file is empty"
+    if not head.strip(b"\0"):
+        return "nothing but zeros: it was not written to the end"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "a web page, perhaps of a failed download: download the file itself"
+    if text.startswith((b"<?xml", b"<error")):
+        return "an answer of a server in XML, perhaps of a failed download: download the file itself"
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file: `git lfs pull` fetches it"
+    if text.startswith(b"{") and b"error" in text:
+        return "an answer of a server in JSON, perhaps of a failed download: download the file itself"
+    return None
 
 
 def find_files(
@@ -201,7 +257,7 @@ def find_files(
             name: path
             for name in names
             for suffix in reversed(suffixes)
-            if (path := base / folder / (name + suffix)).is_file()
+            if _is_file(path := base / folder / (name + suffix))
         }
         if len(paths) == len(names):
             return paths
@@ -216,6 +272,13 @@ def find_files(
     )
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def check_sum(path: Path, content: bytes, expected: str, algorithm: str = "md5") -> str:
     """Check a file's content against its published checksum and return it as "md5:...".
 
@@ -224,7 +287,11 @@ def check_sum(path: Path, content: bytes, expected: str, algorithm: str = "md5")
     """
     actual = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
     if actual != expected:
-        raise DataError(f"{path}: damaged or not the official file: {algorithm} expected {expected}, found {actual}")
+        foreign = foreign_content(content[:512])
+        raise DataError(
+            f"{path}: damaged or not the official file: {algorithm} expected {expected}, found {actual}"
+            f"{f' ({foreign})' if foreign else ''}"
+        )
     return f"{algorithm}:{actual}"
 
 

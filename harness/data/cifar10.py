@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.base import Dataset, Split, build, check_sum, find_files
+from harness.data.base import Dataset, Split, build, check_sum, find_files, read_file
 from harness.data.facts import DATASET_FACTS
 from harness.errors import DataError
 
@@ -49,7 +49,7 @@ def cifar10(
     files: dict[str, str] = {}
     splits: dict[str, Split] = {}
     for name in names:
-        content = paths[name].read_bytes()
+        content = read_file(paths[name])
         files[name] = check_sum(paths[name], content, checksums[name])
         splits[name] = _read_batch(paths[name], content)
     train = [splits[name] for name in names[:-1]]

@@ -13,6 +13,7 @@ class DatasetFacts:
         levels: integer values a pixel can take (0 .. levels - 1), None where the data are continuous.
         num_classes: None where only the files can tell.
         padding: pixels added on each side to reach image_size.
+        num_train, num_test: examples of each split, None where only the files can tell.
     """
 
     image_size: int | None
@@ -20,6 +21,8 @@ class DatasetFacts:
     levels: int | None
     num_classes: int | None
     padding: int = 0
+    num_train: int | None = None
+    num_test: int | None = None
 
     @property
     def are_points(self) -> bool:
@@ -36,11 +39,17 @@ class DatasetFacts:
 
 
 DATASET_FACTS: dict[str, DatasetFacts] = {
-    "digits": DatasetFacts(image_size=8, channels=1, levels=17, num_classes=10),
-    "mnist": DatasetFacts(image_size=32, channels=1, levels=256, num_classes=10, padding=2),
-    "fashion_mnist": DatasetFacts(image_size=32, channels=1, levels=256, num_classes=10, padding=2),
-    "cifar10": DatasetFacts(image_size=32, channels=3, levels=256, num_classes=10),
-    "imagenet64": DatasetFacts(image_size=64, channels=3, levels=256, num_classes=1000),
-    "image_folder": DatasetFacts(image_size=None, channels=3, levels=256, num_classes=None),
-    "mog": DatasetFacts(image_size=1, channels=2, levels=None, num_classes=25),
+    "digits": DatasetFacts(8, channels=1, levels=17, num_classes=10, num_train=1_442, num_test=355),
+    "mnist": DatasetFacts(
+        image_size=32, channels=1, levels=256, num_classes=10, padding=2, num_train=60_000, num_test=10_000
+    ),
+    "fashion_mnist": DatasetFacts(
+        image_size=32, channels=1, levels=256, num_classes=10, padding=2, num_train=60_000, num_test=10_000
+    ),
+    "cifar10": DatasetFacts(32, channels=3, levels=256, num_classes=10, num_train=50_000, num_test=10_000),
+    "imagenet64": DatasetFacts(
+        image_size=64, channels=3, levels=256, num_classes=1000, num_train=1_281_167, num_test=50_000
+    ),
+    "image_folder": DatasetFacts(None, channels=3, levels=256, num_classes=None),
+    "mog": DatasetFacts(1, channels=2, levels=None, num_classes=25, num_train=250_000, num_test=50_000),
 }

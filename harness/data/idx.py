@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.base import Dataset, Split, build, check_sum, find_files
+from harness.data.base import Dataset, Split, build, check_sum, find_files, read_file
 from harness.data.facts import DATASET_FACTS
 from harness.errors import DataError
 
@@ -77,7 +77,7 @@ def _load(
 
 
 def _unpack(path: Path) -> bytes:
-    content = path.read_bytes()
+    content = read_file(path)
     if path.suffix != ".gz":
         return content
     try:

@@ -4,19 +4,23 @@ No checksums of the npz files are published, so the numbers of images are checke
 digest of the content is recorded. 15.7 GB: the digest is computed once and kept in the cache folder.
 """
 
+import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from harness.data.base import Concatenation, Dataset, Split, build, content_digest, find_files, stamp
-from harness.data.cache import cache_folder, publish
+from harness.data.cache import allocate, cache_folder, publish
 from harness.data.facts import DATASET_FACTS
 from harness.errors import DataError
 
 TRAIN = tuple(f"train_data_batch_{batch}.npz" for batch in range(1, 11))
 TEST = "val_data.npz"
+# What zipfile and NumPy raise on a damaged file, an encrypted member, or one packed by an unknown method.
+_DAMAGED = (KeyError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
 
 def imagenet64(data_root: str | None = None, *, counts: tuple[int, int] = (1_281_167, 50_000)) -> Dataset:
@@ -37,11 +41,19 @@ def imagenet64(data_root: str | None = None, *, counts: tuple[int, int] = (1_281
     if (len(train), len(test)) != counts:
         raise DataError(f"imagenet64: expected {counts} training and test images, found {(len(train), len(test))}")
     remembered = cache_folder("digests") / stamp(list(paths.values()))
-    if not remembered.exists():
+    digest = _remembered_digest(remembered)
+    if digest is None:
+        remembered.unlink(missing_ok=True)
         digest = content_digest(facts.levels, train, test)
         with publish(remembered) as temporary:
             temporary.write_text(digest)
-    return build("imagenet64", facts, train, test, digest=remembered.read_text())
+    return build("imagenet64", facts, train, test, digest=digest)
+
+
+def _remembered_digest(path: Path) -> str | None:
+    """Read a digest from the cache; None if it is missing or damaged."""
+    text = path.read_text(errors="replace") if path.exists() else ""
+    return text if re.fullmatch("[0-9a-f]{64}", text) else None
 
 
 def _split(paths: Sequence[Path]) -> Split:
@@ -63,13 +75,26 @@ def _member(path: Path, name: str) -> np.ndarray:
             if info.compress_type == zipfile.ZIP_STORED:
                 return _map_npy(path, _content_offset(path, info))
             unpacked = cache_folder("imagenet64") / f"{stamp([path], name)}.npy"
-            if not unpacked.exists():
+            if (cached := _map_cached(unpacked)) is None:
+                unpacked.unlink(missing_ok=True)
                 with publish(unpacked) as temporary, archive.open(info) as packed, temporary.open("wb") as file:
+                    allocate(file, info.file_size)
                     while block := packed.read(1 << 24):
                         file.write(block)
-            return _map_npy(unpacked, 0)
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+                cached = _map_npy(unpacked, 0)
+            return cached
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except _DAMAGED as error:
         raise DataError(f"{path}: not an npz batch with arrays 'data' and 'labels': {error}") from error
+
+
+def _map_cached(path: Path) -> np.ndarray | None:
+    """Map an array of the cache; None if it is missing or damaged."""
+    try:
+        return _map_npy(path, 0)
+    except (OSError, *_DAMAGED):
+        return None
 
 
 def _content_offset(path: Path, info: zipfile.ZipInfo) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import platform
 import re
 import shutil
@@ -14,10 +13,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness.data.cache import cache_root
+from harness.data.folder import describe
 from harness.doctor.findings import Finding, ok, one_line, problem, warning
 from harness.errors import HarnessError
 from harness.launch.planning import Plan
 from harness.launch.processes import available_cores
+from harness.metrics.weights import INCEPTION_VARIABLE, inception_weights
 from harness.records.files import replace_file
 from harness.text import count, size
 
@@ -108,23 +110,38 @@ def file_system(path: Path) -> str:
 
 
 def check_data(plan: Plan) -> Iterator[Finding]:
-    """Load each data set of a study."""
+    """Load each data set of a study, and account for what it holds."""
     from harness.registry import make_dataset
 
+    yield from check_cache()
     for data, root in dict.fromkeys((planned.run.spec.data, planned.run.data_root) for planned in plan.runs):
         try:
             dataset = make_dataset(data, root)
         except HarnessError as error:
             yield problem(f"data: {one_line(str(error))}")
         else:
-            yield ok(
-                f"data {data.name}: {len(dataset.train.images)} images to train on, {len(dataset.test.images)} to test"
-            )
+            state = f"data {data.name}: {describe(dataset.account)}; digest {dataset.digest[:12]}"
+            odd = dataset.account.get("num_ignored") or dataset.account.get("note") or dataset.account.get("duplicates")
+            yield warning(state) if odd else ok(state)
+
+
+def check_cache() -> Iterator[Finding]:
+    """Check that the cache of scaled images, classifiers and features can be written."""
+    try:
+        root = cache_root()
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=nearest_folder(root)):
+            pass
+    except (HarnessError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        yield problem(f"the cache cannot be written ({reason}); set HARNESS_CACHE to a folder that can")
+        return
+    free = shutil.disk_usage(nearest_folder(root)).free
+    state = f"cache {root}: can be written; {size(free)} of the disk are free"
+    yield warning(f"{state}; that is little") if free < 2**30 else ok(state)
 
 
 def check_extractors(plan: Plan) -> Iterator[Finding]:
-    """Find the weights of the feature extractors that a study's evaluations use."""
-    weights = os.environ.get("HARNESS_INCEPTION_WEIGHTS")
+    """Read the weights of the feature extractors that a study's evaluations use."""
     extractors = {
         getattr(evaluation, part).extractor
         for planned in plan.runs
@@ -132,12 +149,26 @@ def check_extractors(plan: Plan) -> Iterator[Finding]:
         for part in ("fidelity", "sweep", "skip")
         if getattr(evaluation, part)
     }
-    if weights and not Path(weights).is_file():
-        yield problem(f"HARNESS_INCEPTION_WEIGHTS names {weights}, which does not exist: correct or unset it")
-    elif "inception" in extractors:
-        yield ok(f"Inception's weights: {weights}")
-    elif extractors:
-        yield ok(f"extractors: {', '.join(sorted(extractors))}; Inception is not used")
+    try:
+        weights = inception_weights()
+        if "inception" in extractors:
+            yield _check_inception(weights)
+    except HarnessError as error:
+        yield problem(one_line(str(error)))
+    else:
+        if extractors and "inception" not in extractors:
+            yield ok(f"extractors: {', '.join(sorted(extractors))}; Inception is not used")
+
+
+def _check_inception(weights: Path | None) -> Finding:
+    if weights is None:
+        return problem(f"the study's evaluations use Inception: set {INCEPTION_VARIABLE} to the file of its weights")
+    from harness.metrics.features import is_official, read_inception_weights
+
+    read_inception_weights(weights)
+    if is_official(weights):
+        return ok(f"Inception's weights: {weights}")
+    return warning(f"Inception's weights: {weights} fit, but are not the published ones: FIDs cannot be compared")
 
 
 def check_python() -> Finding:

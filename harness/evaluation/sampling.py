@@ -12,10 +12,11 @@ from torch import Tensor
 from harness.data.base import Dataset
 from harness.data.facts import DatasetFacts
 from harness.diffusion.respacing import space_timesteps
-from harness.errors import RecordError, SpecError
+from harness.errors import CheckpointError, DataError, RecordError, SpecError
 from harness.evaluation.context import EvaluationContext, ProgressCallback
 from harness.evaluation.images import image_grid, save_png
 from harness.methods.base import Method
+from harness.metrics.weights import require_finite
 from harness.records.directory import RunDirectory
 from harness.records.plugins import read_spec
 from harness.registry import make_method
@@ -36,6 +37,7 @@ def load_method(
 
     Raises:
         RecordError: the run has no checkpoint yet.
+        CheckpointError: the weights that are sampled with are not all finite numbers.
     """
     from harness.training.checkpoints import Checkpoints
 
@@ -45,6 +47,12 @@ def load_method(
     if checkpoint is None:
         raise RecordError(f"run {run_folder.name} has no checkpoint yet; `harness status` shows its progress")
     method.load_state_dict(checkpoint[1])
+    for weights in ("raw", "ema"):
+        name = f"run {run_folder.name}, checkpoint of step {checkpoint[0]}, {weights} weights"
+        try:
+            require_finite(method.sampling_network(weights).state_dict(), name)
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
     return method, checkpoint[0]
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.errors import CheckpointError
+from harness.errors import CheckpointError, DataError
+from harness.metrics.weights import read_state_dict
 from harness.models.unet import SuperResUNet, UNet
 
 
@@ -63,28 +64,21 @@ def load_published(path: str | os.PathLike, name: str) -> dict[str, Tensor]:
     """Read a checkpoint in the published format and check that it fits the named configuration.
 
     Args:
-        path: a file that holds a state dict; nothing but tensors is unpickled.
+        path: a file that holds a state dict, `module.` before its names or not; nothing but tensors is unpickled.
         name: a key of PUBLISHED, or the file's stem as published.
 
     Returns: the state dict, on the CPU, for `build_published(name).load_state_dict`.
 
     Raises:
-        CheckpointError: no such name, no readable state dict, or one of another network; then the message has the
-            first entries that differ, and the published configuration that the file is nearest to.
+        CheckpointError: no such name, no readable state dict, values that are not finite, or a state dict of another
+            network; then the message has the first entries that differ, and the published configuration that the file
+            is nearest to.
     """
     entry = published(name)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file") from None
-    except Exception as error:  # what torch.load raises on a damaged file is not specified
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint of plain tensors: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        content = (
-            f"a dict of {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state).__name__
-        )
-        raise CheckpointError(f"{path}: holds {content} where a state dict of tensors by name is expected")
+        state = read_state_dict(Path(path))
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
 
     shapes = {key: list(value.shape) for key, value in state.items()}
     if differences := _differences(shapes, _layout(entry.file)):

@@ -65,6 +65,7 @@ def describe_environment(
         "deterministic": resources.deterministic,
         "data_digest": data.digest,
         "data_files": dict(data.files),
+        "data_account": dict(data.account),
         "data_padded_share": data.padded_share,
     }
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.data.base import Dataset
-from harness.errors import CheckpointError, RecordError, TrackingError, TrainingError
+from harness.errors import CheckpointError, DataError, RecordError, TrackingError, TrainingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.job.endings import describe_failure, record_failure, write_failure
@@ -28,7 +28,9 @@ from harness.job.environment import changed_conditions, choose_device, describe_
 from harness.job.request import RunRequest
 from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
 from harness.job.writer import record_evaluation
+from harness.metrics.weights import INCEPTION_VARIABLE, inception_weights
 from harness.progress import Progress
+from harness.records.data_digest import require_same_data
 from harness.records.directory import RunDirectory
 from harness.records.files import differences
 from harness.records.journal import Journal
@@ -186,6 +188,8 @@ class _Job:
         with process_group(self.rank_info, cuda=cuda, command=self._worker_command()) as group:
             device = choose_device(self.request.resources.device, self.rank_info)
             data = make_dataset(self.spec.data, self.request.data_root)
+            require_same_data(self.directory, data.digest)
+            self._require_weights()
             training, checkpoints = self._restore(data, device, group)
             if not group.is_first:
                 with self.signals.caught(), Progress("", shown=False) as progress:
@@ -203,6 +207,13 @@ class _Job:
                 group.close()
                 self._record_compute(training, data)
                 self._evaluate_at_end(training, data, checkpoints)
+
+    def _require_weights(self) -> None:
+        """Raise DataError before the training if the Inception of an evaluation is not on this machine."""
+        parts = ("fidelity", "sweep", "skip")
+        settings = [getattr(evaluation, part) for evaluation in self.request.evaluations for part in parts]
+        if any(part and part.extractor == "inception" for part in settings) and inception_weights() is None:
+            raise DataError(f"evaluations use Inception, but {INCEPTION_VARIABLE} is not set here")
 
     def _restore(self, data: Dataset, device: torch.device, group: ProcessGroup) -> tuple[Training, Checkpoints]:
         """Return the training restored from the newest intact checkpoint, the same on every process."""
@@ -228,7 +239,7 @@ class _Job:
             self._require_same_spec(*checkpoint)
             training.load_state_dict(checkpoint[1])
         elif spec.continue_from:
-            self._load_parent(training)
+            self._load_parent(training, data)
         self.step = training.step
         return training, checkpoints
 
@@ -239,9 +250,10 @@ class _Job:
         if changes := differences(stored, own):
             raise CheckpointError("\n  ".join([f"the checkpoint of step {step} is of another spec:", *changes]))
 
-    def _load_parent(self, training: Training) -> None:
+    def _load_parent(self, training: Training, data: Dataset) -> None:
         """Start from the final state of the run that this one continues."""
         parent, step = parent_of(self.spec, self.directory.path.parent)
+        require_same_data(parent, data.digest)
         state = Checkpoints(parent.checkpoints_folder).load(step, training.device)
         # The parent logged its last step, so its window is empty; that of another objective has other terms.
         training.load_state_dict(state | {"window": training.state_dict()["window"]})

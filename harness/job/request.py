@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from harness.records.directory import RunDirectory
+from harness.records.manifest import Manifests
 from harness.records.plugins import read_evaluation
 from harness.spec.evaluation import Evaluation
 from harness.spec.resources import Records, Resources
@@ -23,8 +24,8 @@ class RunRequest:
 
     @classmethod
     def of(cls, run_directory: RunDirectory) -> RunRequest:
-        """Read the run's studies; evaluations add up, for everything else the study that joined last decides."""
-        studies = list(run_directory.studies_by_joining().values())
+        """Read the studies that ask for the run; evaluations add up, for all else the one that joined last decides."""
+        studies = list(Manifests(run_directory.path.parent).memberships_by_joining(run_directory).values())
         read = partial(read_evaluation, run_directory.path)
         evaluations = {
             evaluation.key: evaluation for study in studies for evaluation in map(read, study["evaluations"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable
@@ -11,10 +12,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.errors import RecordError
 from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.layout import SubmissionLayout, claim_folders
+from harness.records.reading import Fields, parse_json, read_json
 from harness.slurm.jobs import JobInfo, QueueAnswer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,14 @@ class Claim:
         path = SubmissionLayout(self.folder).cancelled_path(run_key)
         if not path.exists():
             return None
-        text = path.read_text().strip()
-        if text.startswith("{"):
-            return Cancellation(**json.loads(text))
-        return Cancellation(text, path.stat().st_mtime)  # written by a version that did not store the time
+        text = path.read_text(errors="replace").strip()
+        if not text.startswith("{"):
+            return Cancellation(text, path.stat().st_mtime)  # written by a version that did not store the time
+        try:
+            fields = Fields(parse_json(text.encode(), str(path)), str(path))
+            return Cancellation(fields.text("by"), fields.seconds("cancelled_seconds"))
+        except RecordError:  # torn by a full disk: that it is there is what counts
+            return Cancellation("unknown", path.stat().st_mtime)
 
 
 @dataclass(frozen=True)
@@ -62,12 +71,18 @@ class Cancellation:
 
 @cache
 def read_submission(folder: Path) -> dict[str, Any]:
-    """Return the description of a submission, empty if it is missing or damaged."""
+    path = SubmissionLayout(folder).submission_path
     try:
-        description = json.loads(SubmissionLayout(folder).submission_path.read_text())
-    except (OSError, ValueError):
+        submission = read_json(path)
+        fields = Fields(submission, str(path))
+        fields.seconds("time", 0.0)
+        fields.fields("canaries", {})
+    except FileNotFoundError:
         return {}
-    return description if isinstance(description, dict) else {}
+    except RecordError as error:
+        logger.warning(f"{error}; this submission is left out")
+        return {}
+    return submission
 
 
 def claims_of(runs_folder: Path, run_keys: Iterable[str]) -> dict[str, list[Claim]]:

@@ -17,7 +17,8 @@ from harness.launch.planning import TO_DO, Plan
 from harness.launch.requeue import reset_kills
 from harness.launch.states import read_run_states
 from harness.records.directory import RunDirectory
-from harness.records.layout import SubmissionLayout, members_of, submission_folders
+from harness.records.layout import SubmissionLayout, submission_folders
+from harness.records.manifest import Manifests
 from harness.slurm.commands import patiently
 from harness.slurm.jobs import cancel_jobs, current_user
 from harness.slurm.profile import Profile
@@ -25,12 +26,16 @@ from harness.text import count
 
 
 def orphans(plan: Plan) -> list[RunDirectory]:
-    """Return the queued and running runs of this study only, which its file no longer contains."""
-    planned_keys = {planned.run_key for planned in plan.runs}
-    paths = [path for path in members_of(plan.runs_folder, plan.study.name) if path.name not in planned_keys]
-    alone = [path for path in paths if len(RunDirectory(path).studies()) == 1]
-    states = read_run_states(alone)
-    return [RunDirectory(path) for path in alone if states[path.name].status.state in ("queued", "running")]
+    """Return the queued and running runs that this study no longer asks for, and no other study does."""
+    manifests, study = Manifests(plan.runs_folder), plan.study.name
+    alone = [directory for directory in plan.earlier if not manifests.memberships(directory).keys() - {study}]
+    return active(alone)
+
+
+def active(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
+    """Return the runs that are queued or running."""
+    states = read_run_states([directory.path for directory in directories])
+    return [directory for directory in directories if states[directory.key].status.state in ("queued", "running")]
 
 
 def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:

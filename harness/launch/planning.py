@@ -11,11 +11,17 @@ from typing import Any
 from harness.launch.states import RunState, read_run_states
 from harness.records import throughput
 from harness.records.directory import RunDirectory
+from harness.records.layout import is_member
 from harness.records.lineage import parent_of
+from harness.records.manifest import read_manifest
 from harness.records.status import Status
 from harness.records.throughput import Throughput
 from harness.slurm.jobs import JobInfo
+from harness.spec.costs import FORWARD_AND_BACKWARD, network_evaluations
+from harness.spec.evaluation import Evaluation
+from harness.study.expand import name_of_study
 from harness.study.model import Run, Study
+from harness.text import count
 
 TO_DO = ("new", "interrupted", "failed", "evaluate")
 
@@ -42,9 +48,18 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
+    """The runs of a study and their states.
+
+    Attributes:
+        earlier: the runs that were in the study before, and that its file no longer asks for.
+        other_file: another file that asked for runs under this study's name, and that still does.
+    """
+
     study: Study
     runs_folder: Path
     runs: tuple[PlannedRun, ...]
+    earlier: tuple[RunDirectory, ...] = ()
+    other_file: Path | None = None
 
     @property
     def to_do(self) -> list[PlannedRun]:
@@ -86,6 +101,15 @@ class Plan:
         seconds = self.training_seconds(planned, device)
         return None if seconds is None else seconds * planned.run.resources.num_processes / 3600
 
+    def evaluation_seconds(self, planned: PlannedRun, evaluation: Evaluation) -> float | None:
+        """Estimate the time of an evaluation from that of a training step; None if that or its work is unknown."""
+        measured, counts = self.measured(planned), network_evaluations(evaluation, planned.run.spec).values()
+        known = [number for number in counts if number is not None]
+        if measured is None or len(known) < len(counts):
+            return None
+        per_image = measured.seconds_per_step / planned.run.spec.train.batch_size / FORWARD_AND_BACKWARD
+        return per_image * sum(known)
+
     def checkpoint_bytes(self, planned: PlannedRun) -> int | None:
         """Estimate the disk space of a run's checkpoints: the last two, and those kept by `records.keep_every`."""
         if planned.state in ("done", "evaluate", "pruned"):
@@ -103,10 +127,31 @@ class Plan:
                 "arm": planned.run.arm,
                 "replicate": planned.run.replicate,
                 "run_dir": str(planned.path),
+                "evaluations": [
+                    {"name": evaluation.name, "network_evaluations": network_evaluations(evaluation, planned.run.spec)}
+                    for evaluation in planned.run.evaluations
+                ],
             }
             for planned in self.runs
         ]
-        return {"study": self.study.name, "runs": runs}
+        earlier = [directory.key for directory in self.earlier]
+        return {"study": self.study.name, "runs": runs, "no_longer_asked_for": earlier}
+
+    def notes(self) -> list[str]:
+        """Say what this study asked for before and no longer does, and who else asks under its name."""
+        notes = []
+        if self.earlier:
+            verb = "is" if len(self.earlier) == 1 else "are"
+            notes.append(
+                f"{count(len(self.earlier), 'run')} of this study {verb} no longer asked for; "
+                f"harness forget {self.study.name} ends their membership"
+            )
+        if self.other_file:
+            notes.append(
+                f"{self.other_file} is another study named {self.study.name}: the one that is submitted last replaces "
+                "the other's runs in tables and figures; rename one of them"
+            )
+        return notes
 
 
 def plan(study: Study, runs_folder: Path) -> Plan:
@@ -121,7 +166,25 @@ def plan(study: Study, runs_folder: Path) -> Plan:
     for planned in runs:
         if planned.run.spec.continue_from and planned.state == "new":
             parent_of(planned.run.spec, runs_folder)
-    return Plan(study, runs_folder, runs)
+    others = present - {run.run_key for run in study.runs}
+    return Plan(study, runs_folder, runs, _members(study, runs_folder, others), _other_file(study, runs_folder))
+
+
+def _members(study: Study, runs_folder: Path, names: set[str]) -> tuple[RunDirectory, ...]:
+    """Return those of the folders that are runs of a study, in the order of their keys."""
+    folders = (runs_folder / name for name in sorted(names) if not name.startswith("."))
+    return tuple(RunDirectory(folder) for folder in folders if is_member(folder, study.name))
+
+
+def _other_file(study: Study, runs_folder: Path) -> Path | None:
+    """Return the file that asked for runs under this study's name before, if it is another and still does."""
+    manifest = read_manifest(runs_folder, study.name)
+    if manifest is None or not manifest.file:
+        return None
+    before, now = Path(manifest.file), study.path.absolute()
+    if before == now or not before.is_file() or (now.exists() and before.samefile(now)):
+        return None
+    return before if name_of_study(before) == study.name else None
 
 
 def planned_run(run: Run, path: Path, states: dict[str, RunState]) -> PlannedRun:

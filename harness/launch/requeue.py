@@ -25,6 +25,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from harness.errors import RecordError
 from harness.launch.claims import job_log
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
@@ -63,9 +64,12 @@ def given_up(path: Path) -> Ending | None:
     attempts = directory.attempts()[-KILLS_WITHOUT_PROGRESS:]
     if len(attempts) < KILLS_WITHOUT_PROGRESS or attempts[0] <= _last_attempt_before_retry(directory):
         return None
-    if directory.writer():
+    try:
+        if directory.writer():
+            return None
+        events = [event for event in directory.events() if event.attempt in attempts]
+    except RecordError:  # its next attempt says what is wrong
         return None
-    events = [event for event in directory.events() if event.attempt in attempts]
     started = [event for event in events if event.name == "started"]
     progress = {"checkpoint", "evaluation", "interrupted", "failed", "finished", "pruned"}
     if len({event.fields["resumed_from_step"] for event in started}) != 1 or any(e.name in progress for e in events):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -11,8 +10,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from harness.errors import LaunchError, TrackingError
+from harness.launch.inputs import extractor_notes, require_inputs, require_same_data
 from harness.launch.local import launch_debug, launch_local
 from harness.launch.on_slurm import launch_slurm
 from harness.launch.planning import Plan, PlannedRun, planned_run
@@ -23,9 +24,11 @@ from harness.launch.submission import Submission
 from harness.records import snapshot
 from harness.records.files import replace_file
 from harness.records.layout import CODE, JOBS, SubmissionLayout
+from harness.records.manifest import Manifests, ask_for
 from harness.slurm.commands import NoAnswer
 from harness.slurm.jobs import current_user
 from harness.slurm.profile import Profile
+from harness.study.model import Study
 from harness.text import count
 
 
@@ -38,8 +41,9 @@ def submit(
     sync: bool = True,
     tracking_uri: str | None = None,
     new_code: bool = False,
+    asks: bool = True,
 ) -> Submission:
-    """Submit all that is left to do; safe to repeat.
+    """Submit all that is left to do, and record what the study asks for from now on; safe to repeat.
 
     Args:
         cluster: local (workers on this machine), debug (in this process) or slurm.
@@ -49,6 +53,8 @@ def submit(
         tracking_uri: MLflow's store; None means the profile's, MLFLOW_TRACKING_URI, else `mlflow.db` in the working
             folder. Jobs on SLURM write to a server that their nodes reach, and never to a database in a file.
         new_code: whether runs that have a checkpoint resume with the current code instead of that of their first start.
+        asks: whether the study asks for its runs and no others from now on. A trial of a search does not, since the
+            search keeps the list of its trials, nor does a retry.
 
     Returns:
         The submission; call `wait()` on it unless it is on SLURM.
@@ -65,7 +71,12 @@ def submit(
     plan = _with_answers(plan)
     no_more = {planned.run_key for planned in plan.to_do if given_up(planned.path)}
     runs = [planned for planned in plan.to_do if planned.run_key not in no_more]
-    _require_data(runs)
+    datasets = require_inputs(runs)
+    current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
+    notes = require_same_data(
+        runs, datasets, lambda planned: planned.run_key in code and code[planned.run_key].id != current_id
+    )
+    notes += extractor_notes(runs)
     uri = tracking_uri or profile.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     synced_later = cluster == "slurm" and not (profile.compute_nodes_reach_server and (uri or "").startswith("http"))
     if sync and not synced_later:
@@ -73,8 +84,14 @@ def submit(
 
         uri = initialise_store(uri)
     sync = sync and not synced_later
-    news = _register_runs(plan)
-    notes = _sync_finished_runs([planned for planned in news if planned.state == "done"], uri) if sync and uri else []
+    plan.runs_folder.mkdir(parents=True, exist_ok=True)
+    if asks:  # before the runs' own files: what a submission that is killed between them leaves is right
+        ask_for(plan.runs_folder, plan.study.name, _memberships(plan.study), file=plan.study.path)
+        notes += plan.notes()
+    _register_runs(plan)
+    if sync and uri:
+        worked_on = {planned.run_key for planned in runs}
+        notes += _sync_ended_runs([planned for planned in plan.runs if planned.run_key not in worked_on], plan, uri)
     if no_more:
         notes.append(f"{len(no_more)} remain failed after repeated kills: harness retry {plan.study.path} --failed")
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
@@ -94,7 +111,6 @@ def submit(
         replace_file(layout.submission_path, json.dumps(description, indent=1), durable=True)
         if plan.study.path.suffix == ".py":  # a study in Python is kept with its submission
             shutil.copyfile(plan.study.path, folder / plan.study.path.name)
-    current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
     launch = CLUSTERS[cluster]
     options = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
     submission = launch(plan, runs, folder, code, **options)
@@ -163,31 +179,30 @@ def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[st
     return current.id, code
 
 
-def _require_data(runs: list[PlannedRun]) -> None:
-    """Load each data set once, so that a missing or damaged file is found before anything is queued."""
-    datasets = {(planned.run.spec.data, planned.run.data_root) for planned in runs}
-    if datasets:
-        from harness.registry import make_dataset
-
-        for data, root in datasets:
-            make_dataset(data, root)
+def _memberships(study: Study) -> dict[str, dict[str, Any]]:
+    return {run.run_key: run.membership() for run in study.runs}
 
 
-def _register_runs(plan: Plan) -> list[PlannedRun]:
-    """Write the spec and the study membership of every run; return the runs for which this is new."""
-    plan.runs_folder.mkdir(parents=True, exist_ok=True)
+def _register_runs(plan: Plan) -> None:
+    """Write the spec and the study membership of every run."""
     with ThreadPoolExecutor(16) as pool:  # mostly waiting for the disk
-        news = list(pool.map(lambda planned: planned.directory.register(planned.run), plan.runs))
-    return list(itertools.compress(plan.runs, news))
+        list(pool.map(lambda planned: planned.directory.register(planned.run), plan.runs))
 
 
-def _sync_finished_runs(done: list[PlannedRun], uri: str) -> list[str]:
-    """Upload done runs to MLflow under their new study, since no job will; return error messages."""
-    from harness.tracking.sync import sync_run
+def _sync_ended_runs(others: list[PlannedRun], plan: Plan, uri: str) -> list[str]:
+    """Upload to MLflow what no job will upload; return error messages.
 
+    That is a run that ended before the study asked for it, one whose submitter was killed before it was uploaded, and
+    that a run is no longer asked for.
+    """
+    from harness.tracking.sync import is_synced, sync_run
+
+    ended = [planned.directory for planned in others if planned.state not in ("new", "queued", "running")]
+    manifests = Manifests(plan.runs_folder)
     try:
-        for planned in done:
-            sync_run(planned.directory, tracking_uri=uri)
+        for directory in (*ended, *plan.earlier):
+            if not is_synced(directory, uri, manifests):
+                sync_run(directory, tracking_uri=uri)
     except TrackingError as error:
         return [f"{error}; `harness sync` will upload the runs that were done before"]
     return []

@@ -24,10 +24,18 @@ from harness.data.base import Dataset, Split
 from harness.data.cache import cache_folder, publish
 from harness.errors import DataError
 from harness.metrics.torchvision_compat import torch_fidelity
+from harness.metrics.weights import (
+    INCEPTION_VARIABLE,
+    inception_weights,
+    read_state_dict,
+    require_finite,
+    require_intact,
+)
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
+INCEPTION_FILE = INCEPTION_URL.rpartition("/")[2]
 INCEPTION_SHA256_PREFIX = "6726825d"  # published in the file's name, as torch.hub does it
 
 # Part of the cache key of every <data>net. Raise it with any change to the network or to its training.
@@ -97,7 +105,7 @@ def load_extractor(
     Raises:
         DataError: no such extractor, or its weights are missing, damaged or of another shape.
     """
-    weights = weights or os.environ.get("HARNESS_INCEPTION_WEIGHTS")
+    weights = weights or inception_weights()
     if name is None:
         name = "coordinates" if dataset.levels is None else "inception" if weights else f"{dataset.name}net"
     kind = "classifier" if name == f"{dataset.name}net" else name
@@ -121,15 +129,39 @@ def inception(dataset: Dataset, weights: str | os.PathLike[str] | None) -> Extra
         raise DataError(
             f"inception: {problem}.\n"
             f"  from: {INCEPTION_URL}\n"
-            f"  put it anywhere and set HARNESS_INCEPTION_WEIGHTS to the file"
+            f"  put it anywhere and set {INCEPTION_VARIABLE} to the file"
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    module = _inception_class()("inception", ["2048"], feature_extractor_weights_path=path)
+    return Extractor("inception", _file_digest(path), 2048, module, weights_path=path, official=is_official(path))
+
+
+def is_official(path: Path) -> bool:
+    """Return whether a file is the one published for torch-fidelity's Inception."""
+    return _file_digest(path).startswith(INCEPTION_SHA256_PREFIX)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_inception_weights(path: Path) -> dict[str, Tensor]:
+    """Read torch-fidelity's Inception-V3 from a file, and check that it is this network and that it can be used.
+
+    Raises:
+        DataError: it is not.
+    """
     try:
-        module = _inception_class()("inception", ["2048"], feature_extractor_weights_path=path)
-    except RuntimeError as error:  # load_state_dict: missing, unexpected or misshapen tensors
-        raise DataError(f"{path}: not the weights of torch-fidelity's Inception-V3: {error}") from error
-    official = digest.startswith(INCEPTION_SHA256_PREFIX)
-    return Extractor("inception", digest, 2048, module, weights_path=path, official=official)
+        state_dict = read_state_dict(path, _inception_shapes())
+        if path.name == INCEPTION_FILE and not is_official(path):
+            raise DataError(
+                f"{path}: damaged: its sha256 does not start with {INCEPTION_SHA256_PREFIX} as its name says"
+            )
+        return state_dict
+    except DataError as error:
+        raise DataError(
+            f"{error}\n  needed: the weights of torch-fidelity's Inception-V3\n  from: {INCEPTION_URL}"
+        ) from error
 
 
 def classifier(dataset: Dataset, weights: object = None) -> Extractor:
@@ -144,9 +176,11 @@ def classifier(dataset: Dataset, weights: object = None) -> Extractor:
     path = cache_folder("classifiers") / f"{dataset.name}net-{key[:16]}.pt"
     if not path.exists():
         network, accuracy = train_classifier(dataset)
+        sizes = {"channels": dataset.channels, "image_size": dataset.image_size, "num_classes": dataset.num_classes}
+        packed = io.BytesIO()  # torch.save hides a full disk in a RuntimeError
+        torch.save({"sizes": sizes, "accuracy": accuracy, "state_dict": network.state_dict()}, packed)
         with publish(path) as temporary:
-            sizes = {"channels": dataset.channels, "image_size": dataset.image_size, "num_classes": dataset.num_classes}
-            torch.save({"sizes": sizes, "accuracy": accuracy, "state_dict": network.state_dict()}, temporary)
+            temporary.write_bytes(packed.getbuffer())
     name = f"{dataset.name}net"
     module = _one_layer_class(name)(name, ["features"], path)
     network, accuracy = _read_classifier(path)
@@ -235,12 +269,14 @@ def _accuracy(network: Classifier, dataset: Dataset, split: Split) -> float:
 
 def _read_classifier(path: str | os.PathLike[str]) -> tuple[Classifier, float]:
     try:
+        require_intact(Path(path))
         stored = torch.load(path, map_location="cpu", weights_only=True)
         network = Classifier(**stored["sizes"])
         network.load_state_dict(stored["state_dict"])
+        require_finite(stored["state_dict"], str(path))
+        return network.eval(), float(stored["accuracy"])
     except Exception as error:  # torch.load has no exception of its own for a damaged file
-        raise DataError(f"{path}: damaged; delete it to train it again: {error}") from error
-    return network.eval(), stored["accuracy"]
+        raise DataError(f"{path}: damaged; delete it, and it is trained again") from error
 
 
 def _tensor_digest(state_dict: Mapping[str, Tensor]) -> str:
@@ -253,6 +289,19 @@ def _tensor_digest(state_dict: Mapping[str, Tensor]) -> str:
 
 
 @functools.cache
+def _inception_shapes() -> dict[str, tuple[int, ...]]:
+    """Return the shape of each entry of the state dict of torch-fidelity's Inception."""
+
+    class Shapes(torch_fidelity().feature_extractor_inceptionv3.FeatureExtractorInceptionV3):  # type: ignore[misc]
+        def load_state_dict(self, state_dict: Any, *arguments: Any, **options: Any) -> None:
+            pass
+
+    with torch.device("meta"):
+        network = Shapes("shapes", ["2048"], _packed({}))
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+@functools.cache
 def _inception_class() -> type:
     """Return torch-fidelity's Inception for grey and colour images, with safe loading, registered as `inception`."""
 
@@ -260,7 +309,9 @@ def _inception_class() -> type:
         def __init__(
             self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None, **options: Any
         ):
-            super().__init__(name, features_list, _tensors_only(feature_extractor_weights_path), **options)
+            # Read here, and repacked: torch-fidelity would execute code from the file.
+            state_dict = read_inception_weights(Path(feature_extractor_weights_path))
+            super().__init__(name, features_list, _packed(state_dict), **options)
 
         def forward(self, images: Tensor) -> tuple[Tensor, ...]:
             return super().forward(images.expand(-1, 3, -1, -1))
@@ -269,14 +320,9 @@ def _inception_class() -> type:
     return Inception
 
 
-def _tensors_only(path: str | os.PathLike[str]) -> io.BytesIO:
-    """Read a file of weights without executing code from it, and repack it for torch-fidelity, which would."""
-    try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no exception of its own for a damaged file
-        raise DataError(f"{path}: not a file of weights: {error}") from error
+def _packed(state_dict: Mapping[str, Tensor]) -> io.BytesIO:
     packed = io.BytesIO()
-    torch.save(state_dict, packed)
+    torch.save(dict(state_dict), packed)
     packed.seek(0)
     return packed
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -97,9 +98,21 @@ def reference_features(extractor: Extractor, dataset: Dataset, n: int | None = N
         f"{extractor.name} {extractor.digest} {dataset.digest} {split} {len(rows)}".encode()
     ).hexdigest()
     cached = cache_folder("features") / f"{extractor.name}-{key[:16]}.npy"
-    if not cached.exists():
+    features_of_all = _read_features(cached, (len(rows), extractor.feature_dim))
+    if features_of_all is None:
+        cached.unlink(missing_ok=True)
         chunks = [rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)]
         features = [extractor.features(dataset.to_images(part.images[chunk])) for chunk in chunks]
+        features_of_all = torch.cat(features).numpy()
         with publish(cached) as temporary, temporary.open("wb") as file:
-            np.save(file, torch.cat(features).numpy())
-    return torch.from_numpy(np.load(cached))
+            np.save(file, features_of_all)
+    return torch.from_numpy(features_of_all)
+
+
+def _read_features(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """Read features from the cache; None if they are missing or damaged."""
+    try:
+        features = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return features if features.shape == shape and features.dtype == np.float32 else None

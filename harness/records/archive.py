@@ -1,16 +1,18 @@
 """A study as one archive for another machine: its runs' records, and optionally figures and checkpoints.
 
     manifest.json               first: study, harness version, counts, and the size and sha256 of every file below
-    runs/<run_key>/...          the run directory without its lock, MLflow cursors and half-written files
+    runs/<run_key>/...          the run's records (harness/records/archived_run.py)
     figures/...                 the study's figures
 
 The same content gives the same bytes, independent of time, user and machine. An archive may come from anywhere, so the
-import verifies everything: a file that is not in the manifest, a name that leaves its folder, a link, a device or a
-wrong checksum stops it before anything is put in place, and no run is ever overwritten.
+import verifies everything: a file that is not in the manifest, a name that leaves its folder, a link, a device, a wrong
+checksum or a record that is not what its name says stops it before anything is put in place, and no run is ever
+overwritten. Files that are no records, such as a status or a log, are left out and named.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
@@ -19,6 +21,7 @@ import os
 import re
 import shutil
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,27 +31,34 @@ from typing import IO, Any, Literal, cast, get_args
 
 from harness import __version__
 from harness.errors import RecordError
+from harness.records.archived_run import (
+    check_png,
+    check_run,
+    complete_import,
+    is_record,
+    same_content,
+    stays_behind,
+)
 from harness.records.directory import RunDirectory, without_joining_time
 from harness.records.disk import SCORES, best_step, checkpoint_files
 from harness.records.files import sync_folder
-from harness.spec.base import digest
+from harness.records.manifest import join
+from harness.records.reading import MAX_EXPANSION, STUDY_NAME, read_bytes, read_json
+from harness.text import spreadsheet_cell
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 SUFFIXES = (".json", ".jsonl", ".yaml", ".npz", ".png", ".pt", ".pdf", ".csv", ".md", ".html", ".txt", ".log")
-MAX_EXPANSION = 100  # limit of the unpacked size, relative to the archive's; journals compress tenfold
 SMALL_BYTES = 64 << 20  # allowed for any archive, and more than its manifest may have
 _CHUNK_BYTES = 1 << 20
 _NAME = re.compile(r"(?:runs/[0-9a-f]{16}|figures)(?:/[^\W_][\w.+=,@-]{0,149}){1,6}")
-
-_STUDY = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 WhichCheckpoints = Literal["none", "newest", "all"]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote, and the files that it left out because no run has files of their kind."""
+    """What an export wrote, and what it left out: files of a kind that no run has, and runs with damaged records."""
 
     path: Path
     num_runs: int
@@ -60,12 +70,13 @@ class Exported:
 
 @dataclass(frozen=True)
 class Imported:
-    """The result of an import: runs by run_key, and the number of figures."""
+    """The result of an import: runs by run_key, the number of figures, and the files that it left out."""
 
     study: str
     added: tuple[str, ...]
     present: tuple[str, ...]
     num_figures: int
+    left_out: tuple[str, ...] = ()
 
 
 # -------------------------------------------------------------------------------------------------------------- export
@@ -88,19 +99,30 @@ def export_study(
         figures: the study's folder of figures; skipped if it does not exist.
 
     Raises:
-        RecordError: a run is running, a file changes meanwhile, or the archive cannot be written.
+        RecordError: a run is running, none can be exported, a file changes meanwhile, or the archive cannot be written.
     """
     sources: dict[str, Path] = {}
     dated: dict[Path, bytes] = {}  # replaces a file's content
     left_out: list[str] = []
+    exported: list[RunDirectory] = []
     for directory in run_directories:
-        if owner := directory.writer():
+        try:
+            owner, present = directory.writer(), _files_of(directory, checkpoints)
+            check_run(directory.path, filter(is_record, present))
+        except RecordError as error:
+            left_out.append(f"runs/{directory.key}: {error}")
+            continue
+        if owner:
             raise RecordError(
                 f"run {directory.key} is running (process {owner.get('pid')} on {owner.get('host')}); wait for its end"
             )
-        for name, source in _files_of(directory, checkpoints).items():
-            sources[f"runs/{directory.key}/{name}"] = source
+        exported.append(directory)
+        sources |= {f"runs/{directory.key}/{name}": file for name, file in present.items() if is_record(name)}
+        odd = [name for name in present if not is_record(name) and not stays_behind(name)]
+        left_out += [f"runs/{directory.key}/{name}" for name in odd]
         dated |= {path: text.encode() for path, text in directory.dated_studies().items()}
+    if run_directories and not exported:
+        raise RecordError("\n  ".join(["no run of the study can be exported:", *left_out]))
     if figures and figures.is_dir():
         sources |= {f"figures/{name}": source for name, source in _files_below(figures).items()}
     for name in [name for name in sources if not _NAME.fullmatch(name) or not name.endswith(SUFFIXES)]:
@@ -113,8 +135,8 @@ def export_study(
         "study": study,
         "harness": __version__,
         "checkpoints": checkpoints,
-        "counts": {"runs": len(run_directories), "files": len(files), "bytes": num_bytes},
-        "runs": {directory.key: list(directory.studies_by_joining()) for directory in run_directories},
+        "counts": {"runs": len(exported), "files": len(files), "bytes": num_bytes},
+        "runs": {directory.key: list(directory.studies_by_joining()) for directory in exported},
         "files": files,
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -131,7 +153,7 @@ def export_study(
         raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return Exported(path, len(run_directories), len(files), num_bytes, _sha256(path), tuple(left_out))
+    return Exported(path, len(exported), len(files), num_bytes, _sha256(path), tuple(left_out))
 
 
 def _files_of(directory: RunDirectory, checkpoints: WhichCheckpoints) -> dict[str, Path]:
@@ -298,7 +320,7 @@ def _checked_manifest(text: bytes, limit: int, staging: Path) -> dict[str, Any]:
             raise RecordError(f"its format is {manifest['format']!r}, but this version reads {FORMAT}")
         sizes = [entry["bytes"] for entry in files.values()]
         plain = (
-            _STUDY.fullmatch(manifest["study"]),
+            STUDY_NAME.fullmatch(manifest["study"]),
             manifest["checkpoints"] in get_args(WhichCheckpoints),
             all(type(size) is int and size >= 0 for size in sizes),
             all(type(entry["sha256"]) is str for entry in files.values()),
@@ -311,6 +333,8 @@ def _checked_manifest(text: bytes, limit: int, staging: Path) -> dict[str, Any]:
     for name in files:
         if not _NAME.fullmatch(name) or ".." in name or not name.endswith(SUFFIXES):
             raise RecordError(f"{name!r} is not the name of a file that runs or figures have")
+    if len({unicodedata.normalize("NFC", name).casefold() for name in files}) < len(files):
+        raise RecordError("two of its files have names that differ in upper and lower case alone")
     named = {name.split("/")[1] for name in files if name.startswith("runs/")}
     if named != runs.keys():
         raise RecordError(f"its {MANIFEST} lists other runs than its files")
@@ -335,11 +359,12 @@ def _unpack_one(
     if member.size != files[name]["bytes"]:
         raise RecordError(f"{name} has {member.size} bytes, and its {MANIFEST} says {files[name]['bytes']}")
     target = staging / PurePosixPath(name)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if _is_taken(name):
+        target.parent.mkdir(parents=True, exist_ok=True)
     content = tar.extractfile(member)
     assert content is not None
     digest_of_content = hashlib.sha256()
-    with target.open("xb") as file:
+    with target.open("xb") if _is_taken(name) else Path(os.devnull).open("wb") as file:
         while chunk := content.read(_CHUNK_BYTES):
             digest_of_content.update(chunk)
             file.write(chunk)
@@ -347,10 +372,24 @@ def _unpack_one(
         raise RecordError(f"{name} is damaged: its checksum does not fit")
 
 
+def _is_taken(name: str) -> bool:
+    """Return whether an import takes a file of an archive: a record of a run, or a figure that runs nothing."""
+    if name.startswith("runs/"):
+        return is_record(name.split("/", 2)[2])
+    return bool(_FIGURE.fullmatch(name))
+
+
+_FIGURE = re.compile(r"figures/[^/]+\.(?:png|csv|md)")  # not PDF and HTML, which may carry scripts
+
+
 def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, figures: Path | None) -> Imported:
     new, present, wrong = [], [], []
+    left_out = [name for name in sorted(manifest["files"]) if not _is_taken(name)]
     for key in sorted(manifest["runs"]):
-        _require_run(staging / "runs" / key)
+        try:
+            check_run(staging / "runs" / key, _records_of(key, manifest))
+        except RecordError as error:
+            raise RecordError(f"run {key} cannot be imported: {error}") from None
         local = RunDirectory(runs_folder / key)
         if not local.path.exists():
             new.append(key)
@@ -364,57 +403,80 @@ def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, fi
     if wrong:
         raise RecordError("\n  ".join(["nothing was imported, since runs are never overwritten:", *wrong]))
     for key in new:
-        for path, dated in RunDirectory(staging / "runs" / key).dated_studies(manifest["runs"][key]).items():
+        directory = RunDirectory(staging / "runs" / key)
+        for path, dated in directory.dated_studies(manifest["runs"][key]).items():
             path.write_text(dated)
+        try:
+            complete_import(directory)
+        except RecordError as error:
+            raise RecordError(f"run {key} cannot be imported: {error}") from None
+    for key in new:
         (staging / "runs" / key).rename(runs_folder / key)
     sync_folder(runs_folder)
-    num_figures = 0
+    _ask_for_imported([*new, *present], manifest["study"], runs_folder)
     drawn = staging / "figures"
+    num_figures = 0
     if figures and drawn.is_dir() and not (figures / manifest["study"]).exists():
+        left_out += _remove_odd_figures(drawn)
         num_figures = sum(path.is_file() for path in drawn.rglob("*"))
         figures.mkdir(parents=True, exist_ok=True)
         shutil.move(drawn, figures / manifest["study"])
-    return Imported(manifest["study"], tuple(new), tuple(present), num_figures)
+    return Imported(manifest["study"], tuple(new), tuple(present), num_figures, tuple(left_out))
 
 
-def _require_run(folder: Path) -> None:
-    """Raise RecordError unless a folder's name is the hash of the spec in it."""
+def _ask_for_imported(run_keys: list[str], study: str, runs_folder: Path) -> None:
+    """Add imported runs to what their study asks for here, since a person has put them there."""
+    studies = {key: RunDirectory(runs_folder / key).studies() for key in run_keys}
+    join(runs_folder, study, {key: entries[study] for key, entries in studies.items() if study in entries})
+
+
+def _records_of(key: str, manifest: dict[str, Any]) -> list[str]:
+    """Return the names of an archive's records of a run in its run directory."""
+    prefix = f"runs/{key}/"
+    return [name.removeprefix(prefix) for name in manifest["files"] if name.startswith(prefix) and _is_taken(name)]
+
+
+def _remove_odd_figures(folder: Path) -> list[str]:
+    """Remove pictures that are none, and tables with cells that a spreadsheet would run; return their names."""
+    odd = []
+    for path in sorted(folder.glob("*")):
+        try:
+            if path.suffix == ".png":
+                check_png(path)
+            elif path.suffix == ".csv":
+                _check_table(path)
+        except RecordError as error:
+            odd.append(f"figures/{path.name}: {str(error).removeprefix(f'{path}: ')}")
+            path.unlink()
+    return odd
+
+
+def _check_table(path: Path) -> None:
     try:
-        stored = json.loads(RunDirectory(folder).spec_path.read_text())
-        key = digest({"schema_version": stored["schema_version"], "spec": stored["spec"]})
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise RecordError(f"run {folder.name} has no readable spec.json") from None
-    if key != folder.name:
-        raise RecordError(f"run {folder.name} holds the spec of run {key}")
-    try:
-        RunDirectory(folder).studies_by_joining()
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
-        raise RecordError(f"the studies of run {folder.name} cannot be read") from None
+        rows = list(csv.reader(io.StringIO(read_bytes(path).decode("utf-8"), newline="")))
+    except (ValueError, csv.Error) as error:
+        raise RecordError(f"{path}: is not a table: {error}") from None
+    if any(spreadsheet_cell(cell) != cell for row in rows for cell in row):
+        raise RecordError(f"{path}: has a cell that a spreadsheet would run")
 
 
 def _differences(local: RunDirectory, staged: Path, manifest: dict[str, Any]) -> list[str]:
     """Describe in which files a local run differs from the archive's, the first five.
 
-    When it joined its studies, and what its processes printed, may differ between machines.
+    When it joined its studies, and on which hosts it ran, may differ between machines.
     """
-    prefix = f"runs/{local.key}/"
-    archived = {
-        name.removeprefix(prefix): entry for name, entry in manifest["files"].items() if name.startswith(prefix)
-    }
-    present = _files_of(local, manifest["checkpoints"])
-    present = {name: path for name, path in present.items() if name.endswith(SUFFIXES)}
+    archived = set(_records_of(local.key, manifest))
+    present = {name: path for name, path in _files_of(local, manifest["checkpoints"]).items() if is_record(name)}
     changes = []
-    for name in sorted(archived.keys() | present.keys()):
-        folder = name.split("/")[0]
-        if folder == local.logs_folder.name:
-            continue
+    for name in sorted((archived | present.keys()) - {local.spec_yaml_path.name}):
         if name not in present:
             changes.append(f"{name} is only in the archive")
         elif name not in archived:
             changes.append(f"{name} is only in the local run")
-        elif _sha256(present[name]) != archived[name]["sha256"] and not (
-            folder == local.studies_folder.name and _same_study(present[name], staged / name)
-        ):
+        elif name.split("/")[0] == local.studies_folder.name:
+            if not _same_study(present[name], staged / name):
+                changes.append(f"{name} has different content")
+        elif not same_content(name, present[name], staged / name):
             changes.append(f"{name} has different content")
     return changes if len(changes) <= 5 else [*changes[:5], f"and {len(changes) - 5} more"]
 
@@ -422,8 +484,6 @@ def _differences(local: RunDirectory, staged: Path, manifest: dict[str, Any]) ->
 def _same_study(present: Path, archived: Path) -> bool:
     """Return whether two files of a study are equal except for the time at which the run joined it."""
     try:
-        return without_joining_time(json.loads(present.read_text())) == without_joining_time(
-            json.loads(archived.read_text())
-        )
-    except (ValueError, AttributeError, RecursionError):
+        return without_joining_time(read_json(present)) == without_joining_time(read_json(archived))
+    except (RecordError, AttributeError):
         return False

@@ -7,7 +7,6 @@ matters, and it errs on the safe side: a new copy of a leftover is kept a little
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import time
@@ -15,9 +14,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from harness.errors import RecordError
 from harness.records.directory import RunDirectory
 from harness.records.layout import CODE, SubmissionLayout, run_paths, submission_folders
+from harness.records.reading import Fields, read_json, shortened
 
 LEFTOVER_SECONDS = 600.0  # a younger one may still be written
 SCORES = "scores.json"  # beside checkpoints: the value of `records.best` at their steps
@@ -42,13 +44,28 @@ def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
 def scores(folder: Path, metric: str | None = None) -> dict[int, float]:
     """Return a metric's value at each checkpoint's step, smaller being better; None: the recorded metric."""
     try:
-        stored = json.loads((folder / SCORES).read_text())
+        recorded, by_step = scores_from(read_json(folder / SCORES), str(folder / SCORES))
     except FileNotFoundError:
         return {}
-    if metric not in (None, stored["metric"]):
+    if metric not in (None, recorded):
         return {}
     steps = {step for step, _ in checkpoint_files(folder)}
-    return {int(step): score for step, score in stored["scores"].items() if int(step) in steps}
+    return {step: score for step, score in by_step.items() if step in steps}
+
+
+def scores_from(stored: Any, place: str) -> tuple[str | None, dict[int, float]]:
+    """Return the metric in a scores.json, and its value by step.
+
+    Raises:
+        RecordError: a value is missing or not of its type.
+    """
+    fields = Fields(stored, place)
+    values, by_step = fields.fields("scores"), {}
+    for step in stored["scores"]:
+        if not re.fullmatch("[0-9]{1,18}", step):
+            raise RecordError(f"{place}: scores has a step {shortened(step)}")
+        by_step[int(step)] = values.number(step)
+    return fields.get("metric") and fields.line("metric"), by_step
 
 
 def best_step(folder: Path, metric: str | None = None) -> int | None:
@@ -74,7 +91,7 @@ def removable(run_directory: RunDirectory) -> list[Removable]:
     if run_directory.writer():
         return []
     can_go = [Removable(path, _size(path), "left by a killed job") for path in _leftovers(run_directory)]
-    if run_directory.status().state == "done":
+    if run_directory.status().state == "done" and not run_directory.damage():
         old = _old_checkpoints(run_directory)
         can_go += [Removable(path, _size(path), "checkpoint before the last of a done run") for path in old]
     return can_go
@@ -118,7 +135,10 @@ def remove_folder(folder: Removable) -> int:
 def _unused_code(runs_folder: Path, directories: dict[str, RunDirectory], states: dict[str, str]) -> list[Path]:
     if {"queued", "running"} & set(states.values()):
         return []  # a queued job has not recorded yet which code it will import
-    used = {entry.get("code_snapshot") for run in directories.values() for entry in run.environments()}
+    try:
+        used = {entry.get("code_snapshot") for run in directories.values() for entry in run.environments()}
+    except RecordError:
+        return []  # a run whose environment cannot be read may use any of them
     return [path for path in (runs_folder / CODE).glob("[!.]*") if path.name not in used and _is_old(path)]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.errors import RecordError
 from harness.records.lock import FolderLock
+from harness.records.reading import MAX_INTEGER, MAX_SECONDS, Fields, as_number, parse_json, read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +122,16 @@ class Journal:
             self._size += len(line)
 
 
+_KEY = re.compile(r"[\w][\w\-. :/]{0,249}")
+
+
+def is_metric_name(key: str) -> bool:
+    """Return whether MLflow accepts a metric's name."""
+    return bool(_KEY.fullmatch(key)) and ".." not in key and "//" not in key and not key.endswith("/")
+
+
 def _valid_key(key: str) -> str:
-    if not re.fullmatch(r"[\w][\w\-. :/]{0,249}", key) or ".." in key or "//" in key or key.endswith("/"):
+    if not is_metric_name(key):
         raise RecordError(f"{key!r} cannot be a metric: use letters, digits and _ - . : / (MLflow's rule)")
     return key
 
@@ -150,14 +159,17 @@ class AttemptFile:
         """The step of the checkpoint that the attempt resumed from; None if it ended before it wrote a line."""
         if not self._num_lines:
             return None
-        if not self.events or self.events[0].seq != 1:
+        if not self.events or self.events[0].seq != 1 or "resumed_from_step" not in self.events[0].fields:
             raise RecordError(f"{self.path}: the header line is damaged, so its rows cannot be placed")
         return self.events[0].fields["resumed_from_step"]
 
     def refresh(self) -> None:
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
+        """Read what was appended.
+
+        Raises:
+            RecordError: the file cannot be read.
+        """
+        data = read_bytes(self.path, self._offset)
         *lines, torn = data.split(b"\n")
         self.torn_bytes = len(torn)
         self._offset += len(data) - len(torn)
@@ -166,9 +178,10 @@ class AttemptFile:
 
     def _read(self, line: bytes) -> None:
         self._num_lines += 1
-        entry = parse_line(line)
-        if entry is None:
-            self.damage.append(f"{self.path.name}: line {self._num_lines} is damaged (its checksum does not fit)")
+        try:
+            entry = _entry(line)
+        except RecordError as error:
+            self.damage.append(f"{self.path.name}: line {self._num_lines} is damaged ({error})")
             self._seq += 1
             return
         seq, time_ms = entry["seq"], entry["ms"]
@@ -185,8 +198,16 @@ class AttemptFile:
 
 
 def read_events(path: Path, name: str) -> list[Event]:
-    """Return the complete events of one name in a journal, parsing no other lines."""
-    data = path.read_bytes()
+    """Return the complete events of one name in a journal, parsing no other lines.
+
+    Raises:
+        RecordError: the file cannot be read.
+    """
+    return events_in(read_bytes(path), attempt_number(path), name)
+
+
+def events_in(data: bytes, attempt: int, name: str) -> list[Event]:
+    """Return the complete events of one name in a journal's content, parsing no other lines."""
     mark = json.dumps({"event": name}).encode()[1:-1]
     events, end = [], 0
     while (position := data.find(mark, end)) >= 0:
@@ -195,13 +216,12 @@ def read_events(path: Path, name: str) -> list[Event]:
             break  # torn
         entry = parse_line(data[start:end])
         if entry and entry.get("event") == name:
-            events.append(Event(name, entry["facts"], entry["ms"], attempt_number(path), entry["seq"]))
+            events.append(Event(name, entry["facts"], entry["ms"], attempt, entry["seq"]))
     return events
 
 
-def last_value(path: Path, key: str) -> float | None:
-    """Return the newest value of a metric in a journal, searched from its end; None if it has none."""
-    data = path.read_bytes()
+def last_value(data: bytes, key: str) -> float | None:
+    """Return the newest value of a metric in a journal's content, searched from its end; None if it has none."""
     end = len(data)
     while (position := data.rfind(json.dumps(key).encode() + b": ", 0, end)) >= 0:
         start = data.rfind(b"\n", 0, position) + 1
@@ -214,8 +234,63 @@ def last_value(path: Path, key: str) -> float | None:
 
 
 def parse_line(line: bytes) -> dict | None:
-    """Return a journal line's entry, or None when its checksum does not fit."""
+    """Return a journal line's entry, or None when its checksum does not fit or it is not an entry."""
+    try:
+        return _entry(line)
+    except RecordError:
+        return None
+
+
+# What readers rely on in an event; a field that is not listed is only shown.
+_REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
+    "started": {"resumed_from_step": Fields.integer, "host": Fields.text, "pid": Fields.integer},
+    "checkpoint": {"step": Fields.integer},
+}
+_OPTIONAL_FIELDS: dict[str, dict[str, Any]] = {
+    "evaluation": {"key": Fields.file_name, "prefix": Fields.file_name},  # they are parts of files' names
+}
+
+
+def _entry(line: bytes) -> dict:
+    """Return a journal line's entry, with the types that `Journal` writes.
+
+    Raises:
+        RecordError: its checksum does not fit, or it is not an entry; the message says which value is wrong.
+    """
     checksum, _, body = line.partition(b" ")
     if len(checksum) != 8 or checksum != b"%08x" % zlib.crc32(body):
-        return None
-    return json.loads(body)
+        raise RecordError("its checksum does not fit")
+    entry = parse_json(body, "its content")
+    fields = Fields(entry, "its content")
+    fields.integer("seq", low=1)
+    fields.integer("ms", high=1000 * MAX_SECONDS)
+    if "event" in fields:
+        name, facts = fields.line("event"), fields.fields("facts")
+        if "step" in facts:
+            facts.integer("step")
+        for field, read in _REQUIRED_FIELDS.get(name, {}).items():
+            read(facts, field)
+        for field, read in _OPTIONAL_FIELDS.get(name, {}).items():
+            if field in facts:
+                read(facts, field)
+    else:
+        fields.integer("step", low=-MAX_INTEGER)
+        fields.integer("at", low=-MAX_INTEGER)
+        fields.fields("metrics")
+        entry["metrics"] = {key: _checked_value(key, value) for key, value in entry["metrics"].items()}
+    return entry
+
+
+def _checked_value(key: str, value: Any) -> float:
+    number = value if type(value) is float else as_number(value)
+    if number is None:
+        raise RecordError(f"the value of {key!r} is not a number")
+    if key not in _KNOWN_KEYS:
+        if not is_metric_name(key):
+            raise RecordError(f"{key!r} cannot be a metric")
+        if len(_KNOWN_KEYS) < 100_000:
+            _KNOWN_KEYS.add(key)
+    return number
+
+
+_KNOWN_KEYS: set[str] = set()

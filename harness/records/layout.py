@@ -4,6 +4,7 @@
     runs/.jobs/<study>/<stamp>/         a submission (`SubmissionLayout`; harness/launch/__init__.py)
     runs/.code/<id>/                    the code at the time of a submission (harness/records/snapshot.py)
     runs/.search/<name>/                a search (harness/search/__init__.py)
+    runs/.studies/<study>/              what a study asks for (harness/records/manifest.py)
     runs/.throughput/                   measured cost of training steps (harness/records/throughput.py)
 
 Names that start with a dot are never runs or studies.
@@ -11,27 +12,57 @@ Names that start with a dot are never runs or studies.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-JOBS, CODE, SEARCH, THROUGHPUT = ".jobs", ".code", ".search", ".throughput"
+from harness.records.reading import STUDY_NAME
+
+JOBS, CODE, SEARCH, THROUGHPUT, ASKED = ".jobs", ".code", ".search", ".throughput", ".studies"
 JOURNALS = "journal-*.jsonl"
 STUDIES = "[!.]*.json"  # in a run's folder of studies; a file that is being written starts with a dot
+_RUN_KEY = re.compile(r"[0-9a-f]{12,64}")
+_JOURNAL_NAME = re.compile(r"journal-[0-9]{1,9}\.jsonl")
 
 
 def run_paths(runs_folder: Path) -> list[Path]:
     """Return the run directories in a folder of runs, in the order of their keys."""
-    return [path.parent for path in sorted(runs_folder.glob("[!.]*/spec.json"))]
+    return [path.parent for path in sorted(runs_folder.glob("[!.]*/spec.json")) if _RUN_KEY.fullmatch(path.parent.name)]
+
+
+def folders_that_are_no_runs(runs_folder: Path) -> dict[str, str]:
+    """Return the folders that look like runs and are not read as runs, with the reason, by name."""
+    reasons = {
+        path.parent.name: "its name is not a run_key; if it is a copy of a run, move it out of the folder of runs"
+        for path in runs_folder.glob("[!.]*/spec.json")
+        if not _RUN_KEY.fullmatch(path.parent.name)
+    }
+    for path in runs_folder.glob("[!.]*/studies"):  # written after the spec, so one without it has lost it
+        if _RUN_KEY.fullmatch(path.parent.name) and not (path.parent / "spec.json").exists():
+            reasons[path.parent.name] = "spec.json is missing"
+    for path in runs_folder.glob("[!.]*"):
+        if _RUN_KEY.fullmatch(path.name) and path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+            reasons[path.name] = "it cannot be read: permission denied"
+    return dict(sorted(reasons.items()))
 
 
 def members_of(runs_folder: Path, study: str) -> list[Path]:
-    """Return the run directories that are members of a study, in no particular order."""
-    return [path.parents[1] for path in runs_folder.glob(f"[!.]*/studies/{study}.json")]
+    """Return the run directories that have ever been members of a study, in no particular order."""
+    paths = (path.parent for path in runs_folder.glob("[!.]*/studies"))
+    return [path for path in paths if _RUN_KEY.fullmatch(path.name) and is_member(path, study)]
+
+
+def is_member(path: Path, study: str) -> bool:
+    """Return whether a folder is the directory of a run that has ever been a member of a study."""
+    return (path / "studies" / f"{study}.json").is_file()
 
 
 def study_names(runs_folder: Path) -> list[str]:
-    """Return the names of all studies that have runs, sorted."""
-    return sorted({path.stem for path in runs_folder.glob(f"[!.]*/studies/{STUDIES}")})
+    """Return the names of all studies that have ever had a run here, sorted."""
+    paths = runs_folder.glob(f"[!.]*/studies/{STUDIES}")
+    names = {path.stem for path in paths if _RUN_KEY.fullmatch(path.parents[1].name)}
+    return sorted(name for name in names if STUDY_NAME.fullmatch(name))
 
 
 def submission_folders(runs_folder: Path, study: str = "*") -> list[Path]:
@@ -119,11 +150,27 @@ class RunLayout:
 
     def journal_paths(self) -> list[Path]:
         """Return the existing journals, the oldest attempt first."""
-        return sorted(self.path.glob(JOURNALS))
+        return sorted(path for path in self.path.glob(JOURNALS) if _JOURNAL_NAME.fullmatch(path.name))
 
     def log_paths(self) -> list[Path]:
         """Return the existing logs, the oldest attempt first."""
         return sorted(self.logs_folder.glob("attempt-*.log"))
+
+
+class StudyLayout:
+    """The files and folders of what one study asks for."""
+
+    def __init__(self, runs_folder: Path, study: str):
+        self.folder = runs_folder / ASKED / study
+
+    @property
+    def manifest_path(self) -> Path:
+        """The runs that it asks for."""
+        return self.folder / "manifest.json"
+
+    @property
+    def lock_folder(self) -> Path:
+        return self.folder / "lock"
 
 
 class SubmissionLayout:

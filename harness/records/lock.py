@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from harness.errors import RecordError
+from harness.records.reading import Fields, parse_json
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -45,9 +47,16 @@ class FolderLock:
         self._writing = threading.Lock()
 
     def owner(self) -> dict | None:
-        """Return the process that holds the lock, or None when it is free or stale."""
-        newest = self._newest()
-        return self._live_owner(newest) if newest else None
+        """Return the process that holds the lock, or None when it is free or stale.
+
+        Raises:
+            RecordError: that cannot be read.
+        """
+        try:
+            newest = self._newest()
+            return self._live_owner(newest) if newest else None
+        except OSError as error:
+            raise RecordError(f"{self.name}: its lock cannot be read: {error.strerror}: {error.filename}") from error
 
     def slurm_job_id(self) -> str:
         """Return the SLURM job of the process that took the lock last and has not released it, alive or not."""
@@ -60,11 +69,11 @@ class FolderLock:
         """Take the lock, waiting for its owner for at most `wait_seconds`.
 
         Raises:
-            RecordError: another process holds it; the message names host, process and SLURM job.
+            RecordError: another process holds it; the message names host, process and SLURM job. Or its folder cannot
+                be used.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + wait_seconds
-        while not self._try_acquire():
+        while not self._acquired():
             owner = self.owner()
             if owner and time.monotonic() >= deadline:
                 raise RecordError(f"{self.name} is in use by {_describe(owner)}")
@@ -88,6 +97,13 @@ class FolderLock:
         """Raise RecordError if another process took the lock over (this one had stood still for more than 120 s)."""
         if self._path is None or not self._path.exists():
             raise RecordError(f"{self.name} was taken over by {_describe(self.owner() or {})}")
+
+    def _acquired(self) -> bool:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return self._try_acquire()
+        except OSError as error:
+            raise RecordError(f"{self.name} cannot be locked: {error.strerror}: {error.filename}") from error
 
     def _try_acquire(self) -> bool:
         newest = self._newest()
@@ -114,9 +130,10 @@ class FolderLock:
 
     def _numbers(self) -> list[int]:
         try:
-            return [int(name) for name in os.listdir(self.folder) if name.isdigit()]  # noqa: PTH208 (3 times faster)
-        except FileNotFoundError:
+            names = os.listdir(self.folder)  # noqa: PTH208 (3 times faster)
+        except (FileNotFoundError, NotADirectoryError):
             return []
+        return [int(name) for name in names if _NUMBER.fullmatch(name)]
 
     def _newest(self) -> int:
         return max(self._numbers(), default=0)
@@ -124,18 +141,19 @@ class FolderLock:
     def _live_owner(self, number: int) -> dict | None:
         path = self.folder / f"{number:06d}"
         try:
-            text, modified = path.read_text(), path.stat().st_mtime
+            modified = path.stat().st_mtime
+            text = path.read_text(errors="replace") if path.is_file() else ""
         except FileNotFoundError:
             return None
         # An empty file was created just now, or its process died right after creating it: its age decides.
-        owner = json.loads(text) if text.endswith("}") else {}
+        owner = _owner_from(text)
         if owner.get("released"):
             return None
         # Older versions used the file's time as the heartbeat.
         owner = owner if "heartbeat" in owner else owner | {"heartbeat": modified}
         fresh = time.time() - owner["heartbeat"] <= STALE_SECONDS
         if "machine" in owner and owner["machine"] == _machine():
-            if _start_time(owner["pid"]) != owner["started"]:
+            if _start_time(owner.get("pid", 0)) != owner.get("started"):
                 return None
             return owner if fresh or not self._is_a_copy(owner) else None
         if "machine" in owner and _is_my_earlier_start(owner):
@@ -161,6 +179,24 @@ class FolderLock:
     def _write_heartbeat(self, path: Path) -> None:
         """Write the file's modification time into it: the file system's clock is common to all machines."""
         _write_in_place(path, self._owner | {"heartbeat": path.stat().st_mtime})
+
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+def _owner_from(text: str) -> dict:
+    """Return the owner in a lock file, empty if the file is damaged: then its age decides."""
+    try:
+        owner = parse_json(text.encode("utf-8", "replace"), "lock")
+        fields = Fields(owner, "lock")
+        if "released" not in fields:
+            for name in ("host", "machine", "started"):
+                fields.text(name, "")
+            fields.integer("pid", 0, high=2**31)
+            fields.seconds("heartbeat", 0.0)
+    except RecordError:
+        return {}
+    return owner
 
 
 _LENGTH = 1024  # bytes of a lock file; its content needs about 350
@@ -221,13 +257,13 @@ def _start_time(pid: int) -> str | None:
 def _is_my_earlier_start(owner: dict) -> bool:
     """Return whether the owner is an earlier start of this SLURM job: a requeued job keeps its id."""
     me = this_process()
-    same_job = owner["slurm_job_id"] is not None and owner["slurm_job_id"] == me["slurm_job_id"]
-    return same_job and owner["slurm_restart_count"] != me["slurm_restart_count"]
+    same_job = owner.get("slurm_job_id") is not None and owner["slurm_job_id"] == me["slurm_job_id"]
+    return same_job and owner.get("slurm_restart_count") != me["slurm_restart_count"]
 
 
 def _describe(owner: dict) -> str:
     if not owner.get("host"):
         return "a process that is just starting"
-    job = f", SLURM job {owner['slurm_job_id']}" if owner["slurm_job_id"] else ""
+    job = f", SLURM job {owner['slurm_job_id']}" if owner.get("slurm_job_id") else ""
     age = f", last heartbeat {time.time() - owner['heartbeat']:.0f} s ago" if "heartbeat" in owner else ""
-    return f"process {owner['pid']} on {owner['host']}{job}{age}"
+    return f"process {owner.get('pid')} on {owner['host']}{job}{age}"

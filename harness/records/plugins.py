@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import RecordError
 from harness.records.files import sync_folder
+from harness.records.manifest import Manifests
 from harness.spec.evaluation import Evaluation
 from harness.spec.parts import Plugin, active
 from harness.spec.plugins import load_package_plugin, load_plugin, loaded_plugin
@@ -71,9 +72,9 @@ def frozen_plugins(folder: Path, digests: Mapping[str, str] | None) -> list[Plug
 
 
 def plugins_of_run(directory: RunDirectory) -> list[Plugin]:
-    """Load the plugins of a run and of its studies' evaluations; a newer study's version of a file wins."""
+    """Load the plugins of a run and of the evaluations that are asked for; a newer study's version of a file wins."""
     digests = dict(directory.spec().get("plugins", {}))
-    for study in directory.studies_by_joining().values():
+    for study in Manifests(directory.path.parent).memberships_by_joining(directory).values():
         for evaluation in study.get("evaluations", ()):
             digests |= evaluation.get("plugins", {})
     return frozen_plugins(directory.path, digests)

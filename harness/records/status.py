@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
+
+from harness.records.reading import Fields
 
 STATES = ("new", "queued", "running", "interrupted", "failed", "pruned", "done")
 
@@ -24,6 +26,7 @@ Cause = Literal[
     "no_progress",  # failed: killed repeatedly at one step
     "error",  # failed: by an error
     "pruned",  # pruned: by a search
+    "imported",  # interrupted: it was not finished where it was imported from
 ]
 CAUSES = get_args(Cause)
 
@@ -55,14 +58,32 @@ class Status:
     evaluation_total: int | None = None
 
 
-_STATUS_FIELDS = {entry.name for entry in fields(Status)}
+def status_from(stored: Any, place: str) -> Status:
+    """Return the status in a status.json; fields of later versions are ignored.
 
+    Args:
+        place: names the file in errors.
 
-def status_from(stored: dict[str, Any]) -> Status:
-    """Return the status in a status.json; fields of later versions are ignored."""
-    if "cause" not in stored and stored.get("reason"):
-        stored = stored | _fields_of_an_old_reason(stored["state"], stored["reason"])
-    return Status(**{key: value for key, value in stored.items() if key in _STATUS_FIELDS})
+    Raises:
+        RecordError: a value is not of its type, or a state or cause is not a known one.
+    """
+    fields = Fields(stored, place)
+    state, reason = fields.choice("state", STATES, "new"), fields.text("reason", "")
+    if "cause" not in fields and reason:
+        fields = Fields(stored | _fields_of_an_old_reason(state, reason), place)
+    return Status(
+        state=state,
+        step=fields.integer("step", 0),
+        num_steps=fields.integer("num_steps", 0),
+        attempt=fields.integer("attempt", 0),
+        reason=reason,
+        loss=fields.optional_number("loss"),
+        images_per_second=fields.optional_finite("images_per_second", low=0),
+        eta_seconds=fields.optional_finite("eta_seconds", low=0),
+        updated_seconds=fields.seconds("updated_seconds", 0.0),
+        cause=fields.choice("cause", CAUSES, ""),
+        stopped_by=fields.text("stopped_by", ""),
+    )
 
 
 def _fields_of_an_old_reason(state: str, reason: str) -> dict[str, str]:

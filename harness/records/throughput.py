@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from harness.errors import RecordError
 from harness.records.files import replace_file
 from harness.records.layout import THROUGHPUT
+from harness.records.reading import Fields, read_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,32 @@ def load(runs_folder: Path) -> dict[str, list[Throughput]]:
     paths = sorted((runs_folder / THROUGHPUT).glob("[!.]*.json"), key=lambda path: -path.stat().st_mtime_ns)
     by_cost_key = defaultdict(list)
     for path in paths:
-        values = json.loads(path.read_text())
-        # Version 0.1 named the kind of device alone, and the cost_key by the file.
-        measured = Throughput(**{"cost_key": path.stem, "device_name": values["device"], **values})
+        try:
+            measured = _measured(read_json(path), path)
+        except (FileNotFoundError, RecordError) as error:
+            logger.warning(f"{error}; this measurement is left out")
+            continue
         by_cost_key[measured.cost_key].append(measured)
     for of_one_class in by_cost_key.values():
         of_one_class.sort(key=lambda measured: -measured.measured_seconds)
     return dict(by_cost_key)
+
+
+def _measured(stored: Any, path: Path) -> Throughput:
+    fields = Fields(stored, str(path))
+    device = fields.line("device")
+    return Throughput(
+        # Version 0.1 named the kind of device alone, and the cost_key by the file.
+        cost_key=fields.line("cost_key", path.stem),
+        seconds_per_step=fields.finite("seconds_per_step", low=0),
+        device=device,
+        device_name=fields.line("device_name", device),
+        threads=fields.integer("threads"),
+        num_processes=fields.integer("num_processes", 1, low=1),
+        precision=fields.line("precision", "fp32"),
+        checkpoint_bytes=None if fields.get("checkpoint_bytes") is None else fields.integer("checkpoint_bytes"),
+        measured_seconds=fields.seconds("measured_seconds", 0.0),
+    )
 
 
 def cpu_name() -> str:

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import LaunchError, RecordError, TrackingError
 from harness.launch import planning
 from harness.records.directory import RunDirectory
 from harness.records.files import differences, replace_file
 from harness.records.lock import FolderLock
+from harness.records.manifest import Manifests, ask_for
 from harness.search.optuna_backend import grid_size, open_study, quiet_optuna, report_end, resume_trial, suggest
 from harness.search.space import Metric, Search, format_value
 from harness.search.trials import FINISHED, TrialRecord, best_so_far, pareto_front, read_trials
@@ -66,6 +67,7 @@ class Coordinator:
         self.folder = search.folder(runs_folder)
         self.sync, self.tracking_uri, self.on_message = sync, tracking_uri, on_message
         self.running: list[_Trial] = []
+        self._asked: dict[str, dict[str, Any]] = {}  # run_key -> its membership, of all trials
         self._store_is_unreachable = False
         self._outage = ""  # why SLURM does not answer
         self._refusals = 0  # of jobs, in a row
@@ -83,7 +85,7 @@ class Coordinator:
         lock.acquire()
         try:
             self._restore()
-            self._sync("running")
+            self._sync("running", list(self._asked))
             try:
                 return self._run_trials()
             except KeyboardInterrupt:
@@ -132,6 +134,11 @@ class Coordinator:
         replace_file(stored, json.dumps(content, indent=2), durable=True)
         self.study = open_study(self.search, self.folder)
         records = {record.number: record for record in read_trials(self.folder)}
+        for trial_record in records.values():
+            for directory in (RunDirectory(self.runs_folder / key) for key in trial_record.run_keys):
+                if membership := directory.studies().get(self.search.name):
+                    self._asked[directory.key] = membership
+        self._ask_for(())
         for frozen in self.study.get_trials(deepcopy=False):
             record = records.get(frozen.number)
             # Without a record it was suggested but never started: `suggest` returns it again, with the same number.
@@ -149,7 +156,14 @@ class Coordinator:
             raise RecordError(
                 f"{record.arm} now means other runs than when it was suggested: the spec's schema has changed"
             )
+        self._ask_for(study.runs)
         return _Trial(record, study, resume_trial(self.study, trial_id))
+
+    def _ask_for(self, runs: Sequence[Run]) -> None:
+        """Add a trial's runs to those that the search asks for; a run of several trials belongs to the first."""
+        for run in runs:
+            self._asked.setdefault(run.run_key, run.membership())
+        ask_for(self.runs_folder, self.search.name, self._asked, file=self.search.path)
 
     # -- starting trials
 
@@ -185,6 +199,7 @@ class Coordinator:
         record = TrialRecord(number, point, keys, [key for key in keys if key in done])
         optuna_trial.set_user_attr("run_keys", keys)
         record.write(self.folder)
+        self._ask_for(study.runs)
         return _Trial(record, study, optuna_trial)
 
     def _start_trial(self, trial: _Trial) -> None:
@@ -251,18 +266,13 @@ class Coordinator:
 
     def _as_registered(self, planned: planning.PlannedRun) -> Run:
         """Keep the arm and replicate of a run that also belongs to an earlier trial."""
-        studies = planned.directory.studies() if planned.path.exists() else {}
-        membership = studies.get(self.search.name)
-        return (
-            replace(planned.run, arm=membership["arm"], replicate=membership["replicate"])
-            if membership
-            else planned.run
-        )
+        membership = self._asked[planned.run_key]
+        return replace(planned.run, arm=membership["arm"], replicate=membership["replicate"])
 
     def _complete(self, trial: _Trial, planned_runs: Sequence[planning.PlannedRun]) -> None:
         for planned in planned_runs:  # runs that were done before become members of the search too
             if self.search.name not in planned.directory.studies():
-                planned.directory.register(planned.run)
+                planned.directory.register(self._as_registered(planned))
         values_of = {
             metric.name: [self._value(metric, planned.run) for planned in planned_runs]
             for metric in self.search.metrics
@@ -318,7 +328,8 @@ class Coordinator:
         curves = []
         for planned in planned_runs:
             # A run that belongs to other studies too is not pruned.
-            if not planned.path.exists() or set(planned.directory.studies()) - {self.search.name}:
+            asking = Manifests(self.runs_folder).memberships(planned.directory) if planned.path.exists() else {}
+            if not planned.path.exists() or asking.keys() - {self.search.name}:
                 return []
             evaluation, stem = metric.find(planned.run)
             curves.append(dict(zip(*planned.directory.history(f"{evaluation.name}/{stem}"), strict=True)))
@@ -356,7 +367,7 @@ class Coordinator:
         if not self.sync:
             return
         from harness.tracking.searches import sync_search
-        from harness.tracking.sync import sync_run
+        from harness.tracking.sync import is_synced, sync_run
 
         trials = read_trials(self.folder)
         best = pareto_front(trials, self.search.metrics)
@@ -373,8 +384,9 @@ class Coordinator:
             sync_search(
                 self.folder, params=params, tags=tags, best_so_far=rows, state=state, tracking_uri=self.tracking_uri
             )
-            for key in run_keys:
-                sync_run(RunDirectory(self.runs_folder / key), tracking_uri=self.tracking_uri)
+            for directory in (RunDirectory(self.runs_folder / key) for key in run_keys):
+                if not is_synced(directory, self.tracking_uri):
+                    sync_run(directory, tracking_uri=self.tracking_uri)
         except TrackingError as error:
             if not self._store_is_unreachable:
                 self.on_message(f"{error}; `harness sync` uploads the runs later")

@@ -6,14 +6,15 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from harness.errors import SpecError
-from harness.search.space import Metric, Parameter, Search, Settings, space_keys
+from harness.search.space import Metric, Parameter, Search, Settings, format_value, space_keys
 from harness.spec.metrics import part_outputs
 from harness.study.axes import labels
-from harness.study.document import Document, Keys
+from harness.study.document import Document, Keys, integer
 from harness.study.expand import read_document
 from harness.study.validate import validate
 from harness.text import did_you_mean
@@ -77,6 +78,8 @@ def _parameter(document: Document, path: str, entry: Any) -> Parameter:
         return Parameter(path, kind, choices=_choices(document, path, entry["choices"]), when=when)
     numbers = (int,) if kind == "int" else (int, float)
     bounds, log, step = entry[kind], entry.get("log", False), entry.get("step")
+    if kind == "int" and isinstance(bounds, list):
+        bounds, step = [integer(bound) for bound in bounds], integer(step)
     if not isinstance(bounds, list) or len(bounds) != 2 or any(type(bound) not in numbers for bound in bounds):
         raise document.fail((*keys, kind), f"two numbers, [low, high]{' without a point' if kind == 'int' else ''}")
     low, high = map(float if kind == "float" else int, bounds)
@@ -90,7 +93,20 @@ def _parameter(document: Document, path: str, entry: Any) -> Parameter:
         raise document.fail((*keys, "step"), f"a number above 0 and at most {high - low:g}, not {step!r}")
     if log and step is not None:
         raise document.fail((*keys, "step"), "Optuna allows no step on a logarithmic range; remove one of them")
+    if step is not None:
+        _require_end(document, keys, low, high, step)
     return Parameter(path, kind, low, high, log, step, when=when)
+
+
+def _require_end(document: Document, keys: Keys, low: float, high: float, step: float) -> None:
+    """Refuse a range whose end no step reaches: Optuna would end it earlier."""
+    decimal_low, decimal_step = Decimal(str(low)), Decimal(str(step))
+    num_steps = int((Decimal(str(high)) - decimal_low) / decimal_step)
+    last, following = (decimal_low + count * decimal_step for count in (num_steps, num_steps + 1))
+    if last != Decimal(str(high)):
+        raise document.fail(
+            (*keys, "step"), f"steps of {step:g} from {low:g} do not reach {high:g}; end at {last:g} or {following:g}"
+        )
 
 
 def _choices(document: Document, path: str, values: Any) -> dict[Any, Any]:
@@ -102,6 +118,9 @@ def _choices(document: Document, path: str, values: Any) -> dict[Any, Any]:
     names = values if plain else labels([path], [[value] for value in values])
     if len(set(map(str, names))) < len(names):
         raise document.fail(keys, "a value is listed twice")
+    for first, second in itertools.combinations(names, 2):
+        if first == second:  # 1 and true, 1 and 1.0: one key in Python
+            raise document.fail(keys, f"{first!r} and {second!r} are the same value; remove one")
     return dict(zip(names, values, strict=True))
 
 
@@ -152,7 +171,7 @@ def _check_optuna_limits(search: Search) -> None:
 
 
 def _try_corners(search: Search) -> None:
-    """Check the corners of the space against the spec, and the metrics against the evaluations."""
+    """Check corners of the space and a point within against the spec, and the metrics against the evaluations."""
     ends = {parameter.path: parameter.corners() for parameter in search.space}
     whole = math.prod(map(len, ends.values())) <= MAX_CORNERS
     if whole:
@@ -162,8 +181,10 @@ def _try_corners(search: Search) -> None:
     else:
         first = {path: values[0] for path, values in ends.items()}
         corners = [first, *({**first, path: value} for path, values in ends.items() for value in values[1:])]
+    inner = {parameter.path: parameter.inner() for parameter in search.space}
     reached, tried = set(), set()
-    for corner in corners:
+    points: dict[str, dict[str, Any]] = {}
+    for corner in itertools.chain(corners, [inner]):
         point = search.choose(lambda parameter: corner[parameter.path])  # noqa: B023 (called at once)
         key = json.dumps(point)
         if key in tried:
@@ -171,6 +192,7 @@ def _try_corners(search: Search) -> None:
         tried.add(key)
         reached |= set(point)
         run = search.trial(0, point).runs[0]
+        _require_another_run(search, points.setdefault(run.run_key, point), point)
         for index, metric in enumerate(search.metrics):
             keys: Keys = ("search", "metrics", index)
             try:
@@ -193,3 +215,15 @@ def _try_corners(search: Search) -> None:
                 (*space_keys(parameter.path), "when"),
                 "is never true; it may refer to parameters above it, and to values in the file",
             )
+
+
+def _require_another_run(search: Search, first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Refuse two points that give the same run: choices that differ only in how they are written."""
+    differing = [path for path in second if path not in first or first[path] != second[path]]
+    if differing:
+        path = differing[0]
+        raise search.document.fail(
+            space_keys(path),
+            f"{format_value(first.get(path))} and {format_value(second[path])} give the same run: they differ in "
+            "nothing that the weights depend on; remove one",
+        )

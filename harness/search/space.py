@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +17,8 @@ from harness.records.layout import SEARCH
 from harness.spec.base import SpecModel
 from harness.spec.evaluation import Evaluation
 from harness.spec.metrics import Direction, part_outputs
-from harness.study.axes import RUN_PARTS
-from harness.study.document import Document, Keys, SourceLocation
+from harness.study.axes import RUN_PARTS, conditions_hold, with_defaults
+from harness.study.document import Document, Keys, SourceLocation, set_in
 from harness.study.expand import expand
 from harness.study.model import Override, Run, Study
 from harness.study.plugins import load_plugins
@@ -61,12 +63,28 @@ class Parameter:
     choices: Mapping[Any, Any] = field(default_factory=dict)
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
-    def value(self, label: Any) -> Any:
-        """Return the spec's value for Optuna's value."""
-        return self.choices[label] if self.kind == "choices" else label
+    def value(self, suggested: Any) -> Any:
+        """Return the spec's value for Optuna's value: of a stepped range its own point, 0.3 for 0.30000000000000004.
+
+        The point is what is hashed and printed, so two samplers that reach it give the same run.
+        """
+        if self.kind == "choices":
+            return self.choices[suggested]
+        return suggested if self.step is None else self._point(round((suggested - self.low) / self.step))
+
+    def _point(self, index: int) -> Any:
+        """Return a point of a stepped range, in decimal arithmetic: `low + index * step` as a person would write it."""
+        step = 1 if self.step is None else self.step
+        return type(self.low)(Decimal(str(self.low)) + index * Decimal(str(step)))
 
     def corners(self) -> list[Any]:
         return list(self.choices) if self.kind == "choices" else [self.low, self.high]
+
+    def inner(self) -> Any:
+        """Return a value between the ends; of a continuous range one that is no integer."""
+        if self.kind == "choices":
+            return next(iter(self.choices))
+        return self.low if self.kind == "int" or self.step else self.low + (self.high - self.low) / math.pi
 
     def points(self) -> list[Any] | None:
         """Return all values, or None if there are infinitely many."""
@@ -74,9 +92,8 @@ class Parameter:
             return list(self.choices)
         if self.log or (self.step is None and self.kind == "float"):
             return None
-        step = self.step or 1
-        count = int((self.high - self.low) / step + 1e-9) + 1
-        return [type(self.low)(f"{self.low + index * step:.12g}") for index in range(count)]  # 0.3, not 0.3 + 4e-17
+        count = round((self.high - self.low) / (1 if self.step is None else self.step)) + 1
+        return [self._point(index) for index in range(count)]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the parameter as plain values, for the records and the figures."""
@@ -151,21 +168,18 @@ class Search:
     def choose(self, pick: Callable[[Parameter], Any]) -> dict[str, Any]:
         """Return a point of the space: `pick` chooses each parameter that is used, in the file's order."""
         chosen: dict[str, Any] = {}
+        value = self._base
         for parameter in self.space:
-            if all(self._value_at(path, chosen) in values for path, values in parameter.when.items()):
-                chosen[parameter.path] = parameter.value(pick(parameter))
+            if conditions_hold(value, parameter.when):
+                new = parameter.value(pick(parameter))
+                chosen[parameter.path] = new
+                value = set_in(value, parameter.path.split("."), new, self.document.mark(space_keys(parameter.path)))
         return chosen
 
-    def _value_at(self, path: str, chosen: Mapping[str, Any]) -> Any:
-        """Return the current value at a path of the spec: the chosen one, else the file's."""
-        keys = path.split(".")
-        heads = [".".join(keys[:count]) for count in range(len(keys), 0, -1)]
-        head = next((head for head in heads if head in chosen), None)
-        value: Any = self.document.value if head is None else chosen[head]
-        for key in keys[0 if head is None else head.count(".") + 1 :]:
-            value = {"name": value} if isinstance(value, str) else value
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+    @cached_property
+    def _base(self) -> dict[str, Any]:
+        """The file's values, and defaults for what it leaves open."""
+        return with_defaults(self.document.value)
 
     def trial(self, number: int, chosen: Mapping[str, Any]) -> Study:
         """Return a trial's runs as a study with the search's name, in which the trial is an arm.
@@ -217,7 +231,7 @@ def space_keys(path: str) -> Keys:
 
 
 def format_value(value: Any) -> str:
-    """Format a parameter's value briefly; a part by its name."""
+    """Format a parameter's value briefly; a part by its name. A short number is printed as it is hashed."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.4g}" if len(repr(value)) > 12 else repr(value)
     return str(value.get("name", value)) if isinstance(value, dict) else str(value)

@@ -68,7 +68,7 @@ class LocalWorkers(Workers):
         slot = next(index for index in itertools.count() if index not in self._submissions)
         gpu = {"CUDA_VISIBLE_DEVICES": self._gpus[slot % len(self._gpus)]} if len(self._gpus) > 1 else {}
         with processes.process_environment(gpu):
-            submission = submit.submit(planning.plan(alone, self._runs_folder), jobs=1, sync=False)
+            submission = submit.submit(planning.plan(alone, self._runs_folder), jobs=1, sync=False, asks=False)
             assert isinstance(submission, local.LocalSubmission)
             submission.start()
         if submission.runs:
@@ -107,7 +107,7 @@ class SlurmWorkers(Workers):
         self._busy: set[str] = set()
 
     def start(self, study: Study) -> None:
-        submit.submit(planning.plan(study, self._runs_folder), cluster="slurm", **self._options)
+        submit.submit(planning.plan(study, self._runs_folder), cluster="slurm", asks=False, **self._options)
         self._busy.add(study.runs[0].run_key)
 
     def busy(self, run_keys: set[str]) -> set[str]:

@@ -9,8 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.diffusion.respacing import space_timesteps
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
+from harness.spec.networks import UNet
 from harness.spec.parts import Choice, NamedModel, plugins_of
-from harness.spec.run import RunSpec, UNet
+from harness.spec.run import RunSpec
 
 
 class Ancestral(NamedModel):

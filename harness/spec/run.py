@@ -23,6 +23,7 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.data.facts import DATASET_FACTS, DatasetFacts
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
+from harness.spec.networks import MLP, Model, UNet
 from harness.spec.parts import KINDS, Choice, NamedModel, plugins_of
 
 
@@ -73,22 +74,46 @@ class Cifar10(DataModel):
             raise ValueError(f"name each batch once and in order: {sorted(set(batches))}")
         return batches
 
+    @property
+    def facts(self) -> DatasetFacts:
+        return replace(DATASET_FACTS[self.name], num_train=10_000 * len(self.batches))
+
 
 class ImageNet64(DataModel):
     name: Literal["imagenet64"] = "imagenet64"
 
 
 class ImageFolder(DataModel):
-    name: Literal["image_folder"] = "image_folder"
-    path: str = Field(min_length=1, max_length=200)  # below data_root
-    image_size: int = Field(ge=4, le=1024)
-    test_fraction: float = Field(0.1, gt=0, lt=1)
-    seed: int = Field(0, ge=0, lt=2**31)  # of the split
-    num_classes: int | None = Field(None, ge=1)  # None: the file names contain no labels, or they are not used
+    """Images below a folder; classes are its folders, or in a flat folder what a name has before the first "_"."""
 
-    @field_validator("path")
+    name: Literal["image_folder"] = "image_folder"
+    path: str = Field(min_length=1, max_length=200, description="The folder, below data_root.")
+    image_size: int = Field(ge=4, le=1024, description="Pixels a side after scaling and cropping.")
+    test_fraction: float = Field(
+        0.1, gt=0, lt=1, description="Share of the images for testing, chosen by a hash of each one's path."
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of that split.")
+    num_classes: int | None = Field(
+        None, ge=1, description="Number of classes; null if there are none, or they are not used."
+    )
+    test_path: Annotated[str | None, YOUNGER] = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="A folder of test images, below data_root; then all of `path` is trained on.",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_split(self) -> ImageFolder:
+        if self.test_path is not None and (self.test_fraction, self.seed) != (0.1, 0):
+            raise ValueError("test_path names the test images, so nothing is split: remove test_fraction and seed")
+        return self
+
+    @field_validator("path", "test_path")
     @classmethod
-    def _stays_below_data_root(cls, path: str) -> str:
+    def _stays_below_data_root(cls, path: str | None) -> str | None:
+        if path is None:
+            return None
         if path.startswith(("/", "~")) or ".." in path.split("/") or not path.isprintable():
             raise ValueError(f"{path!r} leaves data_root: give a plain path below it")
         return path
@@ -239,50 +264,6 @@ TimestepSampler = Annotated[
 ]
 
 
-class UNet(SpecModel):
-    """IDDPM's U-Net; `attention_resolutions` are in pixels (16 = where the feature map is 16x16), as in its flags."""
-
-    name: Literal["unet"] = "unet"
-    channels: int = Field(128, ge=1, le=4096)
-    channel_mult: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((1, 2, 2, 2), min_length=1, max_length=10)
-    num_res_blocks: int = Field(3, ge=1, le=32)
-    attention_resolutions: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (16, 8)
-    num_heads: int = Field(4, ge=1, le=128)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    use_scale_shift_norm: bool = True
-    class_cond: bool = False
-    label_dropout: float = Field(0.0, ge=0, lt=1)  # share of labels hidden in training, for classifier-free guidance
-    rescale_timesteps: bool = True  # the network sees 1000 t / T
-    low_res_size: int | None = Field(None, ge=2)  # an upsampler: pixels of its small input image
-
-    def resolutions(self, image_size: int) -> list[int]:
-        return [image_size // 2**level for level in range(len(self.channel_mult))]
-
-
-class MLP(SpecModel):
-    """A small fully connected network for points of the plane."""
-
-    name: Literal["mlp"] = "mlp"
-    width: int = Field(128, ge=1, le=65536)
-    depth: int = Field(3, ge=1, le=100)
-    class_cond: bool = False
-    label_dropout: float = Field(0.0, ge=0, lt=1)
-    rescale_timesteps: bool = True
-
-
-class NetworkModel(NamedModel):
-    """Base of network parameters; a plugin's class adds its own."""
-
-    class_cond: bool = False
-    label_dropout: float = Field(0.0, ge=0, lt=1)  # share of labels hidden in training, for classifier-free guidance
-    rescale_timesteps: bool = True  # the network sees 1000 t / T
-
-
-Model = Annotated[
-    UNet | MLP | NetworkModel, Choice("model", NetworkModel, {"unet": UNet, "mlp": MLP}, default_name="unet")
-]
-
-
 class Optim(SpecModel):
     """AdamW; with weight_decay 0 it is the Adam of the papers."""
 
@@ -337,6 +318,13 @@ METHODS: dict[str, type[MethodSpec]] = {"gaussian": Gaussian}
 Method = Annotated[MethodSpec, Choice("method", MethodSpec, METHODS)]
 
 
+def _largest_ema_rate(steps: int) -> str:
+    """Return the largest rate, two digits of 1 - rate, with which at most a tenth of the initial weights remains."""
+    gap = -math.expm1(math.log(0.1) / steps)  # 1 - 0.1^(1 / steps)
+    num_decimals = 1 - math.floor(math.log10(gap))
+    return f"{1 - math.ceil(gap * 10**num_decimals) / 10**num_decimals:.{num_decimals}f}"
+
+
 class RunSpec(SpecModel):
     """One training: everything that its weights depend on, and only that."""
 
@@ -388,6 +376,15 @@ class RunSpec(SpecModel):
         return self
 
     @model_validator(mode="after")
+    def _trained_variance_is_learned(self) -> RunSpec:
+        """Give `diffusion.var_type` the only sensible default beside an objective that trains the variance."""
+        owned = "diffusion.var_type" in self.method.owns
+        if owned and self.objective.trains_variance and "var_type" not in self.diffusion.model_fields_set:
+            learned = self.diffusion.model_copy(update={"var_type": "learned_range"})  # IDDPM, eq. 15
+            object.__setattr__(self, "diffusion", learned)
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit_together(self) -> RunSpec:
         var_type, objective, facts = self.diffusion.var_type, self.objective.name, self.data.facts
         if objective == "hybrid" and var_type not in LEARNED:
@@ -436,26 +433,8 @@ class RunSpec(SpecModel):
                 "model.low_res_size: upsamplers cannot be trained, only imported: `harness import-checkpoint`"
             )
         if isinstance(self.model, UNet):
-            self._unet_fits_images(self.model, self.data.pixels)
+            self.model.require_image_size(self.data.pixels)
         return self
-
-    @staticmethod
-    def _unet_fits_images(unet: UNet, image_size: int) -> None:
-        resolutions = unet.resolutions(image_size)
-        if image_size % 2 ** (len(unet.channel_mult) - 1):
-            raise ValueError(
-                f"model.channel_mult has {len(unet.channel_mult)} levels, "
-                f"but {image_size} pixels cannot be halved {len(unet.channel_mult) - 1} times"
-            )
-        for resolution in unet.attention_resolutions:
-            if resolution not in resolutions:
-                raise ValueError(
-                    f"model.attention_resolutions: the network has no feature maps of {resolution}x{resolution}; "
-                    f"choices: {', '.join(map(str, resolutions))}, or [] for none"
-                )
-        widths = {unet.channels * mult for mult in unet.channel_mult}
-        if unet.attention_resolutions and any(width % unet.num_heads for width in widths):
-            raise ValueError(f"model.num_heads {unet.num_heads} does not divide the widths {sorted(widths)}")
 
     @cached_property
     def run_key(self) -> str:
@@ -478,7 +457,7 @@ class RunSpec(SpecModel):
         if kept > 0.1:
             messages.append(
                 f"train.ema_rate {self.train.ema_rate} over {steps} steps keeps {kept:.0%} of the initial weights "
-                f"in the EMA; use {1 - 10 / steps:.3g} or less"
+                f"in the EMA; use {_largest_ema_rate(steps)} or less"
             )
         return messages
 

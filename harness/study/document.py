@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
 from harness.errors import SpecError
 
 Keys = tuple[str | int, ...]
+T = TypeVar("T")
 
 
 MAX_FILE_BYTES = 1 << 20
@@ -62,6 +64,40 @@ def error_line(mark: SourceLocation, path: str, message: str) -> str:
     """Format a mistake as one printable line of bounded length, whatever the file contains."""
     text = f"{mark}: {_short(path, 120)}: {_short(message, 600)}" if path else f"{mark}: {_short(message, 600)}"
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+MAX_MISTAKES = 20
+
+
+@dataclass
+class Mistakes:
+    """The mistakes of a file, collected so that all are reported at once."""
+
+    lines: dict[str, None] = field(default_factory=dict)  # in order, each once
+
+    def add(self, error: SpecError) -> None:
+        self.lines |= dict.fromkeys(str(error).split("\n"))
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keep the SpecErrors of a block instead of raising them."""
+        try:
+            yield
+        except SpecError as error:
+            self.add(error)
+
+    def attempt(self, read: Callable[[], T], default: T) -> T:
+        """Return what `read` returns, or the default if it raises a SpecError, which is kept."""
+        with self.collect():
+            return read()
+        return default
+
+    def raise_any(self) -> None:
+        """Raise one SpecError with all mistakes, a line each, if there are any."""
+        if self.lines:
+            lines = list(self.lines)
+            more = [f"... and {len(lines) - MAX_MISTAKES} more"] if len(lines) > MAX_MISTAKES else []
+            raise SpecError("\n".join(lines[:MAX_MISTAKES] + more))
 
 
 def _short(text: str, length: int) -> str:
@@ -119,39 +155,73 @@ def _scalar(text: str, mark: SourceLocation, keys: Keys) -> Any:
     return text
 
 
-def _construct(node: yaml.Node, file: str, keys: Keys, marks: dict[Keys, SourceLocation], seen: set[int]) -> Any:
-    mark = SourceLocation(file, node.start_mark.line + 1)
-    marks.setdefault(keys, mark)
-    if id(node) in seen:
-        raise spec_error(mark, dotted(keys), "anchors and aliases are not allowed; use extends or arms")
-    seen.add(id(node))
-    if len(keys) > MAX_DEPTH:
-        raise spec_error(mark, dotted(keys[:4]) + "...", f"nested deeper than {MAX_DEPTH} levels")
-    if isinstance(node, yaml.ScalarNode):
-        if node.tag != "tag:yaml.org,2002:str":
+def integer(value: Any) -> Any:
+    """Return the integer for a float without a fraction, such as 2e2; any other value as it is."""
+    return int(value) if type(value) is float and value.is_integer() and abs(value) < 2**53 else value
+
+
+def value_at(value: Any, keys: Sequence[str]) -> Any:
+    """Return what plain values have at `keys`, None if nothing; `schedule: cosine` has a name."""
+    for key in keys:
+        value = {"name": value} if isinstance(value, str) else value
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+@dataclass
+class _Constructor:
+    """Constructs plain values from YAML's nodes; collects the mistakes of the whole file."""
+
+    file: str
+    marks: dict[Keys, SourceLocation] = field(default_factory=dict)
+    mistakes: Mistakes = field(default_factory=Mistakes)
+    seen: set[int] = field(default_factory=set)
+
+    def value(self, node: yaml.Node, keys: Keys) -> Any:
+        """Return a node's value; None if it is wrong."""
+        with self.mistakes.collect():
+            return self._value(node, keys)
+        return None
+
+    def _value(self, node: yaml.Node, keys: Keys) -> Any:
+        mark = SourceLocation(self.file, node.start_mark.line + 1)
+        self.marks.setdefault(keys, mark)
+        if id(node) in self.seen:
+            raise spec_error(mark, dotted(keys), "anchors and aliases are not allowed; use extends or arms")
+        self.seen.add(id(node))
+        if len(keys) > MAX_DEPTH:
+            raise spec_error(mark, dotted(keys[:4]) + "...", f"nested deeper than {MAX_DEPTH} levels")
+        kind = {yaml.ScalarNode: "str", yaml.SequenceNode: "seq"}.get(type(node), "map")
+        if node.tag != f"tag:yaml.org,2002:{kind}":
             raise spec_error(
                 mark, dotted(keys), f"tags such as {node.tag!r} are not part of a study; write the plain value"
             )
-        return _scalar(node.value, mark, keys) if node.style is None else node.value
-    kind = "seq" if isinstance(node, yaml.SequenceNode) else "map"
-    if node.tag != f"tag:yaml.org,2002:{kind}":
-        raise spec_error(
-            mark, dotted(keys), f"tags such as {node.tag!r} are not part of a study; write the plain value"
-        )
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(item, file, (*keys, i), marks, seen) for i, item in enumerate(node.value)]
-    mapping: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        location = SourceLocation(file, key_node.start_mark.line + 1)
-        if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
-            raise spec_error(location, dotted(keys), "keys are plain words (no merge keys, lists or maps)")
-        key = key_node.value
-        path = (*keys, key)
-        if key in mapping:
-            raise spec_error(location, dotted(path), f"duplicate key; first at line {marks[path].line}")
-        marks[path] = location
-        mapping[key] = _construct(value_node, file, path, marks, seen)
-    return mapping
+        if isinstance(node, yaml.ScalarNode):
+            if node.style is not None:
+                return node.value
+            if not node.value and keys and keys[:-1] != ("arms",):  # an arm may change nothing
+                raise spec_error(
+                    self.marks[keys], dotted(keys), "has no value: give one, `{}` for a part's defaults, or null"
+                )
+            return _scalar(node.value, mark, keys)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*keys, index)) for index, item in enumerate(node.value)]
+        return self._mapping(node, keys)
+
+    def _mapping(self, node: yaml.Node, keys: Keys) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            location = SourceLocation(self.file, key_node.start_mark.line + 1)
+            with self.mistakes.collect():
+                if not isinstance(key_node, yaml.ScalarNode) or key_node.value == "<<":
+                    raise spec_error(location, dotted(keys), "keys are plain words (no merge keys, lists or maps)")
+                path = (*keys, key_node.value)
+                if key_node.value in mapping:
+                    first = self.marks[path].line
+                    raise spec_error(location, dotted(path), f"duplicate key; first at line {first}")
+                self.marks[path] = location
+                mapping[key_node.value] = self.value(value_node, path)
+        return mapping
 
 
 def parse_yaml(text: str, file: str) -> tuple[Any, dict[Keys, SourceLocation]]:
@@ -164,8 +234,10 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[Keys, SourceLocation]]:
     try:
         loader = _PlainLoader(text)
         node = loader.get_single_node()
-        marks: dict[Keys, SourceLocation] = {}
-        return (None if node is None else _construct(node, file, (), marks, set())), marks
+        constructor = _Constructor(file)
+        value = None if node is None else constructor.value(node, ())
+        constructor.mistakes.raise_any()
+        return value, constructor.marks
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
@@ -195,7 +267,7 @@ def _read(path: Path, referrer: SourceLocation | None = None) -> Document:
     except (OSError, ValueError) as error:
         reason = f"cannot be read: {getattr(error, 'strerror', None) or error}"
         raise (
-            spec_error(referrer, "extends", f"{file}: {reason}")
+            spec_error(referrer, "extends", f"{file}: {reason}; the path is relative to the folder of this file")
             if referrer
             else spec_error(SourceLocation(file, 0), "", reason)
         ) from None
@@ -267,7 +339,7 @@ def plugin_sources(
     return plugins
 
 
-def set_in(value: Any, keys: Keys, new: Any, mark: SourceLocation, above: Keys = ()) -> Any:
+def set_in(value: Any, keys: Sequence[str | int], new: Any, mark: SourceLocation, above: Keys = ()) -> Any:
     """Return a copy of `value`, located at `above`, with `new` merged in at `keys`; unchanged parts are shared."""
     if not keys:
         return merge(value, new)

@@ -9,29 +9,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.errors import SpecError
-from harness.spec.evaluation import Evaluation
+from harness.spec.evaluation import PARTS, Evaluation
 from harness.spec.parts import active
 from harness.spec.plugins import located_in
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
-from harness.study.axes import MAX_RUNS, RUN_PARTS, SIDE_PARTS, read_exclusions, read_variants
+from harness.study.axes import RUN_PARTS, SIDE_PARTS, Exclusion, read_exclusions, read_variants
 from harness.study.document import (
     DOTTED_PATH,
+    MAX_MISTAKES,
     Document,
     Keys,
+    Mistakes,
     SourceLocation,
-    dotted,
+    integer,
     parse_yaml,
     resolve_extends,
     set_in,
     spec_error,
 )
-from harness.study.model import Override, Run, Study
+from harness.study.model import Override, Run, Study, Variant
 from harness.study.plugins import load_plugins
 from harness.study.python_studies import load_python_study
 from harness.study.validate import validate
@@ -99,10 +102,20 @@ def is_search(path: str | Path) -> bool:
         return False
 
 
+def name_of_study(path: Path) -> str:
+    """Return the name that a study's file gives it; empty for a file in Python or one that cannot be read."""
+    if path.suffix == ".py":
+        return ""
+    try:
+        return str(read_document(path)[0].value.get("study"))
+    except SpecError:
+        return ""
+
+
 def _parse_set(text: str) -> Override:
     path, equals, value = text.partition("=")
     mark = SourceLocation(f"--set {text}", 0)
-    if not equals or not DOTTED_PATH.fullmatch(path):
+    if not equals or not value.strip() or not DOTTED_PATH.fullmatch(path):
         raise SpecError(f"{mark}: write --set path=value, as in --set train.steps=100")
     return Override(path, parse_yaml(value, str(mark))[0], mark)
 
@@ -115,77 +128,30 @@ def expand(document: Document, path: Path, late: tuple[Override, ...], inception
 
 
 def _expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
-    value = document.value
+    mistakes = Mistakes()
     known = (*STUDY_PARTS, *RUN_PARTS, *SIDE_PARTS)
-    for key in value:
+    for key in document.value:
         if key not in known:
-            raise spec_error(document.mark((key,)), key, f"unknown key; {did_you_mean(key, known)}")
-    name = value.get("study")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or ".." in name:
-        raise spec_error(
-            document.mark(("study",)),
-            "study",
-            "a study's name has letters, digits, '.', '_' and '-' (at most 100, a letter or digit first, no '..'), "
-            f"not {name!r}",
-        )
-    replicates = value.get("replicates", 1)
-    if type(replicates) is not int or not 1 <= replicates <= 10_000:
-        raise spec_error(
-            document.mark(("replicates",)), "replicates", f"a number of runs from 1 to 10000, not {replicates!r}"
-        )
-    budget = value.get("budget_gpu_hours")
-    if budget is not None and (type(budget) not in (int, float) or budget < 0):
-        raise spec_error(document.mark(("budget_gpu_hours",)), "budget_gpu_hours", f"hours, 0 or more, not {budget!r}")
-    data_root = value.get("data_root")
-    if data_root is not None and not isinstance(data_root, str):
-        raise spec_error(document.mark(("data_root",)), "data_root", f"a folder's path, not {data_root!r}")
-
-    variants = read_variants(document)
-    if len(variants) * replicates > MAX_RUNS:
-        raise spec_error(
-            document.mark(("grid",)), "grid", f"{len(variants) * replicates} runs; at most {MAX_RUNS} in a study"
-        )
-    base = {key: value[key] for key in (*RUN_PARTS, *SIDE_PARTS) if key in value}
-    entries = _evaluation_entries(document, {variant.arm for variant in variants}, replicates)
-    excluded = read_exclusions(document)
+            mistakes.add(document.fail((key,), f"unknown key; {did_you_mean(key, known)}"))
+    name = mistakes.attempt(lambda: _study_name(document), "")
+    replicates = mistakes.attempt(lambda: _num_replicates(document), 1)
+    budget = mistakes.attempt(lambda: _budget_gpu_hours(document), None)
+    data_root = mistakes.attempt(lambda: _data_root(document), None)
+    excluded = mistakes.attempt(lambda: read_exclusions(document), list[Exclusion]())
+    base = {key: document.value[key] for key in (*RUN_PARTS, *SIDE_PARTS) if key in document.value}
+    variants = mistakes.attempt(lambda: read_variants(document, base, replicates), None)
+    arms = None if variants is None else {variant.arm for variant in variants}
+    entries = _evaluation_entries(document, arms, replicates, mistakes)
+    expansion = _Expansion(document, name, base, late, replicates, data_root, entries, excluded, inception)
     runs: list[Run] = []
-    owner: dict[str, Run] = {}
-    resolved_evaluations: dict[tuple[int, str], Evaluation] = {}
-    for variant in variants:
-        overrides = (*variant.overrides, *late)
-        assembled = base
-        for override in overrides:
-            assembled = set_in(assembled, override.keys, override.value, override.mark)
-        parts = _validate_run(assembled, document, overrides)
-        # A list, not a generator: every rule is evaluated, so that none counts as unused after a match.
-        if any([rule.matches(variant.arm, parts[0]) for rule in excluded]):
-            continue
-        if parts[0].seed + replicates > 2**31:
-            raise spec_error(
-                document.mark(("seed",)), "seed", f"{parts[0].seed} plus {replicates} replicates exceeds 2**31 - 1"
-            )
-        for replicate in range(replicates):
-            # Replicates differ only in the seed, so only the first is validated.
-            spec = parts[0] if replicate == 0 else _reseed(parts[0], parts[0].seed + replicate)
-            evaluations = tuple(
-                _resolve_evaluation(entry, spec, inception, resolved_evaluations)
-                for entry in entries
-                if entry.applies(variant.arm, replicate)
-            )
-            _require_best(parts[2], evaluations, _location_of(document, overrides, ("records", "best")))
-            changed = {o.path: o.value for o in overrides}
-            run = Run(name, variant.arm, replicate, spec, changed, evaluations, parts[1], parts[2], data_root)
-            if run.run_key in owner:
-                twin = owner[run.run_key]
-                mark = variant.overrides[-1].mark if variant.overrides else document.mark(("arms",))
-                raise spec_error(
-                    mark,
-                    "",
-                    f"arms {twin.arm!r} (replicate {twin.replicate}) and {run.arm!r} (replicate {replicate}) are "
-                    "the same run: they differ in nothing that the weights depend on; remove or exclude one",
-                )
-            owner[run.run_key] = run
-            runs.append(run)
+    num_wrong = 0
+    for variant in variants or [Variant("base", ())]:
+        made = mistakes.attempt(partial(expansion.runs_of, variant), None)
+        runs += made or []
+        num_wrong += made is None
+        if num_wrong == MAX_MISTAKES:
+            break
+    mistakes.raise_any()
     for rule in excluded:
         if not rule.hits:
             raise spec_error(
@@ -194,6 +160,93 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
     if not runs:
         raise spec_error(document.mark(("exclude",)), "exclude", "every run is excluded")
     return Study(name, path, tuple(runs), budget)
+
+
+def _study_name(document: Document) -> str:
+    name = document.value.get("study")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or ".." in name:
+        raise document.fail(
+            ("study",),
+            "a study's name has letters, digits, '.', '_' and '-' (at most 100, a letter or digit first, no '..'), "
+            f"not {name!r}",
+        )
+    return name
+
+
+def _num_replicates(document: Document) -> int:
+    replicates = integer(document.value.get("replicates", 1))
+    if type(replicates) is not int or not 1 <= replicates <= 10_000:
+        raise document.fail(("replicates",), f"a number of runs from 1 to 10000, not {replicates!r}")
+    return replicates
+
+
+def _budget_gpu_hours(document: Document) -> float | None:
+    budget = document.value.get("budget_gpu_hours")
+    if budget is not None and (type(budget) not in (int, float) or budget < 0):
+        raise document.fail(("budget_gpu_hours",), f"hours, 0 or more, not {budget!r}")
+    return budget
+
+
+def _data_root(document: Document) -> str | None:
+    data_root = document.value.get("data_root")
+    if data_root is not None and not isinstance(data_root, str):
+        raise document.fail(("data_root",), f"a folder's path, not {data_root!r}")
+    return data_root
+
+
+@dataclass
+class _Expansion:
+    """What the runs of all variants share."""
+
+    document: Document
+    study: str
+    base: dict[str, Any]
+    late: tuple[Override, ...]
+    num_replicates: int
+    data_root: str | None
+    entries: Sequence[_EvaluationEntry]
+    excluded: Sequence[Exclusion]
+    inception: bool
+    owner: dict[str, Run] = field(default_factory=dict)  # run_key -> the run that has it
+    resolved: dict[tuple[int, str], Evaluation] = field(default_factory=dict)
+
+    def runs_of(self, variant: Variant) -> list[Run]:
+        """Return the replicates of a variant; none if it is excluded."""
+        overrides = (*variant.overrides, *self.late)
+        assembled = self.base
+        for override in overrides:
+            assembled = set_in(assembled, override.keys, override.value, override.mark)
+        first, resources, records = _validate_run(assembled, self.document, overrides)
+        # A list, not a generator: every rule is evaluated, so that none counts as unused after a match.
+        if any([rule.matches(variant.arm, first) for rule in self.excluded]):
+            return []
+        if first.seed + self.num_replicates > 2**31:
+            raise self.document.fail(("seed",), f"{first.seed} plus {self.num_replicates} replicates exceeds 2**31 - 1")
+        changed = {override.path: override.value for override in overrides}
+        best = _location_of(self.document, overrides, ("records", "best"))
+        runs = []
+        for replicate in range(self.num_replicates):
+            # Replicates differ only in the seed, so only the first is validated.
+            spec = first if replicate == 0 else _reseed(first, first.seed + replicate)
+            evaluations = tuple(
+                _resolve_evaluation(entry, spec, self.inception, self.resolved)
+                for entry in self.entries
+                if entry.applies(variant.arm, replicate)
+            )
+            _require_best(records, evaluations, best)
+            run = Run(
+                self.study, variant.arm, replicate, spec, changed, evaluations, resources, records, self.data_root
+            )
+            twin = self.owner.setdefault(run.run_key, run)
+            if twin is not run:
+                raise spec_error(
+                    variant.overrides[-1].mark if variant.overrides else self.document.mark(("arms",)),
+                    "",
+                    f"arms {twin.arm!r} (replicate {twin.replicate}) and {run.arm!r} (replicate {replicate}) are "
+                    "the same run: they differ in nothing that the weights depend on; remove or exclude one",
+                )
+            runs.append(run)
+        return runs
 
 
 def _require_best(records: Records, evaluations: Sequence[Evaluation], mark: SourceLocation) -> None:
@@ -223,47 +276,64 @@ class _EvaluationEntry:
         return (self.arms is None or arm in self.arms) and (self.replicates is None or replicate in self.replicates)
 
 
-def _evaluation_entries(document: Document, arm_names: set[str], num_replicates: int) -> list[_EvaluationEntry]:
-    entries = document.value.get("evaluate", [])
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise spec_error(document.mark(("evaluate",)), "evaluate", "a list of protocols: - {name: eval, nll: {}}")
-    read_entries: list[_EvaluationEntry] = []
-    for index, entry in enumerate(entries):
-        keys: Keys = ("evaluate", index)
-        protocol = {key: value for key, value in entry.items() if key not in ("arms", "replicates")}
-        arms, replicates = entry.get("arms"), entry.get("replicates")
-        for key, values, kind in (("arms", arms, str), ("replicates", replicates, int)):
-            if values is not None and not (isinstance(values, list) and all(type(item) is kind for item in values)):
-                raise spec_error(document.mark((*keys, key)), dotted((*keys, key)), f"a list, not {values!r}")
-        for arm in arms or ():
-            if arm not in arm_names:
-                raise spec_error(
-                    document.mark((*keys, "arms")),
-                    dotted((*keys, "arms")),
-                    f"no arm {arm!r}; {did_you_mean(arm, sorted(arm_names))}",
-                )
-        for replicate in replicates or ():
-            if not 0 <= replicate < num_replicates:
-                raise spec_error(
-                    document.mark((*keys, "replicates")),
-                    dotted((*keys, "replicates")),
-                    f"no replicate {replicate}; choices: 0 to {num_replicates - 1}",
-                )
-        evaluation = validate(Evaluation, protocol, document.locator(keys), keys)
-        taken = {
-            part for item in read_entries if item.evaluation.name == evaluation.name for part in item.evaluation.parts
-        }
+def _evaluation_entries(
+    document: Document, arm_names: set[str] | None, num_replicates: int, mistakes: Mistakes
+) -> list[_EvaluationEntry]:
+    """Read the protocols; `arm_names` are None if the arms are wrong."""
+    protocols = document.value.get("evaluate", [])
+    if not isinstance(protocols, list) or not all(isinstance(protocol, dict) for protocol in protocols):
+        mistakes.add(document.fail(("evaluate",), "a list of protocols: - {name: eval, nll: {}}"))
+        return []
+    entries: list[_EvaluationEntry] = []
+    for index in range(len(protocols)):
+        entry = mistakes.attempt(partial(_evaluation_entry, document, index, arm_names, num_replicates), None)
+        if entry is None:
+            continue
+        evaluation = entry.evaluation
+        taken = {part for item in entries if item.evaluation.name == evaluation.name for part in item.evaluation.parts}
         twice = [part for part in evaluation.parts if part in taken]
         if twice:
-            raise spec_error(
-                document.mark(keys),
-                f"evaluate.{index}.name",
-                f"two evaluations named {evaluation.name!r} measure {' and '.join(twice)}; the name is the prefix of "
-                "their metrics, so rename one of them",
+            mistakes.add(
+                document.fail(
+                    ("evaluate", index, "name"),
+                    f"two evaluations named {evaluation.name!r} measure {' and '.join(twice)}; the name is the prefix "
+                    "of their metrics, so rename one of them",
+                )
             )
-        selection = (tuple(arms) if arms is not None else None, tuple(replicates) if replicates is not None else None)
-        read_entries.append(_EvaluationEntry(evaluation, *selection, document.mark(keys), index))
-    return read_entries
+        entries.append(entry)
+    return entries
+
+
+def _evaluation_entry(
+    document: Document, index: int, arm_names: set[str] | None, num_replicates: int
+) -> _EvaluationEntry:
+    keys: Keys = ("evaluate", index)
+    entry = document.value["evaluate"][index]
+    protocol = {key: value for key, value in entry.items() if key not in ("arms", "replicates")}
+    arms, replicates = entry.get("arms"), entry.get("replicates")
+    for key, values, kind in (("arms", arms, str), ("replicates", replicates, int)):
+        if values is not None and not (isinstance(values, list) and all(type(item) is kind for item in values)):
+            raise document.fail((*keys, key), f"a list, not {values!r}")
+    for arm in arms or ():
+        if arm_names is not None and arm not in arm_names:
+            raise document.fail((*keys, "arms"), f"no arm {arm!r}; {did_you_mean(arm, sorted(arm_names))}")
+    for replicate in replicates or ():
+        if not 0 <= replicate < num_replicates:
+            raise document.fail((*keys, "replicates"), f"no replicate {replicate}; choices: 0 to {num_replicates - 1}")
+    for part in PARTS:
+        if part in protocol and protocol[part] is None:
+            value = 64 if part == "grid" else "[...]" if part == "metrics" else "{}"
+            raise document.fail(
+                (*keys, part), f"is null, so nothing would be measured: write `{part}: {value}`, or remove it"
+            )
+    evaluation = validate(Evaluation, protocol, document.locator(keys), keys)
+    return _EvaluationEntry(
+        evaluation,
+        None if arms is None else tuple(arms),
+        None if replicates is None else tuple(replicates),
+        document.mark(keys),
+        index,
+    )
 
 
 def _resolve_evaluation(
@@ -301,6 +371,6 @@ def _validate_run(value: dict, document: Document, overrides: Sequence[Override]
         return lambda keys, _: locate((part, *keys), (part, *keys))
 
     spec = validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, locate)
-    resources = validate(Resources, value.get("resources") or {}, side("resources"), ("resources",))
-    records = validate(Records, value.get("records") or {}, side("records"), ("records",))
+    resources = validate(Resources, value.get("resources", {}), side("resources"), ("resources",))
+    records = validate(Records, value.get("records", {}), side("records"), ("records",))
     return spec, resources, records

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from harness.spec.base import SpecModel
-from harness.spec.evaluation import Evaluation
+from harness.spec.evaluation import PARTS, Evaluation
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
 from harness.study.axes import RUN_PARTS, SIDE_PARTS
@@ -45,9 +45,21 @@ def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
     run, evaluation = definitions.pop("RunSpec"), definitions["Evaluation"]
     evaluation["properties"] |= {"arms": _STRINGS, "replicates": {"type": "array", "items": {"type": "integer"}}}
     del evaluation["properties"]["plugins"]
+    for part in PARTS:  # null would measure nothing
+        choices = evaluation["properties"][part].get("anyOf", [])
+        evaluation["properties"][part].pop("default", None)
+        if {"type": "null"} in choices:
+            choices.remove({"type": "null"})
     head = "|".join((*RUN_PARTS, *SIDE_PARTS))
     path = rf"({head})(\.[A-Za-z_0-9]+)*"
     changes = {"type": ["object", "null"], "propertyNames": {"pattern": f"^{path}$"}}
+    points = {"type": "array", "minItems": 1}
+    conditional = {
+        "type": "object",
+        "properties": {"choices": points, "when": {"type": "object", "minProperties": 1}},
+        "required": ["choices", "when"],
+        "additionalProperties": False,
+    }
     properties: dict[str, Any] = {
         "study": {"type": "string", "description": "The study's name."},
         "extends": {**_ONE_OR_MORE_STRINGS, "description": "Files that this one extends, relative to it."},
@@ -62,8 +74,8 @@ def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
         "grid": {
             "type": "object",
             "propertyNames": {"pattern": rf"^{path}( *& *{path})*$"},
-            "additionalProperties": {"type": "array", "minItems": 1},
-            "description": "Every combination; & moves several fields together.",
+            "additionalProperties": {"anyOf": [points, conditional]},
+            "description": "Every combination; & moves several fields together, `when` limits an axis.",
         },
         "replicates": {"type": "integer", "minimum": 1, "maximum": 10_000, "description": "Seeds."},
         "exclude": {"type": "array", "items": {"type": "object"}, "description": "Combinations to leave out."},

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from harness.errors import SpecError
 from harness.spec.base import SpecModel
 from harness.spec.parts import Choice
-from harness.study.document import Keys, SourceLocation, dotted, error_line
+from harness.study.document import Keys, SourceLocation, dotted, error_line, integer
 from harness.text import did_you_mean
 
 _ADAPTERS: dict[type[SpecModel], TypeAdapter] = {}
@@ -21,8 +21,13 @@ def validate(
 ) -> Any:
     """Validate plain values as `kind`, strictly; turn pydantic's errors into `file:line: path: message`."""
     adapter = _ADAPTERS.setdefault(kind, TypeAdapter(kind))
+    value = _plain(value)
     try:
-        return adapter.validate_python(_tuples(value), strict=True, context={"strict": True})
+        try:
+            return adapter.validate_python(value, strict=True, context={"strict": True})
+        except ValidationError as error:
+            value = _with_integers(value, error)
+            return adapter.validate_python(value, strict=True, context={"strict": True})
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False):
@@ -37,11 +42,40 @@ def validate(
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
 
 
-def _tuples(value: Any) -> Any:
-    """Convert lists to tuples, which strict validation requires."""
+def _plain(value: Any) -> Any:
+    """Return the value with tuples for lists, which strict validation requires, and 0.0 for -0.0, its equal."""
     if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return 0.0 if type(value) is float and value == 0 else value
+
+
+def _with_integers(value: Any, error: ValidationError) -> Any:
+    """Return the value with whole numbers in place of floats such as 2e2 where an integer is required.
+
+    Raises:
+        ValidationError: the same one, if there is no such float.
+    """
+    places = [
+        _real_keys(problem["loc"], value)
+        for problem in error.errors(include_url=False)
+        if problem["type"] == "int_type" and integer(problem["input"]) is not problem["input"]
+    ]
+    if not places:
+        raise error
+    for keys in places:
+        value = _replace(value, keys)
+    return value
+
+
+def _replace(value: Any, keys: Keys) -> Any:
+    """Return the value with the float at `keys` as an integer."""
+    if not keys:
+        return integer(value)
+    if isinstance(value, dict):
+        return {key: _replace(item, keys[1:]) if key == keys[0] else item for key, item in value.items()}
+    return tuple(_replace(item, keys[1:]) if index == keys[0] else item for index, item in enumerate(value))
 
 
 def _real_keys(loc: tuple, value: Any) -> Keys:

@@ -21,9 +21,10 @@ from harness.errors import HarnessError, TrackingError
 from harness.messages import show_messages
 from harness.records.directory import RunDirectory
 from harness.records.layout import STUDIES
+from harness.records.manifest import Manifests
 from harness.records.status import Status
 from harness.tracking.store import store_uri
-from harness.tracking.sync import file_stamp, sync_run
+from harness.tracking.sync import file_stamp, memberships_of, sync_run
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class _SyncLoop:
     """Uploads many runs in passes; skips those without changes since their last upload."""
 
     def __init__(self, tracking_uri: str | None):
-        self.tracking_uri = tracking_uri
+        self.tracking_uri = store_uri(tracking_uri)
         self.left_to_do = False
         self._synced: dict[str, Any] = {}
 
@@ -82,12 +83,17 @@ class _SyncLoop:
         num_rows, lines, error = 0, [], None
         states: Counter[str] = Counter()
         self.left_to_do = False
+        manifests = Manifests(run_directories[0].path.parent) if run_directories else None
         for run_directory in run_directories:
             status = run_directory.status()
             states[status.state] += 1
             self.left_to_do |= _is_active(status)
             # Taken first: changes during the upload are uploaded next time.
-            seen = (status.state, _files_seen(run_directory))
+            seen = (
+                status.state,
+                _files_seen(run_directory),
+                memberships_of(run_directory, self.tracking_uri, manifests),
+            )
             if error or self._synced.get(run_directory.key) == seen:
                 continue
             try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import re
@@ -13,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.errors import TrackingError
+from harness.errors import RecordError, TrackingError
+from harness.records.reading import Fields, read_json
+from harness.text import printable_lines
 
 # Set before mlflow is imported, unless the user has set them. With MLflow's defaults (120 s, 7 retries) one call to an
 # unreachable server was measured to block for 247 s.
@@ -217,6 +218,21 @@ MAX_PARAMS_PER_BATCH = 100
 MAX_PARAM_CHARACTERS = 6000  # MLflow truncates longer ones silently
 
 
+MAX_TAG_CHARACTERS = 5000
+
+
+def param_name(path: str) -> str:
+    """Return a name that MLflow accepts for a param: it may have letters, digits and _ - . : / alone."""
+    name = re.sub(r"[^\w\-. :/]", "_", path)[:250]
+    # It is a path for MLflow, which must be a normal one.
+    return "/".join(part for part in name.split("/") if part.strip(".")) or "_"
+
+
+def tag_text(value: object) -> str:
+    """Return a tag's or a param's text: no control characters, which a database or a browser may refuse."""
+    return printable_lines(value)
+
+
 MLFLOW_STATUS = {
     "new": "SCHEDULED",  # of a run whose status was lost
     "queued": "SCHEDULED",
@@ -247,8 +263,20 @@ def experiment_id_of(client: Any, uri: str, study: str) -> str:
 
 
 def read_cursor(path: Path) -> dict:
-    """Return the cursor; if it is missing or unreadable, everything is sent again."""
+    """Return the cursor; if it is missing, unreadable or damaged, everything is sent again."""
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        cursor = read_json(path)
+        fields = Fields(cursor, str(path))
+        if "run_id" in fields:
+            fields.file_name("run_id")
+        fields.integer("sent_step", -1, low=-1)
+        fields.integer("num_rows_waiting", 0)
+        fields.integer("bests_sent", 0)
+        for name in ("tags", "artifacts", "stamps"):
+            fields.fields(name, {})
+        for name, kind in (("sent_line", int), ("problems", str)):
+            if not all(type(entry) is kind for entry in cursor.get(name, [])):
+                return {}
+    except (FileNotFoundError, RecordError, TypeError):
         return {}
+    return cursor

@@ -23,18 +23,23 @@ from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.journal import Row
 from harness.records.lock import FolderLock
+from harness.records.manifest import Manifests
 from harness.records.status import Status
 from harness.tracking.searches import parent_run_id
 from harness.tracking.store import (
     MAX_METRICS_PER_BATCH,
     MAX_PARAM_CHARACTERS,
     MAX_PARAMS_PER_BATCH,
+    MAX_TAG_CHARACTERS,
     MLFLOW_STATUS,
     experiment_id_of,
     import_mlflow,
     initialise_store,
+    param_name,
     read_cursor,
     store_errors,
+    store_uri,
+    tag_text,
 )
 
 
@@ -69,40 +74,100 @@ def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wa
     """
     uri = initialise_store(tracking_uri)
     report = SyncReport(run_directory.key)
-    studies = run_directory.studies()
-    if not studies or not run_directory.attempts():
+    if not run_directory.attempts() or not run_directory.events():
         return report  # nothing has happened yet
+    memberships = memberships_of(run_directory, uri)
+    if not memberships:
+        return report
     lock = FolderLock(run_directory.tracking_folder / "lock", f"the MLflow record of run {run_directory.key}")
     lock.acquire(wait_seconds)
     try:
         mlflow = import_mlflow()
         with store_errors(uri):
             client = mlflow.MlflowClient(tracking_uri=uri)
-            for study, membership in studies.items():
-                _StudySyncer(client, uri, run_directory, study, membership, report).run()
+            for membership in memberships:
+                _StudySyncer(client, uri, run_directory, membership, report).run()
     finally:
         lock.release()
     return report
+
+
+@dataclass(frozen=True)
+class StudyMembership:
+    """A run's place in a study.
+
+    Attributes:
+        asked_for: whether the study still asks for the run; a tag in MLflow, by which its pages are filtered.
+        values: arm, replicate, ...; empty for a run that a study has forgotten, whose tags then stay as they are.
+    """
+
+    study: str
+    asked_for: bool
+    values: dict[str, Any]
+
+
+def memberships_of(run_directory: RunDirectory, uri: str, manifests: Manifests | None = None) -> list[StudyMembership]:
+    """Return a run's place in each study that has it in this store, or is to have it."""
+    asked, earlier = (manifests or Manifests(run_directory.path.parent)).split(run_directory)
+    forgotten = _studies_with_cursors(run_directory, uri) - asked.keys() - earlier.keys()
+    return [
+        *(StudyMembership(study, True, values) for study, values in sorted(asked.items())),
+        *(StudyMembership(study, False, values) for study, values in sorted(earlier.items())),
+        *(StudyMembership(study, False, {}) for study in sorted(forgotten)),
+    ]
+
+
+def is_synced(run_directory: RunDirectory, tracking_uri: str | None, manifests: Manifests | None = None) -> bool:
+    """Return whether everything of a run was uploaded, as far as its cursors know; MLflow is not asked."""
+    if not run_directory.attempts():
+        return True
+    status, uri = run_directory.status(), store_uri(tracking_uri)
+    for membership in memberships_of(run_directory, uri, manifests):
+        cursor = read_cursor(_cursor_path(run_directory, membership.study, uri))
+        if not _is_current(cursor, _stamps(run_directory, membership), status):
+            return False
+    return True
+
+
+def _is_current(cursor: dict[str, Any], stamps: dict[str, Any], status: Status) -> bool:
+    return bool(cursor.get("stamps") == stamps and cursor.get("state") == status.state)
+
+
+def _stamps(run: RunDirectory, membership: StudyMembership) -> dict[str, Any]:
+    """Return what changes whenever there is something new to upload."""
+    single = [run.status_path, run.spec_path, run.spec_yaml_path, run.environment_path]
+    single.append(run.study_path(membership.study))
+    folders = (run.evaluations_folder, run.arrays_folder, run.samples_folder)
+    paths = [
+        *run.journal_paths(),
+        *filter(Path.exists, single),
+        *(path for folder in folders for path in folder.glob("*")),
+    ]
+    place = [membership.asked_for, membership.values.get("arm"), membership.values.get("replicate")]
+    return {str(path.relative_to(run.path)): file_stamp(path) for path in sorted(paths)} | {"membership": place}
 
 
 class _StudySyncer:
     """One pass for one study; the cursor is a JSON file in the run directory."""
 
     def __init__(
-        self, client: Any, uri: str, run_directory: RunDirectory, study: str, membership: dict, report: SyncReport
+        self, client: Any, uri: str, run_directory: RunDirectory, membership: StudyMembership, report: SyncReport
     ):
-        self.client, self.uri, self.run_directory = client, uri, run_directory
-        self.study, self.membership, self.report = study, membership, report
-        self.cursor_path = _cursor_path(run_directory, study, uri)
+        self.client, self.uri, self.run_directory, self.report = client, uri, run_directory, report
+        self.study, self.membership = membership.study, membership
+        self.cursor_path = _cursor_path(run_directory, self.study, uri)
         self.cursor = read_cursor(self.cursor_path)
+        self.values = membership.values or self.cursor.get("tags", {})  # a run that was forgotten keeps its name
 
     def run(self) -> None:
         # Taken first: changes while we read are read next time.
-        stamps = self._stamps()
+        stamps = _stamps(self.run_directory, self.membership)
         status = self.run_directory.status()
-        stored = self._find_or_create_run(status)
+        stored = self._find_run() or (self._create_run() if self.membership.values else None)
+        if stored is None:
+            return  # it was forgotten, and is not in MLflow
         self.outcome = self.report.studies[self.study] = StudySync(stored.info.run_id)
-        if self.cursor.get("stamps") == stamps and self.cursor.get("state") == status.state:
+        if _is_current(self.cursor, stamps, status):
             self.report.num_rows_waiting = self.cursor["num_rows_waiting"]
             self.report.problems = self.cursor["problems"]
             return
@@ -110,6 +175,7 @@ class _StudySyncer:
         self.report.num_rows_waiting = num_waiting
         self.report.problems = self.run_directory.problems()
         self._send_params_and_tags(rows, status)
+        self._send_dataset()
         self._send_rows(rows)
         self._send_artifacts()
         self._send_status(stored, status)
@@ -117,19 +183,8 @@ class _StudySyncer:
             stamps=stamps, state=status.state, num_rows_waiting=num_waiting, problems=self.report.problems
         )
 
-    def _stamps(self) -> dict[str, list[int]]:
-        run = self.run_directory
-        single = [run.status_path, run.spec_path, run.spec_yaml_path, run.environment_path, run.study_path(self.study)]
-        folders = (run.evaluations_folder, run.arrays_folder, run.samples_folder)
-        paths = [
-            *run.journal_paths(),
-            *filter(Path.exists, single),
-            *(path for folder in folders for path in folder.glob("*")),
-        ]
-        return {str(path.relative_to(run.path)): file_stamp(path) for path in sorted(paths)}
-
-    def _find_or_create_run(self, status: Status) -> Any:
-        """Return the run in the cursor, else the one with our run_key, else a new one."""
+    def _find_run(self) -> Any:
+        """Return the run in the cursor; None if there is none, or it was deleted."""
         from mlflow.exceptions import MlflowException
 
         if "run_id" in self.cursor:
@@ -140,6 +195,10 @@ class _StudySyncer:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
+        return None
+
+    def _create_run(self) -> Any:
+        """Return the run with our run_key, else a new one."""
         self.cursor = {}  # another store, or the run was deleted there: send everything
         experiment_id = experiment_id_of(self.client, self.uri, self.study)
         key = self.run_directory.key
@@ -150,7 +209,7 @@ class _StudySyncer:
         return run
 
     def _run_name(self) -> str:
-        return f"{self.membership.get('arm', 'run')} r{self.membership.get('replicate', 0)}"
+        return f"{self.values.get('arm', 'run')} r{self.values.get('replicate', 0)}"
 
     def _send_params_and_tags(self, rows: list[Row], status: Status) -> None:
         from mlflow.entities import Param, RunTag
@@ -165,9 +224,10 @@ class _StudySyncer:
         tags = {
             "run_key": self.run_directory.key,
             "study": self.study,
-            "arm": self.membership.get("arm"),
-            "replicate": self.membership.get("replicate"),
-            "label": self.membership.get("label"),
+            "asked_for": "true" if self.membership.asked_for else "false",
+            "arm": self.values.get("arm"),
+            "replicate": self.values.get("replicate"),
+            "label": self.values.get("label"),
             "code_version": environment.get("code_version"),
             "state": status.state,
             "reason": status.reason,
@@ -181,12 +241,30 @@ class _StudySyncer:
         }
         # A tag whose value was removed must not remain; a value that never existed makes no tag.
         before = self.cursor.get("tags", {})
-        texts = {name: "" if value is None else str(value)[:5000] for name, value in tags.items()}
+        texts = {name: "" if value is None else tag_text(value)[:MAX_TAG_CHARACTERS] for name, value in tags.items()}
         texts["infinite_values"] = _infinite_values(rows)
         changed = {name: text for name, text in texts.items() if before.get(name, "") != text}
         if changed:
             self.client.log_batch(run_id, tags=[RunTag(name, text) for name, text in changed.items()])
             self._save_cursor(tags=texts)
+
+    def _send_dataset(self) -> None:
+        """Log the data that the run was trained on as its input: name, digest, and the account as its profile."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        environment = (self.run_directory.environments() or [{}])[-1]
+        digest = environment.get("data_digest")
+        if not digest or self.cursor.get("dataset") == digest:
+            return
+        name = str(self.run_directory.spec().get("data", {}).get("name", "data"))
+        account = environment.get("data_account") or {}
+        source = json.dumps({"name": name, "folders": account.get("folders", [])})
+        dataset = Dataset(
+            name=name, digest=digest[:36], source_type="local", source=source, profile=json.dumps(account)
+        )
+        tags = [InputTag("mlflow.data.context", "training")]
+        self.client.log_inputs(self.outcome.run_id, datasets=[DatasetInput(dataset, tags)])
+        self._save_cursor(dataset=digest)
 
     def _send_rows(self, rows: list[Row]) -> None:
         """Send the rows that are new since the cursor: past its step, or journalled after its last line."""
@@ -216,6 +294,8 @@ class _StudySyncer:
             *sorted(run.samples_folder.glob("*.png")),
         ]
         for path in paths:
+            if path.is_symlink() or not path.is_file():
+                continue  # a link could publish any file of this machine
             name, stamp = str(path.relative_to(run.path)), file_stamp(path)
             if sent.get(name) != stamp:
                 parent = path.parent.name if path.parent != run.path else None
@@ -243,8 +323,16 @@ class _StudySyncer:
 
 
 def _cursor_path(run_directory: RunDirectory, study: str, uri: str) -> Path:
-    store = hashlib.sha256(uri.encode()).hexdigest()[:12]
-    return run_directory.tracking_folder / f"{study}-{store}.json"
+    return run_directory.tracking_folder / f"{study}{_cursor_suffix(uri)}"
+
+
+def _cursor_suffix(uri: str) -> str:
+    return f"-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.json"
+
+
+def _studies_with_cursors(run_directory: RunDirectory, uri: str) -> set[str]:
+    suffix = _cursor_suffix(uri)
+    return {path.name.removesuffix(suffix) for path in run_directory.tracking_folder.glob(f"[!.]*{suffix}")}
 
 
 def file_stamp(path: Path) -> list[int]:
@@ -275,11 +363,11 @@ def params_of(spec: dict) -> dict[str, str]:
             for key, item in value.items():
                 visit(item, f"{path}.{key}" if path else str(key))
             return
-        text = value if isinstance(value, str) else json.dumps(value)
+        text = tag_text(value) if isinstance(value, str) else json.dumps(value)
         if len(text) > MAX_PARAM_CHARACTERS:
             note = f" ... ({len(text)} characters; whole in spec.yaml)"
             text = text[: MAX_PARAM_CHARACTERS - len(note)] + note
-        flat[path] = text
+        flat[param_name(path)] = text
 
     visit(spec, "")
     return flat

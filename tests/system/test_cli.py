@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from harness.cli import cli
@@ -160,18 +161,28 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path, tiny_study):
     assert done.stderr == ""
 
 
-def test_inception_counts_only_when_its_file_exists(tmp_path, tiny_study, monkeypatch):
+def test_a_file_that_is_named_as_inceptions_weights_must_be_one_before_anything_is_planned(
+    tmp_path, tiny_study, monkeypatch
+):
     tiny_study()
     study = tmp_path / "tiny.yaml"
     study.write_text(
         study.read_text() + "evaluate: [{fidelity: {num_samples: 16, num_steps: 30, extractor: inception}}]\n"
     )
-    monkeypatch.setenv("HARNESS_INCEPTION_WEIGHTS", str(tmp_path / "weights.pth"))
+    monkeypatch.delenv("HARNESS_INCEPTION_WEIGHTS", raising=False)
     refused = invoke("plan", study)
     assert isinstance(refused.exception, SpecError)
     assert "set HARNESS_INCEPTION_WEIGHTS to the file of its weights" in str(refused.exception)
-    (tmp_path / "weights.pth").write_bytes(b"")
+    path = tmp_path / "weights.pth"
+    monkeypatch.setenv("HARNESS_INCEPTION_WEIGHTS", str(path))
+    assert f"HARNESS_INCEPTION_WEIGHTS: {path}: there is no such file" in str(invoke("plan", study).exception)
+    path.write_bytes(b"<!DOCTYPE html><title>404: Not found</title>")
+    assert "not a file of weights: a web page" in str(invoke("plan", study).exception)
+    torch.save({"fc.weight": torch.ones(2)}, path)
     assert invoke("plan", study).exit_code == 0
+    refused = invoke("submit", study, "--runs", tmp_path / "runs", "--no-sync", "--cluster", "debug")
+    assert "the weights of another network" in str(refused.exception)
+    assert not (tmp_path / "runs").exists()  # nothing was begun
 
 
 # -------------------------------------------------------------------------------------------------------------- submit

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "randomness": set(),
     "progress": set(),
     "text": set(),
-    "messages": set(),
+    "messages": {"text"},
     # leaves: plain values, never the spec
     "diffusion": {"errors"},
     "models": {"errors"},
@@ -34,8 +34,8 @@ MAY_IMPORT = {
     # no torch in these. The spec reads two torch-free tables of leaves: data.facts and diffusion.respacing
     "spec": {"data", "diffusion", "text", "errors"},
     "study": {"spec", "text", "errors"},
-    "records": {"spec", "errors"},
-    "tracking": {"records", "messages", "errors"},
+    "records": {"spec", "text", "errors"},
+    "tracking": {"records", "messages", "text", "errors"},
     "slurm": {"study", "spec", "text", "errors"},
     # names become objects, and a run is worked on
     "registry": {"spec", "diffusion", "models", "data", "methods", "randomness", "errors"},
@@ -44,7 +44,7 @@ MAY_IMPORT = {
         *("training", "registry", "records", "spec"),
         *("diffusion", "data", "methods", "metrics", "randomness", "errors"),
     },
-    "interop": {"evaluation", "training", "registry", "records", "models", "spec", "errors"},
+    "interop": {"evaluation", "training", "registry", "records", "models", "metrics", "spec", "errors"},
     "job": {
         *("training", "evaluation", "registry", "tracking", "records", "study", "spec"),
         *("data", "metrics", "progress", "messages", "errors"),
@@ -52,11 +52,11 @@ MAY_IMPORT = {
     # runs are handed out, followed and searched over
     "launch": {
         *("job", "training", "registry", "slurm", "tracking", "records", "study", "spec"),
-        *("messages", "text", "errors"),
+        *("data", "metrics", "messages", "text", "errors"),
     },
-    "doctor": {"launch", "slurm", "registry", "tracking", "records", "spec", "text", "errors"},
+    "doctor": {"launch", "slurm", "registry", "tracking", "records", "data", "metrics", "spec", "text", "errors"},
     "search": {"launch", "slurm", "tracking", "records", "study", "spec", "text", "errors"},
-    "analysis": {"records", "spec", "diffusion", "data", "errors"},
+    "analysis": {"records", "spec", "diffusion", "data", "text", "errors"},
     # what others import: for plugins' files, and for notebooks
     "plugins": {"spec", "data"},
     "api": None,

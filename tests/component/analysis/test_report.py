@@ -86,7 +86,7 @@ def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
             assert link[1:] in links.ids
         else:
             assert (out / link).is_file(), link
-    assert "http" not in text
+    assert "://" not in text
 
 
 @pytest.mark.slow
@@ -121,6 +121,75 @@ def test_without_runs_the_closed_forms_are_drawn_all_the_same(tmp_path, caplog):
     report(tmp_path / "runs", tmp_path / "figures")
     assert "no runs yet" in caplog.text
     assert (tmp_path / "figures" / "schedules" / "alpha_bar.pdf").is_file()
+
+
+@pytest.fixture
+def two_studies(tmp_path, tiny_study):
+    """A folder of runs of the studies `tiny` and `other`, one run each."""
+    from harness import testing
+
+    other = testing.TINY_STUDY.replace("study: tiny", "study: other")
+    for run in [*tiny_study(), *testing.tiny_study(tmp_path, "seed: 5\n", study=other)]:
+        testing.write_finished_run(run, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def sections(page):
+    return {name.removeprefix("study-") for name in Links(page.read_text()).ids if name.startswith("study-")}
+
+
+def test_a_report_of_one_study_keeps_the_others_on_the_page_as_long_as_they_have_runs(two_studies, tmp_path):
+    page = report(two_studies, tmp_path / "figures")
+    assert sections(page) == {"tiny", "other"}
+    before = files(tmp_path / "figures")
+    assert sections(report(two_studies, tmp_path / "figures", ["tiny"])) == {"tiny", "other"}
+    assert files(tmp_path / "figures") == before
+    for path in two_studies.glob("[!.]*/studies/other.json"):
+        path.unlink()
+    text = report(two_studies, tmp_path / "figures", ["tiny"]).read_text()
+    assert sections(page) == {"tiny"}
+    assert "other/" not in text
+
+
+def test_a_report_of_one_study_shows_no_study_that_was_never_drawn(two_studies, tmp_path):
+    assert sections(report(two_studies, tmp_path / "figures", ["tiny"])) == {"tiny"}
+    assert sections(report(two_studies, tmp_path / "figures", ["other"])) == {"tiny", "other"}
+
+
+def test_a_picture_that_was_deleted_since_is_not_linked(two_studies, tmp_path):
+    page = report(two_studies, tmp_path / "figures")
+    (tmp_path / "figures" / "other" / "learning_curves.png").write_text("no picture")
+    report(two_studies, tmp_path / "figures", ["tiny"])
+    assert sections(page) == {"tiny", "other"}
+    assert "other/learning_curves.png" not in Links(page.read_text()).found
+    assert "tiny/learning_curves.png" in Links(page.read_text()).found
+
+
+def test_the_page_runs_nothing_and_its_style_sheet_is_the_one_that_its_policy_allows(drawn):
+    import base64
+    import hashlib
+    import re
+
+    text = (drawn[0] / "index.html").read_text()
+    policy = re.search('http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+    style = re.search("<style>(.*?)</style>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src 'self' file: data:; style-src 'sha256-{digest}'; base-uri 'none'"
+    assert text.index("Content-Security-Policy") < text.index("<style>")
+    assert not re.search(r"<script|\bon\w+=|\bstyle=|javascript:", text, re.IGNORECASE)
+
+
+def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_are_drawn(two_studies, tmp_path, monkeypatch, caplog):
+    from harness.analysis import fig_learning_curves
+
+    def fail(frame):
+        raise ValueError("<b>odd</b>")
+
+    monkeypatch.setattr(fig_learning_curves, "draw", fail)
+    text = report(two_studies, tmp_path / "figures", ["tiny"]).read_text()
+    assert "<li><code>Learning curves</code>: cannot be drawn: ValueError: &lt;b&gt;odd&lt;/b&gt;</li>" in text
+    assert "schedules/alpha_bar.png" in text
+    assert "tiny: left out: Learning curves: cannot be drawn: ValueError" in caplog.text
 
 
 def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path):

@@ -6,13 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from PIL import Image
 
 from harness.cli import cli
 from harness.doctor import examine, machine
 from harness.launch import planning
 from harness.slurm.profile import Profile
 from harness.study.expand import load_study
+from harness.testing import TINY_STUDY
 
 
 def messages(findings, level: str) -> str:
@@ -51,7 +54,46 @@ def test_weights_of_inception_that_are_not_there_are_a_problem(tmp_path, tiny_st
     plan = planning.plan(load_study(tmp_path / "tiny.yaml"), tmp_path / "runs")
     assert messages(machine.check_extractors(plan), "ok") == "extractors: classifier; Inception is not used"
     monkeypatch.setenv("HARNESS_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
-    assert "none.pth" in messages(machine.check_extractors(plan), "problem")
+    assert "none.pth: there is no such file" in messages(machine.check_extractors(plan), "problem")
+
+
+def test_the_weights_of_inception_are_opened(tmp_path, monkeypatch):
+    evaluate = "evaluate: [{fidelity: {num_samples: 16, num_steps: 5, extractor: inception}}]\n"
+    (tmp_path / "tiny.yaml").write_text(TINY_STUDY + evaluate)
+    plan = planning.plan(load_study(tmp_path / "tiny.yaml", inception=True), tmp_path / "runs")
+    monkeypatch.delenv("HARNESS_INCEPTION_WEIGHTS", raising=False)
+    assert "set HARNESS_INCEPTION_WEIGHTS" in messages(machine.check_extractors(plan), "problem")
+    path = tmp_path / "weights.pth"
+    monkeypatch.setenv("HARNESS_INCEPTION_WEIGHTS", str(path))
+    path.write_bytes(b"<!DOCTYPE html><title>404</title>")
+    assert "not a file of weights: a web page" in messages(machine.check_extractors(plan), "problem")
+    torch.save({"fc.weight": torch.ones(2)}, path)
+    assert "the weights of another network" in messages(machine.check_extractors(plan), "problem")
+
+
+def test_the_account_of_an_image_folder_is_a_warning_where_files_were_ignored(tmp_path, tiny_study, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "data" / "pictures"
+    folder.mkdir(parents=True)
+    for number in range(30):
+        Image.new("L", (8, 8), number).save(folder / f"a_{number}.png")
+    sets = ["data={name: image_folder, path: pictures, image_size: 8}", f"data_root={tmp_path / 'data'}"]
+    tiny_study()
+    plan = planning.plan(load_study(tmp_path / "tiny.yaml", sets=sets), tmp_path / "runs")
+    findings = list(machine.check_data(plan))
+    assert "data image_folder: 30 files seen, 30 used, 0 ignored; " in messages(findings, "ok")
+    (folder / "list.txt").touch()
+    findings = list(machine.check_data(plan))
+    assert "31 files seen, 30 used, 1 ignored (1 .txt); " in messages(findings, "warning")
+    assert "1 class: 30 a; digest " in messages(findings, "warning")
+
+
+@pytest.mark.parametrize(
+    ("cache", "words"), [("/proc/x", "the cache cannot be written"), ("~no-such-user/x", "HARNESS_CACHE")]
+)
+def test_a_cache_that_cannot_be_written_is_a_problem(monkeypatch, cache, words):
+    monkeypatch.setenv("HARNESS_CACHE", cache)
+    assert words in messages(machine.check_cache(), "problem")
 
 
 def test_without_slurm_a_profile_cannot_be_examined_and_the_message_says_where(tmp_path, monkeypatch):

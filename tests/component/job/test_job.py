@@ -18,6 +18,8 @@ from harness.errors import CheckpointError, RecordError
 from harness.job import job
 from harness.records.directory import RunDirectory
 from harness.records.disk import best_step, scores
+from harness.study.expand import load_study
+from harness.testing import TINY_STUDY, write_run
 from harness.training.checkpoints import Checkpoints, DamagedCheckpointWarning
 
 EVALUATE = "evaluate:\n  - {nll: {estimator: full, num_images: 4}, grid: 4}\n"
@@ -138,6 +140,16 @@ def test_a_training_that_diverges_is_left_failed_with_its_step(tiny_run):
     folder = tiny_run("", "optim.lr=1e30", "train.steps=40")
     assert run_job(folder) == "failed"
     assert "not a number at step" in RunDirectory(folder).status().reason
+
+
+def test_weights_of_inception_that_are_not_on_this_machine_fail_a_job_before_its_training(tmp_path, monkeypatch):
+    evaluate = "evaluate: [{fidelity: {num_samples: 16, num_steps: 5, extractor: inception}}]\n"
+    (tmp_path / "tiny.yaml").write_text(TINY_STUDY + evaluate)
+    run = write_run(load_study(tmp_path / "tiny.yaml", inception=True).runs[0], tmp_path / "runs")
+    monkeypatch.delenv("HARNESS_INCEPTION_WEIGHTS", raising=False)
+    assert run_job(run.path) == "failed"
+    assert "evaluations use Inception, but HARNESS_INCEPTION_WEIGHTS is not set here" in run.status().reason
+    assert run.durable_step() == 0 and run.rows() == []
 
 
 def test_a_second_job_is_refused_while_the_first_works(tiny_run):
@@ -295,3 +307,22 @@ def test_a_signal_to_stop_checkpoints_at_the_next_step(tiny_run, number):
     directory = RunDirectory(folder)
     assert directory.status().state == "interrupted" and directory.status().stopped_by == signal.Signals(number).name
     assert directory.durable_step() >= directory.status().step > 0
+
+
+def test_a_checkpoint_whose_weights_are_not_finite_is_neither_sampled_nor_exported(tiny_run, tmp_path):
+    folder = tiny_run()
+    run_job(folder)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    latest = checkpoints.latest()
+    assert latest is not None
+    step, state = latest
+    name, weight = next((name, value) for name, value in state["method"]["ema"].items() if value.is_floating_point())
+    weight.view(-1)[0] = torch.nan
+    checkpoints.save(step, state)
+    for verb in (
+        ["sample", folder.name, "--num-steps", "5"],
+        ["export-checkpoint", folder.name, str(tmp_path / "x.pt")],
+    ):
+        refused = CliRunner().invoke(cli, [*verb, "--runs", str(folder.parent)]).exception
+        assert isinstance(refused, CheckpointError)
+        assert f"step {step}, ema weights: 1 of the {weight.numel()} values of {name} are not finite" in str(refused)

@@ -25,6 +25,7 @@ from harness.slurm.profile import Profile
 from harness.spec.base import SCHEMA_VERSION
 from harness.study.expand import load_study
 from harness.study.model import Study
+from harness.testing import write_finished_run
 
 EVALUATE = "evaluate: [{nll: {num_images: 16, evaluations_per_image: 4}}]\n"
 
@@ -72,22 +73,22 @@ def test_an_unknown_cluster_is_refused_with_the_choices(tmp_path, study):
 def test_what_is_known_of_a_run_stands_in_its_directory_before_a_job_starts(tmp_path, study):
     tiny = study("replicates: 2\n")
     plan = planning.plan(tiny, tmp_path / "runs")
-    assert submit._register_runs(plan) == list(plan.runs)
+    submit._register_runs(plan)
     for run in tiny.runs:
         directory = RunDirectory(tmp_path / "runs" / run.run_key)
         assert directory.spec() == run.spec.model_dump(mode="json")
         assert directory.studies()["tiny"] == json.loads(json.dumps(run.membership()))
     before = files_below(tmp_path)
-    assert submit._register_runs(plan) == []
+    submit._register_runs(plan)
     assert files_below(tmp_path) == before
 
 
 def test_a_store_that_cannot_be_reached_keeps_nobody_from_submitting(tmp_path, study):
     (tmp_path / "mlflow.db").write_text("no database")
     tiny = study()
-    write(tmp_path / "runs", tiny.runs[0], Status("done", step=12))
-    planned = planning.plan(tiny, tmp_path / "runs").runs
-    [note] = submit._sync_finished_runs(list(planned), f"sqlite:///{tmp_path}/mlflow.db")
+    write_finished_run(tiny.runs[0], tmp_path / "runs")
+    plan = planning.plan(tiny, tmp_path / "runs")
+    [note] = submit._sync_ended_runs(list(plan.runs), plan, f"sqlite:///{tmp_path}/mlflow.db")
     assert note.endswith("is not a database; `harness sync` will upload the runs that were done before")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from harness.data import Split, load_dataset
 from harness.errors import DataError
-from harness.metrics.features import load_extractor
+from harness.metrics.features import INCEPTION_FILE, load_extractor, read_inception_weights
 
 
 @pytest.fixture(scope="module")
@@ -132,5 +132,32 @@ def test_inception_sees_grey_as_three_equal_channels(digits, inception_weights):
 
 def test_weights_of_another_network_are_refused(digits, digitsnet, tmp_path):
     torch.save(digitsnet.module.network.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(DataError, match=r"other\.pth: not the weights of torch-fidelity's Inception-V3"):
+    with pytest.raises(DataError, match=r"other\.pth: the weights of another network: Conv2d_1a_3x3") as caught:
         load_extractor("inception", digits, weights=tmp_path / "other.pth")
+    assert "needed: the weights of torch-fidelity's Inception-V3\n  from: https" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_weights_as_distributed_training_and_old_files_have_them_give_the_same_features(
+    digits, inception_weights, tmp_path
+):
+    state = torch.load(inception_weights, weights_only=True)
+    changed = {f"module.{name}": value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(changed) < len(state)
+    torch.save(changed, tmp_path / "changed.pth")
+    images = digits.to_images(digits.test.images[:2])
+    plain, other = (
+        load_extractor("inception", digits, weights=p) for p in (inception_weights, tmp_path / "changed.pth")
+    )
+    assert torch.equal(plain.features(images), other.features(images))
+
+
+def test_weights_that_are_not_finite_or_not_what_their_name_says_are_refused(inception_weights, tmp_path):
+    state = torch.load(inception_weights, weights_only=True)
+    torch.save(state, tmp_path / INCEPTION_FILE)
+    with pytest.raises(DataError, match="damaged: its sha256 does not start with 6726825d as its name says"):
+        read_inception_weights(tmp_path / INCEPTION_FILE)
+    state["fc.bias"][7] = torch.nan
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(DataError, match=r"1 of the 1008 values of fc\.bias are not finite"):
+        read_inception_weights(tmp_path / "nan.pth")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -80,9 +81,19 @@ def invoke(*arguments: str | Path):
 def test_what_is_imported_is_what_was_exported_less_locks_cursors_and_checkpoints(runs, there, name):
     imported = import_study(export(runs, name), there)
     assert sorted(imported.added) == sorted(path.name for path in runs.glob("[!.]*"))
-    left_out = re.compile(r"[0-9a-f]+/(lock|tracking|checkpoints)/.*|\..*")
-    assert contents(there) == {name: data for name, data in contents(runs).items() if not left_out.fullmatch(name)}
+    left_out = re.compile(r"[0-9a-f]+/((lock|tracking|checkpoints|logs)/.*|status\.json|environment\.json)|\..*")
+
+    def kept(folder: Path) -> dict[str, bytes]:
+        return {name: data for name, data in contents(folder).items() if not left_out.fullmatch(name)}
+
+    assert kept(there) == kept(runs)
     assert not list(there.glob(".import-*"))
+    for here, elsewhere in zip(all_runs(runs), all_runs(there), strict=True):
+        [environment] = here.environments()
+        assert environment.pop("host") and environment.pop("hosts")
+        assert elsewhere.environments() == [environment]
+        status, imported = here.status(), elsewhere.status()
+        assert (imported.state, imported.step, imported.loss) == ("done", status.step, status.loss)
 
 
 def test_figures_and_status_work_on_what_was_imported(runs, there):
@@ -264,6 +275,15 @@ def rewritten(path: Path, change) -> Path:
     return out
 
 
+def replace_member(entries, manifest, name: str, content: bytes) -> None:
+    """Give a member another content, which the manifest has too; a new name is added."""
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    place = next((index for index, (other, _) in enumerate(entries) if other.name == name), len(entries))
+    entries[place : place + 1] = [(member, content)]
+    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
 def test_every_flipped_byte_of_a_file_is_found(runs, there):
     path = export(runs, "tiny.tar")
     data = bytearray(path.read_bytes())
@@ -341,12 +361,23 @@ def test_a_file_beside_the_manifest_or_twice_is_refused(runs, there):
     assert "1 files are missing" in refused(rewritten(export(runs), lambda entries, _: entries.pop(3)), there)
 
 
-def test_a_run_under_another_runs_key_is_refused(runs, there):
+def test_a_run_under_another_runs_key_is_not_exported_and_not_imported(runs, there):
+    first, second = (directory.key for directory in all_runs(runs))
+
+    def swap(entries, manifest):
+        content = next(data for member, data in entries if member.name == f"runs/{second}/spec.json")
+        replace_member(entries, manifest, f"runs/{first}/spec.json", content)
+
+    assert f"run {first} cannot be imported: spec.json: it holds the spec of run {second}" in refused(
+        rewritten(export(runs), swap), there
+    )
+
     first, second = (directory.key for directory in all_runs(runs))
     (runs / first).rename(runs / "swap")
     (runs / second).rename(runs / first)
     (runs / "swap").rename(runs / second)
-    assert f"run {first} holds the spec of run {second}" in refused(export(runs), there)
+    with pytest.raises(RecordError, match=rf"runs/{first}: spec.json: it holds the spec of run {second}"):
+        export(runs)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,12 @@ from pathlib import Path
 import optuna
 import pytest
 
+from harness.analysis import fig_search
+from harness.analysis.runs import load_records
 from harness.cli.common import members
 from harness.errors import LaunchError, RecordError
+from harness.launch import planning
+from harness.launch.submit import submit
 from harness.records.directory import RunDirectory
 from harness.records.lock import FolderLock
 from harness.records.status import Status
@@ -680,3 +684,39 @@ def test_a_search_on_slurm_with_four_workers(make, tmp_path, slurm):
 if __name__ == "__main__":  # the coordinator that is killed
     file, runs_folder, *sets = sys.argv[1:]
     hunt(load_search(file, sets=sets), Path(runs_folder))
+
+
+# ------------------------------------------------------------------------------------------------- what is asked for
+
+
+def test_a_search_asks_for_its_trials_until_a_study_takes_its_name_and_again_when_it_goes_on(make, tmp_path):
+    runs = tmp_path / "runs"
+
+    def asked_for():
+        return {run.run_key for run in load_records(runs, "hunt")}
+
+    def of_trials():
+        return {key for trial in read_trials(make().folder(runs)) for key in trial.run_keys}
+
+    path = tmp_path / "study.yaml"
+    path.write_text(BASE)
+    study = load_study(path)
+    submit(planning.plan(study, runs), cluster="debug", sync=False)
+    assert asked_for() == {study.runs[0].run_key}
+    hunt(make(LAMBDA_S, "search.trials=2"), runs)
+    assert asked_for() == of_trials() and len(of_trials()) == 2
+    assert sorted(run.arm for run in load_records(runs, "hunt")) == ["trial-0000", "trial-0001"]
+    submit(planning.plan(study, runs), cluster="debug", sync=False)
+    assert asked_for() == {study.runs[0].run_key}
+    assert fig_search.trials(load_records(runs, "hunt")).empty
+    hunt(make(LAMBDA_S, "search.trials=3"), runs)
+    assert asked_for() == of_trials() and len(of_trials()) == 3
+    assert fig_search.trials(load_records(runs, "hunt"))["trial"].nunique() == 3
+
+
+def test_a_search_of_a_version_without_manifests_keeps_its_trials(make, tmp_path):
+    runs = tmp_path / "runs"
+    hunt(make(LAMBDA_S, "search.trials=2"), runs)
+    (runs / ".studies" / "hunt" / "manifest.json").unlink()
+    hunt(make(LAMBDA_S, "search.trials=3"), runs)
+    assert [run.arm for run in load_records(runs, "hunt")] == ["trial-0000", "trial-0001", "trial-0002"]

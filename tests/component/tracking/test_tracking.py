@@ -1,6 +1,7 @@
 """Against the real MLflow: SQLite stores, and its real HTTP server on loopback."""
 
 import http.server
+import json
 import math
 import os
 import shutil
@@ -20,11 +21,12 @@ import pytest
 from harness.errors import TrackingError
 from harness.records.directory import RunDirectory
 from harness.records.lock import FolderLock
+from harness.records.manifest import ask_for
 from harness.records.status import Status
 from harness.tracking.check import check
-from harness.tracking.daemon import BackgroundSync, watch
+from harness.tracking.daemon import BackgroundSync, _SyncLoop, watch
 from harness.tracking.store import initialise_store, store_uri
-from harness.tracking.sync import sync_run
+from harness.tracking.sync import is_synced, sync_run
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +215,18 @@ class TestWhatMLflowShows:
         assert shown[2].data.tags["reason"] == ""
         assert len({found.info.run_id for found in shown}) == 1
         assert shown[2].info.end_time == run.events()[-1].time_ms
+
+    def test_the_data_are_an_input_with_their_digest_and_account_and_are_sent_once(self, run, store):
+        attempt(run, 0, [1])
+        account = {"train": 3, "test": 1, "seen": 5, "num_ignored": 1, "ignored": {".txt": 1}, "folders": ["data/x"]}
+        run.write_environment(1, {"data_digest": "d" * 64, "data_account": account})
+        sync_run(run)
+        shutil.rmtree(run.tracking_folder)  # with the cursor
+        sync_run(run)
+        [given] = mlflow_run(store, run).inputs.dataset_inputs
+        assert (given.dataset.digest, [tag.value for tag in given.tags]) == ("d" * 36, ["training"])
+        assert json.loads(given.dataset.profile) == account
+        assert json.loads(given.dataset.source)["folders"] == ["data/x"]
 
     def test_params_tags_and_name_say_what_the_run_is(self, run, store):
         run.write_environment(1, {"code_version": "3f2a"})
@@ -618,3 +632,84 @@ def test_the_first_contact_with_mlflow_prints_nothing(first_contact):
     path, printed, errors = first_contact
     assert (printed, errors) == (f"sqlite:///{path}\n", "")
     assert path.exists()
+
+
+class TestWhatIsAskedFor:
+    """MLflow shows which runs a study still asks for, by the tag asked_for."""
+
+    def tag(self, store, run, name="asked_for"):
+        return mlflow_run(store, run).data.tags.get(name)
+
+    def test_a_run_that_is_no_longer_asked_for_has_another_tag_after_the_next_sync(self, run, store):
+        attempt(run, 0, range(1, 6), checkpoints=[5])
+        runs, membership = run.path.parent, run.studies()["noise-schedule"] | {"evaluations": []}
+        ask_for(runs, "noise-schedule", {run.key: membership})
+        sync_run(run)
+        assert self.tag(store, run) == "true"
+        ask_for(runs, "noise-schedule", {})
+        assert not is_synced(run, store)
+        [difference] = check(run).lines()
+        assert difference == "noise-schedule: the tag asked_for is true in MLflow, not false"
+        sync_run(run)
+        assert (self.tag(store, run), check(run).ok, is_synced(run, store)) == ("false", True, True)
+        ask_for(runs, "noise-schedule", {run.key: membership | {"arm": "renamed"}})
+        sync_run(run)
+        assert (self.tag(store, run), self.tag(store, run, "arm")) == ("true", "renamed")
+        assert mlflow_run(store, run).info.run_name == "renamed r1"
+
+    def test_a_run_that_was_forgotten_is_not_asked_for_and_keeps_its_name(self, run, store):
+        attempt(run, 0, range(1, 6), checkpoints=[5])
+        sync_run(run)
+        run.leave_study("noise-schedule")
+        sync_run(run)
+        assert (self.tag(store, run), self.tag(store, run, "arm")) == ("false", "cosine")
+        assert mlflow_run(store, run).info.run_name == "cosine r1"
+        assert check(run).ok
+
+    def test_a_run_that_was_forgotten_and_deleted_in_mlflow_is_not_made_again(self, run, store):
+        attempt(run, 0, range(1, 6), checkpoints=[5])
+        sync_run(run)
+        client(store).delete_run(mlflow_run(store, run).info.run_id)
+        run.leave_study("noise-schedule")
+        assert sync_run(run).studies == {}
+        experiment = client(store).get_experiment_by_name("noise-schedule")
+        assert client(store).search_runs([experiment.experiment_id]) == []
+
+    def test_a_watching_process_sees_that_a_run_is_no_longer_asked_for(self, run, store):
+        attempt(run, 0, range(1, 6), checkpoints=[5])
+        sync_loop = _SyncLoop(store)
+        sync_loop.sync([run])
+        ask_for(run.path.parent, "noise-schedule", {})
+        sync_loop.sync([run])
+        assert self.tag(store, run) == "false"
+
+    def test_a_store_of_a_version_without_the_tag_has_no_difference(self, run, store):
+        attempt(run, 0, range(1, 6), checkpoints=[5])
+        sync_run(run)
+        client(store).delete_tag(mlflow_run(store, run).info.run_id, "asked_for")
+        assert check(run).ok
+
+
+class TestOneLineARun:
+    def test_a_run_that_is_not_in_mlflow_is_one_line(self, run, store):
+        attempt(run, 0, range(1, 6), checkpoints=[5])
+        report = check(run)
+        assert len(report.lines()) == 10
+        assert report.summary() == "not in MLflow: 10 rows of noise-schedule: harness sync"
+
+    def test_several_differences_are_counted_by_their_kind_beside_the_first(self, run, store):
+        attempt(run, 0, range(1, 6), checkpoints=[5])
+        sync_run(run)
+        client(store).log_metric(mlflow_run(store, run).info.run_id, "train/loss", 99.0, step=3)
+        with run.lock(), run.open_journal(resumed_from_step=5) as journal:
+            journal.metrics(6, {"train/loss": 1.0, "train/mse": 2.0})
+            journal.event("checkpoint", step=6)
+        assert check(run).summary() == (
+            "2 missing in MLflow, 1 contradicted by the journal; the first: "
+            "noise-schedule: train/loss at step 6: 1.0 is not in MLflow"
+        )
+
+    def test_nothing_to_say_is_no_line(self, run, store):
+        attempt(run, 0, range(1, 6), checkpoints=[5])
+        sync_run(run)
+        assert check(run).summary() == ""

@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
-from harness.errors import RecordError
+from harness.data.image_folder import image_folder
+from harness.errors import DataError, RecordError
 from harness.job.job import run_job
 from harness.job.verify import digests, results
 from harness.records.directory import RunDirectory
@@ -38,6 +40,25 @@ def test_a_status_that_does_not_fit_leaves_the_old_one(disk):
     with pytest.raises(RecordError, match=r"status\.json: cannot be written: No space left on device"):
         run.set_status(Status("failed", step=8))
     assert (run.status().state, run.status().step) == ("done", 7)
+
+
+@pytest.mark.parametrize("num_images", [4, 40])
+def test_scaled_images_that_do_not_fit_are_refused_before_one_is_read_and_leave_nothing(
+    disk, tmp_path, monkeypatch, num_images
+):
+    monkeypatch.setenv("HARNESS_CACHE", str(disk / "cache"))
+    (tmp_path / "pictures").mkdir()
+    for number in range(num_images):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "pictures" / f"{number}.png")
+    fill(disk, 2_000_000)
+    options = {"path": "pictures", "image_size": 512}  # 786 KB each
+    with pytest.raises(DataError, match=r"the cache .*image_folder cannot be written: the disk or your quota is full"):
+        image_folder(str(tmp_path), **options)
+    assert list((disk / "cache" / "image_folder").iterdir()) == []
+    assert shutil.disk_usage(disk).free > 1_900_000
+    (disk / "filler").unlink()
+    if num_images == 4:
+        assert len(image_folder(str(tmp_path), **options).train) == 3
 
 
 @pytest.mark.slow

@@ -95,3 +95,100 @@ def test_samplers_are_compared_on_the_same_weights_on_both_sides_of_50_steps(stu
 
 def test_a_claim_that_no_record_speaks_to_is_left_out(study_runs):
     assert claims.judge(load_records(study_runs("", lambda run: {}))) == []
+
+
+# ------------------------------------------------------------------------------------- arms by their resolved values
+
+OFFSETS = """
+arms:
+  a wide: {diffusion.schedule: {name: cosine, s: 0.05}}
+  b narrow: {diffusion.schedule: {name: cosine, s: 0.008}}
+  c: {diffusion.schedule: linear}
+replicates: 3
+evaluate: [{nll: {}}]
+"""
+
+
+def sides(claim):
+    return {(contrast.ours, contrast.other): contrast for contrast in claim.contrasts}
+
+
+def test_two_offsets_of_a_schedule_are_two_arms_and_neither_stands_for_the_other(study_runs):
+    nll = {"a wide": 3.3, "b narrow": 3.1, "c": 3.2}
+    runs = load_records(study_runs(OFFSETS, lambda run: {"nll": nll[run.arm] + 0.001 * run.replicate}))
+    contrasts = sides(claims.cosine_beats_linear(runs))
+    assert {names: contrast.verdict for names, contrast in contrasts.items()} == {
+        ("cosine (diffusion.schedule.s=0.008)", "linear"): "supported",
+        ("cosine (diffusion.schedule.s=0.05)", "linear"): "contradicted",
+    }
+    assert {contrast.context for contrast in contrasts.values()} == {"simple; 2 arms are cosine"}
+
+
+def test_two_lambdas_are_two_arms_on_their_side_and_two_contexts_for_a_claim_about_schedules(study_runs):
+    extra = """
+grid:
+  diffusion.schedule: [linear, cosine]
+  objective & diffusion.var_type:
+    - [simple, fixed]
+    - [{name: hybrid, lambda_vlb: 0.001}, learned_range]
+    - [{name: hybrid, lambda_vlb: 0.1}, learned_range]
+replicates: 3
+evaluate: [{nll: {}}]
+"""
+
+    def numbers(run):
+        objective = run.spec.objective
+        nll = {0.001: 3.1, 0.1: 3.3}.get(getattr(objective, "lambda_vlb", None), 3.2)
+        return {"nll": nll + 0.05 * (run.spec.diffusion.schedule.name == "linear") + 0.001 * run.replicate}
+
+    runs = load_records(study_runs(extra, numbers))
+    hybrid = claims.hybrid_beats_simple(runs)
+    assert {(contrast.ours, contrast.verdict) for contrast in hybrid.contrasts} == {
+        ("hybrid (objective.lambda_vlb=0.001)", "supported"),
+        ("hybrid (objective.lambda_vlb=0.1)", "contradicted"),
+    }
+    assert len(hybrid.contrasts) == 4, "each of them under each schedule"
+    assert sorted(contrast.context for contrast in claims.cosine_beats_linear(runs).contrasts) == [
+        "hybrid (objective.lambda_vlb=0.001)",
+        "hybrid (objective.lambda_vlb=0.1)",
+        "simple",
+    ]
+
+
+def test_the_same_weights_measured_with_either_variance_are_two_sides_and_never_the_first_of_them(study_runs):
+    extra = """
+arms:
+  s: {objective: simple}
+  h: {objective: hybrid, diffusion.var_type: learned_range}
+replicates: 3
+evaluate:
+  - {name: eval, nll: {}, fixed_variance: large}
+  - {name: eval_small, nll: {}, fixed_variance: small, arms: [s]}
+"""
+    runs = load_records(study_runs(extra, lambda run: {"nll": 3.0 + 0.001 * run.replicate - 0.1 * (run.arm == "h")}))
+    assert {contrast.other for contrast in claims.hybrid_beats_simple(runs).contrasts} == {
+        "simple (σ²=β)",
+        "simple (σ²=β̃)",
+    }
+
+
+def test_raw_and_averaged_weights_are_never_one_protocol(study_runs):
+    extra = """
+grid: {diffusion.schedule: [linear, cosine]}
+replicates: 3
+evaluate: [{name: eval, nll: {}}, {name: eval_raw, nll: {}, weights: raw}]
+"""
+    contrasts = claims.cosine_beats_linear(load_records(study_runs(extra, lambda run: {}))).contrasts
+    assert sorted(contrast.context for contrast in contrasts) == [
+        "simple (evaluation.weights=ema)",
+        "simple (evaluation.weights=raw)",
+    ]
+
+
+def test_two_sweeps_of_one_arm_are_two_contrasts_and_not_replicates_of_one(study_runs):
+    sweep = "{name: NAME, sweep: {num_steps: [5, 10], num_samples: 64, samplers: [ancestral, {name: ddim, eta: ETA}]}}"
+    entries = [sweep.replace("NAME", name).replace("ETA", eta) for name, eta in (("eval", "0.0"), ("eval_eta", "1.0"))]
+    extra = f"replicates: 3\nevaluate: [{', '.join(entries)}]\n"
+    few = claims.ddim_wins_at_few_steps(load_records(study_runs(extra, lambda run: {"ddim": 4.0 + run.replicate})))
+    assert [len(contrast.pairs) for contrast in few.contrasts] == [3, 3]
+    assert len({contrast.context for contrast in few.contrasts}) == 2

@@ -202,3 +202,44 @@ class TestStyle:
         pdf = (tmp_path / "x.pdf").read_bytes()
         assert about.runs_digest.encode() in pdf
         assert b"CreationDate" not in pdf
+
+
+class TestWhatHasOneNameAndOtherValues:
+    """Nothing that differs in a value is averaged as if it were a replicate."""
+
+    SWEEP = "{name: NAME, sweep: {num_steps: [5, 10], num_samples: 64, SETTINGS}}"
+
+    def sweeps(self, study_runs, first, second):
+        entries = [
+            self.SWEEP.replace("NAME", name).replace("SETTINGS", settings)
+            for name, settings in (("eval", first), ("eval_other", second))
+        ]
+        folder = study_runs(f"evaluate: [{', '.join(entries)}]\n", lambda run: {})
+        return fig_sampling_steps.data(load_records(folder))
+
+    def test_a_sampler_with_another_parameter_is_another_sampler(self, study_runs):
+        frame = self.sweeps(study_runs, "samplers: [{name: ddim, eta: 0.0}]", "samplers: [{name: ddim, eta: 1.0}]")
+        assert set(frame["sampler"]) == {"ddim (eta=0.0)", "ddim (eta=1.0)"}
+        assert set(frame["n"]) == {1}
+        assert isinstance(fig_sampling_steps.draw(frame), Figure)
+
+    def test_another_reference_split_is_another_protocol(self, study_runs):
+        frame = self.sweeps(study_runs, "reference: train", "reference: test")
+        assert set(frame["protocol"]) == {
+            "digitsnet, 64 samples (sweep.reference=train)",
+            "digitsnet, 64 samples (sweep.reference=test)",
+        }
+        assert set(frame["n"]) == {1}
+
+    def test_two_likelihoods_during_training_are_two_curves(self, study_runs):
+        folder = study_runs(
+            "evaluate: [{name: eval, nll: {}, every: 50}, {name: eval_raw, nll: {}, weights: raw, every: 50}]\n",
+            lambda run: {"nll": 3.0},
+        )
+        [run] = load_records(folder)
+        for name, value in (("eval", 3.0), ("eval_raw", 4.0)):
+            run.curves[f"{name}/nll_bpd"] = (np.array([50, 100]), np.array([value, value]))
+        frame = fig_learning_curves.data([run])
+        means = frame[frame["iteration"] == 50].set_index("curve")["mean"]
+        assert (means["nll eval"], means["nll eval_raw"]) == (3.0, 4.0)
+        assert isinstance(fig_learning_curves.draw(frame), Figure)

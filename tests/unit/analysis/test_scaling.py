@@ -84,3 +84,18 @@ def test_another_number_of_output_channels_is_no_scale(study_runs):
     extra = "grid: {model.dropout: [0.0, 0.1]}\nevaluate: [{nll: {}}]\n"
     runs = load_records(study_runs(extra, lambda run: {"compute": 1e9 * (1.2 if run.spec.model.dropout else 1)}))
     assert fig_scaling.data(runs).empty
+
+
+def test_series_of_one_name_are_told_apart_by_their_values(study_runs):
+    extra = """
+grid:
+  model.channels: [8, 16]
+  diffusion.schedule: [{name: cosine, s: 0.008}, {name: cosine, s: 0.05}]
+evaluate: [{nll: {}}]
+"""
+    frame = fig_scaling.data(load_records(study_runs(extra, on_a_law)))
+    assert set(frame["series"]) == {
+        "cosine simple (diffusion.schedule.s=0.008)",
+        "cosine simple (diffusion.schedule.s=0.05)",
+    }
+    assert frame.groupby("series").size().tolist() == [2, 2]

@@ -79,3 +79,16 @@ def test_markdown_and_html_show_the_same_cells(study_runs):
 
 def test_no_measurement_gives_an_empty_table(study_runs):
     assert tab_results.data(load_records(study_runs("", lambda run: {}))).empty
+
+
+def test_what_was_measured_by_another_protocol_is_a_row_of_its_own(study_runs):
+    """Two evaluations on other numbers of images have two Gaussian baselines, and neither hides the other."""
+    extra = """
+evaluate:
+  - {name: eval, nll: {num_images: 16}}
+  - {name: eval_more, nll: {num_images: 32}}
+"""
+    rows = tab_results.rows(tab_results.data(load_records(study_runs(extra, nll))))
+    gaussian = [row for row in rows if row["model"] == "Gaussian per pixel"]
+    assert len(gaussian) == 2
+    assert "32 test images" in gaussian[1]["note"]

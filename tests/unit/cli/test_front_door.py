@@ -135,7 +135,8 @@ def test_list_counts_the_states_of_each_study(tmp_path, runs):
     [study] = document("list", "--runs", tmp_path / "runs")["studies"]
     seconds = study.pop("last_active_seconds")
     assert seconds == runs[0].status().updated_seconds
-    assert study == {"study": "tiny", "num_runs": 2, "states": {"failed": 1, "new": 1}}
+    states = {"failed": 1, "new": 1}
+    assert study == {"study": "tiny", "num_runs": 2, "num_no_longer_asked_for": 0, "states": states}
 
 
 @pytest.mark.parametrize("named", ["tiny", "tiny.yaml"])
@@ -193,6 +194,7 @@ def test_an_archive_is_described_by_export_and_import_alike(tmp_path, runs):
         "added": sorted(directory.key for directory in runs),
         "present": [],
         "num_figures": 0,
+        "left_out": [],
     }
 
 

@@ -99,6 +99,36 @@ def test_a_plan_adds_up_what_is_known_and_says_what_is_not(tmp_path, tiny_study,
     ]
 
 
+def test_a_plan_lists_what_each_arm_is_measured_by_and_its_cost(tmp_path, tiny_study, capsys):
+    tiny_study(
+        "arms: {a: {}, b: {optim.lr: 2e-3}, c: {optim.lr: 3e-3}}\n"
+        "evaluate:\n"
+        "  - {name: eval, arms: [a, b], nll: {estimator: full, num_images: 64}}\n"
+        "  - {name: eval_samples, arms: [a], fidelity: {num_samples: 100, num_steps: 5}, grid: 64}\n"
+    )
+    study = load_study(tmp_path / "tiny.yaml")
+    folder = tmp_path / "runs" / ".throughput"
+    folder.mkdir(parents=True)
+    measured = {"seconds_per_step": 4.8, "device": "cpu", "threads": 1}  # 0.1 s per image forward
+    (folder / f"{study.runs[0].spec.cost_key}.json").write_text(json.dumps(measured))
+    plan_view.show_plan(planning.plan(study, tmp_path / "runs"))
+    shown = capsys.readouterr().out.splitlines()
+    first = next(index for index, line in enumerate(shown) if line.startswith("evaluation "))
+    assert shown[first : first + 4] == [
+        "evaluation    arms  measures        network evaluations a run  time a run",
+        "eval          a, b  nll             2.4 k                      about 4 min",
+        "eval_samples  a     fidelity, grid  500                        about 50 s",
+        "none          c     -               -                          -",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "0"), (999, "999"), (14_200, "14.2 k"), (999_999, "1 M"), (2.5e9, "2.5 G")]
+)
+def test_large_numbers_have_three_digits(number, said):
+    assert text.rounded_count(number) == said
+
+
 def test_what_differs_is_spelt_briefly():
     overrides = {"objective": {"name": "hybrid", "lambda_vlb": 0.001}, "model.channel_mult": [1, 2], "data": "digits"}
     assert plan_view._overrides(overrides) == "objective=hybrid(lambda_vlb=0.001) model.channel_mult=[1,2] data=digits"

@@ -10,6 +10,7 @@ from harness.evaluation.parts import PARTS
 from harness.records.journal import Journal
 from harness.search.space import Metric
 from harness.spec import evaluation, parts
+from harness.spec.costs import network_evaluations
 from harness.spec.metrics import METRIC_KINDS, PART_OUTPUTS, curve_name, metric_kind, outputs, training_terms
 from harness.study.expand import load_study
 
@@ -61,6 +62,13 @@ def test_every_name_that_a_part_leaves_has_a_kind_and_is_a_key_that_a_journal_ta
         assert metric_kind(name) in METRIC_KINDS.values(), name
     with Journal(tmp_path / "journal-0001.jsonl", 1) as journal:
         journal.metrics(1, dict.fromkeys((*left.metrics, *left.curves), 0.0))
+
+
+@pytest.mark.parametrize("part", BUILT_IN)
+def test_every_part_says_what_it_costs(run_of, part):
+    run = run_of(f"{part}: {DEFAULTS[part]}")
+    (evaluation_of_run,) = run.evaluations
+    assert network_evaluations(evaluation_of_run, run.spec)[part] > 0
 
 
 @pytest.mark.parametrize("part", BUILT_IN)

@@ -24,6 +24,7 @@ def test_what_is_loaded_is_what_is_declared(name):
     dataset, facts = DATASETS[name](), DATASET_FACTS[name]
     assert dataset.train.images.shape[1:] == (facts.channels, facts.image_size, facts.image_size)
     assert (dataset.levels, dataset.num_classes) == (facts.levels, facts.num_classes)
+    assert (dataset.num_train, dataset.num_test) == (facts.num_train, facts.num_test)
     assert set(dataset.test.labels) == set(range(facts.num_classes))
     if facts.levels:
         assert (dataset.train.images.min(), dataset.train.images.max()) == (0, facts.levels - 1)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from harness.data import load_dataset
+from harness.data.base import read_file
 from harness.errors import DataError
 
 
@@ -27,6 +28,22 @@ def test_packed_and_plain_files_give_the_same_digest(tmp_path, write_idx, idx_ar
         checksums = write_idx(tmp_path / str(packed) / "mnist", idx_arrays, packed)
         digests.add(load_dataset("mnist", data_root=tmp_path / str(packed), checksums=checksums).digest)
     assert len(digests) == 1
+
+
+def test_a_web_page_in_the_place_of_a_file_is_called_that(tmp_path, write_idx, idx_arrays):
+    checksums = write_idx(tmp_path / "mnist", idx_arrays, False)
+    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(b"<html><title>403 Forbidden</title></html>")
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte: damaged or not the official file.*\(a web page"):
+        load_dataset("mnist", data_root=tmp_path, checksums=checksums)
+
+
+def test_a_file_that_cannot_be_read_and_a_home_that_is_not_there_are_said(tmp_path):
+    with pytest.raises(DataError, match=rf"{tmp_path}: cannot be read: Is a directory"):
+        read_file(tmp_path)
+    with pytest.raises(DataError, match=r"data_root or HARNESS_DATA: .*home.*write the whole path"):
+        load_dataset("mnist", data_root="~no-such-user/data")
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        load_dataset("mnist", data_root="x" * 300)
 
 
 def test_missing_files_are_named_with_their_source_their_place_and_what_was_looked_at(tmp_path, write_idx, idx_arrays):

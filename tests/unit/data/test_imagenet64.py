@@ -65,6 +65,31 @@ def test_the_remembered_digest_is_that_of_the_content_and_follows_a_changed_file
     assert load_dataset("imagenet64", data_root=tmp_path / "a", counts=(10 * COUNT, COUNT)).digest not in digests
 
 
+def test_a_damaged_cache_is_made_again(tmp_path, batches):
+    write(tmp_path, batches, np.savez_compressed)
+    options = {"data_root": tmp_path, "counts": (10 * COUNT, COUNT)}
+    digest = load_dataset("imagenet64", **options).digest
+    unpacked, digests = (tmp_path / "cache" / kind for kind in ("imagenet64", "digests"))
+    for path in unpacked.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    for path in digests.iterdir():
+        path.write_text("")
+    assert load_dataset("imagenet64", **options).digest == digest
+    assert {path.read_text() for path in digests.iterdir()} == {digest}
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_batch_that_is_damaged_inside_is_refused_by_name_and_leaves_nothing_in_the_cache(tmp_path, batches, save):
+    write(tmp_path, {TRAIN[0]: batches[TRAIN[0]] | {"data": batches[TRAIN[0]]["data"] * 0}} | batches, save)
+    path = tmp_path / "imagenet64" / TRAIN[0]
+    content = bytearray(path.read_bytes())
+    content[40:90] = b"\xff" * 50  # within the first member: its name, its header, its pixels
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"train_data_batch_1\.npz: "):
+        load_dataset("imagenet64", data_root=tmp_path, counts=(10 * COUNT, COUNT))
+    assert [*tmp_path.glob("cache/imagenet64/.*")] == []
+
+
 def test_incomplete_batches_are_refused(tmp_path, batches):
     write(tmp_path, batches, np.savez)
     with pytest.raises(DataError, match=r"expected \(1281167, 50000\) training and test images, found \(30, 3\)"):

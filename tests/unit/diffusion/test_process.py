@@ -16,6 +16,7 @@ from harness.diffusion import MEAN_TYPES, SCHEDULES, VAR_TYPES, GaussianDiffusio
 from harness.diffusion.schedules import Tables
 
 GOLDEN = dict(np.load(Path(__file__).parents[2] / "golden" / "steps.npz"))
+GOLDEN_SCHEDULES = sorted({name.split("/")[0] for name in GOLDEN if "/" in name})  # others have no vectors
 MEAN = {"epsilon": "EPSILON", "x_0": "START_X", "previous_x": "PREVIOUS_X"}
 
 
@@ -39,7 +40,7 @@ def assert_to_float32(ours, reference):
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("var_type", VAR_TYPES)
 @pytest.mark.parametrize("mean_type", MEAN)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", GOLDEN_SCHEDULES)
 def test_one_step_is_the_references(schedule, mean_type, var_type, clip):
     process = process_of(schedule, mean_type, var_type)
     prefix = f"{schedule}/{MEAN[mean_type]}/{var_type.upper()}"
@@ -58,7 +59,7 @@ def test_one_step_is_the_references(schedule, mean_type, var_type, clip):
     np.testing.assert_allclose(vb[decoder], reference[decoder], rtol=1e-2)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", GOLDEN_SCHEDULES)
 def test_the_prior_is_the_references(schedule):
     ours = process_of(schedule).prior_bpd(golden("x_start"))
     np.testing.assert_allclose(ours, GOLDEN[f"{schedule}/prior_bpd"], rtol=1e-4)

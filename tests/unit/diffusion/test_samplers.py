@@ -30,6 +30,7 @@ from harness.diffusion import (
 )
 
 GOLDEN = dict(np.load(Path(__file__).parents[2] / "golden" / "steps.npz"))
+GOLDEN_SCHEDULES = sorted({name.split("/")[0] for name in GOLDEN if "/" in name})  # others have no vectors
 MEAN = {"epsilon": "EPSILON", "x_0": "START_X", "previous_x": "PREVIOUS_X"}
 STD = 0.5
 
@@ -87,7 +88,7 @@ def solve(name, full, kept, **kw):
 
 @pytest.mark.parametrize("var_type", VAR_TYPES)
 @pytest.mark.parametrize("mean_type", MEAN)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", GOLDEN_SCHEDULES)
 def test_single_steps_are_the_references(schedule, mean_type, var_type):
     process = process_of(schedule, var_type, mean_type=mean_type)
     prefix = f"{schedule}/{MEAN[mean_type]}/{var_type.upper()}"
@@ -241,7 +242,7 @@ def gaussian_denoise(process):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_draws_the_data_from_noise(name):
-    process = process_of("cosine", "learned" if name == "ancestral" else "fixed_small", num_timesteps=100)
+    process = process_of("cosine", "learned", num_timesteps=100)
     generator = torch.Generator().manual_seed(0)
     x_T = torch.randn(4, 5_000, generator=generator)
     x_0 = SAMPLERS[name](gaussian_denoise(process), x_T, process, generator=generator)

@@ -129,8 +129,10 @@ def test_a_plan_as_json_has_exactly_the_promised_fields(tmp_path, study):
                 "arm": "base",
                 "replicate": 0,
                 "run_dir": str(tmp_path / "runs" / run.run_key),
+                "evaluations": [],
             }
         ],
+        "no_longer_asked_for": [],
     }
 
 

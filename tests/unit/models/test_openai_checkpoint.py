@@ -115,11 +115,12 @@ class Foreign:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "cannot be read as a checkpoint of plain tensors"),
-        (b"not a checkpoint", "cannot be read as a checkpoint of plain tensors"),
-        (Foreign(), "cannot be read as a checkpoint of plain tensors"),
-        ({"model": {}, "step": 3}, "holds a dict of model, step where a state dict"),
-        ([torch.zeros(1)], "holds list where a state dict"),
+        (b"", "not a file of weights: the file is empty"),
+        (b"not a checkpoint", "not a file of weights: it starts with"),
+        (b"<html>404</html>", "not a file of weights: a web page"),
+        (Foreign(), "not a file of weights: damaged, or it holds more than tensors"),
+        ({"model": {}, "step": 3}, "holds not only tensors by name; its entries are model, step"),
+        ([torch.zeros(1)], "holds a list, not tensors by name"),
     ],
 )
 def test_what_is_no_state_dict_is_refused(content, message, tmp_path):
@@ -136,8 +137,22 @@ def test_a_torn_file_is_refused(tmp_path):
     path = tmp_path / "model.pt"
     torch.save(layout("cifar10_uncond"), path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="cut short or damaged"):
         load_published(path, "cifar10_uncond")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    state = layout("cifar10_uncond")
+    state["out.2.bias"] = torch.full_like(state["out.2.bias"], torch.nan)
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(CheckpointError, match=r"6 of the 6 values of out\.2\.bias are not finite numbers"):
+        load_published(tmp_path / "model.pt", "cifar10_uncond")
+
+
+def test_the_prefix_of_distributed_training_is_understood(tmp_path):
+    state = layout("cifar10_uncond")
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "model.pt")
+    assert list(load_published(tmp_path / "model.pt", "cifar10_uncond")) == list(state)
 
 
 def test_a_missing_file_and_an_unknown_name_are_said(tmp_path):

@@ -1,11 +1,16 @@
 """What a search may ask for, refused with the line where it cannot; nothing is run."""
 
+import itertools
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.errors import SpecError
 from harness.search.loading import load_search
+from harness.search.optuna_backend import first_suggestions
+from harness.search.space import Parameter, format_value
 from harness.study.expand import load_study
 from harness.testing import TINY_STUDY
 
@@ -112,6 +117,29 @@ REFUSED = {
         LAMBDA_S.replace("objective.lambda_vlb: {float: [1.0e-5, 1.0e-1], log: true}", "seed: {int: [0, 9]}"),
         ["search.yaml:16: seed: seeds are replicates"],
     ),
+    "a stepped range whose end is not met": (
+        LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1], step: 0.03"),
+        ["search.yaml:16: search.space.objective.lambda_vlb.step: steps of 0.03 from 1e-05 do not reach 0.1; end at"],
+    ),
+    "an integer range whose end is not met": (
+        "search: {space: {model.channels: {int: [8, 32], step: 16}}, metrics: [{eval/nll_bpd: minimize}], trials: 2}",
+        ["search.yaml:13:", "steps of 16 from 8 do not reach 32; end at 24 or 40"],
+    ),
+    "choices that Python takes for one": (
+        LAMBDA_S.replace("{float: [1.0e-5, 1.0e-1], log: true}", "{choices: [1, true]}"),
+        ["search.yaml:16: search.space.objective.lambda_vlb.choices: 1 and True are the same value"],
+    ),
+    "choices that differ only in how they are written": (
+        LAMBDA_S.replace("objective.lambda_vlb: {float: [1.0e-5, 1.0e-1], log: true}",
+                         "diffusion.schedule: {choices: [cosine, {name: cosine, s: 0.008}]}").replace(
+                         "    diffusion.schedule.s: {float: [1.0e-4, 5.0e-2], log: true}\n", ""),
+        ["search.yaml:16: search.space.diffusion.schedule: cosine and cosine give the same run"],
+    ),
+    "a parameter that no weight depends on": (
+        LAMBDA_S.replace("objective.lambda_vlb: {float: [1.0e-5, 1.0e-1], log: true}",
+                         "resources.threads: {int: [1, 2]}"),
+        ["search.yaml:16: search.space.resources.threads: 1 and 2 give the same run"],
+    ),
     "a timeout without a unit": (LAMBDA_S + "  timeout: 90\n", ["search.yaml:20: search.timeout:"]),
 }  # fmt: skip
 
@@ -139,7 +167,45 @@ def test_set_reaches_the_search_and_the_runs(make):
 
 
 @pytest.mark.parametrize("path", ["search/lambda_s.yaml", "laptop/search_digits.yaml"])
-def test_the_searches_of_the_house_load(path):
+def test_the_shipped_searches_load(path):
     search = load_search(Path(__file__).parents[3] / "experiments" / path)
     assert [metric.name for metric in search.metrics] == ["eval/nll_bpd", "eval/fid"]
     assert search.settings.trials >= 16
+
+
+@given(
+    st.decimals("-10", "10", places=3),
+    st.decimals("0.001", "2", places=4).filter(bool),
+    st.integers(1, 2000),
+    st.data(),
+)
+def test_a_stepped_value_is_the_grid_s_own_point_whatever_a_sampler_computes(low, step, num_steps, data):
+    parameter = Parameter("optim.lr", "float", float(low), float(low + num_steps * step), step=float(step))
+    points = parameter.points()
+    assert points == [float(low + index * step) for index in range(num_steps + 1)]
+    index = data.draw(st.integers(0, num_steps))
+    assert parameter.value(float(low) + index * float(step)) == points[index]
+    assert parameter.value(points[index]) == points[index]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "grid", "qmc"])
+def test_every_sampler_draws_from_the_same_runs(make, sampler):
+    search = make(
+        LAMBDA_S.replace("{float: [1.0e-5, 1.0e-1], log: true}", "{float: [0, 0.3], step: 0.1}")
+        .replace("{float: [1.0e-4, 5.0e-2], log: true}", "{float: [0.1, 0.4], step: 0.1}")
+        .replace("trials: 64", "trials: 16"),
+        f"search.sampler={sampler}",
+    )
+    grid = {tuple(point.values()) for point in grid_of(search)}
+    drawn = {tuple(point.values()) for point in first_suggestions(search, 16)}
+    assert len(grid) == 16 and drawn <= grid and (0.3, 0.3) in grid
+
+
+def grid_of(search):
+    axes = [[(parameter.path, value) for value in parameter.points()] for parameter in search.space]
+    return [dict(point) for point in itertools.product(*axes)]
+
+
+def test_a_printed_number_is_the_hashed_one_if_it_is_short():
+    assert format_value(0.3) == "0.3" and format_value(1.00001) == "1.00001" and format_value(1e-5) == "1e-05"
+    assert format_value(0.1 + 0.2) == "0.3" and format_value(0.0012345678901234) == "0.001235"

@@ -14,6 +14,9 @@ SMALL = {
     "train": {"steps": 400, "batch_size": 64, "ema_rate": 0.98},
 }
 PARENT = "566baaac0e8635f3"
+FOLDER = {"name": "image_folder", "path": "cats", "image_size": 32, "num_classes": 2}
+FOLDER_KEY = "bfe80948f5fc5dcb"
+WIDE = SMALL | {"model": {"name": "unet", "channels": 32, "channel_mult": [1, 2], "attention_resolutions": [16]}}
 
 # If one of these fails, run directories in the world get new names: mark a new field YOUNGER, and keep old defaults.
 RUN_KEYS = {
@@ -57,6 +60,13 @@ def test_the_default_method_is_not_written_however_it_is_said():
     plain, said = RunSpec.model_validate(SMALL), RunSpec.model_validate(SMALL | {"method": {"name": "gaussian"}})
     assert plain.run_key == said.run_key == PARENT
     assert "method" not in said.model_dump(mode="json")
+
+
+def test_a_test_folder_is_hashed_only_where_one_is_named():
+    plain, named = (RunSpec.model_validate(WIDE | {"data": FOLDER | more}) for more in ({}, {"test_path": "dogs"}))
+    assert plain.run_key == FOLDER_KEY != named.run_key
+    assert "test_path" not in plain.model_dump(mode="json")["data"]
+    assert RunSpec.model_validate(named.model_dump(mode="json")).run_key == named.run_key
 
 
 # -- the mechanism, for any part

@@ -1,0 +1,121 @@
+"""The page of all figures.
+
+The page runs no script and loads nothing but pictures beside it: a content security policy says so, and allows one
+style sheet, by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from harness import __version__
+from harness.analysis import claims, html, style, tab_results
+from harness.analysis.runs import RunRecord, by_arm, count_states
+
+_VERDICT_COLOURS = {"supported": "good", "suggests": "good", "contradicted": "bad", "suggests the opposite": "bad"}
+_STATE_COLOURS = {"done": "good", "failed": "bad", "interrupted": "bad"}
+_NAMES = {"md": "Markdown"}
+
+
+@dataclass
+class Shown:
+    """One figure on the page: its path relative to the page without suffix, and its caption."""
+
+    stem: str
+    title: str
+    caption: str
+    width_inches: float
+
+    @property
+    def narrow(self) -> bool:
+        return self.width_inches <= style.ONE_COLUMN * 1.3
+
+    @property
+    def width_pixels(self) -> int:
+        """The width at which all figures have letters of one size."""
+        return round(self.width_inches * 150)
+
+
+@dataclass
+class Section:
+    """A study on the page.
+
+    Attributes:
+        data_note: what a reader must know of the data behind all figures.
+        left_out: what could not be read or drawn, with the reason, by run_key or by the figure's title.
+    """
+
+    name: str
+    runs: list[RunRecord]
+    figures: list[Shown] = field(default_factory=list)
+    data_note: str = ""
+    results: pd.DataFrame | None = None
+    claims: list[claims.Claim] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def render(sections: Sequence[Section], schedules: Sequence[Shown]) -> str:
+    """Return the page as HTML."""
+    shown = [*schedules, *(figure for section in sections for figure in section.figures)]
+    colours = [style.arm_style(index)["color"] for index in range(len(style.COLOURS) * 4)]
+    widths = sorted({figure.width_pixels for figure in shown})
+    css = html.render("report.css", arm_colours=colours, widths=widths)
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    policy = Markup(f"default-src 'none'; img-src 'self' file: data:; style-src 'sha256-{digest}'; base-uri 'none'")
+    return html.render(
+        "report.html",
+        css=css,
+        policy=policy,
+        summary=_summary(sections),
+        sections=[_section(section) for section in sections],
+        schedules=schedules,
+        rule=claims.RULE,
+        names=_NAMES,
+        state_colours=_STATE_COLOURS,
+        verdict_colours=_VERDICT_COLOURS,
+        steps=_steps,
+        notes=_notes,
+        version=__version__,
+    )
+
+
+def _section(section: Section) -> dict[str, Any]:
+    results = section.results
+    arms = len(by_arm(section.runs))
+    return {
+        "name": section.name,
+        "lead": f"{arms} arm{'s' if arms != 1 else ''}, {count_states(section.runs)}.",
+        "results": None if results is None else _results(results, section.data_note),
+        "claims": section.claims,
+        "figures": section.figures,
+        "left_out": section.left_out,
+        "runs": section.runs,
+    }
+
+
+def _results(frame: pd.DataFrame, data_note: str) -> dict[str, Any]:
+    caption = " ".join(filter(None, [tab_results.caption(frame), data_note]))
+    return {"table": tab_results.as_html(frame), "caption": caption}
+
+
+def _summary(sections: Sequence[Section]) -> str:
+    runs = [run for section in sections for run in section.runs]
+    if not runs:
+        return "No runs yet. Submit a study, then draw again."
+    studies = f"{len(sections)} stud{'ies' if len(sections) != 1 else 'y'}"
+    return f"{studies}, {count_states(runs)}."
+
+
+def _steps(run: RunRecord) -> str:
+    return f"{run.status.step:,} of {run.spec['train']['steps']:,}"
+
+
+def _notes(run: RunRecord) -> str:
+    return "; ".join(filter(None, [run.status.reason, *run.problems]))

@@ -1,0 +1,53 @@
+"""Captions say what was ignored of a data set, and which runs had other data than the rest."""
+
+import json
+
+import pytest
+
+from harness.analysis.data_notes import data_sentence
+from harness.analysis.runs import load_records
+from harness.records.directory import RunDirectory
+
+STUDY = "arms: {a: {optim.lr: 0.1}, b: {optim.lr: 0.2}}\nreplicates: 2\n"
+
+
+@pytest.fixture
+def records(study_runs):
+    """Return a function that gives each run's environment some fields and loads the runs."""
+
+    def load(fields):
+        folder = study_runs(STUDY, lambda run: {})
+        for path in sorted(folder.glob("[!.]*")):
+            directory = RunDirectory(path)
+            membership = directory.studies()["small"]
+            more = fields(membership["arm"], membership["replicate"])
+            directory.environment_path.write_text(json.dumps([directory.environments()[0] | more]))
+        return load_records(folder, "small")
+
+    return load
+
+
+def test_runs_of_one_data_set_that_ignored_nothing_need_no_sentence(records):
+    assert data_sentence(records(lambda arm, replicate: {})) == ""
+    same = {"data_digest": "d" * 64, "data_account": {"train": 3, "test": 1, "num_classes": 2}}
+    assert data_sentence(records(lambda arm, replicate: same)) == ""
+
+
+def test_ignored_files_are_counted_once_by_their_reasons(records):
+    account = {"seen": 30, "used": 26, "ignored": {".txt": 3, "hidden": 1}, "num_ignored": 4}
+    sentence = data_sentence(records(lambda arm, replicate: {"data_digest": "d", "data_account": account}))
+    assert sentence == "Of the 30 files in digits, 4 were ignored (3 .txt, 1 hidden)."
+
+
+def test_a_run_of_other_data_than_the_rest_is_named(records):
+    runs = records(lambda arm, replicate: {"data_digest": ("b" if (arm, replicate) == ("b", 1) else "a") * 64})
+    [odd] = [run for run in runs if (run.arm, run.replicate) == ("b", 1)]
+    assert data_sentence(runs) == (
+        f"Not comparable: b r1 ({odd.run_key[:8]}) had other data in digits than the others "
+        "(digest bbbbbbbbbbbb, not aaaaaaaaaaaa)."
+    )
+
+
+@pytest.mark.parametrize("account", [[], "x", {"ignored": 3}, {"ignored": {"a": "b"}}, {"num_ignored": 2}])
+def test_an_odd_account_in_somebody_elses_record_stops_nothing(records, account):
+    assert data_sentence(records(lambda arm, replicate: {"data_account": account})) == ""
