@@ -159,14 +159,12 @@ def without_hosts(environments: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def complete_import(directory: RunDirectory) -> None:
-    """Write what an import does not take from an archive: spec.yaml, the environments without hosts, the status."""
+    """Write what an import does not take from an archive: spec.yaml and the status."""
     import yaml
 
     spec = directory.spec()
     text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
     replace_file(directory.spec_yaml_path, text, durable=True)
-    if environments := directory.environments():
-        replace_file(directory.environment_path, json.dumps(without_hosts(environments), indent=2), durable=True)
     if directory.attempts():
         status = _status_of(directory, spec["train"]["steps"])
         replace_file(directory.status_path, json.dumps(asdict(status)), durable=True)

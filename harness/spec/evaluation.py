@@ -223,6 +223,12 @@ class Evaluation(SpecModel):
             raise ValueError("noise_scale is measured at the raw weights: set weights: raw")
         for metric in self.metrics:
             metric.check(spec)
+        names = [sampler.name for sampler in self.sweep.samplers] if self.sweep else []
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"sweep: two samplers are called {twice}, and their curves would have one name: give the second an "
+                "evaluation of its own"
+            )
         num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
         if spec.diffusion.var_type != "fixed" or "diffusion.var_type" not in spec.method.owns:
             change["fixed_variance"] = "large"  # irrelevant: one key for one measurement

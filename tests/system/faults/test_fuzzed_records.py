@@ -42,7 +42,7 @@ from harness.testing import tiny_study, write_finished_run
 
 pytestmark = pytest.mark.slow
 
-CASES = int(os.environ.get("FUZZED_RECORDS", 2200))
+CASES = int(os.environ.get("HARNESS_FUZZ_CASES", 2200))
 STUDY = "replicates: 2\nevaluate: [{name: eval, nll: {num_images: 16}, grid: 4}]\n"
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 1, 7, 10**18, 10**400, -(10**30), 0.5, -0.0, 1e308, float("inf"), float("nan")),

@@ -366,6 +366,10 @@ def test_one_name_for_two_measurements_of_the_same_thing_is_refused(refused):
             "{fidelity: {num_steps: 5, extractor: inception}}",
             "evaluate.0: extractor inception: set HARNESS_INCEPTION_WEIGHTS to",
         ),
+        (
+            "{sweep: {num_steps: [5], samplers: [ddim, {name: ddim, eta: 1}]}}",
+            "evaluate.0: sweep: two samplers are called ddim",
+        ),
         ("{every: 5}", "evaluate.0: every: requires an nll to measure during training"),
     ],
 )
