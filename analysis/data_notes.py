@@ -10,11 +10,11 @@ from harness.data.folder import listed
 
 
 def data_sentence(runs: Sequence[RunRecord]) -> str:
-    """Say which files of an image folder were ignored, and which runs were trained on other data than the others.
+    """Say which files of an image folder were ignored, and which runs had other data or extractors than the others.
 
-    Empty where nothing was ignored and all runs of one data set agree.
+    Empty where nothing was ignored and all runs agree.
     """
-    return " ".join([*_ignored(runs), *_other_data(runs)])
+    return " ".join([*_ignored(runs), *_other_data(runs), *_other_weights(runs)])
 
 
 def _ignored(runs: Sequence[RunRecord]) -> list[str]:
@@ -44,12 +44,42 @@ def _other_data(runs: Sequence[RunRecord]) -> list[str]:
         usual = max(by_digest, key=lambda digest: (len(by_digest[digest]), digest))
         for digest, members in by_digest.items():
             if digest != usual:
-                names = ", ".join(f"{run.arm} r{run.replicate} ({run.run_key[:8]})" for run in members)
+                names = ", ".join(map(_name, members))
                 sentences.append(
                     f"Not comparable: {names} had other data in {_path(members[0])} than the others "
                     f"(digest {digest[:12]}, not {usual[:12]})."
                 )
     return sentences
+
+
+def _other_weights(runs: Sequence[RunRecord]) -> list[str]:
+    """Name the runs whose FIDs stand on other weights of one extractor than those of the most runs.
+
+    A classifier is trained on the data, so its weights are compared among runs of the same data alone.
+    """
+    groups: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for run in runs:
+        for measurement in run.measurements:
+            extractor = measurement.protocol.get("extractor")
+            if isinstance(extractor, dict) and "weights_sha256" in extractor:
+                name = str(extractor.get("name"))
+                data = "" if name == "inception" else str(run.environment.get("data_digest"))
+                by_weights = groups.setdefault((name, data), {})
+                by_weights.setdefault(str(extractor["weights_sha256"]), set()).add(_name(run))
+    sentences = []
+    for (name, _), by_weights in groups.items():
+        usual = max(by_weights, key=lambda digest: (len(by_weights[digest]), digest))
+        for digest, names in by_weights.items():
+            if digest != usual:
+                sentences.append(
+                    f"Not comparable: FID, precision and recall of {', '.join(sorted(names))} are by other weights of "
+                    f"{name} than the others' (sha256 {digest[:12]}, not {usual[:12]})."
+                )
+    return sentences
+
+
+def _name(run: RunRecord) -> str:
+    return f"{run.arm} r{run.replicate} ({run.run_key[:8]})"
 
 
 def _path(run: RunRecord) -> str:

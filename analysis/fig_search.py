@@ -6,6 +6,7 @@ importances.json are computed by `harness search`, which has optuna.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from harness.analysis import style
 from harness.analysis.runs import RunRecord, load_records
 from harness.analysis.search_records import importances, is_search, trials
 from harness.analysis.style import Figure, MaxNLocator, Normalize, ScalarMappable
+
+logger = logging.getLogger(__name__)
 
 MAP = "viridis"  # dark is good, light is bad, also in grey
 GREY = "#9a9a9a"
@@ -42,12 +45,15 @@ def draw_all(runs_folder: Path, study: str, out: Path) -> list[Path]:
     versions = tuple(sorted({run.code_version for run in runs}))
     keys = tuple(run.run_key for run in runs)
     for name, picture in FIGURES.items() if is_search(runs) else ():
-        frame = picture.data(runs)
-        if not frame.empty:
-            command = f"harness figures {study}"
-            provenance = style.Provenance(picture.TITLE, study, keys, versions, command)
-            style.save(picture.draw(frame), frame, out / name, provenance)
-            paths.append(out / f"{name}.png")
+        try:
+            frame = picture.data(runs)
+            if not frame.empty:
+                command = f"harness figures {study}"
+                provenance = style.Provenance(picture.TITLE, study, keys, versions, command)
+                style.save(picture.draw(frame), frame, out / name, provenance)
+                paths.append(out / f"{name}.png")
+        except Exception as error:  # of one figure: the others are drawn
+            logger.warning(f"{study}: no {name} figure: {type(error).__name__}: {error}")
     return paths
 
 

@@ -49,6 +49,7 @@ class Section:
 
     Attributes:
         data_note: what a reader must know of the data behind all figures.
+        num_earlier: runs that the study no longer asks for.
         left_out: what could not be read or drawn, with the reason, by run_key or by the figure's title.
     """
 
@@ -56,6 +57,7 @@ class Section:
     runs: list[RunRecord]
     figures: list[Shown] = field(default_factory=list)
     data_note: str = ""
+    num_earlier: int = 0
     results: pd.DataFrame | None = None
     claims: list[claims.Claim] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -76,7 +78,6 @@ def render(sections: Sequence[Section], schedules: Sequence[Shown]) -> str:
         summary=_summary(sections),
         sections=[_section(section) for section in sections],
         schedules=schedules,
-        rule=claims.RULE,
         names=_NAMES,
         state_colours=_STATE_COLOURS,
         verdict_colours=_VERDICT_COLOURS,
@@ -88,12 +89,14 @@ def render(sections: Sequence[Section], schedules: Sequence[Shown]) -> str:
 
 def _section(section: Section) -> dict[str, Any]:
     results = section.results
-    arms = len(by_arm(section.runs))
+    arms, earlier = len(by_arm(section.runs)), section.num_earlier
+    without = f" Without {earlier} earlier run{'s' if earlier != 1 else ''}, no longer asked for." if earlier else ""
     return {
         "name": section.name,
-        "lead": f"{arms} arm{'s' if arms != 1 else ''}, {count_states(section.runs)}.",
+        "lead": f"{arms} arm{'s' if arms != 1 else ''}, {count_states(section.runs)}.{without}",
         "results": None if results is None else _results(results, section.data_note),
         "claims": section.claims,
+        "rule": " ".join(filter(None, [claims.RULE, section.data_note])),
         "figures": section.figures,
         "left_out": section.left_out,
         "runs": section.runs,

@@ -35,6 +35,7 @@ from harness.analysis import (
 from harness.analysis.page import Section, Shown, render
 from harness.analysis.runs import (
     RunRecord,
+    count_earlier,
     count_states,
     load_records,
     require_study,
@@ -100,8 +101,11 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
 def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> Section:
     """Draw the figures of a study, or only describe those that an earlier report has drawn."""
     runs, data, unusable = _read(load_records(runs_folder, study))
-    left_out = unreadable_runs(runs_folder, study) | unusable
+    shown = {run.run_key for run in runs}  # by its manifest a study may know a run whose membership is damaged
+    unreadable = {name: why for name, why in unreadable_runs(runs_folder, study).items() if name not in shown}
+    left_out = unreadable | unusable
     section = Section(study, runs, data_note=data_notes.data_sentence(runs), left_out=left_out)
+    section.num_earlier = count_earlier(runs_folder, study)
     figures: dict[str, Picture] = {**OF_A_STUDY}
     if fig_search.is_search(runs):
         figures |= fig_search.FIGURES

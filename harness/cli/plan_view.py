@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.cli.tables import Table, state_counts
-from harness.launch.inputs import data_notes, extractor_notes
+from harness.launch.inputs import data_notes, extractor_notes, recorded_data_notes
 from harness.launch.planning import Plan, PlannedRun
 from harness.progress import duration
 from harness.spec.costs import network_evaluations
@@ -27,7 +27,7 @@ def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
     print()
     for warning in plan.study.warnings():
         print(f"warning: {printable(warning)}")
-    for note in (*plan.notes(), *data_notes(plan), *extractor_notes(plan.runs)):
+    for note in (*plan.notes(), *data_notes(plan), *recorded_data_notes(plan), *extractor_notes(plan.runs)):
         print(printable(note))
     print(_total_cost(plan))
 

@@ -22,7 +22,7 @@ from harness.cli.common import (
     set_option,
     study_file,
 )
-from harness.errors import LaunchError
+from harness.errors import HarnessError, LaunchError
 
 if TYPE_CHECKING:
     from harness.search.space import Search
@@ -236,13 +236,17 @@ def _show_best(search: Search, runs_folder: Path, output: Output) -> None:
 
 
 def _draw(search: Search, runs_folder: Path) -> None:
-    """Draw the figures of a search; MLflow shows them as its artifacts."""
-    from harness.analysis.fig_search import draw_all
+    """Draw the figures of a search; MLflow shows them as its artifacts. The search is done without them, too."""
     from harness.search.importances import write_importances
 
     folder = search.folder(runs_folder)
-    write_importances(search, folder)
-    draw_all(runs_folder, search.name, folder / "figures")
+    try:
+        write_importances(search, folder)
+        from harness.analysis.fig_search import draw_all  # importing matplotlib may fail as well
+
+        draw_all(runs_folder, search.name, folder / "figures")
+    except (HarnessError, OSError) as error:
+        click.echo(_plain(f"the search is done, but its figures are not drawn: {error}"), err=True)
 
 
 def _plain(text: str) -> str:

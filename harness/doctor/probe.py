@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def run_node_probe(profile: Profile, plan: Plan | None, runs_folder: Path, timeo
     weights = os.environ.get("HARNESS_INCEPTION_WEIGHTS")
     question = {
         "server": uri if uri.startswith("http") else None,
-        "paths": sorted(str(Path(path).absolute()) for path in (*roots, weights) if path and Path(path).exists()),
+        "paths": sorted(str(path.absolute()) for path in _expanded((*roots, weights)) if path.exists()),
     }
     with tempfile.TemporaryDirectory(
         prefix=".doctor-", dir=nearest_folder(runs_folder), ignore_cleanup_errors=True
@@ -58,6 +59,13 @@ def run_node_probe(profile: Profile, plan: Plan | None, runs_folder: Path, timeo
         yield from check_answer(json.loads(result.answer), profile, resources, (submitted, answered))
     else:
         yield _explain_no_answer(result, timeout_seconds, nearest_folder(runs_folder))
+
+
+def _expanded(paths: Iterable[str | None]) -> Iterator[Path]:
+    """Expand ~, which a compute node's file system does not know, in those paths that are given."""
+    for path in filter(None, paths):
+        with contextlib.suppress(RuntimeError):  # no such user: `check_data` and `check_extractors` report it
+            yield Path(path).expanduser()
 
 
 def _explain_no_answer(result: ProbeResult, timeout_seconds: float, folder: Path) -> Finding:

@@ -13,6 +13,7 @@ from harness.metrics.weights import INCEPTION_VARIABLE, inception_weights
 from harness.records.data_digest import changed_data
 from harness.spec.evaluation import extractor_name
 from harness.spec.run import DataModel, ImageFolder
+from harness.text import count
 
 if TYPE_CHECKING:
     from harness.data.base import Dataset
@@ -85,6 +86,63 @@ def require_inputs(runs: Sequence[PlannedRun]) -> Datasets:
             raise DataError(f"evaluations use Inception, but {INCEPTION_VARIABLE} is not set")
         read_inception_weights(path)
     return datasets
+
+
+def other_data_notes(plan: Plan, datasets: Datasets) -> list[str]:
+    """Name the runs of a plan that are done and whose recorded data are not those that its next runs will have."""
+    odd = [
+        run_key
+        for source, by_digest in _recorded_digests(plan).items()
+        for digest, run_keys in by_digest.items()
+        if source in datasets and digest != datasets[source].digest
+        for run_key in run_keys
+    ]
+    if not odd:
+        return []
+    return [
+        f"{len(odd)} of the study's runs that are done had other data ({_first(odd)}): figures and tables name them as "
+        "not comparable with the runs that begin now"
+    ]
+
+
+def recorded_data_notes(plan: Plan) -> Iterator[str]:
+    """Name the data that the done runs of a plan recorded: one digest, or several with the runs of each."""
+    for (data, _), by_digest in _recorded_digests(plan).items():
+        if len(by_digest) > 1:
+            runs = "; ".join(f"{digest[:12]}: {_first(run_keys)}" for digest, run_keys in by_digest.items())
+            yield f"data {_name(data)}: the runs that are done had different data, so they are not comparable ({runs})"
+        elif isinstance(data, ImageFolder):
+            [(digest, run_keys)] = by_digest.items()
+            yield f"data {_name(data)}: digest {digest[:12]} in {count(len(run_keys), 'run')} that {_is(run_keys)} done"
+
+
+def _recorded_digests(plan: Plan) -> dict[tuple[DataModel, str | None], dict[str, list[str]]]:
+    """Return the done runs of each data set by the digest that they recorded."""
+    recorded: dict[tuple[DataModel, str | None], dict[str, list[str]]] = {}
+    for planned in plan.runs:
+        if planned.state not in ("done", "evaluate"):
+            continue
+        try:
+            digest = (planned.directory.environments() or [{}])[-1].get("data_digest")
+        except (HarnessError, ValueError, AttributeError):  # odd records are reported where they are needed
+            continue
+        if isinstance(digest, str):
+            by_digest = recorded.setdefault((planned.run.spec.data, planned.run.data_root), {})
+            by_digest.setdefault(digest, []).append(planned.run_key)
+    return recorded
+
+
+def _name(data: DataModel) -> str:
+    return data.path if isinstance(data, ImageFolder) else data.name
+
+
+def _is(runs: Sequence[str]) -> str:
+    return "is" if len(runs) == 1 else "are"
+
+
+def _first(run_keys: Sequence[str]) -> str:
+    more = f" and {len(run_keys) - 5} more" if len(run_keys) > 5 else ""
+    return f"{', '.join(run_keys[:5])}{more}"
 
 
 def require_same_data(

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from harness.errors import LaunchError, TrackingError
-from harness.launch.inputs import extractor_notes, require_inputs, require_same_data
+from harness.launch.inputs import extractor_notes, other_data_notes, require_inputs, require_same_data
 from harness.launch.local import launch_debug, launch_local
 from harness.launch.on_slurm import launch_slurm
 from harness.launch.planning import Plan, PlannedRun, planned_run
@@ -76,7 +76,7 @@ def submit(
     notes = require_same_data(
         runs, datasets, lambda planned: planned.run_key in code and code[planned.run_key].id != current_id
     )
-    notes += extractor_notes(runs)
+    notes += [*other_data_notes(plan, datasets), *extractor_notes(runs)]
     uri = tracking_uri or profile.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     synced_later = cluster == "slurm" and not (profile.compute_nodes_reach_server and (uri or "").startswith("http"))
     if sync and not synced_later:

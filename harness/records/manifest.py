@@ -26,9 +26,11 @@ from typing import Any
 
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
+from harness.records.documents import membership_from
 from harness.records.files import replace_file, safe_name
 from harness.records.layout import ASKED, StudyLayout, members_of
 from harness.records.lock import FolderLock
+from harness.records.reading import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +69,8 @@ def read_manifest(runs_folder: Path, study: str) -> Manifest | None:
 @lru_cache(maxsize=256)
 def _read(path: Path, _stamp: tuple[int, ...]) -> Manifest | None:
     try:
-        return _manifest_from(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RecordError) as error:
+        return _manifest_from(read_json(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecordError) as error:
         study = path.parent.name
         logger.warning(
             f"{path} cannot be read ({type(error).__name__}), so every run that was ever in study {study} counts; "
@@ -89,6 +91,7 @@ def _manifest_from(stored: dict[str, Any]) -> Manifest:
         runs[run_key] = {"arm": arm, "replicate": replicate, "evaluations": evaluations, "evaluation_keys": keys}
         if not _is_complete(runs[run_key]):
             raise ValueError(f"run {run_key}")
+        membership_from(runs[run_key], Path(f"{stored['study']}.json"), complete=True)
     return Manifest(str(stored["study"]), int(stored["generation"]), str(stored["file"]), runs)
 
 

@@ -1,4 +1,5 @@
 import io
+import json
 import logging
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from harness.analysis.report import OF_A_STUDY, WITHOUT_RUNS, report
 from harness.errors import RecordError
+from harness.records.directory import RunDirectory
 
 pytestmark = pytest.mark.slow  # each draws all the figures of a study
 
@@ -20,6 +22,19 @@ evaluate:
   - {name: eval, nll: {}, fidelity: {num_samples: 64, num_steps: 10}, grid: 36}
   - {name: eval, sweep: {num_steps: [5, 10], num_samples: 64}}
 """
+
+
+def test_captions_and_the_table_say_what_was_ignored_of_the_data(study_runs, tmp_path):
+    folder = study_runs("evaluate: [{name: eval, nll: {}, grid: 4}]\n", lambda run: {})
+    account = {"seen": 30, "used": 29, "ignored": {".txt": 1}, "num_ignored": 1}
+    for path in folder.glob("[!.]*"):
+        environment = RunDirectory(path).environments()[0] | {"data_account": account}
+        RunDirectory(path).environment_path.write_text(json.dumps([environment]))
+    page = report(folder, tmp_path / "figures").read_text()
+    sentence = "Of the 30 files in digits, 1 was ignored (1 .txt)."
+    assert page.count(f"all done. {sentence} ") == page.count("<figcaption>") - 3  # three figures need no runs
+    assert page.count(sentence) == page.count("<figcaption>") - 3 + 1
+    assert (tmp_path / "figures" / "small" / "results.md").read_text().endswith(f"\n{sentence}\n")
 
 
 def files(folder):

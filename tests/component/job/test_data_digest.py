@@ -89,6 +89,16 @@ def test_a_done_run_is_not_evaluated_on_other_data_and_submit_says_so_before_it_
     assert (run.status().state, len(run.evaluated_keys())) == ("done", 1)
 
 
+def test_a_run_that_joins_done_ones_of_other_data_is_told_which_they_are(tmp_path, draw):
+    [done] = tiny_study(tmp_path, study=STUDY)
+    run_job(write_run(done, tmp_path / "runs").path)
+    draw("new.png")
+    tiny_study(tmp_path, "replicates: 2\n", study=STUDY)
+    submission = submit(plan(tmp_path), cluster="debug", sync=False)
+    assert f"1 of the study's runs that are done had other data ({done.run_key})" in submission.notes[0]
+    assert len(submission.runs) == 1
+
+
 def test_a_run_that_has_no_weights_yet_takes_the_data_as_they_are(tmp_path, draw):
     run = first_run(tmp_path, "", "data.num_classes=7")
     assert run_job(run.path) == "failed"

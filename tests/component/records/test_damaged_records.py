@@ -19,7 +19,9 @@ from harness.cli.common import all_runs
 from harness.errors import HarnessError
 from harness.records import layout
 from harness.records.directory import RunDirectory
+from harness.records.status import Status
 from harness.testing import TINY_STUDY, tiny_study, write_finished_run
+from harness.tracking.sync import sync_run
 
 STUDY = """
 replicates: 3
@@ -236,6 +238,29 @@ def test_a_sync_uploads_the_other_runs_and_names_the_damaged_one(runs, tmp_path,
     experiment = client.get_experiment_by_name("tiny")
     stored = client.search_runs([experiment.experiment_id])
     assert {run.data.tags["run_key"] for run in stored} == set(keys[1:])
+
+
+def test_mlflow_takes_names_and_texts_that_it_would_refuse_elsewhere(tmp_path):
+    import mlflow
+
+    directory = RunDirectory(tmp_path / "0123456789ab")
+    directory.path.mkdir()
+    spec = {"seed": 0, "../a": {"x<y>|": 1}, "note": "a\x00\ud800"}
+    directory.spec_path.write_text(json.dumps({"schema_version": 1, "spec": spec}))
+    directory.add_to_study("tiny", {"arm": "$x^{ <b>", "replicate": 0})
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        journal.event("failed", reason="x")
+    directory.set_status(Status("failed", reason="\x1b[2J\x00 it\nended", cause="error"))
+    (directory.path / "samples").mkdir()
+    (directory.path / "samples" / "secret.png").symlink_to("/etc/passwd")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    report = sync_run(directory, tracking_uri=uri)
+    assert report.problems == []
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    run = client.get_run(report.studies["tiny"].run_id)
+    assert run.data.params == {"seed": "0", "a.x_y__": "1", "note": "a  "}
+    assert run.data.tags["reason"] == " [2J  it\nended"
+    assert client.list_artifacts(run.info.run_id, "samples") == []
 
 
 @pytest.mark.slow

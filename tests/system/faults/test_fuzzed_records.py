@@ -1,8 +1,9 @@
 """Run directories and archives damaged by a fuzzer: the damaged run is named, all others read as before.
 
-Each case changes up to three files of one run: bytes flipped, lost or doubled, values of JSON replaced by others (in a
-journal with a checksum that fits again), files replaced by folders, links and pipes. Then all readers read the folder.
-An archive is damaged in the same way, and in its members' names and kinds; it is imported or refused.
+Each case changes up to three files of one run, and at times what its study's manifest says of it: bytes flipped, lost
+or doubled, values of JSON replaced by others (in a journal with a checksum that fits again), files replaced by folders,
+links and pipes. Then all readers read the folder. An archive is damaged in the same way, and in its members' names and
+kinds; it is imported or refused.
 
 FUZZED_RECORDS=20000 tries that many cases instead of 2,200. A case is a function of its number, which a failure names.
 """
@@ -35,6 +36,8 @@ from harness.errors import HarnessError
 from harness.records import disk
 from harness.records.archive import export_study, import_study
 from harness.records.directory import RunDirectory
+from harness.records.layout import StudyLayout
+from harness.records.manifest import ask_for
 from harness.testing import tiny_study, write_finished_run
 
 pytestmark = pytest.mark.slow
@@ -116,6 +119,15 @@ def changed(name: str, data: bytes, rng: random.Random) -> bytes:
     return changed_bytes(data, rng)
 
 
+def changed_manifest(data: bytes, run_key: str, rng: random.Random) -> bytes:
+    """Cut a manifest off, or change what it says of one run; whatever it says of another would be meant."""
+    if rng.random() < 0.3:
+        return data[: rng.randrange(len(data))]
+    stored = json.loads(data)
+    stored["runs"][run_key] = with_odd_value(stored["runs"][run_key], rng)
+    return json.dumps(stored).encode()
+
+
 def replace(path: Path, rng: random.Random) -> None:
     """Put something else where a file is."""
     path.unlink()
@@ -164,6 +176,7 @@ def intact(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("intact")
     for run in tiny_study(folder, STUDY):
         write_finished_run(run, folder / "runs")
+    ask_for(folder / "runs", "tiny", {run.key: run.studies()["tiny"] for run in all_runs(folder / "runs")})
     return folder / "runs"
 
 
@@ -180,7 +193,7 @@ def attempt(case: int, read: Callable[[], Any]) -> Any:
 
 
 READERS: tuple[Callable[[list[RunDirectory]], Any], ...] = (
-    listing._studies,
+    lambda directories: listing._studies(directories, directories[0].path.parent),
     lambda directories: listing._runs(directories, "tiny"),
     lambda directories: map(disk.removable, directories),
 )
@@ -190,13 +203,16 @@ def test_every_reader_reads_the_other_runs_whatever_is_done_to_one(intact, tmp_p
     runs = tmp_path / "home" / "runs"
     other, victim = (run.key for run in all_runs(intact))
     shutil.copytree(intact, runs)
+    manifest = StudyLayout(runs, "tiny").manifest_path
+    asked = manifest.read_bytes()
     original = {path: path.read_bytes() for path in (runs / victim).rglob("*") if path.is_file()}
     [expected] = [row for row in status_view.status_rows(all_runs(runs), "tiny") if row.run_key == other]
-    outcomes: Counter[str] = Counter()
+    outcomes = Counter()
     for case in range(CASES * 7 // 8):
         rng = random.Random(case)
         restore(runs / victim, original)
         damage(runs / victim, rng)
+        manifest.write_bytes(changed_manifest(asked, victim, rng) if rng.random() < 0.2 else asked)
         directories = attempt(case, lambda: members("tiny", runs)[1])
         rows = attempt(case, lambda directories=directories: status_view.status_rows(directories, "tiny"))
         attempt(case, lambda rows=rows: status_view.status_table(rows).plain())
@@ -253,8 +269,8 @@ def test_a_damaged_archive_is_refused_or_imported_and_writes_nothing_elsewhere(i
     home.mkdir()
     export_study("tiny", all_runs(intact), tmp_path / "tiny.tar")
     with tarfile.open(tmp_path / "tiny.tar") as tar:
-        original = {member.name: tar.extractfile(member).read() for member in tar if member.name != "manifest.json"}  # type: ignore[union-attr]
-    outcomes: Counter[str] = Counter()
+        original = {member.name: tar.extractfile(member).read() for member in tar if member.name != "manifest.json"}
+    outcomes = Counter()
     for case in range(CASES // 8):
         rng = random.Random(case)
         files = dict(original)

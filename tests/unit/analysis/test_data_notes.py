@@ -48,6 +48,24 @@ def test_a_run_of_other_data_than_the_rest_is_named(records):
     )
 
 
+def test_a_run_whose_extractor_had_other_weights_than_the_rest_is_named(study_runs):
+    evaluate = "evaluate: [{name: eval, fidelity: {num_samples: 64, num_steps: 10}}]\n"
+    folder = study_runs(STUDY + evaluate, lambda run: {})
+    for path in folder.glob("[!.]*/evaluations/*.json"):
+        extractor = {"name": "digitsnet", "weights_sha256": "a" * 64}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"extractor": extractor}))
+    runs = load_records(folder, "small")
+    assert len([measurement for run in runs for measurement in run.measurements]) == 4
+    assert data_sentence(runs) == ""
+    odd = runs[2]
+    [path] = odd.folder.glob("evaluations/*.json")
+    path.write_text(path.read_text().replace("a" * 64, "b" * 64))
+    assert data_sentence(load_records(folder, "small")) == (
+        f"Not comparable: FID, precision and recall of {odd.arm} r{odd.replicate} ({odd.run_key[:8]}) are by other "
+        "weights of digitsnet than the others' (sha256 bbbbbbbbbbbb, not aaaaaaaaaaaa)."
+    )
+
+
 @pytest.mark.parametrize("account", [[], "x", {"ignored": 3}, {"ignored": {"a": "b"}}, {"num_ignored": 2}])
 def test_an_odd_account_in_somebody_elses_record_stops_nothing(records, account):
     assert data_sentence(records(lambda arm, replicate: {"data_account": account})) == ""

@@ -106,3 +106,32 @@ def test_the_pictures_of_a_search_are_drawn_into_its_folder(searched):
     out = searched / ".search" / "small" / "figures"
     drawn = fig_search.draw_all(searched, "small", out)
     assert [path.stem for path in drawn] == list(fig_search.FIGURES)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "", '{"state": "complete"}', '{"state": "complete", "number": "x"}', '{"state": 7}', "[" * 100_000],
+)
+def test_a_damaged_trial_is_left_out_and_named(searched, content, caplog):
+    before = len(frame_of("search_slices", searched)["trial"].unique())
+    (searched / ".search" / "small" / "trials" / "trial-0001.json").write_text(content)
+    assert len(frame_of("search_slices", searched)["trial"].unique()) == before - 1
+    assert "trial-0001.json" in caplog.text and "this trial is left out" in caplog.text
+
+
+def test_a_trial_whose_value_is_a_text_or_whose_choice_is_none_of_the_searchs_is_left_out(searched):
+    path = searched / ".search" / "small" / "trials" / "trial-0001.json"
+    whole = json.loads(path.read_text())
+    for change in ({"values": {"eval/nll_bpd": "<b>"}}, {"point": {"model.depth": 9}}, {"ended_seconds": None}):
+        path.write_text(json.dumps(whole | change))
+        assert 1 not in set(fig_search.trials(load_records(searched, "small"))["trial"])
+
+
+@pytest.mark.parametrize("name", ["search.json", "importances.json"])
+def test_damaged_records_of_a_search_end_no_other_figure(searched, name, tmp_path, caplog):
+    (searched / ".search" / "small" / name).write_text('{"definition": [], "metrics": "all"}')
+    paths = fig_search.draw_all(searched, "small", tmp_path / "pictures")
+    drawn = {path.stem for path in paths}
+    assert ("search_importances" in drawn) == (name == "search.json")
+    assert ("search_history" in drawn) == (name == "importances.json")
+    assert f"{name}: " in caplog.text

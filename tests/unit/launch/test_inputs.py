@@ -4,9 +4,9 @@ import pytest
 
 from harness.cli.plan_view import show_plan
 from harness.launch import inputs, planning
-from harness.launch.inputs import data_notes, extractor_notes
+from harness.launch.inputs import data_notes, extractor_notes, recorded_data_notes
 from harness.study.expand import load_study
-from harness.testing import TINY_STUDY
+from harness.testing import TINY_STUDY, write_finished_run
 
 FOLDER = TINY_STUDY.replace("digits", "{name: image_folder, path: pictures, image_size: 8, num_classes: 2}")
 FIDELITY = "evaluate: [{fidelity: {num_samples: 16, num_steps: 5}}, {name: eval_raw, weights: raw, nll: {}}]\n"
@@ -58,6 +58,23 @@ def test_a_plan_does_not_count_a_folder_of_millions(tmp_path, plan, monkeypatch)
 def test_other_data_sets_and_runs_without_features_need_no_note(plan):
     planned = plan(TINY_STUDY + "evaluate: [{nll: {}}]\n")
     assert list(data_notes(planned)) == list(extractor_notes(planned.runs)) == []
+
+
+def test_a_plan_names_done_runs_whose_data_differ_and_the_one_digest_where_they_agree(tmp_path, plan):
+    fill(tmp_path, *(f"{kind}/{number}.png" for kind in ("cat", "ant") for number in range(20)))
+    study = FOLDER + "replicates: 3\n"
+    for number, run in enumerate(plan(study).study.runs):
+        if number < 2:
+            write_finished_run(run, tmp_path / "runs").write_environment(1, {"data_digest": "a" * 64})
+    assert list(recorded_data_notes(plan(study))) == ["data pictures: digest aaaaaaaaaaaa in 2 runs that are done"]
+    first, second, _ = plan(study).runs
+    second.directory.write_environment(1, {"data_digest": "b" * 64})
+    assert list(recorded_data_notes(plan(study))) == [
+        "data pictures: the runs that are done had different data, so they are not comparable "
+        f"(aaaaaaaaaaaa: {first.run_key}; bbbbbbbbbbbb: {second.run_key})"
+    ]
+    second.directory.environment_path.write_text("[3]")  # somebody else's record
+    assert len(list(recorded_data_notes(plan(study)))) == 1
 
 
 def test_a_classifier_in_the_place_of_inception_is_said_with_the_reason(plan):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,26 @@ def test_a_submission_that_is_killed_between_its_files_leaves_what_the_study_ask
     assert [run.run_key for run in load_records(tmp_path / "runs", "tiny")] == keys(after)
 
 
+def test_submissions_at_one_time_leave_what_one_of_them_asks_for(tmp_path, ask):
+    [run] = ask().runs
+    wishes = [{f"{letter * 16}": run.membership() | {"arm": letter}} for letter in "abc"]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda wish: ask_for(tmp_path / "runs", "tiny", wish), wishes))
+    manifest = read_manifest(tmp_path / "runs", "tiny")
+    assert manifest.generation == 4
+    [(key, entry)] = manifest.runs.items()
+    assert key == entry["arm"] * 16
+
+
+def test_a_path_of_another_machine_ends_no_plan(tmp_path, ask):
+    study = ask()
+    for file in ("/" + "x" * 5000, "/nowhere/tiny.yaml", "a\0b"):
+        path = tmp_path / "runs" / ".studies" / "tiny" / "manifest.json"
+        stored = json.loads(path.read_text())
+        path.write_text(json.dumps(stored | {"file": file}))
+        assert planning.plan(study, tmp_path / "runs").other_file is None
+
+
 def test_a_run_that_another_study_made_is_shown_even_before_its_membership_is_written(tmp_path, ask, tiny_study):
     [run] = ask(NLL).runs
     write_finished_run(run, tmp_path / "runs", {"nll_bpd": 2.5})
@@ -210,7 +231,8 @@ def test_a_study_of_which_no_run_exists_yet_has_an_empty_section_and_no_error(tm
     ask_for(tmp_path / "runs", "tiny", {"f" * 16: before.runs[0].membership()})
     assert load_runs("tiny", runs_folder=tmp_path / "runs").runs.empty
     invoke("figures", "--runs", tmp_path / "runs", "--out", tmp_path / "figures")
-    assert "<h2>tiny</h2>" in (tmp_path / "figures" / "index.html").read_text()
+    page = (tmp_path / "figures" / "index.html").read_text()
+    assert "<h2>tiny</h2>" in page and "Without 1 earlier run, no longer asked for." in page
     with pytest.raises(LaunchError, match=r"study tiny has no runs in .* yet"):
         invoke("status", "tiny", "--runs", tmp_path / "runs")
 
