@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Sequence
 
 
@@ -68,6 +69,11 @@ def rounded_count(number: float) -> str:
 
 def device_hours(hours: float) -> str:
     return f"{hours:.3g}" if hours >= 0.001 else "<0.001"
+
+
+def shell_word(text: object) -> str:
+    """Return a path or name as one word of a command that a user may paste into a shell."""
+    return shlex.quote(str(text))
 
 
 def count(number: int, noun: str) -> str:

@@ -125,7 +125,7 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
         with status_view.Follower(lambda: status_view.status_rows(directories, name)) as follower:
             ended_by_itself = submission.wait(follower.tick)
     else:
-        click.echo(f"follow: harness status {study}{same_runs(runs_folder)} --watch")
+        click.echo(f"follow: harness status {text.shell_word(study)}{same_runs(runs_folder)} --watch")
     output.document(
         {
             "study": name,
@@ -180,5 +180,5 @@ def _report_end(submission: BlockingSubmission, study: Path, runs_folder: Path, 
     if not unfinished:
         return
     first, option = unfinished[0].run_key, same_runs(runs_folder)
-    click.echo(f"details: harness why {first}{option}; to resume: harness submit {study}{option}")
+    click.echo(f"details: harness why {first}{option}; to resume: harness submit {text.shell_word(study)}{option}")
     sys.exit(1 if ended_by_itself else INTERRUPTED_EXIT_CODE)

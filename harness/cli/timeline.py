@@ -44,7 +44,8 @@ def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo], run_key: str) -> Ite
     if not submission:
         return
     job = f", job {claim.jobs[0]}" if claim.on_slurm and claim.jobs else ""
-    yield submission["time"], f"submitted by {submission['user']} ({submission['cluster']}{job})"
+    by, cluster = submission.get("user", "someone"), submission.get("cluster", "unknown")
+    yield submission.get("time", 0.0), f"submitted by {by} ({cluster}{job})"
     for job_id in claim.jobs:
         attempts = jobs[job_id].attempts if job_id in jobs else ()
         for number, attempt in enumerate(attempts):

@@ -94,6 +94,8 @@ class LocalSubmission(BlockingSubmission):
 
     def _explain_runs_that_did_not_begin(self) -> None:
         """Give each run that a worker took and that left no attempt a state and a reason."""
+        if self.alive():  # a second Ctrl-C: they may still begin
+            return
         logs = {str(job.job_id): job.paths.stdout for job in self.jobs}
         failed = [job.paths.stdout for job in self.jobs if job.done() and _has_failed(job)]
         for planned in self.runs:

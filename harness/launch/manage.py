@@ -117,5 +117,6 @@ def last_options(plan: Plan) -> dict[str, Any]:
     """Return `cluster`, `jobs` and `profile` of the newest submission of a study; the defaults if there was none."""
     submissions = list(filter(None, map(read_submission, submission_folders(plan.runs_folder, plan.study.name))))
     submission = submissions[-1] if submissions else {"cluster": "local", "jobs": None, "profile": {}}
-    options = {key: submission[key] for key in ("cluster", "jobs")}
-    return options | {"profile": Profile.model_validate(submission["profile"]) if submission["profile"] else None}
+    options = {"cluster": submission.get("cluster", "local"), "jobs": submission.get("jobs")}
+    profile = submission.get("profile")
+    return options | {"profile": Profile.model_validate(profile) if profile else None}

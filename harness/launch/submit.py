@@ -29,7 +29,7 @@ from harness.slurm.commands import NoAnswer
 from harness.slurm.jobs import current_user
 from harness.slurm.profile import Profile
 from harness.study.model import Study
-from harness.text import count
+from harness.text import count, shell_word
 
 
 def submit(
@@ -93,7 +93,9 @@ def submit(
         worked_on = {planned.run_key for planned in runs}
         notes += _sync_ended_runs([planned for planned in plan.runs if planned.run_key not in worked_on], plan, uri)
     if no_more:
-        notes.append(f"{len(no_more)} remain failed after repeated kills: harness retry {plan.study.path} --failed")
+        notes.append(
+            f"{len(no_more)} remain failed after repeated kills: harness retry {shell_word(plan.study.path)} --failed"
+        )
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
     folder = (plan.runs_folder / JOBS / plan.study.name / stamp).absolute()
     if runs:
@@ -118,7 +120,7 @@ def submit(
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
         notes.append(f"{resume} with the code snapshot from the first start (--new-code uses the current code)")
     if runs and synced_later:
-        notes.append(f"records: `harness sync {plan.study.path} --watch` uploads them to MLflow")
+        notes.append(f"records: `harness sync {shell_word(plan.study.path)} --watch` uploads them to MLflow")
     submission.notes.extend(notes)
     return submission
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 from typing import Any
 
@@ -254,3 +255,8 @@ def test_a_run_that_evaluates_says_what_and_shows_no_eta(facts, eta, note):
     row = a_standing(**facts)
     cells = dict(zip(status_view.STATUS_HEADERS, row.row(), strict=True))
     assert (cells["ETA"], cells["why"]) == (eta, note)
+
+
+@pytest.mark.parametrize("name", ["a b.yaml", "$HOME/x.yaml", "it's.yaml", "-rf.yaml", "a;b.yaml"])
+def test_a_command_that_is_suggested_can_be_pasted(name):
+    assert shlex.split(f"harness submit {text.shell_word(name)}") == ["harness", "submit", name]
