@@ -242,10 +242,10 @@ class StudyRuns:
 
 
 def load_runs(study: str | None = None, *, runs_folder: Path | str | None = None) -> StudyRuns:
-    """Read every run of a study, or of all studies, as pandas frames: `.runs`, `.curves` and `.array(run_key, name)`.
+    """Read the runs of a study, or of all studies, as pandas frames: `.runs`, `.curves` and `.array(run_key, name)`.
 
     Args:
-        study: its name.
+        study: its name; its runs are those that it asks for.
         runs_folder: default: $HARNESS_RUNS, else ./runs.
 
     Raises:

@@ -66,7 +66,7 @@ def open_run(key: str, *, runs_folder: str | Path | None = None) -> RunDirectory
 
 
 def load_runs(study: str | None = None, *, runs_folder: str | Path | None = None) -> StudyRuns:
-    """Return the records of a study's runs, or of all runs, as tidy pandas frames."""
+    """Return the records of the runs that a study asks for, or that any study asks for, as tidy pandas frames."""
     from harness.analysis.runs import load_runs as load
 
     return load(study, runs_folder=_folder(runs_folder))

@@ -25,7 +25,7 @@ class _PlainLines(logging.Handler):
 
 def show_messages(stream: Literal["stderr", "stdout"] = "stderr") -> None:
     """Print the harness's log messages from INFO on; a repeated call only changes the stream."""
-    make_printable()
+    make_streams_usable()
     logger = logging.getLogger("harness")
     for handler in [handler for handler in logger.handlers if isinstance(handler, _PlainLines)]:
         logger.removeHandler(handler)
@@ -33,11 +33,14 @@ def show_messages(stream: Literal["stderr", "stdout"] = "stderr") -> None:
     logger.setLevel(logging.INFO)
 
 
-def make_printable() -> None:
+def make_streams_usable() -> None:
     """Let standard output and error take any text: a character that their encoding lacks becomes \\xe9 or \\u2192.
 
     Otherwise a name or a plus-minus sign would end a command in a terminal that is not UTF-8, while its workers go on.
+    A stream that is closed becomes an empty one.
     """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 (until the process ends)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by `>&-`

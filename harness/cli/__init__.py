@@ -53,7 +53,10 @@ class GroupedVerbs(click.Group):
 @click.group(cls=GroupedVerbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="harness", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Ablations and scaling studies of diffusion models: one YAML study in, runs, records and figures out."""
+    """Ablations and scaling studies of diffusion models: one YAML study in, runs, records and figures out.
+
+    A RUN is named by the first digits of its key, or by STUDY/ARM/REPLICATE, such as digits/cosine/0.
+    """
     show_messages()
     os.umask(os.umask(0o077) & 0o077)  # with one that takes the owner's own rights, no record could be read again
 

@@ -20,16 +20,20 @@ def describe_failure(error: BaseException) -> tuple[str, str]:
     return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
 
 
-def record_failure(path: Path, error: BaseException, *, wait_seconds: float = 0.0) -> None:
+def record_failure(path: Path, error: BaseException, *, attempt: bool = True, wait_seconds: float = 0.0) -> None:
     """Record that a run failed, unless another process works on it; then the error is only logged.
 
     Args:
+        attempt: whether this was an attempt; else only the status says it, and the next start uses the same log.
         wait_seconds: how long to wait for another writer, which may be dead.
     """
     directory = RunDirectory(path)
     try:
         with directory.lock(wait_seconds):
-            write_failure(directory, error)
+            if attempt:
+                write_failure(directory, error)
+            else:
+                _write_status(directory, _log(error)[0])
     except (RecordError, OSError) as refusal:
         logger.error(f"run {path.name} failed: {describe_failure(error)[0]}; this could not be recorded: {refusal}")
 
@@ -40,10 +44,19 @@ def write_failure(directory: RunDirectory, error: BaseException) -> None:
     Raises:
         RecordError: the directory cannot be written.
     """
-    reason, trace = describe_failure(error)
-    logger.error(trace or reason)
-    status = directory.status()
+    reason, trace = _log(error)
     with directory.open_journal(resumed_from_step=directory.durable_step()) as journal:
         journal.event("failed", **{"reason": reason} | ({"traceback": trace} if trace else {}))
-    failed = replace(status, state="failed", cause="error", reason=reason, stopped_by="", attempt=journal.attempt)
-    directory.set_status(failed)
+    _write_status(directory, reason)
+
+
+def _log(error: BaseException) -> tuple[str, str]:
+    reason, trace = describe_failure(error)
+    logger.error(trace or reason)
+    return reason, trace
+
+
+def _write_status(directory: RunDirectory, reason: str) -> None:
+    attempt = max(directory.attempts(), default=0)
+    status = replace(directory.status(), state="failed", cause="error", reason=reason, stopped_by="", attempt=attempt)
+    directory.set_status(status)

@@ -63,7 +63,7 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
     for folder in submission_folders(runs_folder):
         submission = read_submission(folder)
         if submission and submission.get("cluster") != "slurm":
-            for key in set(keys) & set(submission["runs"]):
+            for key in set(keys) & set(submission.get("runs", ())):
                 if states[key].status.state in TO_DO or states[key].status.state == "running":
                     mark_cancelled(folder, key, by)
     live = [directory for directory in directories if states[directory.key].status.state in ("queued", "running")]

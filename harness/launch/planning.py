@@ -182,7 +182,10 @@ def _other_file(study: Study, runs_folder: Path) -> Path | None:
     if manifest is None or not manifest.file:
         return None
     before, now = Path(manifest.file), study.path.absolute()
-    if before == now or not before.is_file() or (now.exists() and before.samefile(now)):
+    try:
+        if before == now or not before.is_file() or (now.exists() and before.samefile(now)):
+            return None
+    except OSError:  # a path of another machine, which this one cannot look at
         return None
     return before if name_of_study(before) == study.name else None
 

@@ -31,7 +31,7 @@ def unusable_path(folder: Path, cluster: str) -> str:
     Its path becomes part of PYTHONPATH, of submitit's patterns of file names, and on SLURM of sbatch's.
     """
     path = str(folder.absolute())
-    refused = {os.pathsep: "separates the folders of PYTHONPATH"}
+    refused = {} if cluster == "debug" else {os.pathsep: "separates the folders of PYTHONPATH"}
     refused |= dict.fromkeys(("%j", "%t", "%A", "%a"), "stands for a job's number in the names of its files")
     if cluster == "slurm":
         refused |= {"%": "begins a pattern in SLURM's file names", "\\": "switches off patterns in SLURM's file names"}

@@ -22,6 +22,7 @@ from harness.launch.requeue import given_up
 from harness.launch.states import read_run_states
 from harness.launch.submission import Submission
 from harness.records import snapshot
+from harness.records.files import replace_file
 from harness.records.layout import CODE, JOBS, SubmissionLayout
 from harness.records.manifest import Manifests, ask_for
 from harness.slurm.commands import NoAnswer
@@ -64,7 +65,7 @@ def submit(
     """
     if cluster not in CLUSTERS:
         raise LaunchError(f"no cluster {cluster!r}; the choices are {', '.join(CLUSTERS)}")
-    if cluster != "debug" and (reason := unusable_path(plan.runs_folder, cluster)):
+    if reason := unusable_path(plan.runs_folder, cluster):
         raise LaunchError(reason)
     profile = profile or Profile()
     plan = _with_answers(plan)
@@ -106,7 +107,8 @@ def submit(
             "time": time.time(),
             "runs": [planned.run_key for planned in runs],
         }
-        layout.submission_path.write_text(json.dumps(description, indent=1))
+        # Whole or absent: without it nobody would know that the jobs are SLURM's.
+        replace_file(layout.submission_path, json.dumps(description, indent=1), durable=True)
         if plan.study.path.suffix == ".py":  # a study in Python is kept with its submission
             shutil.copyfile(plan.study.path, folder / plan.study.path.name)
     launch = CLUSTERS[cluster]

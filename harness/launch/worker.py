@@ -90,7 +90,7 @@ def execute_run(
             logger.warning(error)
             return "skipped"
         except Exception as error:  # for example, torch or the run's own code cannot be imported
-            record_failure(path, error)
+            record_failure(path, error, attempt=False)
             return "failed"
         logger.info(f"{path.name} is {state}")
         return state

@@ -52,9 +52,11 @@ def test_a_run_that_fails_before_it_begins_says_so(tiny_run, monkeypatch, damage
     words = damage(directory, monkeypatch)
     assert execute_run(path, 1, False, None, logged=False) == "failed"
     status = directory.status()
-    assert (status.state, status.cause, status.attempt) == ("failed", "error", 1)
-    [event] = directory.events("failed")
-    assert event.fields["reason"] == status.reason
+    assert (status.state, status.cause) == ("failed", "error")
+    if damage is not torch_cannot_be_imported:  # which does not come as far as an attempt
+        [event] = directory.events("failed")
+        assert event.fields["reason"] == status.reason
+        assert status.attempt == 1
     assert re.search(words, status.reason)
     assert directory.writer() is None
 

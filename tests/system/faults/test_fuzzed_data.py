@@ -1,7 +1,7 @@
 """Images, folders of images and files of weights, damaged or odd by a seed: used rightly, or refused by their name.
 
 No file is lost without a word (seen = used + ignored, else the whole folder is refused), nothing is executed, nothing
-is written elsewhere, and no message is somebody else's advice. FUZZ_CASES sets the number of cases of each kind.
+is written elsewhere, no message is somebody else's advice. HARNESS_FUZZ_CASES sets the number of cases of each kind.
 """
 
 import io
@@ -24,7 +24,7 @@ from harness.data.pixels import read_image
 from harness.errors import DataError
 from harness.metrics.weights import read_state_dict
 
-CASES = int(os.environ.get("FUZZ_CASES", "1000"))
+CASES = int(os.environ.get("HARNESS_FUZZ_CASES", "1000"))
 SIZE = 8
 
 

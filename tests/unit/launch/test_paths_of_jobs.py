@@ -51,5 +51,10 @@ def test_a_users_default_that_would_change_what_a_job_is_does_not_reach_it(monke
     assert _outer_job_variables() == {variable: None}
 
 
+def test_a_debugged_run_imports_no_frozen_code_but_has_submitits_file_names():
+    assert unusable_path(Path("/scratch/a:b"), "debug") == ""
+    assert unusable_path(Path("/scratch/%j"), "debug")
+
+
 def test_a_suggested_command_can_be_pasted_into_a_shell():
     assert same_runs(Path("a b/$x")) == " --runs 'a b/$x'"

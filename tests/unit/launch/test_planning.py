@@ -236,6 +236,15 @@ def test_a_run_of_a_version_without_logs_of_its_own_has_its_newest_jobs(tmp_path
     assert claims.run_log(tmp_path, "aaaa") == folder / "aaaa_log.out"
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "7"])
+def test_a_damaged_description_of_a_submission_ends_no_status(tmp_path, study, content):
+    tiny = study()
+    directory = write(tmp_path / "runs", tiny.runs[0], Status("interrupted", step=3))
+    claim = claim_of(tmp_path, directory.key)
+    (claim.folder / "submission.json").write_text(content)
+    assert planning.plan(tiny, tmp_path / "runs").runs[0].state == "interrupted"
+
+
 def test_a_run_that_no_job_took_has_no_log(tmp_path):
     assert claims.run_log(tmp_path, "aaaa") is None
     assert claims.job_log(tmp_path, "aaaa") is None

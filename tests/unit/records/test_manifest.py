@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,26 @@ def test_a_submission_that_is_killed_between_its_files_leaves_what_the_study_ask
     assert "1 run of this study is no longer asked for" in invoke("status", "tiny", "--runs", tmp_path / "runs")
     after = ask(f"arms: {{renamed: {{}}, three: {{optim.lr: 3.0e-3}}}}\n{NLL.replace('16', '17')}")
     assert [run.run_key for run in load_records(tmp_path / "runs", "tiny")] == keys(after)
+
+
+def test_submissions_at_one_time_leave_what_one_of_them_asks_for(tmp_path, ask):
+    [run] = ask().runs
+    wishes = [{f"{letter * 16}": run.membership() | {"arm": letter}} for letter in "abc"]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda wish: ask_for(tmp_path / "runs", "tiny", wish), wishes))
+    manifest = read_manifest(tmp_path / "runs", "tiny")
+    assert manifest.generation == 4
+    [(key, entry)] = manifest.runs.items()
+    assert key == entry["arm"] * 16
+
+
+def test_a_path_of_another_machine_ends_no_plan(tmp_path, ask):
+    study = ask()
+    for file in ("/" + "x" * 5000, "/nowhere/tiny.yaml", "a\0b"):
+        path = tmp_path / "runs" / ".studies" / "tiny" / "manifest.json"
+        stored = json.loads(path.read_text())
+        path.write_text(json.dumps(stored | {"file": file}))
+        assert planning.plan(study, tmp_path / "runs").other_file is None
 
 
 def test_a_run_that_another_study_made_is_shown_even_before_its_membership_is_written(tmp_path, ask, tiny_study):
