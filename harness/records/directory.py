@@ -288,15 +288,15 @@ class RunDirectory(RunLayout):
             return Status()
         except RecordError as error:
             reason = self._short(error)
-            if self._may_be_written():
+            if self.may_be_written():
                 return Status("running", reason=reason)
             return Status("interrupted", reason=reason, cause="killed")
-        if status.state == "running" and not self._may_be_written():
+        if status.state == "running" and not self.may_be_written():
             reason = status.reason or "killed: its process is gone"
             return replace(status, state="interrupted", cause="killed", reason=reason)
         return status
 
-    def _may_be_written(self) -> bool:
+    def may_be_written(self) -> bool:
         """Return whether a process is writing, or may be: a lock that cannot be read says nothing."""
         try:
             return self.writer() is not None
@@ -380,7 +380,7 @@ class RunDirectory(RunLayout):
         rows_problems = self._current_rows()[1]
         attempts = self._read_attempts()
         lines = [line for attempt in attempts for line in attempt.damage]
-        writing = self.writer() is not None
+        writing = self.may_be_written()
         for attempt in attempts:
             if attempt.torn_bytes and not (writing and attempt is attempts[-1]):
                 lines.append(f"{attempt.path.name}: torn last line dropped ({attempt.torn_bytes} bytes)")

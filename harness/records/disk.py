@@ -88,7 +88,7 @@ def usage(run_directories: Iterable[Path]) -> Counter[str]:
 
 def removable(run_directory: RunDirectory) -> list[Removable]:
     """Return what can be removed in an inactive run: old checkpoints of a done one, and leftovers of killed jobs."""
-    if run_directory.writer():
+    if run_directory.may_be_written():
         return []
     can_go = [Removable(path, _size(path), "left by a killed job") for path in _leftovers(run_directory)]
     if run_directory.status().state == "done" and not run_directory.damage():

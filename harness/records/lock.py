@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from harness.errors import RecordError
-from harness.records.reading import Fields, parse_json
+from harness.records.reading import Fields, parse_json, read_json
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -60,9 +60,10 @@ class FolderLock:
 
     def slurm_job_id(self) -> str:
         """Return the SLURM job of the process that took the lock last and has not released it, alive or not."""
-        newest = self._newest()
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads((self.folder / f"{newest:06d}").read_text()).get("slurm_job_id") or ""
+        with contextlib.suppress(OSError, RecordError):
+            path = self.folder / f"{self._newest():06d}"
+            job_id = Fields(read_json(path), str(path)).get("slurm_job_id")
+            return job_id if isinstance(job_id, str) and _JOB_ID.fullmatch(job_id) else ""
         return ""
 
     def acquire(self, wait_seconds: float = 0.0) -> None:
@@ -182,6 +183,7 @@ class FolderLock:
 
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_JOB_ID = re.compile(r"[0-9][0-9_]{0,40}")  # it becomes an argument of SLURM's programs
 
 
 def _owner_from(text: str) -> dict:

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.errors import RecordError
 from harness.records.files import replace_file
+from harness.records.reading import Fields, read_json
 from harness.search.space import Metric, Search, Settings, trial_name
 
 FINISHED = ("complete", "pruned")
@@ -54,9 +56,21 @@ class TrialRecord:
 
     @classmethod
     def read(cls, path: Path) -> TrialRecord:
-        """Read a record that `write` wrote."""
-        fields = {stored: name for name, stored in _STORED_AS.items()}
-        return cls(**{fields.get(name, name): value for name, value in json.loads(path.read_text()).items()})
+        """Read a record that `write` wrote.
+
+        Raises:
+            RecordError: it is damaged.
+        """
+        stored = read_json(path)
+        record = Fields(stored, str(path))
+        record.integer("number")
+        for name in ("point", "values", "replicate_values"):
+            record.fields(name, {})
+        names = {stored_name: name for name, stored_name in _STORED_AS.items()}
+        try:
+            return cls(**{names.get(name, name): value for name, value in stored.items()})
+        except TypeError as error:
+            raise RecordError(f"{path}: is not the record of a trial: {error}") from None
 
     def half_width(self, metric: str, level: float = 0.95) -> float | None:
         """Return the half-width of Student's interval of the mean over replicates, None for fewer than three."""

@@ -174,6 +174,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a damaged lock": (lambda run: age(write("lock/000009", '{"heartbeat": "x", "pid": []}')(run)), ""),
     "a folder in the lock": (lambda run: add_folder(run / "lock/000009"), ""),
+    "a lock that is a loop of links": (lambda run: (run / "lock/000009").symlink_to(run / "lock/000009"), ""),
     "an odd number in the lock": (lambda run: (run / "lock" / "²").write_text(""), ""),
 }
 

@@ -431,3 +431,22 @@ def test_records_import_neither_torch_nor_mlflow():
 def test_a_status_file_is_plain_json(run):
     run.set_status(Status("queued"))
     assert json.loads((run.path / "status.json").read_text())["state"] == "queued"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"slurm_job_id": 7}', '{"slurm_job_id": "--me"}', '{"slurm_job_id": null}', "[" * 100_000, "\udcff"],
+)
+def test_a_damaged_lock_names_no_job_and_is_stale_by_its_age(tmp_path, content):
+    lock = FolderLock(tmp_path, "run")
+    path = tmp_path / "000001"
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert lock.slurm_job_id() == ""
+    assert lock.owner() is not None  # it may be of a process that is just starting
+    os.utime(path, (0, 0))
+    assert lock.owner() is None
+
+
+def test_a_lock_names_the_job_that_took_it_last(tmp_path):
+    (tmp_path / "000001").write_text('{"slurm_job_id": "42_7", "host": "n1"}')
+    assert FolderLock(tmp_path, "run").slurm_job_id() == "42_7"
