@@ -147,7 +147,10 @@ def _killed_imports(runs_folder: Path) -> list[Path]:
 
 
 def _finished_jobs(runs_folder: Path, states: dict[str, str]) -> list[Path]:
-    """Find submissions whose runs are all done, removed, or resubmitted and inactive: their logs are not needed."""
+    """Find submissions whose runs are all done, removed, or failed after a later submission: their logs are not needed.
+
+    An interrupted run may still have a job of any of its submissions in SLURM's queue, which needs its pickle.
+    """
     newest: dict[str, Path] = {}
     claims = {
         folder: [claim.name for claim in SubmissionLayout(folder).claims_folder.glob("*")]
@@ -158,7 +161,7 @@ def _finished_jobs(runs_folder: Path, states: dict[str, str]) -> list[Path]:
 
     def finished(folder: Path, key: str) -> bool:
         state = states.get(key, "done")
-        return state in ("done", "pruned") or (newest[key] != folder and state not in ("queued", "running"))
+        return state in ("done", "pruned") or (newest[key] != folder and state == "failed")
 
     return [
         folder
