@@ -512,6 +512,8 @@ def test_the_environment_keeps_the_present_pythonpath_behind_the_snapshot(tree, 
         "PYTHONPATH": f"{taken.path}:/a:/b",
         "PYTHONSAFEPATH": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
+        "PYTHONWARNINGS": "",
         "HARNESS_SNAPSHOT": taken.id,
     }
     monkeypatch.delenv("PYTHONPATH")
