@@ -5,7 +5,8 @@ or doubled, values of JSON replaced by others (in a journal with a checksum that
 links and pipes. Then all readers read the folder. An archive is damaged in the same way, and in its members' names and
 kinds; it is imported or refused.
 
-HARNESS_FUZZ_CASES=20000 tries that many cases instead of 2,200. A case is a function of its number, which a failure names.
+HARNESS_FUZZ_CASES=20000 tries that many cases instead of 2,200. A case is a function of its number, which a failure
+names.
 """
 
 from __future__ import annotations

@@ -219,6 +219,7 @@ def assert_shows_exactly(study: Study, runs_folder: Path, fresh: Path, path: Pat
     assert set(content["runs"]) == {run.run_key for run in study.runs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_after_any_edits_everything_shows_exactly_the_present_runs(tmp_path, seed):
     draw, asked, runs_folder = random.Random(seed), Asked(), tmp_path / "runs"
