@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.diffusion.objectives import OBJECTIVES, training_terms
+    from harness.diffusion.pairs import posterior_sample, q_sample_pair, sample_pairs
     from harness.diffusion.process import MEAN_TYPES, VAR_TYPES, Denoised, GaussianDiffusion
     from harness.diffusion.respacing import space_timesteps
     from harness.diffusion.samplers import (
@@ -33,6 +34,7 @@ _HOME = {
     "respacing": ["space_timesteps"],
     "process": ["Denoised", "GaussianDiffusion", "MEAN_TYPES", "VAR_TYPES"],
     "objectives": ["OBJECTIVES", "training_terms"],
+    "pairs": ["posterior_sample", "q_sample_pair", "sample_pairs"],
     "timesteps": ["TIMESTEP_SAMPLERS", "LossSecondMomentSampler", "UniformSampler"],
     "samplers": [
         "SAMPLERS",

@@ -57,6 +57,56 @@ def cosine_alpha_bar(u: float, s: float = 0.008) -> float:
     return math.cos((u + s) / (1 + s) * math.pi / 2) ** 2
 
 
+def vp(num_timesteps: int, beta_min: float = 0.1, beta_max: float = 20.0) -> np.ndarray:
+    """Cut the variance-preserving process of score matching into a few large steps.
+
+        alpha_bar(u) = exp(-u^2 (beta_max - beta_min) / 2 - u beta_min)          (Song et al. 2021, appendix C)
+        beta_i = 1 - alpha_bar(u_{i+1}) / alpha_bar(u_i),  u from 0.001 to 1                  (DDGAN's code)
+
+    The process starts at u = 0.001, so the data are exactly clean: what alpha_bar(0.001) loses is divided out.
+
+    Args:
+        num_timesteps: T, at least 1.
+        beta_min: rate of the noise at u = 0, above 0.
+        beta_max: rate at u = 1, at least beta_min.
+
+    Returns:
+        betas: [T], float64.
+    """
+    if not 0 < beta_min <= beta_max:
+        raise ValueError(f"the vp schedule needs 0 < beta_min <= beta_max, got {beta_min} and {beta_max}")
+    return _steps(num_timesteps, lambda u: np.exp(-(u**2) * (beta_max - beta_min) / 2 - u * beta_min))
+
+
+def geometric(num_timesteps: int, variance_min: float = 1e-4, variance_max: float = 0.999) -> np.ndarray:
+    """Let the noise's variance grow geometrically.
+
+        alpha_bar(u) = 1 - variance_min (variance_max / variance_min)^u                                (DDGAN's code)
+
+    Cut into steps as `vp` is.
+
+    Args:
+        num_timesteps: T, at least 1.
+        variance_min: at u = 0, above 0.
+        variance_max: at u = 1, below 1: beyond, nothing would be left of the data (DDGAN's default, 20, gives NaN).
+
+    Returns:
+        betas: [T], float64.
+    """
+    if not 0 < variance_min < variance_max < 1:
+        raise ValueError(
+            f"the geometric schedule needs 0 < variance_min < variance_max < 1, got {variance_min} and {variance_max}"
+        )
+    return _steps(num_timesteps, lambda u: 1 - variance_min * (variance_max / variance_min) ** u)
+
+
+def _steps(num_timesteps: int, alpha_bar: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return the betas of T steps of equal length from u = 0.001 to 1."""
+    _check_length(num_timesteps)
+    values = alpha_bar(np.linspace(1e-3, 1, int(num_timesteps) + 1))
+    return 1 - values[1:] / values[:-1]
+
+
 class Tables(NamedTuple):
     """The tables of a schedule; each is [T], float64 and read-only. T is the number of steps."""
 
@@ -142,4 +192,6 @@ def _check_length(num_timesteps: int) -> None:
 SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
     "linear": linear,
     "cosine": cosine,
+    "vp": vp,
+    "geometric": geometric,
 }

@@ -25,6 +25,7 @@ from harness.data.facts import DATASET_FACTS, DatasetFacts
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.networks import MLP, Model, UNet
 from harness.spec.parts import KINDS, Choice, NamedModel, plugins_of
+from harness.spec.schedules import Linear, Schedule
 
 
 class DataModel(SpecModel):
@@ -143,18 +144,6 @@ Data = Annotated[
         },
     ),
 ]
-
-
-class Linear(NamedModel):
-    name: Literal["linear"] = "linear"
-
-
-class Cosine(NamedModel):
-    name: Literal["cosine"] = "cosine"
-    s: float = Field(0.008, ge=0, lt=1)
-
-
-Schedule = Annotated[NamedModel, Choice("schedule", NamedModel, {"linear": Linear, "cosine": Cosine})]
 
 
 LEARNED = ("learned", "learned_range")

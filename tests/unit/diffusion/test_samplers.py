@@ -27,10 +27,13 @@ from harness.diffusion import (
     progressive_generation,
     skip_fraction,
     space_timesteps,
+    tables,
 )
 
 GOLDEN = dict(np.load(Path(__file__).parents[2] / "golden" / "steps.npz"))
 GOLDEN_SCHEDULES = sorted({name.split("/")[0] for name in GOLDEN if "/" in name})  # others have no vectors
+# Chains that end without a trace of the data, as those assume that start at N(0, 1).
+ENDS_IN_NOISE = [name for name in SCHEDULES if tables(SCHEDULES[name](1000)).alphas_cumprod[-1] < 1e-4]
 MEAN = {"epsilon": "EPSILON", "x_0": "START_X", "previous_x": "PREVIOUS_X"}
 STD = 0.5
 
@@ -154,7 +157,7 @@ def test_an_eta_that_leaves_no_variance_is_refused(eta):
 # -- Gaussian data, ideal denoiser -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ENDS_IN_NOISE)
 @pytest.mark.parametrize("keep", ["1", "2", "7", "25", "quad50", "ddim100", None])
 def test_ancestral_sampling_with_the_optimal_variance_is_exact_at_any_number_of_steps(schedule, keep):
     process = process_of(schedule, "learned", keep=keep)
@@ -183,14 +186,14 @@ def test_a_thousand_steps_with_a_fixed_variance_come_within_two_percent(schedule
     assert stds(process_of(schedule, var_type), ancestral_step, 1.0)[-1] == pytest.approx(STD, rel=0.02)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ENDS_IN_NOISE)
 def test_ddims_error_halves_when_the_steps_double(schedule):
     full = process_of(schedule, num_timesteps=4000)
     errors = [abs(solve("ddim", full, space_timesteps(4000, n)) - STD) for n in [10, 20, 40, 80, 160]]
     np.testing.assert_allclose(np.divide(errors[:-1], errors[1:]), 2, rtol=0.03)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ENDS_IN_NOISE)
 def test_2ms_error_quarters_when_the_steps_double(schedule):
     full = process_of(schedule, num_timesteps=4000)
     errors = [abs(solve("dpmpp_2m", full, space_timesteps(4000, n)) - STD) for n in [40, 80, 160, 320]]
@@ -199,7 +202,7 @@ def test_2ms_error_quarters_when_the_steps_double(schedule):
     np.testing.assert_allclose(ratios[1:], 4, rtol=0.07)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ENDS_IN_NOISE)
 @pytest.mark.parametrize("n", [10, 20, 40, 80])
 def test_a_last_step_of_first_order_serves_2m_better_at_few_even_steps(schedule, n):
     full, kept = process_of(schedule, num_timesteps=4000), space_timesteps(4000, n)
@@ -215,7 +218,7 @@ def test_2m_without_a_step_to_extrapolate_is_ddim():
     assert solve("dpmpp_2m", full, [300, 999]) == pytest.approx(solve("ddim", full, [300, 999]), rel=1e-12)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ENDS_IN_NOISE)
 def test_encoding_finds_the_latent_that_ddim_decodes_with_an_error_that_halves(schedule):
     full = process_of(schedule, num_timesteps=4000)
     abar = full.alphas_cumprod[-1]

@@ -25,7 +25,8 @@ def test_tables_are_the_references(key):
 def test_the_posterior_mean_of_a_noiseless_path_stays_on_it(name, num_timesteps):
     t = tables(SCHEDULES[name](num_timesteps))
     on_path = t.posterior_mean_coef1 + t.sqrt_alphas_cumprod * t.posterior_mean_coef2
-    np.testing.assert_allclose(on_path, np.sqrt(t.alphas_cumprod_prev), rtol=0, atol=1e-11)
+    rounding = 2 * np.finfo(float).eps / (1 - t.alphas_cumprod)  # of 1 - alpha-bar, by which both are divided
+    assert (np.abs(on_path - np.sqrt(t.alphas_cumprod_prev)) <= np.maximum(1e-11, rounding)).all()
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,59 @@ def test_the_cosine_table_follows_its_continuous_alpha_bar():
     u = np.arange(1, 1000) / 1000  # the last beta is clipped
     expected = [cosine_alpha_bar(v, 0.02) / cosine_alpha_bar(0, 0.02) for v in u]
     np.testing.assert_allclose(tables(betas).alphas_cumprod[:-1], expected, rtol=1e-10)
+
+
+DDGAN = dict(np.load(Path(__file__).parents[2] / "golden" / "ddgan_schedules.npz"))
+DDGAN_SCHEDULES = sorted(
+    {
+        name.rsplit("/", 1)[0]
+        for name in DDGAN
+        if "float64" not in name and np.isfinite(DDGAN[name.rsplit("/", 1)[0] + "/a_s"]).all()
+    }
+)
+
+
+@pytest.mark.parametrize("key", DDGAN_SCHEDULES)
+def test_few_large_steps_are_those_of_denoising_diffusion_gan(key):
+    schedule, limits, num_timesteps = key.split("/")
+    ours = tables(SCHEDULES[schedule](int(num_timesteps), *map(float, limits.split(","))))
+    for name, skipped in {
+        "betas": 1,  # the reference's first, 1e-8, vanishes in its float32
+        "alphas_cumprod": 0,
+        "posterior_mean_coef1": 0,
+        "posterior_mean_coef2": 0,
+        "posterior_variance": 0,
+    }.items():
+        single, double = DDGAN[f"{key}/{name}"][skipped:], DDGAN[f"{key}/float64/{name}"][skipped:]
+        low, high = np.minimum(single, double), np.maximum(single, double)
+        slack = 2e-6 * np.abs(high) + 1e-7
+        table = getattr(ours, name)
+        assert table.shape == single.shape
+        assert ((low - slack <= table) & (table <= high + slack)).all(), name
+
+
+def test_few_large_steps_have_the_papers_values():
+    np.testing.assert_allclose(SCHEDULES["vp"](2), [0.9213, 0.9995], atol=5e-5)
+    np.testing.assert_allclose(
+        tables(SCHEDULES["vp"](8)).alphas_cumprod,
+        [0.8436, 0.5217, 0.2366, 0.07868, 0.01918, 0.003429, 0.0004494, 4.319e-05],
+        rtol=2e-4,
+    )
+    assert tables(SCHEDULES["vp"](1)).alphas_cumprod == pytest.approx([4.319e-5], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "limits", "complaint"),
+    [
+        ("vp", (0.0, 20.0), "needs 0 < beta_min <= beta_max, got 0.0 and 20.0"),
+        ("vp", (20.0, 0.1), "needs 0 < beta_min <= beta_max"),
+        ("geometric", (0.1, 20.0), "needs 0 < variance_min < variance_max < 1, got 0.1 and 20.0"),  # DDGAN's default
+        ("geometric", (0.5, 0.5), "needs 0 < variance_min < variance_max < 1"),
+    ],
+)
+def test_limits_that_leave_nothing_of_the_data_are_refused(schedule, limits, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        SCHEDULES[schedule](4, *limits)
 
 
 @pytest.mark.parametrize("num_timesteps", [1, 20])

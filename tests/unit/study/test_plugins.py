@@ -126,7 +126,7 @@ def test_a_name_that_a_plugin_adds_is_among_the_choices_only_while_it_is_active(
     path = study(text=STUDY.replace("sigmoid}", "sigmoit}"))
     assert "study.yaml:9" in refusal(path) and "did you mean 'sigmoid'?" in refusal(path)
     assert "(choices: linear, cosine, sigmoid)" in refusal(path)
-    assert list(choices(Schedule)) == ["linear", "cosine"]
+    assert list(choices(Schedule)) == ["linear", "cosine", "vp", "geometric"]
 
 
 def test_the_parameters_of_a_plugins_part_are_validated_with_file_and_line(study):
