@@ -125,7 +125,7 @@ def test_a_study_with_a_plugin_is_planned_without_torch(study):
 def test_a_name_that_a_plugin_adds_is_among_the_choices_only_while_it_is_active(study):
     path = study(text=STUDY.replace("sigmoid}", "sigmoit}"))
     assert "study.yaml:9" in refusal(path) and "did you mean 'sigmoid'?" in refusal(path)
-    assert "(choices: linear, cosine, sigmoid)" in refusal(path)
+    assert "(choices: linear, cosine, vp, geometric, sigmoid)" in refusal(path)
     assert list(choices(Schedule)) == ["linear", "cosine", "vp", "geometric"]
 
 
