@@ -1,5 +1,8 @@
 """The project's own functions under the names that the reference's checker asks for: thin maps, nothing is computed."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -12,6 +15,32 @@ from harness.diffusion.schedules import geometric, tables, vp
 from harness.methods.ddgan import DenoisingGan, Draws, cosine_decay
 from harness.metrics import mixture
 from harness.metrics.fidelity import frechet_distance
+
+sys.path.insert(0, str(Path(__file__).parent))  # not a package: the checker runs this file by its path
+
+from adversarial_networks import (
+    checkpoint_shapes,
+    conv_downsample,
+    discriminator,
+    downsample,
+    generator,
+    minibatch_stddev,
+    pixel_norm,
+    published_discriminator_name,
+    published_names,
+    time_embedding,
+    upsample,
+)
+
+__all__ = [
+    "checkpoint_shapes",
+    "conv_downsample",
+    "downsample",
+    "minibatch_stddev",
+    "pixel_norm",
+    "time_embedding",
+    "upsample",
+]
 
 
 def process(num_timesteps):
@@ -67,7 +96,18 @@ mmd2 = mixture.mmd2
 
 def train_modules(args, generator, discriminator, draws):
     """Train two modules as the reference's loop does; an epoch of its learning rate is an iteration here."""
+    names = {module: {name: name for name, _ in module.named_parameters()} for module in (generator, discriminator)}
+    return _train(args, generator, discriminator, draws, names)
 
+
+def train(args, state_g, state_d, draws):
+    """Train the published networks from given weights, named as theirs."""
+    g, d = generator(args, state_g), discriminator(args["discriminator"], state_d)
+    names = {g: published_names(g), d: {name: published_discriminator_name(name) for name, _ in d.named_parameters()}}
+    return _train(args, g, d, draws, names)
+
+
+def _train(args, generator, discriminator, draws, names):
     def adam(module, lr):
         return torch.optim.Adam(module.parameters(), lr=lr, betas=tuple(args["adam_betas"]), eps=args["adam_eps"])
 
@@ -85,17 +125,18 @@ def train_modules(args, generator, discriminator, draws):
         r1_every=args["lazy_reg"],
         ema_rate=args["ema_decay"],
     )
+
+    def weights(module, theirs):
+        return {theirs[name]: value.detach().clone() for name, value in module.named_parameters()}
+
     iterations = []
     for step, draw in enumerate(draws):
         losses = game.update(step, draw["x_0"], _draws(draw["d"]), _draws(draw["g"]))
         iterations.append(
             {name: float(loss) for name, loss in losses.items()}
-            | {"g_lr": game.optimizers["generator"].param_groups[0]["lr"]}
-            | {"d_lr": game.optimizers["discriminator"].param_groups[0]["lr"]}
-            | {
-                name: {key: value.detach().clone() for key, value in module.named_parameters()}
-                for name, module in {"g": generator, "d": discriminator, "ema": game.ema}.items()
-            }
+            | {f"{name[0]}_lr": optimizer.param_groups[0]["lr"] for name, optimizer in game.optimizers.items()}
+            | {"g": weights(generator, names[generator]), "d": weights(discriminator, names[discriminator])}
+            | {"ema": weights(game.ema, names[generator])}
         )
     return iterations
 

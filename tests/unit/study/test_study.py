@@ -399,7 +399,8 @@ def test_a_wrong_evaluation_is_told_with_its_place(refused, entry, message):
         ),
         (
             "diffusion:\n  schedule: cosin\n",
-            "study.yaml:4: diffusion.schedule: unknown name 'cosin'; did you mean 'cosine'? (choices: linear, cosine, vp, geometric)",
+            "study.yaml:4: diffusion.schedule: unknown name 'cosin'; did you mean 'cosine'? "
+            "(choices: linear, cosine, vp, geometric)",
         ),
         ("diffusion: {mean_type: eps}", "study.yaml:3: diffusion.mean_type: unknown value 'eps'; choices: 'epsilon'"),
         ("model:\n  dropout: 1.5\n", "study.yaml:4: model.dropout: input should be less than 1, not 1.5"),
