@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+# One more than cores: tests often wait for servers, jobs and processes that were killed.
+TEST_JOBS ?= $(shell expr $(JOBS) + 1)
 PORT   ?= 5000
 STUDY  ?= experiments/laptop/iddpm_digits.yaml
 
@@ -27,7 +29,7 @@ demo: setup  ## Run a real ablation on digits, from YAML to figures/index.html (
 	@echo "Look at figures/index.html, and compare the runs with: make ui"
 
 test: setup  ## Run all tests
-	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --maxprocesses 4
 
 faults: setup  ## Kill a training a hundred times, break servers and disks under it, and print the figures
 	KILLS=100 $(BIN)/python -m pytest -q tests/system/faults tests/component/job/test_verify.py

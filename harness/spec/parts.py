@@ -110,7 +110,8 @@ class Choice:
         name = value["name"]
         if not isinstance(name, str) or name not in classes:
             names = ", ".join(map(repr, classes))
-            context = {"discriminator": "'name'", "tag": str(name), "expected_tags": names}
+            tag = str(name).encode(errors="backslashreplace").decode()  # pydantic takes no half of a surrogate pair
+            context = {"discriminator": "'name'", "tag": tag, "expected_tags": names}
             raise PydanticKnownError("union_tag_invalid", context)
         strict = (info.context or {}).get("strict")
         return classes[name].__pydantic_validator__.validate_python(value, strict=strict, context=info.context)

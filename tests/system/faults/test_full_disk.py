@@ -64,7 +64,7 @@ def test_scaled_images_that_do_not_fit_are_refused_before_one_is_read_and_leave_
 @pytest.mark.slow
 @pytest.mark.parametrize("num_bytes_left", [0, 20_000, 300_000])
 def test_a_training_on_a_disk_that_fills_up_ends_with_a_clear_error_and_goes_on_later(
-    tiny_run, disk, monkeypatch, capsys, num_bytes_left
+    tiny_run, disk, monkeypatch, caplog, num_bytes_left
 ):
     sets = ("train.steps=60", "records.log_every=1")
     unbroken, run = tiny_run("", *sets), tiny_run("", *sets, "records.checkpoint_every_seconds=0", folder="disk")
@@ -81,7 +81,7 @@ def test_a_training_on_a_disk_that_fills_up_ends_with_a_clear_error_and_goes_on_
     steps = Checkpoints(run / "checkpoints").steps()
     (disk / "filler").unlink()
     directory = RunDirectory(run)
-    reason = directory.status().reason if directory.status().state == "failed" else capsys.readouterr().err
+    reason = directory.status().reason if directory.status().state == "failed" else caplog.text
     assert "the disk or your quota is full" in reason or "No space left on device" in reason
     assert run_job(run, sync=False, show_progress=False) == "done"
     resumed = directory.events("started")[-1].fields["resumed_from_step"]

@@ -402,6 +402,7 @@ def test_a_wrong_evaluation_is_told_with_its_place(refused, entry, message):
             "study.yaml:4: diffusion.schedule: unknown name 'cosin'; did you mean 'cosine'? "
             "(choices: linear, cosine, vp, geometric)",
         ),
+        ('data: "\\uD800"', "study.yaml:3: data: unknown name '\\\\ud800'; choices: digits"),
         ("diffusion: {mean_type: eps}", "study.yaml:3: diffusion.mean_type: unknown value 'eps'; choices: 'epsilon'"),
         ("model:\n  dropout: 1.5\n", "study.yaml:4: model.dropout: input should be less than 1, not 1.5"),
         ("model: {channels: '64'}", "study.yaml:3: model.channels: input should be a valid integer, not '64'"),
