@@ -34,13 +34,14 @@ def pretend(folder, **facts):
     path.write_text(json.dumps([one | facts for one in json.loads(path.read_text())]))
 
 
-def test_a_resume_under_another_torch_and_device_says_so(interrupted, capsys):
+def test_a_resume_under_another_torch_and_device_says_so(interrupted, caplog):
+    caplog.set_level("INFO", "harness")
     pretend(interrupted, torch="1.13.1", device="NVIDIA H200")
     assert run_job(interrupted, sync=False, show_progress=False) == "done"
     (event,) = RunDirectory(interrupted).events("environment_changed")
     expected = f"torch 1.13.1 -> {torch.__version__}, device NVIDIA H200 -> cpu: the bits may differ from here on"
     assert event.fields == {"step": 4, "changes": expected}
-    assert expected in capsys.readouterr().err
+    assert expected in caplog.text
     said = CliRunner().invoke(cli, ["why", interrupted.name, "--runs", str(interrupted.parent)]).output
     assert f"environment_changed  step=4 changes={expected}" in said
 

@@ -40,7 +40,9 @@ class TestSchedules:
         noise = np.random.default_rng(0).standard_normal((8, 8))
         for _, strip in frame.groupby("schedule"):
             np.testing.assert_array_equal(strip.iloc[0]["picture"], x_0)
-            np.testing.assert_allclose(strip.iloc[-1]["picture"], noise, atol=0.01)
+            end, abar = strip.iloc[-1]["picture"], strip.iloc[-1]["alpha_bar"]
+            np.testing.assert_allclose(end, np.sqrt(abar) * x_0 + np.sqrt(1 - abar) * noise)
+            assert abar < 2e-3
             assert strip["alpha_bar"].is_monotonic_decreasing
 
 
