@@ -127,6 +127,7 @@ def test_a_trial_whose_value_is_a_text_or_whose_choice_is_none_of_the_searchs_is
         assert 1 not in set(fig_search.trials(load_records(searched, "small"))["trial"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["search.json", "importances.json"])
 def test_damaged_records_of_a_search_end_no_other_figure(searched, name, tmp_path, caplog):
     (searched / ".search" / "small" / name).write_text('{"definition": [], "metrics": "all"}')

@@ -219,6 +219,7 @@ def test_json_is_refused_with_what_never_ends(tmp_path, arguments):
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_where_they_are_asked_for(tmp_path):
     drawn = document("figures", "--out", tmp_path / "figures", "--runs", tmp_path / "runs")
     assert drawn == {"page": str(tmp_path / "figures" / "index.html"), "studies": []}

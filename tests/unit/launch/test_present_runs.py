@@ -240,6 +240,7 @@ def test_after_any_edits_everything_shows_exactly_the_present_runs(tmp_path, see
         history.append(asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 def test_after_each_single_edit_everything_shows_exactly_the_present_runs(tmp_path, edit):
     runs_folder, asked = tmp_path / "runs", Asked(replicates=3)

@@ -72,6 +72,7 @@ def test_a_random_checkpoint_goes_in_and_out_bit_for_bit(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"in.pt", "out.pt"}  # no partial file is left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_each_layout_is_taken_under_its_name(name, tmp_path):
     state = layout(name)
@@ -84,6 +85,7 @@ def test_the_names_of_the_published_files_are_known_too():
         assert published(entry.file) is published(f"{entry.file}.pt") is entry
 
 
+@pytest.mark.slow
 def test_another_networks_file_is_refused_with_the_configuration_that_fits(tmp_path):
     torch.save(layout("imagenet64_cond"), tmp_path / "model.pt")
     with pytest.raises(CheckpointError) as error:

@@ -132,6 +132,7 @@ def test_a_submission_that_is_killed_between_its_files_leaves_what_the_study_ask
     assert [run.run_key for run in load_records(tmp_path / "runs", "tiny")] == keys(after)
 
 
+@pytest.mark.slow
 def test_submissions_at_one_time_leave_what_one_of_them_asks_for(tmp_path, ask):
     [run] = ask().runs
     wishes = [{f"{letter * 16}": run.membership() | {"arm": letter}} for letter in "abc"]
@@ -224,6 +225,7 @@ def test_runs_that_still_wait_are_shown_apart_with_the_command_that_cancels_them
     assert f"harness cancel {waiting.key}" in everything
 
 
+@pytest.mark.slow
 def test_a_study_of_which_no_run_exists_yet_has_an_empty_section_and_no_error(tmp_path, ask):
     before = ask(NLL)
     for run in before.runs:
