@@ -18,6 +18,8 @@ from harness.search.space import Parameter, Search
 if TYPE_CHECKING:
     import optuna
 
+_BEFORE_TRIAL = "quasi-random sequence before this trial"
+
 
 def quiet_optuna() -> None:
     import optuna
@@ -81,7 +83,8 @@ def suggest(search: Search, study: optuna.Study, running: set[int]) -> tuple[int
     """Return the next trial: its number, its point, and Optuna's object for it.
 
     A trial that is running in Optuna's storage but not here was suggested to a coordinator that was killed before it
-    recorded the point. The sampler, seeded by the trial's number, suggests the same point again.
+    recorded the point, perhaps between two parameters. The sampler, seeded by the trial's number, suggests the same
+    point again.
 
     Args:
         running: numbers of the trials that are running.
@@ -93,12 +96,46 @@ def suggest(search: Search, study: optuna.Study, running: set[int]) -> tuple[int
     number = lost[0].number if lost else len(trials)
     study.sampler = _sampler(search, number)
     optuna_trial = optuna.Trial(study, lost[0]._trial_id) if lost else study.ask()
-    point = search.choose(lambda parameter: _suggest_value(parameter, optuna_trial))
+    if search.settings.sampler == "qmc":
+        _rewind_sequence(search, study, optuna_trial)
+    stored = lost[0] if lost else None
+    point = search.choose(lambda parameter: _suggest_value(parameter, optuna_trial, stored))
     return number, point, optuna_trial
 
 
-def _suggest_value(parameter: Parameter, trial: optuna.Trial) -> Any:
-    """Return the trial's value of a parameter, the same at each call."""
+def _rewind_sequence(search: Search, study: optuna.Study, trial: optuna.Trial) -> None:
+    """Let a trial that is suggested again take the place in the quasi-random sequence that it took at first.
+
+    Optuna counts the places in the study's attributes, and takes the sequence's dimensions from a trial's stored
+    parameters, even from those of the first trial itself, whose parameters it draws one by one. So each trial remembers
+    the count and the dimensions as they were before it.
+    """
+    import optuna
+
+    attributes = study._storage.get_study_system_attrs(study._study_id)
+    places = {key: value for key, value in attributes.items() if key.startswith("qmc:")}
+    before = trial.user_attrs.get(_BEFORE_TRIAL)
+    if before is None:
+        space = study.sampler.infer_relative_search_space(study, study.get_trials(deepcopy=False)[trial.number])
+        trial.set_user_attr(_BEFORE_TRIAL, {"places": places, "dimensions": len(space)})
+        return
+    for key in places:
+        study._storage.set_study_system_attr(study._study_id, key, before["places"].get(key, -1))
+    if not before["dimensions"]:
+        study.sampler = optuna.samplers.RandomSampler(seed=_seed(search, trial.number))
+
+
+def _suggest_value(parameter: Parameter, trial: optuna.Trial, stored: optuna.trial.FrozenTrial | None) -> Any:
+    """Return the trial's value of a parameter.
+
+    Args:
+        stored: the trial as its killed coordinator left it. A value in it comes without a draw, so the draw is made
+            for nothing, and the next parameter gets the random numbers that it would have got.
+    """
+    if stored and parameter.path in stored.params and parameter.path not in trial.relative_params:
+        trial.study.sampler.sample_independent(
+            trial.study, stored, parameter.path, stored.distributions[parameter.path]
+        )
     if parameter.kind == "choices":
         return trial.suggest_categorical(parameter.path, list(parameter.choices))
     if parameter.kind == "int":
@@ -135,8 +172,7 @@ def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     """Return a sampler whose draws are a function of the search's seed and the trial's number."""
     from optuna import samplers
 
-    settings = search.settings
-    seed = int.from_bytes(hashlib.sha256(f"{settings.seed} {number}".encode()).digest()[:4], "big")
+    settings, seed = search.settings, _seed(search, number)
     match settings.sampler:
         case "tpe":
             # constant_liar assumes bad values for running trials, so that parallel trials differ.
@@ -156,6 +192,10 @@ def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
             points = {parameter.path: parameter.points() or [] for parameter in search.space}
             return samplers.GridSampler(points, seed=settings.seed)
     return samplers.RandomSampler(seed=seed)
+
+
+def _seed(search: Search, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{search.settings.seed} {number}".encode()).digest()[:4], "big")
 
 
 def grid_size(search: Search) -> int:

@@ -26,9 +26,10 @@ from harness.launch.submit import submit
 from harness.records.directory import RunDirectory
 from harness.records.lock import FolderLock
 from harness.records.status import Status
+from harness.search import optuna_backend
 from harness.search.coordinator import Coordinator
 from harness.search.loading import load_search
-from harness.search.optuna_backend import first_suggestions, open_study, repair_journal
+from harness.search.optuna_backend import first_suggestions, open_study, repair_journal, report_end, suggest
 from harness.search.trials import best_study, pareto_front, read_trials
 from harness.search.workers import LocalWorkers, SlurmWorkers, Workers
 from harness.slurm.commands import NoAnswer
@@ -378,6 +379,47 @@ def test_a_torn_line_of_optunas_journal_is_cut_off_and_the_search_goes_on(make, 
     trials = read_trials(search.folder(tmp_path / "runs"))
     assert [trial.number for trial in trials] == [0, 1, 2, 3]
     assert len(open_study(search, search.folder(tmp_path / "runs")).trials) == 4
+
+
+@pytest.mark.parametrize("num_stored", [0, 1, 2])
+@pytest.mark.parametrize("number", [0, 3, 13])
+@pytest.mark.parametrize("sampler", ["random", "tpe", "gp", "cmaes", "nsga2", "qmc", "grid"])
+def test_a_trial_that_is_lost_between_two_parameters_gets_the_same_point(
+    make, tmp_path, monkeypatch, sampler, number, num_stored
+):
+    space = LAMBDA_S.replace("1.0e-1], log: true", "1.0e-1]").replace("5.0e-2], log: true", "5.0e-2]")
+    if sampler == "grid":
+        space = space.replace("[1.0e-5, 1.0e-1]", "[0, 0.7], step: 0.1").replace(
+            "[1.0e-4, 5.0e-2]", "[0, 0.7], step: 0.1"
+        )
+    search = make(space, f"search.sampler={sampler}", "search.trials=16")
+
+    def points_of(name, kill):
+        (tmp_path / name).mkdir()
+        study, points, calls = open_study(search, tmp_path / name), [], 0
+        suggest_value = optuna_backend._suggest_value
+
+        def killed(*arguments):
+            nonlocal calls
+            calls += 1
+            if calls > num_stored:
+                raise KeyboardInterrupt
+            return suggest_value(*arguments)
+
+        for index in range(number + 2):
+            if kill and index == number:
+                with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                    patch.setattr(optuna_backend, "_suggest_value", killed)
+                    suggest(search, study, set())
+                    raise KeyboardInterrupt  # after the last parameter
+                study = open_study(search, tmp_path / name)
+            given, point, _ = suggest(search, study, set())
+            assert given == index
+            points.append(point)
+            report_end(study, index, "complete", [sum(point.values())])
+        return points
+
+    assert points_of("killed", kill=True) == points_of("whole", kill=False)
 
 
 @pytest.mark.slow
