@@ -29,7 +29,7 @@ demo: setup  ## Run a real ablation on digits, from YAML to figures/index.html (
 	@echo "Look at figures/index.html, and compare the runs with: make ui"
 
 test: setup  ## Run all tests
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --maxprocesses 4
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 faults: setup  ## Kill a training a hundred times, break servers and disks under it, and print the figures
 	KILLS=100 $(BIN)/python -m pytest -q tests/system/faults tests/component/job/test_verify.py

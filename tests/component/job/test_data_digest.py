@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from harness.errors import DataError
-from harness.job.job import run_job
+from harness.job import job
 from harness.launch import planning
 from harness.launch.submit import submit
 from harness.records.data_digest import recorded_data_digest
@@ -34,6 +34,10 @@ def draw(tmp_path, monkeypatch):
 
     add(*(f"{number}.png" for number in range(12)))
     return add
+
+
+def run_job(folder, **options):
+    return job.run_job(folder, sync=False, show_progress=False, **options)
 
 
 def first_run(tmp_path, extra="", *sets):

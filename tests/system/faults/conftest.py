@@ -40,7 +40,7 @@ def writes_only_below() -> Callable[[Path], contextlib.AbstractContextManager[No
         finally:
             written = watched.pop()
         paths = [os.path.realpath(os.fsdecode(path)) for path in written if not isinstance(path, int)]
-        outside = [path for path in paths if not path.startswith(f"{os.path.realpath(folder)}/")]
+        outside = [path for path in paths if not path.startswith((f"{os.path.realpath(folder)}/", os.devnull))]
         assert outside == [], outside
 
     return watch

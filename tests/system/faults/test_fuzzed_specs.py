@@ -5,9 +5,7 @@ The damage is of two kinds: of the text (lines and tokens moved, doubled, lost, 
 valid join a run directory, as a submission does, and looks whether anything appeared elsewhere.
 """
 
-import contextlib
 import json
-import os
 import re
 import sys
 
@@ -175,35 +173,6 @@ def refused_or_valid(path):
     return study
 
 
-written: list | None = None  # every path that is opened for writing, made, renamed or removed while it is watched
-
-
-def _watch(event, arguments):
-    if written is None:
-        return
-    if event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        written.append(arguments[0])
-    elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.rename", "os.link", "os.symlink"):
-        written.extend(one for one in arguments[:2] if isinstance(one, str | bytes | os.PathLike))
-
-
-sys.addaudithook(_watch)
-
-
-@contextlib.contextmanager
-def nothing_written_outside(folder):
-    """Hold all that this process writes, wherever it is, to lie in a folder."""
-    global written
-    written = []
-    try:
-        yield
-        paths = [os.path.realpath(os.fsdecode(path)) for path in written if not isinstance(path, int)]
-        outside = [path for path in paths if not path.startswith(f"{os.path.realpath(folder)}/")]
-        assert outside == [], outside
-    finally:
-        written = None
-
-
 def make_runs(study, runs):
     for run in study.runs[:2]:
         directory = RunDirectory(runs / run.run_key)
@@ -211,7 +180,7 @@ def make_runs(study, runs):
         directory.add_to_study(study.name, run.membership())
 
 
-def fuzz(tmp_path_factory, examples, joined):
+def fuzz(tmp_path_factory, writes_only_below, examples, joined):
     """Try that many damaged studies; let the first `joined` valid ones become runs. Returns how many were valid."""
     home = tmp_path_factory.mktemp("home")
     (home / "studies").mkdir()
@@ -228,7 +197,7 @@ def fuzz(tmp_path_factory, examples, joined):
     @given(damaged_studies())
     def one(content):
         path.write_bytes(content)
-        with nothing_written_outside(runs):
+        with writes_only_below(runs):
             study = refused_or_valid(path)
             counts["valid" if study else "refused"] += 1
             if study and counts["valid"] <= joined:
@@ -243,14 +212,14 @@ def fuzz(tmp_path_factory, examples, joined):
     return counts
 
 
-def test_200_damaged_specs_are_valid_or_refused_with_their_place(tmp_path_factory):
-    counts = fuzz(tmp_path_factory, 200, joined=20)
+def test_200_damaged_specs_are_valid_or_refused_with_their_place(tmp_path_factory, writes_only_below):
+    counts = fuzz(tmp_path_factory, writes_only_below, 200, joined=20)
     assert min(counts.values()) > 10  # the damage is neither harmless nor total
 
 
 @pytest.mark.slow
-def test_5000_damaged_specs_are_valid_or_refused_with_their_place(tmp_path_factory):
-    counts = fuzz(tmp_path_factory, 5000, joined=100)
+def test_5000_damaged_specs_are_valid_or_refused_with_their_place(tmp_path_factory, writes_only_below):
+    counts = fuzz(tmp_path_factory, writes_only_below, 5000, joined=100)
     assert min(counts.values()) > 250
 
 
@@ -279,7 +248,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_name_that_leaves_its_folder_is_refused_or_writes_nothing_outside(tmp_path, place):
+def test_a_name_that_leaves_its_folder_is_refused_or_writes_nothing_outside(tmp_path, writes_only_below, place):
     (tmp_path / "base.yaml").write_text(BASE)
     path, runs, counts = tmp_path / "study.yaml", tmp_path / "runs", {"valid": 0, "refused": 0}
     runs.mkdir()
@@ -287,7 +256,7 @@ def test_a_name_that_leaves_its_folder_is_refused_or_writes_nothing_outside(tmp_
     assert refused_or_valid(path)  # it is the name that is refused below, and nothing else
     for name in LEAVING:
         path.write_text(PLACES[place].format(json.dumps(name)))
-        with nothing_written_outside(runs):
+        with writes_only_below(runs):
             study = refused_or_valid(path)
             if study:
                 make_runs(study, runs)
@@ -297,10 +266,10 @@ def test_a_name_that_leaves_its_folder_is_refused_or_writes_nothing_outside(tmp_
         assert counts["valid"] == 0
 
 
-def test_the_watch_sees_what_is_written_outside(tmp_path):
+def test_the_watch_sees_what_is_written_outside(tmp_path, writes_only_below):
     (tmp_path / "runs").mkdir()
     for write in (lambda p: p.write_text(""), lambda p: p.unlink(), lambda p: p.mkdir(), lambda p: p.rename(f"{p}2")):
-        with pytest.raises(AssertionError, match="outside"), nothing_written_outside(tmp_path / "runs"):
+        with pytest.raises(AssertionError, match="outside"), writes_only_below(tmp_path / "runs"):
             write(tmp_path / "outside")
 
 

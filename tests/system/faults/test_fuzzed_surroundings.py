@@ -15,7 +15,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -67,33 +66,6 @@ VERBS = (
     *(("list",), ("list", "tiny"), ("list", "--json")),
     *(("why", "tiny/base/0"), ("why", "tiny/base/1"), ("logs", "tiny/base/1"), ("clean",), ("cancel", "tiny")),
 )
-
-written: list[Any] | None = None  # what this process opens for writing, makes, renames or removes
-
-
-def _watch(event: str, arguments: tuple) -> None:
-    if written is None:
-        return
-    if event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        written.append(arguments[0])
-    elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.rename", "os.link", "os.symlink"):
-        written.extend(argument for argument in arguments[:2] if isinstance(argument, str | bytes | os.PathLike))
-
-
-sys.addaudithook(_watch)
-
-
-@contextlib.contextmanager
-def nothing_written_outside(folder: Path) -> Iterator[None]:
-    global written
-    written = []
-    try:
-        yield
-        paths = [os.path.realpath(os.fsdecode(path)) for path in written if not isinstance(path, int)]
-        outside = [path for path in paths if not path.startswith((f"{os.path.realpath(folder)}/", "/dev/null"))]
-        assert outside == [], outside
-    finally:
-        written = None
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +123,14 @@ def programs(tmp_path_factory, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_any_surroundings_have_no_effect_or_are_refused_in_words(tmp_path, home, programs):
+def test_any_surroundings_have_no_effect_or_are_refused_in_words(tmp_path, home, programs, writes_only_below):
     ends: Counter[str] = Counter()
     for case in range(CASES):
         source = random.Random(case)
         folder = tmp_path / _name(source)
         variables, verb = _variables(source), source.choice(VERBS)
         shutil.copytree(home, folder, dirs_exist_ok=True)
-        with surroundings(folder, variables), nothing_written_outside(folder):
+        with surroundings(folder, variables), writes_only_below(folder):
             result = CliRunner().invoke(cli, list(verb))
         error = result.exception
         about = f"case {case}: {folder.name!a}, {variables!a}, {verb}: {error!r}\n{result.output[-300:]}"
