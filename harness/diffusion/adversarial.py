@@ -5,7 +5,6 @@ then has to be told of x_t by the AFD term, the Kullback-Leibler divergence of p
 cross-entropy less an entropy, which a regression C_psi bounds.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,22 +16,22 @@ CPsiTarget = Literal["x_t", "renoised"]
 
 
 def discriminator_loss_real(logits: Tensor) -> Tensor:
-    """-log sigmoid(logit), the mean over real examples (Goodfellow et al. 2014)."""
-    return softplus(-logits).mean()
+    """-log sigmoid(logit) of real examples, [B, ...] like the logits (Goodfellow et al. 2014)."""
+    return softplus(-logits)
 
 
 def discriminator_loss_fake(logits: Tensor) -> Tensor:
-    """-log(1 - sigmoid(logit)), the mean over generated examples."""
-    return softplus(logits).mean()
+    """-log(1 - sigmoid(logit)) of generated examples."""
+    return softplus(logits)
 
 
 def generator_loss(logits: Tensor) -> Tensor:
-    """The non-saturating -log sigmoid(logit), the mean over generated examples."""
-    return softplus(-logits).mean()
+    """The non-saturating -log sigmoid(logit) of generated examples."""
+    return softplus(-logits)
 
 
 def r1_penalty(logits: Tensor, x_t: Tensor, gamma: float) -> Tensor:
-    """Penalise the discriminator's slope at real data: gamma / 2 E |grad D(x_t)|^2 (Mescheder et al. 2018, eq. 9).
+    """Penalise the discriminator's slope at real data: gamma / 2 |grad D(x_t)|^2 (Mescheder et al. 2018, eq. 9).
 
     The gradient is that of the sum of the logits, so it passes through what couples the examples of a batch.
 
@@ -41,64 +40,74 @@ def r1_penalty(logits: Tensor, x_t: Tensor, gamma: float) -> Tensor:
         x_t: [B, ...], the less noisy image of a real pair; it requires a gradient.
 
     Returns:
-        a scalar, differentiable in the discriminator's parameters.
+        [B], differentiable in the discriminator's parameters.
     """
     (slope,) = torch.autograd.grad(logits.sum(), x_t, create_graph=True)
-    return gamma / 2 * _square(slope).mean()
+    return gamma / 2 * _square(slope)
 
 
 def afd(
+    prediction: Tensor,
     x_prev_fake: Tensor,
     x_prev: Tensor,
     x_t: Tensor,
     beta: Tensor,
-    c_psi: Callable[[Tensor], Tensor],
     *,
     cross_entropy: CrossEntropy = "exact",
     target: CPsiTarget = "x_t",
-    renoise: Tensor,
+    renoise: Tensor | None = None,
 ) -> Tensor:
     """SIDDM's auxiliary forward diffusion term, which the generator minimises and C_psi maximises.
 
-        exact:   (|x_t - sqrt(1 - beta) x'_{t-1}|^2 - |C_psi(x'_{t-1}) - target|^2) / beta
-        printed: ((1 - beta) |x'_{t-1} - x_{t-1}|^2 - |C_psi(x'_{t-1}) - target|^2) / beta           (SIDDM, objective)
+        afd_cross_entropy - |C_psi(x'_{t-1}) - target|^2 / beta
 
     With the exact cross-entropy, x_t as the target and C_psi at its best, it is twice the mean part of the divergence:
     0, and stationary, at the true generator. The printed one is not; renoised targets leave no entropy.
 
     Args:
+        prediction: C_psi(x'_{t-1}), [B, ...].
         x_prev_fake: x'_{t-1}, [B, ...], drawn from the posterior of the generator's prediction.
         x_prev, x_t: the real pair; the generator was given this x_t.
         beta: [B], of the step from x_{t-1} to x_t.
-        c_psi: the regression.
+        cross_entropy: form of the first term.
         target: x_t, or x'_{t-1} diffused forward one step again.
         renoise: noise of that step.
 
     Returns:
         [B], summed over dimensions.
     """
-    column = _column(beta, x_t)
-    if cross_entropy == "exact":
-        first = _square(x_t - (1 - column).sqrt() * x_prev_fake) / beta
-    else:
-        first = _square(x_prev_fake - x_prev) * (1 - beta) / beta
-    return first - afd_regression(x_prev_fake, x_t, beta, c_psi, target=target, renoise=renoise)
+    first = afd_cross_entropy(x_prev_fake, x_prev, x_t, beta, form=cross_entropy)
+    return first - afd_regression(prediction, x_prev_fake, x_t, beta, target=target, renoise=renoise)
+
+
+def afd_cross_entropy(
+    x_prev_fake: Tensor, x_prev: Tensor, x_t: Tensor, beta: Tensor, *, form: CrossEntropy = "exact"
+) -> Tensor:
+    """Twice the cross-entropy of q(x_t | x'_{t-1}), up to a constant, [B]; arguments as in `afd`.
+
+        exact:   |x_t - sqrt(1 - beta) x'_{t-1}|^2 / beta
+        printed: (1 - beta) |x'_{t-1} - x_{t-1}|^2 / beta                                        (SIDDM, objective)
+    """
+    if form == "exact":
+        return _square(x_t - (1 - _column(beta, x_t)).sqrt() * x_prev_fake) / beta
+    return _square(x_prev_fake - x_prev) * (1 - beta) / beta
 
 
 def afd_regression(
+    prediction: Tensor,
     x_prev_fake: Tensor,
     x_t: Tensor,
     beta: Tensor,
-    c_psi: Callable[[Tensor], Tensor],
     *,
     target: CPsiTarget = "x_t",
-    renoise: Tensor,
+    renoise: Tensor | None = None,
 ) -> Tensor:
     """What C_psi minimises: |C_psi(x'_{t-1}) - target|^2 / beta, [B]; arguments as in `afd`."""
     if target == "renoised":
+        assert renoise is not None, "a renoised target has noise"
         column = _column(beta, x_t)
         x_t = (1 - column).sqrt() * x_prev_fake + column.sqrt() * renoise
-    return _square(c_psi(x_prev_fake) - x_t) / beta
+    return _square(prediction - x_t) / beta
 
 
 def _square(x: Tensor) -> Tensor:

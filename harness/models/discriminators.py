@@ -10,6 +10,7 @@ They follow the published code, NVlabs/denoising-diffusion-gan, whose weights fi
 import math
 import re
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,20 @@ from torch import Tensor, nn
 from harness.models.fir import downsample
 from harness.models.layers import NEARLY_ZERO, started, time_embedding
 from harness.models.unet import check_inputs, full_precision
+
+class Verdict(NamedTuple):
+    """What a discriminator makes of x_t.
+
+    Attributes:
+        logits: [B, 1].
+        x_0: like x_t, the clean image predicted from x_t; None without heads.
+        x_next: like x_t, C_psi(x_t), what the forward process makes of x_t; None without heads.
+    """
+
+    logits: Tensor
+    x_0: Tensor | None = None
+    x_next: Tensor | None = None
+
 
 STDDEV_GROUP = 4
 STDDEV_EPS = 1e-8
