@@ -19,7 +19,8 @@ from harness.data.facts import DatasetFacts
 from harness.spec.evaluation import MetricModel, SamplerModel
 from harness.spec.networks import NetworkModel
 from harness.spec.parts import NamedModel
-from harness.spec.run import DataModel, MethodSpec, ObjectiveModel
+from harness.spec.methods import MethodSpec
+from harness.spec.run import DataModel, ObjectiveModel
 
 ScheduleModel = NamedModel
 TimestepSamplerModel = NamedModel

@@ -21,10 +21,16 @@ from harness.diffusion.schedules import SCHEDULES
 from harness.diffusion.timesteps import TIMESTEP_SAMPLERS
 from harness.errors import DataError
 from harness.methods.base import Method
+from harness.methods.adversarial import AdversarialMethod
+from harness.methods.ddgan import DenoisingGan
 from harness.methods.gaussian import GaussianMethod
-from harness.models import MODELS, SuperResUNet
+from harness.methods.learning_rate import learning_rate
+from harness.methods.siddm import SemiImplicit
+from harness.models import DISCRIMINATORS, MODELS, SuperResUNet
+from harness.models.layers import Latent
 from harness.randomness import derive_seed
 from harness.spec.base import SpecModel
+from harness.spec.methods import Adversarial, Siddm
 from harness.spec.networks import MLP, NetworkModel, UNet
 from harness.spec.parts import NamedModel, plugin_implementation
 from harness.spec.resources import Resources
@@ -36,6 +42,7 @@ BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
     "timestep_sampler": TIMESTEP_SAMPLERS,
     "sampler": SAMPLERS,
     "model": MODELS,
+    "discriminator": DISCRIMINATORS,
     "data": DATASETS,
     "metric": {},
 }
@@ -85,11 +92,18 @@ def make_process(
     )
 
 
-def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_checkpointing: bool = False) -> nn.Module:
+def make_network(
+    spec: RunSpec,
+    data: Dataset | DatasetFacts,
+    *,
+    activation_checkpointing: bool = False,
+    latent: Latent | None = None,
+) -> nn.Module:
     """Build the network with the initial weights of the run's seed: the same on every device.
 
     Args:
         data: only its declared facts are used, so that a network can be built without the images.
+        latent: makes it a generator of x_0 that takes z.
     """
     out_channels = data.channels * (2 if spec.diffusion.var_type in LEARNED else 1)
     num_classes = None
@@ -112,6 +126,7 @@ def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_chec
                 num_heads=spec.model.num_heads,
                 use_scale_shift_norm=spec.model.use_scale_shift_norm,
                 use_checkpoint=activation_checkpointing,
+                latent=latent,
             )
         if isinstance(spec.model, NetworkModel):
             options = parameters(spec.model)
@@ -123,19 +138,18 @@ def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_chec
                 image_size=data.image_size,
                 num_classes=num_classes,
                 **options,
+                **({} if latent is None else {"latent": latent}),
             )
-        return MODELS["mlp"](data.channels, out_channels, spec.model.width, spec.model.depth, num_classes)
+        return MODELS["mlp"](
+            data.channels, out_channels, spec.model.width, spec.model.depth, num_classes, latent=latent
+        )
 
 
 def make_learning_rate(spec: RunSpec, lr: float | None = None) -> Callable[[int], float]:
     """Return the learning rate of a step, counted from 0: `optim.lr` or `peak`, with warm-up and decay."""
-    optim, steps, peak = spec.optim, spec.train.steps, spec.optim.lr if lr is None else lr
-
-    def learning_rate(step: int) -> float:
-        warmup = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
-        return peak * warmup * (1 - step / steps if optim.decay == "linear" else 1.0)
-
-    return learning_rate
+    optim, steps = spec.optim, spec.train.steps
+    options = {"warmup_steps": optim.warmup_steps, "decay": optim.decay, "final": optim.final_lr}
+    return lambda step: learning_rate(step, steps, optim.lr if lr is None else lr, **options)
 
 
 def make_gaussian(
@@ -161,9 +175,88 @@ def make_gaussian(
     )
 
 
+def make_discriminator(spec: RunSpec, data: Dataset | DatasetFacts, *, pair: bool) -> nn.Module:
+    """Build the discriminator of an adversarial method with the initial weights of the run's seed.
+
+    Args:
+        pair: whether it sees x_{t+1} beside x_t.
+    """
+    method = cast(Adversarial, spec.method)
+    part = method.discriminator
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(spec.seed, "init/discriminator"))
+        return implementation("discriminator", part)(
+            in_channels=data.channels,
+            pair=pair,
+            num_classes=data.num_classes if spec.model.class_cond else None,
+            heads=method.needs_heads,
+            **parameters(part),
+        )
+
+
+def make_adversarial(
+    build: Callable[..., AdversarialMethod],
+    spec: RunSpec,
+    data: Dataset | DatasetFacts,
+    resources: Resources,
+    device: torch.device,
+    **options: Any,
+) -> AdversarialMethod:
+    """Build an adversarial method: both networks on their device, their optimizers and the generator's EMA."""
+    method, optim = cast(Adversarial, spec.method), spec.optim
+    latent = Latent(method.latent_dim, method.style_dim, method.mapping_layers)
+    checkpointing = resources.activation_checkpointing
+    generator = make_network(spec, data, activation_checkpointing=checkpointing, latent=latent).to(device)
+    discriminator = make_discriminator(spec, data, pair=method.sees_pair).to(device)
+
+    def adam(network: nn.Module, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(network.parameters(), lr=lr, betas=optim.betas, weight_decay=optim.weight_decay)
+
+    return build(
+        generator,
+        discriminator,
+        make_process(spec.diffusion, data.levels).to(device),
+        adam(generator, optim.lr),
+        adam(discriminator, method.lr_discriminator),
+        learning_rates=(make_learning_rate(spec), make_learning_rate(spec, method.lr_discriminator)),
+        latent_dim=method.latent_dim,
+        ema_rate=spec.train.ema_rate,
+        r1_gamma=method.r1_gamma,
+        r1_every=method.r1_every,
+        denoising_weight=method.denoising_weight,
+        timestep_scale=1000 / spec.diffusion.num_timesteps if spec.model.rescale_timesteps else 1.0,
+        group_size=method.discriminator.batch_multiple,
+        grad_clip=optim.grad_clip,
+        autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,
+        num_classes=data.num_classes if spec.model.class_cond else None,
+        **options,
+    )
+
+
+def make_ddgan(
+    spec: RunSpec, data: Dataset | DatasetFacts, resources: Resources, device: torch.device
+) -> AdversarialMethod:
+    """Build a denoising diffusion GAN."""
+    return make_adversarial(DenoisingGan, spec, data, resources, device)
+
+
+def make_siddm(
+    spec: RunSpec, data: Dataset | DatasetFacts, resources: Resources, device: torch.device
+) -> AdversarialMethod:
+    """Build a semi-implicit denoising diffusion model."""
+    method = cast(Siddm, spec.method)
+    options = {
+        "lambda_afd": method.lambda_afd,
+        "adversarial": method.adversarial,
+        "cross_entropy": method.cross_entropy,
+        "c_psi_target": method.c_psi_target,
+    }
+    return make_adversarial(SemiImplicit, spec, data, resources, device, **options)
+
+
 MethodBuilder = Callable[[RunSpec, "Dataset | DatasetFacts", Resources, torch.device], Method]
 
-METHODS: dict[str, MethodBuilder] = {"gaussian": make_gaussian}
+METHODS: dict[str, MethodBuilder] = {"gaussian": make_gaussian, "ddgan": make_ddgan, "siddm": make_siddm}
 BUILT_IN["method"] = METHODS
 
 

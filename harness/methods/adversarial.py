@@ -7,7 +7,6 @@ a subclass that says what the discriminator is shown and what each of the two mi
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -435,8 +434,3 @@ def _average_over_processes(gradients: Sequence[Tensor], num_processes: int) -> 
     flat /= num_processes
     for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
-
-
-def cosine_decay(peak: float, num_steps: int, floor: float) -> Callable[[int], float]:
-    """Return a learning rate that falls from `peak` to `floor` by half a cosine over `num_steps` (DDGAN's code)."""
-    return lambda step: floor + (peak - floor) * (1 + math.cos(math.pi * step / num_steps)) / 2

@@ -71,12 +71,13 @@ class TrainedNetwork:
     Attributes:
         module: the network.
         inputs: x_0 [B, C, H, W] -> arguments of the network, on the device of x_0, which may be meta.
-        passes: forward and backward passes through it that a step makes for each example.
+        passes: forward and backward passes through it that a step makes for each example; a forward pass alone is a
+            third of one.
     """
 
     module: nn.Module
     inputs: Callable[[Tensor], tuple[Tensor, ...]]
-    passes: int = 1
+    passes: float = 1
 
 
 class Group(Protocol):

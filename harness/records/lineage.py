@@ -18,7 +18,7 @@ from harness.spec.run import RunSpec, Simple
 
 MAY_DIFFER = {
     "train": ("steps", "ema_rate", "precision"),
-    "optim": ("lr", "warmup_steps", "decay", "grad_clip"),
+    "optim": ("lr", "warmup_steps", "decay", "final_lr", "grad_clip"),
 }
 """What a continued run may change, including the objective: everything else is part of the restored state."""
 

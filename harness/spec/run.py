@@ -23,6 +23,7 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.data.facts import DATASET_FACTS, DatasetFacts
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
+from harness.spec.methods import METHODS, Gaussian, Method
 from harness.spec.networks import MLP, Model, UNet
 from harness.spec.parts import KINDS, Choice, NamedModel, plugins_of
 from harness.spec.schedules import Linear, Schedule
@@ -260,8 +261,17 @@ class Optim(SpecModel):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(0, ge=0)
-    decay: Literal["none", "linear"] = "none"  # linear: to 0 at the last step
+    decay: Literal["none", "linear", "cosine"] = "none"  # to final_lr at the last step
+    final_lr: Annotated[float, YOUNGER] = Field(0.0, ge=0)
     grad_clip: float | None = Field(None, gt=0)  # by the global norm
+
+    @model_validator(mode="after")
+    def _decays_to_less(self) -> Optim:
+        if self.final_lr and self.decay == "none":
+            raise ValueError("final_lr is where a decay ends: choose decay: linear | cosine, or remove it")
+        if self.final_lr > self.lr:
+            raise ValueError(f"final_lr {self.final_lr} is more than lr {self.lr}")
+        return self
 
 
 class Train(SpecModel):
@@ -269,42 +279,6 @@ class Train(SpecModel):
     batch_size: int = Field(128, ge=1)  # global: over all processes and accumulated microbatches
     ema_rate: float = Field(0.9999, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "fp32"
-
-
-class MethodSpec(NamedModel):
-    """Base of methods. A method's parameters are fields of its class, including their defaults."""
-
-    owns: ClassVar[tuple[str, ...]] = ()
-    """Dotted paths of a run's spec that only this method, and others that list them, use; refused for other methods."""
-    measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "grid", "metrics"))
-    """The parts of an evaluation that it supports: by default those on samples."""
-
-    @classmethod
-    def check_declaration(cls) -> None:
-        """Require that what it owns and measures exists."""
-        from harness.spec.evaluation import PARTS
-
-        known = dict.fromkeys(path for method in METHODS.values() for path in method.owns)
-        for path in cls.owns:
-            if path not in known:
-                raise ValueError(f"owns: {path!r} belongs to no method; choices: {', '.join(known)}")
-        if unknown := sorted(cls.measures - set(PARTS)):
-            raise ValueError(f"measures: an evaluation has no part {unknown[0]!r}; choices: {', '.join(PARTS)}")
-
-
-class Gaussian(MethodSpec):
-    """DDPM and Improved DDPM: one denoising network, trained by an objective at random timesteps."""
-
-    name: Literal["gaussian"] = "gaussian"
-
-    owns: ClassVar[tuple[str, ...]] = ("objective", "timestep_sampler", "diffusion.mean_type", "diffusion.var_type")
-    measures: ClassVar[frozenset[str]] = MethodSpec.measures | {"nll", "rate_distortion", "noise_scale"}
-
-
-METHODS: dict[str, type[MethodSpec]] = {"gaussian": Gaussian}
-
-
-Method = Annotated[MethodSpec, Choice("method", MethodSpec, METHODS)]
 
 
 def _largest_ema_rate(steps: int) -> str:
@@ -348,6 +322,15 @@ class RunSpec(SpecModel):
         """Return the dotted paths that only methods other than this run's use."""
         owned = dict.fromkeys(path for method in METHODS.values() for path in method.owns)
         return [path for path in owned if path not in self.method.owns]
+
+    @model_validator(mode="after")
+    def _method_has_defaults(self) -> RunSpec:
+        """Give fields that were left open the values that this method is published with, so that they are written."""
+        for path, value in self.method.defaults(self).items():
+            part, name = path.split(".")
+            if name not in getattr(self, part).model_fields_set:
+                object.__setattr__(self, part, getattr(self, part).model_copy(update={name: value}))
+        return self
 
     @model_validator(mode="after")
     def _only_this_methods_fields(self) -> RunSpec:

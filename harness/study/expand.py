@@ -373,4 +373,8 @@ def _validate_run(value: dict, document: Document, overrides: Sequence[Override]
     spec = validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, locate)
     resources = validate(Resources, value.get("resources", {}), side("resources"), ("resources",))
     records = validate(Records, value.get("records", {}), side("records"), ("records",))
+    try:
+        spec.method.check_resources(spec, resources)
+    except ValueError as error:
+        raise spec_error(_location_of(document, overrides, ("resources",)), "resources", str(error)) from None
     return spec, resources, records

@@ -1,6 +1,7 @@
 """The project's own functions under the names that the reference's checker asks for: thin maps, nothing is computed."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from harness.diffusion.pairs import q_sample_pair as draw_pair
 from harness.diffusion.pairs import sample_pairs
 from harness.diffusion.process import GaussianDiffusion
 from harness.diffusion.schedules import cosine_alpha_bar, geometric, tables, vp
-from harness.methods.adversarial import Draws, Examples, cosine_decay
+from harness.methods.adversarial import Draws, Examples
 from harness.methods.ddgan import DenoisingGan
+from harness.methods.learning_rate import learning_rate
 from harness.metrics import mixture
 from harness.metrics.fidelity import frechet_distance
 from harness.models.discriminators import Verdict
@@ -140,7 +142,9 @@ def _train(args, generator, discriminator, draws, names):
         return torch.optim.Adam(module.parameters(), lr=lr, betas=tuple(args["adam_betas"]), eps=args["adam_eps"])
 
     def decayed(lr):
-        return cosine_decay(lr, args["num_epoch"], floor=args["lr_eta_min"])
+        return partial(
+            learning_rate, num_steps=args["num_epoch"], peak=lr, decay="cosine", final=args["lr_eta_min"]
+        )
 
     game = DenoisingGan(
         Published(generator, lambda network, x_next, t, y, z: network(x_next, t, z)),
