@@ -22,7 +22,7 @@ from harness.diffusion.timesteps import TIMESTEP_SAMPLERS
 from harness.errors import DataError
 from harness.methods.base import Method
 from harness.methods.gaussian import GaussianMethod
-from harness.models import MODELS, SuperResUNet
+from harness.models import DISCRIMINATORS, MODELS, SuperResUNet
 from harness.randomness import derive_seed
 from harness.spec.base import SpecModel
 from harness.spec.networks import MLP, NetworkModel, UNet
@@ -36,6 +36,7 @@ BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
     "timestep_sampler": TIMESTEP_SAMPLERS,
     "sampler": SAMPLERS,
     "model": MODELS,
+    "discriminator": DISCRIMINATORS,
     "data": DATASETS,
     "metric": {},
 }
@@ -112,6 +113,7 @@ def make_network(spec: RunSpec, data: Dataset | DatasetFacts, *, activation_chec
                 num_heads=spec.model.num_heads,
                 use_scale_shift_norm=spec.model.use_scale_shift_norm,
                 use_checkpoint=activation_checkpointing,
+                resample_first=spec.model.resample_first,
             )
         if isinstance(spec.model, NetworkModel):
             options = parameters(spec.model)
