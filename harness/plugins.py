@@ -16,6 +16,7 @@ SCHEDULES = {"sigmoid": (Sigmoid, sigmoid)}
 from pydantic import Field, field_validator, model_validator
 
 from harness.data.facts import DatasetFacts
+from harness.spec.discriminators import DiscriminatorModel
 from harness.spec.evaluation import MetricModel, SamplerModel
 from harness.spec.networks import NetworkModel
 from harness.spec.parts import NamedModel
@@ -28,6 +29,7 @@ TimestepSamplerModel = NamedModel
 __all__ = [
     "DataModel",
     "DatasetFacts",
+    "DiscriminatorModel",
     "Field",
     "MethodSpec",
     "MetricModel",

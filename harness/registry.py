@@ -20,8 +20,8 @@ from harness.diffusion.samplers import SAMPLERS
 from harness.diffusion.schedules import SCHEDULES
 from harness.diffusion.timesteps import TIMESTEP_SAMPLERS
 from harness.errors import DataError
-from harness.methods.base import Method
 from harness.methods.adversarial import AdversarialMethod
+from harness.methods.base import Method
 from harness.methods.ddgan import DenoisingGan
 from harness.methods.gaussian import GaussianMethod
 from harness.methods.learning_rate import learning_rate
@@ -127,6 +127,7 @@ def make_network(
                 use_scale_shift_norm=spec.model.use_scale_shift_norm,
                 use_checkpoint=activation_checkpointing,
                 latent=latent,
+                resample_first=spec.model.resample_first,
             )
         if isinstance(spec.model, NetworkModel):
             options = parameters(spec.model)

@@ -1,16 +1,20 @@
-"""The discriminators of Denoising Diffusion GANs (Xiao, Kreis & Vahdat 2021, table 7), for small and for large images.
+"""The discriminators of adversarial denoisers: `discriminator(x_t, t, x_next=None, y=None) -> Verdict`.
 
-    D(x_t, t, x_{t+1}) -> logit: is x_t a noisy image of the data, or made from a generated x_0, given x_{t+1}?
+    D([x_t, x_{t+1}], t [, y]): is x_t a noisy image of the data, or made from a generated x_0, given x_{t+1}? (DDGAN)
+    D(x_t, t [, y]):            the same of x_t alone                                                         (SIDDM)
 
-    [x_t, x_{t+1}] -> 1x1 convolution -> residual blocks (down) -> minibatch deviation -> convolution -> sum -> linear
-
-They follow the published code, NVlabs/denoising-diffusion-gan, whose weights fit under `published_name`.
+- `small`, `large`: those of Denoising Diffusion GANs (Xiao, Kreis & Vahdat 2021, table 7). They follow the published
+  code, NVlabs/denoising-diffusion-gan, whose weights fit under `published_name`.
+  images -> 1x1 convolution -> residual blocks (down) -> minibatch deviation -> convolution -> sum -> linear
+- `unet`: the logit from the middle of a U-Net; its way up predicts what SIDDM also asks a discriminator for.
+- `mlp`: the same for points of the plane.
 """
 
 import math
 import re
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +22,22 @@ from torch import Tensor, nn
 
 from harness.models.fir import downsample
 from harness.models.layers import NEARLY_ZERO, started, time_embedding
-from harness.models.unet import check_inputs, full_precision
+from harness.models.mlp import MLP
+from harness.models.unet import GroupNorm, UNet, UNetEncoder, check_inputs, full_precision, zeroed
+
+STDDEV_GROUP = 4
+STDDEV_EPS = 1e-8
+
 
 class Verdict(NamedTuple):
-    """What a discriminator makes of x_t.
+    """What a discriminator says of x_t.
 
     Attributes:
-        logits: [B, 1].
-        x_0: like x_t, the clean image predicted from x_t; None without heads.
-        x_next: like x_t, C_psi(x_t), what the forward process makes of x_t; None without heads.
+        logits: [B, 1], of x_t being of the data.
+        x_0: like x_t, the prediction of the clean image; None without heads. Not bounded: its squared error is least at
+            a mean of data, and a tanh would have no slope where data are black or white.
+        x_next: like x_t, C_psi(x_t), the prediction of x_{t+1}, not bounded; None without heads, and where the
+            discriminator is given x_{t+1}.
     """
 
     logits: Tensor
@@ -34,8 +45,21 @@ class Verdict(NamedTuple):
     x_next: Tensor | None = None
 
 
-STDDEV_GROUP = 4
-STDDEV_EPS = 1e-8
+def judged(x_t: Tensor, x_next: Tensor | None, pair: bool) -> Tensor:
+    """Join what a discriminator judges: [x_t, x_next] as channels, or x_t alone.
+
+    Raises:
+        ValueError: x_next is missing from a pair, was given beside x_t alone, or has another shape.
+    """
+    if not pair:
+        if x_next is not None:
+            raise ValueError("x_next was given to a discriminator of x_t alone (pair is False)")
+        return x_t
+    if x_next is None:
+        raise ValueError("x_next is missing: this discriminator judges pairs (x_t, x_next)")
+    if x_next.shape != x_t.shape:
+        raise ValueError(f"x_next {list(x_next.shape)} must have the shape of x_t, {list(x_t.shape)}")
+    return torch.cat([x_t, x_next], dim=1)
 
 
 def minibatch_stddev(features: Tensor) -> Tensor:
@@ -91,12 +115,15 @@ class DiscriminatorBlock(nn.Module):
         return (self.conv2(h) + self.skip(x)) / math.sqrt(2)
 
 
-class PairDiscriminator(nn.Module):
-    """Tell pairs (x_t, x_{t+1}) of the data from generated ones; subclasses say for which size of image.
+class PublishedDiscriminator(nn.Module):
+    """A discriminator of DDGAN; subclasses say for which size of image.
 
     Args:
-        in_channels: channels of one image; the network sees two.
-        model_channels: the base width, in whose units the blocks' widths are.
+        in_channels: channels of one image.
+        pair: judge (x_t, x_{t+1}), as published, or x_t alone.
+        num_classes: makes the network class-conditional; `y` is then required.
+        heads: refused; there are none.
+        channels: the base width, in whose units the blocks' widths are.
         time_dim: width of the time embedding.
         negative_slope: of the leaky ReLUs.
 
@@ -108,17 +135,32 @@ class PairDiscriminator(nn.Module):
     first_block_halves: bool
     last_gain: float
 
-    def __init__(self, in_channels: int, model_channels: int, time_dim: int, negative_slope: float = 0.2):
+    def __init__(
+        self,
+        in_channels: int,
+        pair: bool,
+        num_classes: int | None = None,
+        heads: bool = False,
+        *,
+        channels: int = 64,
+        time_dim: int = 256,
+        negative_slope: float = 0.2,
+    ):
         super().__init__()
-        self.in_channels, self.time_dim, self.negative_slope = in_channels, time_dim, negative_slope
-        widths = [mult * model_channels for mult in self.width_mult]
+        if heads:
+            raise ValueError(f"{type(self).__name__} has no heads that predict images; UNetDiscriminator has")
+        self.in_channels, self.pair, self.num_classes = in_channels, pair, num_classes
+        self.time_dim, self.negative_slope = time_dim, negative_slope
+        widths = [mult * channels for mult in self.width_mult]
         self.time_embed = nn.Sequential(
             started(nn.Linear(time_dim, time_dim), "fan_out"),
             nn.LeakyReLU(negative_slope),
             started(nn.Linear(time_dim, time_dim), "fan_out"),
             nn.LeakyReLU(negative_slope),
         )
-        self.conv_in = started(nn.Conv2d(2 * in_channels, widths[0], kernel_size=1), "fan_out")
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, time_dim)
+        self.conv_in = started(nn.Conv2d((1 + pair) * in_channels, widths[0], kernel_size=1), "fan_out")
         self.blocks = nn.ModuleList(
             DiscriminatorBlock(width, out_width, time_dim, self.first_block_halves or i > 0, negative_slope)
             for i, (width, out_width) in enumerate(pairwise(widths))
@@ -128,22 +170,22 @@ class PairDiscriminator(nn.Module):
         self.conv_out = started(last, "fan_out", self.last_gain)
         self.out = started(nn.Linear(widths[-1], 1), "fan_out")
 
-    def forward(self, x_t: Tensor, t: Tensor, x_next: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, x_next: Tensor | None = None, y: Tensor | None = None) -> Verdict:
         """Run the network.
 
         Args:
-            x_t: [B, in_channels, H, W], the less noisy image of the pair; B below 4 or divisible by 4.
-            t: [B], the index of x_t in 0 .. T-1, as it is.
-            x_next: x_{t+1}, of the shape of x_t.
+            x_t: [B, in_channels, H, W], the less noisy image; B below 4 or divisible by 4.
+            t: [B], of x_t, as the network was trained on them: the published ones on indices in 0 .. T-1.
+            x_next: x_{t+1}, like x_t; required for pairs, refused otherwise.
+            y: [B], classes in [0, num_classes); required by a class-conditional network, refused by another.
 
-        Returns: [B, 1], logits; each depends on its group of the batch (see `minibatch_stddev`).
+        Returns: logits alone; each depends on its group of the batch (see `minibatch_stddev`).
 
         Raises:
-            ValueError: a shape does not fit.
+            ValueError: a shape does not fit, or x_next or y is missing or not accepted.
         """
-        check_inputs(x_t, t, None, self.in_channels, None)
-        if x_next.shape != x_t.shape:
-            raise ValueError(f"x_next {list(x_next.shape)} must have the shape of x_t, {list(x_t.shape)}")
+        check_inputs(x_t, t, y, self.in_channels, self.num_classes)
+        images = judged(x_t, x_next, self.pair)
         if min(x_t.shape[2:]) < 2**self.halvings:
             raise ValueError(
                 f"image of {x_t.shape[2]}x{x_t.shape[3]} pixels: {type(self).__name__} halves it {self.halvings} "
@@ -151,16 +193,18 @@ class PairDiscriminator(nn.Module):
             )
         dtype = self.conv_in.weight.dtype
         emb = self.time_embed(time_embedding(t, self.time_dim).to(dtype))  # [B, time_dim]
-        h = self.conv_in(torch.cat([x_t, x_next], dim=1))  # [B, C, H, W]
+        if y is not None:
+            emb = emb + self.label_emb(y)
+        h = self.conv_in(images)  # [B, C, H, W]
         for block in self.blocks:
             h = block(h, emb)  # [B, C, H / 2^i, W / 2^i]
         with full_precision(h.device):  # small deviations and a sum over pixels do not survive bfloat16
             h = h.to(dtype)
             h = self.conv_out(torch.cat([h, minibatch_stddev(h)], dim=1))
-            return self.out(F.leaky_relu(h, self.negative_slope).sum(dim=(2, 3)))  # [B, 1]
+            return Verdict(self.out(F.leaky_relu(h, self.negative_slope).sum(dim=(2, 3))))  # [B, 1]
 
 
-class SmallDiscriminator(PairDiscriminator):
+class SmallDiscriminator(PublishedDiscriminator):
     """The discriminator for CIFAR-10 and StackedMNIST: images from 8 pixels on, three halvings."""
 
     width_mult = (2, 2, 4, 8, 8)
@@ -168,12 +212,128 @@ class SmallDiscriminator(PairDiscriminator):
     last_gain = NEARLY_ZERO
 
 
-class LargeDiscriminator(PairDiscriminator):
+class LargeDiscriminator(PublishedDiscriminator):
     """The discriminator for CelebA-HQ and LSUN: images from 64 pixels on, six halvings."""
 
     width_mult = (2, 4, 8, 8, 8, 8, 8)
     first_block_halves = True
     last_gain = 1.0
+
+
+class UNetDiscriminator(nn.Module):
+    """A U-Net whose middle gives the logit and whose way up gives the heads, which share all layers but the last.
+
+        logit = linear(mean over pixels of SiLU(GN(middle)))
+
+    Without heads there is no way up. The normalisation is by groups of channels, so an output depends on no other
+    example, and everything is differentiable twice.
+
+    Args:
+        in_channels: channels of one image.
+        pair: judge (x_t, x_{t+1}), or x_t alone.
+        num_classes: makes the network class-conditional; `y` is then required.
+        heads: also predict x_0 and, if the network judges x_t alone, x_{t+1}.
+        channels: the base width C; level i has C * channel_mult[i] channels.
+        channel_mult: one multiplier a level; each level but the last halves the image.
+        num_res_blocks: residual blocks a level on the way down (one more on the way up).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        pair: bool,
+        num_classes: int | None = None,
+        heads: bool = False,
+        *,
+        channels: int = 64,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 2,
+    ):
+        super().__init__()
+        self.in_channels, self.pair = in_channels, pair
+        options: dict[str, Any] = {
+            "in_channels": (1 + pair) * in_channels,
+            "model_channels": channels,
+            "num_res_blocks": num_res_blocks,
+            "attention_resolutions": (),
+            "channel_mult": channel_mult,
+            "num_classes": num_classes,
+            "use_scale_shift_norm": True,
+        }
+        predicted = in_channels * (1 if pair else 2)
+        self.trunk = UNet(**options, out_channels=predicted) if heads else UNetEncoder(**options)
+        bottom = self.trunk.bottom_channels
+        self.out = nn.Sequential(GroupNorm(bottom), nn.SiLU(), zeroed(nn.Conv2d(bottom, 1, kernel_size=1)))
+
+    def forward(self, x_t: Tensor, t: Tensor, x_next: Tensor | None = None, y: Tensor | None = None) -> Verdict:
+        """Run the network.
+
+        Args:
+            x_t: [B, in_channels, H, W], the less noisy image; H and W divisible by 2^(levels - 1).
+            t: [B], of x_t, as the network was trained on them.
+            x_next: x_{t+1}, like x_t; required for pairs, refused otherwise.
+            y: [B], classes in [0, num_classes); required by a class-conditional network, refused by another.
+
+        Raises:
+            ValueError: a shape does not fit, or x_next or y is missing or not accepted.
+        """
+        check_inputs(x_t, t, y, self.in_channels, self.trunk.num_classes)
+        middle, skips, emb = self.trunk.encode(judged(x_t, x_next, self.pair), t, y)
+        with full_precision(x_t.device):
+            logits = self.out(middle.to(emb.dtype)).mean(dim=(2, 3))  # [B, 1]
+        if not isinstance(self.trunk, UNet):
+            return Verdict(logits)
+        return _with_heads(logits, self.trunk.decode(middle, skips, emb), self.in_channels)
+
+
+class MLPDiscriminator(nn.Module):
+    """Fully connected layers for points of the plane (MLP); logit and heads are linear in the last.
+
+    Args:
+        in_channels: coordinates of a point.
+        pair: judge (x_t, x_{t+1}), or x_t alone.
+        num_classes: makes the network class-conditional; `y` is then required.
+        heads: also predict x_0 and, if the network judges x_t alone, x_{t+1}.
+        width: of the hidden layers and the time embedding.
+        depth: number of hidden layers.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        pair: bool,
+        num_classes: int | None = None,
+        heads: bool = False,
+        *,
+        width: int = 512,
+        depth: int = 3,
+    ):
+        super().__init__()
+        self.in_channels, self.pair, self.heads = in_channels, pair, heads
+        predicted = in_channels * (1 if pair else 2) if heads else 0
+        self.trunk = MLP((1 + pair) * in_channels, 1 + predicted, width, depth, num_classes)
+
+    def forward(self, x_t: Tensor, t: Tensor, x_next: Tensor | None = None, y: Tensor | None = None) -> Verdict:
+        """Run the network.
+
+        Args:
+            x_t: [B, in_channels, 1, 1], the less noisy point.
+            t: [B], of x_t, as the network was trained on them.
+            x_next: x_{t+1}, like x_t; required for pairs, refused otherwise.
+            y: [B], classes in [0, num_classes); required by a class-conditional network, refused by another.
+
+        Raises:
+            ValueError: a shape does not fit, or x_next or y is missing or not accepted.
+        """
+        check_inputs(x_t, t, y, self.in_channels, self.trunk.num_classes)
+        output = self.trunk(judged(x_t, x_next, self.pair), t, y)  # [B, 1 + predicted, 1, 1]
+        logits = output[:, :1, 0, 0]
+        return _with_heads(logits, output[:, 1:], self.in_channels) if self.heads else Verdict(logits)
+
+
+def _with_heads(logits: Tensor, predicted: Tensor, channels: int) -> Verdict:
+    """Split what the heads predict, [B, C or 2 C, H, W]: x_0, then x_{t+1} where it is predicted."""
+    return Verdict(logits, *predicted.split(channels, dim=1))
 
 
 _PUBLISHED = (  # pattern of our name -> theirs

@@ -1,9 +1,11 @@
-"""What the two networks of Denoising Diffusion GANs share: the time embedding and how weights start.
+"""What networks of adversarial methods share: latents and their mapping, the time embedding, and how weights start.
 
-Both differ from the U-Net's (harness/models/unet.py): here sines come first, and weights start uniform.
+Time embedding and initial weights are those of Denoising Diffusion GANs, and differ from the U-Net's
+(harness/models/unet.py): here sines come first, and weights start uniform.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
@@ -60,3 +62,51 @@ def started(layer: Layer, fan: Literal["fan_out", "fan_avg"], gain: float = 1.0)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+@dataclass(frozen=True)
+class Latent:
+    """The sizes of a generator's latent z and of the network that maps it to a style.
+
+    Attributes:
+        dim: width of z. Only its direction counts (see `pixel_norm`).
+        style_dim: width of the mapping network and of the style.
+        mapping_layers: dense layers of the mapping network (the published n_mlp + 1).
+    """
+
+    dim: int
+    style_dim: int
+    mapping_layers: int
+
+
+def pixel_norm(z: Tensor) -> Tensor:
+    """Scale each latent to a mean square of 1 (StyleGAN).
+
+    Args:
+        z: [B, dim].
+    """
+    return z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+class PixelNorm(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return pixel_norm(z)
+
+
+def mapping_network(latent: Latent) -> nn.Sequential:
+    """Build the network from z to the style: pixel norm, then `mapping_layers` times a dense layer and SiLU."""
+    network = nn.Sequential(PixelNorm())
+    for i in range(latent.mapping_layers):
+        network.append(started(nn.Linear(latent.style_dim if i else latent.dim, latent.style_dim), "fan_out"))
+        network.append(nn.SiLU())
+    return network
+
+
+def check_latent(z: Tensor | None, batch: int, latent: Latent | None) -> None:
+    """Refuse a z that is missing, or does not fit the network."""
+    if latent is None and z is not None:
+        raise ValueError("z was given to a network without a latent (latent is None)")
+    if latent is not None and z is None:
+        raise ValueError(f"z is missing: this network generates from a latent of width {latent.dim}")
+    if latent is not None and z is not None and z.shape != (batch, latent.dim):
+        raise ValueError(f"z must be [{batch}, {latent.dim}], one latent per example, not {list(z.shape)}")

@@ -1,6 +1,6 @@
 """The generator of Denoising Diffusion GANs (Xiao, Kreis & Vahdat 2021): NCSN++ with a latent variable.
 
-    G(x_{t+1}, t, z) -> x_0 in [-1, 1]
+    G(x_{t+1}, t [, y], z) -> x_0 in [-1, 1]
 
     z -> mapping -> style, which scales and shifts every group normalisation inside the residual blocks
     x_{t+1} [B, C, H, W] -> conv_in -> down -> middle -> up (each block joined by its skip) -> conv_out -> tanh
@@ -19,7 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.models import fir
-from harness.models.layers import NEARLY_ZERO, started, time_embedding, uniform_
+from harness.models.layers import (
+    NEARLY_ZERO,
+    Latent,
+    check_latent,
+    mapping_network,
+    started,
+    time_embedding,
+    uniform_,
+)
 from harness.models.unet import check_inputs, full_precision
 
 NORM_EPS = 1e-6
@@ -29,29 +37,6 @@ PROJECTION_GAIN = 0.1
 def norm_groups(channels: int) -> int:
     """Choose the number of GroupNorm groups: four channels or more in each, at most 32 groups."""
     return min(channels // 4, 32)
-
-
-def pixel_norm(z: Tensor) -> Tensor:
-    """Scale each latent to a mean square of 1 (StyleGAN).
-
-    Args:
-        z: [B, latent_dim].
-    """
-    return z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + 1e-8)
-
-
-class PixelNorm(nn.Module):
-    def forward(self, z: Tensor) -> Tensor:
-        return pixel_norm(z)
-
-
-def mapping_network(latent_dim: int, style_dim: int, layers: int) -> nn.Sequential:
-    """Build the network from z to the style: pixel norm, then `layers` times a dense layer and SiLU."""
-    network = nn.Sequential(PixelNorm())
-    for i in range(layers):
-        network.append(started(nn.Linear(style_dim if i else latent_dim, style_dim), "fan_out"))
-        network.append(nn.SiLU())
-    return network
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -184,15 +169,16 @@ class NCSNpp(nn.Module):
     """Generate x_0 from a noisy image, its timestep and a latent.
 
     Args:
-        in_channels: channels of the image.
-        model_channels: the base width C; level i has C * channel_mult[i] channels.
+        in_channels: channels of x_{t+1}.
+        out_channels: channels of x_0.
+        image_size: height and width in pixels for which it is built; they say where attention is.
+        latent: the sizes of z and of the style.
+        channels: the base width C; level i has C * channel_mult[i] channels.
         channel_mult: one multiplier a level; each level but the last halves the image.
         num_res_blocks: residual blocks a level on the way down (one more on the way up).
-        attention_resolutions: downsampling factors (1, 2, 4, ...) at which attention follows each residual block on the
-            way down and the last one on the way up; the middle has it always.
-        latent_dim: width of z.
-        style_dim: width of the mapping network and of the style.
-        mapping_layers: dense layers of the mapping network (the published n_mlp + 1).
+        attention_resolutions: sizes in pixels of feature maps at which attention follows each residual block on the way
+            down and the last one on the way up; the middle has it always.
+        num_classes: makes the network class-conditional; `y` is then required.
 
     Attributes:
         downsampling: height and width must be divisible by it.
@@ -201,37 +187,41 @@ class NCSNpp(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        model_channels: int,
-        channel_mult: Sequence[int],
-        num_res_blocks: int,
-        attention_resolutions: Sequence[int],
-        latent_dim: int,
-        style_dim: int,
-        mapping_layers: int,
+        out_channels: int,
+        image_size: int,
+        latent: Latent,
+        channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 2,
+        attention_resolutions: Sequence[int] = (16,),
+        num_classes: int | None = None,
     ):
         super().__init__()
-        self.in_channels, self.model_channels, self.latent_dim = in_channels, model_channels, latent_dim
+        self.in_channels, self.out_channels, self.model_channels = in_channels, out_channels, channels
+        self.latent, self.num_classes = latent, num_classes
         self.downsampling = 2 ** (len(channel_mult) - 1)
-        time_dim = 4 * model_channels
+        base, time_dim = channels, 4 * channels
 
         def res_block(channels: int, width: int, resample: Callable[[Tensor], Tensor] | None = None) -> ResidualBlock:
-            return ResidualBlock(channels, width, time_dim, style_dim, resample)
+            return ResidualBlock(channels, width, time_dim, latent.style_dim, resample)
 
-        self.mapping = mapping_network(latent_dim, style_dim, mapping_layers)
+        self.mapping = mapping_network(latent)
         self.time_embed = nn.Sequential(
-            started(nn.Linear(model_channels, time_dim), "fan_avg"),
+            started(nn.Linear(base, time_dim), "fan_avg"),
             nn.SiLU(),
             started(nn.Linear(time_dim, time_dim), "fan_avg"),
         )
-        channels, pyramid_channels = model_channels, in_channels
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, time_dim)
+        pyramid_channels = in_channels
         self.conv_in = started(nn.Conv2d(in_channels, channels, kernel_size=3, padding=1), "fan_avg")
         self.down = nn.ModuleList()
         skips = [channels]  # widths of what the way down leaves for the way up
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
-                stage = Stage(res_block(channels, mult * model_channels))
-                channels = mult * model_channels
-                if 2**level in attention_resolutions:
+                stage = Stage(res_block(channels, mult * base))
+                channels = mult * base
+                if image_size // 2**level in attention_resolutions:
                     stage.append(Attention(channels))
                 self.down.append(stage)
                 skips.append(channels)
@@ -246,46 +236,46 @@ class NCSNpp(nn.Module):
         self.up = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
             for _ in range(num_res_blocks + 1):
-                stage = Stage(res_block(channels + skips.pop(), mult * model_channels))
-                channels = mult * model_channels
+                stage = Stage(res_block(channels + skips.pop(), mult * base))
+                channels = mult * base
                 self.up.append(stage)
-            if 2**level in attention_resolutions:
+            if image_size // 2**level in attention_resolutions:
                 stage.append(Attention(channels))
             if level > 0:
                 stage.append(res_block(channels, channels, fir.upsample))
 
         self.norm_out = nn.GroupNorm(norm_groups(channels), channels, eps=NORM_EPS)
-        self.conv_out = started(nn.Conv2d(channels, in_channels, kernel_size=3, padding=1), "fan_avg", NEARLY_ZERO)
+        self.conv_out = started(nn.Conv2d(channels, out_channels, kernel_size=3, padding=1), "fan_avg", NEARLY_ZERO)
 
-    def forward(self, x_next: Tensor, t: Tensor, z: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> Tensor:
         """Run the network.
 
         Args:
-            x_next: x_{t+1}, [B, in_channels, H, W]; H and W divisible by `downsampling`.
-            t: [B], the index of x_t in 0 .. T-1, as it is.
-            z: [B, latent_dim].
+            x: x_{t+1}, [B, in_channels, H, W]; H and W divisible by `downsampling`.
+            timesteps: [B], of x_t, as the network was trained on them: the published ones on indices in 0 .. T-1.
+            y: [B], classes in [0, num_classes); required by a class-conditional network, refused by another.
+            z: [B, latent.dim], required.
 
-        Returns: x_0, [B, in_channels, H, W] in [-1, 1].
+        Returns: x_0, [B, out_channels, H, W] in [-1, 1].
 
         Raises:
-            ValueError: a shape does not fit.
+            ValueError: a shape does not fit, z is missing, or y is missing or not accepted.
         """
-        check_inputs(x_next, t, None, self.in_channels, None)
-        if z.shape != (len(x_next), self.latent_dim):
+        check_inputs(x, timesteps, y, self.in_channels, self.num_classes)
+        check_latent(z, len(x), self.latent)
+        if x.shape[2] % self.downsampling or x.shape[3] % self.downsampling:
             raise ValueError(
-                f"z must be [{len(x_next)}, {self.latent_dim}], one latent per example, not {list(z.shape)}"
-            )
-        if x_next.shape[2] % self.downsampling or x_next.shape[3] % self.downsampling:
-            raise ValueError(
-                f"image of {x_next.shape[2]}x{x_next.shape[3]} pixels: this generator halves it "
+                f"image of {x.shape[2]}x{x.shape[3]} pixels: this generator halves it "
                 f"{self.downsampling.bit_length() - 1} times, so height and width must be divisible by "
                 f"{self.downsampling}"
             )
         style = self.mapping(z)  # [B, style_dim]
         dtype = self.conv_in.weight.dtype
-        emb = self.time_embed(time_embedding(t, self.model_channels).to(dtype))  # [B, 4C]
+        emb = self.time_embed(time_embedding(timesteps, self.model_channels).to(dtype))  # [B, 4C]
+        if y is not None:
+            emb = emb + self.label_emb(y)
 
-        pyramid, h = x_next, self.conv_in(x_next)  # [B, C, H, W]
+        pyramid, h = x, self.conv_in(x)  # [B, C, H, W]
         skips = [h]
         for step in self.down:
             if isinstance(step, Halving):
@@ -296,8 +286,8 @@ class NCSNpp(nn.Module):
         h = self.middle(h, emb, style)
         for stage in self.up:
             h = stage(torch.cat([h, skips.pop()], dim=1), emb, style)  # [B, C mult, H, W] or twice the size
-        with full_precision(x_next.device):  # as the U-Net's last layer
-            return torch.tanh(self.conv_out(F.silu(self.norm_out(h.to(dtype)))))  # [B, in, H, W]
+        with full_precision(x.device):  # as the U-Net's last layer
+            return torch.tanh(self.conv_out(F.silu(self.norm_out(h.to(dtype)))))  # [B, out, H, W]
 
 
 _PUBLISHED_PARTS: dict[type[nn.Module], dict[str, str]] = {  # our parts of a block -> theirs
@@ -317,7 +307,8 @@ _PUBLISHED_PARTS: dict[type[nn.Module], dict[str, str]] = {  # our parts of a bl
 def published_names(network: NCSNpp) -> dict[str, str]:
     """Say for each parameter of a generator what a published netG_*.pth calls it, less the leading `module.`.
 
-    So `{ours: state[theirs] for ours, theirs in published_names(network).items()}` is what the network loads.
+    So `{ours: state[theirs] for ours, theirs in published_names(network).items()}` is what the network loads. No
+    published one is class-conditional, so `label_emb` has no name.
     """
     names = {f"mapping.{parameter}": f"z_transform.{parameter}" for parameter, _ in network.mapping.named_parameters()}
     for number, (prefix, layer) in enumerate(_numbered_layers(network)):

@@ -4,6 +4,8 @@ The parameter names and shapes are those of its published checkpoints, and so is
 depend on: GroupNorm and softmax in float32, cosines before sines in the time embedding, heads split before q, k and v.
 
     x_t [B, C, H, W] -> input_blocks (down) -> middle_block -> output_blocks (up, each joined by its skip) -> out
+
+Beyond the published networks it can be a generator, conditioned on a latent z, and resample in Imagen's order.
 """
 
 import math
@@ -14,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from harness.models.layers import Latent, check_latent, mapping_network
 
 MAX_NORM_GROUPS = 32
 
@@ -194,8 +198,112 @@ class Stage(nn.ModuleList):
         return x
 
 
-class UNet(nn.Module):
-    """Predict noise (and the variance's interpolation) from a noisy image and its timestep.
+class UNetEncoder(nn.Module):
+    """The way down and the middle of a U-Net; UNet's docstring has the arguments.
+
+    Attributes:
+        downsampling: height and width must be divisible by it.
+        skip_channels: widths of what the way down leaves for the way up, in its order.
+        bottom_channels: width of the middle.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        model_channels: int,
+        num_res_blocks: int,
+        attention_resolutions: Sequence[int],
+        dropout: float = 0.0,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        num_classes: int | None = None,
+        num_heads: int = 1,
+        use_scale_shift_norm: bool = False,
+        use_checkpoint: bool = False,
+        latent: Latent | None = None,
+        resample_first: bool = False,
+    ):
+        super().__init__()
+        self.in_channels, self.model_channels = in_channels, model_channels
+        self.num_classes, self.latent = num_classes, latent
+        self.downsampling = 2 ** (len(channel_mult) - 1 + resample_first)
+        self._block_options = (dropout, use_scale_shift_norm, use_checkpoint)
+        emb_channels = 4 * model_channels
+
+        self.time_embed = nn.Sequential(
+            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        )
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, emb_channels)
+        if latent is not None:
+            self.mapping = mapping_network(latent)
+            self.style_emb = nn.Linear(latent.style_dim, emb_channels)
+
+        channels, factor = model_channels, 1
+        stem = Stage(nn.Conv2d(in_channels, channels, kernel_size=3, padding=1))
+        if resample_first:
+            stem.append(Downsample(channels))
+            factor = 2
+        self.input_blocks = nn.ModuleList([stem])
+        self.skip_channels = [channels]
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                stage = Stage(self._res_block(channels, mult * model_channels))
+                channels = mult * model_channels
+                if factor in attention_resolutions:
+                    stage.append(AttentionBlock(channels, num_heads, use_checkpoint))
+                self.input_blocks.append(stage)
+                self.skip_channels.append(channels)
+            if level < len(channel_mult) - 1:
+                self.input_blocks.append(Stage(Downsample(channels)))
+                self.skip_channels.append(channels)
+                factor *= 2
+
+        self.bottom_channels = channels
+        self.middle_block = Stage(
+            self._res_block(channels, channels),
+            AttentionBlock(channels, num_heads, use_checkpoint),
+            self._res_block(channels, channels),
+        )
+
+    def _res_block(self, channels: int, width: int) -> ResBlock:
+        return ResBlock(channels, 4 * self.model_channels, width, *self._block_options)
+
+    def encode(
+        self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, z: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Run the way down and the middle; arguments as in UNet.forward.
+
+        Returns:
+            the middle's output, [B, bottom_channels, H / downsampling, W / downsampling]; the skips; and the
+            embedding, [B, 4C].
+
+        Raises:
+            ValueError: a shape does not fit, or y or z is missing or not accepted.
+        """
+        check_inputs(x, timesteps, y, self.in_channels, self.num_classes)
+        check_latent(z, len(x), self.latent)
+        if x.shape[2] % self.downsampling or x.shape[3] % self.downsampling:
+            raise ValueError(
+                f"image of {x.shape[2]}x{x.shape[3]} pixels: this U-Net halves it {self.downsampling.bit_length() - 1} "
+                f"times, so height and width must be divisible by {self.downsampling}"
+            )
+        dtype = next(self.parameters()).dtype
+        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(dtype))  # [B, 4C]
+        if y is not None:
+            emb = emb + self.label_emb(y)
+        if z is not None:
+            emb = emb + self.style_emb(self.mapping(z.to(dtype)))
+
+        h = x.to(dtype)  # [B, in, H, W]
+        skips = []
+        for stage in self.input_blocks:
+            h = stage(h, emb)  # [B, C mult, H / factor, W / factor]
+            skips.append(h)
+        return self.middle_block(h, emb), skips, emb
+
+
+class UNet(UNetEncoder):
+    """Predict noise (and the variance's interpolation) from a noisy image and its timestep; with a latent, x_0.
 
     Args:
         in_channels: channels of x_t.
@@ -210,6 +318,10 @@ class UNet(nn.Module):
         num_heads_upsample: heads on the way up; -1 means num_heads.
         use_scale_shift_norm: condition by GN(h) (1 + w) + b instead of by addition.
         use_checkpoint: do not store activations inside blocks, recompute them in the backward pass.
+        latent: makes it a generator of x_0 in [-1, 1]; `z` is then required. Its style is added to the embeddings that
+            give w and b.
+        resample_first: halve the image before each level's residual blocks, the first level's too, and double it after
+            them on the way up, so that no block works at the image's own size (Imagen's Efficient U-Net).
 
     Attributes:
         norm_groups: the numbers of groups in use; {32} if 32 divides every width.
@@ -232,53 +344,34 @@ class UNet(nn.Module):
         num_heads_upsample: int = -1,
         use_scale_shift_norm: bool = False,
         use_checkpoint: bool = False,
+        latent: Latent | None = None,
+        resample_first: bool = False,
     ):
-        super().__init__()
-        self.in_channels, self.model_channels, self.out_channels = in_channels, model_channels, out_channels
-        self.num_classes = num_classes
-        self.downsampling = 2 ** (len(channel_mult) - 1)
-        emb_channels = 4 * model_channels
-
-        def res_block(channels: int, width: int) -> ResBlock:
-            return ResBlock(channels, emb_channels, width, dropout, use_scale_shift_norm, use_checkpoint)
-
-        def attention(channels: int, heads: int) -> AttentionBlock:
-            return AttentionBlock(channels, heads, use_checkpoint)
-
-        self.time_embed = nn.Sequential(
-            nn.Linear(model_channels, emb_channels), nn.SiLU(), nn.Linear(emb_channels, emb_channels)
+        super().__init__(
+            in_channels,
+            model_channels,
+            num_res_blocks,
+            attention_resolutions,
+            dropout,
+            channel_mult,
+            num_classes,
+            num_heads,
+            use_scale_shift_norm,
+            use_checkpoint,
+            latent,
+            resample_first,
         )
-        if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes, emb_channels)
-
-        channels, factor = model_channels, 1
-        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(in_channels, channels, kernel_size=3, padding=1))])
-        skips = [channels]  # widths of what the way down leaves for the way up
-        for level, mult in enumerate(channel_mult):
-            for _ in range(num_res_blocks):
-                stage = Stage(res_block(channels, mult * model_channels))
-                channels = mult * model_channels
-                if factor in attention_resolutions:
-                    stage.append(attention(channels, num_heads))
-                self.input_blocks.append(stage)
-                skips.append(channels)
-            if level < len(channel_mult) - 1:
-                self.input_blocks.append(Stage(Downsample(channels)))
-                skips.append(channels)
-                factor *= 2
-
-        self.middle_block = Stage(
-            res_block(channels, channels), attention(channels, num_heads), res_block(channels, channels)
-        )
-
+        self.out_channels = out_channels
+        channels, factor, skips = self.bottom_channels, self.downsampling, list(self.skip_channels)
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
             for i in range(num_res_blocks + 1):
-                stage = Stage(res_block(channels + skips.pop(), mult * model_channels))
+                stage = Stage(self._res_block(channels + skips.pop(), mult * model_channels))
                 channels = mult * model_channels
                 if factor in attention_resolutions:
-                    stage.append(attention(channels, num_heads if num_heads_upsample == -1 else num_heads_upsample))
-                if level > 0 and i == num_res_blocks:
+                    heads = num_heads if num_heads_upsample == -1 else num_heads_upsample
+                    stage.append(AttentionBlock(channels, heads, use_checkpoint))
+                if i == num_res_blocks and (level > 0 or resample_first):
                     stage.append(Upsample(channels))
                     factor //= 2
                 self.output_blocks.append(stage)
@@ -288,40 +381,30 @@ class UNet(nn.Module):
         )
         self.norm_groups = {module.num_groups for module in self.modules() if isinstance(module, GroupNorm)}
 
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
+    def decode(self, h: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
+        """Run the way up from what `encode` returns: [B, out_channels, H, W], unbounded."""
+        skips = list(skips)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb)  # [B, C mult, H / factor, W / factor]
+        with full_precision(h.device):  # the reference also returns to full precision before the last layer
+            return self.out(h.to(next(self.parameters()).dtype))  # [B, out, H, W]
+
+    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> Tensor:
         """Run the network.
 
         Args:
             x: [B, in_channels, H, W]; H and W divisible by `downsampling`.
             timesteps: [B], as the network was trained on them: indices, or rescaled to [0, 1000).
             y: [B], classes in [0, num_classes); required by a class-conditional network, refused by another.
+            z: [B, latent.dim]; required by a generator, refused by another.
 
         Returns: [B, out_channels, H, W].
 
         Raises:
-            ValueError: a shape does not fit, or y is missing or not accepted.
+            ValueError: a shape does not fit, or y or z is missing or not accepted.
         """
-        check_inputs(x, timesteps, y, self.in_channels, self.num_classes)
-        if x.shape[2] % self.downsampling or x.shape[3] % self.downsampling:
-            raise ValueError(
-                f"image of {x.shape[2]}x{x.shape[3]} pixels: this U-Net halves it {self.downsampling.bit_length() - 1} "
-                f"times, so height and width must be divisible by {self.downsampling}"
-            )
-        dtype = next(self.parameters()).dtype
-        emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(dtype))  # [B, 4C]
-        if y is not None:
-            emb = emb + self.label_emb(y)
-
-        h = x.to(dtype)  # [B, in, H, W]
-        skips = []
-        for stage in self.input_blocks:
-            h = stage(h, emb)  # [B, C mult, H / factor, W / factor]
-            skips.append(h)
-        h = self.middle_block(h, emb)  # [B, C mult[-1], H / downsampling, W / downsampling]
-        for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb)  # [B, C mult, H / factor, W / factor]
-        with full_precision(x.device):  # the reference also returns to full precision before the last layer
-            return self.out(h.to(dtype))  # [B, out, H, W]
+        output = self.decode(*self.encode(x, timesteps, y, z))
+        return output if self.latent is None else torch.tanh(output)
 
 
 class SuperResUNet(UNet):
@@ -334,12 +417,18 @@ class SuperResUNet(UNet):
         super().__init__(2 * in_channels, *args, **kwargs)
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, *, low_res: Tensor | None = None
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        y: Tensor | None = None,
+        z: Tensor | None = None,
+        *,
+        low_res: Tensor | None = None,
     ) -> Tensor:
         """Run the network.
 
         Args:
-            x, timesteps, y: as for UNet; x is [B, in_channels, H, W] of the large image.
+            x, timesteps, y, z: as for UNet; x is [B, in_channels, H, W] of the large image.
             low_res: [B, in_channels, h, w], the small image in [-1, 1].
 
         Raises:
@@ -350,7 +439,7 @@ class SuperResUNet(UNet):
         if low_res.shape[:2] != x.shape[:2]:
             raise ValueError(f"low_res {list(low_res.shape)} must have x's batch and channels, x is {list(x.shape)}")
         upsampled = F.interpolate(low_res, size=x.shape[2:], mode="bilinear")  # [B, C, H, W]
-        return super().forward(torch.cat([x, upsampled], dim=1), timesteps, y)
+        return super().forward(torch.cat([x, upsampled], dim=1), timesteps, y, z)
 
 
 def check_inputs(x: Tensor, timesteps: Tensor, y: Tensor | None, in_channels: int, num_classes: int | None) -> None:

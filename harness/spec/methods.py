@@ -82,7 +82,7 @@ class Adversarial(MethodSpec):
         """Require networks, a batch and labels that fit."""
         part = self.discriminator
         try:
-            part.require_data(run.data)
+            part.require_data(run.data.facts)
         except ValueError as error:
             raise ValueError(f"method.discriminator: {error}") from None
         if self.needs_heads and not part.heads:

@@ -21,7 +21,8 @@ from symtable import symtable
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn, get_args
 
-import harness.spec.evaluation  # noqa: F401 (fills the table of kinds)
+import harness.spec.discriminators
+import harness.spec.evaluation  # noqa: F401 (both fill the table of kinds)
 from harness.errors import SpecError
 from harness.spec.base import SpecModel
 from harness.spec.parts import KINDS, Plugin
@@ -36,6 +37,7 @@ TABLES = {
     "DATASETS": "data",
     "METRICS": "metric",
     "METHODS": "method",
+    "DISCRIMINATORS": "discriminator",
 }
 """Tables that a plugin may have: name -> (parameter class, implementation) of that kind."""
 

@@ -5,11 +5,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from harness.models.discriminators import LargeDiscriminator, PairDiscriminator, SmallDiscriminator, minibatch_stddev
+from harness.models.discriminators import (
+    LargeDiscriminator,
+    PublishedDiscriminator,
+    SmallDiscriminator,
+    minibatch_stddev,
+)
 from harness.models.discriminators import published_name as published_discriminator_name
 from harness.models.fir import conv_downsample, downsample, upsample
-from harness.models.layers import time_embedding
-from harness.models.ncsnpp import NCSNpp, pixel_norm, published_names
+from harness.models.layers import Latent, pixel_norm, time_embedding
+from harness.models.ncsnpp import NCSNpp, published_names
 
 __all__ = [
     "build_discriminator",
@@ -28,28 +33,55 @@ __all__ = [
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
-def build_discriminator(args: dict[str, Any]) -> PairDiscriminator:
+class CalledAsPublished(PublishedDiscriminator):
+    """A discriminator that returns its logits alone."""
+
+    def forward(self, x_t: Tensor, t: Tensor, x_next: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x_t, t, x_next).logits
+
+
+class SmallAsPublished(CalledAsPublished, SmallDiscriminator):
+    pass
+
+
+class LargeAsPublished(CalledAsPublished, LargeDiscriminator):
+    pass
+
+
+class GeneratorAsPublished(NCSNpp):
+    """A generator whose third argument is z."""
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, t, z=z)
+
+
+def build_discriminator(args: dict[str, Any]) -> PublishedDiscriminator:
     """Build a discriminator from the published code's arguments; its nc counts the channels of both images."""
-    kinds = {"small": SmallDiscriminator, "large": LargeDiscriminator}
-    return kinds[args["kind"]](args["nc"] // 2, args["ngf"], args["t_emb_dim"], args["negative_slope"])
-
-
-def build_generator(args: dict[str, Any]) -> NCSNpp:
-    """Build a generator from the published code's arguments; its attention resolutions are sizes in pixels."""
-    factors = [2**level for level in range(len(args["ch_mult"]))]
-    return NCSNpp(
-        in_channels=args["num_channels"],
-        model_channels=args["num_channels_dae"],
-        channel_mult=args["ch_mult"],
-        num_res_blocks=args["num_res_blocks"],
-        attention_resolutions=[f for f in factors if args["image_size"] // f in args["attn_resolutions"]],
-        latent_dim=args["nz"],
-        style_dim=args["z_emb_dim"],
-        mapping_layers=args["n_mlp"] + 1,
+    kinds = {"small": SmallAsPublished, "large": LargeAsPublished}
+    return kinds[args["kind"]](
+        args["nc"] // 2,
+        pair=True,
+        channels=args["ngf"],
+        time_dim=args["t_emb_dim"],
+        negative_slope=args["negative_slope"],
     )
 
 
-def discriminator(args: dict[str, Any], state: dict[str, Tensor]) -> PairDiscriminator:
+def build_generator(args: dict[str, Any]) -> NCSNpp:
+    """Build a generator from the published code's arguments."""
+    return GeneratorAsPublished(
+        in_channels=args["num_channels"],
+        out_channels=args["num_channels"],
+        image_size=args["image_size"],
+        latent=Latent(args["nz"], style_dim=args["z_emb_dim"], mapping_layers=args["n_mlp"] + 1),
+        channels=args["num_channels_dae"],
+        channel_mult=args["ch_mult"],
+        num_res_blocks=args["num_res_blocks"],
+        attention_resolutions=args["attn_resolutions"],
+    )
+
+
+def discriminator(args: dict[str, Any], state: dict[str, Tensor]) -> PublishedDiscriminator:
     """Build a discriminator with published weights, of their type."""
     network = build_discriminator(args)
     names = {name: published_discriminator_name(name) for name, _ in network.named_parameters()}

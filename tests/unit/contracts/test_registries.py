@@ -5,6 +5,7 @@ does not have.
 """
 
 import inspect
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from pydantic_core import PydanticUndefined
 from harness.data import DATASET_FACTS, DATASETS
 from harness.diffusion import MEAN_TYPES, OBJECTIVES, SAMPLERS, SCHEDULES, TIMESTEP_SAMPLERS, VAR_TYPES
 from harness.methods.base import HasGradientNoise, HasLikelihood, Method
-from harness.models import MODELS
+from harness.models import DISCRIMINATORS, MODELS
 from harness.registry import METHODS, make_method, make_network, make_process
-from harness.spec import evaluation, parts, run
+from harness.spec import discriminators, evaluation, networks, parts, run
 from harness.spec.resources import Resources
 
 KINDS = {
@@ -24,6 +25,7 @@ KINDS = {
     "timestep_sampler": (run.TimestepSampler, TIMESTEP_SAMPLERS),
     "sampler": (evaluation.Sampler, SAMPLERS),
     "model": (run.Model, MODELS),
+    "discriminator": (discriminators.Discriminator, DISCRIMINATORS),
     "data": (run.Data, DATASETS),
 }
 
@@ -78,6 +80,7 @@ CALLED_WITH = {
     "objective": {"process", "model_output", "x_0", "x_t", "t", "noise"},  # the training step
     "timestep_sampler": {"num_timesteps", "device"},
     "sampler": {"denoise", "x_T", "process", "generator", "start", "on_step"},  # the evaluation
+    "discriminator": {"in_channels", "pair", "num_classes", "heads", "negative_slope"},  # the method; a test's value
     "data": {"data_root", "checksums", "counts"},  # where it lies; what it must be, given by tests alone
 }
 # What the spec says that the callables do not take, and who reads it.
@@ -110,10 +113,10 @@ def test_a_parameter_class_has_the_parameters_of_what_it_names_and_their_default
 
 def test_the_unet_of_the_spec_has_the_parameters_of_the_network():
     # Named otherwise: channels (model_channels). Made from the data and the process: in_channels, out_channels,
-    # num_classes. Of the resources: use_checkpoint. Outside the network: class_cond, label_dropout,
-    # rescale_timesteps.
+    # num_classes. Of the method: latent. Of the resources: use_checkpoint. Outside the network: class_cond,
+    # label_dropout, rescale_timesteps.
     taken = set(inspect.signature(MODELS["unet"]).parameters)
-    taken -= {"in_channels", "out_channels", "num_classes", "use_checkpoint", "num_heads_upsample"}
+    taken -= {"in_channels", "out_channels", "num_classes", "use_checkpoint", "num_heads_upsample", "latent"}
     written = set(run.UNet.model_fields) - {"name", "class_cond", "label_dropout", "rescale_timesteps", "low_res_size"}
     assert written - {"channels"} == taken - {"model_channels"}
 
@@ -122,7 +125,23 @@ def test_the_mlp_of_the_spec_has_the_parameters_of_the_network_and_their_default
     parameters = inspect.signature(MODELS["mlp"]).parameters
     for name in ("width", "depth"):
         assert run.MLP.model_fields[name].default == parameters[name].default
-    assert set(parameters) == {"in_channels", "out_channels", "num_classes", "width", "depth"}
+    assert set(parameters) == {"in_channels", "out_channels", "num_classes", "latent", "width", "depth"}
+
+
+def test_the_ncsnpp_of_the_spec_has_the_parameters_of_the_network_and_their_defaults():
+    parameters = inspect.signature(MODELS["ncsnpp"]).parameters
+    given = {"in_channels", "out_channels", "image_size", "num_classes", "latent"}
+    written = set(networks.Ncsnpp.model_fields) - set(networks.NetworkModel.model_fields)
+    assert written == set(parameters) - given
+    for name in written:
+        assert networks.Ncsnpp.model_fields[name].default == parameters[name].default
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_a_discriminator_that_says_it_has_heads_can_be_built_with_them_and_another_cannot(name):
+    heads = parts.choices(discriminators.Discriminator)[name].heads
+    with nullcontext() if heads else pytest.raises(ValueError, match="has no heads"):
+        DISCRIMINATORS[name](in_channels=2, pair=False, num_classes=None, heads=True)
 
 
 def test_the_spec_knows_the_mean_and_variance_types_of_the_process():

@@ -79,9 +79,9 @@ def test_a_name_that_no_parameter_has_is_refused():
 )
 def test_parameters_are_as_many_as_the_published_ones(network, pixels, parameters):
     with torch.device("meta"):
-        discriminator = network(in_channels=3, model_channels=64, time_dim=256)
+        discriminator = network(in_channels=3, pair=True)
         x = torch.empty(4, 3, pixels, pixels)
-        assert discriminator(x, torch.zeros(4), x).shape == (4, 1)
+        assert discriminator(x, torch.zeros(4), x).logits.shape == (4, 1)
     assert sum(parameter.numel() for parameter in discriminator.parameters()) == parameters
 
 
@@ -92,9 +92,9 @@ def test_parameters_are_as_many_as_the_published_ones(network, pixels, parameter
 @pytest.mark.parametrize(("channels", "batch"), [(1, 3), (3, 8)])
 @torch.no_grad()
 def test_each_image_gets_one_logit(network, pixels, channels, batch):
-    discriminator = network(channels, model_channels=2, time_dim=8)
+    discriminator = network(channels, pair=True, channels=2, time_dim=8)
     x_t, x_next = torch.randn(2, batch, channels, pixels, pixels)
-    output = discriminator(x_t, torch.arange(batch), x_next)
+    output = discriminator(x_t, torch.arange(batch), x_next).logits
     assert output.shape == (batch, 1)
     assert output.isfinite().all()
 
@@ -114,12 +114,12 @@ def test_each_image_gets_one_logit(network, pixels, channels, batch):
 )
 def test_inputs_that_do_not_fit_are_refused(network, shape, message):
     with pytest.raises(ValueError, match=message):
-        network(3, model_channels=2, time_dim=8)(torch.zeros(shape), torch.zeros(4), torch.zeros(shape))
+        network(3, pair=True, channels=2, time_dim=8)(torch.zeros(shape), torch.zeros(4), torch.zeros(shape))
 
 
 def test_a_pair_of_two_shapes_is_refused():
     with pytest.raises(ValueError, match=r"x_next \[1, 3, 8, 8\] must have the shape of x_t, \[4, 3, 8, 8\]"):
-        SmallDiscriminator(3, 2, 8)(torch.zeros(4, 3, 8, 8), torch.zeros(4), torch.zeros(1, 3, 8, 8))
+        SmallDiscriminator(3, pair=True, channels=2)(torch.zeros(4, 3, 8, 8), torch.zeros(4), torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize("batch", [5, 6, 7, 9])
@@ -158,15 +158,15 @@ def test_an_output_depends_on_the_examples_of_its_group_and_on_no_others(vectors
 
 @pytest.mark.parametrize(("network", "pixels"), [(SmallDiscriminator, 16), (LargeDiscriminator, 64)])
 def test_a_gradient_reaches_every_parameter_of_a_network_that_has_just_started(network, pixels):
-    discriminator = network(3, model_channels=2, time_dim=8).double()
+    discriminator = network(3, pair=True, channels=2, time_dim=8).double()
     x_t, x_next = torch.randn(2, 4, 3, pixels, pixels, dtype=torch.float64)
-    discriminator(x_t, torch.arange(4), x_next).square().sum().backward()
+    discriminator(x_t, torch.arange(4), x_next).logits.square().sum().backward()
     without = [name for name, p in discriminator.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert without == []
 
 
 def test_weights_start_uniform_with_the_variance_of_their_outputs_and_last_layers_near_zero():
-    small, large = SmallDiscriminator(3, 8, 64), LargeDiscriminator(3, 8, 64)
+    small, large = (network(3, True, channels=8, time_dim=64) for network in (SmallDiscriminator, LargeDiscriminator))
     bounds = {  # sqrt(3 gain / outputs)
         small.blocks[0].conv1.weight: math.sqrt(3 / (16 * 9)),
         small.blocks[0].skip.weight: math.sqrt(3 / 16),

@@ -8,18 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from harness.models.ncsnpp import AdaptiveGroupNorm, Attention, NCSNpp, ResidualBlock, pixel_norm, published_names
+from harness.models.layers import Latent, pixel_norm
+from harness.models.ncsnpp import AdaptiveGroupNorm, Attention, NCSNpp, ResidualBlock, published_names
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TINY = dict(
     in_channels=3,
-    model_channels=8,
+    out_channels=3,
+    image_size=8,
+    latent=Latent(dim=5, style_dim=6, mapping_layers=2),
+    channels=8,
     channel_mult=(1, 2),
     num_res_blocks=1,
-    attention_resolutions=(2,),
-    latent_dim=5,
-    style_dim=6,
-    mapping_layers=2,
+    attention_resolutions=(4,),
 )
 CELEBA_HQ_256 = dict(
     image_size=256,
@@ -88,9 +89,9 @@ def test_every_parameter_has_a_published_name_of_its_own():
 )
 @torch.no_grad()
 def test_an_image_of_its_input_s_size_lies_between_minus_one_and_one(pixels, channel_mult):
-    generator = NCSNpp(**TINY | dict(channel_mult=channel_mult))
+    generator = NCSNpp(**TINY | dict(image_size=pixels, channel_mult=channel_mult))
     torch.nn.init.normal_(generator.conv_out.weight)
-    x = generator(torch.randn(2, 3, pixels, pixels), torch.tensor([0, 3]), torch.randn(2, 5))
+    x = generator(torch.randn(2, 3, pixels, pixels), torch.tensor([0, 3]), z=torch.randn(2, 5))
     assert x.shape == (2, 3, pixels, pixels)
     assert 0.1 < x.abs().max() <= 1
 
@@ -103,11 +104,12 @@ def test_an_image_of_its_input_s_size_lies_between_minus_one_and_one(pixels, cha
         ((4, 3, 8, 8), (1,), (4, 5), r"timesteps must be \[4\]"),
         ((4, 3, 8, 8), (4,), (1, 5), r"z must be \[4, 5\], one latent per example, not \[1, 5\]"),
         ((4, 3, 8, 8), (4,), (4, 6), r"z must be \[4, 5\]"),
+        ((4, 3, 8, 8), (4,), None, "z is missing: this network generates from a latent of width 5"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(x, t, z, message):
     with pytest.raises(ValueError, match=message):
-        NCSNpp(**TINY)(torch.zeros(x), torch.zeros(t), torch.zeros(z))
+        NCSNpp(**TINY)(torch.zeros(x), torch.zeros(t), z=None if z is None else torch.zeros(z))
 
 
 @torch.no_grad()
@@ -128,14 +130,14 @@ def test_an_image_depends_on_its_own_noise_timestep_and_latent_and_on_no_other_e
 def test_a_gradient_reaches_every_parameter_of_a_network_that_has_just_started_but_the_keys_bias():
     generator = NCSNpp(**TINY).double()
     x, z = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
-    generator(x, torch.arange(4), z).square().sum().backward()
+    generator(x, torch.arange(4), z=z).square().sum().backward()
     without = {name for name, p in generator.named_parameters() if p.grad is None or not p.grad.abs().max() > 1e-30}
     # It adds the same to all scores of a query, which the softmax does not see.
     assert without == {name for name, _ in generator.named_parameters() if name.endswith(".k.b")}
 
 
 def test_weights_start_uniform_and_last_layers_near_zero():
-    generator = NCSNpp(**TINY | dict(model_channels=16, latent_dim=8, style_dim=32))
+    generator = NCSNpp(**TINY | dict(channels=16, latent=Latent(8, 32, 2)))
     block, attention = generator.down[1].block, generator.middle[1]
     bounds = {  # sqrt(3 gain / fan)
         generator.mapping[1].weight: math.sqrt(3 / 32),  # the outputs

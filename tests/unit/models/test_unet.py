@@ -239,4 +239,4 @@ def test_heads_that_do_not_divide_the_width_are_refused():
 def test_the_package_loads_without_torch_and_names_its_networks():
     check = "import sys, harness.models; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)
-    assert MODELS["unet"] is UNet and set(MODELS) == {"unet", "mlp"}
+    assert MODELS["unet"] is UNet and set(MODELS) == {"unet", "mlp", "ncsnpp"}
