@@ -18,9 +18,9 @@ from pydantic import Field, field_validator, model_validator
 from harness.data.facts import DatasetFacts
 from harness.spec.discriminators import DiscriminatorModel
 from harness.spec.evaluation import MetricModel, SamplerModel
+from harness.spec.methods import MethodSpec
 from harness.spec.networks import NetworkModel
 from harness.spec.parts import NamedModel
-from harness.spec.methods import MethodSpec
 from harness.spec.run import DataModel, ObjectiveModel
 
 ScheduleModel = NamedModel

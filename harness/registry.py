@@ -148,9 +148,15 @@ def make_network(
 
 def make_learning_rate(spec: RunSpec, lr: float | None = None) -> Callable[[int], float]:
     """Return the learning rate of a step, counted from 0: `optim.lr` or `peak`, with warm-up and decay."""
-    optim, steps = spec.optim, spec.train.steps
-    options = {"warmup_steps": optim.warmup_steps, "decay": optim.decay, "final": optim.final_lr}
-    return lambda step: learning_rate(step, steps, optim.lr if lr is None else lr, **options)
+    optim = spec.optim
+    return partial(
+        learning_rate,
+        num_steps=spec.train.steps,
+        peak=optim.lr if lr is None else lr,
+        warmup_steps=optim.warmup_steps,
+        decay=optim.decay,
+        final=optim.final_lr,
+    )
 
 
 def make_gaussian(

@@ -5,11 +5,28 @@ then has to be told of x_t by the AFD term, the Kullback-Leibler divergence of p
 cross-entropy less an entropy, which a regression C_psi bounds.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+
+class Verdict(NamedTuple):
+    """What a discriminator says of x_t.
+
+    Attributes:
+        logits: [B, 1], of x_t being of the data.
+        x_0: like x_t, the prediction of the clean image; None without heads. Not bounded: its squared error is least at
+            a mean of data, and a tanh would have no slope where data are black or white.
+        x_next: like x_t, C_psi(x_t), the prediction of x_{t+1}, not bounded; None without heads, and where the
+            discriminator is given x_{t+1}.
+    """
+
+    logits: Tensor
+    x_0: Tensor | None = None
+    x_next: Tensor | None = None
+
 
 CrossEntropy = Literal["exact", "printed"]
 CPsiTarget = Literal["x_t", "renoised"]
@@ -85,8 +102,8 @@ def afd_cross_entropy(
 ) -> Tensor:
     """Twice the cross-entropy of q(x_t | x'_{t-1}), up to a constant, [B]; arguments as in `afd`.
 
-        exact:   |x_t - sqrt(1 - beta) x'_{t-1}|^2 / beta
-        printed: (1 - beta) |x'_{t-1} - x_{t-1}|^2 / beta                                        (SIDDM, objective)
+    exact:   |x_t - sqrt(1 - beta) x'_{t-1}|^2 / beta
+    printed: (1 - beta) |x'_{t-1} - x_{t-1}|^2 / beta                                        (SIDDM, objective)
     """
     if form == "exact":
         return _square(x_t - (1 - _column(beta, x_t)).sqrt() * x_prev_fake) / beta

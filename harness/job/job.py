@@ -443,15 +443,15 @@ class _Job:
         x_0 = torch.empty((1, data.channels, data.image_size, data.image_size), device="meta")
         examples = self.spec.train.steps * self.spec.train.batch_size
         networks = training.method.networks()
-        multiply_adds = flops = 0
+        multiply_adds = flops = 0.0
         compute: dict[str, float] = {}
         try:
             for network in networks.values():
                 one_pass = training_step_compute(network.module.train(), *network.inputs(x_0))
                 multiply_adds += network.passes * one_pass.multiply_adds
                 flops += network.passes * one_pass.flops
-            compute["compute/train_multiply_adds"] = float(multiply_adds * examples)
-            compute["compute/train_flops"] = float(flops * examples)
+            compute["compute/train_multiply_adds"] = multiply_adds * examples
+            compute["compute/train_flops"] = flops * examples
         except TrainingError as error:
             logger.warning(f"run {self.directory.key}: the arithmetic of its training {error}")
             self.journal.event("compute_not_counted", step=self.step, reason=str(error))

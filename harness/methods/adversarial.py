@@ -1,7 +1,7 @@
 """What DDGAN and SIDDM share: a generator that denoises in few large steps, a discriminator, and how they take turns.
 
-The generator predicts x_0 from x_{t+1}, t and a latent z; x_t is then drawn from the posterior. A method of this kind is
-a subclass that says what the discriminator is shown and what each of the two minimises.
+The generator predicts x_0 from x_{t+1}, t and a latent z; x_t is then drawn from the posterior. A subclass says what the
+discriminator is shown, and what each of the two minimises.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,13 +17,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from harness.diffusion.adversarial import discriminator_loss_fake, discriminator_loss_real, generator_loss, r1_penalty
+from harness.diffusion.adversarial import (
+    Verdict,
+    discriminator_loss_fake,
+    discriminator_loss_real,
+    generator_loss,
+    r1_penalty,
+)
 from harness.diffusion.pairs import posterior_sample, q_sample_pair
 from harness.diffusion.process import Denoised, GaussianDiffusion
 from harness.diffusion.samplers import Denoise
 from harness.errors import TrainingError
 from harness.methods.base import Batch, Group, StepOutput, TrainedNetwork
-from harness.models.discriminators import Verdict
 from harness.randomness import Streams
 
 SATURATED = 0.995
@@ -70,7 +75,7 @@ class Draws:
 
     def rows(self, rows: slice, order: Tensor) -> Draws:
         """Return those of one process, in the order in which it works on them."""
-        return Draws(*(None if value is None else value[rows][order] for value in vars(self).values()))
+        return replace(self, **{name: value[rows][order] for name, value in vars(self).items() if value is not None})
 
 
 Losses = dict[str, Tensor]
@@ -274,7 +279,8 @@ class AdversarialMethod:
     def _judge(self, x_t: Tensor, draws: Draws, x_next: Tensor, examples: Examples) -> Verdict:
         with self._precision(x_t):
             verdict = self.discriminator(x_t, draws.t, x_next if self.sees_pair else None, examples.y)
-        return Verdict(*(None if value is None else value.to(x_t.dtype) for value in verdict))
+        heads = (None if head is None else head.to(x_t.dtype) for head in (verdict.x_0, verdict.x_next))
+        return Verdict(verdict.logits.to(x_t.dtype), *heads)
 
     def _precision(self, x: Tensor) -> AbstractContextManager:
         return nullcontext() if self._autocast is None else torch.autocast(x.device.type, self._autocast)

@@ -1,7 +1,7 @@
 """Semi-Implicit Denoising Diffusion Models (Xu et al. 2023): a game on the marginal of x_t, and a term for x_{t+1}.
 
-The discriminator sees x_t alone, which tells it nothing of the x_{t+1} that the generator was given. That is the part of
-the auxiliary forward diffusion (AFD) term, whose entropy a regression head of the discriminator, C_psi, bounds.
+The discriminator sees x_t alone, and so nothing of the x_{t+1} that the generator was given. That is left to the auxiliary
+forward diffusion (AFD) term, whose entropy a regression head of the discriminator, C_psi, bounds.
 """
 
 from __future__ import annotations
@@ -11,9 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.diffusion.adversarial import CPsiTarget, CrossEntropy, afd_cross_entropy, afd_regression, generator_loss
+from harness.diffusion.adversarial import (
+    CPsiTarget,
+    CrossEntropy,
+    Verdict,
+    afd_cross_entropy,
+    afd_regression,
+    generator_loss,
+)
 from harness.methods.adversarial import AdversarialMethod, Draws, Losses
-from harness.models.discriminators import Verdict
 
 
 class SemiImplicit(AdversarialMethod):

@@ -14,12 +14,13 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.diffusion.adversarial import Verdict
 from harness.models.fir import downsample
 from harness.models.layers import NEARLY_ZERO, started, time_embedding
 from harness.models.mlp import MLP
@@ -27,22 +28,6 @@ from harness.models.unet import GroupNorm, UNet, UNetEncoder, check_inputs, full
 
 STDDEV_GROUP = 4
 STDDEV_EPS = 1e-8
-
-
-class Verdict(NamedTuple):
-    """What a discriminator says of x_t.
-
-    Attributes:
-        logits: [B, 1], of x_t being of the data.
-        x_0: like x_t, the prediction of the clean image; None without heads. Not bounded: its squared error is least at
-            a mean of data, and a tanh would have no slope where data are black or white.
-        x_next: like x_t, C_psi(x_t), the prediction of x_{t+1}, not bounded; None without heads, and where the
-            discriminator is given x_{t+1}.
-    """
-
-    logits: Tensor
-    x_0: Tensor | None = None
-    x_next: Tensor | None = None
 
 
 def judged(x_t: Tensor, x_next: Tensor | None, pair: bool) -> Tensor:

@@ -73,7 +73,12 @@ class Adversarial(MethodSpec):
 
     def defaults(self, run: Any) -> dict[str, Any]:
         """Return the published settings: few large steps of the vp process, Adam with (0.5, 0.9)."""
-        values = {"diffusion.num_timesteps": 4, "diffusion.schedule": Vp(), "optim.lr": 1.6e-4, "optim.betas": (0.5, 0.9)}
+        values = {
+            "diffusion.num_timesteps": 4,
+            "diffusion.schedule": Vp(),
+            "optim.lr": 1.6e-4,
+            "optim.betas": (0.5, 0.9),
+        }
         if run.data.facts.are_points:
             values["method.discriminator"] = MLPDiscriminator()
         return values
@@ -86,9 +91,9 @@ class Adversarial(MethodSpec):
         except ValueError as error:
             raise ValueError(f"method.discriminator: {error}") from None
         if self.needs_heads and not part.heads:
-            able = [name for name, kind in choices(Discriminator).items() if kind.heads]
+            able = [name for name, kind in choices(Discriminator).items() if getattr(kind, "heads", False)]
             raise ValueError(
-                f"method.discriminator {part.name} has no heads to predict images with, which denoising_weight and C_psi "
+                f"method.discriminator {part.name} has no heads to predict images with, as denoising_weight and C_psi "
                 f"need: choose {' | '.join(able)}"
             )
         if run.model.label_dropout:
@@ -150,7 +155,9 @@ class Siddm(Adversarial):
         """Also require something to minimise."""
         super().check(run)
         if not self.adversarial and not self.lambda_afd:
-            raise ValueError("method: adversarial false leaves AFD alone, but lambda_afd is 0: nothing would be trained")
+            raise ValueError(
+                "method: adversarial false leaves AFD alone, but lambda_afd is 0: nothing would be trained"
+            )
 
 
 METHODS: dict[str, type[MethodSpec]] = {"gaussian": Gaussian, "ddgan": Ddgan, "siddm": Siddm}

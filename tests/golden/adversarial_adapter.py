@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from harness.diffusion import adversarial
+from harness.diffusion.adversarial import Verdict
 from harness.diffusion.pairs import posterior_sample as draw_posterior
 from harness.diffusion.pairs import q_sample_pair as draw_pair
 from harness.diffusion.pairs import sample_pairs
@@ -18,7 +19,6 @@ from harness.methods.ddgan import DenoisingGan
 from harness.methods.learning_rate import learning_rate
 from harness.metrics import mixture
 from harness.metrics.fidelity import frechet_distance
-from harness.models.discriminators import Verdict
 
 sys.path.insert(0, str(Path(__file__).parent))  # not a package: the checker runs this file by its path
 
@@ -142,9 +142,7 @@ def _train(args, generator, discriminator, draws, names):
         return torch.optim.Adam(module.parameters(), lr=lr, betas=tuple(args["adam_betas"]), eps=args["adam_eps"])
 
     def decayed(lr):
-        return partial(
-            learning_rate, num_steps=args["num_epoch"], peak=lr, decay="cosine", final=args["lr_eta_min"]
-        )
+        return partial(learning_rate, num_steps=args["num_epoch"], peak=lr, decay="cosine", final=args["lr_eta_min"])
 
     game = DenoisingGan(
         Published(generator, lambda network, x_next, t, y, z: network(x_next, t, z)),

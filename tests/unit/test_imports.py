@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "messages": {"text"},
     # leaves: plain values, never the spec
     "diffusion": {"errors"},
-    "models": {"errors"},
+    "models": {"diffusion", "errors"},
     "data": {"errors"},
     "methods": {"diffusion", "randomness", "errors"},
     "metrics": {"diffusion", "data", "errors"},
