@@ -1,7 +1,7 @@
 """What DDGAN and SIDDM share: a generator that denoises in few large steps, a discriminator, and how they take turns.
 
-The generator predicts x_0 from x_{t+1}, t and a latent z; x_t is then drawn from the posterior. A subclass says what the
-discriminator is shown, and what each of the two minimises.
+The generator predicts x_0 from x_{t+1}, t and a latent z; x_t is then drawn from the posterior. A subclass says what
+the discriminator is shown, and what each of the two minimises.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Semi-Implicit Denoising Diffusion Models (Xu et al. 2023): a game on the marginal of x_t, and a term for x_{t+1}.
 
-The discriminator sees x_t alone, and so nothing of the x_{t+1} that the generator was given. That is left to the auxiliary
-forward diffusion (AFD) term, whose entropy a regression head of the discriminator, C_psi, bounds.
+The discriminator sees x_t alone, and so nothing of the x_{t+1} that the generator was given. That is left to the
+auxiliary forward diffusion (AFD) term, whose entropy a regression head of the discriminator, C_psi, bounds.
 """
 
 from __future__ import annotations

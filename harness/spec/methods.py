@@ -118,8 +118,8 @@ class Adversarial(MethodSpec):
         multiple = self.discriminator.batch_multiple
         if rows % multiple:
             raise ValueError(
-                f"{what} is {rows}, but discriminator {self.discriminator.name} compares groups of {multiple} examples: "
-                f"choose a multiple of {multiple}"
+                f"{what} is {rows}, but discriminator {self.discriminator.name} compares groups of {multiple} "
+                f"examples: choose a multiple of {multiple}"
             )
 
 
