@@ -158,15 +158,6 @@ class Diffusion(SpecModel):
     mean_type: Literal["epsilon", "x_0", "previous_x", "v"] = "epsilon"
     var_type: Literal["fixed", "fixed_small", "fixed_large", "learned", "learned_range"] = "fixed"
 
-    @model_validator(mode="after")
-    def _betas_stay_below_one(self) -> Diffusion:
-        if self.schedule.name == "linear" and self.num_timesteps < 21:
-            raise ValueError(
-                f"a linear schedule with num_timesteps = {self.num_timesteps} has beta_T = 20 / T >= 1; "
-                "take num_timesteps of 21 or more, or the cosine schedule"
-            )
-        return self
-
 
 class ObjectiveModel(NamedModel):
     """What every objective says of itself; a plugin's own class adds its parameters."""
@@ -359,6 +350,11 @@ class RunSpec(SpecModel):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> RunSpec:
         var_type, objective, facts = self.diffusion.var_type, self.objective.name, self.data.facts
+        if self.diffusion.schedule.name == "linear" and (length := self.diffusion.num_timesteps) < 21:
+            raise ValueError(
+                f"diffusion: a linear schedule with num_timesteps = {length} has beta_T = 20 / T >= 1; "
+                "take num_timesteps of 21 or more, or the cosine schedule"
+            )
         if objective == "hybrid" and var_type not in LEARNED:
             raise ValueError(
                 f"objective hybrid trains the variance, but diffusion.var_type is {var_type}: "
