@@ -21,7 +21,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.data.facts import DATASET_FACTS, DatasetFacts
+from harness.data.facts import DATASET_FACTS, MOG_MIXTURE, DatasetFacts, Mixture
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.networks import MLP, Model, UNet
 from harness.spec.parts import KINDS, Choice, NamedModel, plugins_of
@@ -29,8 +29,9 @@ from harness.spec.schedules import Linear, Schedule
 
 
 class DataModel(SpecModel):
-    """Base of data set parameters; a plugin's class declares its `facts`."""
+    """Base of data set parameters; a plugin's class declares its `facts`, and its `mixture` if it is one."""
 
+    mixture: ClassVar[Mixture | None] = None
     horizontal_flip: bool = False  # DDPM flips at random in training; IDDPM's code does not
     name: str
 
@@ -126,6 +127,7 @@ class ImageFolder(DataModel):
 
 class Mog(DataModel):
     name: Literal["mog"] = "mog"
+    mixture: ClassVar[Mixture | None] = MOG_MIXTURE
 
 
 Data = Annotated[
@@ -276,7 +278,7 @@ class MethodSpec(NamedModel):
 
     owns: ClassVar[tuple[str, ...]] = ()
     """Dotted paths of a run's spec that only this method, and others that list them, use; refused for other methods."""
-    measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "grid", "metrics"))
+    measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "modes", "grid", "metrics"))
     """The parts of an evaluation that it supports: by default those on samples."""
 
     @classmethod
