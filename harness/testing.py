@@ -104,7 +104,7 @@ def write_finished_run(run: Run, runs: Path, measured: Values | None = None, *, 
             record_evaluation(directory, journal, evaluation, evaluation.name, result, steps)
         if state in ("done", "failed", "pruned"):
             journal.event("finished" if state == "done" else state, reason="")
-    directory.set_status(Status(state=state, step=steps, num_steps=steps))
+    directory.set_status(Status(state=state, step=steps, num_steps=steps, attempt=1))
     return directory
 
 
@@ -177,6 +177,7 @@ def _fill_modes(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, valu
         shares = np.where(np.arange(len(centres)) < covered, 1 / max(1, covered), 0)
         arrays |= {f"points_{num_steps}": points.astype(np.float32), f"shares_{num_steps}": shares}
     fake.arrays["modes"] = arrays
+    fake.protocol["modes"] = {"num_modes": len(centres), "std": mixture.std, "radius": 3 * mixture.std}
 
 
 def _fill_rate_distortion(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
