@@ -121,4 +121,4 @@ def _steps(run: RunRecord) -> str:
 
 
 def _notes(run: RunRecord) -> str:
-    return "; ".join(filter(None, [run.status.reason, *run.problems]))
+    return "; ".join(filter(None, [run.status.reason, *run.collapses, *run.problems]))

@@ -20,6 +20,7 @@ import pandas as pd
 from harness.analysis.settings import flatten, settings_of, what_differs
 from harness.errors import RecordError
 from harness.records import layout
+from harness.records.collapse import collapses, describe
 from harness.records.directory import RunDirectory
 from harness.records.documents import check_spec
 from harness.records.manifest import Manifests
@@ -71,6 +72,7 @@ class RunRecord:
         over_training: the metrics whose steps are training steps; those of the others are t, or numbers of steps.
         problems: of the journals, one line each; a figure that uses the run should not hide them.
         not_asked_for: prefixes of evaluations that the run has, but that the study does not ask for.
+        collapses: signs that the model has collapsed, one line each.
     """
 
     folder: Path
@@ -85,6 +87,7 @@ class RunRecord:
     environment: dict[str, Any] = field(default_factory=dict, repr=False)
     problems: tuple[str, ...] = ()
     not_asked_for: frozenset[str] = frozenset()
+    collapses: tuple[str, ...] = ()
 
     @property
     def run_key(self) -> str:
@@ -352,11 +355,13 @@ def arm_index(runs: Sequence[RunRecord]) -> dict[str, int]:
 
 
 def count_states(runs: Sequence[RunRecord]) -> str:
-    """Describe the number of runs, and of those that are not done: `12 runs, of them 1 failed`."""
+    """Describe the number of runs, and of those that are not done or collapsed: `12 runs, of them 1 failed`."""
     states = Counter(run.state for run in runs)
     unfinished = [f"{states[state]} {state}" for state in STATES if state != "done" and states[state]]
     total = f"{len(runs)} run{'s' if len(runs) != 1 else ''}"
-    return f"{total}, of them {', '.join(unfinished)}" if unfinished else f"{total}, all done"
+    collapsed = sum(bool(run.collapses) for run in runs)
+    signs = f", {collapsed} with signs of a collapse" if collapsed else ""
+    return (f"{total}, of them {', '.join(unfinished)}" if unfinished else f"{total}, all done") + signs
 
 
 def _table_row(run: RunRecord) -> dict[str, Any]:
@@ -376,12 +381,13 @@ def _table_row(run: RunRecord) -> dict[str, Any]:
 def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunRecord]:
     spec, status = directory.spec(), directory.status()
     environment: dict[str, Any] = {}
-    events, problems = [], []
+    events, problems, collapsed = [], [], []
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     over_training: frozenset[str] = frozenset()
     try:
         environment = (directory.environments() or [{}])[-1]
         events = [event for event in directory.events("evaluation") if not event.superseded]
+        collapsed = [describe(event) for event in collapses(directory)]
         curves, over_training = _curves(directory)
         problems = directory.problems()
     except RecordError as error:
@@ -405,6 +411,7 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
             environment=environment,
             problems=tuple(problems),
             not_asked_for=frozenset(prefixes.values()) - {measurement.prefix for measurement in measurements},
+            collapses=tuple(collapsed),
         )
 
 

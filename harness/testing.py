@@ -50,6 +50,8 @@ MEASURED = {
     "fid_ancestral": 5.0,
     "fid_ddim": 4.0,
     "fid_dpmpp_2m": 3.0,
+    "modes_covered": 25.0,
+    "high_quality": 0.9,
     "train_multiply_adds": 1e9,
 }
 """Default results of `write_finished_run`."""
@@ -102,7 +104,7 @@ def write_finished_run(run: Run, runs: Path, measured: Values | None = None, *, 
             record_evaluation(directory, journal, evaluation, evaluation.name, result, steps)
         if state in ("done", "failed", "pruned"):
             journal.event("finished" if state == "done" else state, reason="")
-    directory.set_status(Status(state=state, step=steps, num_steps=steps))
+    directory.set_status(Status(state=state, step=steps, num_steps=steps, attempt=1))
     return directory
 
 
@@ -162,6 +164,22 @@ def _fill_skip(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, value
     fake.curves[name] = [(round(100 * fraction), values["fid"]) for fraction in sorted(part.fractions)]
 
 
+def _fill_modes(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    """Spread points evenly over the modes that are covered, those of low quality between the modes."""
+    mixture, random = spec.data.mixture, np.random.default_rng(0)
+    assert mixture is not None, "resolved"
+    centres, covered = np.array(mixture.centres), int(values["modes_covered"])
+    arrays: dict[str, np.ndarray] = {"centres": centres, "num_steps": np.array(part.num_steps)}
+    for num_steps in part.num_steps:
+        points = centres[np.arange(part.num_samples) % covered] if covered else np.zeros((part.num_samples, 2))
+        points = points + mixture.std * random.normal(size=points.shape).clip(-2, 2)
+        points[round(values["high_quality"] * part.num_samples) :] += 2.5 / 11
+        shares = np.where(np.arange(len(centres)) < covered, 1 / max(1, covered), 0)
+        arrays |= {f"points_{num_steps}": points.astype(np.float32), f"shares_{num_steps}": shares}
+    fake.arrays["modes"] = arrays
+    fake.protocol["modes"] = {"num_modes": len(centres), "std": mixture.std, "radius": 3 * mixture.std}
+
+
 def _fill_rate_distortion(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
     count = part.num_steps or spec.diffusion.num_timesteps
     fake.arrays["rate_distortion"] = {
@@ -190,6 +208,7 @@ _FILL = {
     "nll": _fill_likelihood,
     "sweep": _fill_sweep,
     "skip": _fill_skip,
+    "modes": _fill_modes,
     "rate_distortion": _fill_rate_distortion,
     "grid": _fill_grid,
     "metrics": _fill_metrics,

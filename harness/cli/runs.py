@@ -37,8 +37,8 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
 
     With --json: [{"run_key", "studies", "arm", "replicate", "state", "step", "num_steps", "steps_per_second",
     "eta_seconds", "loss", "nll_bpd", "reason", "run_dir", "job", "node", "evaluation", "evaluation_done",
-    "evaluation_total", "asked_for"}]. Of a study these are the runs that it asks for; without STUDY all, and
-    "asked_for" is false where no study asks for the run any more.
+    "evaluation_total", "asked_for", "collapse": [SIGN]}]. Of a study these are the runs that it asks for; without STUDY
+    all, and "asked_for" is false where no study asks for the run any more.
     """
     from harness import text
     from harness.cli import status_view, tables
@@ -95,13 +95,15 @@ def _watch(gather: Any) -> None:
 def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
     """Explain what happened to a run.
 
-    Its events in order, the reason for its state, and the end of its log.
+    Its events in order, the reason for its state, what to try where the model has collapsed, and the end of its log.
 
-    With --json: the run's object of `status --json`, with "timeline": [TEXT], "log": FILE or null, and "log_lines".
+    With --json: the run's object of `status --json`, with "timeline": [TEXT], "advice": [TEXT], "log": FILE or null,
+    and "log_lines".
     """
     from harness import text
     from harness.cli import status_view, timeline
     from harness.launch import claims
+    from harness.records.collapse import advice
 
     directory = find_run(run, runs_folder)
     [row] = status_view.status_rows([directory])
@@ -110,7 +112,7 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
     log_lines = log.read_text(errors="replace").splitlines()[-lines:] if log else []
     if output.as_json:
         log_json = {"log": str(log) if log else None, "log_lines": log_lines}
-        output.document({**asdict(row), "timeline": events, **log_json})
+        output.document({**asdict(row), "timeline": events, "advice": advice(row.collapse), **log_json})
         return
     no_longer = "" if row.asked_for else ", no longer asked for"
     studies = ", ".join(row.studies) or "no study"
@@ -119,6 +121,8 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
         click.echo(f"  {line}")
     reason = f": {row.note}" if row.note else ""
     click.echo(text.printable(f"{row.state} at step {row.step} of {row.num_steps}{reason}"))
+    for line in advice(row.collapse):
+        click.echo(f"try: {line} (docs/howto/my_run_failed.md)")
     if job_log and job_log != log:
         click.echo(f"log of its job: {job_log}")
     if log:

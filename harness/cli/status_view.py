@@ -14,6 +14,7 @@ from harness.cli.tables import Table, state_counts
 from harness.errors import RecordError
 from harness.launch import states
 from harness.progress import duration
+from harness.records.collapse import collapses, signs
 from harness.records.directory import RunDirectory
 from harness.records.journal import events_in, last_value
 from harness.records.manifest import Manifests
@@ -48,6 +49,7 @@ class StatusRow:
     evaluation: str = ""  # that is being measured
     evaluation_done: int | None = None
     evaluation_total: int | None = None
+    collapse: tuple[str, ...] = ()  # signs that the model has collapsed
 
     def row(self, *, slurm: bool = False) -> tuple[str, ...]:
         """Return the cells of `status`; SLURM's two only on request."""
@@ -71,11 +73,12 @@ class StatusRow:
 
     @property
     def note(self) -> str:
-        """What the run is measuring, or why it is interrupted, failed or pruned."""
-        if not self.evaluation:
-            return self.reason
-        done = "" if self.evaluation_total is None else f": {self.evaluation_done}/{self.evaluation_total}"
-        return f"evaluates {self.evaluation}{done}"
+        """What the run is measuring, or why it is interrupted, failed or pruned; and signs of a collapse."""
+        note = self.reason
+        if self.evaluation:
+            done = "" if self.evaluation_total is None else f": {self.evaluation_done}/{self.evaluation_total}"
+            note = f"evaluates {self.evaluation}{done}"
+        return "; ".join(filter(None, [note, f"collapse: {', '.join(self.collapse)}" if self.collapse else ""]))
 
 
 STATUS_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd", "why")
@@ -99,9 +102,12 @@ def _status_row(
     membership = asked.get(study, earlier.get(study, {})) if study else next(iter(studies.values()), {})
     problems = directory.read_studies()[1]
     num_steps, batch_size, nll_bpd = 0, 0, None
+    collapse: tuple[str, ...] = ()
     try:
         num_steps, batch_size = _size_of(directory.path)
-        nll_bpd = last_nll(directory, membership.get("evaluation_keys")) if status.attempt else None
+        journals = [read_bytes(path) for path in directory.journal_paths()] if status.attempt else []
+        nll_bpd = last_nll(journals, membership.get("evaluation_keys"))
+        collapse = signs(collapses(directory, journals))
     except RecordError as error:
         problems.append(str(error).removeprefix(f"{directory.path}/"))
     speed = status.images_per_second
@@ -127,6 +133,7 @@ def _status_row(
         evaluation=status.evaluation if status.state == "running" else "",
         evaluation_done=status.evaluation_done,
         evaluation_total=status.evaluation_total,
+        collapse=collapse,
     )
 
 
@@ -135,18 +142,18 @@ def _size_of(run_directory: Path) -> tuple[int, int]:
     return RunDirectory(run_directory).training_size()
 
 
-def last_nll(directory: RunDirectory, evaluation_keys: Sequence[str] | None = None) -> float | None:
+def last_nll(journals: Sequence[bytes], evaluation_keys: Sequence[str] | None = None) -> float | None:
     """Return the newest NLL of the evaluation `eval`, searched in the journals from their ends without parsing them.
 
     Args:
+        journals: their contents, the oldest first.
         evaluation_keys: of the protocols that the study asks for; None if unknown, and then any protocol counts.
     """
     if evaluation_keys is None:
-        journals = (read_bytes(path) for path in reversed(directory.journal_paths()))
-        return next((value for data in journals if (value := last_value(data, "eval/nll_bpd")) is not None), None)
+        newest_first = reversed(journals)
+        return next((value for data in newest_first if (value := last_value(data, "eval/nll_bpd")) is not None), None)
     others: set[str] = set()  # prefixes of protocols that are no longer asked for
-    for path in reversed(directory.journal_paths()):
-        data = read_bytes(path)
+    for data in reversed(journals):
         prefixes = ["eval", *(f"eval_{key[:6]}" for key in evaluation_keys)]  # as a job forms them
         for event in events_in(data, 0, "evaluation"):
             if event.fields.get("evaluation") == "eval" and event.fields.get("key") not in evaluation_keys:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from harness.errors import LaunchError
 from harness.launch.claims import Claim, claims_of
+from harness.records import collapse
 from harness.records.directory import RunDirectory
 from harness.records.journal import Event
 from harness.slurm.jobs import JobInfo, read_queue
@@ -74,4 +75,9 @@ def _event_line(event: Event) -> str:
         )
         fields = f"on {event.fields['host']} (attempt {event.attempt}, process {event.fields['pid']})"
         return f"{begun} {fields}{superseded}"
+    if event.name == collapse.EVENT:
+        whose = f"step {event.fields.get('step', 0)}" + (
+            f", {name}" if (name := event.fields.get("evaluation")) else ""
+        )
+        return f"collapse at {whose}: {collapse.describe(event)}{superseded}"
     return f"{event.name}  {fields}".rstrip() + superseded

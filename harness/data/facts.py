@@ -38,6 +38,22 @@ class DatasetFacts:
         return 1 - ((self.image_size - 2 * self.padding) / self.image_size) ** 2
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Equally likely Gaussians that the data are drawn from, as far as measures of modes need them.
+
+    Attributes:
+        centres: of the modes, in the data's scale.
+        std: standard deviation of each mode along each coordinate.
+    """
+
+    centres: tuple[tuple[float, ...], ...]
+    std: float
+
+
+MOG_MIXTURE = Mixture(tuple((x / 11, y / 11) for x in range(-10, 11, 5) for y in range(-10, 11, 5)), std=1 / 33)
+"""That of `harness.data.mog`: a grid of 5 x 5 modes 5 apart with a standard deviation of 1 / 3, divided by 11."""
+
 DATASET_FACTS: dict[str, DatasetFacts] = {
     "digits": DatasetFacts(8, channels=1, levels=17, num_classes=10, num_train=1_442, num_test=355),
     "mnist": DatasetFacts(

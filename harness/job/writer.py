@@ -8,6 +8,8 @@ import numpy as np
 
 from harness.evaluation.images import save_png
 from harness.evaluation.result import EvaluationResult
+from harness.job.collapse import collapse_signs
+from harness.records.collapse import EVENT as COLLAPSE
 from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.journal import Journal
@@ -17,7 +19,7 @@ from harness.spec.evaluation import Evaluation
 def record_evaluation(
     directory: RunDirectory, journal: Journal, evaluation: Evaluation, prefix: str, result: EvaluationResult, step: int
 ) -> None:
-    """Write the result: files first, then the rows, then the event that marks it as complete.
+    """Write the result: files first, then the rows, then signs of a collapse, and the event that marks it as complete.
 
     Args:
         prefix: of the metrics' names.
@@ -38,7 +40,16 @@ def record_evaluation(
     for name, curve in result.curves.items():
         for x, value in curve:
             journal.metrics(x, {name: value}, train_step=step)
+    for fields in collapse_signs(evaluation, prefix, result):
+        written = (event for event in directory.events(COLLAPSE) if not event.superseded)
+        if not any((e.fields.get("key"), e.fields.get("sign")) == (evaluation.key, fields["sign"]) for e in written):
+            journal.event(COLLAPSE, step=step, key=evaluation.key, evaluation=prefix, **fields)
     # With its step, so that it is superseded with its rows when the last checkpoint turns out to be damaged.
-    fields = {"key": evaluation.key, "evaluation": evaluation.name, "prefix": prefix, "parts": evaluation.parts}
-    journal.event("evaluation", step=step, **fields)
+    protocol_fields = {
+        "key": evaluation.key,
+        "evaluation": evaluation.name,
+        "prefix": prefix,
+        "parts": evaluation.parts,
+    }
+    journal.event("evaluation", step=step, **protocol_fields)
     journal.sync()

@@ -248,6 +248,7 @@ _REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
 }
 _OPTIONAL_FIELDS: dict[str, dict[str, Any]] = {
     "evaluation": {"key": Fields.file_name, "prefix": Fields.file_name},  # they are parts of files' names
+    "collapse": {"sign": Fields.line},
 }
 
 

@@ -57,6 +57,10 @@ def _skip(part: Any, evaluation: Evaluation, spec: RunSpec) -> int:
     return _sampling(part.num_samples * sum(steps), evaluation)
 
 
+def _modes(part: Any, evaluation: Evaluation, spec: RunSpec) -> int:
+    return _sampling(part.num_samples * sum(part.num_steps), evaluation)
+
+
 def _rate_distortion(part: Any, evaluation: Evaluation, spec: RunSpec) -> int | None:
     num_images = _num_images(part.num_images, evaluation, spec)
     return None if num_images is None else num_images * part.num_steps
@@ -83,6 +87,7 @@ _COSTS: dict[str, Callable[[Any, Evaluation, RunSpec], int | None]] = {
     "fidelity": _fidelity,
     "sweep": _sweep,
     "skip": _skip,
+    "modes": _modes,
     "rate_distortion": _rate_distortion,
     "noise_scale": _noise_scale,
     "grid": _grid,

@@ -94,6 +94,14 @@ class Skip(SpecModel):
     reference: Literal["train", "test"] = "train"
 
 
+class Modes(SpecModel):
+    """Modes covered, quality and moments of samples of a mixture, against the number of sampling steps."""
+
+    num_samples: int = Field(10_000, ge=16)
+    sampler: Sampler = Ancestral()
+    num_steps: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, min_length=1)  # None: the whole chain
+
+
 class RateDistortion(SpecModel):
     """Progressive lossy coding (DDPM, figure 5): rate and distortion against reverse steps."""
 
@@ -140,7 +148,7 @@ class MetricModel(NamedModel):
 Metric = Annotated[MetricModel, Choice("metric", MetricModel, {})]
 
 
-PARTS = ("nll", "fidelity", "sweep", "skip", "rate_distortion", "noise_scale", "grid", "metrics")
+PARTS = ("nll", "fidelity", "sweep", "skip", "modes", "rate_distortion", "noise_scale", "grid", "metrics")
 """The parts of an evaluation, in the order of measurement; each is a field of `Evaluation`."""
 
 
@@ -162,6 +170,7 @@ class Evaluation(SpecModel):
     noise_scale: NoiseScale | None = None
     grid: int | None = Field(None, ge=1, le=1024)  # number of images in the grid of samples
     every: int | None = Field(None, ge=1)  # also during training, every so many steps (likelihood only)
+    modes: Annotated[Modes | None, YOUNGER] = None
     metrics: Annotated[tuple[Metric, ...], YOUNGER] = ()  # of plugins
     plugins: Annotated[dict[str, str] | None, YOUNGER] = (
         None  # plugins of the parts, with their sha256; filled in automatically
@@ -244,6 +253,16 @@ class Evaluation(SpecModel):
                 sampler.check(spec)
                 for count in settings.num_steps if part == "sweep" else [resolved["num_steps"]]:
                     space_timesteps(num_timesteps, section_counts(sampler, count))
+        if self.modes:
+            if spec.data.mixture is None:
+                raise ValueError(
+                    f"modes: data {spec.data.name} are not a mixture whose modes are known, as mog is: use fidelity"
+                )
+            self.modes.sampler.check(spec)
+            counts = tuple(sorted(set(self.modes.num_steps or (num_timesteps,))))
+            for count in counts:
+                space_timesteps(num_timesteps, section_counts(self.modes.sampler, count))
+            change["modes"] = self.modes.model_copy(update={"num_steps": counts})
         if self.rate_distortion:
             num_steps = self.rate_distortion.num_steps or num_timesteps
             space_timesteps(num_timesteps, str(num_steps))

@@ -17,7 +17,7 @@ class MethodSpec(NamedModel):
 
     owns: ClassVar[tuple[str, ...]] = ()
     """Dotted paths of a run's spec that only this method, and others that list them, use; refused for other methods."""
-    measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "grid", "metrics"))
+    measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "modes", "grid", "metrics"))
     """The parts of an evaluation that it supports: by default those on samples."""
 
     def defaults(self, run: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from harness.spec.evaluation import (
     Evaluation,
     Fidelity,
     MetricModel,
+    Modes,
     Nll,
     NoiseScale,
     RateDistortion,
@@ -68,6 +69,12 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "fid": MetricKind("FID", direction="minimize"),
     "precision": MetricKind("precision", direction="maximize"),
     "recall": MetricKind("recall", direction="maximize"),
+    "modes_covered": MetricKind("modes covered", direction="maximize"),
+    "high_quality": MetricKind("high-quality samples", "share", "maximize"),
+    "frechet": MetricKind("Fréchet distance", direction="minimize"),
+    "mmd2": MetricKind("MMD²", direction="minimize"),
+    "log_density_nats": MetricKind("log-density of the samples under the mixture", "nats"),
+    "data_log_density_nats": MetricKind("log-density of the data under the mixture", "nats"),
     "rate_bpd": MetricKind("rate", "bits/dim", "minimize"),
     "distortion_rmse": MetricKind("distortion", "RMSE on [0, 255]", "minimize"),
     "gradient_noise_scale": MetricKind("gradient noise scale", "examples"),
@@ -122,6 +129,11 @@ def skip_name(extractor: str, num_samples: int, sampler: str, num_steps: int) ->
     return f"{fidelity_name('fid', extractor, num_samples, sampler, num_steps)}_by_skipped_percent"
 
 
+def modes_name(kind: str, num_samples: int, sampler: str, num_steps: int) -> str:
+    """Name a metric of a mixture's samples, without its prefix: `modes_covered_10000_ancestral4`."""
+    return f"{kind}_{num_samples}_{sampler}{num_steps}"
+
+
 def metric_name(prefix: str, name: str) -> str:
     """Return a metric's full name, with an evaluation's prefix or `train`."""
     return f"{prefix}/{name}"
@@ -168,6 +180,20 @@ def _skip(part: Skip, spec: RunSpec) -> Outputs:
     return Outputs(curves=(skip_name(extractor, part.num_samples, part.sampler.name, part.num_steps),))
 
 
+MODES_KINDS = ("modes_covered", "high_quality", "frechet", "mmd2", "log_density_nats")
+"""The kinds that `modes` measures for each number of sampling steps."""
+
+
+def _modes(part: Modes, spec: RunSpec) -> Outputs:
+    assert part.num_steps is not None, "resolved"
+    names = (
+        modes_name(kind, part.num_samples, part.sampler.name, num_steps)
+        for num_steps in part.num_steps
+        for kind in MODES_KINDS
+    )
+    return Outputs(("data_log_density_nats", *names), arrays=("modes",))
+
+
 def _rate_distortion(part: RateDistortion, spec: RunSpec) -> Outputs:
     return Outputs(("rate_bpd", "distortion_rmse"), arrays=("rate_distortion",))
 
@@ -189,6 +215,7 @@ PART_OUTPUTS: dict[str, Callable[[Any, RunSpec], Outputs]] = {
     "fidelity": _fidelity,
     "sweep": _sweep,
     "skip": _skip,
+    "modes": _modes,
     "rate_distortion": _rate_distortion,
     "noise_scale": _noise_scale,
     "grid": _grid,

@@ -21,7 +21,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.data.facts import DATASET_FACTS, DatasetFacts
+from harness.data.facts import DATASET_FACTS, MOG_MIXTURE, DatasetFacts, Mixture
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.methods import METHODS, Gaussian, Method
 from harness.spec.networks import MLP, Model, UNet
@@ -30,8 +30,9 @@ from harness.spec.schedules import Linear, Schedule
 
 
 class DataModel(SpecModel):
-    """Base of data set parameters; a plugin's class declares its `facts`."""
+    """Base of data set parameters; a plugin's class declares its `facts`, and its `mixture` if it is one."""
 
+    mixture: ClassVar[Mixture | None] = None
     horizontal_flip: bool = False  # DDPM flips at random in training; IDDPM's code does not
     name: str
 
@@ -127,6 +128,7 @@ class ImageFolder(DataModel):
 
 class Mog(DataModel):
     name: Literal["mog"] = "mog"
+    mixture: ClassVar[Mixture | None] = MOG_MIXTURE
 
 
 Data = Annotated[

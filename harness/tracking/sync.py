@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.records.collapse import collapses, signs
 from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.journal import Row
@@ -234,6 +235,7 @@ class _StudySyncer:
             "attempt": status.attempt,
             "step": status.step,
             "num_steps": status.num_steps,
+            "collapse": ", ".join(signs(collapses(self.run_directory))) or None,
             "loss": status.loss,
             "images_per_second": status.images_per_second,
             "eta_seconds": status.eta_seconds if status.state == "running" else None,

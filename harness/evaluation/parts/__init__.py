@@ -14,6 +14,7 @@ from harness.evaluation.parts.fidelity import fidelity
 from harness.evaluation.parts.grid import grid
 from harness.evaluation.parts.likelihood import likelihood
 from harness.evaluation.parts.metrics import metrics
+from harness.evaluation.parts.modes import modes
 from harness.evaluation.parts.noise_scale import noise_scale
 from harness.evaluation.parts.rate_distortion import rate_distortion
 from harness.evaluation.parts.skip import skip
@@ -25,6 +26,7 @@ PARTS: dict[str, Callable[[EvaluationContext, Any], PartResult]] = {
     "fidelity": fidelity,
     "sweep": sweep,
     "skip": skip,
+    "modes": modes,
     "rate_distortion": rate_distortion,
     "noise_scale": noise_scale,
     "grid": grid,

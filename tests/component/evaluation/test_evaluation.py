@@ -16,6 +16,7 @@ from harness.spec.evaluation import (
     DpmSolverPP,
     Evaluation,
     Fidelity,
+    Modes,
     Nll,
     NoiseScale,
     RateDistortion,
@@ -225,6 +226,7 @@ EVERY_PART = {
     "noise_scale": NoiseScale(batch_size=4, small_per_big=2, num_big=2),
     "grid": 4,
 }
+OF_MIXTURES = {"modes": Modes(num_samples=32, num_steps=(3, 2))}
 
 
 @pytest.mark.parametrize("data", ["digits", "mog"])
@@ -232,12 +234,14 @@ EVERY_PART = {
 def test_an_evaluation_with_every_part_leaves_exactly_the_names_that_are_declared(tiny_study, data, prefix):
     sets = [] if data == "digits" else ["data=mog", "model={name: mlp, width: 16}"]
     spec = tiny_study("", *sets)[0].spec
-    dataset, evaluation = make_dataset(spec.data), Evaluation(weights="raw", batch_size=32, **EVERY_PART)
+    every_part = EVERY_PART | (OF_MIXTURES if data == "mog" else {})
+    dataset, evaluation = make_dataset(spec.data), Evaluation(weights="raw", batch_size=32, **every_part)
     method = make_method(spec, dataset, Resources(), CPU)
     evaluation = evaluation.resolve(spec, inception=False)
     context = EvaluationContext(method, spec, dataset, evaluation, CPU, prefix)
     result, declared = evaluate(context), outputs(evaluation, spec, prefix)
-    assert {*evaluation.parts, "metrics"} == set(PART_OUTPUTS)  # metrics: those of plugins (tests/component/plugins)
+    elsewhere = {"metrics"} | (set() if data == "mog" else set(OF_MIXTURES))  # tests/component/plugins
+    assert {*evaluation.parts} == set(PART_OUTPUTS) - elsewhere
     assert tuple(result.metrics) == declared.metrics
     assert tuple(result.curves) == declared.curves
     assert tuple(result.arrays) == declared.arrays
@@ -268,3 +272,51 @@ def test_hidden_labels_are_the_class_after_the_last(tiny_study):
     y = Batches(spec, make_dataset(spec.data), Streams(0))(0).y
     assert 0.15 < (y == 10).float().mean() < 0.35
     assert y.max() == 10 and y.min() == 0
+
+
+MOG = ("data=mog", "model={name: mlp, width: 16, depth: 1}", "diffusion.num_timesteps=8")
+
+
+class TestModes:
+    def test_samples_of_each_number_of_steps_are_kept_with_their_modes_quality_and_moments(self, tiny_study):
+        result = evaluate(context_of(tiny_study("", *MOG)[0], modes=Modes(num_samples=64, num_steps=(8, 2, 2))))
+        arrays = result.arrays["eval_modes.npz"]
+        assert arrays["num_steps"].tolist() == [2, 8] and arrays["centres"].shape == (25, 2)
+        for num_steps in (2, 8):
+            points, shares = arrays[f"points_{num_steps}"], arrays[f"shares_{num_steps}"]
+            assert (points.shape, points.dtype, shares.shape) == ((64, 2), np.float32, (25,))
+            name = f"64_ancestral{num_steps}"
+            assert result.metrics[f"eval/modes_covered_{name}"] == (shares > 0).sum()
+            distances = np.linalg.norm(points[:, None] - arrays["centres"], axis=-1).min(1)
+            assert result.metrics[f"eval/high_quality_{name}"] == (distances <= 1 / 11).mean()
+            assert result.metrics[f"eval/frechet_{name}"] > 0
+            assert result.metrics[f"eval/log_density_nats_{name}"] < result.metrics["eval/data_log_density_nats"]
+        assert result.protocol["modes"]["radius"] == pytest.approx(1 / 11)
+
+    def test_by_default_the_whole_chain_is_sampled(self, tiny_study):
+        context = context_of(tiny_study("", *MOG)[0], modes=Modes(num_samples=16))
+        assert context.evaluation.modes.num_steps == (8,)
+        assert "eval/mmd2_16_ancestral8" in evaluate(context).metrics
+
+    def test_the_frechet_distance_is_fid_on_coordinates(self, tiny_study):
+        fidelity = Fidelity(num_samples=64, num_steps=2, prc_reference=32)
+        context = context_of(tiny_study("", *MOG)[0], modes=Modes(num_samples=64, num_steps=(2,)), fidelity=fidelity)
+        metrics = evaluate(context).metrics
+        assert metrics["eval/frechet_64_ancestral2"] == metrics["eval/fid_coordinates_64_ancestral2"]
+
+    def test_samples_that_diverged_are_near_no_mode_and_have_no_distance(self, tiny_study):
+        context = context_of(tiny_study("", *MOG)[0], modes=Modes(num_samples=32, num_steps=(2,)))
+        use_network(context.method, lambda x, t, y: torch.full_like(x, math.nan))
+        metrics = evaluate(context).metrics
+        assert metrics["eval/modes_covered_32_ancestral2"] == metrics["eval/high_quality_32_ancestral2"] == 0
+        assert all(
+            math.isnan(metrics[f"eval/{kind}_32_ancestral2"]) for kind in ("frechet", "mmd2", "log_density_nats")
+        )
+
+    def test_images_have_no_known_modes(self, tiny_study):
+        with pytest.raises(SpecError, match=r"tiny\.yaml:\d+: .*modes: data digits are not a mixture"):
+            tiny_study("evaluate: [{modes: {}}]\n")
+
+    def test_more_steps_than_the_chain_has_are_refused(self, tiny_study):
+        with pytest.raises(SpecError, match=r"has 8 steps, cannot keep 16 of them"):
+            tiny_study("evaluate: [{modes: {num_steps: [4, 16]}}]\n", *MOG)

@@ -244,6 +244,13 @@ class TestWhatMLflowShows:
             "code_version": "3f2a",
         }
 
+    def test_a_collapse_is_a_tag(self, run, store):
+        attempt(run, 0, [1])
+        with run.lock(), run.open_journal(resumed_from_step=1) as journal:
+            journal.event("collapse", step=1, sign="recall_zero")
+        sync_run(run)
+        assert mlflow_run(store, run).data.tags["collapse"] == "recall_zero"
+
     def test_a_run_in_two_studies_is_one_mlflow_run_in_each(self, run, store):
         attempt(run, 0, range(1, 5), checkpoints=[4])
         sync_run(run)

@@ -24,6 +24,7 @@ train: {steps: 12, batch_size: 16}
 BUILT_IN = [part for part in evaluation.PARTS if part != "metrics"]  # that one holds what plugins measure
 DEFAULTS = {part: "{num_steps: [5]}" if part == "sweep" else "{}" for part in BUILT_IN}
 DEFAULTS |= {"fidelity": "{num_steps: 5}", "grid": "4"}
+ON_POINTS = {"modes": ("data=mog", "model={name: mlp, width: 16}")}  # parts that digits do not have
 
 
 @pytest.fixture
@@ -33,7 +34,8 @@ def run_of(tmp_path):
     def plan(fields):
         path = tmp_path / "parts.yaml"
         path.write_text(f"{STUDY}evaluate: [{{name: eval, weights: raw, {fields}}}]\n")
-        return load_study(path).runs[0]
+        sets = next((sets for part, sets in ON_POINTS.items() if fields.startswith(f"{part}:")), ())
+        return load_study(path, sets=sets).runs[0]
 
     return plan
 

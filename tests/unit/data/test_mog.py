@@ -2,6 +2,7 @@ import numpy as np
 import torch
 
 from harness.data import load_dataset
+from harness.data.facts import MOG_MIXTURE
 from harness.data.mog import CENTRE, SCALE, modes
 
 
@@ -22,6 +23,11 @@ def test_the_mixture_is_siddms_mapped_onto_minus_one_to_one():
     assert np.abs(offsets).max() <= 1 + 1e-5  # clamped, where 0.27 % of the normals would lie further out
     assert abs(offsets.std() - 1 / 3) < 0.003
     assert np.abs(mog.train.images).max() <= 1
+
+
+def test_the_declared_mixture_is_the_one_that_is_drawn():
+    assert np.allclose(MOG_MIXTURE.centres, modes(), rtol=0, atol=1e-7)  # float32
+    assert np.isclose(MOG_MIXTURE.std, 1 / 3 / SCALE, rtol=1e-15)
 
 
 def test_continuous_data_are_not_scaled_again():

@@ -22,14 +22,15 @@ def test_moments_are_measured_as_by_siddms_code(case):
     assert distance == pytest.approx(float(GOLDEN[f"{case}/frechet"]), rel=1e-6, abs=1e-6)
 
 
-def test_one_gaussian_with_the_moments_of_the_data_is_perfect_by_moments_and_has_few_good_samples():
+def test_one_gaussian_with_the_moments_of_the_data_is_perfect_by_moments_and_has_few_samples_of_high_quality():
     data = mog().train.images[:, :, 0, 0].astype(np.float64)
     generator = np.random.default_rng(0)
     blob = generator.multivariate_normal(data.mean(0), np.cov(data.T), 50_000)
     assert frechet_distance(torch.from_numpy(data), torch.from_numpy(blob)) < 1e-3
     assert abs(mixture.mmd2(data, blob)) < 0.01
-    assert mixture.modes(data, modes(), RADIUS).high_quality > 0.9
-    assert mixture.modes(blob, modes(), RADIUS).high_quality < 0.25
+    assert mixture.modes(data, modes(), RADIUS).high_quality > 0.98
+    by_chance = mixture.modes(blob, modes(), RADIUS)
+    assert by_chance.high_quality < 0.15 and by_chance.covered == 25  # so that neither is read without the other
 
 
 def test_the_data_cover_every_mode_alike_and_lost_modes_are_counted():
@@ -61,3 +62,25 @@ def test_the_kernel_s_sum_over_moments_is_the_sum_over_pairs():
         return (kernel(a, a).sum() - np.trace(kernel(a, a))) / (len(a) * (len(a) - 1))
 
     assert mixture.mmd2(x, y) == pytest.approx(within(x) + within(y) - 2 * kernel(x, y).mean(), rel=1e-12)
+
+
+def test_the_log_density_of_one_gaussian_and_of_modes_that_are_far_apart_is_the_closed_form():
+    points = np.array([[0.0, 0.0], [0.3, -0.4]])
+    alone = mixture.log_density(points, np.zeros((1, 2)), 0.5)
+    assert alone == pytest.approx([-np.log(2 * np.pi * 0.25), -np.log(2 * np.pi * 0.25) - 0.25 / 0.5])
+    far = mixture.log_density(points, np.array([[0.0, 0.0], [100.0, 0.0]]), 0.5)
+    assert far == pytest.approx(alone - np.log(2))
+    middle = mixture.log_density(np.zeros((1, 2)), np.array([[-1.0, 0.0], [1.0, 0.0]]), 0.5)
+    assert middle == pytest.approx(-np.log(2 * np.pi * 0.25) - 2)
+
+
+def test_the_mean_log_density_of_a_mixture_s_own_points_is_its_negative_entropy():
+    points = modes()[np.repeat(np.arange(25), 8000)] + np.random.default_rng(2).normal(size=(200_000, 2)) / 3 / SCALE
+    entropy = np.log(25) + 1 + np.log(2 * np.pi / (3 * SCALE) ** 2)  # modes that do not overlap
+    values = mixture.log_density(points, modes(), 1 / 3 / SCALE)
+    assert values.mean() == pytest.approx(-entropy, abs=4 * values.std() / np.sqrt(len(values)))
+
+
+def test_a_point_far_from_all_modes_has_a_finite_log_density_and_one_that_is_no_number_has_none():
+    values = mixture.log_density(np.array([[1e4, 0], [np.nan, 0], [0, np.inf]], np.float32), modes(), 1 / 33)
+    assert np.isfinite(values).tolist() == [True, False, False] and np.isnan(values[1:]).all()
