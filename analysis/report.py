@@ -25,6 +25,7 @@ from harness.analysis import (
     fig_forward_noising,
     fig_L_t,
     fig_learning_curves,
+    fig_mixture,
     fig_samples,
     fig_sampling_steps,
     fig_scaling,
@@ -59,6 +60,7 @@ OF_A_STUDY: dict[str, ModuleType] = {
     "L_t": fig_L_t,
     "sampling_steps": fig_sampling_steps,
     "scaling": fig_scaling,
+    "mixture": fig_mixture,
 }
 Picture = ModuleType | fig_search.Picture
 

@@ -19,10 +19,11 @@ from harness.slurm.profile import load_profile
 REPOSITORY = Path(__file__).parents[3]
 SCRIPT = REPOSITORY / "slurm" / "devcluster" / "devcluster.sh"
 
-# Says what it hears, and leaves at once when it comes back.
+# Says what it hears, and leaves at once when it comes back. It says "began" only when a signal does not kill it any more:
+# a job is in state R from its allocation on, before its script runs.
 HEARS_SIGNALS = """#!/bin/bash
-echo "began on $SLURMD_NODENAME"
 trap 'echo heard USR2' USR2
+echo "began on $SLURMD_NODENAME"
 while [ -z "$SLURM_RESTART_COUNT" ]; do sleep 0.1; done
 """
 
@@ -45,15 +46,18 @@ def states(job: str) -> list[str]:
     return said("sacct", "-nPXD", "--format=State", f"--jobs={job}").splitlines()
 
 
-def wait_for(done: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, "it did not come to pass"
+def wait_for(value: Callable[[], object], expected: object) -> None:
+    """Wait until a value is the expected one, and show it when it never is."""
+    deadline = time.monotonic() + 240
+    while (actual := value()) != expected:
+        assert time.monotonic() < deadline, f"{actual} instead of {expected}"
         time.sleep(0.1)
 
 
-def runs(job: str) -> bool:
-    return said("squeue", "--noheader", "--states=R", "--format=%A", f"--jobs={job}") == job
+def wait_until_it_began(folder: Path, job: str) -> None:
+    """Wait until the first life of a job with the script HEARS_SIGNALS listens to signals."""
+    output = folder / job
+    wait_for(lambda: output.exists() and output.read_text().count("began on "), 1)
 
 
 @pytest.mark.slurm
@@ -72,14 +76,14 @@ def test_its_profile_is_one_that_it_takes(slurm):
 @pytest.mark.slurm
 def test_accounting_tells_how_each_task_of_an_array_ended(tmp_path, slurm):
     array = submit(tmp_path, "#!/bin/bash\nexit $SLURM_ARRAY_TASK_ID", "--array=0-2%2")
-    wait_for(lambda: [states(f"{array}_{task}") for task in range(3)] == [["COMPLETED"], ["FAILED"], ["FAILED"]])
+    wait_for(lambda: [states(f"{array}_{task}") for task in range(3)], [["COMPLETED"], ["FAILED"], ["FAILED"]])
 
 
 @pytest.mark.slurm
 def test_too_much_memory_is_death(tmp_path, slurm):
     hungry = f"#!{sys.executable}\nimport time\nfull = b'1' * (300 << 20)\ntime.sleep(60)"
     job = submit(tmp_path, hungry, "--mem=100")
-    wait_for(lambda: states(job) == ["FAILED"])
+    wait_for(lambda: states(job), ["FAILED"])
     assert "exceeded memory limit" in (tmp_path / job).read_text()
 
 
@@ -91,10 +95,11 @@ def test_a_job_that_gives_way_is_warned_and_then_requeued_or_cancelled(tmp_path,
     options = ("--cpus-per-task=4", "--signal=B:USR2@60", "--time=20")
     back = submit(tmp_path, HEARS_SIGNALS, *options)
     gone = submit(tmp_path, HEARS_SIGNALS, *options, "--partition=cancel")
-    wait_for(lambda: runs(back) and runs(gone))
+    for job in (back, gone):
+        wait_until_it_began(tmp_path, job)
     said("srun", "--quiet", "--partition=high", "--cpus-per-task=8", "true")
-    wait_for(lambda: states(back) == ["PREEMPTED", "COMPLETED"])
-    assert states(gone) == ["PREEMPTED"]
+    wait_for(lambda: states(back), ["PREEMPTED", "COMPLETED"])
+    wait_for(lambda: states(gone), ["PREEMPTED"])
     assert (tmp_path / back).read_text().count("began on n1") == 2
     for job in (back, gone):
         assert "heard USR2" in (tmp_path / job).read_text()
@@ -104,11 +109,11 @@ def test_a_job_that_gives_way_is_warned_and_then_requeued_or_cancelled(tmp_path,
 @pytest.mark.slow
 def test_the_job_of_a_crashed_node_starts_again_on_another(tmp_path, slurm):
     job = submit(tmp_path, HEARS_SIGNALS, "--exclude=n2")
-    wait_for(lambda: runs(job))
+    wait_until_it_began(tmp_path, job)
     slurm.crash("n1")
     try:
         said("scontrol", "update", f"jobid={job}", "excnodelist=")
-        wait_for(lambda: states(job) == ["NODE_FAIL", "COMPLETED"])
+        wait_for(lambda: states(job), ["NODE_FAIL", "COMPLETED"])
     finally:
         slurm.revive("n1")
     assert (tmp_path / job).read_text().splitlines()[-1] == "began on n2"
@@ -134,7 +139,7 @@ def test_a_smaller_limit_of_arrays_is_kept_and_stopping_leaves_no_process_and_no
     refused = subprocess.run(["sbatch", "--array=0-21", "--wrap=true"], capture_output=True, text=True, check=False)
     assert "Invalid job array specification" in refused.stderr
     job = submit(tmp_path, HEARS_SIGNALS)
-    wait_for(lambda: runs(job))
+    wait_until_it_began(tmp_path, job)  # so that it has its keeper
     assert "slurmd: 1 of 1" in said(SCRIPT, "status", cluster.folder)
     assert len(processes_with_files_below(cluster.folder)) >= 6  # five daemons, and the keeper of the job
     said(SCRIPT, "stop", cluster.folder)

@@ -170,7 +170,11 @@ def test_list_without_runs_says_so(tmp_path):
 def test_why_logs_and_status_as_json_describe_the_same_run(tmp_path, runs):
     folder = ("--runs", tmp_path / "runs")
     explained = document("why", runs[0].key[:6], *folder)
-    assert explained.pop("timeline") == [] and explained.pop("log") is None and explained.pop("log_lines") == []
+    assert (
+        explained.pop("timeline") == explained.pop("advice") == []
+        and explained.pop("log") is None
+        and explained.pop("log_lines") == []
+    )
     assert explained in document("status", "tiny", *folder)
 
 

@@ -1,0 +1,92 @@
+"""Figures and tables of a mixture: methods by rows, numbers of sampling steps by columns."""
+
+import numpy as np
+import pytest
+
+from harness.analysis import fig_mixture
+from harness.analysis.mixture import distance_scale, sampled_mixtures
+from harness.analysis.runs import load_records
+from harness.testing import tiny_study, write_finished_run
+
+STUDY = """
+study: plane
+data: mog
+diffusion: {num_timesteps: 8, schedule: cosine}
+model: {name: mlp, width: 16}
+train: {steps: 12, batch_size: 16, ema_rate: 0.8}
+"""
+CHAINS = """
+grid: {objective: [simple, hybrid], diffusion.num_timesteps: [2, 4]}
+evaluate: [{modes: {num_samples: 250}}]
+"""
+FEWER = """
+arms: {plain: {}, longer: {diffusion.num_timesteps: 16}}
+evaluate: [{modes: {num_samples: 250, num_steps: [2, 8]}}]
+"""
+
+
+@pytest.fixture
+def records_of(tmp_path):
+    """Return a function: lines of YAML, and a run -> its numbers -> the records of the study."""
+
+    def write(extra, numbers=lambda run: {}, study=STUDY):
+        for run in tiny_study(tmp_path, extra, study=study):
+            write_finished_run(run, tmp_path / "runs", numbers(run))
+        return load_records(tmp_path / "runs")
+
+    return write
+
+
+def test_arms_that_differ_in_the_length_of_their_chain_alone_are_one_row(records_of):
+    samples = sampled_mixtures(records_of(CHAINS))
+    assert [(sample.row, sample.index, sample.num_steps) for sample in samples] == [
+        ("simple", 0, 2),
+        ("simple", 0, 4),
+        ("hybrid", 1, 2),
+        ("hybrid", 1, 4),
+    ]
+
+
+def test_a_long_chain_that_is_sampled_in_fewer_steps_stands_in_the_same_columns(records_of):
+    samples = sampled_mixtures(records_of(FEWER))
+    assert [(sample.row, sample.num_steps) for sample in samples] == [
+        ("longer / plain", 8),
+        ("longer / plain, T = 8", 2),
+        ("longer / plain, T = 16", 2),
+        ("longer / plain, T = 16", 8),
+    ]
+
+
+def test_a_row_of_one_arm_with_one_chain_has_the_arms_name_and_colour(records_of):
+    (first, second) = sampled_mixtures(records_of("evaluate: [{modes: {num_steps: [4, 8]}}]\n"))
+    assert (first.row, second.row, first.num_steps, second.num_steps) == ("base", "base", 4, 8)
+
+
+def test_distances_are_compared_with_the_paper_in_its_own_coordinates(records_of):
+    assert distance_scale(sampled_mixtures(records_of(CHAINS))) == 121
+
+
+def test_the_figure_has_the_samples_of_the_first_replicate_with_its_numbers(records_of):
+    records = records_of(CHAINS + "replicates: 2\n", lambda run: {"modes_covered": 20.0 + run.replicate})
+    frame = fig_mixture.data(records)
+    assert len(frame) == 4 and set(frame["replicate"]) == {0} and set(frame["modes_covered"]) == {20}
+    assert all(points.shape == (250, 2) for points in frame["points"])
+    assert "the first replicate; crosses" in fig_mixture.caption(frame)
+    panels = [axes for axes in fig_mixture.draw(frame).axes if axes.collections]
+    assert len(panels) == 4
+
+
+def test_a_method_that_was_not_sampled_in_a_number_of_steps_leaves_its_panel_empty(records_of):
+    frame = fig_mixture.data(records_of(CHAINS))
+    figure = fig_mixture.draw(frame[(frame["row"] == "simple") | (frame["num_steps"] == 2)])
+    assert sum(not axes.collections for axes in figure.axes) == 1
+
+
+def test_samples_that_diverged_are_drawn_as_an_empty_panel(records_of):
+    frame = fig_mixture.data(records_of(CHAINS))
+    frame.at[0, "points"] = np.full((250, 2), np.nan, np.float32)
+    assert fig_mixture.draw(frame).axes
+
+
+def test_a_study_of_images_has_no_such_figure(study_runs):
+    assert fig_mixture.data(load_records(study_runs("evaluate: [{nll: {}}]\n", lambda run: {}))).empty
