@@ -32,7 +32,8 @@ test: setup  ## Run all tests
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 faults: setup  ## Kill a training a hundred times, break servers and disks under it, and print the figures
-	KILLS=100 $(BIN)/python -m pytest -q tests/system/faults tests/component/job/test_verify.py
+	KILLS=100 $(BIN)/python -m pytest -q tests/system/faults tests/component/job/test_verify.py \
+		tests/component/methods/test_adversarial.py
 
 check: setup  ## Format, lint, types and the unit tests: about a minute
 	$(BIN)/ruff format --check .
