@@ -27,7 +27,7 @@ class Compute:
         return 2 * self.multiply_adds
 
 
-def forward_compute(network: nn.Module, *inputs: Tensor, **named_inputs: Tensor) -> Compute:
+def forward_compute(network: nn.Module, *inputs: Tensor | None, **named_inputs: Tensor | None) -> Compute:
     """Count one forward pass over a batch. Proportional to the batch: one example is enough.
 
     Args:
@@ -35,15 +35,16 @@ def forward_compute(network: nn.Module, *inputs: Tensor, **named_inputs: Tensor)
         inputs, named_inputs: its arguments, of which only shapes and types are used (meta tensors suffice).
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _on_meta(network)(*map(_shape, inputs), **{name: _shape(value) for name, value in named_inputs.items()})
+        _on_meta(network)(*map(_meta, inputs), **{name: _meta(value) for name, value in named_inputs.items()})
     return Compute(counter.get_total_flops() // 2)
 
 
-def training_step_compute(network: nn.Module, *inputs: Tensor, **named_inputs: Tensor) -> Compute:
+def training_step_compute(network: nn.Module, *inputs: Tensor | None, **named_inputs: Tensor | None) -> Compute:
     """Count one forward and backward pass over a batch, to the gradients of the parameters that require them.
 
     It is a little less than three forward passes, the usual rule, since the data need no gradient. With activation
-    checkpointing the recomputed forward pass is counted too.
+    checkpointing the recomputed forward pass is counted too. A network may return a tensor, or a tuple of tensors and
+    None, all of which count.
 
     Args:
         network: on any device, in the mode in which it trains; it is not run, and not changed.
@@ -55,12 +56,17 @@ def training_step_compute(network: nn.Module, *inputs: Tensor, **named_inputs: T
     with FlopCounterMode(display=False) as counter:
         try:
             output = _on_meta(network)(
-                *map(_shape, inputs), **{name: _shape(value) for name, value in named_inputs.items()}
+                *map(_meta, inputs), **{name: _meta(value) for name, value in named_inputs.items()}
             )
-            output.sum().backward()
+            outputs = output if isinstance(output, tuple) else (output,)
+            torch.stack([tensor.sum() for tensor in outputs if tensor is not None]).sum().backward()
         except Exception as error:  # a user's own network may do anything there
             raise TrainingError(f"cannot be counted by shapes alone: {type(error).__name__}: {error}") from error
     return Compute(counter.get_total_flops() // 2)
+
+
+def _meta(value: Tensor | None) -> Tensor | None:
+    return None if value is None else _shape(value)
 
 
 def _shape(tensor: Tensor) -> Tensor:

@@ -265,7 +265,7 @@ class UNetDiscriminator(nn.Module):
         check_inputs(x_t, t, y, self.in_channels, self.trunk.num_classes)
         middle, skips, emb = self.trunk.encode(judged(x_t, x_next, self.pair), t, y)
         with full_precision(x_t.device):
-            logits = self.out(middle.to(emb.dtype)).mean(dim=(2, 3))  # [B, 1]
+            logits = self.out(middle.to(next(self.out.parameters()).dtype)).mean(dim=(2, 3))  # [B, 1]
         if not isinstance(self.trunk, UNet):
             return Verdict(logits)
         return _with_heads(logits, self.trunk.decode(middle, skips, emb), self.in_channels)
@@ -311,7 +311,8 @@ class MLPDiscriminator(nn.Module):
             ValueError: a shape does not fit, or x_next or y is missing or not accepted.
         """
         check_inputs(x_t, t, y, self.in_channels, self.trunk.num_classes)
-        output = self.trunk(judged(x_t, x_next, self.pair), t, y)  # [B, 1 + predicted, 1, 1]
+        with full_precision(x_t.device):
+            output = self.trunk(judged(x_t, x_next, self.pair), t, y)  # [B, 1 + predicted, 1, 1]
         logits = output[:, :1, 0, 0]
         return _with_heads(logits, output[:, 1:], self.in_channels) if self.heads else Verdict(logits)
 

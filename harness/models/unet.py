@@ -223,6 +223,11 @@ class UNetEncoder(nn.Module):
         resample_first: bool = False,
     ):
         super().__init__()
+        if latent is not None and not use_scale_shift_norm:
+            raise ValueError(
+                "a latent needs use_scale_shift_norm: what is added before a normalisation with one channel a group "
+                "has no effect"
+            )
         self.in_channels, self.model_channels = in_channels, model_channels
         self.num_classes, self.latent = num_classes, latent
         self.downsampling = 2 ** (len(channel_mult) - 1 + resample_first)
@@ -319,7 +324,7 @@ class UNet(UNetEncoder):
         use_scale_shift_norm: condition by GN(h) (1 + w) + b instead of by addition.
         use_checkpoint: do not store activations inside blocks, recompute them in the backward pass.
         latent: makes it a generator of x_0 in [-1, 1]; `z` is then required. Its style is added to the embeddings that
-            give w and b.
+            give w and b, so use_scale_shift_norm is required too.
         resample_first: halve the image before each level's residual blocks, the first level's too, and double it after
             them on the way up, so that no block works at the image's own size (Imagen's Efficient U-Net).
 
@@ -327,7 +332,7 @@ class UNet(UNetEncoder):
         norm_groups: the numbers of groups in use; {32} if 32 divides every width.
 
     Raises:
-        ValueError: a width cannot be split into the heads.
+        ValueError: a width cannot be split into the heads, or a latent has no scale and shift to act on.
     """
 
     def __init__(

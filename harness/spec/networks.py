@@ -30,6 +30,14 @@ class UNet(SpecModel):
         description="Each level, the first too, halves the image before its residual blocks and doubles it after them.",
     )
 
+    def check(self, run: Any) -> None:
+        """Refuse a latent where nothing is scaled and shifted by it."""
+        if getattr(run.method, "latent_dim", None) is not None and not self.use_scale_shift_norm:
+            raise ValueError(
+                f"model.use_scale_shift_norm: the latent of method {run.method.name} scales and shifts what is "
+                "normalised, so it cannot be false"
+            )
+
     def resolutions(self, image_size: int) -> list[int]:
         return [image_size // 2 ** (level + self.resample_first) for level in range(len(self.channel_mult))]
 

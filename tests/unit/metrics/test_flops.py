@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from harness.metrics.flops import Compute, forward_compute, training_step_compute
-from harness.models import UNet
+from harness.models import MLP, Latent, MLPDiscriminator, NCSNpp, SmallDiscriminator, UNet, UNetDiscriminator
 
 
 def iddpm_unet(width: int, image_size: int, **changes) -> tuple[UNet, torch.Tensor, torch.Tensor]:
@@ -72,3 +72,42 @@ def test_a_frozen_part_costs_no_gradient():
     whole = training_step_compute(network, torch.zeros(1, 4))
     network[0].requires_grad_(False)
     assert whole.multiply_adds - training_step_compute(network, torch.zeros(1, 4)).multiply_adds == 2 * 16
+
+
+def test_a_generator_is_counted_with_its_mapping_network():
+    latent = Latent(dim=10, style_dim=6, mapping_layers=2)
+    x, t, z = torch.zeros(1, 2, 1, 1), torch.zeros(1), torch.zeros(1, 10)
+    plain, generator = MLP(width=8), MLP(width=8, latent=latent)
+    added = forward_compute(generator, x, t, None, z).multiply_adds - forward_compute(plain, x, t).multiply_adds
+    assert added == 10 * 6 + 6 * 6 + 6 * 8
+
+
+def test_each_output_of_a_network_is_followed_back():
+    x, t = torch.zeros(1, 2, 1, 1), torch.zeros(1)
+    forward, step = (
+        {
+            heads: count(MLPDiscriminator(2, pair=False, heads=heads, width=8), x, t, None, None)
+            for heads in (True, False)
+        }
+        for count in (forward_compute, training_step_compute)
+    )
+    assert forward[True].multiply_adds - forward[False].multiply_adds == 8 * 4
+    # Every layer costs three passes, but the two that see the data.
+    assert step[True].multiply_adds == 3 * forward[True].multiply_adds - (2 * 8 + 8 * 8)
+
+
+def test_networks_of_adversarial_methods_are_counted_by_shapes_alone():
+    sizes = dict(channels=8, channel_mult=(1,), num_res_blocks=1)
+    with torch.device("meta"):
+        x, t, y, z = torch.empty(1, 3, 8, 8), torch.empty(1), torch.empty(1, dtype=torch.long), torch.empty(1, 4)
+        networks = {
+            "ncsnpp": (NCSNpp(3, 3, 8, Latent(4, style_dim=8, mapping_layers=1), **sizes), (x, t, None, z)),
+            "small": (SmallDiscriminator(3, pair=True, num_classes=4, channels=1), (x, t, x, y)),
+            "unet": (UNetDiscriminator(3, pair=False, **sizes), (x, t, None, None)),
+            "unet with heads": (UNetDiscriminator(3, pair=False, heads=True, **sizes), (x, t, None, None)),
+        }
+    steps = {
+        name: training_step_compute(network, *inputs).multiply_adds for name, (network, inputs) in networks.items()
+    }
+    assert min(steps.values()) > 1e5
+    assert steps["unet with heads"] > 2 * steps["unet"]

@@ -84,6 +84,12 @@ def test_every_parameter_has_a_published_name_of_its_own():
     assert len(set(names.values())) == len(names)
 
 
+def test_a_class_conditional_generator_has_one_parameter_more_which_was_never_published():
+    generator = NCSNpp(**TINY, num_classes=4)
+    assert generator.state_dict().keys() - published_names(generator).keys() == {"label_emb.weight"}
+    assert generator.label_emb.weight.shape == (4, 32)
+
+
 @pytest.mark.parametrize(
     ("pixels", "channel_mult"), [(16, (1, 2)), (28, (1, 2, 2)), (32, (1, 1, 2, 2)), (64, (1, 1, 2, 2)), (8, (1,))]
 )
