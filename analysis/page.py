@@ -16,7 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from harness import __version__
-from harness.analysis import claims, html, style, tab_results
+from harness.analysis import claims, html, style, tab_mixture, tab_results
 from harness.analysis.runs import RunRecord, by_arm, count_states
 
 _VERDICT_COLOURS = {"supported": "good", "suggests": "good", "contradicted": "bad", "suggests the opposite": "bad"}
@@ -59,6 +59,7 @@ class Section:
     data_note: str = ""
     num_earlier: int = 0
     results: pd.DataFrame | None = None
+    mixture: pd.DataFrame | None = None
     claims: list[claims.Claim] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -88,13 +89,17 @@ def render(sections: Sequence[Section], schedules: Sequence[Shown]) -> str:
 
 
 def _section(section: Section) -> dict[str, Any]:
-    results = section.results
+    results, mixture = section.results, section.mixture
     arms, earlier = len(by_arm(section.runs)), section.num_earlier
     without = f" Without {earlier} earlier run{'s' if earlier != 1 else ''}, no longer asked for." if earlier else ""
     return {
         "name": section.name,
         "lead": f"{arms} arm{'s' if arms != 1 else ''}, {count_states(section.runs)}.{without}",
         "results": None if results is None else _results(results, section.data_note),
+        "mixture": None
+        if mixture is None
+        else {"tables": tab_mixture.as_html(mixture), "title": tab_mixture.TITLE}
+        | {"caption": tab_mixture.caption(mixture)},
         "claims": section.claims,
         "rule": " ".join(filter(None, [claims.RULE, section.data_note])),
         "figures": section.figures,

@@ -2,7 +2,8 @@
 
     figures/index.html                       all figures, with the runs that they were drawn from
     figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
-    figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md}, claims.csv
+    figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md}, claims.csv,
+                                             and of a mixture mixture_by_steps.{csv,md}
 
 The same records give the same bytes, independent of time and machine.
 """
@@ -23,6 +24,7 @@ from harness.analysis import (
     fig_alpha_bar,
     fig_beta_ratio,
     fig_forward_noising,
+    fig_game,
     fig_L_t,
     fig_learning_curves,
     fig_mixture,
@@ -31,6 +33,7 @@ from harness.analysis import (
     fig_scaling,
     fig_search,
     style,
+    tab_mixture,
     tab_results,
 )
 from harness.analysis.page import Section, Shown, render
@@ -61,6 +64,7 @@ OF_A_STUDY: dict[str, ModuleType] = {
     "sampling_steps": fig_sampling_steps,
     "scaling": fig_scaling,
     "mixture": fig_mixture,
+    "game": fig_game,
 }
 Picture = ModuleType | fig_search.Picture
 
@@ -119,6 +123,7 @@ def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> 
             section.left_out[module.TITLE] = f"cannot be drawn: {_describe(error)}"
     try:
         _add_tables(section, out, _result(data[RESULTS]), _result(data[CLAIMS]), draw=draw)
+        _add_mixture(section, out / study, _result(data[MIXTURE]), draw=draw)
     except Exception as error:
         section.left_out[tab_results.TITLE] = f"cannot be shown: {_describe(error)}"
     for name, reason in section.left_out.items():
@@ -153,6 +158,15 @@ def _add_tables(section: Section, out: Path, results: pd.DataFrame, judged: list
     section.claims = judged if (folder / "claims.csv").is_file() else []
 
 
+def _add_mixture(section: Section, folder: Path, frame: pd.DataFrame, *, draw: bool) -> None:
+    """Write the table of a mixture by number of steps, where the study has one."""
+    if draw and len(frame):
+        folder.mkdir(parents=True, exist_ok=True)
+        style.write_csv(frame, folder / "mixture_by_steps.csv")
+        (folder / "mixture_by_steps.md").write_text(tab_mixture.markdown(frame), encoding="utf-8")
+    section.mixture = frame if (folder / "mixture_by_steps.csv").is_file() and len(frame) else None
+
+
 def _drawn(out: Path, folder: str, name: str, module: Picture, runs: list[RunRecord], frame: pd.DataFrame) -> Shown:
     command = f"harness figures{f' {folder}' if runs else ''}"
     versions = tuple(sorted({run.code_version for run in runs}))
@@ -170,11 +184,12 @@ def _caption(module: Picture, frame: pd.DataFrame, runs: list[RunRecord]) -> str
 
 # --------------------------------------------------------------------------------------------------- what is readable
 
-RESULTS, CLAIMS = "results", "claims"
+RESULTS, CLAIMS, MIXTURE = "results", "claims", "mixture_by_steps"
 _READERS: dict[str, Callable[[list[RunRecord]], Any]] = {
     **{name: module.data for name, module in OF_A_STUDY.items()},
     RESULTS: tab_results.data,
     CLAIMS: claims.judge,
+    MIXTURE: tab_mixture.data,
 }
 
 

@@ -82,7 +82,33 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "mse": MetricKind("Prediction error", "mean squared error", "minimize"),
     "vb": MetricKind("Bound on training batches", "bits/dim", "minimize", per_timestep=True),
     "train_multiply_adds": MetricKind("training compute", "multiply-adds"),
+    "accuracy_real": MetricKind("discriminator's accuracy on real examples", "share"),
+    "accuracy_fake": MetricKind("discriminator's accuracy on generated examples", "share"),
+    "discriminator_loss_real": MetricKind("discriminator's loss on real examples", "nats"),
+    "discriminator_loss_fake": MetricKind("discriminator's loss on generated examples", "nats"),
+    "generator_loss": MetricKind("generator's adversarial loss", "nats"),
+    "r1_penalty": MetricKind("R1 penalty"),
+    "grad_norm_generator": MetricKind("generator's gradient norm"),
+    "grad_norm_discriminator": MetricKind("discriminator's gradient norm"),
+    "afd": MetricKind("auxiliary forward diffusion term"),
+    "regression_loss": MetricKind("error of the regression head", "mean squared error", "minimize"),
+    "denoising_loss": MetricKind("error of the denoising head", "mean squared error", "minimize"),
 }
+
+OF_THE_GAME = (
+    "accuracy_real",
+    "accuracy_fake",
+    "discriminator_loss_real",
+    "discriminator_loss_fake",
+    "generator_loss",
+    "r1_penalty",
+    "grad_norm_generator",
+    "grad_norm_discriminator",
+    "afd",
+    "regression_loss",
+    "denoising_loss",
+)
+"""What methods with a discriminator record of both players, as `train/<name>`; a figure of its own shows them."""
 
 
 def metric_kind(name: str) -> MetricKind:
@@ -255,7 +281,10 @@ _NOT_A_TERM = re.compile(r"(lr|grad_norm)(_|$)|.*_q\d$")
 def training_terms(names: Iterable[str]) -> list[str]:
     """Return which of the recorded names are terms of the training loss; `train/loss` if there are no others.
 
-    Learning rates, gradient norms, and the terms by quartile of t are not included.
+    Learning rates, gradient norms, the terms by quartile of t, and those of the game between a generator and its
+    discriminator are not included.
     """
     terms = [name for name in names if name.startswith("train/") and not _NOT_A_TERM.match(name.removeprefix("train/"))]
-    return [name for name in terms if name != "train/loss"] or terms
+    return [name for name in terms if name.removeprefix("train/") not in ("loss", *OF_THE_GAME)] or [
+        name for name in terms if name == "train/loss"
+    ]

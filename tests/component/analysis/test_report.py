@@ -52,7 +52,7 @@ class Links(HTMLParser):
         self.ids |= {value for name, value in attrs if name == "id"}
 
 
-OF_OTHER_STUDIES = {"mixture"}  # whose data are a mixture, or whose method has a discriminator
+OF_OTHER_STUDIES = {"mixture", "game"}  # whose data are a mixture, or whose method has a discriminator
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,7 @@ def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_cl
     assert said.splitlines() == [
         "small: no scaling figure: it needs arms that differ in size or length of training, and their measurements",
         "small: no mixture figure: it needs an evaluation with modes",
+        "small: no game figure: it needs a method that trains a discriminator",
     ]
     text = (out / "index.html").read_text()
     for run in some_runs.glob("[!.]*"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from harness.analysis import fig_mixture
+from harness.analysis import fig_mixture, tab_mixture
 from harness.analysis.mixture import distance_scale, sampled_mixtures
 from harness.analysis.runs import load_records
 from harness.testing import tiny_study, write_finished_run
@@ -90,3 +90,46 @@ def test_samples_that_diverged_are_drawn_as_an_empty_panel(records_of):
 
 def test_a_study_of_images_has_no_such_figure(study_runs):
     assert fig_mixture.data(load_records(study_runs("evaluate: [{nll: {}}]\n", lambda run: {}))).empty
+
+
+def cells(frame, title, label):
+    (table,) = [table for table in tab_mixture.tables(frame) if table["title"].startswith(title)]
+    (row,) = [row for row in table["rows"] if row["label"] == label]
+    return [row.get(step, "–") for step in table["steps"]]
+
+
+def test_the_table_has_intervals_by_number_of_steps_beside_the_papers_second_hand_values(records_of):
+    records = records_of(CHAINS + "replicates: 3\n", lambda run: {"frechet": (1 + run.replicate) / 121, "mmd2": 0.5})
+    frame = tab_mixture.data(records)
+    assert cells(frame, "Fréchet", "simple") == ["2.000 ± 2.484"] * 2
+    assert cells(frame, "Fréchet", "SIDDM without AFD (paper, second-hand)") == ["21.19", "53.22"]
+    assert cells(frame, "MMD", "hybrid") == ["0.500 ± 0.000"] * 2
+    assert cells(frame, "modes", "simple") == ["25.0 ± 0.0"] * 2
+    assert cells(frame, "high-quality", "simple") == ["90.0 ± 0.0"] * 2
+    assert set(frame["source"]) == {"measured", "second-hand"}
+
+
+def test_the_best_of_a_number_of_steps_is_never_the_papers(records_of):
+    numbers = {"simple": {"frechet": 1.0, "modes_covered": 3.0}, "hybrid": {"frechet": 2.0}}
+    frame = tab_mixture.data(records_of(CHAINS, lambda run: numbers[run.spec.objective.name]))
+    best = {(table["title"], row["label"]): row["best"] for table in tab_mixture.tables(frame) for row in table["rows"]}
+    assert best["Fréchet distance ↓", "simple"] == best["modes covered ↑", "hybrid"] == {2, 4}
+    assert best["Fréchet distance ↓", "DDGAN (paper, second-hand)"] == set()
+
+
+def test_markdown_and_html_show_the_same_cells_and_a_dash_where_nothing_was_sampled(records_of):
+    frame = tab_mixture.data(records_of(CHAINS))
+    frame = frame[(frame["row"] != "simple") | (frame["num_steps"] == 2)]
+    assert cells(frame, "MMD", "simple") == ["1.000", "–"]
+    markdown, page = tab_mixture.markdown(frame), tab_mixture.as_html(frame)
+    for table in tab_mixture.tables(frame):
+        assert table["title"] in markdown and table["title"] in page
+        for row in table["rows"]:
+            for step in table["steps"]:
+                assert str(row.get(step, "–")) in markdown and str(row.get(step, "–")) in page
+    assert "121 times" in tab_mixture.caption(frame)
+
+
+def test_a_diverged_model_has_a_nan_in_its_cell(records_of):
+    frame = tab_mixture.data(records_of(CHAINS, lambda run: {"frechet": float("nan"), "modes_covered": 0.0}))
+    assert cells(frame, "Fréchet", "simple") == ["1 NaN", "1 NaN"] and cells(frame, "modes", "simple") == ["0.0", "0.0"]

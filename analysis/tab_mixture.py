@@ -1,0 +1,121 @@
+"""Fréchet distance, MMD², modes and high quality by the number of sampling steps, beside SIDDM's table 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from harness.analysis import html
+from harness.analysis.intervals import format_values, summarise
+from harness.analysis.mixture import distance_scale, sampled_mixtures
+from harness.analysis.runs import RunRecord
+from harness.spec.metrics import metric_kind
+from harness.text import markdown as markdown_text
+
+TITLE = "The mixture by number of sampling steps"
+NEEDS = "an evaluation with modes"
+REFERENCE = Path(__file__).parent / "reference" / "siddm_table1_mixture.csv"
+METRICS = {"frechet": 3, "mmd2": 3, "modes_covered": 1, "high_quality": 1}  # digits after the point
+MEASURED = "measured"
+COLUMNS = ["source", "row", "index", "num_steps", "metric", "n", "mean", "low", "high", "kind", "values"]
+
+
+def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return one row per method, number of steps and metric: `values` over replicates and their summary.
+
+    `source` is `measured`, or how a value of the paper is known. Fréchet distances are in the paper's coordinates,
+    high quality is in per cent.
+    """
+    samples = sampled_mixtures(runs)
+    scale = {"frechet": distance_scale(samples), "high_quality": 100.0}
+    values_of: dict[tuple, list[float]] = {}
+    for sample in samples:
+        for metric in METRICS:
+            key = (sample.row, sample.index, sample.num_steps, metric)
+            values_of.setdefault(key, []).append(scale.get(metric, 1.0) * sample.metric(metric))
+    rows = [
+        dict(zip(COLUMNS, (MEASURED, *key, *summarise(values), _text(values)), strict=True))
+        for key, values in values_of.items()
+    ]
+    if distance_scale(samples) != 1:
+        rows += [
+            dict(zip(COLUMNS, (source, method, -1, steps, "frechet", *summarise([value]), _text([value])), strict=True))
+            for method, steps, value, source in pd.read_csv(REFERENCE).itertuples(index=False)
+        ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _text(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.10g}" for value in values)
+
+
+def tables(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a table for each metric: its title, its columns, and rows with cells as text.
+
+    A column is a number of steps. `best` has the columns in which the row's mean is the best of those measured.
+    """
+    steps = sorted(frame.loc[frame["source"] == MEASURED, "num_steps"].unique())
+    return [_table(frame[frame["metric"] == metric], metric, steps) for metric in METRICS]
+
+
+def _table(part: pd.DataFrame, metric: str, steps: list[int]) -> dict[str, Any]:
+    kind, rows = metric_kind(metric), []
+    own = part[part["source"] == MEASURED]
+    means = own.groupby("num_steps")["mean"]
+    best = {"minimize": means.min(), "maximize": means.max()}[str(kind.direction)]
+    several = own.groupby("num_steps")["row"].nunique() > 1
+    for (source, name), cells in part.groupby(["source", "row"], sort=False):
+        row: dict[str, Any] = {"source": source, "label": name, "index": int(cells["index"].iloc[0]), "best": set()}
+        row["measured"] = source == MEASURED
+        if not row["measured"]:
+            row["label"] = f"{name} (paper, {source})"
+        for cell in cells.itertuples():
+            digits = METRICS[metric] if row["measured"] else 2
+            row[cell.num_steps] = format_values([float(value) for value in cell.values.split()], digits)
+            if row["measured"] and several[cell.num_steps] and cell.mean == best[cell.num_steps]:
+                row["best"].add(cell.num_steps)
+        rows.append(row)
+    unit = " (%)" if metric == "high_quality" else ""
+    return {"title": f"{kind.label}{unit} {kind.arrow}", "steps": steps, "rows": rows}
+
+
+def caption(frame: pd.DataFrame) -> str:
+    own = frame[frame["source"] == MEASURED]
+    spread = {1: "One replicate.", 2: "Both values of two replicates; no interval."}.get(
+        int(own["n"].max()), "Mean ± half of the 95 % t-interval over replicates, from three on."
+    )
+    paper = (
+        " Fréchet distances are in the paper's coordinates, 121 times those of the records; its own values come from a "
+        "second-hand summary, not from its table."
+        if (frame["source"] != MEASURED).any()
+        else ""
+    )
+    return (
+        f"{spread} Columns: sampling steps, of a chain that was trained with so many, or of a longer one (T in the "
+        f"row's name).{paper} The Fréchet distance and MMD² see two moments alone and are 0 for one Gaussian that "
+        "knows no mode; read them beside modes covered and high quality. Bold: the best mean, which need not differ "
+        "from the others by more than chance."
+    )
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Return the tables as Markdown."""
+    lines = []
+    for table in tables(frame):
+        steps = table["steps"]
+        lines += [f"**{markdown_text(table['title'])}**", ""]
+        lines += [f"| steps | {' | '.join(map(str, steps))} |", "|---" + "|---:" * len(steps) + "|"]
+        for row in table["rows"]:
+            cells = [f"**{row[step]}**" if step in row["best"] else row.get(step, "–") for step in steps]
+            lines.append(f"| {markdown_text(row['label'])} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join([*lines, markdown_text(caption(frame)), ""])
+
+
+def as_html(frame: pd.DataFrame) -> Markup:
+    """Return the tables as HTML, styled by the page."""
+    return html.render("mixture.html", tables=tables(frame))
