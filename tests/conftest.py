@@ -129,7 +129,7 @@ class DevCluster:
     def __init__(self, folder: Path, **knobs: object) -> None:
         self.folder = folder
         self.env = {"SLURM_CONF": str(folder / "etc" / "slurm.conf")}
-        self._command("start", PORT=_free_ports(10), **knobs)
+        self._command("start", PORT=_free_neighbours(10), **knobs)
 
     def crash(self, node: str) -> None:
         """Let `node`, such as n2, die with its jobs."""
@@ -152,7 +152,7 @@ class DevCluster:
         assert done.returncode == 0, done.stderr
 
 
-def _free_ports(count: int) -> int:
+def _free_neighbours(count: int) -> int:
     """Return the first of `count` neighbouring free ports, below those that the kernel hands out by itself."""
     while True:
         # At random, so that sessions side by side do not look at the same ports at the same time.
@@ -161,6 +161,16 @@ def _free_ports(count: int) -> int:
             for port in range(first, first + count):
                 sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
             return first
+
+
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], int]:
+    """Return a function that gives the first of so many neighbouring ports of loopback on which nothing listens.
+
+    A server that is started on one, or again after it was killed, does not find it taken by somebody's connection: the
+    kernel hands out higher ones.
+    """
+    return _free_neighbours
 
 
 @pytest.fixture(scope="session")

@@ -428,23 +428,26 @@ def test_a_coordinator_killed_ten_times_at_random_makes_exactly_the_trials_that_
     hunt(search, tmp_path / "whole")
     runs, dice = tmp_path / "killed", random.Random(0)
     command = [sys.executable, __file__, str(tmp_path / "search.yaml"), str(runs), "search.trials=40"]
-    kills = 0
-    while True:
-        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
-        if kills < 10:
-            folder = search.folder(runs) / "trials"
-            goal = len(list(folder.glob("*.json"))) + dice.randrange(1, 4)
-            while process.poll() is None and len(list(folder.glob("*.json"))) < goal:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    folder = search.folder(runs) / "trials"
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+    ) as lives:
+        for _ in range(10):
+            num_trials = dice.randrange(1, 4)
+            goal = len(list(folder.glob("*.json"))) + num_trials
+            lives.stdin.write(f"{num_trials + 1}\n")
+            pid = int(lives.stdout.readline())
+            while len(list(folder.glob("*.json"))) < goal:
                 time.sleep(0.002)
             time.sleep(dice.random() * 0.02)
-            process.kill()
-            kills += process.wait() == -signal.SIGKILL
-            continue
-        assert process.wait() == 0
-        break
+            os.kill(pid, signal.SIGKILL)
+            assert int(lives.stdout.readline()) == -signal.SIGKILL
+        lives.stdin.write("40\n")
+        lives.stdout.readline()
+        assert int(lives.stdout.readline()) == 0
     trials = read_trials(search.folder(runs))
     stored = open_study(search, search.folder(runs)).trials
-    assert kills == 10
     assert [trial.number for trial in trials] == list(range(40)) == [one.number for one in stored]
     assert {trial.state for trial in trials} == {"complete"} and {one.state.name for one in stored} == {"COMPLETE"}
     assert len({key for trial in trials for key in trial.run_keys}) == 40
@@ -684,9 +687,35 @@ def test_each_pruner_ends_the_worst_of_many_curves_and_never_the_best(make, prun
     assert any(is_pruned(9.0) for _ in range(4))  # hyperband begins some trials in a bracket that waits
 
 
+class TrainsTheHopeless(LocalWorkers):
+    """Trains the trial of the smallest learning rate; the others have their curves, and are done a poll later."""
+
+    def __init__(self, runs_folder):
+        super().__init__(runs_folder, 1, 1)
+        self.runs_folder, self.planted, self.seen = runs_folder, {}, set()
+
+    def start(self, study):
+        (run,) = study.runs
+        if run.spec.optim.lr == 1e-7:
+            super().start(study)
+            return
+        directory = RunDirectory(self.runs_folder / run.run_key)
+        directory.register(run)
+        with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+            for step in range(20, run.spec.train.steps, 20):
+                journal.metrics(step, {"eval/nll_bpd": 0.0})
+        self.planted[run.run_key] = study
+
+    def busy(self, run_keys):
+        for key in self.seen & run_keys:
+            Planted(self.runs_folder, value=lambda spec: 0.0).start(self.planted.pop(key))
+        self.seen = run_keys & self.planted.keys()
+        return super().busy(run_keys) | self.seen
+
+
 @pytest.mark.slow
 def test_a_hopeless_trial_is_pruned_while_it_trains(make, tmp_path):
-    """The first trials are good; the last one's learning rate makes it the worst by far."""
+    """The first trials are good, as planted; the last one trains, and its learning rate makes it the worst by far."""
     base = BASE.replace("evaluations_per_image: 4}}", "evaluations_per_image: 4}, every: 20}")
     text = """
 search:
@@ -699,7 +728,7 @@ search:
 """
     search = make(text, "train.steps=1500", base=base)
     runs = tmp_path / "runs"
-    assert Coordinator(search, runs, LocalWorkers(runs, 1, 1), sync=False, on_message=lambda line: None).run()
+    assert Coordinator(search, runs, TrainsTheHopeless(runs), sync=False, on_message=lambda line: None).run()
     trials = read_trials(search.folder(runs))
     hopeless = trials[-1]  # the seed puts it last: before five complete trials, the median prunes nothing
     assert hopeless.point == {"optim.lr": 1e-7}
@@ -723,9 +752,34 @@ def test_a_search_on_slurm_with_four_workers(make, tmp_path, slurm):
     assert sum(trial.asked_seconds < min(one.ended_seconds for one in trials) for trial in trials) == 4
 
 
-if __name__ == "__main__":  # the coordinator that is killed
-    file, runs_folder, *sets = sys.argv[1:]
-    hunt(load_search(file, sets=sets), Path(runs_folder))
+class WaitsToBeKilled(Planted):
+    """Starts so many runs and then no other, so that a kill that comes late still finds trials to do."""
+
+    def __init__(self, runs_folder, num_runs):
+        super().__init__(runs_folder)
+        self.num_runs = num_runs
+
+    def start(self, study):
+        if len(self.started) == self.num_runs:
+            time.sleep(3600)
+        super().start(study)
+
+
+def coordinate(file, runs_folder, *sets):
+    """Read numbers of runs from standard input; for each, fork a coordinator; print its process number and its end."""
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            workers = WaitsToBeKilled(Path(runs_folder), int(line))
+            search = load_search(file, sets=sets)
+            finished = Coordinator(search, Path(runs_folder), workers, sync=False, on_message=lambda line: None).run()
+            os._exit(0 if finished else 1)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":  # the coordinators that are killed
+    coordinate(*sys.argv[1:])
 
 
 # ------------------------------------------------------------------------------------------------- what is asked for

@@ -364,12 +364,12 @@ class TestStore:
             sync_run(run, tracking_uri=uri)
             assert check(run, tracking_uri=uri).ok
 
-    def test_a_password_in_the_address_is_not_shown(self, run, monkeypatch):
+    def test_a_password_in_the_address_is_not_shown(self, run, monkeypatch, free_ports):
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         attempt(run, 0, [1])
         with pytest.raises(TrackingError) as caught:
-            sync_run(run, tracking_uri=f"http://me:secret@127.0.0.1:{free_port()}")
+            sync_run(run, tracking_uri=f"http://me:secret@127.0.0.1:{free_ports(1)}")
         assert "secret" not in str(caught.value)
         assert "http://***@127.0.0.1" in str(caught.value)
 
@@ -383,17 +383,11 @@ class TestStore:
         assert sync_run(run).studies["noise-schedule"].num_rows_sent == 10_000
 
 
-def wait_until(condition, seconds=120):
+def wait_until(condition, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class TestBackground:
@@ -559,7 +553,7 @@ class TestWatch:
         )
         said = [process.stdout.readline(), process.stdout.readline()]
         process.send_signal(signal.SIGINT)
-        said.append(process.communicate(timeout=30)[0])
+        said.append(process.communicate(timeout=120)[0])
         assert [line[9:] for line in said[:2]] == ["20 rows uploaded\n", "1 done\n"]
         assert said[2] == "stopped; the next `harness sync` uploads what is left\n"
         assert process.returncode == 0
@@ -567,10 +561,10 @@ class TestWatch:
 
 
 class Server:
-    """MLflow's own server on a free port of loopback."""
+    """MLflow's own server on a port of loopback, without workers for jobs."""
 
-    def __init__(self, folder):
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder, port):
+        self.folder, self.port = folder, port
         self.uri = f"http://127.0.0.1:{self.port}"
         self.start()
 
@@ -583,7 +577,8 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # so that its workers end with it
-                env={key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"},
+                env={key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+                | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
         deadline = time.monotonic() + 120
         while True:
@@ -602,10 +597,12 @@ class Server:
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_when_the_server_is_killed_and_started_again(run, tmp_path, fresh_database, monkeypatch):
+def test_nothing_is_lost_when_the_server_is_killed_and_started_again(
+    run, tmp_path, fresh_database, monkeypatch, free_ports
+):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     shutil.copy(fresh_database, tmp_path / "server.db")
-    server = Server(tmp_path)
+    server = Server(tmp_path, free_ports(1))
     try:
         (run.path / "samples").mkdir()
         (run.path / "samples" / "grid.png").write_bytes(b"png")

@@ -108,7 +108,7 @@ def test_several_processes_reach_the_curve_and_the_weights_of_one(run_of, sample
 # ------------------------------------------------------------------------------------------------------ what goes wrong
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -134,7 +134,7 @@ class Job:
         wait_until(lambda: RunDirectory(self.folder).events("checkpoint"))
 
     def state(self) -> str:
-        return self.process.communicate(timeout=60)[0].strip()
+        return self.process.communicate(timeout=240)[0].strip()
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_when_one_process_is_killed_the_others_end_and_the_run_resumes_to_the_sa
     others = job.others()
     (job.process if victim == 0 else others[victim - 1]).kill()
     assert job.state() == ("" if victim == 0 else "failed")
-    _, alive = psutil.wait_procs(others, timeout=30)
+    _, alive = psutil.wait_procs(others, timeout=240)
     assert not alive
     status = RunDirectory(job.folder).status()
     if victim == 0:
@@ -165,7 +165,7 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_another_number_of_pro
     others = job.others()
     others[0].send_signal(signal.SIGUSR2)
     assert job.state() == "interrupted", RunDirectory(job.folder).status().reason
-    assert not psutil.wait_procs(others, timeout=30)[1]
+    assert not psutil.wait_procs(others, timeout=240)[1]
     directory = RunDirectory(job.folder)
     assert directory.status().stopped_by == "SIGUSR2" and 0 < directory.durable_step() < 120
     run = tiny_study("", "resources.processes_per_node=1", *LONG)[0]

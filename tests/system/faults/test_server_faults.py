@@ -56,18 +56,12 @@ def watched_network():
         connections = None
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class RealServer:
-    """MLflow's own server; it is killed after a third of the steps, and started again after two thirds."""
+    """MLflow's own server, without workers for jobs; killed after a third of the steps, back after two thirds."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, free_ports):
         initialise_store(f"sqlite:///{folder / 'server.db'}")
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port = folder, free_ports(1)
         self.uri = f"http://127.0.0.1:{self.port}"
         self.start()
         self.wait()
@@ -81,6 +75,7 @@ class RealServer:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # so that its workers end with it
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
 
     def wait(self):
@@ -109,7 +104,7 @@ class RealServer:
 class HangingServer:
     """Accepts every connection and never answers."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, free_ports):
         self.listening = socket.create_server(("127.0.0.1", 0), backlog=100)
         self.uri = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
         self.accepted = []
@@ -133,7 +128,7 @@ class HangingServer:
 class BrokenServer:
     """Answers 500 to everything."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, free_ports):
         answered = self.answered = []
 
         class Broken(http.server.BaseHTTPRequestHandler):
@@ -166,12 +161,14 @@ SERVERS = {"killed and restarted": RealServer, "hangs": HangingServer, "answers 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", SERVERS)
-def test_a_training_does_not_notice_its_server_and_nothing_is_lost(what, tiny_run, tmp_path, monkeypatch, capsys):
+def test_a_training_does_not_notice_its_server_and_nothing_is_lost(
+    what, tiny_run, tmp_path, monkeypatch, capsys, free_ports
+):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("harness.tracking.daemon.BackgroundSync", functools.partial(BackgroundSync, every_seconds=0.1))
     run = tiny_run("", f"train.steps={STEPS}", "records.checkpoint_every_seconds=0.2", "model.channels=16")
-    server = SERVERS[what](tmp_path)
+    server = SERVERS[what](tmp_path, free_ports)
     seconds = {"with": [], "without": []}
     inner, syncer = GaussianMethod.step, None
 

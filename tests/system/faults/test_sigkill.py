@@ -74,9 +74,7 @@ def announce(page: mmap.mmap, owner: object, name: str, phase: str) -> None:
 
 def nurse(beacon: str, uri: str) -> None:
     """Read run directories from standard input; of each life print the process number, and at its end the status."""
-    # What a life would import late, once for all: the digits, and what torch's optimizers pull in, seconds each.
-    import sklearn.datasets  # noqa: F401
-    import torch._dynamo  # noqa: F401
+    import torch._dynamo  # noqa: F401  # which a life would import late, for seconds: torch's optimizers pull it in
 
     page = open_page(Path(beacon))
     announce(page, GaussianMethod, "step", "step")

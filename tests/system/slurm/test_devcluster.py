@@ -19,7 +19,7 @@ from harness.slurm.profile import load_profile
 REPOSITORY = Path(__file__).parents[3]
 SCRIPT = REPOSITORY / "slurm" / "devcluster" / "devcluster.sh"
 
-# Says what it hears, and leaves at once when it comes back. It says "began" only when a signal does not kill it any more:
+# Says what it hears, and leaves at once when it comes back. It says "began" when a signal does not kill it any more:
 # a job is in state R from its allocation on, before its script runs.
 HEARS_SIGNALS = """#!/bin/bash
 trap 'echo heard USR2' USR2
@@ -167,10 +167,10 @@ def test_where_slurm_is_absent_the_script_says_how_to_install_it(tmp_path):
 
 
 @pytest.mark.slurm
-def test_a_port_that_somebody_uses_is_named(tmp_path, slurm):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        assert f"port {port} is in use: choose another PORT" in refusal(tmp_path / "slurm", PORT=str(port - 1))
+def test_a_port_that_somebody_uses_is_named(tmp_path, slurm, free_ports):
+    port = free_ports(2)
+    with socket.create_server(("127.0.0.1", port + 1)):
+        assert f"port {port + 1} is in use: choose another PORT" in refusal(tmp_path / "slurm", PORT=str(port))
 
 
 @pytest.mark.parametrize(("required", "outcome"), [("0", "1 skipped"), ("1", "1 error")])

@@ -60,6 +60,7 @@ def wait_for(done: Callable[[], object], seconds: float = 180) -> None:
 
 
 def test_a_requeued_run_is_submitted_once_however_squeue_fails_meanwhile(tmp_path, study, wrapper):
+    wait_for(lambda: not live_jobs())  # SLURM takes a while to clean up behind the jobs of other tests
     subprocess.run(["scontrol", "update", "partitionname=main", "state=down"], check=True)  # none is to start
     try:
         first = put(study, tmp_path / "runs")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,9 +17,8 @@ SCRIPT = Path(__file__).parents[3] / "slurm" / "mlflow_server.sh"
 
 
 @pytest.mark.slow
-def test_the_server_comes_up_and_answers_no_strange_host(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def test_the_server_comes_up_and_answers_no_strange_host(tmp_path, free_ports):
+    port = free_ports(1)
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/mlflow.db",
@@ -46,4 +44,4 @@ def test_the_server_comes_up_and_answers_no_strange_host(tmp_path):
         assert (tmp_path / "mlflow.db").exists()
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        server.wait(120)

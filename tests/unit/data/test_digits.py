@@ -1,6 +1,10 @@
+import sys
+
 import numpy as np
+import pytest
 
 from harness.data import load_dataset
+from harness.errors import DataError
 
 
 def test_the_split_of_digits_is_fixed_and_stratified():
@@ -19,3 +23,17 @@ def test_no_image_of_digits_is_lost_or_in_both_splits():
     assert sorted(image.tobytes() for image in both) == sorted(
         image.astype(np.uint8).tobytes() for image in load_digits().images
     )
+
+
+def test_digits_are_read_without_importing_scikit_learns_datasets(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # so that an import fails
+    assert len(load_dataset("digits").train) == 1442
+
+
+def test_where_the_file_of_digits_is_missing_that_is_said(monkeypatch, tmp_path):
+    (tmp_path / "sklearn").mkdir()
+    (tmp_path / "sklearn" / "__init__.py").write_text("")
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match=r"digits\.csv\.gz is missing: install scikit-learn again"):
+        load_dataset("digits")

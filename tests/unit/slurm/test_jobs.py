@@ -134,7 +134,7 @@ def test_a_job_is_followed_from_its_wait_to_its_end(slurm, tmp_path):
     assert {(job.state, job.reason, job.live) for job in waiting.values()} == {("PENDING", "JobHeldUser", True)}
     jobs.cancel_jobs([names[1]])
     subprocess.run(["scontrol", "release", number], check=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     queue = waiting
     while names[0] not in queue or queue[names[0]].state in ("PENDING", "RUNNING", "COMPLETING"):  # as sacct lags
         assert time.monotonic() < deadline
