@@ -14,10 +14,11 @@ from harness.models import DISCRIMINATORS, MODELS, Latent
 from harness.registry import parameters
 from harness.spec.base import YOUNGER
 from harness.spec.discriminators import Discriminator, DiscriminatorModel
+from harness.spec.methods import MethodSpec
 from harness.spec.networks import Ncsnpp, NetworkModel, UNet
 from harness.spec.parts import Plugin, active
 from harness.spec.plugins import load_plugin
-from harness.spec.run import MethodSpec, RunSpec
+from harness.spec.run import RunSpec
 
 
 class Generating(MethodSpec):
