@@ -142,7 +142,13 @@ def make_network(
                 **({} if latent is None else {"latent": latent}),
             )
         return MODELS["mlp"](
-            data.channels, out_channels, spec.model.width, spec.model.depth, num_classes, latent=latent
+            data.channels,
+            out_channels,
+            spec.model.width,
+            spec.model.depth,
+            num_classes,
+            latent=latent,
+            input_scale=spec.model.input_scale,
         )
 
 

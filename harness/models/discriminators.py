@@ -281,6 +281,7 @@ class MLPDiscriminator(nn.Module):
         heads: also predict x_0 and, if the network judges x_t alone, x_{t+1}.
         width: of the hidden layers and the time embedding.
         depth: number of hidden layers.
+        input_scale: multiplies the points, see MLP.
     """
 
     def __init__(
@@ -292,11 +293,12 @@ class MLPDiscriminator(nn.Module):
         *,
         width: int = 512,
         depth: int = 3,
+        input_scale: float = 1.0,
     ):
         super().__init__()
         self.in_channels, self.pair, self.heads = in_channels, pair, heads
         predicted = in_channels * (1 if pair else 2) if heads else 0
-        self.trunk = MLP((1 + pair) * in_channels, 1 + predicted, width, depth, num_classes)
+        self.trunk = MLP((1 + pair) * in_channels, 1 + predicted, width, depth, num_classes, input_scale=input_scale)
 
     def forward(self, x_t: Tensor, t: Tensor, x_next: Tensor | None = None, y: Tensor | None = None) -> Verdict:
         """Run the network.

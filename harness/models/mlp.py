@@ -21,6 +21,7 @@ class MLP(nn.Module):
         depth: number of hidden layers.
         num_classes: makes the network class-conditional; `y` is then required.
         latent: makes it a generator; `z` is then required.
+        input_scale: multiplies x. More than 1 lets details be seen that are small beside the data's range.
     """
 
     def __init__(
@@ -31,10 +32,11 @@ class MLP(nn.Module):
         depth: int = 3,
         num_classes: int | None = None,
         latent: Latent | None = None,
+        input_scale: float = 1.0,
     ):
         super().__init__()
         self.in_channels, self.out_channels, self.width = in_channels, out_channels, width
-        self.num_classes, self.latent = num_classes, latent
+        self.num_classes, self.latent, self.input_scale = num_classes, latent, input_scale
         self.time_embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         if num_classes is not None:
             self.label_emb = nn.Embedding(num_classes, width)
@@ -69,7 +71,7 @@ class MLP(nn.Module):
             emb = emb + self.label_emb(y)
         if z is not None:
             emb = emb + self.style_emb(self.mapping(z.to(dtype)))
-        h = self.inp(x.flatten(1).to(dtype))  # [B, width]
+        h = self.inp(self.input_scale * x.flatten(1).to(dtype))  # [B, width]
         for layer in self.hidden:
             h = h + layer(F.silu(h + emb))  # [B, width]
         return self.out(F.silu(h))[:, :, None, None]  # [B, out, 1, 1]

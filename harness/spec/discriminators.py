@@ -92,6 +92,9 @@ class MLPDiscriminator(DiscriminatorModel):
     name: Literal["mlp"] = "mlp"
     width: int = Field(512, ge=1, le=65536)  # DDGAN, appendix C.5
     depth: int = Field(3, ge=1, le=100)
+    input_scale: float = Field(
+        1.0, gt=0, description="Multiplies the points: more than 1 where their details are small beside their range."
+    )
 
     heads: ClassVar[bool] = True
 

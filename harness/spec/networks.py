@@ -58,6 +58,9 @@ class MLP(SpecModel):
     name: Literal["mlp"] = "mlp"
     width: int = Field(128, ge=1, le=65536)
     depth: int = Field(3, ge=1, le=100)
+    input_scale: Annotated[float, YOUNGER] = Field(
+        1.0, gt=0, description="Multiplies the points: more than 1 where their details are small beside their range."
+    )
     class_cond: bool = False
     label_dropout: float = Field(0.0, ge=0, lt=1)
     rescale_timesteps: bool = True

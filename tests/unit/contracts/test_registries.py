@@ -123,9 +123,9 @@ def test_the_unet_of_the_spec_has_the_parameters_of_the_network():
 
 def test_the_mlp_of_the_spec_has_the_parameters_of_the_network_and_their_defaults():
     parameters = inspect.signature(MODELS["mlp"]).parameters
-    for name in ("width", "depth"):
+    for name in ("width", "depth", "input_scale"):
         assert run.MLP.model_fields[name].default == parameters[name].default
-    assert set(parameters) == {"in_channels", "out_channels", "num_classes", "latent", "width", "depth"}
+    assert set(parameters) == {"in_channels", "out_channels", "num_classes", "latent", "width", "depth", "input_scale"}
 
 
 def test_the_ncsnpp_of_the_spec_has_the_parameters_of_the_network_and_their_defaults():

@@ -110,4 +110,4 @@ def test_networks_of_adversarial_methods_are_counted_by_shapes_alone():
         name: training_step_compute(network, *inputs).multiply_adds for name, (network, inputs) in networks.items()
     }
     assert min(steps.values()) > 1e5
-    assert steps["unet with heads"] > 2 * steps["unet"]
+    assert steps["unet with heads"] > 1.5 * steps["unet"]

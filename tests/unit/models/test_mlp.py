@@ -18,6 +18,16 @@ def test_the_output_depends_on_time_and_class_and_has_the_channels_asked_for():
     assert not torch.allclose(output, mlp(x, t, y + 1))
 
 
+@torch.no_grad()
+def test_a_larger_scale_sees_the_points_enlarged():
+    torch.manual_seed(0)
+    plain, enlarging = MLP(width=32), MLP(width=32, input_scale=16.0)
+    torch.nn.init.normal_(plain.out.weight)
+    enlarging.load_state_dict(plain.state_dict())
+    x, t = torch.randn(5, 2, 1, 1), torch.zeros(5)
+    assert torch.equal(enlarging(x, t), plain(16 * x, t))
+
+
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [

@@ -126,7 +126,7 @@ def test_the_gradient_of_an_r1_penalty_is_its_slope(name):
     parameters = list(discriminator.parameters())
 
     def penalty():
-        return r1_penalty(discriminator(x_t, torch.arange(4)).logits, x_t, gamma=1.0)
+        return r1_penalty(discriminator(x_t, torch.arange(4)).logits, x_t, gamma=1.0).mean()
 
     gradients = torch.autograd.grad(penalty(), parameters, materialize_grads=True)
     length = sum(gradient.square().sum() for gradient in gradients).sqrt()
@@ -181,6 +181,17 @@ def test_an_image_that_cannot_be_halved_and_points_of_many_pixels_are_refused():
         build("unet")(torch.zeros(2, 3, 9, 8), torch.zeros(2), torch.zeros(2, 3, 9, 8))
     with pytest.raises(ValueError, match="x must be points"):
         build("mlp")(torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.zeros(2, 3, 8, 8))
+
+
+@torch.no_grad()
+def test_the_discriminator_of_points_can_enlarge_them():
+    torch.manual_seed(0)
+    plain = started_everywhere(MLPDiscriminator(2, pair=True, width=16))
+    enlarging = MLPDiscriminator(2, pair=True, width=16, input_scale=16.0)
+    enlarging.load_state_dict(plain.state_dict())
+    x_t, x_next = torch.randn(2, 4, 2, 1, 1)
+    logits = enlarging(x_t, torch.arange(4), x_next).logits
+    assert torch.equal(logits, plain(16 * x_t, torch.arange(4), 16 * x_next).logits)
 
 
 def test_the_discriminator_of_points_has_three_hidden_layers_of_512_units():

@@ -1,9 +1,5 @@
 """The parameters of generators and discriminators: which data, methods and sizes they fit."""
 
-from pathlib import Path
-from types import MappingProxyType
-from typing import Literal
-
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -14,35 +10,17 @@ from harness.models import DISCRIMINATORS, MODELS, Latent
 from harness.registry import parameters
 from harness.spec.base import YOUNGER
 from harness.spec.discriminators import Discriminator, DiscriminatorModel
-from harness.spec.methods import MethodSpec
-from harness.spec.networks import Ncsnpp, NetworkModel, UNet
-from harness.spec.parts import Plugin, active
+from harness.spec.networks import MLP, Ncsnpp, NetworkModel, UNet
+from harness.spec.parts import active
 from harness.spec.plugins import load_plugin
 from harness.spec.run import RunSpec
 
 
-class Generating(MethodSpec):
-    """A method with a latent, as DDGAN and SIDDM are."""
-
-    name: Literal["generating"] = "generating"
-    latent_dim: int = 100
+def run_spec(data, method="ddgan", **model):
+    return RunSpec.model_validate({"data": data, "method": method, "model": model, "train": {"steps": 1}})
 
 
-PLUGIN = Plugin(
-    "generating.py",
-    "0" * 64,
-    Path("generating.py"),
-    parts=MappingProxyType({"method": {"generating": Generating}}),
-    implementations=MappingProxyType({Generating: lambda: None}),
-)
-
-
-def run_spec(data, method="generating", **model):
-    with active([PLUGIN]):
-        return RunSpec.model_validate({"data": data, "method": method, "model": model, "train": {"steps": 1}})
-
-
-def refusal(data, method="generating", **model):
+def refusal(data, method="ddgan", **model):
     with pytest.raises(ValidationError) as caught:
         run_spec(data, method, **model)
     return str(caught.value)
@@ -115,13 +93,15 @@ def test_ncsnpp_sees_the_index_of_a_timestep_unless_a_spec_says_otherwise():
 
 def test_a_latent_needs_a_u_net_that_scales_and_shifts():
     message = refusal("cifar10", name="unet", use_scale_shift_norm=False)
-    assert "model.use_scale_shift_norm: the latent of method generating scales and shifts" in message
+    assert "model.use_scale_shift_norm: the latent of method ddgan scales and shifts" in message
     assert not run_spec("cifar10", "gaussian", name="unet", use_scale_shift_norm=False).model.use_scale_shift_norm
 
 
-def test_the_order_of_resampling_is_younger_than_the_keys():
+def test_what_is_new_of_older_networks_is_younger_than_the_keys():
     assert YOUNGER in UNet.model_fields["resample_first"].metadata
+    assert YOUNGER in MLP.model_fields["input_scale"].metadata
     assert "resample_first" not in run_spec("cifar10", "gaussian").model_dump(mode="json")["model"]
+    assert "input_scale" not in run_spec("mog", "gaussian", name="mlp").model_dump(mode="json")["model"]
 
 
 def test_when_resampling_comes_first_sizes_are_counted_from_half_of_the_image():
