@@ -9,11 +9,14 @@ them replaced.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -35,14 +38,14 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 ROOT = Path(__file__).parents[3]
 CODE = {"PYTHONPATH": f"{PACKAGE_ROOT}{os.pathsep}{ROOT}"}  # the harness that is tested, and the figures of this one
 MAX_ARRAY_SIZE = 8
-SLOWLY = ("records.checkpoint_every_seconds=0",)  # a checkpoint after each step, so that there is time to disturb it
+OFTEN = ("records.checkpoint_every_seconds=0",)  # a checkpoint after each step
 STUDY = """
 study: live
 data: digits
 diffusion: {num_timesteps: 30, schedule: cosine}
 model: {channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions: [], num_heads: 1}
 optim: {lr: 1.0e-3}
-train: {steps: 300, batch_size: 16, ema_rate: 0.8}
+train: {steps: 150, batch_size: 16, ema_rate: 0.8}
 records: {log_every: 5, checkpoint_every_seconds: 60}
 resources: {device: cpu, threads: 1}
 """
@@ -91,17 +94,18 @@ def live(start_slurm, tmp_path_factory) -> Iterator[Live]:
 def scenarios(live) -> dict[str, submission.Submission]:
     """Submit everything; the tests below disturb what they are about."""
     submitted = {
-        "time_limit": live.submit("time_limit", sets=SLOWLY, time_minutes=1),
-        "preempted": live.submit("preempted", sets=SLOWLY, constraint="preempted"),
+        "time_limit": live.submit("time_limit", sets=OFTEN, time_minutes=1),
+        "preempted": live.submit("preempted", sets=OFTEN, constraint="preempted"),
         "cancelled_for_good": live.submit(
-            "cancelled_for_good", sets=SLOWLY, constraint="preempted", partition="cancel", preempt_mode="cancel"
+            "cancelled_for_good", sets=OFTEN, constraint="preempted", partition="cancel", preempt_mode="cancel"
         ),
-        "crash": live.submit("crash", sets=SLOWLY, constraint="crashes"),
+        "crash": live.submit("crash", sets=OFTEN, constraint="crashes"),
         "memory": live.submit("memory", memory_gib=0.15),
         "undisturbed": live.submit("undisturbed", "replicates: 3\n", pack=3, cpus=3, memory_gib=3),
     }
-    for name in ("preempted", "cancelled_for_good", "crash"):
-        wait_for(submitted[name].runs[0].directory.latest)
+    held = [Hold(submitted[name]) for name in ("preempted", "cancelled_for_good", "crash", "time_limit")]
+    for hold in held[:3]:
+        hold.wait_until_it_stands_still()
     ask(
         "sbatch",
         "--partition=high",
@@ -123,11 +127,47 @@ def ask(*command: str) -> str:
     return done.stdout
 
 
-def wait_for(done: Callable[[], object], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(done: Callable[[], object], pause: float = 0.3) -> None:
+    deadline = time.monotonic() + 480
     while not done():
         assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.3)
+        time.sleep(pause)
+
+
+class Hold(threading.Thread):
+    """Stops a submission's first run after its first checkpoint, until a signal asks it to leave or it is killed.
+
+    So a run is disturbed before it ends, on the fastest machine too.
+    """
+
+    def __init__(self, submission: submission.Submission) -> None:
+        super().__init__(daemon=True)
+        self.directory = submission.runs[0].directory
+        self.stands_still = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        wait_for(lambda: self.directory.events("checkpoint"), pause=0.02)
+        writer = self.directory.writer()
+        assert writer is not None, "it ended before it could be held"
+        os.kill(writer["pid"], signal.SIGSTOP)
+        self.stands_still.set()
+        wait_for(lambda: signals_wait_for(writer["pid"]))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(writer["pid"], signal.SIGCONT)
+
+    def wait_until_it_stands_still(self) -> None:
+        wait_for(self.stands_still.is_set)
+
+
+def signals_wait_for(pid: int) -> bool:
+    """Return whether a process has signals to take when it goes on, or is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return True
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["ShdPnd"], 16) != 0 or fields["State"].split()[0] == "Z"
 
 
 def ended(submission: submission.Submission) -> submission.Submission:
@@ -226,8 +266,8 @@ def test_over_memory_is_left_failed_after_three_kills_and_a_retry_with_more_ends
 
 
 def test_cancel_stops_what_runs_and_what_waits_and_submit_goes_on(live, undisturbed):
-    submission = live.submit("cancel", "replicates: 2\n", SLOWLY, max_parallel=1)
-    wait_for(submission.runs[0].directory.latest)
+    submission = live.submit("cancel", "replicates: 2\n", OFTEN, max_parallel=1)
+    Hold(submission).wait_until_it_stands_still()
     live.harness("cancel", "cancel", "live")
     wait_for(lambda: all(planned.state not in ("running", "queued") for planned in submission.now()))
     assert {planned.status.cause for planned in submission.unfinished()} == {"cancelled"}
@@ -241,11 +281,11 @@ def test_cancel_stops_what_runs_and_what_waits_and_submit_goes_on(live, undistur
 
 
 def test_a_killed_run_of_a_shared_job_leaves_the_others_and_comes_back(live, undisturbed):
-    submission = live.submit("pack", "replicates: 3\n", SLOWLY, pack=3, cpus=3, memory_gib=3)
+    submission = live.submit("pack", "replicates: 3\n", OFTEN, pack=3, cpus=3, memory_gib=3)
     assert len(submission.jobs) == 1
     directory = submission.runs[0].directory
-    wait_for(directory.latest)
-    os.kill(directory.writer()["pid"], 9)
+    Hold(submission).wait_until_it_stands_still()
+    os.kill(directory.writer()["pid"], signal.SIGKILL)
     ended(submission)
     assert len(resumed_at(directory)) == 2
     for planned in submission.runs[1:]:
