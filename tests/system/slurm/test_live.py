@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[3]
 CODE = {"PYTHONPATH": f"{PACKAGE_ROOT}{os.pathsep}{ROOT}"}  # the harness that is tested, and the figures of this one
-MAX_ARRAY_SIZE = 8
+MAX_ARRAY_SIZE = 4
 OFTEN = ("records.checkpoint_every_seconds=0",)  # a checkpoint after each step
 STUDY = """
 study: live
@@ -339,7 +339,7 @@ def test_editing_the_code_while_jobs_wait_changes_nothing(live, tmp_path):
 
 
 def test_a_grid_larger_than_an_array_from_submit_to_figures(live):
-    grid = "grid: {optim.lr: [1.0e-3, 2.0e-3], diffusion.schedule: [linear, cosine]}\nreplicates: 3\n"
+    grid = "grid: {diffusion.schedule: [linear, cosine]}\nreplicates: 3\n"
     evaluate = "evaluate: [{nll: {num_images: 16, evaluations_per_image: 4}}]\n"
     live.study("grid", grid + evaluate)
     (live.folder / "grid" / "profile.yaml").write_text(
@@ -350,7 +350,7 @@ def test_a_grid_larger_than_an_array_from_submit_to_figures(live):
     runs = [RunDirectory(path) for path in layout.run_paths(live.folder / "grid" / "runs")]
     all_claims = claims.claims_of(live.folder / "grid" / "runs", [run.key for run in runs])
     arrays = Counter(claim.job_id.split("_")[0] for [claim] in all_claims.values())
-    assert sorted(arrays.values()) == [4, 8]
+    assert sorted(arrays.values()) == [2, 4]
     wait_for(lambda: all(run.status().state == "done" for run in runs))
     assert json.loads(live.harness("grid", "status", "--json"))[0]["state"] == "done"
     # MLflow hears of it where a database can be written, and the figures are made from the records alone.
