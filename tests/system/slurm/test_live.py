@@ -152,7 +152,7 @@ class Hold(threading.Thread):
         assert writer is not None, "it ended before it could be held"
         os.kill(writer["pid"], signal.SIGSTOP)
         self.stands_still.set()
-        wait_for(lambda: signals_wait_for(writer["pid"]))
+        wait_for(lambda: is_asked_to_leave_or_gone(writer["pid"]))
         with contextlib.suppress(ProcessLookupError):
             os.kill(writer["pid"], signal.SIGCONT)
 
@@ -160,14 +160,16 @@ class Hold(threading.Thread):
         wait_for(self.stands_still.is_set)
 
 
-def signals_wait_for(pid: int) -> bool:
-    """Return whether a process has signals to take when it goes on, or is gone."""
+def is_asked_to_leave_or_gone(pid: int) -> bool:
+    """Return whether a process that stands still has a signal to leave to take when it goes on, or is no more."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return True
     fields = dict(line.split(":", 1) for line in lines)
-    return int(fields["ShdPnd"], 16) != 0 or fields["State"].split()[0] == "Z"
+    pending = int(fields["ShdPnd"], 16)
+    asked = any(pending >> (number - 1) & 1 for number in (signal.SIGUSR2, signal.SIGTERM))
+    return asked or fields["State"].split()[0] == "Z"
 
 
 def ended(submission: submission.Submission) -> submission.Submission:
