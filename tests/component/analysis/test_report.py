@@ -123,6 +123,7 @@ def test_another_process_draws_the_same_bytes_without_torch_mlflow_or_pyplot(som
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_closed_forms")
 def test_failed_runs_are_counted_in_every_caption_and_their_reason_stands_in_the_list(study_runs, tmp_path):
     from harness.records.directory import RunDirectory
     from harness.records.status import Status
@@ -158,6 +159,7 @@ def sections(page):
     return {name.removeprefix("study-") for name in Links(page.read_text()).ids if name.startswith("study-")}
 
 
+@pytest.mark.usefixtures("without_closed_forms")
 def test_a_report_of_one_study_keeps_the_others_on_the_page_as_long_as_they_have_runs(two_studies, tmp_path):
     page = report(two_studies, tmp_path / "figures")
     assert sections(page) == {"tiny", "other"}
@@ -171,11 +173,13 @@ def test_a_report_of_one_study_keeps_the_others_on_the_page_as_long_as_they_have
     assert "other/" not in text
 
 
+@pytest.mark.usefixtures("without_closed_forms")
 def test_a_report_of_one_study_shows_no_study_that_was_never_drawn(two_studies, tmp_path):
     assert sections(report(two_studies, tmp_path / "figures", ["tiny"])) == {"tiny"}
     assert sections(report(two_studies, tmp_path / "figures", ["other"])) == {"tiny", "other"}
 
 
+@pytest.mark.usefixtures("without_closed_forms")
 def test_a_picture_that_was_deleted_since_is_not_linked(two_studies, tmp_path):
     page = report(two_studies, tmp_path / "figures")
     (tmp_path / "figures" / "other" / "learning_curves.png").write_text("no picture")
@@ -219,6 +223,7 @@ def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_closed_forms")
 def test_a_study_that_was_really_trained_and_measured_gives_every_figure(tiny_study, tmp_path):
     from harness.analysis.runs import load_records
     from harness.job.job import run_job
