@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from harness.analysis import claims, tab_results
 from harness.analysis.runs import load_records
-from harness.spec.run import METHODS, MethodSpec
+from harness.spec.methods import METHODS, MethodSpec
 
 EVALUATE = """
 grid: {diffusion.schedule: [linear, cosine]}
