@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
-# Two more than cores: half of the time, tests wait for servers, jobs of SLURM and processes that were killed.
-TEST_JOBS ?= $(shell expr $(JOBS) + 2)
+# One more than cores: tests often wait for servers, jobs and processes that were killed.
+TEST_JOBS ?= $(shell expr $(JOBS) + 1)
 PORT   ?= 5000
 STUDY  ?= experiments/laptop/iddpm_digits.yaml
 

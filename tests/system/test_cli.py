@@ -431,7 +431,7 @@ def test_a_submission_killed_and_stopped_and_repeated_ends_in_the_bits_of_an_unb
     assert fourth.returncode == 0
     assert fourth.stdout == "skipped: 2 done\nnothing to submit\n"
 
-    unbroken = harness("submit", "tiny.yaml", "--runs", "unbroken", "--no-sync", cwd=tmp_path)
+    unbroken = harness("submit", "tiny.yaml", "--runs", "unbroken", "--jobs", "1", "--no-sync", cwd=tmp_path)
     assert unbroken.returncode == 0
     for run in runs:
         assert final_state(run) == final_state(RunDirectory(tmp_path / "unbroken" / run.key))
