@@ -126,7 +126,7 @@ def test_the_gradient_of_an_r1_penalty_is_its_slope(name):
     parameters = list(discriminator.parameters())
 
     def penalty():
-        return r1_penalty(discriminator(x_t, torch.arange(4)).logits, x_t, gamma=1.0)
+        return r1_penalty(discriminator(x_t, torch.arange(4)).logits, x_t, gamma=1.0).mean()
 
     gradients = torch.autograd.grad(penalty(), parameters, materialize_grads=True)
     length = sum(gradient.square().sum() for gradient in gradients).sqrt()
