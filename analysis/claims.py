@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from harness.analysis.intervals import t_interval
+from harness.analysis.mixture import CHAIN, distance_scale
 from harness.analysis.runs import RunRecord
 from harness.analysis.settings import Labels, sampling_protocol, settings_of
 from harness.spec.base import canonical_json
-from harness.spec.metrics import metric_kind
+from harness.spec.metrics import metric_kind, modes_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NLL, FID = metric_kind("nll_bpd").label, metric_kind("fid").label
+NLL, FID, FRECHET = (metric_kind(kind).label for kind in ("nll_bpd", "fid", "frechet"))
 
 RULE = (
     "Replicates that share a seed are compared in pairs. Three pairs or more: supported or contradicted where the 95 % "
@@ -145,6 +146,45 @@ def ancestral_wins_at_many_steps(runs: Sequence[RunRecord]) -> Claim:
     )
 
 
+def ddgan_needs_more_steps(runs: Sequence[RunRecord]) -> Claim:
+    """Compare chains of DDGAN with that of two steps, on the mixture."""
+    contexts = _contexts([run for run in runs if _method(run) == DDGAN], "modes", _steps, (CHAIN,), _method)
+    contrasts = [contrast for steps in ("4", "8", "16") for contrast in _contrasts(contexts, steps, ["2"])]
+    return Claim(
+        "On the mixture DDGAN needs more than two steps: chains of 4, 8 and 16 are better",
+        "SIDDM, table 1: 0.99, 0.49 and 0.53 against 7.27 (second-hand)",
+        tuple(contrasts),
+    )
+
+
+def siddm_needs_afd(runs: Sequence[RunRecord]) -> Claim:
+    """Compare SIDDM with and without the auxiliary forward diffusion term, on the mixture."""
+    return Claim(
+        "On the mixture SIDDM is better with the AFD term than without, for every number of steps",
+        "SIDDM, table 1: for 2, 4, 8 and 16 steps 0.14, 1.21, 0.30 and 0.23 against 21.19, 53.22, 7.04 and 14.37 "
+        "(second-hand)",
+        tuple(_method_contrasts(runs, SIDDM, WITHOUT_AFD, (2, 4, 8, 16))),
+    )
+
+
+def siddm_beats_ddgan(runs: Sequence[RunRecord]) -> Claim:
+    """Compare SIDDM with DDGAN on the mixture, where the paper has it in front."""
+    return Claim(
+        "On the mixture SIDDM is better than DDGAN with 2, 8 and 16 steps",
+        "SIDDM, table 1: 0.14, 0.30 and 0.23 against 7.27, 0.49 and 0.53 (second-hand)",
+        tuple(_method_contrasts(runs, SIDDM, DDGAN, (2, 8, 16))),
+    )
+
+
+def ddgan_beats_siddm_with_four_steps(runs: Sequence[RunRecord]) -> Claim:
+    """Compare DDGAN with SIDDM on the mixture, where the paper has DDGAN in front."""
+    return Claim(
+        "... and worse with 4",
+        "SIDDM, table 1: 1.21 against 0.99 (second-hand)",
+        tuple(_method_contrasts(runs, DDGAN, SIDDM, (4,))),
+    )
+
+
 def table(claims: Sequence[Claim]) -> pd.DataFrame:
     """Return one row per contrast, with the values of every pair."""
     import pandas as pd
@@ -227,16 +267,44 @@ def _objective(run: RunRecord) -> str:
     return run.named("objective")
 
 
+DDGAN, SIDDM, WITHOUT_AFD = "DDGAN", "SIDDM", "SIDDM without AFD"
+
+
+def _method(run: RunRecord) -> str:
+    """Return the system of SIDDM's table 1 that a run is of, else the name of its method."""
+    method = run.spec.get("method") or {}
+    match method.get("name", ""):
+        case "ddgan":
+            return DDGAN
+        case "siddm" if method.get("adversarial", True):
+            return SIDDM if method.get("lambda_afd", 1) else WITHOUT_AFD
+        case name:
+            return str(name)
+
+
+def _steps(run: RunRecord) -> str:
+    return str(run.spec["diffusion"]["num_timesteps"])
+
+
 def _contexts(
-    runs: Sequence[RunRecord], metric: str, setting: Callable[[RunRecord], str], vary: tuple[str, ...]
+    runs: Sequence[RunRecord],
+    metric: str,
+    setting: Callable[[RunRecord], str],
+    vary: tuple[str, ...],
+    named: Callable[[RunRecord], str] | None = None,
 ) -> list[_Context]:
-    """Collect a metric of runs whose specs are equal except for `vary` and the seed, with the same protocol."""
+    """Collect a metric of runs whose specs are equal except for `vary` and the seed, with the same protocol.
+
+    Args:
+        named: names a context by one of its runs; by default by the objective or the schedule, whichever is not varied.
+    """
+    named = named or (_objective if setting is _schedule else _schedule)
     contexts: dict[str, _Context] = {}
     for run in runs:
         spec = settings_of(run)
         varied = {path: value for path, value in spec.items() if _is_below(path, vary)}
         shared = {path: value for path, value in spec.items() if path not in varied}
-        name = _objective(run) if setting is _schedule else _schedule(run)
+        name = named(run)
         for label, protocol, variance, value in _values(run, metric):
             # The evaluation chooses the variance of the reverse process where the objective leaves it open.
             own, common = ({"σ²": variance}, {}) if "diffusion.var_type" in vary else ({}, {"σ²": variance})
@@ -253,12 +321,19 @@ def _is_below(path: str, parts: tuple[str, ...]) -> bool:
 
 def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, dict[str, Any], str, float]]:
     """Return each measured value: the metric's full name, the protocol, the variance, and the value."""
-    part = {"nll": "nll", "fid": "fidelity"}[metric]
+    part = {"nll": "nll", "fid": "fidelity", "modes": "modes"}[metric]
     for measurement in run.measured(part):
         evaluation = measurement.evaluation
         protocol = {part: evaluation[part], "weights": evaluation["weights"]}
         variance = run.variance(measurement)
-        if metric == "nll":
+        if metric == "modes":
+            modes, steps = dict(evaluation["modes"]), run.spec["diffusion"]["num_timesteps"]
+            if steps in modes.pop("num_steps"):  # the whole chain, as in SIDDM's table
+                name = modes_name("frechet", modes["num_samples"], modes["sampler"]["name"], steps)
+                value = distance_scale(run) * run.metric(measurement, name)
+                own = {"modes": modes, "weights": evaluation["weights"], "guidance": evaluation.get("guidance")}
+                yield f"{FRECHET} in the paper's coordinates", own, variance, value
+        elif metric == "nll":
             yield NLL, protocol | {"split": evaluation["split"]}, variance, run.nll(measurement)
         else:
             label = f"{FID} ({run.extractor(evaluation[part])})"
@@ -278,6 +353,13 @@ def _contrasts(contexts: Sequence[_Context], ours: str, others: list[str]) -> It
                 if pairs:
                     context_text = "; ".join([label, *several])
                     yield Contrast(context_text, our_label, other_label, context.metric, tuple(pairs))
+
+
+def _method_contrasts(runs: Sequence[RunRecord], ours: str, other: str, steps: Sequence[int]) -> Iterator[Contrast]:
+    """Compare two methods on the mixture for each of the numbers of steps; each has its own optimizer's settings."""
+    contexts = _contexts(runs, "modes", _method, ("method", "optim"), lambda run: f"T = {_steps(run)}")
+    for count in steps:
+        yield from _contrasts([context for context in contexts if context.settings[CHAIN] == count], ours, [other])
 
 
 def _sampler_contrasts(
@@ -311,4 +393,8 @@ CLAIMS: tuple[Callable[[Sequence[RunRecord]], Claim], ...] = (
     vlb_has_the_worst_fid,
     ddim_wins_at_few_steps,
     ancestral_wins_at_many_steps,
+    ddgan_needs_more_steps,
+    siddm_needs_afd,
+    siddm_beats_ddgan,
+    ddgan_beats_siddm_with_four_steps,
 )

@@ -82,12 +82,13 @@ def sampled_mixtures(runs: Sequence[RunRecord]) -> list[SampledMixture]:
     return [replace(sample, index=numbers[sample.row]) for sample in samples]
 
 
-def distance_scale(samples: Sequence[SampledMixture]) -> float:
-    """Return the factor from Fréchet distances of our data to those of the papers' coordinates, 0 .. 20 a side.
+def distance_scale(run: RunRecord) -> float:
+    """Return the factor from Fréchet distances of our data to those of SIDDM's coordinates, 0 .. 20 a side.
 
-    A Fréchet distance grows with the square of the data's scale, and ours are the authors' points divided by 11.
+    A Fréchet distance grows with the square of the data's scale, and mog is the authors' points divided by 11. It is 1
+    for other data.
     """
-    return SCALE**2 if samples and {sample.run.spec["data"]["name"] for sample in samples} == {"mog"} else 1.0
+    return SCALE**2 if run.spec["data"]["name"] == "mog" else 1.0
 
 
 def _entries(runs: Sequence[RunRecord]) -> Iterator[tuple[RunRecord, Measurement, int]]:

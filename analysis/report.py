@@ -32,6 +32,7 @@ from harness.analysis import (
     fig_sampling_steps,
     fig_scaling,
     fig_search,
+    fig_trajectories,
     style,
     tab_mixture,
     tab_results,
@@ -65,6 +66,7 @@ OF_A_STUDY: dict[str, ModuleType] = {
     "scaling": fig_scaling,
     "mixture": fig_mixture,
     "game": fig_game,
+    "trajectories": fig_trajectories,
 }
 Picture = ModuleType | fig_search.Picture
 

@@ -31,9 +31,9 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     high quality is in per cent.
     """
     samples = sampled_mixtures(runs)
-    scale = {"frechet": distance_scale(samples), "high_quality": 100.0}
     values_of: dict[tuple, list[float]] = {}
     for sample in samples:
+        scale = {"frechet": distance_scale(sample.run), "high_quality": 100.0}
         for metric in METRICS:
             key = (sample.row, sample.index, sample.num_steps, metric)
             values_of.setdefault(key, []).append(scale.get(metric, 1.0) * sample.metric(metric))
@@ -41,7 +41,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         dict(zip(COLUMNS, (MEASURED, *key, *summarise(values), _text(values)), strict=True))
         for key, values in values_of.items()
     ]
-    if distance_scale(samples) != 1:
+    if any(distance_scale(sample.run) != 1 for sample in samples):
         rows += [
             dict(zip(COLUMNS, (source, method, -1, steps, "frechet", *summarise([value]), _text([value])), strict=True))
             for method, steps, value, source in pd.read_csv(REFERENCE).itertuples(index=False)

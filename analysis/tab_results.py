@@ -13,6 +13,7 @@ from harness.analysis import html
 from harness.analysis.intervals import format_values, summarise
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
 from harness.spec.metrics import MetricKind, metric_kind
+from harness.spec.run import METHODS
 from harness.text import markdown as markdown_text
 
 TITLE = "Results"
@@ -29,10 +30,11 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per model, arm, evaluation and metric: `values` over replicates and their summary.
 
     `model` is `trained`, `untrained network` or `Gaussian per pixel`; `planned` is the study's number of replicates, so
-    that a table can show how many of them are missing.
+    that a table can show how many of them are missing. `method` is empty for a baseline of the data.
     """
     index = arm_index(runs)
     planned = {arm: len(replicates) for arm, replicates in by_arm(runs).items()}
+    methods = {run.arm: run.named("method") or "gaussian" for run in runs}
     values_of: dict[tuple, dict[str, float]] = {}  # by run: no replicate overwrites another
     for run in runs:
         for measurement in run.measurements:
@@ -42,7 +44,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
                 values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.run_key] = value
     rows = []
     for (model, arm, evaluation, metric, extractor, protocol, variance), values in values_of.items():
-        row = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "evaluation": evaluation}
+        row = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "method": methods.get(arm, "")}
+        row["evaluation"] = evaluation
         # The Gaussian is a property of the data: every run must give the same.
         numbers = sorted(set(values.values())) if model == GAUSSIAN else list(values.values())
         rows.append(
@@ -52,7 +55,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
             | summarise(numbers)._asdict()
             | {"values": " ".join(f"{value:.10g}" for value in numbers)}
         )
-    columns = ["model", "arm", "arm_index", "evaluation", "metric", "extractor", "protocol", "fixed_variance"]
+    columns = ["model", "arm", "arm_index", "method", "evaluation", "metric", "extractor", "protocol", "fixed_variance"]
     frame = pd.DataFrame(rows, columns=[*columns, "planned", "n", "mean", "low", "high", "kind", "values"])
     order = frame["model"].map({TRAINED: 0, UNTRAINED: 1, GAUSSIAN: 2})
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns="order")
@@ -154,6 +157,14 @@ def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
     return f" ({', '.join(matches['arm'] + ' · ' + matches['evaluation'])})"
 
 
+def undefined(frame: pd.DataFrame) -> str:
+    """Say for which methods a column of NLL has a dash because they have no likelihood; empty where there are none."""
+    methods = [name for name in frame["method"].unique() if name in METHODS and "nll" not in METHODS[name].measures]
+    if "nll" not in set(frame["metric"]) or not methods:
+        return ""
+    return f" –: {KINDS['nll'].label} is not defined for {' and '.join(methods)}, for want of a likelihood."
+
+
 def caption(frame: pd.DataFrame) -> str:
     n = frame.loc[frame["model"] == TRAINED, "n"].max()
     spread = {1: "One replicate.", 2: "Both values of two replicates; no interval."}.get(
@@ -161,6 +172,7 @@ def caption(frame: pd.DataFrame) -> str:
     )
     return (
         f"{spread} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
+        f"{undefined(frame)}"
     )
 
 

@@ -23,7 +23,7 @@ from harness.records.directory import RunDirectory
 from harness.records.journal import Journal
 from harness.records.status import Status
 from harness.spec.evaluation import Evaluation
-from harness.spec.metrics import METRIC_KINDS, TRAIN_COMPUTE, Outputs, part_outputs
+from harness.spec.metrics import METRIC_KINDS, TRAIN_COMPUTE, Outputs, part_outputs, trajectory_frames
 from harness.spec.run import LEARNED, RunSpec
 from harness.study.expand import load_study
 from harness.study.model import Run
@@ -200,6 +200,18 @@ def _fill_grid(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, value
     fake.pictures["samples"] = image_grid(fake.arrays["samples"]["samples"])
 
 
+def _fill_trajectories(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    facts, random, made = spec.data.facts, np.random.default_rng(0), trajectory_frames(part.num_steps, part.num_frames)
+    shape = (len(made), part.num_samples, facts.channels, spec.data.pixels, spec.data.pixels)
+    x = random.normal(size=shape).astype(np.float32)
+    arrays = {"steps_left": part.num_steps - np.array(made), "x_t": x, "x_0": x}
+    if facts.levels is not None:
+        arrays |= {name: random.integers(0, 256, shape, dtype=np.uint8) for name in ("x_t", "x_0")}
+        images = arrays["x_t"].reshape(-1, *shape[2:])
+        fake.pictures["trajectories"] = image_grid(np.concatenate([images, images]), columns=len(made))
+    fake.arrays["trajectories"] = arrays
+
+
 def _fill_metrics(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
     fake.protocol["metrics"] = {metric.name: list(metric.names) for metric in part}
 
@@ -211,6 +223,7 @@ _FILL = {
     "modes": _fill_modes,
     "rate_distortion": _fill_rate_distortion,
     "grid": _fill_grid,
+    "trajectories": _fill_trajectories,
     "metrics": _fill_metrics,
 }
 

@@ -96,6 +96,12 @@ def study_runs_of_module(tmp_path_factory: pytest.TempPathFactory) -> StudyRuns:
     return StudyRuns(tmp_path_factory.mktemp("study"))
 
 
+@pytest.fixture
+def without_closed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let reports draw the figures of studies alone: those that need no runs take 3 s, and are the same each time."""
+    monkeypatch.setattr("harness.analysis.report.WITHOUT_RUNS", {})
+
+
 @pytest.fixture(scope="session")
 def file_accesses() -> Callable[[], contextlib.AbstractContextManager[list[tuple]]]:
     """Return a context manager that lists what is opened and listed within it: (audit event, *arguments)."""

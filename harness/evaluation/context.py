@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.data.base import Split, to_uint8
 from harness.diffusion.process import Denoised, GaussianDiffusion
 from harness.diffusion.respacing import space_timesteps
-from harness.diffusion.samplers import skip_fraction
+from harness.diffusion.samplers import OnStep, skip_fraction
 from harness.methods.base import HasLikelihood, Method, Predict
 from harness.metrics.features import Extractor, load_extractor
 from harness.metrics.fidelity import reference_features
@@ -78,12 +78,16 @@ class EvaluationContext:
         *,
         skipped: float = 0.0,
         low_res: Tensor | None = None,
+        on_noise: Callable[[Tensor], None] = lambda x_T: None,
+        on_step: OnStep = lambda t, x, denoised: None,
     ) -> Tensor:
         """Draw samples, [N, C, H, W] on the CPU; class-conditional models cycle through the classes.
 
         Args:
             skipped: fraction of the chain's start that is skipped, in [0, 1).
             low_res: [N, C, h, w], in [-1, 1], what an upsampler enlarges.
+            on_noise: called with x_T of each batch, on the CPU.
+            on_step: called after every step of each batch, as by a sampler.
         """
         kept = space_timesteps(self.spec.diffusion.num_timesteps, section_counts(sampler, num_steps))
         process = self.process().respaced(kept)
@@ -96,8 +100,11 @@ class EvaluationContext:
             count = min(batch_size, num_samples - start)
             x_T = streams.normal("x_T", batch, (count, self.data.channels, *[self.data.image_size] * 2))
 
-            def on_step(t: int, x: Tensor, denoised: Denoised, start: int = start, count: int = count) -> None:
+            on_noise(x_T.cpu())
+
+            def after_step(t: int, x: Tensor, denoised: Denoised, start: int = start, count: int = count) -> None:
                 self.on_progress("sampling", start * (first + 1) + count * (first + 1 - t), total)
+                on_step(t, x, denoised)
 
             generator = streams.generator("sampling", batch)
             denoise = self.method.denoiser(
@@ -115,7 +122,7 @@ class EvaluationContext:
                 process,
                 generator=generator,
                 start=first,
-                on_step=on_step,
+                on_step=after_step,
                 **options,
             )
             batches.append(x_0.cpu())

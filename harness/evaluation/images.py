@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 
 
-def image_grid(images: np.ndarray, min_tile_pixels: int = 48) -> np.ndarray:
-    """Arrange uint8 images [N, C, H, W] in a near-square grid, small ones enlarged without smoothing.
+def image_grid(images: np.ndarray, min_tile_pixels: int = 48, columns: int | None = None) -> np.ndarray:
+    """Arrange uint8 images [N, C, H, W] in a grid, small ones enlarged without smoothing.
+
+    Args:
+        columns: by default the grid is near-square.
 
     Returns:
         [height, width] for grey, [height, width, 3] for colour, with a thin light gap between tiles.
     """
     count, channels, size, _ = images.shape
-    scale, columns = max(1, -(-min_tile_pixels // size)), int(np.ceil(np.sqrt(count)))
+    scale, columns = max(1, -(-min_tile_pixels // size)), columns or int(np.ceil(np.sqrt(count)))
     tile, gap = size * scale, 2
     rows = -(-count // columns)
     canvas = np.full((rows * (tile + gap) + gap, columns * (tile + gap) + gap, channels), 255, np.uint8)

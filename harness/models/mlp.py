@@ -12,7 +12,8 @@ class MLP(nn.Module):
 
         h <- h + W_i SiLU(h + emb(t) [+ emb(y)] [+ A style(z)])
 
-    With a latent it generates x_0. That is not bounded: data lie in [-1, 1], but the tails of a distribution need not.
+    With a latent it generates x_0 as x plus its output, so that a step of little noise starts near its answer. That is
+    not bounded: data lie in [-1, 1], but the tails of a distribution need not.
 
     Args:
         in_channels: coordinates of a point.
@@ -74,4 +75,5 @@ class MLP(nn.Module):
         h = self.inp(self.input_scale * x.flatten(1).to(dtype))  # [B, width]
         for layer in self.hidden:
             h = h + layer(F.silu(h + emb))  # [B, width]
-        return self.out(F.silu(h))[:, :, None, None]  # [B, out, 1, 1]
+        output = self.out(F.silu(h))[:, :, None, None]  # [B, out, 1, 1]
+        return output if self.latent is None else x + output

@@ -78,6 +78,10 @@ def _grid(count: Any, evaluation: Evaluation, spec: RunSpec) -> int:
     return _sampling(count * (num_steps or spec.diffusion.num_timesteps), evaluation)
 
 
+def _trajectories(part: Any, evaluation: Evaluation, spec: RunSpec) -> int:
+    return _sampling(part.num_samples * part.num_steps, evaluation)
+
+
 def _metrics(part: Any, evaluation: Evaluation, spec: RunSpec) -> None:
     return None
 
@@ -91,5 +95,6 @@ _COSTS: dict[str, Callable[[Any, Evaluation, RunSpec], int | None]] = {
     "rate_distortion": _rate_distortion,
     "noise_scale": _noise_scale,
     "grid": _grid,
+    "trajectories": _trajectories,
     "metrics": _metrics,
 }

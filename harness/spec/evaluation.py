@@ -102,6 +102,15 @@ class Modes(SpecModel):
     num_steps: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, min_length=1)  # None: the whole chain
 
 
+class Trajectories(SpecModel):
+    """Reverse trajectories of a few samples: x_t and the predicted x_0, from noise to data."""
+
+    num_samples: int = Field(8, ge=1, le=64)
+    sampler: Sampler = Ancestral()
+    num_steps: int | None = Field(None, ge=1)  # None: the whole chain
+    num_frames: int = Field(10, ge=2, le=100)  # kept of each trajectory, evenly spread; all of a shorter one
+
+
 class RateDistortion(SpecModel):
     """Progressive lossy coding (DDPM, figure 5): rate and distortion against reverse steps."""
 
@@ -148,7 +157,18 @@ class MetricModel(NamedModel):
 Metric = Annotated[MetricModel, Choice("metric", MetricModel, {})]
 
 
-PARTS = ("nll", "fidelity", "sweep", "skip", "modes", "rate_distortion", "noise_scale", "grid", "metrics")
+PARTS = (
+    "nll",
+    "fidelity",
+    "sweep",
+    "skip",
+    "modes",
+    "rate_distortion",
+    "noise_scale",
+    "grid",
+    "trajectories",
+    "metrics",
+)
 """The parts of an evaluation, in the order of measurement; each is a field of `Evaluation`."""
 
 
@@ -171,6 +191,7 @@ class Evaluation(SpecModel):
     grid: int | None = Field(None, ge=1, le=1024)  # number of images in the grid of samples
     every: int | None = Field(None, ge=1)  # also during training, every so many steps (likelihood only)
     modes: Annotated[Modes | None, YOUNGER] = None
+    trajectories: Annotated[Trajectories | None, YOUNGER] = None
     metrics: Annotated[tuple[Metric, ...], YOUNGER] = ()  # of plugins
     plugins: Annotated[dict[str, str] | None, YOUNGER] = (
         None  # plugins of the parts, with their sha256; filled in automatically
@@ -263,6 +284,11 @@ class Evaluation(SpecModel):
             for count in counts:
                 space_timesteps(num_timesteps, section_counts(self.modes.sampler, count))
             change["modes"] = self.modes.model_copy(update={"num_steps": counts})
+        if self.trajectories:
+            self.trajectories.sampler.check(spec)
+            num_steps = self.trajectories.num_steps or num_timesteps
+            space_timesteps(num_timesteps, section_counts(self.trajectories.sampler, num_steps))
+            change["trajectories"] = self.trajectories.model_copy(update={"num_steps": num_steps})
         if self.rate_distortion:
             num_steps = self.rate_distortion.num_steps or num_timesteps
             space_timesteps(num_timesteps, str(num_steps))

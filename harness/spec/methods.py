@@ -17,7 +17,9 @@ class MethodSpec(NamedModel):
 
     owns: ClassVar[tuple[str, ...]] = ()
     """Dotted paths of a run's spec that only this method, and others that list them, use; refused for other methods."""
-    measures: ClassVar[frozenset[str]] = frozenset(("fidelity", "sweep", "skip", "modes", "grid", "metrics"))
+    measures: ClassVar[frozenset[str]] = frozenset(
+        ("fidelity", "sweep", "skip", "modes", "grid", "trajectories", "metrics")
+    )
     """The parts of an evaluation that it supports: by default those on samples."""
 
     def defaults(self, run: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from harness.spec.evaluation import (
     RateDistortion,
     Skip,
     Sweep,
+    Trajectories,
     extractor_name,
 )
 from harness.spec.run import RunSpec
@@ -232,6 +233,16 @@ def _grid(part: int, spec: RunSpec) -> Outputs:
     return Outputs(arrays=("samples",), pictures=() if spec.data.facts.levels is None else ("samples",))
 
 
+def trajectory_frames(num_steps: int, num_frames: int) -> list[int]:
+    """Return after how many of the steps a trajectory is kept: evenly spread, from 0 to num_steps."""
+    count = min(num_frames, num_steps + 1)
+    return [round(frame * num_steps / (count - 1)) for frame in range(count)]
+
+
+def _trajectories(part: Trajectories, spec: RunSpec) -> Outputs:
+    return Outputs(arrays=("trajectories",), pictures=() if spec.data.facts.levels is None else ("trajectories",))
+
+
 def _metrics(part: tuple[MetricModel, ...], spec: RunSpec) -> Outputs:
     return Outputs(tuple(name for metric in part for name in metric.names))
 
@@ -245,6 +256,7 @@ PART_OUTPUTS: dict[str, Callable[[Any, RunSpec], Outputs]] = {
     "rate_distortion": _rate_distortion,
     "noise_scale": _noise_scale,
     "grid": _grid,
+    "trajectories": _trajectories,
     "metrics": _metrics,
 }
 """Part of an evaluation -> the names of its outputs for a run, without the evaluation's prefix."""

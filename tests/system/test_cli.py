@@ -367,14 +367,16 @@ def submit(cwd: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
-def writer_at_step(run: RunDirectory, step: int) -> int:
-    """Wait until a run has trained so far, and return the process that works on it."""
-    for _ in range(1200):
-        owner = run.writer()
-        if owner and any(row.train_step >= step for row in run.latest().values()):
-            return owner["pid"]
+def writer_at_step(run: RunDirectory, step: int, attempt: int = 1) -> int:
+    """Wait until a run has trained so far, some of it in this attempt, and return the process that works on it."""
+    for _ in range(4800):
+        owner, began = run.writer(), run.events("started")
+        if owner and len(began) == attempt:
+            trained = max(step, began[-1].fields["resumed_from_step"] + 1)
+            if any(row.train_step >= trained for row in run.latest().values()):
+                return owner["pid"]
         time.sleep(0.05)
-    raise AssertionError(f"run {run.key} never came to step {step}")
+    raise AssertionError(f"run {run.key} never came to step {step} of attempt {attempt}")
 
 
 def final_state(run: RunDirectory) -> dict:
@@ -404,16 +406,16 @@ def test_a_submission_killed_and_stopped_and_repeated_ends_in_the_bits_of_an_unb
 
     first = submit(tmp_path, "--jobs", "1", "--no-sync")
     os.kill(writer_at_step(runs[0], 10), signal.SIGKILL)
-    said, _ = first.communicate(timeout=120)
+    said, _ = first.communicate(timeout=240)
     assert first.returncode == 1, said
     assert f"{keys[0]} slow r0 interrupted: killed: its process is gone" in said
     assert "a worker was killed (out of memory?); its log: " in said
     assert "to resume: harness submit tiny.yaml" in said
 
     second = submit(tmp_path, "--jobs", "1", "--no-sync")
-    writer_at_step(runs[0], 30)
+    writer_at_step(runs[0], 30, attempt=2)
     os.killpg(second.pid, signal.SIGINT)
-    said, _ = second.communicate(timeout=120)
+    said, _ = second.communicate(timeout=240)
     assert second.returncode == 130, said
     assert "Stopping after this step and saving a checkpoint. Press Ctrl-C again to quit at once." in said
     assert runs[0].status().state == "interrupted"
@@ -429,7 +431,7 @@ def test_a_submission_killed_and_stopped_and_repeated_ends_in_the_bits_of_an_unb
     assert fourth.returncode == 0
     assert fourth.stdout == "skipped: 2 done\nnothing to submit\n"
 
-    unbroken = harness("submit", "tiny.yaml", "--runs", "unbroken", "--no-sync", cwd=tmp_path)
+    unbroken = harness("submit", "tiny.yaml", "--runs", "unbroken", "--jobs", "1", "--no-sync", cwd=tmp_path)
     assert unbroken.returncode == 0
     for run in runs:
         assert final_state(run) == final_state(RunDirectory(tmp_path / "unbroken" / run.key))

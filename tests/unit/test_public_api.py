@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 def modules_after(code):
     program = f"import sys\n{code}\nprint(*sys.modules)"
     command = [sys.executable, "-c", program]
-    return set(subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, timeout=60).stdout.split())
+    return set(
+        subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True, timeout=240).stdout.split()
+    )
 
 
 @pytest.mark.process

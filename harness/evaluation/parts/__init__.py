@@ -19,6 +19,7 @@ from harness.evaluation.parts.noise_scale import noise_scale
 from harness.evaluation.parts.rate_distortion import rate_distortion
 from harness.evaluation.parts.skip import skip
 from harness.evaluation.parts.sweep import sweep
+from harness.evaluation.parts.trajectories import trajectories
 from harness.evaluation.result import PartResult
 
 PARTS: dict[str, Callable[[EvaluationContext, Any], PartResult]] = {
@@ -30,5 +31,6 @@ PARTS: dict[str, Callable[[EvaluationContext, Any], PartResult]] = {
     "rate_distortion": rate_distortion,
     "noise_scale": noise_scale,
     "grid": grid,
+    "trajectories": trajectories,
     "metrics": metrics,
 }

@@ -78,7 +78,7 @@ def drawn(some_runs, tmp_path_factory):
 
 def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_claims(some_runs, drawn):
     out, said = drawn
-    names = set(OF_A_STUDY) - OF_OTHER_STUDIES - {"scaling"}
+    names = set(OF_A_STUDY) - OF_OTHER_STUDIES - {"scaling", "trajectories"}
     stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names}
     assert set(files(out)) == (
         {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
@@ -88,6 +88,7 @@ def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_cl
         "small: no scaling figure: it needs arms that differ in size or length of training, and their measurements",
         "small: no mixture figure: it needs an evaluation with modes",
         "small: no game figure: it needs a method that trains a discriminator",
+        "small: no trajectories figure: it needs an evaluation with trajectories",
     ]
     text = (out / "index.html").read_text()
     for run in some_runs.glob("[!.]*"):
@@ -123,6 +124,7 @@ def test_another_process_draws_the_same_bytes_without_torch_mlflow_or_pyplot(som
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_closed_forms")
 def test_failed_runs_are_counted_in_every_caption_and_their_reason_stands_in_the_list(study_runs, tmp_path):
     from harness.records.directory import RunDirectory
     from harness.records.status import Status
@@ -158,6 +160,7 @@ def sections(page):
     return {name.removeprefix("study-") for name in Links(page.read_text()).ids if name.startswith("study-")}
 
 
+@pytest.mark.usefixtures("without_closed_forms")
 def test_a_report_of_one_study_keeps_the_others_on_the_page_as_long_as_they_have_runs(two_studies, tmp_path):
     page = report(two_studies, tmp_path / "figures")
     assert sections(page) == {"tiny", "other"}
@@ -171,11 +174,13 @@ def test_a_report_of_one_study_keeps_the_others_on_the_page_as_long_as_they_have
     assert "other/" not in text
 
 
+@pytest.mark.usefixtures("without_closed_forms")
 def test_a_report_of_one_study_shows_no_study_that_was_never_drawn(two_studies, tmp_path):
     assert sections(report(two_studies, tmp_path / "figures", ["tiny"])) == {"tiny"}
     assert sections(report(two_studies, tmp_path / "figures", ["other"])) == {"tiny", "other"}
 
 
+@pytest.mark.usefixtures("without_closed_forms")
 def test_a_picture_that_was_deleted_since_is_not_linked(two_studies, tmp_path):
     page = report(two_studies, tmp_path / "figures")
     (tmp_path / "figures" / "other" / "learning_curves.png").write_text("no picture")
@@ -219,6 +224,7 @@ def test_a_study_without_runs_is_refused_with_the_choices(some_runs, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_closed_forms")
 def test_a_study_that_was_really_trained_and_measured_gives_every_figure(tiny_study, tmp_path):
     from harness.analysis.runs import load_records
     from harness.job.job import run_job
@@ -228,7 +234,7 @@ def test_a_study_that_was_really_trained_and_measured_gives_every_figure(tiny_st
         """
 grid: {model.channels: [8, 16]}
 evaluate:
-  - {name: eval, nll: {num_images: 16, evaluations_per_image: 8}, every: 6, grid: 36,
+  - {name: eval, nll: {num_images: 16, evaluations_per_image: 8}, every: 6, grid: 36, trajectories: {num_steps: 6},
      fidelity: {num_samples: 64, num_steps: 5}}
   - {name: eval, sweep: {num_samples: 32, num_steps: [2, 5]}}
   - {name: eval_untrained, weights: untrained, nll: {num_images: 16, evaluations_per_image: 8}}

@@ -22,6 +22,7 @@ from harness.spec.evaluation import (
     RateDistortion,
     Skip,
     Sweep,
+    Trajectories,
 )
 from harness.spec.metrics import METRIC_KINDS, PART_OUTPUTS, metric_kind, outputs
 from harness.spec.resources import Resources
@@ -225,6 +226,7 @@ EVERY_PART = {
     "rate_distortion": RateDistortion(num_images=4, num_steps=3),
     "noise_scale": NoiseScale(batch_size=4, small_per_big=2, num_big=2),
     "grid": 4,
+    "trajectories": Trajectories(num_samples=2, num_steps=6, num_frames=4),
 }
 OF_MIXTURES = {"modes": Modes(num_samples=32, num_steps=(3, 2))}
 
@@ -320,3 +322,28 @@ class TestModes:
     def test_more_steps_than_the_chain_has_are_refused(self, tiny_study):
         with pytest.raises(SpecError, match=r"has 8 steps, cannot keep 16 of them"):
             tiny_study("evaluate: [{modes: {num_steps: [4, 16]}}]\n", *MOG)
+
+
+@pytest.mark.parametrize("data", ["digits", "mog"])
+def test_a_trajectory_begins_with_the_noise_and_ends_with_the_sample(tiny_study, data):
+    sets = () if data == "digits" else MOG
+    part = Trajectories(num_samples=40, num_steps=6, num_frames=4)  # two batches
+    context = context_of(tiny_study("", *sets)[0], trajectories=part)
+    result = evaluate(context)
+    arrays = result.arrays["eval_trajectories.npz"]
+    assert arrays["steps_left"].tolist() == [6, 4, 2, 0]
+    with torch.inference_mode():
+        samples = context.sample(part.sampler, 6, 40)
+    noise = Streams(0).normal("x_T", 0, (32, *samples.shape[1:]))
+    assert np.array_equal(arrays["x_t"][0][:32], context.to_images(noise).numpy())
+    assert arrays["x_t"].shape == arrays["x_0"].shape == (4, *samples.shape)
+    for name in ("x_t", "x_0"):
+        assert np.array_equal(arrays[name][-1], context.to_images(samples).numpy())
+    assert not np.array_equal(arrays["x_0"][0], arrays["x_0"][-1])
+    if data == "digits":
+        assert result.pictures["eval_trajectories.png"].shape == (80 * 50 + 2, 4 * 50 + 2)
+
+
+def test_a_short_chain_is_kept_whole(tiny_study):
+    context = context_of(tiny_study("", *MOG)[0], trajectories=Trajectories(num_samples=1, num_steps=2))
+    assert evaluate(context).arrays["eval_trajectories.npz"]["steps_left"].tolist() == [2, 1, 0]

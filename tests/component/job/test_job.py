@@ -264,7 +264,7 @@ def wait_until(condition, seconds: float = 240) -> None:
         time.sleep(0.02)
 
 
-LONG = ("train.steps=60", "records.checkpoint_every_seconds=0.3", "records.log_every=7", "model.dropout=0.1")
+LONG = ("train.steps=150", "records.checkpoint_every_seconds=0.1", "records.log_every=7", "model.dropout=0.1")
 
 
 @pytest.mark.slow

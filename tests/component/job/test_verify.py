@@ -90,7 +90,7 @@ def test_a_run_that_continues_another_is_verified_from_there(study, tmp_path):
     directory = RunDirectory(runs / parent.run_key)
     directory.register(parent)
     assert run_job(directory.path, sync=False, show_progress=False) == "done"
-    run = load_study(study, sets=[f"continue_from={parent.run_key}", "evaluate=[]"]).runs[0]
+    run = load_study(study, sets=[f"continue_from={parent.run_key}"]).runs[0]
     found = verify_resume(run, runs, kills=1, steps=60)
     assert (found["verdict"], found["steps"]) == ("equal", 90)
     assert all(end["after_the_row_of_step"] > 30 for end in found["ends"])

@@ -233,7 +233,7 @@ def submit_to_slurm(study: Study, runs_folder: Path, **settings) -> Submission:
     return submit.submit(planning.plan(study, runs_folder), cluster="slurm", profile=profile, sync=False)
 
 
-def wait_for(done: Callable[[], object], seconds: float = 180) -> None:
+def wait_for(done: Callable[[], object], seconds: float = 480) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -289,7 +289,7 @@ def test_an_array_waits_its_turn_is_not_submitted_twice_and_is_again_after_a_can
 
 @pytest.mark.slurm
 def test_a_job_that_is_told_to_leave_writes_a_checkpoint_and_comes_back(tmp_path, study, slurm):
-    tiny = study("", "train.steps=1500")
+    tiny = study("", "train.steps=600")
     submission = submit_to_slurm(tiny, tmp_path / "runs")
     directory = submission.runs[0].directory
     wait_for(lambda: directory.latest())

@@ -168,7 +168,7 @@ def test_its_network_is_exported(study, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_resumed_it_ends_in_the_bits_of_an_unbroken_one(study, tmp_path):
-    run = study(EVALUATE, "train.steps=1500").runs[0]
+    run = study(EVALUATE, "train.steps=500").runs[0]
     certificate = verify_resume(run, tmp_path / "runs", kills=1)
     assert certificate["verdict"] == "equal", certificate
     assert [end["signal"] for end in certificate["ends"]].count("SIGKILL") == 1

@@ -265,6 +265,7 @@ def test_mlflow_takes_names_and_texts_that_it_would_refuse_elsewhere(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_closed_forms")
 def test_the_page_names_what_it_leaves_out_and_runs_no_script(runs, tmp_path):
     keys = [record.run_key for record in load_records(runs, "tiny")]
     edit("status.json", state="<img src=x onerror=alert(1)>")(runs / keys[0])

@@ -369,7 +369,7 @@ def test_processes_that_take_at_once_end_with_one_whole_folder(tree, store):
     command = [sys.executable, "-c", textwrap.dedent(TAKE), str(store), str(tree)]
     options = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **options) for _ in range(4)]
-    answers = {process.communicate(timeout=60)[0].strip() for process in processes}
+    answers = {process.communicate(timeout=240)[0].strip() for process in processes}
     assert all(process.returncode == 0 for process in processes) and len(answers) == 1
     assert folders_in(store) == sorted(answers)
     taken = snapshot.find(store, answers.pop())

@@ -580,7 +580,7 @@ class Server:
                 env={key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
                 | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=1)

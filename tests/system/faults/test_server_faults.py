@@ -79,7 +79,7 @@ class RealServer:
             )
 
     def wait(self):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             try:
                 return urllib.request.urlopen(f"{self.uri}/health", timeout=1)
@@ -176,7 +176,7 @@ def test_a_training_does_not_notice_its_server_and_nothing_is_lost(
         nonlocal syncer
         if syncer is None:
             (syncer,) = (one for one in psutil.Process().children() if "harness.tracking.daemon" in one.cmdline())
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while number == BLOCK and not server.met(run):
             assert time.monotonic() < deadline, "the syncer has not come to the server"
             time.sleep(0.05)

@@ -52,7 +52,7 @@ def put(study, runs_folder: Path):
     return submit.submit(planning.plan(study, runs_folder), cluster="slurm", profile=profile, sync=False)
 
 
-def wait_for(done: Callable[[], object], seconds: float = 180) -> None:
+def wait_for(done: Callable[[], object], seconds: float = 480) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "it did not come to pass"

@@ -29,7 +29,7 @@ def test_the_server_comes_up_and_answers_no_strange_host(tmp_path, free_ports):
     # A session of its own, whose processes all end with it.
     server = subprocess.Popen([SCRIPT], env=os.environ | environment, cwd=tmp_path, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             assert server.poll() is None and time.monotonic() < deadline, "the server does not come up"
             try:

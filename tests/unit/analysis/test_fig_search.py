@@ -89,6 +89,7 @@ def test_a_choice_stands_at_its_place_and_a_parameter_that_takes_no_part_nowhere
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_closed_forms")
 def test_the_report_shows_the_figures_of_a_search_and_of_a_study_none_of_them(searched, study_runs, tmp_path, capsys):
     page = report(searched, tmp_path / "figures").read_text()
     for name, picture in fig_search.FIGURES.items():

@@ -1,9 +1,11 @@
 """Figures and tables of a mixture: methods by rows, numbers of sampling steps by columns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from harness.analysis import fig_mixture, tab_mixture
+from harness.analysis import claims, fig_mixture, tab_mixture
 from harness.analysis.mixture import distance_scale, sampled_mixtures
 from harness.analysis.runs import load_records
 from harness.testing import tiny_study, write_finished_run
@@ -63,7 +65,7 @@ def test_a_row_of_one_arm_with_one_chain_has_the_arms_name_and_colour(records_of
 
 
 def test_distances_are_compared_with_the_paper_in_its_own_coordinates(records_of):
-    assert distance_scale(sampled_mixtures(records_of(CHAINS))) == 121
+    assert {distance_scale(run) for run in records_of(CHAINS)} == {121}
 
 
 def test_the_figure_has_the_samples_of_the_first_replicate_with_its_numbers(records_of):
@@ -133,3 +135,59 @@ def test_markdown_and_html_show_the_same_cells_and_a_dash_where_nothing_was_samp
 def test_a_diverged_model_has_a_nan_in_its_cell(records_of):
     frame = tab_mixture.data(records_of(CHAINS, lambda run: {"frechet": float("nan"), "modes_covered": 0.0}))
     assert cells(frame, "Fréchet", "simple") == ["1 NaN", "1 NaN"] and cells(frame, "modes", "simple") == ["0.0", "0.0"]
+
+
+TABLE_1 = {
+    "ddgan": {2: 7.27, 4: 0.99, 8: 0.49, 16: 0.53},
+    "siddm": {2: 0.14, 4: 1.21, 8: 0.30, 16: 0.23},
+    "without": {2: 21.19, 4: 53.22, 8: 7.04, 16: 14.37},
+}
+METHODS = {
+    "ddgan": {"name": "ddgan"},
+    "siddm": {"name": "siddm", "lambda_afd": 1.0, "adversarial": True},
+    "without": {"name": "siddm", "lambda_afd": 0.0, "adversarial": True},
+}
+THREE = """
+grid:
+  objective & diffusion.var_type: [[simple, fixed], [hybrid, learned_range], [vlb, learned_range]]
+  diffusion.num_timesteps: [2, 4, 8, 16]
+replicates: 3
+evaluate: [{modes: {num_samples: 250}}]
+"""
+
+
+def of_three_methods(records_of, table):
+    """Return records as if each objective were one of the methods of SIDDM's table 1."""
+    names = dict(zip(("simple", "hybrid", "vlb"), METHODS, strict=True))
+
+    def numbers(run):
+        distance = table[names[run.spec.objective.name]][run.spec.diffusion.num_timesteps]
+        return {"frechet": distance * (1 + 0.01 * run.replicate) / 121}
+
+    records = []
+    for run in records_of(THREE, numbers):
+        spec = {key: value for key, value in run.spec.items() if key not in ("objective", "timestep_sampler")}
+        spec["diffusion"] = {key: value for key, value in spec["diffusion"].items() if key != "var_type"}
+        records.append(replace(run, spec=spec | {"method": METHODS[names[run.spec["objective"]["name"]]]}))
+    return records
+
+
+def test_the_papers_own_numbers_support_the_papers_orderings(records_of):
+    judged = claims.judge(of_three_methods(records_of, TABLE_1))
+    assert [len(claim.contrasts) for claim in judged] == [3, 4, 3, 1]
+    contrasts = [contrast for claim in judged for contrast in claim.contrasts]
+    assert {contrast.verdict for contrast in contrasts} == {"supported"}
+    assert [contrast.context for contrast in judged[1].contrasts] == ["T = 2", "T = 4", "T = 8", "T = 16"]
+    assert contrasts[3].numbers().startswith("SIDDM 0.1414, SIDDM without AFD 21.4; difference")
+    assert all("second-hand" in claim.source for claim in judged)
+
+
+def test_the_opposite_numbers_contradict_them_and_equal_ones_decide_nothing(records_of):
+    swapped = TABLE_1 | {"siddm": TABLE_1["without"], "without": TABLE_1["siddm"]}
+    _, afd, ddgan, four = claims.judge(of_three_methods(records_of, swapped))
+    assert {contrast.verdict for contrast in (*afd.contrasts, *ddgan.contrasts)} == {"contradicted"}
+    assert four.contrasts[0].verdict == "supported"
+
+
+def test_methods_that_are_not_of_the_table_get_no_verdict(records_of):
+    assert claims.judge(records_of(CHAINS)) == []

@@ -1,5 +1,8 @@
-from harness.analysis import tab_results
+from dataclasses import replace
+
+from harness.analysis import claims, tab_results
 from harness.analysis.runs import load_records
+from harness.spec.methods import METHODS, MethodSpec
 
 EVALUATE = """
 grid: {diffusion.schedule: [linear, cosine]}
@@ -92,3 +95,33 @@ evaluate:
     gaussian = [row for row in rows if row["model"] == "Gaussian per pixel"]
     assert len(gaussian) == 2
     assert "32 test images" in gaussian[1]["note"]
+
+
+def test_an_arm_without_a_likelihood_has_a_dash_and_the_caption_says_why(study_runs, monkeypatch):
+    class Adversarial(MethodSpec):
+        name: str = "adversarial"
+
+    extra = """
+grid: {diffusion.schedule: [linear, cosine]}
+evaluate:
+  - {name: eval, arms: [linear], nll: {}, fidelity: {num_samples: 64, num_steps: 10}}
+  - {name: eval_samples, arms: [cosine], fidelity: {num_samples: 64, num_steps: 10}}
+"""
+    linear, cosine = load_records(study_runs(extra, nll))
+    frame = tab_results.data([linear, cosine])
+    assert "is not defined" not in tab_results.caption(frame), "it was not measured, but could be"
+    monkeypatch.setitem(METHODS, "adversarial", Adversarial)
+    frame = tab_results.data([linear, replace(cosine, spec=cosine.spec | {"method": {"name": "adversarial"}})])
+    assert "–: NLL is not defined for adversarial" in tab_results.caption(frame)
+    (row,) = [row for row in tab_results.rows(frame) if row["arm"] == "cosine"]
+    assert "nll" not in row
+    (line,) = [line for line in tab_results.markdown(frame).splitlines() if line.startswith("| cosine")]
+    assert "| 1 | – |" in line
+    assert not [claim for claim in claims.judge([linear, cosine]) if "NLL" in claim.statement]
+
+
+def test_without_any_likelihood_there_is_no_column_and_no_note(study_runs):
+    extra = "evaluate: [{fidelity: {num_samples: 64, num_steps: 10}}]\n"
+    frame = tab_results.data(load_records(study_runs(extra, nll)))
+    assert list(tab_results.heads(frame)) == ["fid", "precision", "recall"]
+    assert "NLL" not in tab_results.caption(frame)

@@ -1,6 +1,7 @@
 """Networks with a latent, their styles and what they refuse; and that without one nothing of a network has changed."""
 
 import hashlib
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from harness.models import MLP, Latent, NCSNpp, SuperResUNet, UNet
 from harness.models.unet import AttentionBlock, ResBlock
 
 LATENT = Latent(dim=6, style_dim=10, mapping_layers=2)
-TINY = dict(
+TINY: dict[str, Any] = dict(
     in_channels=3,
     model_channels=8,
     out_channels=6,

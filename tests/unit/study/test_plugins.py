@@ -119,7 +119,7 @@ def test_a_study_with_a_plugin_is_planned_without_torch(study):
         "import sys; from harness.study.expand import load_study;"
         "assert len(load_study(sys.argv[1]).runs) == 2; assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT, timeout=240)
 
 
 def test_a_name_that_a_plugin_adds_is_among_the_choices_only_while_it_is_active(study):
@@ -295,7 +295,7 @@ def test_a_stored_spec_is_read_with_the_frozen_plugin_in_another_process(own_run
         "directory = RunDirectory(sys.argv[1]); print(read_spec(directory.path, directory.spec()).run_key)"
     )
     command = [sys.executable, "-c", code, str(directory.path)]
-    output = subprocess.run(command, check=True, cwd=ROOT, timeout=60, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, cwd=ROOT, timeout=240, capture_output=True, text=True).stdout
     assert output.strip() == run.run_key
 
 
