@@ -1,8 +1,8 @@
 """A live SLURM: whatever it does to a run, the run ends in the weights of one that nobody disturbed.
 
 Three nodes: n1 is calm, n2 gives way to the high partition, n3 crashes. All scenarios are submitted at once and go on
-side by side, each in a folder of its own; every test waits for its own. The tests of what SLURM stops come last: by then
-most of it has come back.
+side by side, each in a folder of its own; every test waits for its own. The tests of what SLURM stops come last:
+by then most of it has come back.
 
 Nothing here looks at a text for people: tests/system/test_no_sentence_is_parsed.py runs these scenarios with all of
 them replaced.
@@ -331,7 +331,7 @@ def test_a_grid_larger_than_an_array_from_submit_to_figures(live):
     assert list((live.folder / "grid").rglob("*.png"))
 
 
-# ---------------------------------------------------------------------------------------------- what SLURM itself stops
+# --------------------------------------------------------------------------------------------- what SLURM itself stops
 
 
 def slurm_attempts(submission: submission.Submission) -> tuple[JobAttempt, ...]:
