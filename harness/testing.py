@@ -229,7 +229,9 @@ _FILL = {
 
 
 def check_parts(run: Run) -> None:
-    """Check what training and sampling require of a run's schedule, network and objective, without data.
+    """Check what training and sampling require of a run's schedule, networks and objective, without data.
+
+    Of a method without an objective, one training step and one step of sampling are tried.
 
     For tests of plugins: `for run in load_study("my_study.yaml").runs: check_parts(run)`.
 
@@ -238,7 +240,7 @@ def check_parts(run: Run) -> None:
     """
     import torch
 
-    from harness.registry import implementation, make_gaussian, parameters
+    from harness.registry import implementation, make_gaussian, make_method, parameters
     from harness.spec.resources import Resources
 
     spec = run.spec
@@ -246,6 +248,9 @@ def check_parts(run: Run) -> None:
     _check_betas(implementation("schedule", schedule)(spec.diffusion.num_timesteps, **parameters(schedule)), spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        if "objective" not in spec.method.owns:
+            _check_step(make_method(spec, facts, Resources(), torch.device("cpu")), spec)
+            return
         method = make_gaussian(spec, facts, Resources(), torch.device("cpu"))
         network = method.network.eval()
         with torch.no_grad():
@@ -260,6 +265,34 @@ def check_parts(run: Run) -> None:
         except TrainingError as error:
             raise AssertionError(f"objective {spec.objective.name}: {error}") from None
         _check_loss(terms["loss"], network, spec)
+
+
+def _check_step(method: Any, spec: RunSpec) -> None:
+    """Check that a training step gives what the method declares, and that its denoiser gives images."""
+    import torch
+
+    from harness.methods.base import Batch
+    from harness.randomness import Streams
+    from harness.registry import make_process
+    from harness.training.distributed import ProcessGroup
+
+    name, facts = f"method {spec.method.name}", spec.data.facts
+    x_0 = torch.randn(spec.train.batch_size, facts.channels, spec.data.pixels, spec.data.pixels).clamp(-1, 1)
+    y = torch.arange(len(x_0)) % (facts.num_classes or 1) if spec.model.class_cond else None
+    output = method.step(0, Batch.whole(x_0, y), Streams(0), ProcessGroup())
+    for kind, values, declared in (
+        ("terms", output.terms, method.terms_logged),
+        ("scalars", output.scalars, method.scalars_logged),
+    ):
+        assert set(values) == set(declared), f"{name}: a step gives the {kind} {sorted(values)}, not {sorted(declared)}"
+    shapes = {term: list(value.shape) for term, value in {**output.terms, "loss": output.loss}.items()}
+    assert all(shape == [len(x_0)] for shape in shapes.values()), f"{name}: one number an example is wanted: {shapes}"
+    process = make_process(spec.diffusion, facts.levels)
+    denoise = method.denoiser("ema", process, y=y, generator=torch.Generator().manual_seed(0), clip=False)
+    with torch.no_grad():
+        denoised = denoise(torch.randn_like(x_0), torch.full((len(x_0),), process.num_timesteps - 1))
+    for part, value in denoised._asdict().items():
+        assert value.expand_as(x_0).isfinite().all(), f"{name}: the denoiser's {part} is not finite"
 
 
 def _check_betas(betas: np.ndarray, spec: RunSpec) -> None:

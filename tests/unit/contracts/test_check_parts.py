@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from harness.diffusion import OBJECTIVES, SCHEDULES
+from harness.methods.base import StepOutput
 from harness.models import MLP
 from harness.registry import MODELS
 from harness.testing import check_parts
@@ -26,6 +27,23 @@ def test_what_is_built_in_passes(tiny_study, schedule, sets):
 def test_each_objective_passes(tiny_study, objective, var_type):
     [run] = tiny_study("", f"objective={objective}", f"diffusion.var_type={var_type}", *POINTS)
     check_parts(run)
+
+
+@pytest.mark.parametrize("method", ["ddgan", "siddm"])
+def test_a_method_without_an_objective_passes_by_a_step(tiny_study, method):
+    [run] = tiny_study("", f"method={method}", "diffusion.schedule=vp", *POINTS)
+    check_parts(run)
+
+
+def test_a_step_that_gives_other_terms_than_declared_is_named(tiny_study, monkeypatch):
+    [run] = tiny_study("", "method=ddgan", "diffusion.schedule=vp", *POINTS)
+    monkeypatch.setattr("harness.methods.ddgan.DenoisingGan.terms_logged", ("generator_loss", "luck"))
+    monkeypatch.setattr(
+        "harness.methods.ddgan.DenoisingGan.step",
+        lambda self, *_: StepOutput(torch.zeros(16), torch.zeros(16), {"generator_loss": torch.zeros(16)}),
+    )
+    with pytest.raises(AssertionError, match=r"method ddgan: a step gives the terms \['generator_loss'\], not"):
+        check_parts(run)
 
 
 class WithBatchNorm(MLP):
