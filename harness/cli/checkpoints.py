@@ -58,7 +58,7 @@ def import_checkpoint(file: Path, name: str, output: Output, runs_folder: Path) 
 def export_checkpoint(
     run: str, file: Path, weights: str, checkpoint: str | None, output: Output, runs_folder: Path
 ) -> None:
-    """Write weights for improved-diffusion or DDGAN.
+    """Write weights in a published format.
 
     FILE can be loaded by openai/improved-diffusion's scripts if the run's network is a U-Net, and by
     NVlabs/denoising-diffusion-gan's if it is an NCSN++ generator.
