@@ -46,7 +46,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     size = min(2.0, (style.TWO_COLUMNS - 0.3) / max(3, len(steps)), 9.0 / len(rows))
     width, height = size * len(steps) + 0.3, (size + 0.2) * len(rows) + 0.25
     figure, panels = style.subplots(len(rows), len(steps), width=max(width, 1.8), height=height)
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.05, wspace=0.02, hspace=0.02)
     cells = {(row["row"], row["num_steps"]): row for _, row in frame.iterrows()}
     for line, name in enumerate(rows):
         colour = style.arm_style(frame.loc[frame["row"] == name, "arm_index"].iloc[0])["color"]

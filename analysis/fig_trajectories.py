@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TITLE = "Reverse trajectories"
 NEEDS = "an evaluation with trajectories"
-MAX_PICTURES, MAX_PATHS = 2, 8
+MAX_PICTURES, MAX_PATHS = 2, 5
 COLUMNS = ["evaluation", "arm", "arm_index", "replicate", "run_key", "steps_left", "x_t", "x_0"]
 
 

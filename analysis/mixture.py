@@ -1,14 +1,13 @@
 """What studies of a mixture have in common: one row a method, one column a number of sampling steps.
 
 A number of steps is reached in two ways: by a chain that was trained with so many, and by a longer one that is sampled
-in fewer. Arms that differ in the length of their chain alone are one row, by whole chains; where such a row has chains
-that are sampled in fewer steps too, each of them is a row of its own.
+in fewer. Arms that differ in the length of their chain alone are one row, by whole chains. A chain that is sampled in
+fewer steps has its length T in the row's name; beside such a row of whole chains it is a row of its own.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,14 +58,14 @@ def sampled_mixtures(runs: Sequence[RunRecord]) -> list[SampledMixture]:
     for run in runs:
         arms.setdefault(_family(run), {})[run.arm] = None
     entries = list(_entries(runs))
-    in_full = Counter(_family(run) for run, _, num_steps in entries if num_steps == _length(run))
+    in_fewer = {_family(run) for run, _, num_steps in entries if num_steps < _length(run)}
     keyed = []
     for run, measurement, num_steps in entries:
         family = _family(run)
         protocol = sampling_protocol(measurement, "modes")
         protocol["modes"] = {name: value for name, value in protocol["modes"].items() if name != "num_steps"}
         name, settings = _common_name(list(arms[family])), dict[str, Any](family=family)
-        if num_steps < _length(run) and (len(arms[family]) > 1 or not in_full[family]):
+        if num_steps < _length(run) or (len(arms[family]) == 1 and family in in_fewer):
             name, settings = f"{name}, T = {_length(run)}", settings | {"T": _length(run)}
         first = index[next(iter(arms[family]))]
         keyed.append((labels.add("", protocol), rows.add(name, settings), first, run, measurement, num_steps))

@@ -203,7 +203,7 @@ def make_discriminator(spec: RunSpec, data: Dataset | DatasetFacts, *, pair: boo
             pair=pair,
             num_classes=data.num_classes if spec.model.class_cond else None,
             heads=method.needs_heads,
-            **parameters(part),
+            **part.model_dump(exclude={"name", "rescale_timesteps"}),
         )
 
 
@@ -223,7 +223,12 @@ def make_adversarial(
     discriminator = make_discriminator(spec, data, pair=method.sees_pair).to(device)
 
     def adam(network: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(network.parameters(), lr=lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        return torch.optim.AdamW(
+            network.parameters(), lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
+
+    def scale(rescale: bool) -> float:
+        return 1000 / spec.diffusion.num_timesteps if rescale else 1.0
 
     return build(
         generator,
@@ -237,7 +242,7 @@ def make_adversarial(
         r1_gamma=method.r1_gamma,
         r1_every=method.r1_every,
         denoising_weight=method.denoising_weight,
-        timestep_scale=1000 / spec.diffusion.num_timesteps if spec.model.rescale_timesteps else 1.0,
+        timestep_scales=(scale(spec.model.rescale_timesteps), scale(method.discriminator.rescale_timesteps)),
         group_size=method.discriminator.batch_multiple,
         grad_clip=optim.grad_clip,
         autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,

@@ -97,7 +97,7 @@ class AdversarialMethod:
         denoising_weight: of the discriminator's denoising loss, SIDDM's regulariser: the mean squared error of the x_0
             that it predicts from real x_t; 0 for none.
         ema_rate: the EMA starts at the weights after the first step, as in DDGAN's code.
-        timestep_scale: the generator sees t times this. The discriminator sees t as it is.
+        timestep_scales: the generator and the discriminator see t times these; 1 leaves it an integer.
         group_size: examples that the discriminator compares with each other; a process's rows are a multiple of it.
         grad_clip: largest global norm of each network's gradient, None for no limit.
         autocast: the dtype of the forward passes, None for that of the weights.
@@ -128,7 +128,7 @@ class AdversarialMethod:
         r1_gamma: float = 0.0,
         r1_every: int = 1,
         denoising_weight: float = 0.0,
-        timestep_scale: float = 1.0,
+        timestep_scales: tuple[float, float] = (1.0, 1.0),
         group_size: int = 1,
         grad_clip: float | None = None,
         autocast: torch.dtype | None = None,
@@ -139,7 +139,7 @@ class AdversarialMethod:
         self.ema = copy.deepcopy(generator).requires_grad_(False).eval()
         self._learning_rates = dict(zip(self.optimizers, learning_rates, strict=True))
         self._latent_dim, self._r1_gamma, self._r1_every = latent_dim, r1_gamma, r1_every
-        self._denoising_weight, self._timestep_scale, self._group_size = denoising_weight, timestep_scale, group_size
+        self._denoising_weight, self._timestep_scales, self._group_size = denoising_weight, timestep_scales, group_size
         self._grad_clip, self._autocast, self._num_classes = grad_clip, autocast, num_classes
         self._average = get_ema_multi_avg_fn(ema_rate)
         self._num_processes = 1
@@ -271,14 +271,12 @@ class AdversarialMethod:
 
     def _predict(self, generator: nn.Module, x_next: Tensor, t: Tensor, y: Tensor | None, z: Tensor) -> Tensor:
         with self._precision(x_next):
-            return generator(x_next, self._scaled(t), y, z).to(x_next.dtype)
-
-    def _scaled(self, t: Tensor) -> Tensor:
-        return t if self._timestep_scale == 1 else t * self._timestep_scale
+            return generator(x_next, _scaled(t, self._timestep_scales[0]), y, z).to(x_next.dtype)
 
     def _judge(self, x_t: Tensor, draws: Draws, x_next: Tensor, examples: Examples) -> Verdict:
         with self._precision(x_t):
-            verdict = self.discriminator(x_t, draws.t, x_next if self.sees_pair else None, examples.y)
+            t = _scaled(draws.t, self._timestep_scales[1])
+            verdict = self.discriminator(x_t, t, x_next if self.sees_pair else None, examples.y)
         heads = (None if head is None else head.to(x_t.dtype) for head in (verdict.x_0, verdict.x_next))
         return Verdict(verdict.logits.to(x_t.dtype), *heads)
 
@@ -431,6 +429,10 @@ class AdversarialMethod:
 
     def _networks(self) -> Iterable[tuple[str, nn.Module]]:
         return [("generator", self.generator), ("discriminator", self.discriminator), ("ema", self.ema)]
+
+
+def _scaled(t: Tensor, scale: float) -> Tensor:
+    return t if scale == 1 else t * scale
 
 
 def _average_over_processes(gradients: Sequence[Tensor], num_processes: int) -> None:

@@ -18,6 +18,8 @@ class DiscriminatorModel(NamedModel):
     batch_multiple: ClassVar[int] = 1
     """The number of examples that must divide a batch on each process, since outputs depend on groups of examples."""
 
+    rescale_timesteps: bool = True  # the network sees 1000 t / T
+
     @classmethod
     def check_declaration(cls) -> None:
         """Require that what it can do is said by values."""
@@ -42,6 +44,7 @@ class PublishedDiscriminatorModel(DiscriminatorModel):
 
     channels: int = Field(64, ge=1, le=4096)
     time_dim: int = Field(256, ge=4, le=65536, description="Width of the time embedding.")
+    rescale_timesteps: bool = False  # as published: it sees t in 0 .. T-1
 
     batch_multiple: ClassVar[int] = 4
     smallest_image: ClassVar[int]

@@ -68,7 +68,7 @@ TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/linux
-JobAcctGatherFrequency=2
+JobAcctGatherFrequency=1
 JobAcctGatherParams=OverMemoryKill
 KillWait=5
 

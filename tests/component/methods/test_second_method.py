@@ -88,7 +88,9 @@ def test_what_belongs_to_another_method_is_refused_with_its_line_and_the_choices
 
 
 def test_an_unknown_method_and_an_unknown_parameter_are_refused_with_the_choices(study):
-    with pytest.raises(SpecError, match=r"critics\.yaml:\d+: method.*unknown name 'critik'.*choices: gaussian, critic"):
+    with pytest.raises(
+        SpecError, match=r"critics\.yaml:\d+: method.*unknown name 'critik'.*choices: gaussian, ddgan, siddm, critic"
+    ):
         study("arms:\n  a: {method: critik}\n")
     with pytest.raises(SpecError, match=r"method\.wait: unknown key"):
         study("", "method.wait=1")

@@ -1,7 +1,8 @@
 """A live SLURM: whatever it does to a run, the run ends in the weights of one that nobody disturbed.
 
 Three nodes: n1 is calm, n2 gives way to the high partition, n3 crashes. All scenarios are submitted at once and go on
-side by side, each in a folder of its own; every test waits for its own.
+side by side, each in a folder of its own; every test waits for its own. The tests of what SLURM stops come last:
+by then most of it has come back.
 
 Nothing here looks at a text for people: tests/system/test_no_sentence_is_parsed.py runs these scenarios with all of
 them replaced.
@@ -219,39 +220,6 @@ def undisturbed(scenarios) -> Callable[[RunDirectory], None]:
     return same
 
 
-def test_a_preempted_run_comes_back_by_itself(scenarios, undisturbed):
-    [run] = ended(scenarios["preempted"]).runs
-    assert len(resumed_at(run.directory)) > 1
-    assert resumed_at(run.directory)[1] > 0
-    assert len(slurm_attempts(scenarios["preempted"])) > 1
-    undisturbed(run.directory)
-
-
-def test_where_preemption_cancels_a_job_submits_its_own_successor(scenarios, undisturbed):
-    [run] = ended(scenarios["cancelled_for_good"]).runs
-    assert resumed_at(run.directory)[1] > 0
-    claim = claims.claims_of(run.path.parent, [run.run_key])[run.run_key][-1]
-    assert len(claim.jobs) > 1
-    undisturbed(run.directory)
-
-
-def test_a_run_at_its_time_limit_goes_on_where_it_was(scenarios, undisturbed):
-    [run] = ended(scenarios["time_limit"]).runs
-    assert len(resumed_at(run.directory)) > 1
-    undisturbed(run.directory)
-
-
-def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint(scenarios, undisturbed):
-    [run] = ended(scenarios["crash"]).runs
-    assert len(resumed_at(run.directory)) > 1
-    undisturbed(run.directory)
-
-
-def slurm_attempts(submission: submission.Submission) -> tuple[JobAttempt, ...]:
-    job_id = submission.jobs[0].job_id
-    return read_queue([job_id])[job_id].attempts
-
-
 def test_over_memory_is_left_failed_after_three_kills_and_a_retry_with_more_ends_well(live, scenarios, undisturbed):
     [run] = scenarios["memory"].runs
     wait_for(lambda: scenarios["memory"].now()[0].state == "failed")
@@ -361,3 +329,39 @@ def test_a_grid_larger_than_an_array_from_submit_to_figures(live):
     command = [sys.executable, "-m", "harness.cli", "figures", "--runs", str(live.folder / "grid" / "runs")]
     subprocess.run(command, cwd=live.folder / "grid", env=os.environ | CODE, check=True)
     assert list((live.folder / "grid").rglob("*.png"))
+
+
+# --------------------------------------------------------------------------------------------- what SLURM itself stops
+
+
+def slurm_attempts(submission: submission.Submission) -> tuple[JobAttempt, ...]:
+    job_id = submission.jobs[0].job_id
+    return read_queue([job_id])[job_id].attempts
+
+
+def test_a_preempted_run_comes_back_by_itself(scenarios, undisturbed):
+    [run] = ended(scenarios["preempted"]).runs
+    assert len(resumed_at(run.directory)) > 1
+    assert resumed_at(run.directory)[1] > 0
+    assert len(slurm_attempts(scenarios["preempted"])) > 1
+    undisturbed(run.directory)
+
+
+def test_where_preemption_cancels_a_job_submits_its_own_successor(scenarios, undisturbed):
+    [run] = ended(scenarios["cancelled_for_good"]).runs
+    assert resumed_at(run.directory)[1] > 0
+    claim = claims.claims_of(run.path.parent, [run.run_key])[run.run_key][-1]
+    assert len(claim.jobs) > 1
+    undisturbed(run.directory)
+
+
+def test_a_run_at_its_time_limit_goes_on_where_it_was(scenarios, undisturbed):
+    [run] = ended(scenarios["time_limit"]).runs
+    assert len(resumed_at(run.directory)) > 1
+    undisturbed(run.directory)
+
+
+def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint(scenarios, undisturbed):
+    [run] = ended(scenarios["crash"]).runs
+    assert len(resumed_at(run.directory)) > 1
+    undisturbed(run.directory)

@@ -23,7 +23,7 @@ def records_of(tmp_path):
     return write
 
 
-@pytest.mark.parametrize(("sets", "shape"), [((), (4, 2, 1, 8, 8)), (MOG, (4, 8, 2, 1, 1))], ids=["images", "points"])
+@pytest.mark.parametrize(("sets", "shape"), [((), (4, 2, 1, 8, 8)), (MOG, (4, 5, 2, 1, 1))], ids=["images", "points"])
 def test_each_arm_shows_the_first_trajectories_of_its_first_replicate(records_of, sets, shape):
     frame = fig_trajectories.data(records_of(*sets))
     assert list(frame["arm"]) == ["one", "other"] and set(frame["replicate"]) == {0}
@@ -42,7 +42,7 @@ def test_pictures_have_a_column_for_each_frame_and_two_rows_for_each_sample(reco
 def test_paths_have_a_panel_for_x_t_and_one_for_what_is_predicted(records_of):
     frame = fig_trajectories.data(records_of(*MOG))
     panels = [axes for axes in fig_trajectories.draw(frame).axes if axes.lines]
-    assert [len(axes.lines) for axes in panels] == [8] * 4
+    assert [len(axes.lines) for axes in panels] == [5] * 4
     np.testing.assert_array_equal(panels[0].lines[0].get_xdata(), frame["x_t"][0][:, 0, 0, 0, 0])
 
 

@@ -59,9 +59,9 @@ def test_a_long_chain_that_is_sampled_in_fewer_steps_stands_in_the_same_columns(
     ]
 
 
-def test_a_row_of_one_arm_with_one_chain_has_the_arms_name_and_colour(records_of):
+def test_a_row_of_one_arm_has_its_name_and_says_how_long_its_chain_is_where_it_is_sampled_in_fewer(records_of):
     (first, second) = sampled_mixtures(records_of("evaluate: [{modes: {num_steps: [4, 8]}}]\n"))
-    assert (first.row, second.row, first.num_steps, second.num_steps) == ("base", "base", 4, 8)
+    assert (first.row, second.row, first.num_steps, second.num_steps) == ("base, T = 8", "base, T = 8", 4, 8)
 
 
 def test_distances_are_compared_with_the_paper_in_its_own_coordinates(records_of):

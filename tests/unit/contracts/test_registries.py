@@ -86,6 +86,7 @@ CALLED_WITH = {
 # What the spec says that the callables do not take, and who reads it.
 READ_ELSEWHERE = {
     "sampler": {"spacing"},  # respacing
+    "discriminator": {"rescale_timesteps"},  # the method
     "data": {"horizontal_flip", "num_classes"},  # the training; the plan
 }
 

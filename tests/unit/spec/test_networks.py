@@ -154,7 +154,7 @@ def test_data_that_fit_a_discriminator_pass_through_it_with_the_fields_of_its_sp
     part.require_data(facts)
     options = {"in_channels": facts.channels, "pair": True, "num_classes": None, "heads": part.heads}
     with torch.device("meta"):
-        network = DISCRIMINATORS[part.name](**options, **parameters(part))
+        network = DISCRIMINATORS[part.name](**options, **part.model_dump(exclude={"name", "rescale_timesteps"}))
         x = torch.empty(part.batch_multiple, facts.channels, facts.image_size, facts.image_size)
         assert network(x, torch.zeros(len(x)), x).logits.shape == (len(x), 1)
 
@@ -192,7 +192,7 @@ def test_a_plugin_brings_a_discriminator_of_its_own(tmp_path):
     with active([plugin]):
         part = DISCRIMINATOR.validate_python({"name": "linear", "bias": False})
     assert isinstance(part, DiscriminatorModel)
-    assert parameters(part) == {"bias": False}
+    assert parameters(part) == {"rescale_timesteps": True, "bias": False}
     part.require_data(DATASET_FACTS["mog"])
 
 
