@@ -1,34 +1,55 @@
-"""Import published checkpoints of openai/improved-diffusion as runs, and export weights in its format.
+"""The eight checkpoints that openai/improved-diffusion published in March 2021: settings, specs and file format.
 
-An imported run is a run like any other: its spec says how the weights were trained, as far as the README documents it,
-and from which file they come. The file's sha256 is part of the identity, so it is never taken for a training of ours.
+`PUBLISHED` holds the flags from the repository's README, with its scripts' defaults filled in. Each file is the EMA
+weights (rate 0.9999) as a plain state dict, named `<file>.pt`.
 """
 
-from __future__ import annotations
-
-import hashlib
+import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from torch import Tensor
 
-from harness.errors import CheckpointError
-from harness.evaluation.sampling import load_method
-from harness.interop.openai_checkpoint import load_published, published, save_published
-from harness.records.directory import RunDirectory
-from harness.records.files import replace_file
-from harness.records.plugins import read_spec
-from harness.records.status import Status
-from harness.registry import make_method
-from harness.spec.base import SCHEMA_VERSION
-from harness.spec.resources import Resources
+from harness.interop.files import Layout, look_up, read_state, write_state
+from harness.models.unet import SuperResUNet, UNet
 from harness.spec.run import RunSpec
-from harness.training.checkpoints import Checkpoints
-from harness.training.loop import Training, save
 
-STUDY = "imported"
+
+@dataclass(frozen=True)
+class Published:
+    """One published checkpoint: its network and its training.
+
+    Attributes:
+        file: stem of the published file.
+        image_size: height and width in pixels.
+        network: arguments of UNet, or of SuperResUNet where low_res_size is set.
+        diffusion: num_timesteps, schedule, learn_sigma; rescale_timesteps (the network sees t * 1000 / num_timesteps);
+            rescale_learned_sigmas (L_hybrid with lambda 0.001, else 1 / num_timesteps); use_kl (L_vlb).
+        training: lr, batch_size, schedule_sampler.
+        low_res_size: pixels of the small image that an upsampler is given.
+    """
+
+    file: str
+    image_size: int
+    network: Mapping[str, Any]
+    diffusion: Mapping[str, Any]
+    training: Mapping[str, Any]
+    low_res_size: int | None = None
+
+    @property
+    def arm(self) -> str:
+        """Return its name in studies."""
+        return self.file
+
+
+def published(name: str) -> Published:
+    """Look up a published checkpoint by its name in PUBLISHED or by its file's stem."""
+    return look_up(name, PUBLISHED)[1]
 
 
 def published_spec(name: str, sha256: str | None = None) -> RunSpec:
@@ -84,55 +105,122 @@ def published_spec(name: str, sha256: str | None = None) -> RunSpec:
     )
 
 
-def import_checkpoint(path: Path, name: str, runs_folder: Path) -> RunDirectory:
-    """Create a finished run from a file in the published format; importing it again changes nothing.
-
-    The weights are stored both as the EMA, which the published files contain, and as the raw weights.
-
-    Raises:
-        CheckpointError: the file is not the named checkpoint.
-    """
-    state = load_published(path, name)
-    with path.open("rb") as file:
-        spec = published_spec(name, hashlib.file_digest(file, "sha256").hexdigest())
-    directory = RunDirectory(runs_folder / spec.run_key)
-    directory.create(spec.model_dump(mode="json"), SCHEMA_VERSION)
-    directory.add_to_study(STUDY, {"arm": published(name).file, "replicate": 0, "overrides": {}, "evaluations": []})
-    study = {"study": f"{STUDY}-{published(name).file}", **spec.model_dump(mode="json")}
-    replace_file(directory.path / "study.yaml", yaml.safe_dump(study, sort_keys=False), durable=False)
-    if directory.status().state == "done":
-        return directory
-    cpu = torch.device("cpu")
-    training = Training(spec, make_method(spec, spec.data.facts, Resources(), cpu), cpu)
-    for weights in ("raw", "ema"):
-        training.method.sampling_network(weights).load_state_dict(state)
-    training.step = spec.train.steps
-    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
-        journal.event("imported", file=path.name, sha256=spec.imported_sha256)
-        save(training, journal, Checkpoints(directory.checkpoints_folder))
-        steps = spec.train.steps
-        directory.set_status(Status("done", step=steps, num_steps=steps, attempt=journal.attempt))
-    return directory
+def build_published(name: str) -> UNet:
+    """Build the network of a published checkpoint, freshly initialised, on torch's default device."""
+    entry = published(name)
+    return (UNet if entry.low_res_size is None else SuperResUNet)(**entry.network)
 
 
-def export_checkpoint(run_folder: Path, path: Path, *, weights: str = "ema", step: int | None = None) -> int:
-    """Write a run's weights as a file in the published format.
+def load_published(path: str | os.PathLike, name: str) -> dict[str, Tensor]:
+    """Read a checkpoint in the published format and check that it fits the named configuration.
 
     Args:
-        weights: "ema", as the published files are, or "raw".
-        step: of a kept checkpoint; None for the newest.
+        path: a file that holds a state dict, `module.` before its names or not; nothing but tensors is unpickled.
+        name: a key of PUBLISHED, or the file's stem as published.
 
-    Returns:
-        the step of the weights.
+    Returns: the state dict, on the CPU, for `build_published(name).load_state_dict`.
 
     Raises:
-        RecordError: the run has no checkpoint yet.
-        CheckpointError: the run has no such checkpoint or no U-Net, or the file cannot be written.
+        CheckpointError: no such name, no readable state dict, values that are not finite, or a state dict of another
+            network; then the message has the first entries that differ, and the published configuration that the file
+            is nearest to.
     """
-    run_directory = RunDirectory(run_folder)
-    if run_directory.spec()["model"]["name"] != "unet":
-        raise CheckpointError(f"run {run_directory.key} has no U-Net; the published format has no other network")
-    spec = read_spec(run_directory.path, run_directory.spec())
-    method, step = load_method(run_directory.path, spec, spec.data.facts, device=torch.device("cpu"), step=step)
-    save_published(method.sampling_network(weights).state_dict(), path)
-    return step
+    published(name)
+    return read_state(Path(path), name, PUBLISHED, _layout)
+
+
+def save_published(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """Write a network's weights atomically as a file in the published format.
+
+    Args:
+        state_dict: of a UNet or a SuperResUNet, on any device; written as it is, bit for bit.
+        path: the file to write or replace.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    write_state(state_dict, Path(path))
+
+
+@cache
+def _layout(name: str) -> Layout:
+    """Return the shape of every entry of a published state dict."""
+    with torch.device("meta"):
+        return {key: list(value.shape) for key, value in build_published(name).state_dict().items()}
+
+
+_IMAGENET64 = {
+    "in_channels": 3,
+    "model_channels": 128,
+    "out_channels": 6,  # learn_sigma: the noise and the variance's interpolation
+    "num_res_blocks": 3,
+    "attention_resolutions": (4, 8),  # 16 and 8 pixels of 64
+    "dropout": 0.0,
+    "channel_mult": (1, 2, 3, 4),
+    "num_classes": None,
+    "num_heads": 4,
+    "use_scale_shift_norm": True,
+}
+_CIFAR10 = _IMAGENET64 | {"attention_resolutions": (2, 4), "dropout": 0.3, "channel_mult": (1, 2, 2, 2)}
+_LSUN = _IMAGENET64 | {
+    "num_res_blocks": 2,
+    "attention_resolutions": (16,),  # 16 pixels of 256
+    "channel_mult": (1, 1, 2, 2, 4, 4),
+    "num_heads": 1,
+    "use_scale_shift_norm": False,
+}
+_UPSAMPLE = _IMAGENET64 | {
+    "model_channels": 192,
+    "num_res_blocks": 2,
+    "attention_resolutions": (16, 32),  # 16 and 8 pixels of 256
+    "channel_mult": (1, 1, 2, 2, 4, 4),
+    "num_classes": 1000,
+}
+
+_COSINE_4000 = {
+    "num_timesteps": 4000,
+    "schedule": "cosine",
+    "learn_sigma": True,
+    "rescale_timesteps": True,
+    "rescale_learned_sigmas": True,
+    "use_kl": False,
+}
+_UNSCALED = {"rescale_timesteps": False, "rescale_learned_sigmas": False}
+_LINEAR_1000 = _COSINE_4000 | _UNSCALED | {"num_timesteps": 1000, "schedule": "linear"}
+
+_TRAINING = {"lr": 1e-4, "batch_size": 128, "schedule_sampler": "uniform"}
+_RESAMPLED = _TRAINING | {"schedule_sampler": "loss-second-moment"}
+
+PUBLISHED: dict[str, Published] = {
+    "imagenet64_uncond": Published("imagenet64_uncond_100M_1500K", 64, _IMAGENET64, _COSINE_4000, _TRAINING),
+    "cifar10_uncond": Published("cifar10_uncond_50M_500K", 32, _CIFAR10, _COSINE_4000, _TRAINING),
+    "imagenet64_cond": Published(
+        "imagenet64_cond_270M_250K",
+        64,
+        _IMAGENET64 | {"model_channels": 192, "num_classes": 1000},
+        _COSINE_4000 | _UNSCALED,
+        _TRAINING | {"lr": 3e-4, "batch_size": 2048},
+    ),
+    "upsample_cond": Published(
+        "upsample_cond_500K",
+        256,
+        _UPSAMPLE,
+        _COSINE_4000 | _UNSCALED | {"schedule": "linear"},
+        _TRAINING | {"lr": 3e-4, "batch_size": 256},
+        low_res_size=64,
+    ),
+    "lsun_uncond_bs128": Published("lsun_uncond_100M_1200K_bs128", 256, _LSUN, _LINEAR_1000, _TRAINING),
+    "lsun_uncond_bs64": Published(
+        "lsun_uncond_100M_2400K_bs64",
+        256,
+        _LSUN,
+        _LINEAR_1000,
+        _TRAINING | {"lr": 2e-5, "batch_size": 64},  # the README's command says 128, the file's name and the paper 64
+    ),
+    "imagenet64_uncond_vlb": Published(
+        "imagenet64_uncond_vlb_100M_1500K", 64, _IMAGENET64, _COSINE_4000 | {"use_kl": True}, _RESAMPLED
+    ),
+    "cifar10_uncond_vlb": Published(
+        "cifar10_uncond_vlb_50M_500K", 32, _CIFAR10, _COSINE_4000 | {"use_kl": True}, _RESAMPLED
+    ),
+}

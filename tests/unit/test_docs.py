@@ -10,6 +10,7 @@ import yaml
 from harness import __version__
 from harness.slurm.profile import Profile, load_profile
 from harness.spec import evaluation, run
+from harness.spec.methods import METHODS
 from harness.spec.resources import Resources
 from harness.study.expand import STUDY_PARTS, load_study
 
@@ -70,6 +71,21 @@ def test_the_readmes_study_loads(tmp_path):
     study = load_study(tmp_path / "study.yaml")
     assert len(study.runs) == 12
     assert study.warnings() == []
+
+
+def test_the_study_of_the_adversarial_methods_page_loads(tmp_path):
+    page = (ROOT / "docs" / "howto" / "adversarial_methods.md").read_text()
+    example = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0]
+    (tmp_path / "study.yaml").write_text(example.replace("extends: ", f"extends: {ROOT}/"))
+    study = load_study(tmp_path / "study.yaml")
+    assert [run.spec.method.name for run in study.runs] == ["gaussian", "ddgan", "siddm"]
+    assert study.warnings() == []
+
+
+def test_the_adversarial_methods_page_names_every_field_of_both():
+    page = (ROOT / "docs" / "howto" / "adversarial_methods.md").read_text()
+    for field in {*METHODS["ddgan"].model_fields, *METHODS["siddm"].model_fields} - {"name"}:
+        assert f"`{field}`" in page, field
 
 
 def test_the_readmes_search_loads(tmp_path):

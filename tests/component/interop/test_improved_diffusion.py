@@ -9,8 +9,8 @@ from harness.errors import RecordError, SpecError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate
 from harness.evaluation.sampling import load_method, sample_run
-from harness.interop.improved_diffusion import export_checkpoint, import_checkpoint
-from harness.interop.openai_checkpoint import build_published, save_published
+from harness.interop.checkpoints import export_checkpoint, import_checkpoint
+from harness.interop.improved_diffusion import build_published, save_published
 from harness.job.job import run_job
 from harness.records.directory import RunDirectory
 from harness.registry import make_method

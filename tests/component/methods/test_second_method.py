@@ -14,7 +14,7 @@ from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.errors import SpecError
 from harness.evaluation.sampling import sample_run
-from harness.interop.improved_diffusion import export_checkpoint
+from harness.interop.checkpoints import export_checkpoint
 from harness.job import job
 from harness.job.verify import digests, verify_resume
 from harness.launch import calibrate, planning

@@ -11,6 +11,7 @@ from harness.study.expand import is_search, load_study
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 PUBLISHED = sorted(p for folder in ("iddpm", "ddpm") for p in (EXPERIMENTS / folder).glob("*.yaml"))
+SIDDM = sorted((EXPERIMENTS / "siddm").glob("*.yaml"))
 IMAGENET64, CIFAR10 = (1, 2, 3, 4), (1, 2, 2, 2)
 
 
@@ -246,6 +247,90 @@ def test_ddpm_table_2_has_its_six_parametrisations():
     for run in runs:
         check_ddpm_training(run.spec)
     assert load("ddpm/cifar10.yaml").runs[0].run_key == runs[-1].run_key
+
+
+@pytest.mark.parametrize("path", SIDDM, ids=lambda path: path.stem)
+def test_every_study_of_siddm_is_planned_without_data_and_says_what_is_not_sourced(path, monkeypatch):
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    monkeypatch.delenv("HARNESS_INCEPTION_WEIGHTS", raising=False)
+    study = load_study(path)
+    assert study.runs and study.warnings() == []
+    assert all(run.evaluations and run.resources.gpus_per_node == 1 for run in study.runs)
+    schema, question = path.read_text().splitlines()[:2]
+    assert schema.startswith("# yaml-language-server: ")
+    assert question.startswith("# ") and "?" in question
+    assert "not sourced" in path.read_text()
+
+
+def test_the_mixture_is_trained_with_five_numbers_of_steps_by_every_method_and_form():
+    runs = load("siddm/mixture.yaml").runs
+    assert {run.spec.diffusion.num_timesteps for run in runs} == {1, 2, 4, 8, 16}
+    assert {run.replicate for run in runs} == {0, 1, 2}
+    forms = {
+        (getattr(spec.method, "cross_entropy", spec.method.name), getattr(spec.method, "c_psi_target", ""))
+        for spec in (run.spec for run in runs)
+        if getattr(spec.method, "lambda_afd", 1)
+    }
+    assert forms == {
+        *{(cross_entropy, target) for cross_entropy in ("exact", "printed") for target in ("x_t", "renoised")},
+        *{("exact", None), ("ddgan", ""), ("gaussian", "")},
+    }
+    assert {run.spec.objective.name for run in runs if run.spec.method.name == "gaussian"} == {"simple", "hybrid"}
+    assert any(getattr(run.spec.method, "lambda_afd", 1) == 0 for run in runs)
+    for run in runs:  # DDGAN, appendix C.5
+        assert (run.spec.model.width, run.spec.model.depth) == (512, 3)
+        assert (run.spec.train.steps, run.spec.train.batch_size) == (50_000, 512)
+        assert run.evaluations[0].modes and run.evaluations[0].trajectories
+        if run.spec.method.name != "gaussian":
+            assert (run.spec.method.discriminator.width, run.spec.method.discriminator.depth) == (512, 3)
+
+
+def test_ddgan_on_cifar10_and_celebahq_is_the_published_command():
+    # What `import-checkpoint` says of the published files, which tests/unit/interop holds against the commands.
+    from harness.interop.ddgan import published_spec
+
+    cifar10, celebahq = by_arm("siddm/cifar10.yaml")["ddgan"], by_arm("siddm/celebahq256.yaml")["ddgan"]
+    assert cifar10.run_key == published_spec("ddgan_cifar10").run_key
+    assert celebahq.run_key == published_spec("ddgan_celebahq256").run_key
+    assert fidelity(cifar10) == {(50_000, 4, 3, "train")}
+
+
+def test_siddm_on_cifar10_has_the_weights_of_afd_of_the_paper():
+    runs = by_arm("siddm/cifar10.yaml")
+    assert len({run.spec.model for run in runs.values()}) == 1
+    specs = [run.spec for run in runs.values() if run.spec.method.name == "siddm"]
+    assert {spec.diffusion.num_timesteps for spec in specs} == {4}
+    weights = {(m.lambda_afd, m.adversarial, m.denoising_weight > 0) for m in (spec.method for spec in specs)}
+    assert weights == {
+        *{(weight, True, True) for weight in (0, 0.1, 0.5, 1, 5)},
+        *{(1, False, True), (1, True, False)},
+    }
+
+
+def test_siddm_on_cifar10_by_steps_shares_its_four_steps_with_the_study_of_weights():
+    runs = load("siddm/cifar10_steps.yaml").runs
+    assert [(run.spec.method.name, run.spec.diffusion.num_timesteps) for run in runs] == [
+        (method, steps) for method in ("ddgan", "siddm") for steps in (1, 2, 4, 8)
+    ]
+    shared = {run.run_key for run in load("siddm/cifar10.yaml").runs}
+    assert [run.spec.diffusion.num_timesteps for run in runs if run.run_key in shared] == [4, 4]
+    for run in runs:
+        assert fidelity(run) == {(50_000, run.spec.diffusion.num_timesteps, 3, "train")}
+
+
+def test_siddm_on_imagenet64_is_class_conditional_in_imagens_order():
+    for run in load("siddm/imagenet64.yaml").runs:
+        assert (run.spec.data.name, run.spec.model.class_cond, run.spec.model.resample_first) == (
+            *("imagenet64", True, True),
+        )
+
+
+def test_the_digits_on_a_laptop_compare_three_families_at_few_steps_with_labels():
+    runs = load("laptop/siddm_digits.yaml").runs
+    assert {run.spec.method.name for run in runs} == {"ddgan", "siddm", "gaussian"}
+    for run in runs:
+        assert run.spec.model.class_cond and run.spec.train.steps <= 1000
+        assert run.evaluations[0].sweep.num_steps == (1, 2, 4)
 
 
 def test_the_networks_have_the_published_numbers_of_parameters():

@@ -4,8 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from harness.interop.improved_diffusion import published_spec
-from harness.interop.openai_checkpoint import PUBLISHED, build_published
+from harness.interop.improved_diffusion import PUBLISHED, build_published, published_spec
 from harness.registry import make_network
 from harness.spec.evaluation import Evaluation
 

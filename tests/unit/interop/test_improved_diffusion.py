@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from harness.errors import CheckpointError
-from harness.interop.openai_checkpoint import PUBLISHED, build_published, load_published, published, save_published
+from harness.interop.improved_diffusion import PUBLISHED, build_published, load_published, published, save_published
 from harness.models import SuperResUNet, UNet
 
 
