@@ -30,7 +30,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per model, arm, evaluation and metric: `values` over replicates and their summary.
 
     `model` is `trained`, `untrained network` or `Gaussian per pixel`; `planned` is the study's number of replicates, so
-    that a table can show how many of them are missing. `method` is empty for a baseline of the data.
+    that a table can show how many of them are missing. `method` is there if a run has another than the default one.
     """
     index = arm_index(runs)
     planned = {arm: len(replicates) for arm, replicates in by_arm(runs).items()}
@@ -58,7 +58,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     columns = ["model", "arm", "arm_index", "method", "evaluation", "metric", "extractor", "protocol", "fixed_variance"]
     frame = pd.DataFrame(rows, columns=[*columns, "planned", "n", "mean", "low", "high", "kind", "values"])
     order = frame["model"].map({TRAINED: 0, UNTRAINED: 1, GAUSSIAN: 2})
-    return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns="order")
+    unused = ["order"] if set(methods.values()) - {"gaussian"} else ["order", "method"]
+    return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns=unused)
 
 
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
@@ -159,6 +160,8 @@ def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
 
 def undefined(frame: pd.DataFrame) -> str:
     """Say for which methods a column of NLL has a dash because they have no likelihood; empty where there are none."""
+    if "method" not in frame:
+        return ""
     methods = [name for name in frame["method"].unique() if name in METHODS and "nll" not in METHODS[name].measures]
     if "nll" not in set(frame["metric"]) or not methods:
         return ""

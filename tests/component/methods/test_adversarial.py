@@ -249,7 +249,7 @@ def test_images_and_their_classes_go_the_same_way(study, tmp_path):
 @pytest.mark.slow
 def test_killed_and_resumed_it_ends_in_the_bits_of_an_unbroken_one(study, tmp_path):
     run = study(
-        "siddm", EVALUATE, f"train.steps={300 * (KILLS + 1)}", "method.r1_gamma=0.01", "method.r1_every=3"
+        "siddm", EVALUATE, f"train.steps={150 * (KILLS + 1)}", "method.r1_gamma=0.01", "method.r1_every=3"
     ).runs[0]
     certificate = verify_resume(run, tmp_path / "runs", kills=KILLS)
     assert certificate["verdict"] == "equal", certificate
