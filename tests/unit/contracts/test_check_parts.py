@@ -13,6 +13,7 @@ from harness.testing import check_parts
 POINTS = ["data=mog", "model={name: mlp, width: 16, depth: 1}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sets", [[], ["model.class_cond=true"], POINTS], ids=["unet", "classes", "mlp"])
 def test_what_is_built_in_passes(tiny_study, schedule, sets):

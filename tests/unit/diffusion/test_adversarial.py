@@ -93,6 +93,7 @@ def gaussian_term(slope, beta, variance, *, cross_entropy, target, count=400_000
     return afd(best * fake, fake, x_prev, x_t, torch.full((count,), beta), **options).mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [0.2, 0.85])
 def test_only_the_exact_term_with_x_t_is_least_at_the_true_generator(beta):
     variance = 0.3

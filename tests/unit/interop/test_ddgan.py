@@ -85,6 +85,7 @@ def test_the_names_of_the_files_are_known_beside_those_of_improved_diffusion():
         published("ddgan_cifar")
 
 
+@pytest.mark.slow
 def test_a_file_of_the_published_shapes_is_taken_and_another_networks_is_refused_by_name(tmp_path):
     path = tmp_path / "netG_1200.pth"
     torch.save(layout("ddgan_cifar10"), path)

@@ -15,6 +15,7 @@ def layout(name: str) -> dict[str, torch.Tensor]:
     return {key: torch.zeros(()).expand(value.shape) for key, value in state.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "tensors"),
     [

@@ -25,6 +25,7 @@ def iddpm_unet(width: int, image_size: int, **changes) -> tuple[UNet, torch.Tens
         return unet, torch.empty(1, 3, image_size, image_size), torch.empty(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "image_size", "giga_multiply_adds"),
     [(64, 64, "10.04"), (96, 64, "22.43"), (128, 64, "39.74"), (192, 64, "89.09"), (128, 32, "8.39")],

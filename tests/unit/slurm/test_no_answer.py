@@ -155,6 +155,7 @@ def test_a_users_defaults_of_scancel_keep_no_job(fake_program, monkeypatch, vari
 # --------------------------------------------------------------------------------------------------- submit and status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", NO_ANSWERS.values(), ids=NO_ANSWERS)
 @pytest.mark.parametrize("cluster", ["slurm", "local"])
 def test_a_run_that_may_be_in_the_queue_is_not_submitted_again(

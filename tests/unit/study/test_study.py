@@ -594,6 +594,7 @@ def test_a_mistake_in_a_grid_is_told_at_its_point(refused):
     assert message.startswith("study.yaml:6: diffusion.schedule: unknown name 'cosin'")
 
 
+@pytest.mark.slow
 def test_more_than_100000_runs_are_refused_before_they_are_made(refused):
     axes = "".join(f"  {path}: {list(range(1, 48))}\n" for path in ("train.steps", "train.batch_size", "optim.lr"))
     assert refused(f"grid:\n{axes}") == "study.yaml:3: grid: more than 100000 runs in a study"
