@@ -24,7 +24,7 @@ from harness.diffusion.adversarial import Verdict
 from harness.models.fir import downsample
 from harness.models.layers import NEARLY_ZERO, started, time_embedding
 from harness.models.mlp import MLP
-from harness.models.unet import GroupNorm, UNet, UNetEncoder, check_inputs, full_precision, zeroed
+from harness.models.unet import GroupNorm, UNet, UNetEncoder, check_inputs, full_precision
 
 STDDEV_GROUP = 4
 STDDEV_EPS = 1e-8
@@ -248,7 +248,7 @@ class UNetDiscriminator(nn.Module):
         predicted = in_channels * (1 if pair else 2)
         self.trunk = UNet(**options, out_channels=predicted) if heads else UNetEncoder(**options)
         bottom = self.trunk.bottom_channels
-        self.out = nn.Sequential(GroupNorm(bottom), nn.SiLU(), zeroed(nn.Conv2d(bottom, 1, kernel_size=1)))
+        self.out = nn.Sequential(GroupNorm(bottom), nn.SiLU(), nn.Conv2d(bottom, 1, kernel_size=1))
 
     def forward(self, x_t: Tensor, t: Tensor, x_next: Tensor | None = None, y: Tensor | None = None) -> Verdict:
         """Run the network.
@@ -299,6 +299,8 @@ class MLPDiscriminator(nn.Module):
         self.in_channels, self.pair, self.heads = in_channels, pair, heads
         predicted = in_channels * (1 if pair else 2) if heads else 0
         self.trunk = MLP((1 + pair) * in_channels, 1 + predicted, width, depth, num_classes, input_scale=input_scale)
+        # The MLP's own starts at 0, where a discriminator teaches nothing: the game was seen to stay there.
+        self.trunk.out = nn.Linear(width, 1 + predicted)
 
     def forward(self, x_t: Tensor, t: Tensor, x_next: Tensor | None = None, y: Tensor | None = None) -> Verdict:
         """Run the network.

@@ -46,7 +46,8 @@ class MLP(nn.Module):
             self.style_emb = nn.Linear(latent.style_dim, width)
         self.inp = nn.Linear(in_channels, width)
         self.hidden = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
-        self.out = zeroed(nn.Linear(width, out_channels))
+        out = nn.Linear(width, out_channels)
+        self.out = zeroed(out) if latent is None else out  # a game that starts at 0 on both sides can stay there
 
     def forward(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> Tensor:
         """Run the network.
