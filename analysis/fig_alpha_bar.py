@@ -33,14 +33,23 @@ def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
 @style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     figure, ((axes,),) = style.subplots(width=style.ONE_COLUMN * 1.25, height=2.7)
+    labelled: list[float] = []
     for index, (schedule, part) in enumerate(frame.groupby("schedule", sort=False)):
         colour = style.COLOURS[index]
-        axes.plot(part["u"], part["alpha_bar"], color=colour)
+        middle = part.iloc[(part["alpha_bar"] - 0.62).abs().argmin()]
+        lies_on_another = any(abs(middle["u"] - other) < 0.02 for other in labelled)  # vp on linear
+        labelled.append(middle["u"])
+        axes.plot(part["u"], part["alpha_bar"], "--" if lies_on_another else "-", color=colour)
         known = part.dropna(subset="reference")
         axes.plot(known["u"], known["reference"], "o", color=colour, markerfacecolor="white", markersize=4)
-        middle = part.iloc[(part["alpha_bar"] - 0.62).abs().argmin()]
+        on_the_left = lies_on_another or middle["u"] > 0.8
         axes.annotate(
-            str(schedule), (middle["u"], middle["alpha_bar"]), (5, 3), textcoords="offset points", color=colour
+            str(schedule),
+            (middle["u"], middle["alpha_bar"]),
+            (-5, -10) if on_the_left else (5, 3),
+            textcoords="offset points",
+            ha="right" if on_the_left else "left",
+            color=colour,
         )
     axes.set(xlabel="diffusion step t / T", ylabel=r"$\bar\alpha_t$", xlim=(0, 1), ylim=(-0.02, 1.04), title=TITLE)
     return figure

@@ -25,6 +25,16 @@ class TestSchedules:
         assert len(known) == 15
         np.testing.assert_allclose(known["ratio"], known["reference"], atol=5e-5)  # they have four decimals
 
+    def test_the_names_of_schedules_that_coincide_can_be_read_inside_the_axes(self):
+        figure = fig_alpha_bar.draw(fig_alpha_bar.data())
+        figure.canvas.draw()
+        [axes] = figure.axes
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert [text.get_text() for text in axes.texts] == ["linear", "cosine", "vp", "geometric"]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+        inside = axes.get_window_extent()
+        assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes)
+
     def test_alpha_bar_meets_every_value_recomputed_from_the_paper(self):
         known = fig_alpha_bar.data().dropna(subset="reference")
         assert len(known) == 8
