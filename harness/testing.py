@@ -154,9 +154,11 @@ def _fill_likelihood(fake: PartResult, names: Outputs, part: Any, spec: RunSpec,
 
 
 def _fill_sweep(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
-    for name, sampler in zip(names.curves, part.samplers, strict=True):
-        limit = values.get(f"fid_{sampler.name}", values["fid"])
-        fake.curves[name] = [(steps, limit + 100 / steps) for steps in sorted(part.num_steps)]
+    kinds = [(sampler.name, kind) for sampler in part.samplers for kind in part.metrics]
+    for name, (sampler, kind) in zip(names.curves, kinds, strict=True):
+        limit = values.get(f"{kind}_{sampler}", values[kind])
+        distance = 100 if kind == "fid" else -0.5
+        fake.curves[name] = [(steps, limit + distance / steps) for steps in sorted(part.num_steps)]
 
 
 def _fill_skip(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:

@@ -73,14 +73,20 @@ class Fidelity(SpecModel):
     prc_reference: int = Field(10_000, ge=16)  # reference images for them: 10,000 in the ADM line; FID takes all
 
 
+SweepMetric = Literal["fid", "precision", "recall"]
+
+
 class Sweep(SpecModel):
-    """FID against the number of sampling steps (IDDPM, figure 8)."""
+    """FID, or other metrics of samples, against the number of sampling steps (IDDPM, figure 8)."""
 
     num_samples: int = Field(10_000, ge=16)
     samplers: tuple[Sampler, ...] = Field((Ancestral(), Ddim()), min_length=1)
     num_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((25, 50, 100, 200), min_length=1)
     extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
     reference: Literal["train", "test"] = "train"
+    metrics: Annotated[tuple[SweepMetric, ...], Field(min_length=1), YOUNGER] = ("fid",)
+    k: Annotated[int, Field(ge=1), YOUNGER] = 3  # as in Fidelity
+    prc_reference: Annotated[int, Field(ge=16), YOUNGER] = 10_000
 
 
 class Skip(SpecModel):

@@ -146,9 +146,9 @@ def fidelity_name(kind: str, extractor: str, num_samples: int, sampler: str, num
     return f"{kind}_{extractor}_{num_samples}_{sampler}{num_steps}"
 
 
-def sweep_name(extractor: str, num_samples: int, sampler: str) -> str:
-    """Name FID against the number of steps, without its prefix: `fid_digitsnet_10000_ddim`."""
-    return f"fid_{extractor}_{num_samples}_{sampler}"
+def sweep_name(kind: str, extractor: str, num_samples: int, sampler: str) -> str:
+    """Name a metric of samples against the number of steps, without its prefix: `fid_digitsnet_10000_ddim`."""
+    return f"{kind}_{extractor}_{num_samples}_{sampler}"
 
 
 def skip_name(extractor: str, num_samples: int, sampler: str, num_steps: int) -> str:
@@ -198,7 +198,13 @@ def _fidelity(part: Fidelity, spec: RunSpec) -> Outputs:
 
 def _sweep(part: Sweep, spec: RunSpec) -> Outputs:
     extractor = extractor_name(part.extractor, spec.data.name)
-    return Outputs(curves=tuple(sweep_name(extractor, part.num_samples, sampler.name) for sampler in part.samplers))
+    return Outputs(
+        curves=tuple(
+            sweep_name(kind, extractor, part.num_samples, sampler.name)
+            for sampler in part.samplers
+            for kind in part.metrics
+        )
+    )
 
 
 def _skip(part: Skip, spec: RunSpec) -> Outputs:

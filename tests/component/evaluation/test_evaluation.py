@@ -124,6 +124,16 @@ def test_a_sweep_is_a_curve_over_the_number_of_steps(tiny_study):
     assert [steps for steps, _ in result.curves["sweep/fid_digitsnet_32_ancestral"]] == [2, 6]
 
 
+def test_a_sweep_and_fidelity_measure_the_same_at_a_number_of_steps(tiny_study):
+    settings = {"num_samples": 32, "k": 4, "prc_reference": 500}
+    sweep = Sweep(samplers=(Ancestral(),), num_steps=(3,), metrics=("recall", "fid", "precision"), **settings)
+    result = evaluate(context_of(tiny_study()[0], fidelity=Fidelity(num_steps=3, **settings), sweep=sweep))
+    curves = {name: curve for name, ((_, curve),) in result.curves.items()}
+    assert list(curves) == [f"sweep/{kind}_digitsnet_32_ancestral" for kind in ("recall", "fid", "precision")]
+    for kind in ("fid", "precision", "recall"):
+        assert curves[f"sweep/{kind}_digitsnet_32_ancestral"] == result.metrics[f"eval/{kind}_digitsnet_32_ancestral3"]
+
+
 def test_samples_that_diverged_have_no_fid(tiny_study):
     context = context_of(tiny_study()[0], fidelity=Fidelity(num_samples=32, num_steps=2))
     use_network(context.method, lambda x, t, y: torch.full_like(x, torch.nan))
@@ -221,7 +231,9 @@ def test_guidance_of_one_is_the_conditional_network_and_of_zero_the_unconditiona
 EVERY_PART = {
     "nll": Nll(num_images=8, evaluations_per_image=4),
     "fidelity": Fidelity(num_samples=32, num_steps=3, prc_reference=32),
-    "sweep": Sweep(num_samples=32, samplers=(Ancestral(), Ddim(), DpmSolverPP()), num_steps=(2, 3)),
+    "sweep": Sweep(
+        num_samples=32, samplers=(Ancestral(), Ddim(), DpmSolverPP()), num_steps=(2, 3), metrics=("fid", "recall")
+    ),
     "skip": Skip(num_samples=32, num_steps=3, fractions=(0.0, 0.5)),
     "rate_distortion": RateDistortion(num_images=4, num_steps=3),
     "noise_scale": NoiseScale(batch_size=4, small_per_big=2, num_big=2),
