@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from harness.metrics.finite import are_finite
+
 KID_DEGREE = 3
 KID_OFFSET = 1.0
 MIND_DIRECTIONS = 1000
@@ -48,7 +50,7 @@ def kernel_distance(reference: Tensor, samples: Tensor) -> Estimate:
     Returns:
         NaN if a feature is not finite.
     """
-    if not (torch.isfinite(reference).all() and torch.isfinite(samples).all()):
+    if not are_finite(reference, samples):
         return Estimate(math.nan, math.nan)
     n, m = len(samples), len(reference)
     within = _kernel_sums(samples, samples) - _kernel(samples, samples)  # [N], without the point itself
@@ -90,7 +92,7 @@ def monge_distance(reference: Tensor, samples: Tensor) -> float:
     Returns:
         NaN if a feature is not finite.
     """
-    if not (torch.isfinite(reference).all() and torch.isfinite(samples).all()):
+    if not are_finite(reference, samples):
         return math.nan
     generator, count, dim = torch.Generator().manual_seed(SEED), min(len(reference), len(samples)), samples.shape[1]
     chosen = [
@@ -117,7 +119,7 @@ def inception_score(logits: Tensor) -> Score:
     Returns:
         NaN if a logit is not finite.
     """
-    if not torch.isfinite(logits).all():
+    if not are_finite(logits):
         return Score(math.nan, math.nan)
     order = torch.from_numpy(np.random.RandomState(SEED).permutation(len(logits)))
     log_p = logits.cpu()[order].double().log_softmax(1)

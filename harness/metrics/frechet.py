@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from harness.metrics.finite import are_finite
+
 log = logging.getLogger(__name__)
 
 QUANTILE_95 = 1.959963984540054
@@ -44,7 +46,7 @@ class Gaussian:
     @classmethod
     def fit(cls, features: Tensor) -> Gaussian:
         """Fit to features [N, D], N > 1; the covariance is divided by N - 1."""
-        rows = features.cpu().double()
+        rows = features.double()
         mean = rows.mean(0)
         return cls(mean, torch.cov(rows.T).reshape(len(mean), len(mean)))
 
@@ -121,7 +123,7 @@ def frechet_by_class(reference: Tensor, reference_labels: Tensor, samples: Tenso
     distances = {}
     for label in torch.unique(reference_labels).tolist():
         real, made = reference[reference_labels == label], samples[labels == label]
-        enough = min(len(real), len(made)) >= 2 and _are_finite(real, made)
+        enough = min(len(real), len(made)) >= 2 and are_finite(real, made)
         distances[int(label)] = frechet(Gaussian.fit(made), Gaussian.fit(real)) if enough else math.nan
     return distances
 
@@ -133,11 +135,7 @@ def _is_smooth(reference: Tensor, samples: Tensor, num_fitted: int, metric: str)
             f"{num_fitted} of them, which must be more than there are features"
         )
         return False
-    return _are_finite(reference, samples)
-
-
-def _are_finite(*features: Tensor) -> bool:
-    return all(bool(torch.isfinite(rows).all()) for rows in features)
+    return are_finite(reference, samples)
 
 
 def _square_root(covariance: Tensor) -> Tensor:
@@ -160,7 +158,7 @@ def _standard_error(samples: Tensor, fitted: Gaussian, reference: Gaussian, root
     map_root = (root @ vectors) * inverse_root.sqrt()  # T = map_root map_root'
     total = 0.0, 0.0
     for rows in samples.split(4096):
-        centred = rows.cpu().double() - fitted.mean
+        centred = rows.double() - fitted.mean
         influence = 2 * centred @ (fitted.mean - reference.mean)
         influence += centred.square().sum(1) - (centred @ map_root).square().sum(1)
         total = total[0] + float(influence.sum()), total[1] + float(influence.square().sum())

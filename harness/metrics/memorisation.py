@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from harness.metrics.finite import are_finite
 from harness.metrics.frechet import QUANTILE_95, UNDEFINED, Interval
 from harness.metrics.neighbours import nearest_neighbours
 
@@ -50,7 +51,7 @@ def memorisation(train: Tensor, test: Tensor, samples: Tensor, num_shown: int = 
     Returns:
         NaN where a feature is not finite.
     """
-    if not all(torch.isfinite(features).all() for features in (train, test, samples)):
+    if not are_finite(train, test, samples):
         ratios = torch.full((len(samples),), torch.nan)
         return Memorisation(UNDEFINED, math.nan, ratios, torch.zeros(len(samples), num_shown, dtype=torch.int64))
     of_samples, nearest = nearest_ratios(samples, train)
