@@ -130,7 +130,7 @@ def sync(folder: Path) -> None:
 
 
 def neighbours(folder: Path) -> None:
-    """Precision and recall by blocks beside torch-fidelity's, each in a process of its own: time, and memory at its peak.
+    """Precision and recall by blocks beside torch-fidelity's, each in a process of its own: time, and peak memory.
 
     Of 4,000 x 4,000 features of 2,048 dimensions; `python -m benchmarks.run neighbours 50000` takes as many as papers.
     """

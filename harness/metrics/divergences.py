@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -125,7 +126,7 @@ def inception_score(logits: Tensor) -> Score:
     log_p = logits.cpu()[order].double().log_softmax(1)
     bounds = [split * len(log_p) // SCORE_SPLITS for split in range(SCORE_SPLITS + 1)]
     scores = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         part = log_p[start:end]
         marginal = part.exp().mean(0).log()
         scores.append(float((part.exp() * (part - marginal)).sum(1).mean().exp()))

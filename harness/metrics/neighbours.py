@@ -6,6 +6,7 @@ neighbours, at distance 0. Computed on the device of the features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import DataError
+from harness.metrics.finite import are_finite
 
 BLOCK = 8192
 """Points on each side of a block: 256 MiB of distances, of which at most three are in memory at a time."""
@@ -51,6 +53,9 @@ def neighbourhoods(reference: Tensor, samples: Tensor, k: int, block: int = BLOC
         k: neighbours that make a radius, the point itself not counted.
         block: points on each side of a block of distances.
 
+    Returns:
+        NaN where a feature is not finite.
+
     Raises:
         DataError: k or fewer points on one side.
     """
@@ -59,6 +64,8 @@ def neighbourhoods(reference: Tensor, samples: Tensor, k: int, block: int = BLOC
             f"precision and recall with k = {k} need more than {k} images on each side; "
             f"got {len(reference)} reference images and {len(samples)} samples"
         )
+    if not are_finite(reference, samples):
+        return Neighbourhoods(math.nan, math.nan, math.nan, math.nan)
     reference_radii, sample_radii = radii(reference, k, block), radii(samples, k, block)
     num_balls = torch.zeros(len(samples), dtype=torch.int64, device=samples.device)
     precise, recalled, covered = (
