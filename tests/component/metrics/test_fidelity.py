@@ -36,10 +36,9 @@ def by_calculate_metrics(extractor, reference, samples, k, **which):
         feature_extractor=extractor.name,
         feature_extractor_weights_path=extractor.weights_path and str(extractor.weights_path),
         prc_neighborhood=k,
-        **which,
+        **{"samples_shuffle": False, **which},
         cuda=False,
         cache=False,
-        samples_shuffle=False,
         save_cpu_ram=True,  # no worker processes
         verbose=False,
     )
@@ -126,6 +125,7 @@ def test_kid_and_the_inception_score_with_inception_are_torch_fidelitys(digits, 
         3,
         kid=True,
         isc=True,
+        samples_shuffle=True,  # as is its default: of the splits
         kid_subsets=1,
         kid_subset_size=12,
     )

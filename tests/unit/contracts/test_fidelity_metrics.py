@@ -1,4 +1,4 @@
-"""The metrics of features: the names in the spec, the functions and what they leave are held equal, with golden values."""
+"""The metrics of features: the names in the spec, the functions and what they leave are held equal; golden values."""
 
 import math
 from typing import get_args
