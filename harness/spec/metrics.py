@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from harness.spec.evaluation import (
@@ -222,10 +222,12 @@ def _fidelity(part: Fidelity, spec: RunSpec) -> Outputs:
     protocol = (extractor, part.num_samples, part.sampler.name, part.num_steps)
     metrics = [FIDELITY_METRICS[name] for name in part.metrics]
     are_images = spec.data.facts.levels is not None
+    names = tuple(fidelity_name(kind, *protocol) for metric in metrics for kind in metric.outputs)
     return Outputs(
-        metrics=tuple(fidelity_name(kind, *protocol) for metric in metrics for kind in metric.outputs),
+        metrics=names,
         curves=tuple(fidelity_name(kind, *protocol) for metric in metrics for kind in metric.curves),
         pictures=tuple(name for metric in metrics for name in metric.pictures) if are_images else (),
+        during_training=names,
     )
 
 
@@ -321,7 +323,10 @@ PART_OUTPUTS: dict[str, Callable[[Any, RunSpec], Outputs]] = {
 
 def part_outputs(evaluation: Evaluation, spec: RunSpec) -> dict[str, Outputs]:
     """Return the outputs of each part of a resolved evaluation for a run, without the prefix."""
-    return {part: PART_OUTPUTS[part](getattr(evaluation, part), spec) for part in evaluation.parts}
+    parts = {part: PART_OUTPUTS[part](getattr(evaluation, part), spec) for part in evaluation.parts}
+    for name in parts.keys() - {*evaluation.during_training}:
+        parts[name] = replace(parts[name], during_training=())
+    return parts
 
 
 def outputs(evaluation: Evaluation, spec: RunSpec, prefix: str | None = None) -> Outputs:
