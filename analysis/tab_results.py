@@ -12,17 +12,17 @@ from markupsafe import Markup
 from harness.analysis import html
 from harness.analysis.intervals import format_values, summarise
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
+from harness.spec.evaluation import Fidelity
+from harness.spec.fidelity_metrics import FIDELITY_METRICS
 from harness.spec.metrics import MetricKind, metric_kind
 from harness.spec.run import METHODS
 from harness.text import markdown as markdown_text
 
 TITLE = "Results"
 NEEDS = "an evaluation with nll, fidelity or metrics"
-DIGITS = {"nll": 3, "fid": 2, "precision": 3, "recall": 3}  # after the point; of a plugin's metric 3
-KINDS: dict[str, MetricKind] = {
-    "nll": metric_kind("nll_bpd"),
-    **{kind: metric_kind(kind) for kind in ("fid", "precision", "recall")},
-}
+OF_FEATURES = tuple(kind for metric in FIDELITY_METRICS.values() for kind in metric.outputs)
+DIGITS = {"fid": 2, "kid": 5, "kid_standard_error": 5}  # after the point; of all else 3
+KINDS: dict[str, MetricKind] = {"nll": metric_kind("nll_bpd"), **{kind: metric_kind(kind) for kind in OF_FEATURES}}
 TRAINED, UNTRAINED, GAUSSIAN = "trained", "untrained network", "Gaussian per pixel"
 
 
@@ -77,9 +77,10 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
         part = evaluation["fidelity"]
         protocol = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
         protocol += f" against the {part['reference']} split, k = {part['k']}"
-        for metric in ("fid", "precision", "recall"):
-            protocol_parts = (run.extractor(part), protocol, variance)
-            yield model, run.arm, metric, protocol_parts, run.fidelity(measurement, metric)
+        protocol_parts = (run.extractor(part), protocol, variance)
+        for name in part.get("metrics", Fidelity.model_fields["metrics"].default):
+            for metric in FIDELITY_METRICS[name].outputs:
+                yield model, run.arm, metric, protocol_parts, run.fidelity(measurement, metric)
     names = measurement.protocol.get("metrics", {})
     for part in evaluation.get("metrics", ()):
         options = ", ".join(f"{key} {value}" for key, value in part.items() if key != "name") or part["name"]
@@ -135,7 +136,9 @@ def protocols(frame: pd.DataFrame) -> str:
     """Describe how each metric was measured, and for which arms if they differ."""
     trained = frame[frame["model"] == TRAINED]
     sentences = []
-    groups = {"NLL": ("nll",), "FID, precision and recall": ("fid", "precision", "recall")}
+    others_of_features = set(trained["metric"]) & ({*OF_FEATURES} - {"fid", "precision", "recall"})
+    of_features = "metrics of features" if others_of_features else "FID, precision and recall"
+    groups: dict[str, tuple[str, ...]] = {"NLL": ("nll",), of_features: OF_FEATURES}
     groups |= {name: (name,) for name in others(frame)}
     for name, metrics in groups.items():
         part = trained[trained["metric"].isin(metrics)]
@@ -183,10 +186,10 @@ def heads(frame: pd.DataFrame) -> dict[str, str]:
     """Return the columns' titles by metric, with the feature extractors."""
     nll = KINDS["nll"]
     titles = {"nll": f"{nll.axis} {nll.arrow}"} if "nll" in set(frame["metric"]) else {}
-    for metric in ("fid", "precision", "recall"):
+    for metric in OF_FEATURES:
         extractors = frame.loc[frame["metric"] == metric, "extractor"].unique()
         if len(extractors):
-            titles[metric] = f"{KINDS[metric].label} ({' / '.join(extractors)}) {KINDS[metric].arrow}"
+            titles[metric] = f"{KINDS[metric].label} ({' / '.join(extractors)}) {KINDS[metric].arrow}".rstrip()
     return titles | {metric: metric for metric in others(frame)}
 
 

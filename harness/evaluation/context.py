@@ -110,7 +110,7 @@ class EvaluationContext:
             denoise = self.method.denoiser(
                 self.weights,
                 process,
-                y=self._labels(start, count),
+                y=self.labels(start, count),
                 generator=generator,
                 clip=self.data.levels is not None,
                 guidance=self.evaluation.guidance,
@@ -146,7 +146,7 @@ class EvaluationContext:
             guidance=self.evaluation.guidance,
         )
 
-    def _labels(self, start: int, count: int) -> Tensor | None:
+    def labels(self, start: int, count: int) -> Tensor | None:
         """Return the classes of samples start .. start + count - 1, None where the network takes none."""
         if not self.spec.model.class_cond:
             return None

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.diffusion.respacing import space_timesteps
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
+from harness.spec.fidelity_metrics import FIDELITY_METRICS, WITH_LOGITS, FidelityMetricName
 from harness.spec.networks import UNet
 from harness.spec.parts import Choice, NamedModel, plugins_of
 from harness.spec.run import RunSpec
@@ -62,7 +63,7 @@ EXTRACTORS = ("auto", "inception", "classifier", "coordinates")
 
 
 class Fidelity(SpecModel):
-    """FID, precision and recall. `auto`: Inception if its weights are given, else the data set's own classifier."""
+    """FID, precision, recall and others. `auto`: Inception if its weights are given, else the data's own classifier."""
 
     num_samples: int = Field(10_000, ge=16)
     sampler: Sampler = Ancestral()
@@ -71,6 +72,41 @@ class Fidelity(SpecModel):
     reference: Literal["train", "test"] = "train"
     k: int = Field(3, ge=1)  # neighbours of precision and recall; IDDPM's table 4 has 5, the ADM line 3
     prc_reference: int = Field(10_000, ge=16)  # reference images for them: 10,000 in the ADM line; FID takes all
+    metrics: Annotated[tuple[FidelityMetricName, ...], Field(min_length=1), YOUNGER] = ("fid", "precision", "recall")
+
+    @field_validator("metrics")
+    @classmethod
+    def _in_one_order(cls, metrics: tuple[FidelityMetricName, ...]) -> tuple[str, ...]:
+        """The same metrics are the same protocol, in whatever order they are written."""
+        if twice := next((name for name in metrics if metrics.count(name) > 1), None):
+            raise ValueError(f"{twice} is there twice")
+        return tuple(name for name in FIDELITY_METRICS if name in metrics)
+
+    def check_metrics(self, spec: RunSpec) -> None:
+        """Require of a resolved part that the run has what each metric needs.
+
+        Raises:
+            ValueError: it has not; the message says what to change and which metrics need nothing.
+        """
+        others = ", ".join(name for name, metric in FIDELITY_METRICS.items() if not metric.needs)
+        needs = {FIDELITY_METRICS[name].needs: name for name in self.metrics}
+        if (name := needs.get("logits")) and self.extractor not in WITH_LOGITS:
+            raise ValueError(
+                f"fidelity.metrics: {name} needs logits, and extractor {self.extractor} has none: use extractor: "
+                f"{' or '.join(WITH_LOGITS)}, or other metrics: {others}"
+            )
+        if name := needs.get("classes"):
+            num_classes = spec.data.facts.num_classes or 0
+            if not spec.model.class_cond:
+                raise ValueError(
+                    f"fidelity.metrics: {name} needs samples of known classes: train with model.class_cond: true, or "
+                    f"use other metrics: {others}"
+                )
+            if self.num_samples < 2 * num_classes:
+                raise ValueError(
+                    f"fidelity.metrics: {name} needs 2 samples of each of {num_classes} classes: num_samples "
+                    f"{self.num_samples} must be {2 * num_classes} or more"
+                )
 
 
 SweepMetric = Literal["fid", "precision", "recall"]
@@ -313,6 +349,8 @@ class Evaluation(SpecModel):
             if part != "sweep":
                 resolved["num_steps"] = settings.num_steps or num_timesteps
             change[part] = settings.model_copy(update=resolved)
+            if part == "fidelity":
+                change[part].check_metrics(spec)
             for sampler in settings.samplers if part == "sweep" else [settings.sampler]:
                 sampler.check(spec)
                 for count in settings.num_steps if part == "sweep" else [resolved["num_steps"]]:

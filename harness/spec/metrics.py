@@ -27,6 +27,7 @@ from harness.spec.evaluation import (
     Trajectories,
     extractor_name,
 )
+from harness.spec.fidelity_metrics import FIDELITY_METRICS
 from harness.spec.run import RunSpec
 
 Direction = Literal["minimize", "maximize"]
@@ -71,8 +72,25 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "L_t_bpd": MetricKind("$L_t$", "bits/dim", "minimize"),
     "gaussian_baseline_bpd": MetricKind("NLL of a Gaussian per pixel", "bits/dim"),
     "fid": MetricKind("FID", direction="minimize"),
+    "fid_standard_error": MetricKind("standard error of FID over samples"),
+    "fid_infinity": MetricKind("FID of infinitely many samples", direction="minimize"),
+    "fid_infinity_low": MetricKind("lower end of the 95 % interval of FID∞"),
+    "fid_infinity_high": MetricKind("upper end of the 95 % interval of FID∞"),
+    "class_fid": MetricKind("FID within classes", direction="minimize"),
+    "kid": MetricKind("KID", direction="minimize"),
+    "kid_standard_error": MetricKind("standard error of KID over samples"),
+    "mind": MetricKind("MIND", direction="minimize"),
+    "inception_score": MetricKind("Inception Score", direction="maximize"),
+    "inception_score_std": MetricKind("standard deviation of the Inception Score over splits"),
     "precision": MetricKind("precision", direction="maximize"),
     "recall": MetricKind("recall", direction="maximize"),
+    "f_score": MetricKind("F-score of precision and recall", direction="maximize"),
+    "density": MetricKind("density", direction="maximize"),
+    "coverage": MetricKind("coverage", direction="maximize"),
+    "memorisation_auc": MetricKind("AUC of memorisation", "0.5: none", "minimize"),
+    "memorisation_auc_low": MetricKind("lower end of the 95 % interval of the AUC of memorisation"),
+    "memorisation_auc_high": MetricKind("upper end of the 95 % interval of the AUC of memorisation"),
+    "memorised_share": MetricKind("samples nearer to training images than 99 % of test images", "share", "minimize"),
     "modes_covered": MetricKind("modes covered", direction="maximize"),
     "high_quality": MetricKind("high-quality samples", "share", "maximize"),
     "frechet": MetricKind("Fréchet distance", direction="minimize"),
@@ -202,8 +220,15 @@ def _fidelity(part: Fidelity, spec: RunSpec) -> Outputs:
     assert part.num_steps is not None, "resolved"
     extractor = extractor_name(part.extractor, spec.data.name)
     protocol = (extractor, part.num_samples, part.sampler.name, part.num_steps)
-    names = tuple(fidelity_name(kind, *protocol) for kind in ("fid", "precision", "recall"))
-    return Outputs(names, during_training=names)
+    metrics = [FIDELITY_METRICS[name] for name in part.metrics]
+    are_images = spec.data.facts.levels is not None
+    names = tuple(fidelity_name(kind, *protocol) for metric in metrics for kind in metric.outputs)
+    return Outputs(
+        metrics=names,
+        curves=tuple(fidelity_name(kind, *protocol) for metric in metrics for kind in metric.curves),
+        pictures=tuple(name for metric in metrics for name in metric.pictures) if are_images else (),
+        during_training=names,
+    )
 
 
 def _sweep(part: Sweep, spec: RunSpec) -> Outputs:

@@ -125,3 +125,21 @@ def test_without_any_likelihood_there_is_no_column_and_no_note(study_runs):
     frame = tab_results.data(load_records(study_runs(extra, nll)))
     assert list(tab_results.heads(frame)) == ["fid", "precision", "recall"]
     assert "NLL" not in tab_results.caption(frame)
+
+
+def test_metrics_of_features_that_a_study_asks_for_have_columns_with_their_errors(study_runs):
+    evaluate = """evaluate:
+  - {name: eval, fidelity: {num_samples: 64, num_steps: 10, metrics: [fid, fid_standard_error, kid]}}
+"""
+    numbers = {"fid": 12.3, "fid_standard_error": 0.25, "kid": 0.00123, "kid_standard_error": 0.0001}
+    frame = tab_results.data(load_records(study_runs(evaluate, lambda run: numbers)))
+    assert list(tab_results.heads(frame).values()) == [
+        "FID (digitsnet) ↓",
+        "standard error of FID over samples (digitsnet)",
+        "KID (digitsnet) ↓",
+        "standard error of KID over samples (digitsnet)",
+    ]
+    (row,) = tab_results.rows(frame)
+    cells = [row[metric] for metric in ("fid", "fid_standard_error", "kid", "kid_standard_error")]
+    assert cells == ["12.30", "0.250", "0.00123", "0.00010"]
+    assert "metrics of features: 64 samples of ancestral 10 steps" in tab_results.caption(frame)
