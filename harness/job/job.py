@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.data.base import Dataset
-from harness.errors import CheckpointError, DataError, RecordError, TrackingError, TrainingError
+from harness.errors import CheckpointError, RecordError, TrackingError, TrainingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.job.endings import describe_failure, record_failure, write_failure
@@ -28,7 +28,7 @@ from harness.job.environment import changed_conditions, choose_device, describe_
 from harness.job.request import RunRequest
 from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
 from harness.job.writer import record_evaluation
-from harness.metrics.weights import INCEPTION_VARIABLE, inception_weights
+from harness.metrics.weights import WEIGHTS, require_weights_file
 from harness.progress import Progress
 from harness.records.data_digest import require_same_data
 from harness.records.directory import RunDirectory
@@ -209,11 +209,11 @@ class _Job:
                 self._evaluate_at_end(training, data, checkpoints)
 
     def _require_weights(self) -> None:
-        """Raise DataError before the training if the Inception of an evaluation is not on this machine."""
+        """Raise DataError before the training if the weights of an extractor are not on this machine."""
         parts = ("fidelity", "sweep", "skip")
         settings = [getattr(evaluation, part) for evaluation in self.request.evaluations for part in parts]
-        if any(part and part.extractor == "inception" for part in settings) and inception_weights() is None:
-            raise DataError(f"evaluations use Inception, but {INCEPTION_VARIABLE} is not set here")
+        for extractor in sorted({part.extractor for part in settings if part} & set(WEIGHTS)):
+            require_weights_file(extractor)
 
     def _restore(self, data: Dataset, device: torch.device, group: ProcessGroup) -> tuple[Training, Checkpoints]:
         """Return the training restored from the newest intact checkpoint, the same on every process."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -58,16 +58,20 @@ class Nll(SpecModel):
     decoder: Literal["tanh", "exact"] = "tanh"
 
 
-EXTRACTORS = ("auto", "inception", "classifier", "coordinates")
+ExtractorName = Literal["auto", "inception", "classifier", "coordinates", "clip", "vgg", "dinov2", "random_features"]
+EXTRACTORS = get_args(ExtractorName)
 
 
 class Fidelity(SpecModel):
-    """FID, precision and recall. `auto`: Inception if its weights are given, else the data set's own classifier."""
+    """FID, precision and recall.
+
+    `auto`: Inception if its weights are given, else the data set's own classifier, or random features without labels.
+    """
 
     num_samples: int = Field(10_000, ge=16)
     sampler: Sampler = Ancestral()
     num_steps: int | None = Field(250, ge=1)  # None: the whole chain
-    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    extractor: ExtractorName = "auto"
     reference: Literal["train", "test"] = "train"
     k: int = Field(3, ge=1)  # neighbours of precision and recall; IDDPM's table 4 has 5, the ADM line 3
     prc_reference: int = Field(10_000, ge=16)  # reference images for them: 10,000 in the ADM line; FID takes all
@@ -79,7 +83,7 @@ class Sweep(SpecModel):
     num_samples: int = Field(10_000, ge=16)
     samplers: tuple[Sampler, ...] = Field((Ancestral(), Ddim()), min_length=1)
     num_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((25, 50, 100, 200), min_length=1)
-    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    extractor: ExtractorName = "auto"
     reference: Literal["train", "test"] = "train"
 
 
@@ -90,7 +94,7 @@ class Skip(SpecModel):
     sampler: Sampler = Ancestral()
     num_steps: int | None = Field(None, ge=1)  # of the chain before anything is skipped; None: the whole
     fractions: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.0, 0.05, 0.1, 0.15, 0.2), min_length=1)
-    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    extractor: ExtractorName = "auto"
     reference: Literal["train", "test"] = "train"
 
 
@@ -309,19 +313,16 @@ class Evaluation(SpecModel):
                 "(torch-fidelity's weights-inception-2015-12-05-6726825d.pth), or use extractor: classifier"
             )
         if name == "classifier" and not spec.data.facts.num_classes:
-            raise ValueError(f"extractor classifier: data {spec.data.name} has no labels; use inception")
+            raise ValueError(
+                f"extractor classifier: data {spec.data.name} has no labels; use inception or random_features"
+            )
         if name != "auto":
             return name
         if continuous:
             return "coordinates"
         if inception and spec.data.pixels >= 32:
             return "inception"
-        if not spec.data.facts.num_classes:
-            raise ValueError(
-                f"data {spec.data.name} has no labels to train a feature extractor on: "
-                "set HARNESS_INCEPTION_WEIGHTS to the file of Inception's weights"
-            )
-        return "classifier"
+        return "classifier" if spec.data.facts.num_classes else "random_features"
 
 
 def extractor_name(extractor: str, data_name: str) -> str:

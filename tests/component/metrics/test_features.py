@@ -10,7 +10,9 @@ import torch
 
 from harness.data import Split, load_dataset
 from harness.errors import DataError
-from harness.metrics.features import INCEPTION_FILE, load_extractor, read_inception_weights
+from harness.metrics.extractors.inception import read_inception_weights
+from harness.metrics.features import load_extractor
+from harness.metrics.weights import WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +156,11 @@ def test_weights_as_distributed_training_and_old_files_have_them_give_the_same_f
 
 def test_weights_that_are_not_finite_or_not_what_their_name_says_are_refused(inception_weights, tmp_path):
     state = torch.load(inception_weights, weights_only=True)
-    torch.save(state, tmp_path / INCEPTION_FILE)
-    with pytest.raises(DataError, match="damaged: its sha256 does not start with 6726825d as its name says"):
-        read_inception_weights(tmp_path / INCEPTION_FILE)
+    torch.save(state, tmp_path / WEIGHTS["inception"].file_name)
+    with pytest.raises(
+        DataError, match="damaged: its sha256 does not start with 6726825d as that of the published file"
+    ):
+        read_inception_weights(tmp_path / WEIGHTS["inception"].file_name)
     state["fc.bias"][7] = torch.nan
     torch.save(state, tmp_path / "nan.pth")
     with pytest.raises(DataError, match=r"1 of the 1008 values of fc\.bias are not finite"):

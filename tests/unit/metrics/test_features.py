@@ -23,10 +23,11 @@ def cache(tmp_path_factory):
         yield
 
 
-def test_data_without_labels_ask_for_inception(digits):
+def test_data_without_labels_have_random_features_and_no_classifier(digits):
     unlabelled = dataclasses.replace(digits, train=Split(digits.train.images, None), num_classes=None)
+    assert load_extractor(None, unlabelled).name == "random_features"
     with pytest.raises(DataError, match="digits has no labels to train digitsnet on: use the weights of `inception`"):
-        load_extractor(None, unlabelled)
+        load_extractor("digitsnet", unlabelled)
 
 
 def test_another_data_sets_classifier_is_refused_with_the_choices(digits):

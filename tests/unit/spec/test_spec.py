@@ -332,12 +332,13 @@ def test_a_protocol_that_the_run_cannot_give_is_refused(evaluation, message):
         resolve(evaluation)
 
 
-def test_images_without_labels_need_inception():
+def test_images_without_labels_have_inception_or_random_features_and_no_classifier():
     folder = {"data": {"name": "image_folder", "path": "a", "image_size": 32}, "model": {"attention_resolutions": []}}
     spec = RunSpec.model_validate({**SMALL, **folder, "model": {**SMALL["model"], "attention_resolutions": []}})
-    for extractor in ("auto", "classifier"):
-        with pytest.raises(ValueError, match="no labels"):
-            Evaluation(fidelity=Fidelity(extractor=extractor)).resolve(spec, inception=False)
+    with pytest.raises(ValueError, match="no labels"):
+        Evaluation(fidelity=Fidelity(extractor="classifier")).resolve(spec, inception=False)
+    without = Evaluation(fidelity=Fidelity()).resolve(spec, inception=False)
+    assert without.fidelity.extractor == "random_features"
     assert Evaluation(fidelity=Fidelity()).resolve(spec, inception=True).fidelity.extractor == "inception"
 
 
