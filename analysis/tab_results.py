@@ -57,9 +57,22 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         )
     columns = ["model", "arm", "arm_index", "method", "evaluation", "metric", "extractor", "protocol", "fixed_variance"]
     frame = pd.DataFrame(rows, columns=[*columns, "planned", "n", "mean", "low", "high", "kind", "values"])
+    if accuracies := _accuracies(runs):
+        frame["extractor_accuracy"] = frame["extractor"].map(accuracies).fillna("")
     order = frame["model"].map({TRAINED: 0, UNTRAINED: 1, GAUSSIAN: 2})
     unused = ["order"] if set(methods.values()) - {"gaussian"} else ["order", "method"]
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns=unused)
+
+
+def _accuracies(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Return the test accuracy of each classifier whose features are compared, as text; a range if it differs."""
+    values: dict[str, set[float]] = {}
+    for run in runs:
+        for measurement in run.measurements:
+            match measurement.protocol.get("extractor"):
+                case {"name": str(name), "test_accuracy": float(accuracy)}:
+                    values.setdefault(name, set()).add(round(100 * accuracy, 1))
+    return {name: f"{'–'.join(f'{value:g}' for value in sorted({min(v), max(v)}))} %" for name, v in values.items()}
 
 
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
@@ -175,7 +188,18 @@ def caption(frame: pd.DataFrame) -> str:
     )
     return (
         f"{spread} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
-        f"{undefined(frame)}"
+        f"{classifiers(frame)}{undefined(frame)}"
+    )
+
+
+def classifiers(frame: pd.DataFrame) -> str:
+    """Say how good the classifiers are whose features are compared; empty where there is none."""
+    if "extractor_accuracy" not in frame:
+        return ""
+    known = frame[frame["extractor_accuracy"] != ""].drop_duplicates("extractor")
+    return "".join(
+        f" {name} is a classifier of the data's own labels, right on {accuracy} of the test images."
+        for name, accuracy in zip(known["extractor"], known["extractor_accuracy"], strict=True)
     )
 
 
@@ -184,9 +208,14 @@ def heads(frame: pd.DataFrame) -> dict[str, str]:
     nll = KINDS["nll"]
     titles = {"nll": f"{nll.axis} {nll.arrow}"} if "nll" in set(frame["metric"]) else {}
     for metric in ("fid", "precision", "recall"):
-        extractors = frame.loc[frame["metric"] == metric, "extractor"].unique()
+        extractors = frame.loc[frame["metric"] == metric].drop_duplicates("extractor")
         if len(extractors):
-            titles[metric] = f"{KINDS[metric].label} ({' / '.join(extractors)}) {KINDS[metric].arrow}"
+            accuracies = extractors.get("extractor_accuracy", pd.Series("", extractors.index))
+            names = " / ".join(
+                f"{name}, accuracy {accuracy}" if accuracy else name
+                for name, accuracy in zip(extractors["extractor"], accuracies, strict=True)
+            )
+            titles[metric] = f"{KINDS[metric].label} ({names}) {KINDS[metric].arrow}"
     return titles | {metric: metric for metric in others(frame)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,10 @@ from harness.metrics.fidelity import reference_features
 from harness.randomness import Streams
 from harness.registry import implementation, make_process, parameters
 from harness.spec.evaluation import AnySampler, Evaluation, extractor_name, section_counts
+from harness.spec.metrics import classifier_is_poor
 from harness.spec.run import RunSpec
+
+logger = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[str, int, int], None]
 """on_progress(what is being done, amount done, total amount)."""
@@ -164,8 +168,15 @@ class EvaluationContext:
     def extractor(self, resolved: str) -> Extractor:
         """Return a feature extractor by its name in a resolved protocol; loaded once."""
         if resolved not in self._extractors:
-            name = extractor_name(resolved, self.data.name)
-            self._extractors[resolved] = load_extractor(name, self.data, device=self.device)
+            name = extractor_name(resolved, self.data.name, self.data.digest)
+            extractor = load_extractor(name, self.data, device=self.device)
+            if extractor.accuracy is not None and classifier_is_poor(extractor.accuracy, extractor.majority_share or 0):
+                logger.warning(
+                    "%s labels only %.1f %% of the test images correctly: its FID, precision and recall say little",
+                    name,
+                    100 * extractor.accuracy,
+                )
+            self._extractors[resolved] = extractor
         return self._extractors[resolved]
 
     def reference(self, extractor: Extractor, split: str) -> Tensor:

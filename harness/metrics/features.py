@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from harness.data.base import Dataset
+from harness.data.facts import classifier_name
 from harness.errors import DataError
 from harness.metrics.extractors.base import Extractor
 from harness.metrics.extractors.classifier import classifier
@@ -57,18 +58,19 @@ def load_extractor(
     """Load an extractor for a data set; the caller's random state is not changed.
 
     Args:
-        name: a key of EXTRACTORS or the data set's `<data>net`. None chooses: `coordinates` for continuous data,
-            `inception` where its weights are given, else the data set's own classifier, or `random_features` where
-            there are no labels.
+        name: a key of EXTRACTORS or the data set's `<data>net` (`classifier_name`). None chooses: `coordinates` for
+            continuous data, `inception` where its weights are given, else the data set's own classifier, or
+            `random_features` where there are no labels.
         weights: file of the extractor's weights; None means the one that its environment variable names.
 
     Raises:
         DataError: no such extractor, or its weights are missing, damaged or of another shape.
     """
     name = name or _choice(dataset)
-    kind = "classifier" if name == f"{dataset.name}net" else name
+    own = classifier_name(dataset.name, dataset.digest)
+    kind = "classifier" if name == own else name
     if kind not in EXTRACTORS:
-        choices = ", ".join([f"{dataset.name}net" if key == "classifier" else key for key in EXTRACTORS])
+        choices = ", ".join([own if key == "classifier" else key for key in EXTRACTORS])
         raise DataError(f"no feature extractor {name!r} for {dataset.name}; the choices are {choices}")
     if kind in WEIGHTS:
         weights = weights or weights_file(kind)
@@ -81,4 +83,6 @@ def _choice(dataset: Dataset) -> str:
         return "coordinates"
     if weights_file("inception"):
         return "inception"
-    return f"{dataset.name}net" if dataset.train.labels is not None else "random_features"
+    if dataset.train.labels is None:
+        return "random_features"
+    return classifier_name(dataset.name, dataset.digest)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import LaunchError, RecordError, TrackingError
 from harness.launch import planning
+from harness.records.data_digest import recorded_data_digest
 from harness.records.directory import RunDirectory
 from harness.records.files import differences, replace_file
 from harness.records.lock import FolderLock
@@ -24,6 +25,7 @@ from harness.search.space import Metric, Search, format_value
 from harness.search.trials import FINISHED, TrialRecord, best_so_far, pareto_front, read_trials
 from harness.search.workers import Workers
 from harness.slurm.commands import NoAnswer
+from harness.spec.metrics import recorded_name
 from harness.study.model import Run, Study
 
 if TYPE_CHECKING:
@@ -293,8 +295,12 @@ class Coordinator:
             for event in directory.events("evaluation")
             if event.fields["key"] == evaluation.key and not event.superseded
         ]
-        values = directory.history(f"{prefixes[-1]}/{stem}")[1] if prefixes else []
-        return values[-1] if values else math.nan
+        recorded = recorded_name(stem, run.spec.data.name, recorded_data_digest(directory))
+        for name in (recorded, stem):  # records of earlier versions have the name of the plan
+            values = directory.history(f"{prefixes[-1]}/{name}")[1] if prefixes else []
+            if values:
+                return values[-1]
+        return math.nan
 
     # -- pruning
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from harness.data.facts import classifier_name
 from harness.diffusion.respacing import space_timesteps
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.networks import UNet
@@ -325,6 +326,10 @@ class Evaluation(SpecModel):
         return "classifier" if spec.data.facts.num_classes else "random_features"
 
 
-def extractor_name(extractor: str, data_name: str) -> str:
-    """Return a resolved extractor's name in metric names: inception, digitsnet, coordinates."""
-    return f"{data_name}net" if extractor == "classifier" else extractor
+def extractor_name(extractor: str, data_name: str, data_digest: str | None = None) -> str:
+    """Return a resolved extractor's name in metric names: inception, digitsnet, coordinates.
+
+    Args:
+        data_digest: of the data that were read; None for the name in a plan, which `recorded_name` completes.
+    """
+    return classifier_name(data_name, data_digest) if extractor == "classifier" else extractor

@@ -42,11 +42,4 @@ def fidelity(context: EvaluationContext, part: Fidelity) -> PartResult:
 
 def extractor_protocol(extractor: Extractor) -> dict[str, Any]:
     """Return the description of the feature extractor for the records."""
-    return {
-        "extractor": {
-            "name": extractor.name,
-            "weights_sha256": extractor.digest,
-            "test_accuracy": extractor.accuracy,
-            "official_weights": extractor.official,
-        }
-    }
+    return {"extractor": extractor.description}

@@ -32,6 +32,7 @@ class Extractor:
         accuracy: share of the data set's test images that the classifier labels correctly, None for other networks.
         weights_path: what torch-fidelity's `feature_extractor_weights_path` takes, None where there are no weights.
         official: whether the weights are the published ones; None where no checksum of these is published.
+        majority_share: share of the data set's test images in their most frequent class, where there is an accuracy.
     """
 
     name: str
@@ -41,6 +42,18 @@ class Extractor:
     accuracy: float | None = None
     weights_path: Path | None = None
     official: bool | None = False
+    majority_share: float | None = None
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the records have of it."""
+        facts: dict[str, Any] = {
+            "name": self.name,
+            "weights_sha256": self.digest,
+            "test_accuracy": self.accuracy,
+            "official_weights": self.official,
+        }
+        return facts if self.majority_share is None else facts | {"test_majority_share": self.majority_share}
 
     def to(self, device: str | torch.device) -> Extractor:
         """Move the network, in place, and return the extractor."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from harness.data.base import Dataset, Split
 from harness.data.cache import cache_folder, publish
+from harness.data.facts import classifier_name
 from harness.errors import DataError
 from harness.metrics.extractors.base import Extractor, one_layer_class, tensor_digest
 from harness.metrics.weights import require_finite, require_intact
@@ -30,6 +31,7 @@ def classifier(dataset: Dataset, weights: object = None) -> Extractor:
     """
     if dataset.levels is None or dataset.num_classes is None or dataset.train.labels is None:
         raise DataError(f"{dataset.name} has no labels to train {dataset.name}net on: use the weights of `inception`")
+    assert dataset.test.labels is not None, "a data set has labels or has none"
     key = hashlib.sha256(f"{dataset.digest} version {CLASSIFIER_VERSION}".encode()).hexdigest()
     path = cache_folder("classifiers") / f"{dataset.name}net-{key[:16]}.pt"
     if not path.exists():
@@ -39,10 +41,12 @@ def classifier(dataset: Dataset, weights: object = None) -> Extractor:
         torch.save({"sizes": sizes, "accuracy": accuracy, "state_dict": network.state_dict()}, packed)
         with publish(path) as temporary:
             temporary.write_bytes(packed.getbuffer())
-    name = f"{dataset.name}net"
+    name = classifier_name(dataset.name, dataset.digest)
     module = one_layer_class(name, _trunk)(name, ["features"], path)
     network, accuracy = _read_classifier(path)
-    return Extractor(name, tensor_digest(network.state_dict()), FEATURE_DIM, module, accuracy, path)
+    majority_share = float(np.bincount(dataset.test.labels).max()) / len(dataset.test)
+    digest = tensor_digest(network.state_dict())
+    return Extractor(name, digest, FEATURE_DIM, module, accuracy, path, majority_share=majority_share)
 
 
 def _trunk(path: Path | None) -> nn.Module:

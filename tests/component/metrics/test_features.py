@@ -89,6 +89,17 @@ def test_a_classifier_is_trained_once_for_each_data_set(digits, tmp_path, monkey
     assert other.digest != first.digest
 
 
+def test_the_classifiers_of_two_image_folders_have_two_names_and_know_what_guessing_gives(
+    digits, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    folders = [dataclasses.replace(small(digits), name="image_folder", digest=digest * 64) for digest in "ab"]
+    extractors = [load_extractor(None, folder) for folder in folders]
+    assert [extractor.name for extractor in extractors] == ["image_foldernet_aaaaaaaa", "image_foldernet_bbbbbbbb"]
+    assert extractors[0].majority_share == np.bincount(digits.test.labels).max() / 355
+    assert extractors[0].description["test_majority_share"] < extractors[0].description["test_accuracy"]
+
+
 @pytest.mark.slow
 def test_two_processes_at_once_end_with_the_same_classifier(tmp_path):
     program = (

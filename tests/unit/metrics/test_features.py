@@ -37,6 +37,12 @@ def test_another_data_sets_classifier_is_refused_with_the_choices(digits):
         load_extractor("cifar10net", digits)
 
 
+def test_another_image_folders_classifier_is_refused_with_the_name_of_this_ones(digits):
+    folder = dataclasses.replace(digits, name="image_folder", digest="ab" * 32)
+    with pytest.raises(DataError, match=r"no feature extractor 'image_foldernet_cdcdcdcd' .* image_foldernet_abababab"):
+        load_extractor("image_foldernet_cdcdcdcd", folder)
+
+
 def test_coordinates_are_the_values_of_continuous_data():
     mog = load_dataset("mog")
     extractor = load_extractor(None, mog)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from harness.spec.base import canonical_json
 from harness.spec.evaluation import Ddim, Evaluation, Fidelity, Nll, Sweep, extractor_name, section_counts
+from harness.spec.metrics import recorded_name
 from harness.spec.parts import choices
 from harness.spec.run import LossSecondMoment, RunSpec, Schedule, Uniform
 
@@ -351,6 +352,16 @@ def test_an_evaluations_name_is_a_free_prefix_of_metrics(name):
 def test_an_extractor_stands_in_a_metric_under_the_name_of_what_it_is():
     names = [extractor_name(one, "digits") for one in ("classifier", "inception", "coordinates")]
     assert names == ["digitsnet", "inception", "coordinates"]
+
+
+def test_the_classifier_of_an_image_folder_is_named_by_the_digest_of_its_images():
+    names = [extractor_name("classifier", "image_folder", digest * 64) for digest in "ab"]
+    assert names == ["image_foldernet_aaaaaaaa", "image_foldernet_bbbbbbbb"]
+    assert extractor_name("classifier", "digits", "a" * 64) == "digitsnet"
+    planned = "fid_image_foldernet_100_ddim10"
+    assert recorded_name(planned, "image_folder", "a" * 64) == "fid_image_foldernet_aaaaaaaa_100_ddim10"
+    assert recorded_name(planned, "image_folder", None) == planned
+    assert recorded_name("fid_digitsnet_100_ddim10", "digits", "a" * 64) == "fid_digitsnet_100_ddim10"
 
 
 def test_ddim_keeps_the_constant_stride_that_the_paper_found_better():
