@@ -15,7 +15,7 @@ from torch import Tensor
 from harness.data.base import Split, to_uint8
 from harness.diffusion.process import Denoised, GaussianDiffusion
 from harness.diffusion.respacing import space_timesteps
-from harness.diffusion.samplers import OnStep, skip_fraction
+from harness.diffusion.samplers import Denoise, OnStep, skip_fraction
 from harness.methods.base import HasLikelihood, Method, Predict
 from harness.metrics.features import Extractor, load_extractor
 from harness.metrics.fidelity import reference_features
@@ -131,6 +131,24 @@ class EvaluationContext:
             )
             batches.append(x_0.cpu())
         return torch.cat(batches)
+
+    def denoiser(
+        self, process: GaussianDiffusion, generator: torch.Generator, y: Tensor | None = None, *, clip: bool = True
+    ) -> Denoise:
+        """Return what a sampler needs of the measured weights.
+
+        Args:
+            y: [B], classes where the network takes them.
+            clip: clamp the predicted x_0 to [-1, 1] where the data are images.
+        """
+        return self.method.denoiser(
+            self.weights,
+            process,
+            y=y,
+            generator=generator,
+            clip=clip and self.data.levels is not None,
+            guidance=self.evaluation.guidance,
+        )
 
     def _labels(self, start: int, count: int) -> Tensor | None:
         """Return the classes of samples start .. start + count - 1, None where the network takes none."""
