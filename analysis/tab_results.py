@@ -89,7 +89,7 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
     if evaluation["fidelity"]:
         part = evaluation["fidelity"]
         protocol = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
-        protocol += f" against the {part['reference']} split, k = {part['k']}"
+        protocol += f" against {_reference(part)}, k = {part['k']}"
         for metric in ("fid", "precision", "recall"):
             protocol_parts = (run.extractor(part), protocol, variance)
             yield model, run.arm, metric, protocol_parts, run.fidelity(measurement, metric)
@@ -98,6 +98,12 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
         options = ", ".join(f"{key} {value}" for key, value in part.items() if key != "name") or part["name"]
         for metric in names.get(part["name"], ()):
             yield model, run.arm, metric, ("", options, ""), run.metric(measurement, metric)
+
+
+def _reference(part: dict[str, Any]) -> str:
+    """Describe what samples are compared with: a split of the data, or a file of statistics."""
+    digest = part.get("reference_sha256")
+    return f"the reference file of sha256 {str(digest)[:12]}" if digest else f"the {part['reference']} split"
 
 
 def kind_of(metric: str) -> MetricKind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +13,7 @@ from harness.diffusion.respacing import space_timesteps
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.networks import UNet
 from harness.spec.parts import Choice, NamedModel, plugins_of
+from harness.spec.reference_files import SUFFIX, examine
 from harness.spec.run import RunSpec
 
 
@@ -73,9 +75,40 @@ class Fidelity(SpecModel):
     sampler: Sampler = Ancestral()
     num_steps: int | None = Field(250, ge=1)  # None: the whole chain
     extractor: ExtractorName = "auto"
-    reference: Literal["train", "test"] = "train"
+    reference: str = Field("train", description="train, test, or an npz of `harness reference`, of ADM or pytorch-fid.")
+    reference_sha256: Annotated[str | None, YOUNGER] = None  # of the file; filled in automatically
     k: int = Field(3, ge=1)  # neighbours of precision and recall; IDDPM's table 4 has 5, the ADM line 3
     prc_reference: int = Field(10_000, ge=16)  # reference images for them: 10,000 in the ADM line; FID takes all
+
+    @field_validator("reference")
+    @classmethod
+    def _is_a_split_or_a_file(cls, reference: str) -> str:
+        if reference not in ("train", "test") and not (reference.endswith(SUFFIX) and reference.isprintable()):
+            raise ValueError(f"{reference!r}: choices: train, test, the path of a {SUFFIX} file")
+        return reference
+
+    @property
+    def has_reference_file(self) -> bool:
+        return self.reference not in ("train", "test")
+
+    def resolved_reference(self) -> dict[str, str]:
+        """Return the fields of the reference, of a file with its absolute path and its sha256.
+
+        Raises:
+            ValueError: the file cannot be read, is another one than was resolved, or lacks what a metric needs.
+        """
+        if not self.has_reference_file:
+            return {}
+        path = Path(self.reference).expanduser().absolute()
+        digest, has_features = examine(path)
+        if self.reference_sha256 not in (None, digest):
+            raise ValueError(f"{path}: its sha256 is {digest[:12]}, not {str(self.reference_sha256)[:12]}")
+        if not has_features:
+            raise ValueError(
+                f"{path}: has mu and sigma alone, and precision and recall need the features themselves: write the "
+                "file with `harness reference`, which keeps them"
+            )
+        return {"reference": str(path), "reference_sha256": digest}
 
 
 SweepMetric = Literal["fid", "precision", "recall"]
@@ -265,8 +298,11 @@ class Evaluation(SpecModel):
 
     @property
     def key(self) -> str:
-        """Return 16 hex digits over the whole protocol."""
-        return digest({"schema_version": SCHEMA_VERSION, "evaluation": self.model_dump(mode="json")})
+        """Return 16 hex digits over the whole protocol; a file of reference statistics counts by its content."""
+        protocol = self.model_dump(mode="json")
+        if self.fidelity and self.fidelity.reference_sha256:
+            protocol["fidelity"]["reference"] = "file"
+        return digest({"schema_version": SCHEMA_VERSION, "evaluation": protocol})
 
     def resolve(self, spec: RunSpec, *, inception: bool) -> Evaluation:
         """Return this protocol fully specified for `spec`: extractors named, irrelevant choices at their default.
@@ -312,6 +348,11 @@ class Evaluation(SpecModel):
             resolved: dict[str, Any] = {"extractor": self._extractor(settings.extractor, spec, inception)}
             if part != "sweep":
                 resolved["num_steps"] = settings.num_steps or num_timesteps
+            if part == "fidelity":
+                try:
+                    resolved |= settings.resolved_reference()
+                except (ValueError, RuntimeError) as error:  # RuntimeError: no such user's home
+                    raise ValueError(f"fidelity.reference: {error}") from None
             change[part] = settings.model_copy(update=resolved)
             for sampler in settings.samplers if part == "sweep" else [settings.sampler]:
                 sampler.check(spec)

@@ -33,6 +33,7 @@ def fidelity(context: EvaluationContext, part: Fidelity) -> PartResult:
             "fidelity": {
                 "reference_images": len(reference),
                 "reference": part.reference,
+                **({"reference_sha256": part.reference_sha256} if part.reference_sha256 else {}),
                 "prc_reference_images": len(prc_reference),
                 "k": part.k,
             }
