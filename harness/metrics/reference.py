@@ -82,6 +82,7 @@ def reference_of(extractor: Extractor, dataset: Dataset, split: str, num_images:
     """Return the statistics and the features of a data set's images; all of the split, or num_images of it."""
     features = reference_features(extractor, dataset, n=num_images, split=split)
     statistics = torch_fidelity().metric_fid.fid_features_to_statistics(features)
+    mu, sigma = (statistics[name].astype(np.float64) for name in ("mu", "sigma"))
     facts = {
         "num_images": len(features),
         "extractor": extractor.name,

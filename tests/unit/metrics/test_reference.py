@@ -56,10 +56,10 @@ def test_what_is_written_is_read_with_all_facts(reference, digits, tmp_path):
 def test_statistics_alone_give_the_fid_of_the_features_that_they_are_of(reference):
     alone = dataclasses.replace(reference, features=None)
     points = alone.points
-    assert np.allclose(points.mean(0), reference.mu, atol=1e-12)
-    assert np.allclose(np.cov(points, rowvar=False), reference.sigma, atol=1e-12)
+    assert np.allclose(points.mean(0), reference.mu, atol=1e-6)  # points are float32, as features are
+    assert np.allclose(np.cov(points, rowvar=False), reference.sigma, atol=1e-6)
     expected = frechet_distance(torch.from_numpy(reference.features), samples(reference))
-    assert frechet_distance(points, samples(reference)) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(points, samples(reference)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_layouts_of_adm_and_pytorch_fid_are_taken(tmp_path):
