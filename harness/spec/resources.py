@@ -39,3 +39,12 @@ class Records(SpecModel):
     best: str | None = Field(
         None, pattern=r"^[a-z][a-z0-9_]*/\w+$"
     )  # metric; the checkpoint with its lowest value is kept
+
+    def warnings(self) -> list[str]:
+        """Return what a user of these settings should know."""
+        if self.best is None or not self.best.rpartition("/")[2].startswith("fid_"):
+            return []
+        return [
+            f"records.best {self.best}: the FID of the checkpoint that it chooses is the lowest of several readings, "
+            "and so too low: measure that checkpoint again on samples of another seed before you report it"
+        ]
