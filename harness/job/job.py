@@ -41,7 +41,7 @@ from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
 from harness.registry import make_dataset, make_method
 from harness.spec.evaluation import Evaluation
-from harness.spec.metrics import metric_name
+from harness.spec.metrics import metric_name, recorded_name
 from harness.spec.resources import Resources
 from harness.training.checkpoints import Checkpoints
 from harness.training.distributed import ProcessGroup, RankInfo, detect_rank, process_group
@@ -316,13 +316,14 @@ class _Job:
                 self._write_status("running", force=True)
                 self.journal.metrics(step, metrics)
                 if evaluation == self.request.scored_by:
-                    score = metrics[self._score_name(prefix)]
+                    score = metrics[self._score_name(prefix, data)]
         return score
 
-    def _score_name(self, prefix: str) -> str:
+    def _score_name(self, prefix: str, data: Dataset) -> str:
         """Return the name of the metric of records.best under an evaluation's prefix."""
         assert self.request.records.best is not None
-        return metric_name(prefix, self.request.records.best.rpartition("/")[2])
+        planned = self.request.records.best.rpartition("/")[2]
+        return metric_name(prefix, recorded_name(planned, data.name, data.digest))
 
     def _evaluate_at_end(self, training: Training, data: Dataset, checkpoints: Checkpoints) -> None:
         assert self.journal is not None
@@ -351,7 +352,7 @@ class _Job:
                 context = EvaluationContext(method, self.spec, data, evaluation, training.device, prefix, on_progress)
                 result = evaluate(context)
             if evaluation == self.request.scored_by:
-                checkpoints.record_score(training.step, result.metrics[self._score_name(prefix)])
+                checkpoints.record_score(training.step, result.metrics[self._score_name(prefix, data)])
             result.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began
             record_evaluation(self.directory, self.journal, evaluation, prefix, result, self.spec.train.steps)
 

@@ -106,7 +106,7 @@ def write_reference(path: Path, reference: ReferenceStatistics) -> None:
     if reference.features is not None:
         arrays["features"] = reference.features
     with publish(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()})
+        np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
 
 
 def read_reference(path: Path, sha256: str | None = None) -> ReferenceStatistics:

@@ -295,12 +295,8 @@ class Coordinator:
             for event in directory.events("evaluation")
             if event.fields["key"] == evaluation.key and not event.superseded
         ]
-        recorded = recorded_name(stem, run.spec.data.name, recorded_data_digest(directory))
-        for name in (recorded, stem):  # records of earlier versions have the name of the plan
-            values = directory.history(f"{prefixes[-1]}/{name}")[1] if prefixes else []
-            if values:
-                return values[-1]
-        return math.nan
+        values = _history(directory, run, prefixes[-1], stem)[1] if prefixes else []
+        return values[-1] if values else math.nan
 
     # -- pruning
 
@@ -338,7 +334,7 @@ class Coordinator:
             if not planned.path.exists() or asking.keys() - {self.search.name}:
                 return []
             evaluation, stem = metric.find(planned.run)
-            curves.append(dict(zip(*planned.directory.history(f"{evaluation.name}/{stem}"), strict=True)))
+            curves.append(dict(zip(*_history(planned.directory, planned.run, evaluation.name, stem), strict=True)))
         steps = sorted(set.intersection(*map(set, curves)))
         last = planned_runs[0].run.spec.train.steps
         return [(step, sum(curve[step] for curve in curves) / len(curves)) for step in steps if step < last]
@@ -397,3 +393,10 @@ class Coordinator:
             if not self._store_is_unreachable:
                 self.on_message(f"{error}; `harness sync` uploads the runs later")
             self._store_is_unreachable = True
+
+
+def _history(directory: RunDirectory, run: Run, prefix: str, name: str) -> tuple[list[int], list[float]]:
+    """Return the curve of what is called `name` in the plan; records of earlier versions have it under that name."""
+    recorded = recorded_name(name, run.spec.data.name, recorded_data_digest(directory))
+    steps, values = directory.history(f"{prefix}/{recorded}")
+    return (steps, values) if steps else directory.history(f"{prefix}/{name}")

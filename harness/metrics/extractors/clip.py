@@ -74,7 +74,7 @@ def _clip_class() -> type:
     """Return torch-fidelity's CLIP for grey and colour images, with safe loading, registered as `clip`."""
     library = torch_fidelity()
 
-    class CLIP(library.feature_extractor_clip.FeatureExtractorCLIP):  # type: ignore[misc, name-defined]
+    class CLIP(library.feature_extractor_clip.FeatureExtractorCLIP):  # type: ignore[name-defined]
         def __init__(
             self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None, **options: Any
         ):

@@ -23,7 +23,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def context_of(digits, fidelity):
-    spec = RunSpec.model_validate({"data": "digits", "model": {"channels": 32, "attention_resolutions": []}, "train": {"steps": 4}})
+    spec = RunSpec.model_validate(
+        {"data": "digits", "model": {"channels": 32, "attention_resolutions": []}, "train": {"steps": 4}}
+    )
     evaluation = Evaluation(fidelity=fidelity).resolve(spec, inception=False)
     return EvaluationContext(None, spec, digits, evaluation, torch.device("cpu"))
 
