@@ -21,6 +21,7 @@ from harness.launch.planning import Plan
 from harness.launch.processes import available_cores
 from harness.metrics.weights import WEIGHTS, is_official, require_weights_file, weights_file
 from harness.records.files import replace_file
+from harness.spec.evaluation import WITH_FEATURES
 from harness.text import count, size
 
 LITTLE_DISK_GIB = 5
@@ -146,7 +147,7 @@ def check_extractors(plan: Plan) -> Iterator[Finding]:
         getattr(evaluation, part).extractor
         for planned in plan.runs
         for evaluation in planned.run.evaluations
-        for part in ("fidelity", "sweep", "skip")
+        for part in WITH_FEATURES
         if getattr(evaluation, part)
     }
     for extractor in WEIGHTS:

@@ -40,7 +40,7 @@ from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
 from harness.registry import make_dataset, make_method
-from harness.spec.evaluation import Evaluation
+from harness.spec.evaluation import WITH_FEATURES, Evaluation
 from harness.spec.metrics import metric_name, recorded_name
 from harness.spec.resources import Resources
 from harness.training.checkpoints import Checkpoints
@@ -211,8 +211,7 @@ class _Job:
 
     def _require_weights(self) -> None:
         """Raise DataError before the training if the weights of an extractor are not on this machine."""
-        parts = ("fidelity", "sweep", "skip")
-        settings = [getattr(evaluation, part) for evaluation in self.request.evaluations for part in parts]
+        settings = [getattr(evaluation, part) for evaluation in self.request.evaluations for part in WITH_FEATURES]
         for extractor in sorted({part.extractor for part in settings if part} & set(WEIGHTS)):
             require_weights_file(extractor)
 

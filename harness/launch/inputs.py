@@ -11,7 +11,7 @@ from harness.errors import DataError, HarnessError
 from harness.launch.planning import Plan, PlannedRun
 from harness.metrics.weights import WEIGHTS, require_weights_file, weights_file
 from harness.records.data_digest import changed_data
-from harness.spec.evaluation import extractor_name
+from harness.spec.evaluation import WITH_FEATURES, extractor_name
 from harness.spec.run import DataModel, ImageFolder
 from harness.text import count
 
@@ -68,7 +68,7 @@ def _extractors(runs: Iterable[PlannedRun]) -> Iterator[tuple[str, PlannedRun, s
     """Iterate over the resolved extractors of evaluations: name, run, evaluation's name."""
     for planned in runs:
         for evaluation in planned.run.evaluations:
-            for part in ("fidelity", "sweep", "skip"):
+            for part in WITH_FEATURES:
                 if settings := getattr(evaluation, part):
                     yield settings.extractor, planned, evaluation.name
 

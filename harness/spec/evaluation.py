@@ -162,7 +162,7 @@ class Progressive(SpecModel):
     sampler: Sampler = Ancestral()
     num_steps: int | None = Field(None, ge=1)  # None: the whole chain
     num_frames: int = Field(11, ge=2, le=100)  # steps after which it is measured, evenly spread; 0 is the first guess
-    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    extractor: ExtractorName = "auto"
     reference: Literal["train", "test"] = "train"
 
 
@@ -243,6 +243,9 @@ PARTS = (
     "metrics",
 )
 """The parts of an evaluation, in the order of measurement; each is a field of `Evaluation`."""
+
+WITH_FEATURES = ("fidelity", "sweep", "skip", "progressive")
+"""Those that compare features, and so have an extractor."""
 
 
 class Evaluation(SpecModel):
@@ -346,7 +349,7 @@ class Evaluation(SpecModel):
         num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
         if spec.diffusion.var_type != "fixed" or "diffusion.var_type" not in spec.method.owns:
             change["fixed_variance"] = "large"  # irrelevant: one key for one measurement
-        for part in ("fidelity", "sweep", "skip", "progressive"):
+        for part in WITH_FEATURES:
             settings = getattr(self, part)
             if settings is None:
                 continue

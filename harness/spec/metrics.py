@@ -131,7 +131,7 @@ def classifier_is_poor(accuracy: float, majority_share: float) -> bool:
     """Return whether a data set's own classifier is too poor for its features to be trusted.
 
     Its skill is where its accuracy lies between always naming the most frequent class (0) and never erring (1); below
-    CLASSIFIER_SKILL it confuses more than it tells apart. docs/extractors.md shows what such features still see.
+    CLASSIFIER_SKILL it confuses more than it tells apart. The line is a convention (docs/extractors.md).
 
     Args:
         accuracy: share of the test images that it labels correctly.
