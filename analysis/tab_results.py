@@ -57,9 +57,22 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         )
     columns = ["model", "arm", "arm_index", "method", "evaluation", "metric", "extractor", "protocol", "fixed_variance"]
     frame = pd.DataFrame(rows, columns=[*columns, "planned", "n", "mean", "low", "high", "kind", "values"])
+    if accuracies := _accuracies(runs):
+        frame["extractor_accuracy"] = frame["extractor"].map(accuracies).fillna("")
     order = frame["model"].map({TRAINED: 0, UNTRAINED: 1, GAUSSIAN: 2})
     unused = ["order"] if set(methods.values()) - {"gaussian"} else ["order", "method"]
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns=unused)
+
+
+def _accuracies(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Return the test accuracy of each classifier whose features are compared, as text; a range if it differs."""
+    values: dict[str, set[float]] = {}
+    for run in runs:
+        for measurement in run.measurements:
+            match measurement.protocol.get("extractor"):
+                case {"name": str(name), "test_accuracy": float(accuracy)}:
+                    values.setdefault(name, set()).add(round(100 * accuracy, 1))
+    return {name: f"{'–'.join(f'{value:g}' for value in sorted({min(v), max(v)}))} %" for name, v in values.items()}
 
 
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
@@ -76,7 +89,7 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
     if evaluation["fidelity"]:
         part = evaluation["fidelity"]
         protocol = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
-        protocol += f" against the {part['reference']} split, k = {part['k']}"
+        protocol += f" against {_reference(part)}, k = {part['k']}"
         protocol_parts = (run.extractor(part), protocol, variance)
         for name in part.get("metrics", Fidelity.model_fields["metrics"].default):
             for metric in FIDELITY_METRICS[name].outputs:
@@ -86,6 +99,12 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
         options = ", ".join(f"{key} {value}" for key, value in part.items() if key != "name") or part["name"]
         for metric in names.get(part["name"], ()):
             yield model, run.arm, metric, ("", options, ""), run.metric(measurement, metric)
+
+
+def _reference(part: dict[str, Any]) -> str:
+    """Describe what samples are compared with: a split of the data, or a file of statistics."""
+    digest = part.get("reference_sha256")
+    return f"the reference file of sha256 {str(digest)[:12]}" if digest else f"the {part['reference']} split"
 
 
 def kind_of(metric: str) -> MetricKind:
@@ -178,7 +197,18 @@ def caption(frame: pd.DataFrame) -> str:
     )
     return (
         f"{spread} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
-        f"{undefined(frame)}"
+        f"{classifiers(frame)}{undefined(frame)}"
+    )
+
+
+def classifiers(frame: pd.DataFrame) -> str:
+    """Say how good the classifiers are whose features are compared; empty where there is none."""
+    if "extractor_accuracy" not in frame:
+        return ""
+    known = frame[frame["extractor_accuracy"] != ""].drop_duplicates("extractor")
+    return "".join(
+        f" {name} is a classifier of the data's own labels, right on {accuracy} of the test images."
+        for name, accuracy in zip(known["extractor"], known["extractor_accuracy"], strict=True)
     )
 
 
@@ -187,9 +217,14 @@ def heads(frame: pd.DataFrame) -> dict[str, str]:
     nll = KINDS["nll"]
     titles = {"nll": f"{nll.axis} {nll.arrow}"} if "nll" in set(frame["metric"]) else {}
     for metric in OF_FEATURES:
-        extractors = frame.loc[frame["metric"] == metric, "extractor"].unique()
+        extractors = frame.loc[frame["metric"] == metric].drop_duplicates("extractor")
         if len(extractors):
-            titles[metric] = f"{KINDS[metric].label} ({' / '.join(extractors)}) {KINDS[metric].arrow}".rstrip()
+            accuracies = extractors.get("extractor_accuracy", pd.Series("", extractors.index))
+            names = " / ".join(
+                f"{name}, accuracy {accuracy}" if accuracy else name
+                for name, accuracy in zip(extractors["extractor"], accuracies, strict=True)
+            )
+            titles[metric] = f"{KINDS[metric].label} ({names}) {KINDS[metric].arrow}".rstrip()
     return titles | {metric: metric for metric in others(frame)}
 
 

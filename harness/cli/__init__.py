@@ -15,6 +15,7 @@ from harness.cli import (
     checkpoints,
     cluster,
     earlier,
+    extractors,
     figures,
     listing,
     preflight,
@@ -36,7 +37,10 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
         *(records.sync, records.export, records.import_, records.clean, earlier.forget),
         *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),
     ),
-    "Check": (preflight.doctor, preflight.calibrate, verify.verify_resume, schema.schema),
+    "Check": (
+        *(preflight.doctor, preflight.calibrate, verify.verify_resume, schema.schema),
+        *(extractors.reference, extractors.probe_extractor),
+    ),
 }
 
 

@@ -131,9 +131,9 @@ def load(study: Path, sets: Sequence[str] = ()) -> Study:
 
 def has_inception() -> bool:
     """Return whether Inception's weights are named; a named file that cannot be one of weights is a DataError."""
-    from harness.metrics.weights import inception_weights
+    from harness.metrics.weights import weights_file
 
-    return inception_weights() is not None
+    return weights_file("inception") is not None
 
 
 checkpoint_option = click.option(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,10 +20,14 @@ from harness.diffusion.samplers import Denoise, OnStep, skip_fraction
 from harness.methods.base import HasLikelihood, Method, Predict
 from harness.metrics.features import Extractor, load_extractor
 from harness.metrics.fidelity import reference_features
+from harness.metrics.reference import read_reference
 from harness.randomness import Streams
 from harness.registry import implementation, make_process, parameters
 from harness.spec.evaluation import AnySampler, Evaluation, extractor_name, section_counts
+from harness.spec.metrics import classifier_is_poor
 from harness.spec.run import RunSpec
+
+logger = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[str, int, int], None]
 """on_progress(what is being done, amount done, total amount)."""
@@ -182,16 +188,32 @@ class EvaluationContext:
     def extractor(self, resolved: str) -> Extractor:
         """Return a feature extractor by its name in a resolved protocol; loaded once."""
         if resolved not in self._extractors:
-            name = extractor_name(resolved, self.data.name)
-            self._extractors[resolved] = load_extractor(name, self.data, device=self.device)
+            name = extractor_name(resolved, self.data.name, self.data.digest)
+            extractor = load_extractor(name, self.data, device=self.device)
+            if extractor.accuracy is not None and classifier_is_poor(extractor.accuracy, extractor.majority_share or 0):
+                logger.warning(
+                    "%s labels only %.1f %% of the test images correctly: its FID, precision and recall say little",
+                    name,
+                    100 * extractor.accuracy,
+                )
+            self._extractors[resolved] = extractor
         return self._extractors[resolved]
 
-    def reference(self, extractor: Extractor, split: str) -> Tensor:
-        """Return the features of a whole split, [N, F]; extracted once."""
-        key = (extractor.name, split)
+    def reference(self, extractor: Extractor, source: str) -> Tensor:
+        """Return the features of a whole split, or of the file that the protocol names, [N, F]; made once."""
+        key = (extractor.name, source)
         if key not in self._references:
-            self._references[key] = reference_features(extractor, self.data, split=split)
+            if source in ("train", "test"):
+                self._references[key] = reference_features(extractor, self.data, split=source)
+            else:
+                self._references[key] = self._file_reference(extractor, Path(source))
         return self._references[key]
+
+    def _file_reference(self, extractor: Extractor, path: Path) -> Tensor:
+        part = self.evaluation.fidelity
+        reference = read_reference(path, part.reference_sha256 if part else None)
+        reference.require_extractor(extractor, path)
+        return reference.points
 
     def features(self, extractor: Extractor, samples: Tensor) -> Tensor:
         """Return the features of samples, [N, F]; NaN for a sample that diverged."""

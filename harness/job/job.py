@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.data.base import Dataset
-from harness.errors import CheckpointError, DataError, RecordError, TrackingError, TrainingError
+from harness.errors import CheckpointError, RecordError, TrackingError, TrainingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.job.endings import describe_failure, record_failure, write_failure
@@ -28,7 +28,7 @@ from harness.job.environment import changed_conditions, choose_device, describe_
 from harness.job.request import RunRequest
 from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
 from harness.job.writer import record_evaluation
-from harness.metrics.weights import INCEPTION_VARIABLE, inception_weights
+from harness.metrics.weights import WEIGHTS, require_weights_file
 from harness.progress import Progress
 from harness.records.data_digest import require_same_data
 from harness.records.directory import RunDirectory
@@ -40,8 +40,8 @@ from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
 from harness.registry import make_dataset, make_method
-from harness.spec.evaluation import Evaluation
-from harness.spec.metrics import metric_name
+from harness.spec.evaluation import WITH_FEATURES, Evaluation
+from harness.spec.metrics import metric_name, recorded_name
 from harness.spec.resources import Resources
 from harness.training.checkpoints import Checkpoints
 from harness.training.distributed import ProcessGroup, RankInfo, detect_rank, process_group
@@ -210,11 +210,10 @@ class _Job:
                 self._evaluate_at_end(training, data, checkpoints)
 
     def _require_weights(self) -> None:
-        """Raise DataError before the training if the Inception of an evaluation is not on this machine."""
-        parts = ("fidelity", "sweep", "skip")
-        settings = [getattr(evaluation, part) for evaluation in self.request.evaluations for part in parts]
-        if any(part and part.extractor == "inception" for part in settings) and inception_weights() is None:
-            raise DataError(f"evaluations use Inception, but {INCEPTION_VARIABLE} is not set here")
+        """Raise DataError before the training if the weights of an extractor are not on this machine."""
+        settings = [getattr(evaluation, part) for evaluation in self.request.evaluations for part in WITH_FEATURES]
+        for extractor in sorted({part.extractor for part in settings if part} & set(WEIGHTS)):
+            require_weights_file(extractor)
 
     def _restore(self, data: Dataset, device: torch.device, group: ProcessGroup) -> tuple[Training, Checkpoints]:
         """Return the training restored from the newest intact checkpoint, the same on every process."""
@@ -316,13 +315,14 @@ class _Job:
                 self._write_status("running", force=True)
                 self.journal.metrics(step, metrics)
                 if evaluation == self.request.scored_by:
-                    score = metrics[self._score_name(prefix)]
+                    score = metrics[self._score_name(prefix, data)]
         return score
 
-    def _score_name(self, prefix: str) -> str:
+    def _score_name(self, prefix: str, data: Dataset) -> str:
         """Return the name of the metric of records.best under an evaluation's prefix."""
         assert self.request.records.best is not None
-        return metric_name(prefix, self.request.records.best.rpartition("/")[2])
+        planned = self.request.records.best.rpartition("/")[2]
+        return metric_name(prefix, recorded_name(planned, data.name, data.digest))
 
     def _evaluate_at_end(self, training: Training, data: Dataset, checkpoints: Checkpoints) -> None:
         assert self.journal is not None
@@ -351,7 +351,7 @@ class _Job:
                 context = EvaluationContext(method, self.spec, data, evaluation, training.device, prefix, on_progress)
                 result = evaluate(context)
             if evaluation == self.request.scored_by:
-                checkpoints.record_score(training.step, result.metrics[self._score_name(prefix)])
+                checkpoints.record_score(training.step, result.metrics[self._score_name(prefix, data)])
             result.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began
             record_evaluation(self.directory, self.journal, evaluation, prefix, result, self.spec.train.steps)
 

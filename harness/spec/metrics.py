@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from harness.data.facts import classifier_name
 from harness.spec.evaluation import (
     Evaluation,
     Fidelity,
@@ -141,6 +142,22 @@ def metric_kind(name: str) -> MetricKind:
     return METRIC_KINDS[max(matches, key=len)] if matches else MetricKind(name)
 
 
+CLASSIFIER_SKILL = 0.5
+
+
+def classifier_is_poor(accuracy: float, majority_share: float) -> bool:
+    """Return whether a data set's own classifier is too poor for its features to be trusted.
+
+    Its skill is where its accuracy lies between always naming the most frequent class (0) and never erring (1); below
+    CLASSIFIER_SKILL it confuses more than it tells apart. The line is a convention (docs/extractors.md).
+
+    Args:
+        accuracy: share of the test images that it labels correctly.
+        majority_share: share of the test images in their most frequent class.
+    """
+    return accuracy - majority_share < CLASSIFIER_SKILL * (1 - majority_share)
+
+
 # -- outputs of an evaluation
 
 
@@ -186,6 +203,13 @@ def progressive_name(extractor: str, num_samples: int, sampler: str, num_steps: 
 def modes_name(kind: str, num_samples: int, sampler: str, num_steps: int) -> str:
     """Name a metric of a mixture's samples, without its prefix: `modes_covered_10000_ancestral4`."""
     return f"{kind}_{num_samples}_{sampler}{num_steps}"
+
+
+def recorded_name(name: str, data_name: str, data_digest: str | None) -> str:
+    """Return the name under which a run on these data records what is called `name` in a plan."""
+    return f"{name}_".replace(
+        f"_{classifier_name(data_name)}_", f"_{classifier_name(data_name, data_digest)}_"
+    ).removesuffix("_")
 
 
 def metric_name(prefix: str, name: str) -> str:

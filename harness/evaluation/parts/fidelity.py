@@ -65,6 +65,7 @@ def _protocol(part: Fidelity, features: Features) -> dict[str, Any]:
     protocol = {
         "reference_images": len(features.reference),
         "reference": part.reference,
+        **({"reference_sha256": part.reference_sha256} if part.reference_sha256 else {}),
         "prc_reference_images": len(features.prc_reference),
         "k": part.k,
     }
@@ -88,11 +89,4 @@ def _nearest_training_images(context: EvaluationContext, features: Features, sam
 
 def extractor_protocol(extractor: Extractor) -> dict[str, Any]:
     """Return the description of the feature extractor for the records."""
-    return {
-        "extractor": {
-            "name": extractor.name,
-            "weights_sha256": extractor.digest,
-            "test_accuracy": extractor.accuracy,
-            "official_weights": extractor.official,
-        }
-    }
+    return {"extractor": extractor.description}

@@ -148,7 +148,7 @@ def test_weights_of_inception_that_are_not_on_this_machine_fail_a_job_before_its
     run = write_run(load_study(tmp_path / "tiny.yaml", inception=True).runs[0], tmp_path / "runs")
     monkeypatch.delenv("HARNESS_INCEPTION_WEIGHTS", raising=False)
     assert run_job(run.path) == "failed"
-    assert "evaluations use Inception, but HARNESS_INCEPTION_WEIGHTS is not set here" in run.status().reason
+    assert "put it anywhere and set HARNESS_INCEPTION_WEIGHTS to the file" in run.status().reason
     assert run.durable_step() == 0 and run.rows() == []
 
 

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 from harness.analysis import claims, tab_results
@@ -54,6 +55,19 @@ def test_a_distance_in_another_networks_features_is_never_called_plain_fid(study
     assert "64 samples of ancestral 10 steps against the train split, k = 3" in caption
     assert "stratified sum over t on 355 test images" in caption
     assert "σ² = β." in caption
+
+
+def test_how_good_a_classifier_is_stands_in_the_head_of_its_column_and_in_the_caption(study_runs):
+    folder = study_runs(EVALUATE, lambda run: {})
+    for path in folder.glob("[!.]*/evaluations/*.json"):
+        extractor = {"name": "digitsnet", "weights_sha256": "a" * 64, "test_accuracy": 0.9915}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"extractor": extractor}))
+    frame = tab_results.data(load_records(folder))
+    assert tab_results.heads(frame)["fid"] == "FID (digitsnet, accuracy 99.2 %) ↓"
+    assert "digitsnet is a classifier of the data's own labels, right on 99.2 % of the test images." in (
+        tab_results.caption(frame)
+    )
+    assert "accuracy 99.2 %" in tab_results.markdown(frame)
 
 
 def test_readings_with_either_fixed_variance_are_two_rows(study_runs):
