@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,12 +15,15 @@ from harness.data.base import Split, to_uint8
 from harness.diffusion.process import Denoised, GaussianDiffusion
 from harness.diffusion.respacing import space_timesteps
 from harness.diffusion.samplers import OnStep, skip_fraction
+from harness.evaluation.keeping import SAMPLING_VERSION, Draw, Keeping, array_digest, weights_digest
 from harness.methods.base import HasLikelihood, Method, Predict
 from harness.metrics.features import Extractor, load_extractor
 from harness.metrics.fidelity import reference_features
 from harness.randomness import Streams
+from harness.records.kept import KeptArrays
 from harness.registry import implementation, make_process, parameters
 from harness.spec.evaluation import AnySampler, Evaluation, extractor_name, section_counts
+from harness.spec.parts import plugins_of
 from harness.spec.run import RunSpec
 
 ProgressCallback = Callable[[str, int, int], None]
@@ -35,9 +38,10 @@ class EvaluationContext:
         method: with the weights that are measured; newly initialised for a protocol on untrained weights.
         data: a `Dataset`; for samples alone the declared `DatasetFacts` will do.
         prefix: of the metrics' names; the evaluation's name unless another protocol uses it.
+        keeping: where samples and features are kept; None keeps nothing.
 
     Attributes:
-        samples: [N, C, H, W], those that FID was measured on; None before.
+        samples: [N, C, H, W], those that FID was measured on; None before, and where their features had been kept.
     """
 
     method: Method
@@ -47,7 +51,9 @@ class EvaluationContext:
     device: torch.device
     prefix: str = "eval"
     on_progress: ProgressCallback = lambda task, done, total: None
+    keeping: Keeping | None = None
     samples: Tensor | None = field(default=None, repr=False)
+    _draws: dict[str, Draw] = field(default_factory=dict, repr=False)
     _extractors: dict[str, Extractor] = field(default_factory=dict, repr=False)
     _references: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
 
@@ -78,14 +84,19 @@ class EvaluationContext:
         *,
         skipped: float = 0.0,
         low_res: Tensor | None = None,
-        on_noise: Callable[[Tensor], None] = lambda x_T: None,
-        on_step: OnStep = lambda t, x, denoised: None,
+        only_first: int | None = None,
+        on_noise: Callable[[Tensor], None] | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
         """Draw samples, [N, C, H, W] on the CPU; class-conditional models cycle through the classes.
+
+        Batches are kept as soon as they are drawn, and those that were kept before are not drawn again, unless
+        somebody watches the steps.
 
         Args:
             skipped: fraction of the chain's start that is skipped, in [0, 1).
             low_res: [N, C, h, w], in [-1, 1], what an upsampler enlarges.
+            only_first: return this many of the num_samples, and draw no batch beyond them.
             on_noise: called with x_T of each batch, on the CPU.
             on_step: called after every step of each batch, as by a sampler.
         """
@@ -95,16 +106,22 @@ class EvaluationContext:
         options = {key: value for key, value in parameters(sampler).items() if key != "spacing"}
         batch_size, batches = self.evaluation.batch_size, []
         first = skip_fraction(process, skipped)
+        returned = num_samples if only_first is None else min(only_first, num_samples)
         total = num_samples * (first + 1)
-        for batch, start in enumerate(range(0, num_samples, batch_size)):
+        draw = None if on_noise or on_step else self._draw(sampler, num_steps, skipped, low_res)
+        for batch, start in enumerate(range(0, returned, batch_size)):
             count = min(batch_size, num_samples - start)
+            if draw and (stored := draw.read(batch, count)) is not None:
+                batches.append(stored)
+                continue
             x_T = streams.normal("x_T", batch, (count, self.data.channels, *[self.data.image_size] * 2))
-
-            on_noise(x_T.cpu())
+            if on_noise:
+                on_noise(x_T.cpu())
 
             def after_step(t: int, x: Tensor, denoised: Denoised, start: int = start, count: int = count) -> None:
                 self.on_progress("sampling", start * (first + 1) + count * (first + 1 - t), total)
-                on_step(t, x, denoised)
+                if on_step:
+                    on_step(t, x, denoised)
 
             generator = streams.generator("sampling", batch)
             denoise = self.method.denoiser(
@@ -124,9 +141,49 @@ class EvaluationContext:
                 start=first,
                 on_step=after_step,
                 **options,
-            )
-            batches.append(x_0.cpu())
-        return torch.cat(batches)
+            ).cpu()
+            if draw:
+                draw.write(batch, x_0)
+            batches.append(x_0)
+        return torch.cat(batches)[:returned]
+
+    # -- what is kept
+
+    def _draw(
+        self, sampler: AnySampler, num_steps: int, skipped: float = 0.0, low_res: Tensor | None = None
+    ) -> Draw | None:
+        """Return what is kept of the samples that these settings give; None if nothing is."""
+        if self.keeping is None:
+            return None
+        settings = {
+            "version": SAMPLING_VERSION,
+            "spec": self.spec.run_key,
+            "weights": self.weights,
+            "weights_sha256": self._weights_digest,
+            "sampler": sampler.model_dump(mode="json"),
+            "plugins": plugins_of(sampler),
+            "num_steps": num_steps,
+            "skipped": skipped,
+            "seed": self.evaluation.seed,
+            "batch_size": self.evaluation.batch_size,
+            "guidance": self.evaluation.guidance,
+            "fixed_variance": self.evaluation.fixed_variance,
+            "device": self.device.type,  # CPU and CUDA draw different numbers
+        }
+        if low_res is not None:
+            settings["low_res_sha256"] = array_digest(low_res.numpy())
+        arrays = KeptArrays(self.keeping.folder, settings)
+        exact = self.data.levels is None or bool(self.evaluation.metrics)  # a plugin's metric may read the samples
+        return self._draws.setdefault(arrays.folder.name, Draw(arrays, exact=exact))
+
+    @cached_property
+    def _weights_digest(self) -> str:
+        return weights_digest(self.method.sampling_network(self.weights).state_dict())
+
+    def release(self) -> None:
+        """Remove the kept samples when the evaluation has been recorded, unless they are to stay."""
+        for draw in self._draws.values() if self.keeping and not self.keeping.samples else ():
+            draw.arrays.remove_batches()
 
     def _labels(self, start: int, count: int) -> Tensor | None:
         """Return the classes of samples start .. start + count - 1, None where the network takes none."""
@@ -181,6 +238,22 @@ class EvaluationContext:
         # uint8 has no NaN: a diverged sample would become some shade of grey.
         diverged = ~samples.flatten(1).isfinite().all(1)
         return features.masked_fill(diverged.unsqueeze(1), torch.nan)
+
+    def sampled_features(self, extractor: Extractor, sampler: AnySampler, num_steps: int, num_samples: int) -> Tensor:
+        """Return the features of samples, [N, F]; those that were kept, where they were, and then nothing is sampled.
+
+        The samples themselves are then in `samples`, unless only their features had been kept.
+        """
+        draw = self._draw(sampler, num_steps)
+        if draw and not self.evaluation.metrics:  # a plugin's metric may read the samples
+            kept = draw.read_features(extractor, num_samples)
+            if kept is not None and kept.shape == (num_samples, extractor.feature_dim):
+                return kept
+        self.samples = self.sample(sampler, num_steps, num_samples)
+        features = self.features(extractor, self.samples)
+        if draw and self.keeping:
+            draw.write_features(extractor, features, self.keeping.features_mib)
+        return features
 
     def count(self, task: str) -> Callable[[int, int], None]:
         """Return a callback (done, total) that reports the progress of one part."""

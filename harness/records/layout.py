@@ -21,6 +21,7 @@ from harness.records.reading import STUDY_NAME
 
 JOBS, CODE, SEARCH, THROUGHPUT, ASKED = ".jobs", ".code", ".search", ".throughput", ".studies"
 JOURNALS = "journal-*.jsonl"
+KEPT_BATCHES = "batch-*.npy"  # in the folder of a draw, below a run's `kept`
 STUDIES = "[!.]*.json"  # in a run's folder of studies; a file that is being written starts with a dot
 _RUN_KEY = re.compile(r"[0-9a-f]{12,64}")
 _JOURNAL_NAME = re.compile(r"journal-[0-9]{1,9}\.jsonl")
@@ -115,6 +116,11 @@ class RunLayout:
     @property
     def samples_folder(self) -> Path:
         return self.path / "samples"
+
+    @property
+    def kept_folder(self) -> Path:
+        """Samples and features that evaluations keep; all of it can be drawn again."""
+        return self.path / "kept"
 
     @property
     def evaluations_folder(self) -> Path:

@@ -17,8 +17,7 @@ def fidelity(context: EvaluationContext, part: Fidelity) -> PartResult:
     """Draw samples and compare their features with those of real images; keep the samples for the grid."""
     assert part.num_steps is not None, "resolved"
     extractor = context.extractor(part.extractor)
-    context.samples = context.sample(part.sampler, part.num_steps, part.num_samples)
-    features = context.features(extractor, context.samples)
+    features = context.sampled_features(extractor, part.sampler, part.num_steps, part.num_samples)
     reference = context.reference(extractor, part.reference)
     prc_reference = reference[spread(len(reference), part.prc_reference)]
     values = {
