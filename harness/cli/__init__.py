@@ -15,6 +15,7 @@ from harness.cli import (
     checkpoints,
     cluster,
     earlier,
+    evaluations,
     figures,
     listing,
     preflight,
@@ -30,7 +31,7 @@ from harness.messages import show_messages
 from harness.text import printable_lines
 
 GROUPS: dict[str, tuple[click.Command, ...]] = {
-    "Run": (studies.plan, studies.submit, search.search, cluster.cancel, cluster.retry),
+    "Run": (studies.plan, studies.submit, search.search, evaluations.evaluate, cluster.cancel, cluster.retry),
     "Look": (listing.list_, runs.status, runs.why, runs.logs, figures.figures, runs.sample),
     "Keep": (
         *(records.sync, records.export, records.import_, records.clean, earlier.forget),

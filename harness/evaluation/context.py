@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -39,6 +39,7 @@ class EvaluationContext:
         data: a `Dataset`; for samples alone the declared `DatasetFacts` will do.
         prefix: of the metrics' names; the evaluation's name unless another protocol uses it.
         keeping: where samples and features are kept; None keeps nothing.
+        only_class: of all samples of a class-conditional model; None takes the classes in turn.
 
     Attributes:
         samples: [N, C, H, W], those that FID was measured on; None before, and where their features had been kept.
@@ -52,6 +53,7 @@ class EvaluationContext:
     prefix: str = "eval"
     on_progress: ProgressCallback = lambda task, done, total: None
     keeping: Keeping | None = None
+    only_class: int | None = None
     samples: Tensor | None = field(default=None, repr=False)
     _draws: dict[str, Draw] = field(default_factory=dict, repr=False)
     _extractors: dict[str, Extractor] = field(default_factory=dict, repr=False)
@@ -90,9 +92,6 @@ class EvaluationContext:
     ) -> Tensor:
         """Draw samples, [N, C, H, W] on the CPU; class-conditional models cycle through the classes.
 
-        Batches are kept as soon as they are drawn, and those that were kept before are not drawn again, unless
-        somebody watches the steps.
-
         Args:
             skipped: fraction of the chain's start that is skipped, in [0, 1).
             low_res: [N, C, h, w], in [-1, 1], what an upsampler enlarges.
@@ -100,11 +99,32 @@ class EvaluationContext:
             on_noise: called with x_T of each batch, on the CPU.
             on_step: called after every step of each batch, as by a sampler.
         """
+        options: dict[str, Any] = {"skipped": skipped, "low_res": low_res, "on_noise": on_noise, "on_step": on_step}
+        batches = self.batches(sampler, num_steps, num_samples, only_first=only_first, **options)
+        return torch.cat(list(batches))[:only_first]
+
+    def batches(
+        self,
+        sampler: AnySampler,
+        num_steps: int,
+        num_samples: int,
+        *,
+        skipped: float = 0.0,
+        low_res: Tensor | None = None,
+        only_first: int | None = None,
+        on_noise: Callable[[Tensor], None] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Iterator[Tensor]:
+        """Draw samples as `sample` does, and yield each batch.
+
+        Batches are kept as soon as they are drawn, and those that were kept before are not drawn again, unless
+        somebody watches the steps.
+        """
         kept = space_timesteps(self.spec.diffusion.num_timesteps, section_counts(sampler, num_steps))
         process = self.process().respaced(kept)
         streams = Streams(self.evaluation.seed, self.device)
         options = {key: value for key, value in parameters(sampler).items() if key != "spacing"}
-        batch_size, batches = self.evaluation.batch_size, []
+        batch_size = self.evaluation.batch_size
         first = skip_fraction(process, skipped)
         returned = num_samples if only_first is None else min(only_first, num_samples)
         total = num_samples * (first + 1)
@@ -112,7 +132,7 @@ class EvaluationContext:
         for batch, start in enumerate(range(0, returned, batch_size)):
             count = min(batch_size, num_samples - start)
             if draw and (stored := draw.read(batch, count)) is not None:
-                batches.append(stored)
+                yield stored
                 continue
             x_T = streams.normal("x_T", batch, (count, self.data.channels, *[self.data.image_size] * 2))
             if on_noise:
@@ -127,7 +147,7 @@ class EvaluationContext:
             denoise = self.method.denoiser(
                 self.weights,
                 process,
-                y=self._labels(start, count),
+                y=self.labels(start, count),
                 generator=generator,
                 clip=self.data.levels is not None,
                 guidance=self.evaluation.guidance,
@@ -144,8 +164,7 @@ class EvaluationContext:
             ).cpu()
             if draw:
                 draw.write(batch, x_0)
-            batches.append(x_0)
-        return torch.cat(batches)[:returned]
+            yield x_0
 
     # -- what is kept
 
@@ -155,10 +174,19 @@ class EvaluationContext:
         """Return what is kept of the samples that these settings give; None if nothing is."""
         if self.keeping is None:
             return None
+        settings = self.draw_settings(sampler, num_steps, skipped, low_res)
+        arrays = KeptArrays(self.keeping.folder, settings)
+        exact = self.data.levels is None or bool(self.evaluation.metrics)  # a plugin's metric may read the samples
+        return self._draws.setdefault(arrays.folder.name, Draw(arrays, exact=exact))
+
+    def draw_settings(
+        self, sampler: AnySampler, num_steps: int, skipped: float = 0.0, low_res: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Return all that samples depend on beside their number, as plain values."""
         settings = {
             "version": SAMPLING_VERSION,
-            "spec": self.spec.run_key,
-            "weights": self.weights,
+            "run_key": self.spec.run_key,
+            "weights": self.evaluation.weights,
             "weights_sha256": self._weights_digest,
             "sampler": sampler.model_dump(mode="json"),
             "plugins": plugins_of(sampler),
@@ -168,13 +196,10 @@ class EvaluationContext:
             "batch_size": self.evaluation.batch_size,
             "guidance": self.evaluation.guidance,
             "fixed_variance": self.evaluation.fixed_variance,
+            "class": self.only_class,
             "device": self.device.type,  # CPU and CUDA draw different numbers
         }
-        if low_res is not None:
-            settings["low_res_sha256"] = array_digest(low_res.numpy())
-        arrays = KeptArrays(self.keeping.folder, settings)
-        exact = self.data.levels is None or bool(self.evaluation.metrics)  # a plugin's metric may read the samples
-        return self._draws.setdefault(arrays.folder.name, Draw(arrays, exact=exact))
+        return settings if low_res is None else settings | {"low_res_sha256": array_digest(low_res.numpy())}
 
     @cached_property
     def _weights_digest(self) -> str:
@@ -185,10 +210,12 @@ class EvaluationContext:
         for draw in self._draws.values() if self.keeping and not self.keeping.samples else ():
             draw.arrays.remove_batches()
 
-    def _labels(self, start: int, count: int) -> Tensor | None:
-        """Return the classes of samples start .. start + count - 1, None where the network takes none."""
+    def labels(self, start: int, count: int) -> Tensor | None:
+        """Return the classes of samples start .. start + count - 1, [count]; None where the network takes none."""
         if not self.spec.model.class_cond:
             return None
+        if self.only_class is not None:
+            return torch.full((count,), self.only_class, device=self.device)
         return torch.arange(start, start + count, device=self.device) % self.data.num_classes
 
     # -- the data

@@ -346,8 +346,8 @@ class _Job:
                     if self.stop_signal:
                         raise Interrupted
 
-                context = EvaluationContext(method, self.spec, data, evaluation, training.device, prefix, on_progress)
-                context.keeping = self._keeping()
+                device, keeping = training.device, self._keeping()
+                context = EvaluationContext(method, self.spec, data, evaluation, device, prefix, on_progress, keeping)
                 result = evaluate(context)
             if evaluation == self.request.scored_by:
                 checkpoints.record_score(training.step, result.metrics[f"{prefix}/nll_bpd"])

@@ -71,7 +71,7 @@ class KeptArrays:
         try:
             with temporary.open("wb") as file:
                 hashing = _HashingFile(file)
-                np.lib.format.write_array(hashing, np.ascontiguousarray(array), allow_pickle=False)  # type: ignore[arg-type]
+                np.lib.format.write_array(hashing, np.ascontiguousarray(array), allow_pickle=False)
             temporary.replace(self.folder / f"{name}-{hashing.digest.hexdigest()}.npy")
         except OSError:
             temporary.unlink(missing_ok=True)
