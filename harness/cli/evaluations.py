@@ -1,4 +1,4 @@
-"""evaluate: measure runs whose training has ended."""
+"""evaluate, score: measure runs whose training has ended, and images from elsewhere."""
 
 from __future__ import annotations
 
@@ -235,3 +235,59 @@ def _show(result: dict[str, Any], output: Output) -> None:
     click.echo(printable(f"{result['run_key']}{arm}, step {result['step']}{state}"))
     if result["metrics"] and not output.as_json:
         Table(("metric", "value"), [(name, f"{value:.6g}") for name, value in result["metrics"].items()]).show()
+
+
+@click.command()
+@click.argument("images", type=click.Path(path_type=Path), metavar="FOLDER|NPZ")
+@click.option("--data", help="The data that they are compared with: cifar10, or {name: image_folder, path: ...}.")
+@click.option("--study", help="Measure as this study measures, on its data.")
+@click.option("--as", "arm", metavar="ARM", help="Put them beside the study's arms under this name.")
+@json_option
+@runs_folder_option
+def score(
+    images: Path, data: str | None, study: str | None, arm: str | None, output: Output, runs_folder: Path
+) -> None:
+    """Measure images from elsewhere.
+
+    As a fidelity part measures a run's samples, by the same extractor, reference and metrics. FOLDER has PNG or JPEG
+    files; NPZ has arr_0, uint8 [N, H, W, C], as openai/guided-diffusion and `harness sample --out` write it. They must
+    have the size of the data: nothing is scaled, since FID depends on how.
+
+    With --study the settings are those of its first evaluation with fidelity, and with --as the result is stored: the
+    study's results table shows it as an arm that is not ours.
+
+    With --json: {"metrics": {KIND: number}, "num_images", "images_sha256", "source", "data", "data_digest",
+    "extractor", "fidelity", "harness"}, stored also "study" and "arm".
+    """
+    from harness.cli.tables import Table
+    from harness.errors import SpecError
+    from harness.evaluation.scoring import read_images
+    from harness.evaluation.scoring import score as score_images
+    from harness.job import added
+    from harness.job.environment import choose_device, code_version
+    from harness.records.scored import write_scored
+    from harness.text import printable
+
+    if arm is not None and study is None:
+        raise SpecError("--as puts images beside the arms of a study: name it with --study")
+    name, dataset, part, arms = added.study_protocol(*members(study, runs_folder)) if study else added.protocol_of(data)
+    if data is not None and dataset.name != added.data_name(data):
+        raise SpecError(f"--data {data}: study {name} is of {dataset.name}")
+    if arm is not None and arm in arms:
+        raise SpecError(f"--as {arm}: study {name} has an arm of that name; give another")
+    result = score_images(read_images(images, dataset), dataset, part, choose_device("auto"))
+    result |= {"source": printable(str(images)), "harness": code_version()}
+    if study and result["num_images"] != part.num_samples:
+        click.echo(
+            f"these are {result['num_images']} images, and the study measures {part.num_samples} samples: FID depends "
+            "on the number, so they are not comparable"
+        )
+    if not output.as_json:
+        Table(("metric", "value"), [(kind, f"{value:.6g}") for kind, value in result["metrics"].items()]).show()
+    extractor = result["extractor"]["name"]
+    click.echo(f"{result['num_images']} images, features of {extractor}, {result['fidelity']['reference']} split")
+    if arm is not None:
+        write_scored(runs_folder, name, arm, result)
+        click.echo(f"stored as arm {arm} of study {name}, not ours; to see it: harness figures {name}")
+        result |= {"study": name, "arm": arm}
+    output.document(result)

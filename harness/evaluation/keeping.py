@@ -64,7 +64,7 @@ class Draw:
         """Return a batch of samples in [-1, 1], [count, C, H, W]; None if it was not kept."""
         for kind in ("float32",) if self._exact else ("uint8", "float32"):
             if (stored := self.arrays.read(_batch_name(batch, count, kind))) is not None:
-                return _to_unit(torch.from_numpy(stored)) if kind == "uint8" else torch.from_numpy(stored)
+                return to_unit(torch.from_numpy(stored)) if kind == "uint8" else torch.from_numpy(stored)
         return None
 
     def write(self, batch: int, samples: Tensor) -> None:
@@ -101,6 +101,11 @@ class Draw:
             logger.warning(f"{_problem(self.arrays, error)}; a metric that is added later samples again")
 
 
+def to_unit(images: Tensor) -> Tensor:
+    """Return samples that `to_uint8` turns into these images again: the middle of each level."""
+    return (images.float() + 0.5) / 127.5 - 1
+
+
 def weights_digest(weights: Mapping[str, Any]) -> str:
     """Return sha256 (hex) over the names, shapes and values of a state dict."""
     digest = hashlib.sha256()
@@ -116,11 +121,6 @@ def weights_digest(weights: Mapping[str, Any]) -> str:
 def array_digest(array: np.ndarray) -> str:
     """Return sha256 (hex) over the shape and values of an array."""
     return hashlib.sha256(f"{array.shape} {array.dtype}".encode() + array.tobytes()).hexdigest()
-
-
-def _to_unit(images: Tensor) -> Tensor:
-    """Return samples that `to_uint8` turns into these images again: the middle of each level."""
-    return (images.float() + 0.5) / 127.5 - 1
 
 
 def _batch_name(batch: int, count: int, kind: str) -> str:

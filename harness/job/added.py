@@ -1,4 +1,4 @@
-"""Evaluations that are added after the training: what is measured, who asks for it, and checkpoints before the last."""
+"""Measurements after the training: what is added to a run, and who asks for it; earlier checkpoints; other images."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.data.base import Dataset
 from harness.errors import LaunchError, SpecError
 from harness.job.request import RunRequest
 from harness.records import manifest
+from harness.records.data_digest import require_same_data
 from harness.records.directory import RunDirectory
 from harness.records.manifest import Manifests
 from harness.records.plugins import read_spec
+from harness.registry import make_dataset
 from harness.spec.evaluation import AnySampler, Evaluation, Fidelity
+from harness.spec.parts import choices
+from harness.spec.run import Data, DataModel
 
 
 def fidelity_protocols(
@@ -106,8 +111,6 @@ def evaluate_checkpoint(
     from harness.evaluation.keeping import Keeping
     from harness.evaluation.sampling import load_method
     from harness.job.environment import choose_device
-    from harness.records.data_digest import require_same_data
-    from harness.registry import make_dataset
     from harness.training.distributed import RankInfo
 
     request, spec = RunRequest.of(directory), read_spec(directory.path, directory.spec())
@@ -122,3 +125,53 @@ def evaluate_checkpoint(
         metrics |= evaluate(context).metrics
         context.release()
     return metrics
+
+
+def protocol_of(data: str | None) -> tuple[str, Dataset, Fidelity, set[str]]:
+    """Return "", the data that a text names, the default measurement of samples, and no arms.
+
+    Args:
+        data: a name, or a YAML mapping with the data's parameters.
+
+    Raises:
+        SpecError: it names no data.
+        DataError: the data are not on this machine.
+    """
+    if data is None:
+        raise SpecError("what are the images compared with? Give --data NAME, or --study STUDY")
+    return "", make_dataset(_data_of(data)), Fidelity(), set()
+
+
+def data_name(data: str) -> str:
+    """Return the name of the data that a text names, as in `protocol_of`."""
+    return _data_of(data).name
+
+
+def _data_of(data: str) -> DataModel:
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Data).validate_python(yaml.safe_load(data))
+    except (ValidationError, yaml.YAMLError) as error:
+        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise SpecError(f"--data {data}: {detail}; choices: {', '.join(choices(Data))}") from None
+
+
+def study_protocol(study: str | None, directories: Sequence[RunDirectory]) -> tuple[str, Dataset, Fidelity, set[str]]:
+    """Return a study's name, its data, its first measurement of samples, and the names of its arms.
+
+    Raises:
+        SpecError: the study measures no samples.
+        DataError: the data are not on this machine, or not those of the runs.
+    """
+    manifests = Manifests(directories[0].path.parent)
+    arms = {str(manifests.memberships(directory).get(str(study), {}).get("arm")) for directory in directories}
+    for directory in directories:
+        request = RunRequest.of(directory)
+        part = next((evaluation.fidelity for evaluation in request.evaluations if evaluation.fidelity), None)
+        if part is not None:
+            dataset = make_dataset(read_spec(directory.path, directory.spec()).data, request.data_root)
+            require_same_data(directory, dataset.digest)
+            return str(study), dataset, part, arms
+    raise SpecError(f"study {study} has no evaluation with fidelity: give --data instead of --study")

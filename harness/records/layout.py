@@ -174,6 +174,10 @@ class StudyLayout:
         """The runs that it asks for."""
         return self.folder / "manifest.json"
 
+    def scored_path(self, arm: str) -> Path:
+        """The measurement of images from elsewhere that stand beside its arms."""
+        return self.folder / "scored" / f"{arm}.json"
+
     @property
     def lock_folder(self) -> Path:
         return self.folder / "lock"

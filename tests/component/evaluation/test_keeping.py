@@ -7,7 +7,7 @@ import torch
 from harness.data.base import to_uint8
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate
-from harness.evaluation.keeping import Keeping, _to_unit
+from harness.evaluation.keeping import Keeping, to_unit
 from harness.registry import make_dataset, make_method
 from harness.spec.evaluation import Ancestral, Ddim, Evaluation, Fidelity, Sweep
 from harness.spec.resources import Resources
@@ -48,7 +48,7 @@ def context_of(tiny_study, tmp_path):
 
 def test_every_level_of_an_image_is_the_same_after_it_was_kept():
     levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_uint8(_to_unit(levels)), levels)
+    assert torch.equal(to_uint8(to_unit(levels)), levels)
 
 
 @pytest.mark.parametrize("sets", [(), POINTS], ids=["images", "points"])
