@@ -370,7 +370,11 @@ def _sampler_contrasts(
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for run in runs:
         for measurement in run.measured("sweep"):
-            curves = {name: dict(zip(*curve, strict=True)) for name, curve in run.sweep(measurement).items()}
+            curves = {
+                sampler: dict(zip(*curve, strict=True))
+                for (kind, sampler), curve in run.sweep(measurement).items()
+                if kind == "fid"
+            }
             our_curve, other_curve = curves.get(ours, {}), curves.get(other, {})
             steps = [step for step in sorted(our_curve.keys() & other_curve.keys()) if counts(step)]
             if not steps:

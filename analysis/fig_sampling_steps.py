@@ -1,8 +1,9 @@
-"""FID against the number of sampling steps (IDDPM, figure 8)."""
+"""FID, precision and recall against the number of sampling steps (IDDPM, figure 8)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -16,13 +17,12 @@ from harness.spec.evaluation import Sampler
 from harness.spec.metrics import metric_kind
 from harness.spec.parts import choices
 
-TITLE = "FID against sampling steps"
+TITLE = "Samples by the number of sampling steps"
 NEEDS = "an evaluation with sweep"
-FID = metric_kind("fid").label
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
-    """Return FID over replicates for each protocol, arm, fixed variance, sampler and number of steps.
+    """Return metrics over replicates for each protocol, arm, fixed variance, sampler and number of steps.
 
     Two protocols or two samplers of one name are told apart by the values in which they differ.
     """
@@ -31,32 +31,39 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     for run in runs:
         for measurement in run.measured("sweep"):
             sweep = measurement.evaluation["sweep"]
-            protocol = sampling_protocol(measurement, "sweep") | {"sweep": {"reference": sweep["reference"]}}
+            neighbours = {name: sweep.get(name) for name in ("k", "prc_reference")}
+            protocol = sampling_protocol(measurement, "sweep") | {
+                "sweep": {"reference": sweep["reference"], **neighbours}
+            }
             del protocol["fixed_variance"]  # a column of its own
             name = f"{run.extractor(sweep)}, {sweep['num_samples']} samples"
             row = {"protocol": protocols.add(name, protocol), "arm": run.arm, "arm_index": index[run.arm]}
             row["variance"] = run.variance(measurement)
             parameters = {sampler["name"]: sampler for sampler in sweep["samplers"]}
-            for sampler, (steps, values) in run.sweep(measurement).items():
-                row["sampler"] = samplers.add(sampler, parameters[sampler])
+            for (kind, sampler), (steps, values) in run.sweep(measurement).items():
+                row |= {"metric": kind, "sampler": samplers.add(sampler, parameters[sampler])}
                 rows += [
-                    row | {"num_steps": num_steps, "fid": fid} for num_steps, fid in zip(steps, values, strict=True)
+                    row | {"num_steps": num_steps, "value": value}
+                    for num_steps, value in zip(steps, values, strict=True)
                 ]
-    keys = ["protocol", "arm", "arm_index", "variance", "sampler", "num_steps"]
-    frame = pd.DataFrame(rows, columns=[*keys, "fid"])
+    keys = ["protocol", "metric", "arm", "arm_index", "variance", "sampler", "num_steps"]
+    frame = pd.DataFrame(rows, columns=[*keys, "value"])
     frame = frame.assign(
         protocol=frame["protocol"].map(protocols.texts()), sampler=frame["sampler"].map(samplers.texts())
     )
-    return summarise_by(frame, keys, "fid")
+    return summarise_by(frame, keys, "value")
 
 
 @style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
-    protocols, lines = list(frame["protocol"].unique()), sampler_lines(frame["sampler"].unique())
-    figure, (panels,) = style.subplots(1, len(protocols), width=2.2 + 3.4 * len(protocols), height=3.0)
+    """Draw one panel for each protocol and metric: protocols side by side, metrics below each other."""
+    protocols, metrics = list(frame["protocol"].unique()), list(frame["metric"].unique())
+    lines = sampler_lines(frame["sampler"].unique())
+    size = {"width": 2.2 + 3.4 * len(protocols), "height": 0.4 + 2.6 * len(metrics)}
+    figure, panels = style.subplots(len(metrics), len(protocols), **size)
     several = frame.groupby("arm")["variance"].nunique().max() > 1
-    for axes, protocol in zip(panels, protocols, strict=True):
-        shown = frame[frame["protocol"] == protocol]
+    for axes, (metric, protocol) in zip(panels.flat, product(metrics, protocols), strict=True):
+        shown = frame[(frame["protocol"] == protocol) & (frame["metric"] == metric)]
         for (_, variance, sampler), part in shown.groupby(["arm", "variance", "sampler"], sort=False):
             part, look = part.sort_values("num_steps"), style.arm_style(part["arm_index"].iloc[0])
             face = "white" if several and variance == "β̃" else look["color"]
@@ -65,12 +72,16 @@ def draw(frame: pd.DataFrame) -> Figure:
                 color=look["color"], linestyle=lines[str(sampler)], marker=look["marker"], markerfacecolor=face,
                 elinewidth=0.8, capsize=2,
             )  # fmt: skip
-        ticks = sorted(shown["num_steps"].unique())
-        axes.set(xscale="log", yscale="log", xlabel="sampling steps", ylabel=style.label(f"{FID} ({protocol})"))
+        ticks = sorted(frame.loc[frame["protocol"] == protocol, "num_steps"].unique())
+        axes.set(xscale="log", xlabel="sampling steps")
+        axes.set_ylabel(style.label(f"{metric_kind(metric).label} ({protocol})"))
         axes.set_xticks(ticks, list(map(str, ticks)))
         axes.set_xticks([], minor=True)
-        style.plain_log_numbers(axes)
-        axes.set_title(TITLE if len(protocols) == 1 else style.label(protocol))
+        if metric == "fid":
+            axes.set_yscale("log")
+            style.plain_log_numbers(axes)
+        if metric == metrics[0]:
+            axes.set_title(TITLE if len(protocols) == 1 else style.label(protocol))
     figure.legend(handles=_handles(frame, lines, several), loc="outside right upper")
     return figure
 
@@ -99,8 +110,9 @@ def _handles(frame: pd.DataFrame, lines: dict[str, Any], several_variances: bool
 
 
 def caption(frame: pd.DataFrame) -> str:
+    names = [metric_kind(metric).label for metric in frame["metric"].unique()]
     return (
-        "Fréchet distance of samples against the number of sampling steps; IDDPM, figure 8. "
+        f"{', '.join(names)} of samples against the number of sampling steps; IDDPM, figure 8. "
         f"Shown: {describe_bands(frame['kind'])}. "
-        "FID depends on the feature extractor and the number of samples: compare within this figure only."
+        "They depend on the feature extractor and the number of samples: compare within this figure only."
     )

@@ -181,14 +181,15 @@ class RunRecord:
         protocol = (self.extractor(part), part["num_samples"], part["sampler"]["name"], part["num_steps"])
         return self.metric(measurement, fidelity_name(kind, *protocol))
 
-    def sweep(self, measurement: Measurement) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return FID against the number of sampling steps, by sampler: its steps and its values."""
+    def sweep(self, measurement: Measurement) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+        """Return metrics against the number of sampling steps: (metric, sampler) -> the steps and the values."""
         part = measurement.evaluation["sweep"]
         names = {
-            sampler["name"]: sweep_name(self.extractor(part), part["num_samples"], sampler["name"])
+            (kind, sampler["name"]): sweep_name(kind, self.extractor(part), part["num_samples"], sampler["name"])
+            for kind in part.get("metrics", ("fid",))
             for sampler in part["samplers"]
         }
-        return {sampler: self.history(curve_name(measurement.prefix, "sweep", name)) for sampler, name in names.items()}
+        return {key: self.history(curve_name(measurement.prefix, "sweep", name)) for key, name in names.items()}
 
     def extractor(self, part: dict[str, Any]) -> str:
         """Return the name of the network whose features a `fidelity` or `sweep` compares."""

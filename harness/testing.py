@@ -47,6 +47,7 @@ MEASURED = {
     "fid": 10.0,
     "precision": 0.5,
     "recall": 0.4,
+    "reconstruction_mse": 0.1,
     "fid_ancestral": 5.0,
     "fid_ddim": 4.0,
     "fid_dpmpp_2m": 3.0,
@@ -154,9 +155,11 @@ def _fill_likelihood(fake: PartResult, names: Outputs, part: Any, spec: RunSpec,
 
 
 def _fill_sweep(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
-    for name, sampler in zip(names.curves, part.samplers, strict=True):
-        limit = values.get(f"fid_{sampler.name}", values["fid"])
-        fake.curves[name] = [(steps, limit + 100 / steps) for steps in sorted(part.num_steps)]
+    kinds = [(sampler.name, kind) for sampler in part.samplers for kind in part.metrics]
+    for name, (sampler, kind) in zip(names.curves, kinds, strict=True):
+        limit = values.get(f"{kind}_{sampler}", values[kind])
+        distance = 100 if kind == "fid" else -0.5
+        fake.curves[name] = [(steps, limit + distance / steps) for steps in sorted(part.num_steps)]
 
 
 def _fill_skip(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
@@ -212,6 +215,38 @@ def _fill_trajectories(fake: PartResult, names: Outputs, part: Any, spec: RunSpe
     fake.arrays["trajectories"] = arrays
 
 
+def _fill_progressive(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    [name] = names.curves
+    frames = trajectory_frames(part.num_steps, part.num_frames)
+    fake.curves[name] = [(made, values["fid"] + 100 * (1 - made / part.num_steps)) for made in frames]
+
+
+def _fill_interpolation(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    facts, random, pairs = spec.data.facts, np.random.default_rng(0), part.num_pairs
+    shape = (len(part.t), part.num_weights, pairs, facts.channels, spec.data.pixels, spec.data.pixels)
+    arrays: dict[str, np.ndarray] = {
+        "t": np.array(part.t),
+        "weights": np.linspace(0, 1, part.num_weights),
+        "image_index": np.arange(2 * pairs).reshape(2, pairs),
+        "images": random.normal(size=shape).astype(np.float32),
+        "originals": random.normal(size=(2, *shape[2:])).astype(np.float32),
+    }
+    if facts.levels is not None:
+        for name in ("images", "originals"):
+            arrays[name] = random.integers(0, 256, arrays[name].shape, dtype=np.uint8)
+        tiles = np.zeros(((part.num_weights + 2) * len(part.t) * pairs, *shape[3:]), np.uint8)
+        fake.pictures["interpolation"] = image_grid(tiles, columns=part.num_weights + 2)
+    fake.arrays["interpolation"] = arrays
+
+
+def _fill_reconstruction(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    errors = np.array([[values["reconstruction_mse"] / count] for count in part.num_steps])
+    num_images = part.num_images or _NUM_IMAGES
+    fake.curves["reconstruction_mse_by_steps"] = list(zip(part.num_steps, errors[:, 0].tolist(), strict=True))
+    arrays = {"num_steps": np.array(part.num_steps), "mse": errors.repeat(num_images, 1)}
+    fake.arrays["reconstruction"] = arrays | {"image_index": np.arange(num_images)}
+
+
 def _fill_metrics(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
     fake.protocol["metrics"] = {metric.name: list(metric.names) for metric in part}
 
@@ -224,6 +259,9 @@ _FILL = {
     "rate_distortion": _fill_rate_distortion,
     "grid": _fill_grid,
     "trajectories": _fill_trajectories,
+    "progressive": _fill_progressive,
+    "interpolation": _fill_interpolation,
+    "reconstruction": _fill_reconstruction,
     "metrics": _fill_metrics,
 }
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         ensemble,
         guided,
         interpolate,
-        progressive_generation,
         skip_fraction,
     )
     from harness.diffusion.schedules import SCHEDULES, Tables, tables
@@ -46,7 +45,6 @@ _HOME = {
         "ensemble",
         "guided",
         "interpolate",
-        "progressive_generation",
         "skip_fraction",
     ],
 }

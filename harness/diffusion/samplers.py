@@ -284,30 +284,6 @@ def interpolate(
     return torch.stack(mixtures)
 
 
-def progressive_generation(
-    denoise: Denoise,
-    x_T: Tensor,
-    process: GaussianDiffusion,
-    *,
-    generator: torch.Generator,
-    every: int = 1,
-    sampler: str = "ancestral",
-) -> Tensor:
-    """Record the predicted x_0 while a chain runs (DDPM, fig. 6).
-
-    Returns:
-        [ceil(T / every), B, C, ...], from the first prediction to the last; the last step is always among them.
-    """
-    seen: list[Tensor] = []
-
-    def keep(t: int, _: Tensor, denoised: Denoised) -> None:
-        if t % every == 0:
-            seen.append(denoised.x_0)
-
-    SAMPLERS[sampler](denoise, x_T, process, generator=generator, on_step=keep)
-    return torch.stack(seen)
-
-
 def guided(conditional: Network, unconditional: Network, scale: float) -> Network:
     """Guide a class-conditional network without a classifier: two evaluations a step.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.data.base import Split, to_uint8
 from harness.diffusion.process import Denoised, GaussianDiffusion
 from harness.diffusion.respacing import space_timesteps
-from harness.diffusion.samplers import OnStep, skip_fraction
+from harness.diffusion.samplers import Denoise, OnStep, skip_fraction
 from harness.evaluation.keeping import SAMPLING_VERSION, Draw, Keeping, array_digest, weights_digest
 from harness.methods.base import HasLikelihood, Method, Predict
 from harness.metrics.features import Extractor, load_extractor
@@ -166,6 +166,32 @@ class EvaluationContext:
                 draw.write(batch, x_0)
             yield x_0
 
+    def denoiser(
+        self, process: GaussianDiffusion, generator: torch.Generator, y: Tensor | None = None, *, clip: bool = True
+    ) -> Denoise:
+        """Return what a sampler needs of the measured weights.
+
+        Args:
+            y: [B], classes where the network takes them.
+            clip: clamp the predicted x_0 to [-1, 1] where the data are images.
+        """
+        return self.method.denoiser(
+            self.weights,
+            process,
+            y=y,
+            generator=generator,
+            clip=clip and self.data.levels is not None,
+            guidance=self.evaluation.guidance,
+        )
+
+    def labels(self, start: int, count: int) -> Tensor | None:
+        """Return the classes of samples start .. start + count - 1, [count]; None where the network takes none."""
+        if not self.spec.model.class_cond:
+            return None
+        if self.only_class is not None:
+            return torch.full((count,), self.only_class, device=self.device)
+        return torch.arange(start, start + count, device=self.device) % self.data.num_classes
+
     # -- what is kept
 
     def _draw(
@@ -209,14 +235,6 @@ class EvaluationContext:
         """Remove the kept samples when the evaluation has been recorded, unless they are to stay."""
         for draw in self._draws.values() if self.keeping and not self.keeping.samples else ():
             draw.arrays.remove_batches()
-
-    def labels(self, start: int, count: int) -> Tensor | None:
-        """Return the classes of samples start .. start + count - 1, [count]; None where the network takes none."""
-        if not self.spec.model.class_cond:
-            return None
-        if self.only_class is not None:
-            return torch.full((count,), self.only_class, device=self.device)
-        return torch.arange(start, start + count, device=self.device) % self.data.num_classes
 
     # -- the data
 

@@ -82,6 +82,19 @@ def _trajectories(part: Any, evaluation: Evaluation, spec: RunSpec) -> int:
     return _sampling(part.num_samples * part.num_steps, evaluation)
 
 
+def _progressive(part: Any, evaluation: Evaluation, spec: RunSpec) -> int:
+    return _sampling(part.num_samples * part.num_steps, evaluation)
+
+
+def _interpolation(part: Any, evaluation: Evaluation, spec: RunSpec) -> int:
+    return _sampling(part.num_pairs * part.num_weights * sum(t + 1 for t in part.t), evaluation)
+
+
+def _reconstruction(part: Any, evaluation: Evaluation, spec: RunSpec) -> int | None:
+    num_images = _num_images(part.num_images, evaluation, spec)
+    return None if num_images is None else num_images * sum(2 * count - 1 for count in part.num_steps)
+
+
 def _metrics(part: Any, evaluation: Evaluation, spec: RunSpec) -> None:
     return None
 
@@ -96,5 +109,8 @@ _COSTS: dict[str, Callable[[Any, Evaluation, RunSpec], int | None]] = {
     "noise_scale": _noise_scale,
     "grid": _grid,
     "trajectories": _trajectories,
+    "progressive": _progressive,
+    "interpolation": _interpolation,
+    "reconstruction": _reconstruction,
     "metrics": _metrics,
 }

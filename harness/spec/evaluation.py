@@ -73,14 +73,20 @@ class Fidelity(SpecModel):
     prc_reference: int = Field(10_000, ge=16)  # reference images for them: 10,000 in the ADM line; FID takes all
 
 
+SweepMetric = Literal["fid", "precision", "recall"]
+
+
 class Sweep(SpecModel):
-    """FID against the number of sampling steps (IDDPM, figure 8)."""
+    """FID, or other metrics of samples, against the number of sampling steps (IDDPM, figure 8)."""
 
     num_samples: int = Field(10_000, ge=16)
     samplers: tuple[Sampler, ...] = Field((Ancestral(), Ddim()), min_length=1)
     num_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((25, 50, 100, 200), min_length=1)
     extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
     reference: Literal["train", "test"] = "train"
+    metrics: Annotated[tuple[SweepMetric, ...], Field(min_length=1), YOUNGER] = ("fid",)
+    k: Annotated[int, Field(ge=1), YOUNGER] = 3  # as in Fidelity
+    prc_reference: Annotated[int, Field(ge=16), YOUNGER] = 10_000
 
 
 class Skip(SpecModel):
@@ -109,6 +115,32 @@ class Trajectories(SpecModel):
     sampler: Sampler = Ancestral()
     num_steps: int | None = Field(None, ge=1)  # None: the whole chain
     num_frames: int = Field(10, ge=2, le=100)  # kept of each trajectory, evenly spread; all of a shorter one
+
+
+class Progressive(SpecModel):
+    """FID of the x_0 that is predicted along the reverse process (DDPM, figures 6 and 10)."""
+
+    num_samples: int = Field(10_000, ge=16)
+    sampler: Sampler = Ancestral()
+    num_steps: int | None = Field(None, ge=1)  # None: the whole chain
+    num_frames: int = Field(11, ge=2, le=100)  # steps after which it is measured, evenly spread; 0 is the first guess
+    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    reference: Literal["train", "test"] = "train"
+
+
+class Interpolation(SpecModel):
+    """Pairs of real images, mixed at noise levels t and denoised (DDPM, figures 8 and 9)."""
+
+    num_pairs: int = Field(4, ge=1, le=64)
+    t: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(None, min_length=1)  # None: the middle of the chain
+    num_weights: int = Field(9, ge=2, le=33)  # of the second image, evenly spread from 0 to 1
+
+
+class Reconstruction(SpecModel):
+    """Error of real images that DDIM encodes and decodes, against its number of steps (DDIM, table 2)."""
+
+    num_images: int | None = Field(None, ge=1)  # None: the whole split
+    num_steps: tuple[Annotated[int, Field(ge=2)], ...] = Field((10, 20, 50, 100), min_length=1)
 
 
 class RateDistortion(SpecModel):
@@ -167,6 +199,9 @@ PARTS = (
     "noise_scale",
     "grid",
     "trajectories",
+    "progressive",
+    "interpolation",
+    "reconstruction",
     "metrics",
 )
 """The parts of an evaluation, in the order of measurement; each is a field of `Evaluation`."""
@@ -192,6 +227,9 @@ class Evaluation(SpecModel):
     every: int | None = Field(None, ge=1)  # also during training, every so many steps (likelihood only)
     modes: Annotated[Modes | None, YOUNGER] = None
     trajectories: Annotated[Trajectories | None, YOUNGER] = None
+    progressive: Annotated[Progressive | None, YOUNGER] = None
+    interpolation: Annotated[Interpolation | None, YOUNGER] = None
+    reconstruction: Annotated[Reconstruction | None, YOUNGER] = None
     metrics: Annotated[tuple[Metric, ...], YOUNGER] = ()  # of plugins
     plugins: Annotated[dict[str, str] | None, YOUNGER] = (
         None  # plugins of the parts, with their sha256; filled in automatically
@@ -262,7 +300,7 @@ class Evaluation(SpecModel):
         num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
         if spec.diffusion.var_type != "fixed" or "diffusion.var_type" not in spec.method.owns:
             change["fixed_variance"] = "large"  # irrelevant: one key for one measurement
-        for part in ("fidelity", "sweep", "skip"):
+        for part in ("fidelity", "sweep", "skip", "progressive"):
             settings = getattr(self, part)
             if settings is None:
                 continue
@@ -289,6 +327,18 @@ class Evaluation(SpecModel):
             num_steps = self.trajectories.num_steps or num_timesteps
             space_timesteps(num_timesteps, section_counts(self.trajectories.sampler, num_steps))
             change["trajectories"] = self.trajectories.model_copy(update={"num_steps": num_steps})
+        if self.interpolation:
+            if spec.model.class_cond:
+                raise ValueError("interpolation: a pair has two classes, and this network draws images of one")
+            levels = tuple(sorted(set(self.interpolation.t or (num_timesteps // 2,))))
+            if levels[-1] >= num_timesteps:
+                raise ValueError(f"interpolation: t: {levels[-1]}: the chain's last t is {num_timesteps - 1}")
+            change["interpolation"] = self.interpolation.model_copy(update={"t": levels})
+        if self.reconstruction:
+            counts = tuple(sorted(set(self.reconstruction.num_steps)))
+            for count in counts:
+                space_timesteps(num_timesteps, section_counts(Ddim(), count))
+            change["reconstruction"] = self.reconstruction.model_copy(update={"num_steps": counts})
         if self.rate_distortion:
             num_steps = self.rate_distortion.num_steps or num_timesteps
             space_timesteps(num_timesteps, str(num_steps))

@@ -18,7 +18,7 @@ class MethodSpec(NamedModel):
     owns: ClassVar[tuple[str, ...]] = ()
     """Dotted paths of a run's spec that only this method, and others that list them, use; refused for other methods."""
     measures: ClassVar[frozenset[str]] = frozenset(
-        ("fidelity", "sweep", "skip", "modes", "grid", "trajectories", "metrics")
+        ("fidelity", "sweep", "skip", "modes", "grid", "trajectories", "progressive", "interpolation", "metrics")
     )
     """The parts of an evaluation that it supports: by default those on samples."""
 
@@ -48,7 +48,12 @@ class Gaussian(MethodSpec):
     name: Literal["gaussian"] = "gaussian"
 
     owns: ClassVar[tuple[str, ...]] = ("objective", "timestep_sampler", "diffusion.mean_type", "diffusion.var_type")
-    measures: ClassVar[frozenset[str]] = MethodSpec.measures | {"nll", "rate_distortion", "noise_scale"}
+    measures: ClassVar[frozenset[str]] = MethodSpec.measures | {
+        "nll",
+        "rate_distortion",
+        "noise_scale",
+        "reconstruction",
+    }
 
 
 class Adversarial(MethodSpec):

@@ -14,11 +14,14 @@ from typing import Any, Literal
 from harness.spec.evaluation import (
     Evaluation,
     Fidelity,
+    Interpolation,
     MetricModel,
     Modes,
     Nll,
     NoiseScale,
+    Progressive,
     RateDistortion,
+    Reconstruction,
     Skip,
     Sweep,
     Trajectories,
@@ -78,6 +81,7 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "data_log_density_nats": MetricKind("log-density of the data under the mixture", "nats"),
     "rate_bpd": MetricKind("rate", "bits/dim", "minimize"),
     "distortion_rmse": MetricKind("distortion", "RMSE on [0, 255]", "minimize"),
+    "reconstruction_mse": MetricKind("reconstruction error", "mean squared error on [0, 1]", "minimize"),
     "gradient_noise_scale": MetricKind("gradient noise scale", "examples"),
     "loss": MetricKind("Training loss", direction="minimize"),
     "mse": MetricKind("Prediction error", "mean squared error", "minimize"),
@@ -146,14 +150,19 @@ def fidelity_name(kind: str, extractor: str, num_samples: int, sampler: str, num
     return f"{kind}_{extractor}_{num_samples}_{sampler}{num_steps}"
 
 
-def sweep_name(extractor: str, num_samples: int, sampler: str) -> str:
-    """Name FID against the number of steps, without its prefix: `fid_digitsnet_10000_ddim`."""
-    return f"fid_{extractor}_{num_samples}_{sampler}"
+def sweep_name(kind: str, extractor: str, num_samples: int, sampler: str) -> str:
+    """Name a metric of samples against the number of steps, without its prefix: `fid_digitsnet_10000_ddim`."""
+    return f"{kind}_{extractor}_{num_samples}_{sampler}"
 
 
 def skip_name(extractor: str, num_samples: int, sampler: str, num_steps: int) -> str:
     """Name FID against the share of the chain that is skipped, without its prefix."""
     return f"{fidelity_name('fid', extractor, num_samples, sampler, num_steps)}_by_skipped_percent"
+
+
+def progressive_name(extractor: str, num_samples: int, sampler: str, num_steps: int) -> str:
+    """Name FID of the predicted x_0 against the number of steps that were made, without its prefix."""
+    return f"{fidelity_name('fid', extractor, num_samples, sampler, num_steps)}_by_steps_made"
 
 
 def modes_name(kind: str, num_samples: int, sampler: str, num_steps: int) -> str:
@@ -198,7 +207,13 @@ def _fidelity(part: Fidelity, spec: RunSpec) -> Outputs:
 
 def _sweep(part: Sweep, spec: RunSpec) -> Outputs:
     extractor = extractor_name(part.extractor, spec.data.name)
-    return Outputs(curves=tuple(sweep_name(extractor, part.num_samples, sampler.name) for sampler in part.samplers))
+    return Outputs(
+        curves=tuple(
+            sweep_name(kind, extractor, part.num_samples, sampler.name)
+            for sampler in part.samplers
+            for kind in part.metrics
+        )
+    )
 
 
 def _skip(part: Skip, spec: RunSpec) -> Outputs:
@@ -243,6 +258,21 @@ def _trajectories(part: Trajectories, spec: RunSpec) -> Outputs:
     return Outputs(arrays=("trajectories",), pictures=() if spec.data.facts.levels is None else ("trajectories",))
 
 
+def _progressive(part: Progressive, spec: RunSpec) -> Outputs:
+    assert part.num_steps is not None, "resolved"
+    extractor = extractor_name(part.extractor, spec.data.name)
+    return Outputs(curves=(progressive_name(extractor, part.num_samples, part.sampler.name, part.num_steps),))
+
+
+def _interpolation(part: Interpolation, spec: RunSpec) -> Outputs:
+    pictures = () if spec.data.facts.levels is None else ("interpolation",)
+    return Outputs(arrays=("interpolation",), pictures=pictures)
+
+
+def _reconstruction(part: Reconstruction, spec: RunSpec) -> Outputs:
+    return Outputs(curves=("reconstruction_mse_by_steps",), arrays=("reconstruction",))
+
+
 def _metrics(part: tuple[MetricModel, ...], spec: RunSpec) -> Outputs:
     return Outputs(tuple(name for metric in part for name in metric.names))
 
@@ -257,6 +287,9 @@ PART_OUTPUTS: dict[str, Callable[[Any, RunSpec], Outputs]] = {
     "noise_scale": _noise_scale,
     "grid": _grid,
     "trajectories": _trajectories,
+    "progressive": _progressive,
+    "interpolation": _interpolation,
+    "reconstruction": _reconstruction,
     "metrics": _metrics,
 }
 """Part of an evaluation -> the names of its outputs for a run, without the evaluation's prefix."""

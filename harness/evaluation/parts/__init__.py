@@ -12,11 +12,14 @@ from typing import Any
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.parts.fidelity import fidelity
 from harness.evaluation.parts.grid import grid
+from harness.evaluation.parts.interpolation import interpolation
 from harness.evaluation.parts.likelihood import likelihood
 from harness.evaluation.parts.metrics import metrics
 from harness.evaluation.parts.modes import modes
 from harness.evaluation.parts.noise_scale import noise_scale
+from harness.evaluation.parts.progressive import progressive
 from harness.evaluation.parts.rate_distortion import rate_distortion
+from harness.evaluation.parts.reconstruction import reconstruction
 from harness.evaluation.parts.skip import skip
 from harness.evaluation.parts.sweep import sweep
 from harness.evaluation.parts.trajectories import trajectories
@@ -32,5 +35,8 @@ PARTS: dict[str, Callable[[EvaluationContext, Any], PartResult]] = {
     "noise_scale": noise_scale,
     "grid": grid,
     "trajectories": trajectories,
+    "progressive": progressive,
+    "interpolation": interpolation,
+    "reconstruction": reconstruction,
     "metrics": metrics,
 }

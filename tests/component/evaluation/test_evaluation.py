@@ -16,10 +16,13 @@ from harness.spec.evaluation import (
     DpmSolverPP,
     Evaluation,
     Fidelity,
+    Interpolation,
     Modes,
     Nll,
     NoiseScale,
+    Progressive,
     RateDistortion,
+    Reconstruction,
     Skip,
     Sweep,
     Trajectories,
@@ -124,6 +127,68 @@ def test_a_sweep_is_a_curve_over_the_number_of_steps(tiny_study):
     assert [steps for steps, _ in result.curves["sweep/fid_digitsnet_32_ancestral"]] == [2, 6]
 
 
+def test_a_sweep_and_fidelity_measure_the_same_at_a_number_of_steps(tiny_study):
+    settings = {"num_samples": 32, "k": 4, "prc_reference": 500}
+    sweep = Sweep(samplers=(Ancestral(),), num_steps=(3,), metrics=("recall", "fid", "precision"), **settings)
+    result = evaluate(context_of(tiny_study()[0], fidelity=Fidelity(num_steps=3, **settings), sweep=sweep))
+    curves = {name: curve for name, ((_, curve),) in result.curves.items()}
+    assert list(curves) == [f"sweep/{kind}_digitsnet_32_ancestral" for kind in ("recall", "fid", "precision")]
+    for kind in ("fid", "precision", "recall"):
+        assert curves[f"sweep/{kind}_digitsnet_32_ancestral"] == result.metrics[f"eval/{kind}_digitsnet_32_ancestral3"]
+
+
+def test_the_fid_of_predictions_along_the_chain_ends_in_that_of_the_samples(tiny_study):
+    settings = {"num_samples": 32, "num_steps": 4}
+    progressive = Progressive(**settings, num_frames=3)
+    result = evaluate(context_of(tiny_study()[0], fidelity=Fidelity(**settings), progressive=progressive))
+    curve = dict(result.curves["eval/fid_digitsnet_32_ancestral4_by_steps_made"])
+    assert list(curve) == [0, 2, 4]
+    assert curve[4] == result.metrics["eval/fid_digitsnet_32_ancestral4"]
+    assert curve[0] != curve[2] != curve[4]
+
+
+def test_interpolated_pairs_end_in_variants_of_their_images(tiny_study):
+    part = Interpolation(num_pairs=2, t=(1, 5), num_weights=3)
+    context = context_of(tiny_study()[0], interpolation=part)
+    use_network(context.method, lambda x, t, y: torch.zeros_like(x))
+    arrays = evaluate(context).arrays["eval_interpolation.npz"]
+    images, originals = arrays["images"].astype(float), arrays["originals"].astype(float)
+    assert images.shape == (2, 3, 2, 1, 8, 8) and arrays["image_index"].shape == (2, 2)
+    x_0, _ = context.load_images(context.data.test, arrays["image_index"][0])
+    np.testing.assert_array_equal(originals[0], context.to_images(x_0))
+    near, far = np.abs(images[:, [0, 2]] - originals).mean((1, 2, 3, 4, 5))  # by level
+    assert near < far
+    other = np.abs(images[0, [2, 0]] - originals).mean()
+    assert near < other
+
+
+def test_a_network_that_predicts_no_noise_reconstructs_all_but_the_first_steps_scale(tiny_study):
+    context = context_of(tiny_study()[0], reconstruction=Reconstruction(num_images=8, num_steps=(2, 5)))
+    use_network(context.method, lambda x, t, y: torch.zeros_like(x))
+    result = evaluate(context)
+    arrays = result.arrays["eval_reconstruction.npz"]
+    x_0, _ = context.load_images(context.data.test, arrays["image_index"])
+    # x_0 enters as x at t = 0, so that it comes back divided by sqrt(abar_0).
+    excess = context.process().alphas_cumprod[0] ** -0.5 - 1
+    expected = (x_0.double() * excess / 2).square().mean().item()
+    assert dict(result.curves["eval/reconstruction_mse_by_steps"]) == pytest.approx(
+        {2: expected, 5: expected}, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "sets", "message"),
+    [
+        ({"interpolation": Interpolation(t=(100,))}, [], "interpolation: t: 100: the chain's last t is"),
+        ({"interpolation": Interpolation()}, ["model.class_cond=true"], "a pair has two classes"),
+        ({"reconstruction": Reconstruction(num_steps=(2, 500))}, [], "cannot keep exactly 500"),
+    ],
+)
+def test_what_a_run_cannot_be_asked_for_is_refused_before_anything_is_queued(tiny_study, part, sets, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluation(**part).resolve(tiny_study("", *sets)[0].spec, inception=False)
+
+
 def test_samples_that_diverged_have_no_fid(tiny_study):
     context = context_of(tiny_study()[0], fidelity=Fidelity(num_samples=32, num_steps=2))
     use_network(context.method, lambda x, t, y: torch.full_like(x, torch.nan))
@@ -221,12 +286,17 @@ def test_guidance_of_one_is_the_conditional_network_and_of_zero_the_unconditiona
 EVERY_PART = {
     "nll": Nll(num_images=8, evaluations_per_image=4),
     "fidelity": Fidelity(num_samples=32, num_steps=3, prc_reference=32),
-    "sweep": Sweep(num_samples=32, samplers=(Ancestral(), Ddim(), DpmSolverPP()), num_steps=(2, 3)),
+    "sweep": Sweep(
+        num_samples=32, samplers=(Ancestral(), Ddim(), DpmSolverPP()), num_steps=(2, 3), metrics=("fid", "recall")
+    ),
     "skip": Skip(num_samples=32, num_steps=3, fractions=(0.0, 0.5)),
     "rate_distortion": RateDistortion(num_images=4, num_steps=3),
     "noise_scale": NoiseScale(batch_size=4, small_per_big=2, num_big=2),
     "grid": 4,
     "trajectories": Trajectories(num_samples=2, num_steps=6, num_frames=4),
+    "progressive": Progressive(num_samples=32, num_steps=3, num_frames=3),
+    "interpolation": Interpolation(num_pairs=2, t=(2, 4), num_weights=3),
+    "reconstruction": Reconstruction(num_images=4, num_steps=(3, 6)),
 }
 OF_MIXTURES = {"modes": Modes(num_samples=32, num_steps=(3, 2))}
 

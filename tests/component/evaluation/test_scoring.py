@@ -123,5 +123,5 @@ def test_grey_and_jpeg_files_are_images_of_colour_data_too(tmp_path, digits):
     Image.fromarray(images[0]).save(folder / "0000.jpg", quality=95)
     Image.fromarray(images[0, :, :, 0]).save(folder / "grey.png")
     (folder / "readme.txt").write_text("no image")
-    read = read_images(folder, Colour())  # type: ignore[arg-type]
+    read = read_images(folder, Colour())
     assert read.shape == (18, 3, 8, 8) and abs(read.astype(int) - 77).max() <= 1

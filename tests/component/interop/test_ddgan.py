@@ -5,14 +5,19 @@ The published sizes are held in tests/unit/interop; here the table has a small g
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
+from harness.analysis.runs import load_records
 from harness.cli import cli
+from harness.data.digits import digits
 from harness.evaluation.sampling import SampleSettings, sample_run
 from harness.interop import ddgan
 from harness.interop.checkpoints import export_checkpoint, import_checkpoint
+from harness.metrics.features import load_extractor
+from harness.metrics.fidelity import frechet_distance, reference_features
 from harness.models.layers import Latent
 from harness.models.ncsnpp import NCSNpp, published_names
 from harness.spec.evaluation import Ancestral
@@ -64,6 +69,34 @@ def test_a_published_generator_becomes_a_run_is_sampled_and_goes_out_bit_for_bit
     before, after = (torch.load(path, weights_only=True) for path in (file, tmp_path / "out.pth"))
     assert list(before) == list(after)
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.slow
+def test_a_published_generator_is_scored_by_the_study_of_the_guide_and_no_step_is_trained(small, tmp_path, monkeypatch):
+    save_as_published(small, tmp_path / "netG_7.pth")
+    directory = import_checkpoint(tmp_path / "netG_7.pth", "small", tmp_path / "runs")
+    before = {path: path.read_bytes() for path in directory.checkpoints_folder.rglob("*") if path.is_file()}
+    (tmp_path / "score.yaml").write_text(f"""
+study: ddgan-scored
+extends: runs/{directory.key}/study.yaml
+evaluate:
+  - {{name: eval, fidelity: {{num_samples: 32, num_steps: 4}}, grid: 4}}
+""")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, ["submit", "score.yaml", "--cluster", "debug", "--no-sync"])
+    assert result.exit_code == 0, result.output
+    assert {path: path.read_bytes() for path in before} == before
+    (record,) = load_records(tmp_path / "runs", study="ddgan-scored")
+    (measurement,) = record.measured("fidelity")
+    fid = record.fidelity(measurement, "fid")
+
+    samples = directory.samples_folder / "ancestral4_seed0_ema.npz"
+    sample_run(directory.path, SampleSettings(Ancestral(), 4, 32))
+    data = digits()
+    extractor = load_extractor("digitsnet", data)
+    reference = reference_features(extractor, data, split="train")
+    drawn = np.load(samples)["samples"]
+    assert fid == pytest.approx(frechet_distance(reference, extractor.features(drawn)), rel=1e-6)
 
 
 def test_the_verb_says_that_the_discriminator_has_its_initial_weights(small, tmp_path):

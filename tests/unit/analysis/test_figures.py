@@ -146,6 +146,22 @@ evaluate:
         assert set(frame["variance"]) == {"β", "β̃"}
         assert isinstance(fig_sampling_steps.draw(frame), Figure)
 
+    def test_each_metric_of_a_sweep_has_a_panel_of_its_own(self, study_runs):
+        study = self.STUDY.replace("num_samples: 64", "num_samples: 64, metrics: [fid, recall]")
+        frame = fig_sampling_steps.data(
+            load_records(study_runs(study, lambda run: {"recall": 0.6 + 0.1 * run.replicate}))
+        )
+        assert set(frame["metric"]) == {"fid", "recall"}
+        ten = frame[(frame["metric"] == "recall") & (frame["sampler"] == "ddim") & (frame["num_steps"] == 10)].iloc[0]
+        np.testing.assert_allclose([ten["low"], ten["mean"], ten["high"]], [0.55, 0.6, 0.65])
+        figure = fig_sampling_steps.draw(frame)
+        assert [axes.get_ylabel() for axes in figure.axes] == [
+            "FID (digitsnet, 64 samples)",
+            "recall (digitsnet, 64 samples)",
+        ]
+        assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear"]
+        assert fig_sampling_steps.caption(frame).startswith("FID, recall of samples")
+
     def test_a_sampler_that_the_spec_does_not_know_is_drawn_with_a_line_of_its_own(self, study_runs):
         frame = fig_sampling_steps.data(load_records(study_runs(self.STUDY, lambda run: {})))
         frame = pd.concat([frame, frame[frame["sampler"] == "ddim"].assign(sampler="heun_of_a_plugin")])

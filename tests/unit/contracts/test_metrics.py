@@ -22,7 +22,7 @@ model: {channels: 8, channel_mult: [1], num_res_blocks: 1, attention_resolutions
 train: {steps: 12, batch_size: 16}
 """
 BUILT_IN = [part for part in evaluation.PARTS if part != "metrics"]  # that one holds what plugins measure
-DEFAULTS = {part: "{num_steps: [5]}" if part == "sweep" else "{}" for part in BUILT_IN}
+DEFAULTS = {part: "{num_steps: [5]}" if part in ("sweep", "reconstruction") else "{}" for part in BUILT_IN}
 DEFAULTS |= {"fidelity": "{num_steps: 5}", "grid": "4"}
 ON_POINTS = {"modes": ("data=mog", "model={name: mlp, width: 16}")}  # parts that digits do not have
 

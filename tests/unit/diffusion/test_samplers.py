@@ -24,7 +24,6 @@ from harness.diffusion import (
     ensemble,
     guided,
     interpolate,
-    progressive_generation,
     skip_fraction,
     space_timesteps,
     tables,
@@ -344,18 +343,6 @@ def test_interpolation_ends_at_its_two_images_and_is_straight_on_gaussian_data()
     torch.testing.assert_close(path[2], mix(b, b, [0.5])[0], rtol=0, atol=1e-12)
     # The less is diffused, the more of the image stays.
     assert (mix(a, b, [0.0], t=1)[0] - a).abs().mean() < 0.1 * (path[0] - a).abs().mean()
-
-
-def test_progressive_generation_keeps_predictions_down_to_the_last():
-    process = process_of("cosine", num_timesteps=10)
-    x_T = torch.ones(2, 3, dtype=torch.float64)
-    kw = {"process": process, "sampler": "ddim"}
-    everything = progressive_generation(gaussian_denoise(process), x_T, generator=torch.Generator(), **kw)
-    some = progressive_generation(gaussian_denoise(process), x_T, generator=torch.Generator(), every=4, **kw)
-    sample = SAMPLERS["ddim"](gaussian_denoise(process), x_T, process, generator=torch.Generator())
-    assert everything.shape == (10, 2, 3)
-    assert torch.equal(some, everything[[1, 5, 9]])  # t = 8, 4, 0
-    torch.testing.assert_close(everything[-1], sample)  # the last step returns its x_0
 
 
 def test_guidance_moves_eps_and_leaves_the_variance():
