@@ -134,10 +134,10 @@ def _chosen(name: str, checkpoint: str | None, runs_folder: Path) -> tuple[str, 
         directory = find_run(name, runs_folder)
         return "", [directory], checkpoint_step(directory, checkpoint)
     if is_run_name(name):
-        study, directories = runs_named(name, runs_folder)
-        return study, directories, None
+        return *runs_named(name, runs_folder), None
     try:
-        return str(members(name, runs_folder)[0]), members(name, runs_folder)[1], None
+        study, directories = members(name, runs_folder)
+        return str(study), directories, None
     except LaunchError as no_study:
         if is_study_file(name):
             raise
