@@ -284,17 +284,21 @@ class EvaluationContext:
         diverged = ~samples.flatten(1).isfinite().all(1)
         return features.masked_fill(diverged.unsqueeze(1), torch.nan)
 
-    def sampled_features(self, extractor: Extractor, sampler: AnySampler, num_steps: int, num_samples: int) -> Tensor:
+    def sampled_features(
+        self, extractor: Extractor, sampler: AnySampler, num_steps: int, num_samples: int, *, with_samples: bool = False
+    ) -> Tensor:
         """Return the features of samples, [N, F]; those that were kept, where they were, and then nothing is sampled.
 
-        The samples themselves are then in `samples`, unless only their features had been kept.
+        Args:
+            with_samples: set `samples` too; else it is set only where the features had not been kept.
         """
         draw = self._draw(sampler, num_steps)
-        if draw and not self.evaluation.metrics:  # a plugin's metric may read the samples
-            kept = draw.read_features(extractor, num_samples)
-            if kept is not None and kept.shape == (num_samples, extractor.feature_dim):
-                return kept
-        self.samples = self.sample(sampler, num_steps, num_samples)
+        kept = draw.read_features(extractor, num_samples) if draw else None
+        if kept is None or with_samples or self.evaluation.metrics:  # a plugin's metric may read the samples
+            self.samples = self.sample(sampler, num_steps, num_samples)
+        if kept is not None:
+            return kept
+        assert self.samples is not None
         features = self.features(extractor, self.samples)
         if draw and self.keeping:
             draw.write_features(extractor, features, self.keeping.features_mib)

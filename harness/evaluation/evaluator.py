@@ -6,12 +6,16 @@ can be done inside the job, later from a checkpoint, or twice with the same numb
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.parts import PARTS
+from harness.evaluation.parts.fidelity import fidelity
 from harness.evaluation.parts.likelihood import likelihood_terms
-from harness.evaluation.result import EvaluationResult
+from harness.evaluation.result import EvaluationResult, PartResult
 
 
 def evaluate(context: EvaluationContext) -> EvaluationResult:
@@ -23,10 +27,16 @@ def evaluate(context: EvaluationContext) -> EvaluationResult:
     return result
 
 
-def evaluate_during_training(context: EvaluationContext) -> EvaluationResult:
-    """Measure the part of an evaluation with `every` that is due during training: the likelihood's numbers only."""
+def evaluate_during_training(context: EvaluationContext) -> dict[str, float]:
+    """Measure the parts of an evaluation that are due during training too; return their numbers alone."""
     result = EvaluationResult()
-    assert context.evaluation.nll is not None, "every needs an nll"
     with torch.inference_mode():
-        result.add("nll", context.prefix, likelihood_terms(context, context.evaluation.nll))
-    return result
+        for part in context.evaluation.during_training:
+            result.add(part, context.prefix, _DURING_TRAINING[part](context, getattr(context.evaluation, part)))
+    return result.metrics
+
+
+_DURING_TRAINING: dict[str, Callable[[EvaluationContext, Any], PartResult]] = {
+    "nll": likelihood_terms,  # without the arrays
+    "fidelity": fidelity,
+}

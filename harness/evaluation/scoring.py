@@ -104,7 +104,9 @@ class _GivenImages(EvaluationContext):
             self._extractors["auto"] = load_extractor(name, self.data, device=self.device)
         return self._extractors["auto"]
 
-    def sampled_features(self, extractor: Extractor, sampler: AnySampler, num_steps: int, num_samples: int) -> Tensor:
+    def sampled_features(
+        self, extractor: Extractor, sampler: AnySampler, num_steps: int, num_samples: int, *, with_samples: bool = False
+    ) -> Tensor:
         """Return the features of the given images."""
         assert self.samples is not None
         return self.features(extractor, self.samples)

@@ -42,6 +42,7 @@ from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
 from harness.registry import make_dataset, make_method
 from harness.spec.evaluation import Evaluation
+from harness.spec.metrics import metric_name
 from harness.spec.resources import Resources
 from harness.training.checkpoints import Checkpoints
 from harness.training.distributed import ProcessGroup, RankInfo, detect_rank, process_group
@@ -313,12 +314,17 @@ class _Job:
                 prefix = self._prefix(evaluation)
                 context = EvaluationContext(training.method, self.spec, data, evaluation, training.device, prefix)
                 self._write_status("running", force=True, measured=Measured(f"{prefix}, during training"))
-                metrics = evaluate_during_training(context).metrics
+                metrics = evaluate_during_training(context)
                 self._write_status("running", force=True)
                 self.journal.metrics(step, metrics)
                 if evaluation == self.request.scored_by:
-                    score = metrics[f"{prefix}/nll_bpd"]
+                    score = metrics[self._score_name(prefix)]
         return score
+
+    def _score_name(self, prefix: str) -> str:
+        """Return the name of the metric of records.best under an evaluation's prefix."""
+        assert self.request.records.best is not None
+        return metric_name(prefix, self.request.records.best.rpartition("/")[2])
 
     def _evaluate_at_end(self, training: Training, data: Dataset, checkpoints: Checkpoints) -> None:
         assert self.journal is not None
@@ -350,7 +356,7 @@ class _Job:
                 context = EvaluationContext(method, self.spec, data, evaluation, device, prefix, on_progress, keeping)
                 result = evaluate(context)
             if evaluation == self.request.scored_by:
-                checkpoints.record_score(training.step, result.metrics[f"{prefix}/nll_bpd"])
+                checkpoints.record_score(training.step, result.metrics[self._score_name(prefix)])
             result.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began
             record_evaluation(self.directory, self.journal, evaluation, prefix, result, self.spec.train.steps)
             context.release()

@@ -7,8 +7,9 @@ from functools import partial
 
 from harness.records.directory import RunDirectory
 from harness.records.manifest import Manifests
-from harness.records.plugins import read_evaluation
+from harness.records.plugins import read_evaluation, read_spec
 from harness.spec.evaluation import Evaluation
+from harness.spec.metrics import outputs
 from harness.spec.resources import Records, Resources
 
 
@@ -33,9 +34,8 @@ class RunRequest:
         last = studies[-1] if studies else {}
         records = Records.model_validate(last.get("records", {}))
         candidates = map(read, last.get("evaluations", []))
-        scored_by = next(
-            (candidate for candidate in candidates if candidate.every and f"{candidate.name}/nll_bpd" == records.best),
-            None,
-        )
+        spec = read_spec(run_directory.path, run_directory.spec())
+        repeated = (entry for entry in candidates if entry.every)
+        scored_by = next((entry for entry in repeated if records.best in outputs(entry, spec).during_training), None)
         resources = Resources.model_validate(last.get("resources", {}))
         return cls(tuple(evaluations.values()), resources, records, last.get("data_root"), scored_by)

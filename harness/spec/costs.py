@@ -19,9 +19,10 @@ def network_evaluations(evaluation: Evaluation, spec: RunSpec) -> dict[str, int 
     and feature extractors.
     """
     counts = {part: _COSTS[part](getattr(evaluation, part), evaluation, spec) for part in evaluation.parts}
-    nll = counts.get("nll")
-    if evaluation.every and nll is not None:
-        counts["nll"] = nll * (1 + spec.train.steps // evaluation.every)
+    for part in evaluation.during_training if evaluation.every else ():
+        count = counts[part]
+        if evaluation.every and count is not None:
+            counts[part] = count * (1 + spec.train.steps // evaluation.every)
     return counts
 
 

@@ -224,7 +224,8 @@ class Evaluation(SpecModel):
     rate_distortion: RateDistortion | None = None
     noise_scale: NoiseScale | None = None
     grid: int | None = Field(None, ge=1, le=1024)  # number of images in the grid of samples
-    every: int | None = Field(None, ge=1)  # also during training, every so many steps (likelihood only)
+    every: int | None = Field(None, ge=1)  # also during training, every so many steps
+    during_training: Annotated[tuple[Literal["nll", "fidelity"], ...], Field(min_length=1), YOUNGER] = ("nll",)
     modes: Annotated[Modes | None, YOUNGER] = None
     trajectories: Annotated[Trajectories | None, YOUNGER] = None
     progressive: Annotated[Progressive | None, YOUNGER] = None
@@ -277,8 +278,12 @@ class Evaluation(SpecModel):
             if part not in spec.method.measures:
                 choices = ", ".join(name for name in PARTS if name in spec.method.measures)
                 raise ValueError(f"{part} cannot be measured under method {spec.method.name}; choices: {choices}")
-        if self.every is not None and self.nll is None:
-            raise ValueError("every: requires an nll to measure during training")
+        missing = next((part for part in self.during_training if getattr(self, part) is None), None)
+        if self.every is not None and missing:
+            hint = ", or during_training: [fidelity]" if missing == "nll" else ""
+            raise ValueError(f"every: requires {_NEEDED[missing]} to measure during training{hint}")
+        if self.every is None and self.during_training != ("nll",):
+            raise ValueError("during_training: needs every: STEPS, how often")
         if self.every is not None and self.weights == "untrained":
             raise ValueError("every: the untrained weights do not change during training")
         if not self.parts:
@@ -372,6 +377,9 @@ class Evaluation(SpecModel):
                 "set HARNESS_INCEPTION_WEIGHTS to the file of Inception's weights"
             )
         return "classifier"
+
+
+_NEEDED = {"nll": "an nll", "fidelity": "a fidelity"}
 
 
 def extractor_name(extractor: str, data_name: str) -> str:

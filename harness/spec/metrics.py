@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from harness.spec.evaluation import (
@@ -202,7 +202,8 @@ def _fidelity(part: Fidelity, spec: RunSpec) -> Outputs:
     assert part.num_steps is not None, "resolved"
     extractor = extractor_name(part.extractor, spec.data.name)
     protocol = (extractor, part.num_samples, part.sampler.name, part.num_steps)
-    return Outputs(tuple(fidelity_name(kind, *protocol) for kind in ("fid", "precision", "recall")))
+    names = tuple(fidelity_name(kind, *protocol) for kind in ("fid", "precision", "recall"))
+    return Outputs(names, during_training=names)
 
 
 def _sweep(part: Sweep, spec: RunSpec) -> Outputs:
@@ -297,7 +298,10 @@ PART_OUTPUTS: dict[str, Callable[[Any, RunSpec], Outputs]] = {
 
 def part_outputs(evaluation: Evaluation, spec: RunSpec) -> dict[str, Outputs]:
     """Return the outputs of each part of a resolved evaluation for a run, without the prefix."""
-    return {part: PART_OUTPUTS[part](getattr(evaluation, part), spec) for part in evaluation.parts}
+    parts = {part: PART_OUTPUTS[part](getattr(evaluation, part), spec) for part in evaluation.parts}
+    for name in parts.keys() - {*evaluation.during_training}:
+        parts[name] = replace(parts[name], during_training=())
+    return parts
 
 
 def outputs(evaluation: Evaluation, spec: RunSpec, prefix: str | None = None) -> Outputs:

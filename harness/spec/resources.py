@@ -41,3 +41,12 @@ class Records(SpecModel):
     )  # metric; the checkpoint with its lowest value is kept
     keep_features_mib: Annotated[float, YOUNGER] = Field(256.0, ge=0)  # features of samples are kept up to this size
     keep_samples: Annotated[bool, YOUNGER] = False  # samples of evaluations stay, not only until they are recorded
+
+    def warnings(self) -> list[str]:
+        """Return what a user of these settings should know."""
+        if self.best is None or not self.best.rpartition("/")[2].startswith("fid_"):
+            return []
+        return [
+            f"records.best {self.best}: the FID of the checkpoint that it chooses is the lowest of several readings, "
+            "and so too low: measure that checkpoint again on samples of another seed before you report it"
+        ]

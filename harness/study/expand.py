@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.errors import SpecError
 from harness.spec.evaluation import PARTS, Evaluation
+from harness.spec.metrics import metric_kind, outputs
 from harness.spec.parts import active
 from harness.spec.plugins import located_in
 from harness.spec.resources import Records, Resources
@@ -233,7 +234,7 @@ class _Expansion:
                 for entry in self.entries
                 if entry.applies(variant.arm, replicate)
             )
-            _require_best(records, evaluations, best)
+            _require_best(records, evaluations, spec, best)
             run = Run(
                 self.study, variant.arm, replicate, spec, changed, evaluations, resources, records, self.data_root
             )
@@ -249,12 +250,23 @@ class _Expansion:
         return runs
 
 
-def _require_best(records: Records, evaluations: Sequence[Evaluation], mark: SourceLocation) -> None:
-    """Refuse a metric for the best checkpoint that no evaluation measures during training."""
-    given = [f"{evaluation.name}/nll_bpd" for evaluation in evaluations if evaluation.every]
-    if records.best is not None and records.best not in given:
-        known = did_you_mean(records.best, given) if given else "no evaluation has `every` and an nll"
-        raise spec_error(mark, "records.best", f"no evaluation measures {records.best!r} during training; {known}")
+def _require_best(records: Records, evaluations: Sequence[Evaluation], spec: RunSpec, mark: SourceLocation) -> None:
+    """Refuse a metric for the best checkpoint that no evaluation measures during training, or whose best is not low."""
+    if records.best is None:
+        return
+    repeated = [evaluation for evaluation in evaluations if evaluation.every]
+    measured = [name for evaluation in repeated for name in outputs(evaluation, spec).during_training]
+    given = [name for name in measured if metric_kind(name).direction == "minimize"]
+    if records.best in given:
+        return
+    if records.best in measured:
+        problem = (
+            f"the best checkpoint has the lowest value of a metric, but low values of {records.best!r} are not better"
+        )
+    else:
+        problem = f"no evaluation measures {records.best!r} during training"
+    known = did_you_mean(records.best, given) if given else "no evaluation has `every` and an nll or a fidelity"
+    raise spec_error(mark, "records.best", f"{problem}; {known}")
 
 
 def _reseed(spec: RunSpec, seed: int) -> RunSpec:

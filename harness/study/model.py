@@ -81,6 +81,6 @@ class Study:
         arms: dict[str, list[str]] = {}
         for run in self.runs:
             if run.replicate == 0:
-                for warning in run.spec.warnings():
+                for warning in (*run.spec.warnings(), *run.records.warnings()):
                     arms.setdefault(warning, []).append(run.arm)
         return [f"{', '.join(names)}: {warning}" for warning, names in arms.items()]

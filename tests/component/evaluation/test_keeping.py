@@ -151,6 +151,15 @@ def test_a_metric_that_is_added_later_samples_nothing_and_is_the_number_that_it_
     assert np.array_equal(result.arrays["eval_samples.npz"]["samples"], expected.arrays["eval_samples.npz"]["samples"])
 
 
+def test_a_reader_that_needs_the_samples_beside_kept_features_has_those_that_the_features_are_of(context_of, points):
+    first, again = (context_of(*POINTS, data=points, grid=4) for _ in range(2))
+    with torch.inference_mode():
+        features = first.sampled_features(first.extractor("coordinates"), Ddim(), 2, 40)
+        kept = again.sampled_features(again.extractor("coordinates"), Ddim(), 2, 40, with_samples=True)
+        assert torch.equal(features, kept) and torch.equal(first.samples, again.samples)
+    assert len(first.drawn) == 3 and not again.drawn
+
+
 @pytest.mark.parametrize("samples", [False, True])
 def test_features_above_the_limit_are_not_kept_and_samples_only_on_request(
     context_of, points, tmp_path, samples, caplog

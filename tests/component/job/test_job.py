@@ -196,6 +196,21 @@ def test_the_best_checkpoint_by_the_metric_that_the_spec_names_is_kept_with_the_
     assert known == {step: value for step, value in zip(steps, values, strict=True) if step in checkpoints.steps()}
 
 
+def test_fid_chooses_a_checkpoint_where_it_is_measured_during_training(tiny_run):
+    entry = "{during_training: [fidelity], fidelity: {num_samples: 32, num_steps: 2}, nll: {num_images: 4}, every: 4}"
+    name = "eval/fid_digitsnet_32_ancestral2"
+    folder = tiny_run(f"evaluate:\n  - {entry}\n", f"records.best={name}", "train.steps=10")
+    assert run_job(folder) == "done"
+    history = RunDirectory(folder).history
+    assert history(name)[0] == [4, 8, 10]
+    assert history("eval/recall_digitsnet_32_ancestral2")[0] == [4, 8, 10]
+    assert history("eval/nll_bpd")[0] == [10]
+    values = dict(zip(*history(name), strict=True))
+    kept = Checkpoints(folder / "checkpoints").steps()
+    assert scores(folder / "checkpoints") == {step: values[step] for step in kept}
+    assert best_step(folder / "checkpoints") == min(values, key=values.__getitem__)
+
+
 def test_the_last_step_is_scored_by_the_evaluation_at_the_end(tiny_run):
     folder = tiny_run(BEST, "records.best=eval/nll_bpd", "train.steps=10")
     run_job(folder)

@@ -38,6 +38,13 @@ def cost(tmp_path):
         ("sweep: {num_samples: 16, num_steps: [2, 3]}", {"sweep": 16 * 5 * 2}),
         ("skip: {num_samples: 16, fractions: [0, 0.5]}", {"skip": 16 * (30 + 15)}),
         ("rate_distortion: {num_images: 8}", {"rate_distortion": 8 * T}),
+        ("progressive: {num_samples: 16, num_steps: 5}", {"progressive": 16 * 5}),
+        ("interpolation: {num_pairs: 2, t: [3, 9], num_weights: 5}", {"interpolation": 2 * 5 * (4 + 10)}),
+        ("reconstruction: {num_images: 8, num_steps: [3, 5]}", {"reconstruction": 8 * (2 + 3 + 4 + 5)}),
+        (
+            "fidelity: {num_samples: 16, num_steps: 5}, every: 5, during_training: [fidelity]",
+            {"fidelity": 16 * 5 * 3},
+        ),
         ("weights: raw, noise_scale: {batch_size: 2, small_per_big: 2, num_big: 3}", {"noise_scale": 3 * 12}),
     ],
 )

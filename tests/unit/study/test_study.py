@@ -732,7 +732,23 @@ def test_the_metric_of_the_best_checkpoint_is_one_that_an_evaluation_gives_durin
     said = refused(CURVE + "records: {best: eval/nll_bpd}")
     assert said.startswith("study.yaml:4: records.best: no evaluation measures 'eval/nll_bpd' during training; ")
     assert "'curve/nll_bpd'" in refused(CURVE + "records: {best: curve/nll}")
-    assert "no evaluation has `every` and an nll" in refused("records: {best: eval/nll_bpd}")
+    assert "no evaluation has `every` and an nll or a fidelity" in refused("records: {best: eval/nll_bpd}")
+
+
+BY_FID = """
+evaluate:
+  - {name: eval, every: 100, during_training: [fidelity], fidelity: {num_samples: 64, num_steps: 5}}
+"""
+
+
+def test_the_best_checkpoint_may_be_that_of_the_lowest_fid_with_a_warning_and_not_of_the_lowest_recall(study, refused):
+    loaded = study(BY_FID + "records: {best: eval/fid_digitsnet_64_ancestral5}")
+    (warning,) = loaded.warnings()
+    assert "the FID of the checkpoint that it chooses is the lowest of several" in warning
+    assert study(BY_FID).warnings() == []
+    said = refused(BY_FID + "records: {best: eval/recall_digitsnet_64_ancestral5}")
+    assert "low values of 'eval/recall_digitsnet_64_ancestral5' are not better" in said
+    assert "'eval/fid_digitsnet_64_ancestral5'" in said
 
 
 def test_a_metric_that_only_some_runs_are_measured_by_is_refused_where_an_arm_or_set_names_it(study, refused):
