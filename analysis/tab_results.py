@@ -12,6 +12,7 @@ from markupsafe import Markup
 from harness.analysis import html
 from harness.analysis.intervals import format_values, summarise
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
+from harness.records.scored import read_scored
 from harness.spec.evaluation import Fidelity
 from harness.spec.fidelity_metrics import FIDELITY_METRICS
 from harness.spec.metrics import MetricKind, metric_kind
@@ -23,13 +24,14 @@ NEEDS = "an evaluation with nll, fidelity or metrics"
 OF_FEATURES = tuple(kind for metric in FIDELITY_METRICS.values() for kind in metric.outputs)
 DIGITS = {"fid": 2, "kid": 5, "kid_standard_error": 5}  # after the point; of all else 3
 KINDS: dict[str, MetricKind] = {"nll": metric_kind("nll_bpd"), **{kind: metric_kind(kind) for kind in OF_FEATURES}}
-TRAINED, UNTRAINED, GAUSSIAN = "trained", "untrained network", "Gaussian per pixel"
+TRAINED, NOT_OURS, UNTRAINED, GAUSSIAN = "trained", "not ours", "untrained network", "Gaussian per pixel"
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per model, arm, evaluation and metric: `values` over replicates and their summary.
 
-    `model` is `trained`, `untrained network` or `Gaussian per pixel`; `planned` is the study's number of replicates, so
+    `model` is `trained`, `untrained network`, `Gaussian per pixel`, or `not ours` for images from elsewhere that
+    `harness score` has put beside the study's arms; `planned` is the study's number of replicates, so
     that a table can show how many of them are missing. `method` is there if a run has another than the default one.
     """
     index = arm_index(runs)
@@ -42,6 +44,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
                 # Two evaluations of one name in one study have different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
                 values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.run_key] = value
+    for arm, metric, protocol_parts, value in _scored(runs):
+        values_of[NOT_OURS, arm, "", metric, *protocol_parts] = {"": value}
     rows = []
     for (model, arm, evaluation, metric, extractor, protocol, variance), values in values_of.items():
         row = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "method": methods.get(arm, "")}
@@ -59,7 +63,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*columns, "planned", "n", "mean", "low", "high", "kind", "values"])
     if accuracies := _accuracies(runs):
         frame["extractor_accuracy"] = frame["extractor"].map(accuracies).fillna("")
-    order = frame["model"].map({TRAINED: 0, UNTRAINED: 1, GAUSSIAN: 2})
+    order = frame["model"].map({TRAINED: 0, NOT_OURS: 1, UNTRAINED: 2, GAUSSIAN: 3})
     unused = ["order"] if set(methods.values()) - {"gaussian"} else ["order", "method"]
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns=unused)
 
@@ -107,6 +111,16 @@ def _reference(part: dict[str, Any]) -> str:
     return f"the reference file of sha256 {str(digest)[:12]}" if digest else f"the {part['reference']} split"
 
 
+def _scored(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str, tuple[str, str, str], float]]:
+    """Return (arm, metric, (extractor, protocol, ""), value) of images from elsewhere that stand beside the runs."""
+    places = dict.fromkeys((run.folder.parent, run.study) for run in runs)
+    for scored in (scored for folder, study in places for scored in read_scored(folder, study)):
+        protocol = f"{scored.num_images} images against the {scored.reference} split, k = {scored.k}"
+        for metric in KINDS:
+            if metric in scored.metrics:
+                yield scored.arm, metric, (scored.extractor, protocol, ""), scored.metrics[metric]
+
+
 def kind_of(metric: str) -> MetricKind:
     """Return the kind of a metric; a plugin's has its own name as label, and no direction."""
     return KINDS.get(metric) or MetricKind(metric)
@@ -132,8 +146,9 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"model": model, "arm": arm, "arm_index": int(part["arm_index"].iloc[0])}
             planned, n = int(part["planned"].iloc[0]), int(part["n"].max())
             missing = f" of {planned}" if model == TRAINED and n < planned else ""
-            row |= {"best": set(), "replicates": "" if model == GAUSSIAN else f"{n}{missing}"}
-            row["note"] = " · ".join(filter(None, [name, "; ".join(part["protocol"].unique()) if index else ""]))
+            row |= {"best": set(), "replicates": "" if model in (GAUSSIAN, NOT_OURS) else f"{n}{missing}"}
+            own_protocol = index or model == NOT_OURS
+            row["note"] = " · ".join(filter(None, [name, "; ".join(part["protocol"].unique()) if own_protocol else ""]))
             for _, cell in part.iterrows():
                 metric = cell["metric"]
                 row[metric] = format_values([float(value) for value in cell["values"].split()], DIGITS.get(metric, 3))
@@ -231,6 +246,8 @@ def heads(frame: pd.DataFrame) -> dict[str, str]:
 def _label(row: dict) -> str:
     whose = f" ({row['arm']})" if row["arm"] else ""
     name = row["arm"] if row["model"] == TRAINED else row["model"] + whose
+    if row["model"] == NOT_OURS:
+        name = f"{row['arm']} ({NOT_OURS})"
     return f"{name} · {row['note']}" if row["note"] else name
 
 

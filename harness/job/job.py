@@ -23,13 +23,14 @@ from harness.data.base import Dataset
 from harness.errors import CheckpointError, RecordError, TrackingError, TrainingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
+from harness.evaluation.keeping import Keeping
 from harness.job.endings import describe_failure, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges
 from harness.job.request import RunRequest
 from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
 from harness.job.writer import record_evaluation
 from harness.metrics.weights import WEIGHTS, require_weights_file
-from harness.progress import Progress
+from harness.progress import Pace, Progress
 from harness.records.data_digest import require_same_data
 from harness.records.directory import RunDirectory
 from harness.records.files import differences
@@ -146,6 +147,7 @@ class Measured(NamedTuple):
     what: str
     done: int | None = None
     total: int | None = None
+    eta_seconds: float | None = None
 
 
 class _Job:
@@ -337,23 +339,31 @@ class _Job:
                 method = make_method(self.spec, data, Resources(), training.device)
             prefix = self._prefix(evaluation)
             began = time.monotonic()
+            pace = Pace()
             self._write_status("running", force=True, measured=Measured(prefix))
             with Progress(f"{prefix} {self.directory.key[:8]}", shown=self.show_progress) as progress:
 
                 def on_progress(
-                    task: str, count: int, total: int, progress: Progress = progress, prefix: str = prefix
+                    task: str, count: int, total: int, progress: Progress = progress, prefix: str = prefix, pace=pace
                 ) -> None:
                     progress.update(count, total, task)
-                    self._write_status("running", measured=Measured(f"{prefix}, {task}", count, total))
+                    left = pace.seconds_left(task, count, total)
+                    self._write_status("running", measured=Measured(f"{prefix}, {task}", count, total, left))
                     if self.stop_signal:
                         raise Interrupted
 
-                context = EvaluationContext(method, self.spec, data, evaluation, training.device, prefix, on_progress)
+                device, keeping = training.device, self._keeping()
+                context = EvaluationContext(method, self.spec, data, evaluation, device, prefix, on_progress, keeping)
                 result = evaluate(context)
             if evaluation == self.request.scored_by:
                 checkpoints.record_score(training.step, result.metrics[self._score_name(prefix, data)])
             result.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began
             record_evaluation(self.directory, self.journal, evaluation, prefix, result, self.spec.train.steps)
+            context.release()
+
+    def _keeping(self) -> Keeping:
+        records = self.request.records
+        return Keeping(self.directory.kept_folder, records.keep_samples, records.keep_features_mib)
 
     def _prefix(self, evaluation: Evaluation) -> str:
         """Return the metrics' prefix: the evaluation's name, with a suffix if another protocol used it before."""
@@ -406,8 +416,8 @@ class _Job:
                 stopped_by=self.stop_signal if cause == "signal" else "",
                 loss=self._loss,
                 images_per_second=speed * self.spec.train.batch_size if speed else None,
-                # How long an evaluation takes is not known, and 0 s would be wrong.
-                eta_seconds=(steps - self.step) / speed if speed and not measured else None,
+                # Of the training or, where it is known, of the part that is being measured.
+                eta_seconds=measured.eta_seconds if measured else (steps - self.step) / speed if speed else None,
                 evaluation=measured.what if measured else "",
                 evaluation_done=measured.done if measured else None,
                 evaluation_total=measured.total if measured else None,

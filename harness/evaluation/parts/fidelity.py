@@ -27,8 +27,11 @@ def fidelity(context: EvaluationContext, part: Fidelity) -> PartResult:
     """Draw samples and compare their features with those of real images; keep the samples for the grid."""
     assert part.num_steps is not None, "resolved"
     extractor = context.extractor(part.extractor)
-    context.samples = context.sample(part.sampler, part.num_steps, part.num_samples)
-    features = features_of(context, part, extractor, context.features(extractor, context.samples))
+    shows_copies = "memorisation" in part.metrics and context.data.levels is not None
+    sampled = context.sampled_features(
+        extractor, part.sampler, part.num_steps, part.num_samples, with_samples=shows_copies
+    )
+    features = features_of(context, part, extractor, sampled)
     values = measure(features, part.metrics)
     protocol = (extractor.name, part.num_samples, part.sampler.name, part.num_steps)
     result = PartResult(
@@ -37,7 +40,8 @@ def fidelity(context: EvaluationContext, part: Fidelity) -> PartResult:
     )
     if "class_fid" in part.metrics:
         result.curves[fidelity_name("class_fid_by_class", *protocol)] = list(features.fid_by_class.items())
-    if "memorisation" in part.metrics and context.data.levels is not None:
+    if shows_copies:
+        assert context.samples is not None
         result.pictures["nearest_training_images"] = _nearest_training_images(context, features, context.samples)
     return result
 

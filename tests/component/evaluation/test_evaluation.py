@@ -7,7 +7,7 @@ import torch
 from harness.errors import RecordError, SpecError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
-from harness.evaluation.sampling import sample_run
+from harness.evaluation.sampling import SampleSettings, sample_run
 from harness.randomness import Streams
 from harness.registry import make_dataset, make_method
 from harness.spec.evaluation import (
@@ -209,17 +209,17 @@ def test_points_of_the_plane_are_measured_by_their_coordinates(tiny_study):
 
 def test_a_run_without_a_checkpoint_cannot_be_sampled(tiny_run):
     with pytest.raises(RecordError, match="no checkpoint yet"):
-        sample_run(tiny_run(), sampler=Ancestral(), num_steps=5, num_samples=4)
+        sample_run(tiny_run(), SampleSettings(Ancestral(), 5, 4))
 
 
 def test_a_number_of_steps_that_the_chain_has_not_is_refused(tiny_run):
     with pytest.raises(SpecError, match="--num-steps 31"):
-        sample_run(tiny_run(), sampler=Ancestral(), num_steps=31, num_samples=4)
+        sample_run(tiny_run(), SampleSettings(Ancestral(), 31, 4))
 
 
 def test_untrained_weights_are_those_of_the_seed(tiny_run, tiny_study):
     run, folder = tiny_study()[0], tiny_run()
-    path = sample_run(folder, sampler=Ddim(), num_steps=2, num_samples=4, weights="untrained")
+    path = sample_run(folder, SampleSettings(Ddim(), 2, 4, weights="untrained"))
     method = make_method(run.spec, run.spec.data.facts, Resources(), CPU)
     evaluation = Evaluation(name="samples", weights="untrained")
     context = EvaluationContext(method, run.spec, run.spec.data.facts, evaluation, CPU)

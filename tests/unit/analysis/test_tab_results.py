@@ -3,6 +3,7 @@ from dataclasses import replace
 
 from harness.analysis import claims, tab_results
 from harness.analysis.runs import load_records
+from harness.records.scored import write_scored
 from harness.spec.methods import METHODS, MethodSpec
 
 EVALUATE = """
@@ -39,6 +40,27 @@ def test_the_untrained_network_and_the_gaussian_stand_beside_and_are_never_the_b
     ]
     assert [row["best"] for row in rows[2:]] == [set(), set()]
     assert "nll" in rows[1]["best"], "the cosine arm is the best of the trained ones"
+
+
+def test_images_from_elsewhere_are_marked_as_not_ours_with_their_own_protocol_and_are_never_the_best(study_runs):
+    runs = study_runs(EVALUATE, nll)
+    protocol = {"extractor": {"name": "digitsnet"}, "fidelity": {"reference": "train", "k": 3}}
+    write_scored(
+        runs, "small", "ADM", {"metrics": {"fid": 1.0, "kid": 2.0}, "num_images": 64, "source": "x"} | protocol
+    )
+    frame = tab_results.data(load_records(runs))
+    row = tab_results.rows(frame)[2]
+    assert (row["model"], row["arm"], row["fid"], row["replicates"], row["best"]) == (
+        "not ours",
+        "ADM",
+        "1.00",
+        "",
+        set(),
+    )
+    assert "| ADM (not ours) · 64 images against the train split, k = 3 |" in tab_results.markdown(frame)
+    assert tab_results.heads(frame)["fid"] == "FID (digitsnet) ↓"
+    assert "ADM" not in tab_results.caption(frame)
+    assert "ADM" in tab_results.as_html(frame)
 
 
 def test_missing_replicates_are_said(study_runs):
