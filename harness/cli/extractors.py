@@ -87,7 +87,7 @@ def reference(
 @of_data
 @json_option
 def probe_extractor(data: str, num_images: int, extractor: str, data_root: Path | None, output: Output) -> None:
-    """Show what an extractor's metrics see and miss.
+    """Show what an extractor sees and misses.
 
     Test images of DATA (cifar10, or {name: image_folder, path: ...}) are measured as if they were samples: unchanged,
     and blurred, noisy, compressed, resized, of fewer classes and copied from the training images, each at three

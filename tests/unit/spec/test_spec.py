@@ -397,7 +397,10 @@ def test_a_reference_file_counts_by_its_content_and_not_by_its_path(tmp_path, mo
     [
         (None, "cannot be read: No such file or directory; `harness reference` writes such a file"),
         ({"arr_0": np.zeros(2)}, "has no mu and sigma"),
-        ({"mu": np.zeros(2), "sigma": np.eye(2)}, "precision and recall need the features themselves"),
+        (
+            {"mu": np.zeros(2), "sigma": np.eye(2)},
+            "has mu and sigma alone, and precision and recall need the features themselves",
+        ),
     ],
 )
 def test_a_reference_file_that_cannot_serve_is_refused_when_it_is_planned(tmp_path, arrays, message):
