@@ -71,6 +71,20 @@ DATASET_FACTS: dict[str, DatasetFacts] = {
 }
 
 
+def usual_extractor(*, continuous: bool, pixels: int, labelled: bool, inception: bool) -> str:
+    """Return the feature extractor that `auto` stands for: coordinates, inception, classifier or random_features.
+
+    Args:
+        pixels: height and width of the images; below 32 Inception is not taken, whose input is 299.
+        inception: whether its weights are available.
+    """
+    if continuous:
+        return "coordinates"
+    if inception and pixels >= 32:
+        return "inception"
+    return "classifier" if labelled else "random_features"
+
+
 def classifier_name(data: str, digest: str | None = None) -> str:
     """Return the name of the classifier that is trained on a data set's labels: `digitsnet`.
 

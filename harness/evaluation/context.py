@@ -270,14 +270,14 @@ class EvaluationContext:
         return samples if self.data.levels is None else to_uint8(samples)
 
     def extractor(self, resolved: str) -> Extractor:
-        """Return a feature extractor by its name in a resolved protocol; loaded once."""
+        """Return a feature extractor by its name in a protocol; loaded once."""
         if resolved not in self._extractors:
-            name = extractor_name(resolved, self.data.name, self.data.digest)
+            name = None if resolved == "auto" else extractor_name(resolved, self.data.name, self.data.digest)
             extractor = load_extractor(name, self.data, device=self.device)
             if extractor.accuracy is not None and classifier_is_poor(extractor.accuracy, extractor.majority_share or 0):
                 logger.warning(
                     "%s labels only %.1f %% of the test images correctly: its FID, precision and recall say little",
-                    name,
+                    extractor.name,
                     100 * extractor.accuracy,
                 )
             self._extractors[resolved] = extractor

@@ -16,9 +16,10 @@ from harness.errors import DataError, RecordError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.keeping import array_digest, to_unit
 from harness.evaluation.parts.fidelity import fidelity
-from harness.metrics.features import Extractor, load_extractor
+from harness.metrics.extractors.base import Extractor
 from harness.records.reading import read_arrays
 from harness.spec.evaluation import Ancestral, AnySampler, Evaluation, Fidelity
+from harness.spec.fidelity_metrics import FIDELITY_METRICS
 from harness.spec.metrics import fidelity_name
 
 _FEWEST = 16
@@ -94,16 +95,6 @@ def _image(file: Path, data: Dataset) -> np.ndarray:
 class _GivenImages(EvaluationContext):
     """A context whose samples are given; there are no weights."""
 
-    def extractor(self, resolved: str) -> Extractor:
-        """Return the extractor that `auto` stands for here, or the named one."""
-        if resolved != "auto":
-            return super().extractor(resolved)
-        if "auto" not in self._extractors:
-            small = self.data.levels is not None and self.data.image_size < 32 and self.data.num_classes is not None
-            name = f"{self.data.name}net" if small else None  # as an evaluation's protocol resolves it
-            self._extractors["auto"] = load_extractor(name, self.data, device=self.device)
-        return self._extractors["auto"]
-
     def sampled_features(
         self, extractor: Extractor, sampler: AnySampler, num_steps: int, num_samples: int, *, with_samples: bool = False
     ) -> Tensor:
@@ -125,6 +116,8 @@ def score(images: np.ndarray, data: Dataset, part: Fidelity, device: torch.devic
     Raises:
         DataError: there are no more images than the k of precision and recall.
     """
+    if needing := [name for name in part.metrics if FIDELITY_METRICS[name].needs == "classes"]:
+        raise DataError(f"{', '.join(needing)}: these images have no classes to compare; leave it out of the metrics")
     part = part.model_copy(update={"num_samples": len(images), "sampler": Ancestral(), "num_steps": 1})
     nothing: Any = None  # there is no run
     context = _GivenImages(nothing, nothing, data, Evaluation(fidelity=part), device)

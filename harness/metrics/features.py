@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from harness.data.base import Dataset
-from harness.data.facts import classifier_name
+from harness.data.facts import classifier_name, usual_extractor
 from harness.errors import DataError
 from harness.metrics.extractors.base import Extractor
 from harness.metrics.extractors.classifier import classifier
@@ -58,9 +58,8 @@ def load_extractor(
     """Load an extractor for a data set; the caller's random state is not changed.
 
     Args:
-        name: a key of EXTRACTORS or the data set's `<data>net` (`classifier_name`). None chooses: `coordinates` for
-            continuous data, `inception` where its weights are given, else the data set's own classifier, or
-            `random_features` where there are no labels.
+        name: a key of EXTRACTORS or the data set's `<data>net` (`classifier_name`). None means
+            the `usual_extractor`.
         weights: file of the extractor's weights; None means the one that its environment variable names.
 
     Raises:
@@ -79,10 +78,10 @@ def load_extractor(
 
 
 def _choice(dataset: Dataset) -> str:
-    if dataset.levels is None:
-        return "coordinates"
-    if weights_file("inception"):
-        return "inception"
-    if dataset.train.labels is None:
-        return "random_features"
-    return classifier_name(dataset.name, dataset.digest)
+    name = usual_extractor(
+        continuous=dataset.levels is None,
+        pixels=dataset.image_size,
+        labelled=dataset.train.labels is not None,
+        inception=weights_file("inception") is not None,
+    )
+    return classifier_name(dataset.name, dataset.digest) if name == "classifier" else name

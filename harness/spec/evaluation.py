@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.data.facts import classifier_name
+from harness.data.facts import classifier_name, usual_extractor
 from harness.diffusion.respacing import space_timesteps
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.fidelity_metrics import FIDELITY_METRICS, WITH_LOGITS, FidelityMetricName
@@ -463,11 +463,8 @@ class Evaluation(SpecModel):
             )
         if name != "auto":
             return name
-        if continuous:
-            return "coordinates"
-        if inception and spec.data.pixels >= 32:
-            return "inception"
-        return "classifier" if spec.data.facts.num_classes else "random_features"
+        labelled = bool(spec.data.facts.num_classes)
+        return usual_extractor(continuous=continuous, pixels=spec.data.pixels, labelled=labelled, inception=inception)
 
 
 _NEEDED = {"nll": "an nll", "fidelity": "a fidelity"}
