@@ -7,6 +7,8 @@ import torch
 from harness.data import load_dataset
 from harness.errors import DataError
 from harness.evaluation.context import EvaluationContext
+from harness.evaluation.parts.fidelity import features_of
+from harness.metrics.feature_metrics import measure
 from harness.metrics.reference import read_reference, reference_of, write_reference
 from harness.spec.evaluation import Evaluation, Fidelity
 from harness.spec.run import RunSpec
@@ -50,3 +52,15 @@ def test_a_reference_file_of_another_network_is_refused(digits, tmp_path):
     extractor = context.extractor("random_features")
     with pytest.raises(DataError, match=r"adm\.npz: has 2 features, and random_features has 384"):
         context.reference(extractor, context.evaluation.fidelity.reference)
+
+
+def test_fid_takes_a_file_of_mean_and_covariance_alone_and_is_the_same(digits, tmp_path):
+    part = Fidelity(extractor="random_features", metrics=("fid",))
+    context = context_of(digits, part)
+    extractor = context.extractor("random_features")
+    features = context.reference(extractor, "train").double()
+    np.savez(tmp_path / "adm.npz", mu=features.mean(0).numpy(), sigma=torch.cov(features.T).numpy())
+    of_file = context_of(digits, part.model_copy(update={"reference": str(tmp_path / "adm.npz")}))
+    samples = context.reference(extractor, "test")
+    own, others = (features_of(one, one.evaluation.fidelity, extractor, samples) for one in (context, of_file))
+    assert measure(others, ("fid",))["fid"] == pytest.approx(measure(own, ("fid",))["fid"], rel=1e-4)

@@ -399,7 +399,7 @@ def test_a_reference_file_counts_by_its_content_and_not_by_its_path(tmp_path, mo
         ({"arr_0": np.zeros(2)}, "has no mu and sigma"),
         (
             {"mu": np.zeros(2), "sigma": np.eye(2)},
-            "has mu and sigma alone, and precision and recall need the features themselves",
+            "has mu and sigma alone, and precision, recall need the features themselves",
         ),
     ],
 )
@@ -409,6 +409,15 @@ def test_a_reference_file_that_cannot_serve_is_refused_when_it_is_planned(tmp_pa
         np.savez(path, **arrays)
     with pytest.raises(ValueError, match=f"fidelity.reference: {path}: {message}"):
         resolve(Evaluation(fidelity=Fidelity(reference=str(path))))
+
+
+def test_metrics_that_need_no_features_or_classes_of_the_reference_take_a_file_of_moments(tmp_path):
+    path = tmp_path / "adm.npz"
+    np.savez(path, mu=np.zeros(2), sigma=np.eye(2))
+    assert resolve(Evaluation(fidelity=Fidelity(reference=str(path), metrics=("fid_infinity", "fid")))).fidelity
+    np.savez(path, mu=np.zeros(2), sigma=np.eye(2), features=np.zeros((9, 2)))
+    with pytest.raises(ValueError, match="class_fid compares images of one class, and a file of statistics has no cla"):
+        resolve(Evaluation(fidelity=Fidelity(reference=str(path), metrics=("fid", "class_fid"))))
 
 
 def test_a_reference_that_is_neither_a_split_nor_a_file_is_refused_with_the_choices():
