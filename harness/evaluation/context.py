@@ -20,6 +20,7 @@ from harness.metrics.features import Extractor, load_extractor
 from harness.metrics.fidelity import reference_features
 from harness.randomness import Streams
 from harness.registry import implementation, make_process, parameters
+from harness.spec.averages import average_name
 from harness.spec.evaluation import AnySampler, Evaluation, extractor_name, section_counts
 from harness.spec.run import RunSpec
 
@@ -61,7 +62,9 @@ class EvaluationContext:
 
     @property
     def weights(self) -> str:
-        """Which weights of the method are measured, "ema" or "raw"."""
+        """Which weights of the method are measured: "ema", "raw" or the name of a further average."""
+        if isinstance(self.evaluation.ema, float):
+            return average_name(self.evaluation.ema)
         return "raw" if self.evaluation.weights == "untrained" else self.evaluation.weights
 
     @property

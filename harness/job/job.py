@@ -40,12 +40,14 @@ from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
 from harness.registry import make_dataset, make_method
+from harness.spec.averages import EmaOfWidth
 from harness.spec.evaluation import Evaluation
 from harness.spec.metrics import metric_name
 from harness.spec.resources import Resources
 from harness.training.checkpoints import Checkpoints
 from harness.training.distributed import ProcessGroup, RankInfo, detect_rank, process_group
 from harness.training.loop import Interrupted, Training, save, train
+from harness.training.snapshots import synthesise
 
 logger = logging.getLogger(__name__)
 
@@ -335,6 +337,13 @@ class _Job:
             method = training.method
             if evaluation.weights == "untrained":
                 method = make_method(self.spec, data, Resources(), training.device)
+            elif isinstance(evaluation.ema, EmaOfWidth):
+                method = make_method(self.spec, data, Resources(), training.device)
+                method.sampling_network("ema").load_state_dict(
+                    synthesise(
+                        checkpoints.folder, training.step, training.method, self.spec.train, evaluation.ema.width
+                    )
+                )
             prefix = self._prefix(evaluation)
             began = time.monotonic()
             self._write_status("running", force=True, measured=Measured(prefix))
