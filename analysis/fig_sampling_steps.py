@@ -56,11 +56,11 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 @style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
-    """Draw one panel for each protocol and metric: protocols side by side, metrics below each other."""
+    """Draw one panel for each protocol and metric: side by side, but the metrics of several protocols in rows."""
     protocols, metrics = list(frame["protocol"].unique()), list(frame["metric"].unique())
     lines = sampler_lines(frame["sampler"].unique())
-    size = {"width": 2.2 + 3.4 * len(protocols), "height": 0.4 + 2.6 * len(metrics)}
-    figure, panels = style.subplots(len(metrics), len(protocols), **size)
+    rows, columns = (len(metrics), len(protocols)) if len(protocols) > 1 else (1, len(metrics))
+    figure, panels = style.subplots(rows, columns, width=2.2 + 3.4 * columns, height=0.4 + 2.6 * rows)
     several = frame.groupby("arm")["variance"].nunique().max() > 1
     for axes, (metric, protocol) in zip(panels.flat, product(metrics, protocols), strict=True):
         shown = frame[(frame["protocol"] == protocol) & (frame["metric"] == metric)]
