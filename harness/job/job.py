@@ -339,11 +339,9 @@ class _Job:
                 method = make_method(self.spec, data, Resources(), training.device)
             elif isinstance(evaluation.ema, EmaOfWidth):
                 method = make_method(self.spec, data, Resources(), training.device)
-                method.sampling_network("ema").load_state_dict(
-                    synthesise(
-                        checkpoints.folder, training.step, training.method, self.spec.train, evaluation.ema.width
-                    )
-                )
+                folder, kept = checkpoints.folder, training.method.sampling_network
+                average = synthesise(folder, training.step, kept, self.spec.train, evaluation.ema.width)
+                method.sampling_network("ema").load_state_dict(average)
             prefix = self._prefix(evaluation)
             began = time.monotonic()
             self._write_status("running", force=True, measured=Measured(prefix))

@@ -121,7 +121,7 @@ def train(
                 journal.event(name, step=done, **fields)
         if journal and isinstance(spec.train.ema, PowerAverages) and done % spec.train.ema.every == 0:
             _check_finite(window, batches, spec)
-            save_snapshot(checkpoints.folder, done, method, spec.train)
+            save_snapshot(checkpoints.folder, done, method.sampling_network, spec.train)
         score = measure(done) if journal else None
         stopping = stop_requested() and not finished
         by_time = time.monotonic() - last_saved >= records.checkpoint_every_seconds

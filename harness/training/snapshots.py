@@ -9,16 +9,15 @@ count: a synthesis at a checkpoint uses only snapshots before its step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.diffusion.power_averages import exponent_of, fit
 from harness.errors import CheckpointError
-from harness.methods.base import Method
 from harness.records.disk import snapshot_files
 from harness.records.files import sync_folder
 from harness.spec.averages import PowerAverages, snapshot_steps
@@ -26,13 +25,16 @@ from harness.spec.run import Train
 from harness.training.checkpoints import load_file, write_temporary
 
 
-def save_snapshot(folder: Path, step: int, method: Method, train: Train) -> Path:
+def save_snapshot(folder: Path, step: int, network: Callable[[str], nn.Module], train: Train) -> Path:
     """Write a snapshot of all averages; it is durable when this returns, and replaces another of the same step.
+
+    Args:
+        network: a method's `sampling_network`.
 
     Raises:
         CheckpointError: the disk is full.
     """
-    averages = {name: _halved(method.sampling_network(name).state_dict()) for name in train.averages}
+    averages = {name: _halved(network(name).state_dict()) for name in train.averages}
     temporary, path = write_temporary(folder, "averages", step, {"step": step, "averages": averages})
     temporary.rename(path)
     sync_folder(folder)
@@ -47,12 +49,15 @@ def _halved(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: (value.half() if value.is_floating_point() else value).cpu() for name, value in weights.items()}
 
 
-def synthesise(folder: Path, step: int, method: Method, train: Train, width: float) -> dict[str, Tensor]:
+def synthesise(
+    folder: Path, step: int, network: Callable[[str], nn.Module], train: Train, width: float
+) -> dict[str, Tensor]:
     """Return the weights of the average of a width at a step, on the CPU.
 
     Args:
         folder: of the snapshots; those before `step` are used.
-        step: of the method's state, whose own averages are used as they are.
+        step: of the present weights, whose averages are used as they are.
+        network: a method's `sampling_network`.
         width: relative to the training time.
 
     Raises:
@@ -66,7 +71,7 @@ def synthesise(folder: Path, step: int, method: Method, train: Train, width: flo
         )
     exponents = [exponent_of(stored) for stored in train.ema.power]
     coefficients, _ = fit(width, step, [(time, exponent) for time in [*steps, step] for exponent in exponents])
-    newest = {name: method.sampling_network(name).state_dict() for name in train.averages}
+    newest = {name: network(name).state_dict() for name in train.averages}
     sums: dict[str, Tensor] = {
         name: torch.zeros_like(value, dtype=torch.float64, device="cpu") for name, value in newest["ema"].items()
     }

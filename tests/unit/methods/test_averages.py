@@ -20,7 +20,7 @@ def walk(averages: Averages, layer: nn.Linear, steps: int) -> None:
     for step in range(steps):
         with torch.no_grad():
             for weight in layer.parameters():
-                weight += 1
+                weight.add_(1)
         averages.update(layer, step)
 
 

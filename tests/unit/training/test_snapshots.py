@@ -11,7 +11,8 @@ from harness.spec.run import Train
 from harness.training.checkpoints import load_file
 from harness.training.snapshots import save_snapshot, synthesise
 
-TRAIN = Train.model_validate({"steps": 400, "ema": {"power": [0.05, 0.1], "every": 20}})
+EVERY = 20
+TRAIN = Train.model_validate({"steps": 400, "ema": {"power": [0.05, 0.1], "every": EVERY}})
 
 
 class Walk:
@@ -30,11 +31,11 @@ class Walk:
         for step in range(steps):
             with torch.no_grad():
                 for weight in self.network.parameters():
-                    weight += 0.1 * torch.randn(weight.shape, generator=self.generator)
+                    weight.add_(0.1 * torch.randn(weight.shape, generator=self.generator))
             self.averages.update(self.network, step)
             self.directly.update(self.network, step)
-            if (step + 1) % TRAIN.ema.every == 0:
-                save_snapshot(folder, step + 1, self, TRAIN)
+            if (step + 1) % EVERY == 0:
+                save_snapshot(folder, step + 1, self.sampling_network, TRAIN)
 
 
 def distance(state, network: nn.Module) -> float:
@@ -61,12 +62,12 @@ def test_a_snapshot_holds_both_averages_in_half_precision_under_its_digest(train
 @pytest.mark.parametrize(("width", "name"), [(0.05, "ema"), (0.1, "0.1")])
 def test_a_width_that_is_stored_is_the_average_itself(trained, width, name):
     folder, walk = trained
-    assert distance(synthesise(folder, 400, walk, TRAIN, width), walk.sampling_network(name)) < 1e-6
+    assert distance(synthesise(folder, 400, walk.sampling_network, TRAIN, width), walk.sampling_network(name)) < 1e-6
 
 
 def test_another_width_is_what_tracking_it_would_have_given(trained):
     folder, walk = trained
-    state, expected = synthesise(folder, 400, walk, TRAIN, 0.07), walk.directly.networks["ema"]
+    state, expected = synthesise(folder, 400, walk.sampling_network, TRAIN, 0.07), walk.directly.networks["ema"]
     apart = distance(walk.sampling_network("ema").state_dict(), walk.sampling_network("0.1"))
     assert distance(state, expected) < 0.01 * apart
     assert {value.dtype for value in state.values()} == {torch.float32}
@@ -76,9 +77,9 @@ def test_a_snapshot_that_is_written_again_replaces_the_one_of_its_step(tmp_path)
     walk = Walk()
     walk.train(tmp_path, 20)
     ((_, first),) = snapshot_files(tmp_path)
-    assert save_snapshot(tmp_path, 20, walk, TRAIN) == first
+    assert save_snapshot(tmp_path, 20, walk.sampling_network, TRAIN) == first
     walk.averages.update(nn.Linear(8, 4), 20)
-    other = save_snapshot(tmp_path, 20, walk, TRAIN)
+    other = save_snapshot(tmp_path, 20, walk.sampling_network, TRAIN)
     assert snapshot_files(tmp_path) == [(20, other)] and other != first
 
 
@@ -88,8 +89,8 @@ def test_a_missing_or_damaged_snapshot_is_refused(tmp_path):
     (_, first), (_, second), _ = snapshot_files(tmp_path)
     second.write_bytes(second.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="is damaged"):
-        synthesise(tmp_path, 60, walk, TRAIN, 0.07)
+        synthesise(tmp_path, 60, walk.sampling_network, TRAIN, 0.07)
     second.unlink()
     with pytest.raises(CheckpointError, match="snapshot of step 40 is missing"):
-        synthesise(tmp_path, 60, walk, TRAIN, 0.07)
+        synthesise(tmp_path, 60, walk.sampling_network, TRAIN, 0.07)
     assert first.exists()
