@@ -77,9 +77,8 @@ def test_beta_and_beta_tilde_are_two_evaluations_of_one_training(tiny_study):
 def test_during_training_the_numbers_of_the_likelihood_alone_are_measured_and_are_the_same(tiny_study):
     context = context_of(tiny_study()[0], nll=Nll(estimator="full", num_images=8), grid=4, every=6)
     during, at_end = evaluate_during_training(context), evaluate(context)
-    assert tuple(during.metrics) == outputs(context.evaluation, context.spec).during_training
-    assert during.metrics == {name: at_end.metrics[name] for name in during.metrics}
-    assert not (during.curves or during.arrays or during.pictures)
+    assert tuple(during) == outputs(context.evaluation, context.spec).during_training
+    assert during == {name: at_end.metrics[name] for name in during}
 
 
 def test_the_gaussian_baseline_stands_beside_the_model(tiny_study):
