@@ -25,6 +25,7 @@ from harness.metrics.reference import read_reference
 from harness.randomness import Streams
 from harness.records.kept import KeptArrays
 from harness.registry import implementation, make_process, parameters
+from harness.spec.averages import average_name
 from harness.spec.evaluation import AnySampler, Evaluation, extractor_name, section_counts
 from harness.spec.metrics import classifier_is_poor
 from harness.spec.parts import plugins_of
@@ -75,7 +76,9 @@ class EvaluationContext:
 
     @property
     def weights(self) -> str:
-        """Which weights of the method are measured, "ema" or "raw"."""
+        """Which weights of the method are measured: "ema", "raw" or the name of a further average."""
+        if isinstance(self.evaluation.ema, float):
+            return average_name(self.evaluation.ema)
         return "raw" if self.evaluation.weights == "untrained" else self.evaluation.weights
 
     @property

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.data.base import Dataset
-from harness.errors import CheckpointError, RecordError, TrackingError, TrainingError
+from harness.errors import CheckpointError, RecordError, TrackingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.keeping import Keeping
+from harness.job.compute import training_compute
 from harness.job.endings import describe_failure, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges
 from harness.job.request import RunRequest
@@ -41,12 +42,14 @@ from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
 from harness.registry import make_dataset, make_method
+from harness.spec.averages import EmaOfWidth
 from harness.spec.evaluation import WITH_FEATURES, Evaluation
 from harness.spec.metrics import metric_name, recorded_name
 from harness.spec.resources import Resources
 from harness.training.checkpoints import Checkpoints
 from harness.training.distributed import ProcessGroup, RankInfo, detect_rank, process_group
 from harness.training.loop import Interrupted, Training, save, train
+from harness.training.snapshots import synthesise
 
 logger = logging.getLogger(__name__)
 
@@ -337,6 +340,11 @@ class _Job:
             method = training.method
             if evaluation.weights == "untrained":
                 method = make_method(self.spec, data, Resources(), training.device)
+            elif isinstance(evaluation.ema, EmaOfWidth):
+                method = make_method(self.spec, data, Resources(), training.device)
+                folder, kept = checkpoints.folder, training.method.sampling_network
+                average = synthesise(folder, training.step, kept, self.spec.train, evaluation.ema.width)
+                method.sampling_network("ema").load_state_dict(average)
             prefix = self._prefix(evaluation)
             began = time.monotonic()
             pace = Pace()
@@ -344,7 +352,12 @@ class _Job:
             with Progress(f"{prefix} {self.directory.key[:8]}", shown=self.show_progress) as progress:
 
                 def on_progress(
-                    task: str, count: int, total: int, progress: Progress = progress, prefix: str = prefix, pace=pace
+                    task: str,
+                    count: int,
+                    total: int,
+                    progress: Progress = progress,
+                    prefix: str = prefix,
+                    pace: Pace = pace,
                 ) -> None:
                     progress.update(count, total, task)
                     left = pace.seconds_left(task, count, total)
@@ -454,27 +467,10 @@ class _Job:
         assert self.journal is not None
         if self.directory.history("compute/parameters")[0]:
             return
-        from harness.metrics.flops import training_step_compute
-
-        x_0 = torch.empty((1, data.channels, data.image_size, data.image_size), device="meta")
-        examples = self.spec.train.steps * self.spec.train.batch_size
-        networks = training.method.networks()
-        multiply_adds = flops = 0.0
-        compute: dict[str, float] = {}
-        try:
-            for network in networks.values():
-                one_pass = training_step_compute(network.module.train(), *network.inputs(x_0))
-                multiply_adds += network.passes * one_pass.multiply_adds
-                flops += network.passes * one_pass.flops
-            compute["compute/train_multiply_adds"] = multiply_adds * examples
-            compute["compute/train_flops"] = flops * examples
-        except TrainingError as error:
-            logger.warning(f"run {self.directory.key}: the arithmetic of its training {error}")
-            self.journal.event("compute_not_counted", step=self.step, reason=str(error))
-        modules = [network.module for network in networks.values()]
-        compute["compute/parameters"] = float(
-            sum(weight.numel() for module in modules for weight in module.parameters())
-        )
+        compute, reason = training_compute(self.spec, training.method, data)
+        if reason:
+            logger.warning(f"run {self.directory.key}: the arithmetic of its training {reason}")
+            self.journal.event("compute_not_counted", step=self.step, reason=reason)
         self.journal.metrics(self.spec.train.steps, compute)
 
     # -- the process

@@ -29,7 +29,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]{0,149}"
 _RECORDS = re.compile(
     rf"spec\.(?:json|yaml)|environment\.json|journal-[0-9]{{4,9}}\.jsonl|studies/{_NAME}\.json"
     rf"|evaluations/[0-9a-f]{{16}}\.json|arrays/{_NAME}\.npz|samples/{_NAME}\.(?:png|npz)"
-    r"|checkpoints/(?:step-[0-9]{8,18}-[0-9a-f]{64}\.pt|scores\.json)"
+    r"|checkpoints/(?:(?:step|averages)-[0-9]{8,18}-[0-9a-f]{64}\.pt|scores\.json)"
 )
 _OF_THE_MACHINE = re.compile(r"(?:status|prune)\.json|retried|study\.yaml|(?:lock|tracking|logs|certificates|kept)/.*")
 _HOSTS = ("host", "hosts")  # in an environment

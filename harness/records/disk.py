@@ -24,6 +24,7 @@ from harness.records.reading import Fields, read_json, shortened
 LEFTOVER_SECONDS = 600.0  # a younger one may still be written
 SCORES = "scores.json"  # beside checkpoints: the value of `records.best` at their steps
 _CHECKPOINT = re.compile(r"step-(\d{8,})-([0-9a-f]{64})\.pt")
+_SNAPSHOT = re.compile(r"averages-(\d{8,})-([0-9a-f]{64})\.pt")
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,16 @@ class Removable:
 
 def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
     """Return the checkpoints in a folder with their steps, intact or not, in ascending order."""
-    matches = [(match, path) for path in folder.glob("step-*.pt") if (match := _CHECKPOINT.fullmatch(path.name))]
-    return sorted((int(match[1]), path) for match, path in matches)
+    return _files_by_step(folder.glob("step-*.pt"), _CHECKPOINT)
+
+
+def snapshot_files(folder: Path) -> list[tuple[int, Path]]:
+    """Return the snapshots of averages beside the checkpoints with their steps, intact or not, in ascending order."""
+    return _files_by_step(folder.glob("averages-*.pt"), _SNAPSHOT)
+
+
+def _files_by_step(paths: Iterable[Path], name: re.Pattern[str]) -> list[tuple[int, Path]]:
+    return sorted((int(match[1]), path) for path in paths if (match := name.fullmatch(path.name)))
 
 
 def scores(folder: Path, metric: str | None = None) -> dict[int, float]:

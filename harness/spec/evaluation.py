@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from harness.data.facts import classifier_name, usual_extractor
 from harness.diffusion.respacing import space_timesteps
+from harness.spec.averages import ChosenEma, choose_average
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.fidelity_metrics import FIDELITY_METRICS, WITH_LOGITS, FidelityMetricName
 from harness.spec.networks import UNet
@@ -316,6 +317,7 @@ class Evaluation(SpecModel):
     interpolation: Annotated[Interpolation | None, YOUNGER] = None
     reconstruction: Annotated[Reconstruction | None, YOUNGER] = None
     metrics: Annotated[tuple[Metric, ...], YOUNGER] = ()  # of plugins
+    ema: Annotated[ChosenEma, YOUNGER] = None  # which of the averages of train.ema; None: the first
     plugins: Annotated[dict[str, str] | None, YOUNGER] = (
         None  # plugins of the parts, with their sha256; filled in automatically
     )
@@ -390,6 +392,10 @@ class Evaluation(SpecModel):
                 "evaluation of its own"
             )
         num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
+        if self.ema is not None:
+            if self.weights != "ema":
+                raise ValueError(f"ema chooses among averages of the weights, but weights: {self.weights} are measured")
+            change["ema"] = choose_average(self.ema, spec.train, during_training=self.every is not None)
         if spec.diffusion.var_type != "fixed" or "diffusion.var_type" not in spec.method.owns:
             change["fixed_variance"] = "large"  # irrelevant: one key for one measurement
         for part in WITH_FEATURES:
