@@ -6,12 +6,12 @@ import torch
 
 from harness.data.base import Dataset
 from harness.errors import TrainingError
-from harness.methods.base import Method
 from harness.spec.run import RunSpec
+from harness.training.loop import Training
 
 
-def training_compute(spec: RunSpec, method: Method, data: Dataset) -> tuple[dict[str, float], str]:
-    """Count parameters, multiply-adds and FLOPs of all the networks that a method trains.
+def training_compute(spec: RunSpec, training: Training, data: Dataset) -> tuple[dict[str, float], str]:
+    """Count parameters, multiply-adds and FLOPs of all the networks that are trained.
 
     Returns:
         numbers by their names in the records, and why the arithmetic is not among them; "" if it is.
@@ -20,7 +20,7 @@ def training_compute(spec: RunSpec, method: Method, data: Dataset) -> tuple[dict
 
     x_0 = torch.empty((1, data.channels, data.image_size, data.image_size), device="meta")
     examples = spec.train.steps * spec.train.batch_size
-    networks = method.networks()
+    networks = training.method.networks()
     multiply_adds = flops = 0.0
     compute: dict[str, float] = {}
     reason = ""
