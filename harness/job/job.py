@@ -280,15 +280,19 @@ class _Job:
             return self._evaluate_during(training, data, step) if step < self.spec.train.steps else None
 
         def stop_requested() -> bool:
-            """Return whether any process was asked to stop, so that all stop at the same step for the same reason."""
+            """Return whether any process was asked to stop, so that all stop at the same step for the same reason.
+
+            Only what they exchanged counts: a later signal is known to one of them, and waits for the next exchange.
+            """
             if not self.stop_signal and self.directory.pruning_requested():
                 self.stop_signal = PRUNED
-            number = group.all_reduce_max(stop_number(self.stop_signal))
-            if number:
+            if number := group.all_reduce_max(stop_number(self.stop_signal)):
                 self.stop_signal = stop_name(number)
-            elif self.stop_after_steps and training.step - first >= self.stop_after_steps:  # the same step for all
+                return True
+            if self.stop_after_steps and training.step - first >= self.stop_after_steps:  # the same step for all
                 self.stop_signal = f"request after {self.stop_after_steps} steps"
-            return bool(self.stop_signal)
+                return True
+            return False
 
         train(
             training,

@@ -161,6 +161,22 @@ def test_interpolated_pairs_end_in_variants_of_their_images(tiny_study):
     assert near < other
 
 
+def test_interpolated_points_share_the_latents_of_a_denoising_gan_too(tiny_study):
+    sets = ("data=mog", "model={name: mlp, width: 16}", "method={name: siddm}")
+    context = context_of(tiny_study("", *sets)[0], interpolation=Interpolation(num_pairs=2, t=(2,), num_weights=3))
+    seen, denoiser = [], context.method.denoiser
+
+    def recorded(*arguments, generator, **options):
+        denoise = denoiser(*arguments, generator=generator, **options)
+        return lambda x, t: seen.append(generator.get_state()) or denoise(x, t)
+
+    context.method.denoiser = recorded
+    evaluate(context)
+    chains = [seen[start : start + 3] for start in (0, 3, 6)]  # of each weight
+    assert all(torch.equal(ours, first) for chain in chains for ours, first in zip(chain, chains[0], strict=True))
+    assert not torch.equal(chains[0][0], chains[0][1])
+
+
 def test_a_network_that_predicts_no_noise_reconstructs_all_but_the_first_steps_scale(tiny_study):
     context = context_of(tiny_study()[0], reconstruction=Reconstruction(num_images=8, num_steps=(2, 5)))
     use_network(context.method, lambda x, t, y: torch.zeros_like(x))
