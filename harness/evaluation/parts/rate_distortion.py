@@ -22,6 +22,7 @@ def rate_distortion(context: EvaluationContext, part: RateDistortion) -> PartRes
         seed=context.evaluation.seed,
         batch_size=context.evaluation.batch_size,
         clip=part.clip,
+        keep=context.keep_calls("rate_distortion"),
         progress=context.count("rate-distortion"),
     )
     return PartResult(
