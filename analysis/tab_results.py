@@ -12,6 +12,7 @@ from markupsafe import Markup
 from harness.analysis import html
 from harness.analysis.intervals import format_values, summarise
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
+from harness.analysis.selection import selected_steps, selection
 from harness.records.scored import read_scored
 from harness.spec.evaluation import Fidelity
 from harness.spec.fidelity_metrics import FIDELITY_METRICS
@@ -63,6 +64,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=[*columns, "planned", "n", "mean", "low", "high", "kind", "values"])
     if accuracies := _accuracies(runs):
         frame["extractor_accuracy"] = frame["extractor"].map(accuracies).fillna("")
+    if steps := selected_steps(runs):
+        frame["selected_steps"] = frame["evaluation"].map(steps).fillna("")
     order = frame["model"].map({TRAINED: 0, NOT_OURS: 1, UNTRAINED: 2, GAUSSIAN: 3})
     unused = ["order"] if set(methods.values()) - {"gaussian"} else ["order", "method"]
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns=unused)
@@ -82,10 +85,10 @@ def _accuracies(runs: Sequence[RunRecord]) -> dict[str, str]:
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
     """Return (model, arm, metric, (extractor, protocol, fixed variance), value) of one measurement."""
     model, evaluation = TRAINED if measurement.trained else UNTRAINED, measurement.evaluation
-    variance = run.variance(measurement).replace("learned", "")
+    variance, chosen = run.variance(measurement).replace("learned", ""), selection(measurement)
     if evaluation["nll"]:
         images = measurement.protocol.get("likelihood", {}).get("num_images", "?")
-        protocol = f"{evaluation['nll']['estimator']} sum over t on {images} {evaluation['split']} images"
+        protocol = f"{evaluation['nll']['estimator']} sum over t on {images} {evaluation['split']} images{chosen}"
         yield model, run.arm, "nll", ("", protocol, variance), run.nll(measurement)
         gaussian = run.metric(measurement, "gaussian_baseline_bpd")
         if measurement.trained and not np.isnan(gaussian):
@@ -93,7 +96,7 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
     if evaluation["fidelity"]:
         part = evaluation["fidelity"]
         protocol = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
-        protocol += f" against {_reference(part)}, k = {part['k']}"
+        protocol += f" against {_reference(part)}, k = {part['k']}{chosen}"
         protocol_parts = (run.extractor(part), protocol, variance)
         for name in part.get("metrics", Fidelity.model_fields["metrics"].default):
             for metric in FIDELITY_METRICS[name].outputs:
@@ -212,7 +215,18 @@ def caption(frame: pd.DataFrame) -> str:
     )
     return (
         f"{spread} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
-        f"{classifiers(frame)}{undefined(frame)}"
+        f"{selections(frame)}{classifiers(frame)}{undefined(frame)}"
+    )
+
+
+def selections(frame: pd.DataFrame) -> str:
+    """Say which steps the checkpoints are of that a metric selected; empty where the last ones were measured."""
+    if "selected_steps" not in frame:
+        return ""
+    chosen = frame[frame["selected_steps"] != ""].drop_duplicates("evaluation")
+    return "".join(
+        f" Checkpoints of {name}: of steps {steps}."
+        for name, steps in zip(chosen["evaluation"], chosen["selected_steps"], strict=True)
     )
 
 

@@ -49,7 +49,7 @@ def fidelity_protocols(
             update=change | ({"num_samples": num_samples} if num_samples is not None else {})
         )
         name = f"{base.name}_{fidelity.sampler.name}{count or spec.diffusion.num_timesteps}"
-        shared = ("weights", "fixed_variance", "seed", "batch_size", "guidance")
+        shared = ("weights", "ema", "checkpoint", "fixed_variance", "seed", "batch_size", "guidance")
         try:
             evaluation = Evaluation(name=name, fidelity=fidelity, **{key: getattr(base, key) for key in shared})
             evaluations.append(evaluation.resolve(spec, inception=inception))

@@ -12,6 +12,7 @@ from harness.data.facts import classifier_name, usual_extractor
 from harness.diffusion.respacing import space_timesteps
 from harness.spec.averages import ChosenEma, choose_average
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
+from harness.spec.checkpoints import Checkpoint, check_checkpoint
 from harness.spec.fidelity_metrics import FIDELITY_METRICS, WITH_LOGITS, FidelityMetricName
 from harness.spec.networks import UNet
 from harness.spec.parts import Choice, NamedModel, plugins_of
@@ -318,6 +319,7 @@ class Evaluation(SpecModel):
     reconstruction: Annotated[Reconstruction | None, YOUNGER] = None
     metrics: Annotated[tuple[Metric, ...], YOUNGER] = ()  # of plugins
     ema: Annotated[ChosenEma, YOUNGER] = None  # which of the averages of train.ema; None: the first
+    checkpoint: Annotated[Checkpoint, YOUNGER] = "last"  # or the one that records.best keeps
     plugins: Annotated[dict[str, str] | None, YOUNGER] = (
         None  # plugins of the parts, with their sha256; filled in automatically
     )
@@ -391,6 +393,7 @@ class Evaluation(SpecModel):
                 f"sweep: two samplers are called {twice}, and their curves would have one name: give the second an "
                 "evaluation of its own"
             )
+        check_checkpoint(self)
         num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
         if self.ema is not None:
             if self.weights != "ema":
