@@ -12,7 +12,7 @@ from harness.errors import CheckpointError
 from harness.methods.base import Method
 from harness.records.disk import scores
 from harness.registry import make_method
-from harness.spec.averages import EmaOfWidth
+from harness.spec.averages import EmaOfWidth, choose_average
 from harness.spec.evaluation import Evaluation
 from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
@@ -74,8 +74,13 @@ def with_width(
         method: with the checkpoint's weights.
 
     Raises:
-        CheckpointError: a snapshot is missing or damaged.
+        CheckpointError: a snapshot is missing or damaged, or those before the step do not make the width.
     """
+    try:
+        until_then = spec.train.model_copy(update={"steps": step})
+        choose_average(EmaOfWidth(width=width), until_then, during_training=False)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint of step {step}: {error}") from None
     made = make_method(spec, data, Resources(), device)
     average = synthesise(checkpoints.folder, step, method.sampling_network, spec.train, width)
     made.sampling_network("ema").load_state_dict(average)

@@ -15,6 +15,7 @@ from harness.records.directory import RunDirectory
 from harness.records.manifest import Manifests
 from harness.records.plugins import read_spec
 from harness.registry import make_dataset
+from harness.spec.averages import EmaOfWidth
 from harness.spec.evaluation import AnySampler, Evaluation, Fidelity
 from harness.spec.parts import choices
 from harness.spec.run import Data, DataModel
@@ -109,8 +110,10 @@ def evaluate_checkpoint(
     from harness.evaluation.context import EvaluationContext
     from harness.evaluation.evaluator import evaluate
     from harness.evaluation.keeping import Keeping
+    from harness.evaluation.measured import with_width
     from harness.evaluation.sampling import load_method
     from harness.job.environment import choose_device
+    from harness.training.checkpoints import Checkpoints
     from harness.training.distributed import RankInfo
 
     request, spec = RunRequest.of(directory), read_spec(directory.path, directory.spec())
@@ -121,7 +124,13 @@ def evaluate_checkpoint(
     metrics: dict[str, float] = {}
     for evaluation in evaluations:
         keeping = Keeping(directory.kept_folder, request.records.keep_samples, request.records.keep_features_mib)
-        context = EvaluationContext(method, spec, data, evaluation, device, evaluation.name, on_progress, keeping)
+        ema, checkpoints = evaluation.ema, Checkpoints(directory.checkpoints_folder)
+        chosen = (
+            with_width(method, spec, data, device, checkpoints, step, ema.width)
+            if isinstance(ema, EmaOfWidth)
+            else method
+        )
+        context = EvaluationContext(chosen, spec, data, evaluation, device, evaluation.name, on_progress, keeping)
         metrics |= evaluate(context).metrics
         context.release()
     return metrics
