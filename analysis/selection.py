@@ -1,4 +1,4 @@
-"""Describe measurements of a checkpoint that was selected by a metric, and warn where the selection flatters them."""
+"""Describe which weights were measured, and warn where a selection of the checkpoint flatters them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def selection(measurement: Measurement) -> str:
         case {"metric": str(metric)}:
             return f", of the checkpoint with the lowest {metric}"
     return ""
+
+
+def ensemble(measurement: Measurement) -> str:
+    """Describe the ensemble by t that was measured, if it was one."""
+    part = measurement.evaluation.get("ensemble")
+    return f", with the network of run {part['middle'][:8]} for {part['low']} ≤ t < {part['high']}" if part else ""
 
 
 def selected_steps(runs: Sequence[RunRecord]) -> dict[str, str]:

@@ -25,8 +25,8 @@ def sampling_protocol(measurement: Measurement, part: str) -> dict[str, Any]:
 
 
 def measured_weights(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an evaluation says of the weights that it measures: which average, of which checkpoint."""
-    return {name: evaluation[name] for name in ("weights", "ema", "checkpoint") if name in evaluation}
+    """Return what an evaluation says of the weights that it measures: average, checkpoint, ensemble."""
+    return {name: evaluation[name] for name in ("weights", "ema", "checkpoint", "ensemble") if name in evaluation}
 
 
 def what_differs(settings: Sequence[dict[str, Any]]) -> list[str]:

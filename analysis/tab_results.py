@@ -12,7 +12,7 @@ from markupsafe import Markup
 from harness.analysis import html
 from harness.analysis.intervals import format_values, summarise
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
-from harness.analysis.selection import selected_steps, selection
+from harness.analysis.selection import ensemble, selected_steps, selection
 from harness.records.scored import read_scored
 from harness.spec.evaluation import Fidelity
 from harness.spec.fidelity_metrics import FIDELITY_METRICS
@@ -85,7 +85,7 @@ def _accuracies(runs: Sequence[RunRecord]) -> dict[str, str]:
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
     """Return (model, arm, metric, (extractor, protocol, fixed variance), value) of one measurement."""
     model, evaluation = TRAINED if measurement.trained else UNTRAINED, measurement.evaluation
-    variance, chosen = run.variance(measurement).replace("learned", ""), selection(measurement)
+    variance, chosen = run.variance(measurement).replace("learned", ""), selection(measurement) + ensemble(measurement)
     if evaluation["nll"]:
         images = measurement.protocol.get("likelihood", {}).get("num_images", "?")
         protocol = f"{evaluation['nll']['estimator']} sum over t on {images} {evaluation['split']} images{chosen}"

@@ -245,6 +245,7 @@ class EvaluationContext:
             "class": self.only_class,
             "device": self.device.type,  # CPU and CUDA draw different numbers
         }
+        settings |= self._ensemble
         return settings if low_res is None else settings | {"low_res_sha256": array_digest(low_res.numpy())}
 
     def kept_values(self, part: str) -> KeptValues:
@@ -265,6 +266,7 @@ class EvaluationContext:
             "guidance": self.evaluation.guidance,
             "fixed_variance": self.evaluation.fixed_variance,
             "device": self.device.type,
+            **self._ensemble,
         }
         values = KeptValues(KeptArrays(self.keeping.folder, settings))
         self._kept_values.append(values)
@@ -273,6 +275,11 @@ class EvaluationContext:
     def keep_calls(self, part: str) -> Callable[[Evaluate], Evaluate]:
         """Return how a part keeps what the network gives: by whole batches, so that no bit depends on a kill."""
         return partial(self.kept_values(part).of_calls, rows_at_once=BATCHES_AT_ONCE * self.evaluation.batch_size)
+
+    @property
+    def _ensemble(self) -> dict[str, Any]:
+        ensemble = self.evaluation.ensemble
+        return {"ensemble": ensemble.model_dump(mode="json")} if ensemble else {}
 
     @cached_property
     def _weights_digest(self) -> str:

@@ -40,7 +40,11 @@ def fidelity_protocols(
         SpecError: the run's chain has no such number of steps, or cannot be measured so.
     """
     spec = read_spec(directory.path, directory.spec())
-    asked = (one for one in RunRequest.of(directory).evaluations if one.fidelity and one.weights != "untrained")
+    asked = (
+        one
+        for one in RunRequest.of(directory).evaluations
+        if one.fidelity and one.weights != "untrained" and not one.ensemble
+    )
     base = next(asked, Evaluation(fidelity=Fidelity()))
     assert base.fidelity is not None
     evaluations, counts = [], tuple[int | None, ...](num_steps) or (base.fidelity.num_steps,)

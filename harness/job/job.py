@@ -22,6 +22,7 @@ import torch
 from harness.data.base import Dataset
 from harness.errors import CheckpointError, RecordError, TrackingError
 from harness.evaluation.context import EvaluationContext
+from harness.evaluation.ensembles import with_middle
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.keeping import Keeping
 from harness.evaluation.measured import measured_weights
@@ -342,6 +343,7 @@ class _Job:
                 raise Interrupted
             best = self.request.records.best
             method, selection = measured_weights(evaluation, training, data, checkpoints, best)
+            method = with_middle(method, evaluation, self.spec, self.directory.path.parent, data, training.device)
             if selection and (by := self.request.scored_by):
                 selection["checkpoint"] |= {"split": by.split, "seed": by.seed}
             prefix = self._prefix(evaluation)

@@ -12,8 +12,8 @@ from harness.data.facts import classifier_name, usual_extractor
 from harness.diffusion.respacing import space_timesteps
 from harness.spec.averages import ChosenEma, choose_average
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
-from harness.spec.checkpoints import Checkpoint, check_checkpoint
 from harness.spec.fidelity_metrics import FIDELITY_METRICS, WITH_LOGITS, FidelityMetricName
+from harness.spec.measured import Checkpoint, Ensemble, check_checkpoint, resolved_ensemble
 from harness.spec.networks import UNet
 from harness.spec.parts import Choice, NamedModel, plugins_of
 from harness.spec.reference_files import SUFFIX, examine
@@ -320,6 +320,7 @@ class Evaluation(SpecModel):
     metrics: Annotated[tuple[Metric, ...], YOUNGER] = ()  # of plugins
     ema: Annotated[ChosenEma, YOUNGER] = None  # which of the averages of train.ema; None: the first
     checkpoint: Annotated[Checkpoint, YOUNGER] = "last"  # or the one that records.best keeps
+    ensemble: Annotated[Ensemble | None, YOUNGER] = None  # with another run's network in the middle of the chain
     plugins: Annotated[dict[str, str] | None, YOUNGER] = (
         None  # plugins of the parts, with their sha256; filled in automatically
     )
@@ -394,7 +395,7 @@ class Evaluation(SpecModel):
                 "evaluation of its own"
             )
         check_checkpoint(self)
-        num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
+        num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any](resolved_ensemble(self, spec))
         if self.ema is not None:
             if self.weights != "ema":
                 raise ValueError(f"ema chooses among averages of the weights, but weights: {self.weights} are measured")
