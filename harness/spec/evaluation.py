@@ -14,6 +14,7 @@ from harness.spec.averages import ChosenEma, choose_average
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.fidelity_metrics import FIDELITY_METRICS, WITH_LOGITS, FidelityMetricName
 from harness.spec.measured import Checkpoint, Ensemble, check_checkpoint, resolved_ensemble
+from harness.spec.methods import WHY_NOT
 from harness.spec.networks import UNet
 from harness.spec.parts import Choice, NamedModel, plugins_of
 from harness.spec.reference_files import SUFFIX, examine
@@ -369,7 +370,8 @@ class Evaluation(SpecModel):
         for part in self.parts:
             if part not in spec.method.measures:
                 choices = ", ".join(name for name in PARTS if name in spec.method.measures)
-                raise ValueError(f"{part} cannot be measured under method {spec.method.name}; choices: {choices}")
+                why = f"; {part} {WHY_NOT[part]}" if part in WHY_NOT else ""
+                raise ValueError(f"{part} cannot be measured under method {spec.method.name}; choices: {choices}{why}")
         missing = next((part for part in self.during_training if getattr(self, part) is None), None)
         if self.every is not None and missing:
             hint = ", or during_training: [fidelity]" if missing == "nll" else ""
