@@ -26,6 +26,7 @@ from harness.cli.common import (
     sampler_named,
 )
 from harness.errors import HarnessError, LaunchError
+from harness.spec.base import SpecModel
 
 if TYPE_CHECKING:
     from harness.records.directory import RunDirectory
@@ -169,13 +170,17 @@ def _say_what_to_write(study: str, evaluations: Sequence[Evaluation]) -> None:
     """Print the lines that keep the evaluations asked for when the study is submitted again."""
     import yaml
 
-    entries = [
-        evaluation.model_dump(mode="json", exclude_defaults=True) | {"name": evaluation.name}
-        for evaluation in evaluations
-    ]
+    entries = [_without_defaults(evaluation) for evaluation in evaluations]
     text = yaml.safe_dump({"evaluate": entries}, sort_keys=False, allow_unicode=True, default_flow_style=None)
     click.echo(f"study {study} asks for these until it is submitted without them; to keep them, add to its file:")
     click.echo("".join(f"  {line}\n" for line in text.splitlines()), nl=False)
+
+
+def _without_defaults(part: SpecModel) -> dict[str, Any]:
+    """Return the fields of a part that differ from their defaults, and its name, which chooses its class."""
+    fields = part.model_dump(mode="json", exclude_defaults=True)
+    parts = {name: _without_defaults(value) for name, value in part if name in fields and isinstance(value, SpecModel)}
+    return ({"name": part.name} if hasattr(part, "name") else {}) | fields | parts
 
 
 def _run(directory: RunDirectory, no_sync: bool) -> str:
