@@ -316,7 +316,7 @@ def score(
 def _compared(result: dict[str, Any]) -> str:
     """Say what a score compares with what, and how."""
     extractor, protocol = result["extractor"], result["fidelity"]
-    accuracy = f", accuracy {extractor['test_accuracy']:.1%}" if "test_accuracy" in extractor else ""
+    accuracy = f", accuracy {right:.1%}" if (right := extractor.get("test_accuracy")) is not None else ""
     split = f"images of the {protocol['reference']} split"
     reference = split if protocol["reference"] in ("train", "test") else f"images of {protocol['reference']}"
     return (

@@ -101,6 +101,16 @@ def test_a_run_s_own_samples_have_the_numbers_that_they_had_inside_the_run_as_a_
             harness(runs, "score", npz, *arguments)
 
 
+def test_a_flat_folder_without_labels_gives_a_number_by_random_features(tmp_path):
+    random = np.random.default_rng(0)
+    save(tmp_path / "flat", random.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8))
+    theirs = save(tmp_path / "theirs", random.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))
+    data = "{name: image_folder, path: flat, image_size: 8}"
+    document, messages = harness(tmp_path, "score", theirs, "--data", data, "--data-root", tmp_path)
+    assert document["extractor"]["name"] == "random_features" and document["metrics"]["fid"] > 0
+    assert messages.endswith("images of the train split of image_folder, features of random_features\n")
+
+
 def test_a_metric_of_classes_alone_is_refused_where_there_are_none(digits):
     part = Fidelity(metrics=("class_fid",), extractor="random_features")
     with pytest.raises(DataError, match="class_fid: these images have no classes; an npz has them in arr_1"):
