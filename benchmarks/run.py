@@ -152,9 +152,9 @@ def neighbours(folder: Path) -> None:
 def memory() -> None:
     """Peak memory of each metric beside its features, each in a process of its own, at the papers' size.
 
-    Of 50,000 x 50,000 features of 2,048 dimensions; `python -m benchmarks.run memory 6000 64` takes other numbers. Balls
-    (precision, recall, density, coverage) are measured whole, which takes ten minutes, and by the first blocks on and off
-    the diagonal. What takes an hour is stopped after its first blocks: the others are like them.
+    Of 50,000 x 50,000 features of 2,048 dimensions; `python -m benchmarks.run memory 6000 64` takes other numbers.
+    Balls (precision, recall, density, coverage) are measured whole, which takes ten minutes, and by the first blocks on
+    and off the diagonal. What takes an hour is stopped after its first blocks: the others are like them.
     """
     count, dim = (int(argument) for argument in sys.argv[2:4]) if len(sys.argv) > 2 else (50_000, 2048)
     labels = [
