@@ -118,7 +118,7 @@ def score(images: np.ndarray, data: Dataset, part: Fidelity, device: torch.devic
     """
     if needing := [name for name in part.metrics if FIDELITY_METRICS[name].needs == "classes"]:
         raise DataError(f"{', '.join(needing)}: these images have no classes to compare; leave it out of the metrics")
-    part = part.model_copy(update={"num_samples": len(images), "sampler": Ancestral(), "num_steps": 1})
+    part = part.model_copy(update={"num_samples": len(images), "sampler": Ancestral(), "num_steps": 1, "seeds": 1})
     nothing: Any = None  # there is no run
     context = _GivenImages(nothing, nothing, data, Evaluation(fidelity=part), device)
     samples = torch.from_numpy(images)
