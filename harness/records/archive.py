@@ -2,6 +2,7 @@
 
     manifest.json               first: study, harness version, counts, and the size and sha256 of every file below
     runs/<run_key>/...          the run's records (harness/records/archived_run.py)
+    scored/<arm>.json           images from elsewhere that were scored for the study (harness/records/scored.py)
     figures/...                 the study's figures
 
 The same content gives the same bytes, independent of time, user and machine. An archive may come from anywhere, so the
@@ -44,6 +45,7 @@ from harness.records.disk import SCORES, best_step, checkpoint_files, snapshot_f
 from harness.records.files import sync_folder
 from harness.records.manifest import join
 from harness.records.reading import MAX_EXPANSION, STUDY_NAME, read_bytes, read_json
+from harness.records.scored import exported_scored, import_scored
 from harness.text import spreadsheet_cell
 
 FORMAT = 1
@@ -51,7 +53,7 @@ MANIFEST = "manifest.json"
 SUFFIXES = (".json", ".jsonl", ".yaml", ".npz", ".png", ".pt", ".pdf", ".csv", ".md", ".html", ".txt", ".log")
 SMALL_BYTES = 64 << 20  # allowed for any archive, and more than its manifest may have
 _CHUNK_BYTES = 1 << 20
-_NAME = re.compile(r"(?:runs/[0-9a-f]{16}|figures)(?:/[^\W_][\w.+=,@-]{0,149}){1,6}")
+_NAME = re.compile(r"(?:runs/[0-9a-f]{16}|figures|scored)(?:/[^\W_][\w.+=,@-]{0,149}){1,6}")
 
 WhichCheckpoints = Literal["none", "newest", "all"]
 
@@ -123,6 +125,9 @@ def export_study(
         dated |= {path: text.encode() for path, text in directory.dated_studies().items()}
     if run_directories and not exported:
         raise RecordError("\n  ".join(["no run of the study can be exported:", *left_out]))
+    for folder in {directory.path.parent for directory in exported}:
+        dated |= (scored := exported_scored(folder, study))
+        sources |= {f"scored/{source.name}": source for source in scored}
     if figures and figures.is_dir():
         sources |= {f"figures/{name}": source for name, source in _files_below(figures).items()}
     for name in [name for name in sources if not _NAME.fullmatch(name) or not name.endswith(SUFFIXES)]:
@@ -375,13 +380,15 @@ def _unpack_one(
 
 
 def _is_taken(name: str) -> bool:
-    """Return whether an import takes a file of an archive: a record of a run, or a figure that runs nothing."""
+    """Return whether an import takes a file of an archive: a record of a run, a scored arm, a figure that runs nothing."""
     if name.startswith("runs/"):
         return is_record(name.split("/", 2)[2])
-    return bool(_FIGURE.fullmatch(name))
+    return bool(_BESIDE_RUNS.fullmatch(name))
 
 
-_FIGURE = re.compile(r"figures/[^/]+\.(?:png|csv|md)")  # not PDF and HTML, which may carry scripts
+_BESIDE_RUNS = re.compile(
+    r"figures/[^/]+\.(?:png|csv|md)|scored/[^/]+\.json"
+)  # not PDF and HTML, which may carry scripts
 
 
 def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, figures: Path | None) -> Imported:
@@ -402,6 +409,7 @@ def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, fi
             wrong.append(f"run {key} is here already and differs: {'; '.join(changes)}")
         else:
             present.append(key)
+    arms = import_scored(staging / "scored", runs_folder, manifest["study"])
     if wrong:
         raise RecordError("\n  ".join(["nothing was imported, since runs are never overwritten:", *wrong]))
     for key in new:
@@ -415,6 +423,9 @@ def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, fi
     for key in new:
         (staging / "runs" / key).rename(runs_folder / key)
     sync_folder(runs_folder)
+    for staged, target in arms.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.rename(target)
     _ask_for_imported([*new, *present], manifest["study"], runs_folder)
     drawn = staging / "figures"
     num_figures = 0

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from harness.errors import RecordError
@@ -67,6 +67,45 @@ def read_scored(runs_folder: Path, study: str) -> list[ScoredArm]:
         except (RecordError, FileNotFoundError) as error:
             logger.warning(f"left out: {error}")
     return arms
+
+
+def exported_scored(runs_folder: Path, study: str) -> dict[Path, bytes]:
+    """Return the files of a study's scored arms, and what an archive takes of each: not the folder of the images.
+
+    Raises:
+        RecordError: one of them is not what it should be.
+    """
+    paths = sorted(StudyLayout(runs_folder, study).scored_path("x").parent.glob("[!.]*.json"))
+    return {path: _portable(path) for path in paths}
+
+
+def import_scored(folder: Path, runs_folder: Path, study: str) -> dict[Path, Path]:
+    """Return where the scored arms of an archive belong, those that are not there yet.
+
+    Args:
+        folder: of their unpacked files.
+
+    Raises:
+        RecordError: a file is not what its name says, or an arm of that name is there and differs.
+    """
+    targets = {}
+    for path in sorted(folder.glob("*.json")):
+        _portable(path)
+        target = StudyLayout(runs_folder, safe_name(study)).scored_path(path.stem)
+        if not target.exists():
+            targets[path] = target
+        elif _portable(target) != _portable(path):
+            raise RecordError(f"scored arm {path.stem} is here already and differs; remove {target} to import it")
+    return targets
+
+
+def _portable(path: Path) -> bytes:
+    """Return a scored arm's file without the folder that the images lay in, after checking it."""
+    stored = read_json(path)
+    scored = _scored_from(stored, path)
+    if safe_name(scored.arm) != path.stem:
+        raise RecordError(f"{path}: is of arm {scored.arm!r}")
+    return json.dumps(stored | {"source": PurePath(scored.source).name or "images"}, indent=1).encode()
 
 
 def _scored_from(stored: Any, path: Path) -> ScoredArm:

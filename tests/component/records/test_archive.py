@@ -26,6 +26,7 @@ from harness.job.request import RunRequest
 from harness.records import archive
 from harness.records.archive import export_study, import_study
 from harness.records.directory import RunDirectory
+from harness.records.scored import import_scored, read_scored, write_scored
 from harness.testing import tiny_study, write_run
 from harness.tracking.check import check
 from harness.tracking.sync import sync_run
@@ -123,6 +124,37 @@ def test_the_same_content_gives_the_same_bytes(runs, tmp_path):
     assert export(runs, "again.tar.gz").read_bytes() == first
     shutil.copytree(runs, tmp_path / "elsewhere" / "other")
     assert export(tmp_path / "elsewhere" / "other").read_bytes() == first
+
+
+SCORED = {"metrics": {"fid": 1.5}, "num_images": 64, "extractor": {"name": "digitsnet"}}
+SCORED |= {"fidelity": {"reference": "train", "k": 3}}
+
+
+def test_images_that_were_scored_for_the_study_go_along_without_the_path_to_them(runs, there):
+    write_scored(runs, "tiny", "ADM", SCORED | {"source": "/home/somebody/their/samples.npz"})
+    path = export(runs)
+    for _ in range(2):  # the second finds what the first has brought
+        import_study(path, there)
+    [arm] = read_scored(there, "tiny")
+    assert (arm.arm, arm.source, arm.metrics) == ("ADM", "samples.npz", {"fid": 1.5})
+    assert b"somebody" not in gzip.decompress(path.read_bytes())
+    assert export(there, "again.tar").exists() and read_scored(runs, "tiny")[0].source.startswith("/home/")
+    write_scored(there, "tiny", "ADM", SCORED | {"source": "x", "num_images": 65})
+    with pytest.raises(RecordError, match="scored arm ADM is here already and differs"):
+        import_study(path, there)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [({"num_images": "many"}, "num_images"), ({"arm": "other"}, "is of arm 'other'"), ({"format": 2}, "format 2")],
+)
+def test_a_scored_arm_that_is_not_what_it_says_is_neither_exported_nor_imported(runs, document, message):
+    path = write_scored(runs, "tiny", "ADM", SCORED | {"source": "x"})
+    path.write_text(json.dumps(json.loads(path.read_text()) | document))
+    with pytest.raises(RecordError, match=message):
+        export(runs)
+    with pytest.raises(RecordError, match=message):
+        import_scored(path.parent, runs, "tiny")
 
 
 def test_checkpoints_go_along_where_asked_and_the_best_is_among_the_newest(runs, there):
