@@ -380,15 +380,13 @@ def _unpack_one(
 
 
 def _is_taken(name: str) -> bool:
-    """Return whether an import takes a file of an archive: a record of a run, a scored arm, a figure that runs nothing."""
+    """Return whether an import takes a file of an archive: a record, a scored arm, or a figure that runs nothing."""
     if name.startswith("runs/"):
         return is_record(name.split("/", 2)[2])
     return bool(_BESIDE_RUNS.fullmatch(name))
 
 
-_BESIDE_RUNS = re.compile(
-    r"figures/[^/]+\.(?:png|csv|md)|scored/[^/]+\.json"
-)  # not PDF and HTML, which may carry scripts
+_BESIDE_RUNS = re.compile(r"figures/[^/]+\.(?:png|csv|md)|scored/[^/]+\.json")  # PDF and HTML may carry scripts
 
 
 def _put_in_place(manifest: dict[str, Any], staging: Path, runs_folder: Path, figures: Path | None) -> Imported:
