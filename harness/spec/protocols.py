@@ -66,12 +66,12 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
 """Protocol -> the fields that it fixes; all others are free.
 
 - ddpm: Ho et al. 2020, section 4 and table 1: FID of 50,000 samples of the whole chain against the training set.
-- iddpm: Nichol and Dhariwal 2021, section 3 and table 4: 250 steps, EMA, precision and recall with Inception and K = 5. How
-  many reference images these have is not stated; here all that 50,000 samples are compared with.
-- adm: Dhariwal and Nichol 2021, section 4 and the evaluator of openai/guided-diffusion: k = 3 and 10,000 reference images for
-  precision and recall. Its FID is against stored statistics: `fidelity.reference: FILE.npz` measures so, and is another
-  protocol.
-- laptop: minutes on two cores; its distances are in the features of the data's own classifier, and are no one else's FID.
+- iddpm: Nichol and Dhariwal 2021, section 3 and table 4: 250 steps, EMA, precision and recall with Inception and K = 5.
+  How many reference images these have is not stated; here at most 50,000, as there are samples.
+- adm: Dhariwal and Nichol 2021, section 4 and the evaluator of openai/guided-diffusion: k = 3 and 10,000 reference
+  images for precision and recall. Its FID is against stored statistics: `fidelity.reference: FILE.npz` measures so, and
+  is another protocol.
+- laptop: minutes on two cores. Its distances are in the features of the data's own classifier, and nobody else's FID.
 """
 
 
@@ -151,7 +151,11 @@ def compared(evaluation: Mapping[str, Any], num_timesteps: int) -> dict[str, Any
 
 
 def protocol_id(evaluation: Mapping[str, Any], num_timesteps: int) -> str:
-    """Return the name of the protocol that a resolved evaluation with fidelity follows, else `custom-` and 8 hex digits."""
+    """Return the name of the protocol that a resolved evaluation follows, else `custom-` and 8 hex digits.
+
+    Args:
+        evaluation, num_timesteps: as in `compared`.
+    """
     own = compared(evaluation, num_timesteps)
     for name, preset in PROTOCOLS.items():
         fixed = {**preset["fidelity"], **{key: preset[key] for key in ("weights", "guidance")}}
@@ -162,7 +166,10 @@ def protocol_id(evaluation: Mapping[str, Any], num_timesteps: int) -> str:
 
 
 def difference(ours: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Describe in what two protocols, as of `compared`, differ: `num_samples 10000 against 50000`; empty if in nothing."""
+    """Describe in what two protocols, as of `compared`, differ: `num_samples 10000 against 50000`.
+
+    What only one of them has is not known of the other, and is left out; the text is empty if they differ in nothing.
+    """
     keys = [key for key in ours if key in other and canonical_json(ours[key]) != canonical_json(other[key])]
     return ", ".join(f"{key} {_text(ours[key])} against {_text(other[key])}" for key in keys)
 
