@@ -391,8 +391,8 @@ def test_a_named_protocol_is_what_it_stands_for(study):
 def test_a_field_that_contradicts_its_protocol_is_refused_at_its_line(refused):
     message = refused("evaluate:\n  - name: eval\n    protocol: laptop\n    fidelity:\n      num_samples: 500\n")
     assert message == (
-        "study.yaml:7: evaluate.0.fidelity.num_samples: protocol laptop has 2000, not 500: remove this line, or write out "
-        "the fields instead of protocol"
+        "study.yaml:7: evaluate.0.fidelity.num_samples: protocol laptop has 2000, not 500: remove this line, or write "
+        "out the fields instead of protocol"
     )
     assert refused("evaluate:\n  - {protocol: imagenet}\n") == (
         "study.yaml:4: evaluate.0.protocol: 'imagenet': choices: ddpm, iddpm, adm, laptop"
