@@ -10,7 +10,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from harness.analysis import html
-from harness.analysis.intervals import format_values, summarise
+from harness.analysis.intervals import Estimate, can_be_told_apart, format_values, summarise
+from harness.analysis.noise import SamplingError, of_features, sampling_error
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
 from harness.records.scored import read_scored
 from harness.spec.evaluation import Fidelity
@@ -37,35 +38,57 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     index = arm_index(runs)
     planned = {arm: len(replicates) for arm, replicates in by_arm(runs).items()}
     methods = {run.arm: run.named("method") or "gaussian" for run in runs}
-    values_of: dict[tuple, dict[str, float]] = {}  # by run: no replicate overwrites another
+    values_of: dict[
+        tuple, dict[str, tuple[float, SamplingError | None]]
+    ] = {}  # by run: no replicate overwrites another
     for run in runs:
         for measurement in run.measurements:
+            of_features = bool(measurement.evaluation["fidelity"])
             for model, arm, metric, protocol_parts, value in _values(run, measurement):
                 # Two evaluations of one name in one study have different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
-                values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.run_key] = value
-    for arm, metric, protocol_parts, value in _scored(runs):
-        values_of[NOT_OURS, arm, "", metric, *protocol_parts] = {"": value}
+                error = sampling_error(run, measurement, metric) if of_features and metric in OF_FEATURES else None
+                values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.run_key] = value, error
+    for arm, metric, protocol_parts, value, error in _scored(runs):
+        values_of[NOT_OURS, arm, "", metric, *protocol_parts] = {"": (value, error)}
     rows = []
     for (model, arm, evaluation, metric, extractor, protocol, variance), values in values_of.items():
         row = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "method": methods.get(arm, "")}
         row["evaluation"] = evaluation
         # The Gaussian is a property of the data: every run must give the same.
-        numbers = sorted(set(values.values())) if model == GAUSSIAN else list(values.values())
+        numbers = [value for value, _ in values.values()]
+        numbers = sorted(set(numbers)) if model == GAUSSIAN else numbers
         rows.append(
             row
             | {"metric": metric, "extractor": extractor, "protocol": protocol, "fixed_variance": variance}
             | {"planned": planned.get(arm, 0)}
             | summarise(numbers)._asdict()
             | {"values": " ".join(f"{value:.10g}" for value in numbers)}
+            | _errors([error for _, error in values.values()])
         )
     columns = ["model", "arm", "arm_index", "method", "evaluation", "metric", "extractor", "protocol", "fixed_variance"]
-    frame = pd.DataFrame(rows, columns=[*columns, "planned", "n", "mean", "low", "high", "kind", "values"])
+    columns += ["planned", "n", "mean", "low", "high", "kind", "values"]
+    with_errors = any("sampling_errors" in row for row in rows)
+    frame = pd.DataFrame(rows, columns=[*columns, *SAMPLING_ERRORS] if with_errors else columns)
     if accuracies := _accuracies(runs):
         frame["extractor_accuracy"] = frame["extractor"].map(accuracies).fillna("")
     order = frame["model"].map({TRAINED: 0, NOT_OURS: 1, UNTRAINED: 2, GAUSSIAN: 3})
     unused = ["order"] if set(methods.values()) - {"gaussian"} else ["order", "method"]
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns=unused)
+
+
+SAMPLING_ERRORS = ("sampling_errors", "sampling_freedom", "sampling_errors_from")
+"""Columns of the standard errors of `values` over draws of the samples; there if a run has one."""
+
+
+def _errors(errors: Sequence[SamplingError | None]) -> dict[str, Any]:
+    """Return the columns of sampling errors; empty unless every value has one."""
+    known = [error for error in errors if error is not None]
+    if not known or len(known) < len(errors):
+        return {}
+    fewest = min(known, key=lambda error: error.freedom)
+    texts = " ".join(f"{error.standard_error:.10g}" for error in known)
+    return dict(zip(SAMPLING_ERRORS, (texts, fewest.freedom, fewest.source), strict=True))
 
 
 def _accuracies(runs: Sequence[RunRecord]) -> dict[str, str]:
@@ -94,6 +117,7 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
         part = evaluation["fidelity"]
         protocol = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
         protocol += f" against {_reference(part)}, k = {part['k']}"
+        protocol += f", the mean of {part['seeds']} sampling seeds" if part.get("seeds", 1) > 1 else ""
         protocol_parts = (run.extractor(part), protocol, variance)
         for name in part.get("metrics", Fidelity.model_fields["metrics"].default):
             for metric in FIDELITY_METRICS[name].outputs:
@@ -111,14 +135,17 @@ def _reference(part: dict[str, Any]) -> str:
     return f"the reference file of sha256 {str(digest)[:12]}" if digest else f"the {part['reference']} split"
 
 
-def _scored(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str, tuple[str, str, str], float]]:
-    """Return (arm, metric, (extractor, protocol, ""), value) of images from elsewhere that stand beside the runs."""
+def _scored(
+    runs: Sequence[RunRecord],
+) -> Iterator[tuple[str, str, tuple[str, str, str], float, SamplingError | None]]:
+    """Return (arm, metric, (extractor, protocol, ""), value, its error) of images from elsewhere beside the runs."""
     places = dict.fromkeys((run.folder.parent, run.study) for run in runs)
     for scored in (scored for folder, study in places for scored in read_scored(folder, study)):
         protocol = f"{scored.num_images} images against the {scored.reference} split, k = {scored.k}"
         for metric in KINDS:
             if metric in scored.metrics:
-                yield scored.arm, metric, (scored.extractor, protocol, ""), scored.metrics[metric]
+                error = of_features(scored.fid_standard_error) if metric == "fid" else None
+                yield scored.arm, metric, (scored.extractor, protocol, ""), scored.metrics[metric], error
 
 
 def kind_of(metric: str) -> MetricKind:
@@ -134,8 +161,9 @@ def others(frame: pd.DataFrame) -> list[str]:
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the table's rows: one per model, arm and evaluation, with cells as text.
 
-    `best` has the metrics in which the row's mean is the best of the trained ones; `note` is the evaluation's name if
-    the study has several. What was measured by another protocol has a row of its own, with the protocol as its note.
+    `best` has the metrics in which the row's mean is the best of the trained ones, or cannot be told from it; `note` is
+    the evaluation's name if the study has several. What was measured by another protocol has a row of its own, with
+    the protocol as its note.
     """
     trained = frame[frame["model"] == TRAINED]
     several = trained["evaluation"].nunique() > 1
@@ -151,13 +179,56 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
             row["note"] = " · ".join(filter(None, [name, "; ".join(part["protocol"].unique()) if own_protocol else ""]))
             for _, cell in part.iterrows():
                 metric = cell["metric"]
-                row[metric] = format_values([float(value) for value in cell["values"].split()], DIGITS.get(metric, 3))
-                means = trained.loc[trained["metric"] == metric, "mean"]
-                best = {"minimize": means.min(), "maximize": means.max(), None: None}[kind_of(metric).direction]
-                if model == TRAINED and cell["mean"] == best and len(means) > 1:
+                row[metric] = _cell(cell)
+                if model == TRAINED and _is_best(cell, trained[trained["metric"] == metric]):
                     row["best"].add(metric)
             table.append(row)
     return table
+
+
+def _cell(cell: pd.Series) -> str:
+    """Return the text of a cell: values with an interval, and what that covers if it is not all."""
+    values, digits = [float(value) for value in cell["values"].split()], DIGITS.get(cell["metric"], 3)
+    errors, source = _sampling_errors(cell), cell.get("sampling_errors_from")
+    if cell["kind"] == "interval" or cell["n"] < len(values) or not values:
+        return format_values(values, digits)
+    if not errors:
+        return f"{format_values(values, digits)}{f' ({NO_INTERVAL})' if cell['metric'] == 'fid' else ''}"
+    halves = [Estimate(*pair, cell["sampling_freedom"]).half_width for pair in zip(values, errors, strict=True)]
+    pairs = zip(values, halves, strict=True)
+    return f"{' / '.join(f'{value:.{digits}f} ± {half:.{digits}f}' for value, half in pairs)} ({source})"
+
+
+NO_INTERVAL = "no interval"
+
+
+def _sampling_errors(cell: pd.Series) -> list[float]:
+    """Return the standard error of each value over draws of its samples; empty where they are not known."""
+    text = cell.get("sampling_errors")
+    return [float(error) for error in text.split()] if isinstance(text, str) else []
+
+
+def _estimate(cell: pd.Series) -> Estimate | None:
+    """Return a cell's mean with its error: over replicates from three on, else over draws of the samples; or None."""
+    if cell["kind"] == "interval":
+        values = np.array([float(value) for value in cell["values"].split()])
+        return Estimate(cell["mean"], float(np.nanstd(values, ddof=1)) / np.sqrt(cell["n"]), cell["n"] - 1)
+    errors = _sampling_errors(cell)
+    if not errors or cell["n"] < len(errors):  # one diverged
+        return None
+    return Estimate(cell["mean"], float(np.linalg.norm(errors)) / len(errors), cell["sampling_freedom"])
+
+
+def _is_best(cell: pd.Series, cells: pd.DataFrame) -> bool:
+    """Return whether a trained arm's mean is the best of several, or cannot be told from it."""
+    direction = kind_of(str(cell["metric"])).direction
+    if direction is None or len(cells) == 1 or cells["mean"].isna().all():
+        return False
+    best = cells.loc[cells["mean"].idxmin() if direction == "minimize" else cells["mean"].idxmax()]
+    if cell["mean"] == best["mean"]:
+        return True
+    own, other = _estimate(cell), _estimate(best)
+    return own is not None and other is not None and not can_be_told_apart(own, other)
 
 
 def _without_repeated_metrics(part: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -206,14 +277,32 @@ def undefined(frame: pd.DataFrame) -> str:
 
 
 def caption(frame: pd.DataFrame) -> str:
-    n = frame.loc[frame["model"] == TRAINED, "n"].max()
-    spread = {1: "One replicate.", 2: "Both values of two replicates; no interval."}.get(
-        n, "Mean ± half of the 95 % t-interval over replicates, from three on."
-    )
     return (
-        f"{spread} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
-        f"{classifiers(frame)}{undefined(frame)}"
+        f"{intervals(frame)} Bold: the best mean, and each that cannot be told from it: where both have an interval, a "
+        "difference below 1.96 (of few values, Welch's t) times the root of both squared standard errors is "
+        f"inconclusive. {protocols(frame)}{classifiers(frame)}{undefined(frame)}"
     )
+
+
+def intervals(frame: pd.DataFrame) -> str:
+    """Say what the intervals in the cells cover."""
+    n = frame.loc[frame["model"] == TRAINED, "n"].max()
+    sentences = {1: ["One replicate."], 2: ["Both values of two replicates."]}.get(
+        n, ["Mean ± half of the 95 % t-interval over replicates, from three on: it covers trainings and samples."]
+    )
+    few = frame[(frame["kind"] != "interval") & (frame["n"] > 0)]
+    texts = {
+        "seeds": "± (seeds): half of the 95 % t-interval over sampling seeds",
+        "features": "± (features): 1.96 times FID's standard error, from the features of one draw",
+    }
+    sources = few["sampling_errors_from"].dropna().unique() if "sampling_errors_from" in few else []
+    if shown := [text for source, text in texts.items() if source in sources]:
+        sentences.append(f"{'; '.join(shown)}: samples alone, not other trainings.")
+    if any(_cell(cell).endswith(f"({NO_INTERVAL})") for _, cell in few[few["metric"] == "fid"].iterrows()):
+        sentences.append("No interval: neither several trainings nor FID's standard error were recorded.")
+    if "fid" in set(frame["metric"]):
+        sentences.append("No interval covers FID's bias, which depends on the number of samples.")
+    return " ".join(sentences)
 
 
 def classifiers(frame: pd.DataFrame) -> str:

@@ -78,6 +78,7 @@ class Fidelity(SpecModel):
     k: int = Field(3, ge=1)  # neighbours of precision and recall; IDDPM's table 4 has 5, the ADM line 3
     prc_reference: int = Field(10_000, ge=16)  # reference images for them: 10,000 in the ADM line; FID takes all
     metrics: Annotated[tuple[FidelityMetricName, ...], Field(min_length=1), YOUNGER] = ("fid", "precision", "recall")
+    seeds: Annotated[int, Field(ge=1), YOUNGER] = 1  # draws of num_samples, each with noise of its own; means count
 
     @field_validator("metrics")
     @classmethod
