@@ -146,8 +146,12 @@ def compared(evaluation: Mapping[str, Any], num_timesteps: int) -> dict[str, Any
         "sampler": _settings(part["sampler"]),
         "num_steps": part["num_steps"] or num_timesteps,
         "guidance": evaluation.get("guidance", 1.0),
-        "weights": evaluation.get("ema") or evaluation["weights"],
+        "weights": evaluation.get("ema") or _TRAINED.get(evaluation["weights"], evaluation["weights"]),
     }
+
+
+_TRAINED = {"untrained": "ema"}
+"""A baseline of untrained weights stands beside what it is one for."""
 
 
 def protocol_id(evaluation: Mapping[str, Any], num_timesteps: int) -> str:
