@@ -16,8 +16,7 @@ from harness.records.manifest import Manifests
 from harness.records.plugins import read_spec
 from harness.registry import make_dataset
 from harness.spec.evaluation import AnySampler, Evaluation, Fidelity
-from harness.spec.parts import choices
-from harness.spec.run import Data, DataModel
+from harness.spec.run import DataModel
 
 
 def fidelity_protocols(
@@ -127,39 +126,22 @@ def evaluate_checkpoint(
     return metrics
 
 
-def protocol_of(data: str | None) -> tuple[str, Dataset, Fidelity, set[str]]:
-    """Return "", the data that a text names, the default measurement of samples, and no arms.
-
-    Args:
-        data: a name, or a YAML mapping with the data's parameters.
+def protocol_of(data: DataModel, data_root: str | None = None) -> tuple[str, Dataset, Fidelity, set[str]]:
+    """Return "", the data, the default measurement of samples, and no arms.
 
     Raises:
-        SpecError: it names no data.
         DataError: the data are not on this machine.
     """
-    if data is None:
-        raise SpecError("what are the images compared with? Give --data NAME, or --study STUDY")
-    return "", make_dataset(_data_of(data)), Fidelity(), set()
+    return "", make_dataset(data, data_root), Fidelity(), set()
 
 
-def data_name(data: str) -> str:
-    """Return the name of the data that a text names, as in `protocol_of`."""
-    return _data_of(data).name
-
-
-def _data_of(data: str) -> DataModel:
-    import yaml
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(Data).validate_python(yaml.safe_load(data))
-    except (ValidationError, yaml.YAMLError) as error:
-        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise SpecError(f"--data {data}: {detail}; choices: {', '.join(choices(Data))}") from None
-
-
-def study_protocol(study: str | None, directories: Sequence[RunDirectory]) -> tuple[str, Dataset, Fidelity, set[str]]:
+def study_protocol(
+    study: str | None, directories: Sequence[RunDirectory], data_root: str | None = None
+) -> tuple[str, Dataset, Fidelity, set[str]]:
     """Return a study's name, its data, its first measurement of samples, and the names of its arms.
+
+    Args:
+        data_root: folder of the data sets, None for the one that the study names.
 
     Raises:
         SpecError: the study measures no samples.
@@ -171,7 +153,7 @@ def study_protocol(study: str | None, directories: Sequence[RunDirectory]) -> tu
         request = RunRequest.of(directory)
         part = next((evaluation.fidelity for evaluation in request.evaluations if evaluation.fidelity), None)
         if part is not None:
-            dataset = make_dataset(read_spec(directory.path, directory.spec()).data, request.data_root)
+            dataset = make_dataset(read_spec(directory.path, directory.spec()).data, data_root or request.data_root)
             require_same_data(directory, dataset.digest)
             return str(study), dataset, part, arms
     raise SpecError(f"study {study} has no evaluation with fidelity: give --data instead of --study")

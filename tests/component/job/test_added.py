@@ -86,7 +86,8 @@ def test_numbers_of_steps_and_a_sampler_are_measurements_of_their_own_that_the_s
 
 def test_the_printed_lines_are_the_same_measurements_in_the_studys_file(study, tmp_path):
     runs, directory = study
-    _, messages = harness(runs, "evaluate", directory.key[:6], "--num-steps", "2", "--num-samples", "48", "--no-sync")
+    options = ("--sampler", "ddim", "--num-steps", "2", "--num-samples", "48", "--no-sync")
+    _, messages = harness(runs, "evaluate", directory.key[:6], *options)
     lines = [line[2:] for line in messages.splitlines() if line.startswith("  ")]
     added = "\n".join(lines[lines.index("evaluate:") + 1 :])
     path = tmp_path / "again.yaml"
