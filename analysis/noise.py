@@ -51,14 +51,17 @@ class Components:
 
     @property
     def buy_next(self) -> str:
-        """What brings an arm's mean the most certainty: whichever has the larger share of its variance.
+        """What makes an arm's mean more certain: whichever has the larger share of its variance.
 
-        The variance is training / num_trainings + sampling / (num_trainings num_seeds); more seeds take away none of
-        the first term, more trainings take away of both. Empty where a component is not known.
+            training / R + shared / S + (sampling - shared) / (R S),    with R trainings and S seeds
+
+        More seeds take away none of the first term, more trainings none of the second. Empty where a part is not known.
         """
-        if math.isnan(self.training) or math.isnan(self.sampling):
+        if math.isnan(self.training) or math.isnan(self.shared):
             return ""
-        return TRAININGS if self.training >= self.sampling / self.num_seeds else SEEDS
+        own = (self.sampling - self.shared) / (self.num_trainings * self.num_seeds)
+        of_seeds = self.shared / self.num_seeds + own
+        return TRAININGS if self.training / self.num_trainings >= of_seeds else SEEDS
 
 
 def components(arms: Iterable[Sequence[Sequence[float]]]) -> Components:

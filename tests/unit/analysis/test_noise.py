@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from harness.analysis.noise import SEEDS, TRAININGS, components, of_features, shared_error
+from harness.analysis.noise import SEEDS, TRAININGS, Components, components, of_features, shared_error
 
 
 def test_the_components_are_those_of_the_mean_squares():
@@ -65,6 +65,12 @@ def test_what_to_buy_next_is_whichever_has_the_larger_share_of_the_variance(apar
     random = np.random.default_rng(1)
     rows = [apart * index + random.normal(size=4) for index in range(3)]
     assert components([rows]).buy_next == next_one
+
+
+def test_more_trainings_do_not_help_against_what_seeds_do_to_all_of_them():
+    parts = {"training": 1.0, "sampling": 3.0, "num_trainings": 4, "num_seeds": 4}
+    assert Components(**parts, shared=0.0).buy_next == TRAININGS  # 1/4 against 3/16
+    assert Components(**parts, shared=2.0).buy_next == SEEDS  # 1/4 against 2/4 + 1/16
 
 
 def test_the_error_of_a_mean_over_seeds_falls_with_their_root_and_a_record_of_anybody_is_checked():
