@@ -283,11 +283,18 @@ def test_two_seeds_give_the_error_of_the_features_of_their_mean(study_runs):
     assert cells(fid_table(study_runs, fid(5, 4, 0.2), seeds=2))[0] == "5.00 ± 0.28 (features)"  # 1.96 0.2 / sqrt(2)
 
 
-def test_three_trainings_have_the_interval_that_covers_both(study_runs):
-    frame = fid_table(study_runs, fid(5, 4, 0.1), seeds=4, replicates=3)
+def test_three_trainings_have_the_interval_over_them_and_with_several_seeds_it_covers_what_they_share(study_runs):
+    frame = fid_table(study_runs, fid(5, 4, 0.1), replicates=3)
     assert cells(frame) == ["5.10 ± 0.25", "4.10 ± 0.25"]
-    assert "it covers trainings and samples" in tab_results.caption(frame)
-    assert "(seeds)" not in tab_results.caption(frame)
+    assert "It covers trainings, and of samples what differs between replicates" in tab_results.caption(frame)
+    # The seeds lie 1 % apart in each training, so all their spread is shared: 0.0658 / 2, and t has two degrees of
+    # freedom as before: 4.303 sqrt(0.0577^2 + 0.0329^2).
+    seeds = fid_table(study_runs, fid(5, 4, 0.1), seeds=4, replicates=3, folder="seeds")
+    assert cells(seeds) == ["5.10 ± 0.29", "4.10 ± 0.27"]
+    assert "It covers trainings and samples." in tab_results.caption(seeds)
+    assert "(seeds)" not in tab_results.caption(seeds)
+    low, high = seeds.loc[seeds["metric"] == "fid", ["low", "high"]].iloc[0]
+    assert high - low == pytest.approx(2 * 0.286, abs=0.001), "the table's numbers are those of the cell"
 
 
 def test_bold_are_the_best_and_what_cannot_be_told_from_it(study_runs):
