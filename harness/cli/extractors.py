@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.cli.common import Output, json_option
-from harness.spec.evaluation import EXTRACTORS
+from harness.data.facts import EXTRACTORS
 
 if TYPE_CHECKING:
     from harness.data.base import Dataset

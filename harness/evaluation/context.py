@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from harness.methods.base import HasLikelihood, Method, Predict
 from harness.metrics.features import Extractor, load_extractor
 from harness.metrics.fidelity import reference_features
 from harness.metrics.reference import read_reference
-from harness.randomness import Streams
+from harness.randomness import Streams, derive_seed
 from harness.records.kept import KeptArrays
 from harness.registry import implementation, make_process, parameters
 from harness.spec.averages import average_name
@@ -65,6 +65,27 @@ class EvaluationContext:
     _draws: dict[str, Draw] = field(default_factory=dict, repr=False)
     _extractors: dict[str, Extractor] = field(default_factory=dict, repr=False)
     _references: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
+
+    def sampling_seed(self, index: int, count: int) -> EvaluationContext:
+        """Return this context with one of several sampling seeds; the first draws what an only seed draws.
+
+        Args:
+            index: 0 .. count - 1.
+            count: of sampling seeds; progress is reported over all of them.
+        """
+        if count == 1:
+            return self
+        report = self.on_progress
+
+        def on_progress(task: str, done: int, total: int) -> None:
+            report(task, index * total + done, count * total)
+
+        if index == 0:
+            return replace(self, on_progress=on_progress)
+        seed = derive_seed(self.evaluation.seed, f"sampling seed {index}")
+        # A plugin's metrics read the samples of the first seed alone.
+        evaluation = self.evaluation.model_copy(update={"seed": seed, "metrics": ()})
+        return replace(self, evaluation=evaluation, on_progress=on_progress)
 
     # -- the weights
 

@@ -152,7 +152,7 @@ def score(
         DataError: there are no more images than the k of precision and recall, or no metric can be measured.
     """
     metrics = _measurable(part, labels)
-    update = {"num_samples": len(images), "sampler": Ancestral(), "num_steps": 1, "metrics": metrics}
+    update = {"num_samples": len(images), "sampler": Ancestral(), "num_steps": 1, "seeds": 1, "metrics": metrics}
     part = part.model_copy(update=update)
     nothing: Any = None  # there is no run
     context = _GivenImages(nothing, nothing, data, Evaluation(fidelity=part), device)

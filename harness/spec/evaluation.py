@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.data.facts import classifier_name, usual_extractor
+from harness.data.facts import ExtractorName, classifier_name, usual_extractor
 from harness.diffusion.respacing import space_timesteps
 from harness.spec.averages import ChosenEma, choose_average
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
@@ -63,10 +63,6 @@ class Nll(SpecModel):
     decoder: Literal["tanh", "exact"] = "tanh"
 
 
-ExtractorName = Literal["auto", "inception", "classifier", "coordinates", "clip", "vgg", "dinov2", "random_features"]
-EXTRACTORS = get_args(ExtractorName)
-
-
 class Fidelity(SpecModel):
     """FID, precision, recall and others.
 
@@ -82,6 +78,7 @@ class Fidelity(SpecModel):
     k: int = Field(3, ge=1)  # neighbours of precision and recall; IDDPM's table 4 has 5, the ADM line 3
     prc_reference: int = Field(10_000, ge=16)  # reference images for them: 10,000 in the ADM line; FID takes all
     metrics: Annotated[tuple[FidelityMetricName, ...], Field(min_length=1), YOUNGER] = ("fid", "precision", "recall")
+    seeds: Annotated[int, Field(ge=1), YOUNGER] = 1  # draws of num_samples, each with noise of its own; means count
 
     @field_validator("metrics")
     @classmethod
