@@ -10,7 +10,7 @@ import torch
 def inception_weights(tmp_path_factory):
     """A file of random weights of torch-fidelity's own Inception-V3, of sizes that keep differences between images.
 
-    As it initialises itself, the features of all images are equal but for rounding, and so would be what is compared.
+    As it initialises itself, the features of all images are equal but for rounding.
     """
     from harness.metrics.torchvision_compat import torch_fidelity
 
