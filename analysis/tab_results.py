@@ -315,6 +315,17 @@ def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
     return f" ({', '.join(matches['arm'] + ' · ' + matches['evaluation'])})"
 
 
+def selections(frame: pd.DataFrame) -> str:
+    """Say which steps the checkpoints are of that a metric selected; empty where the last ones were measured."""
+    if "selected_steps" not in frame:
+        return ""
+    chosen = frame[frame["selected_steps"] != ""].drop_duplicates("evaluation")
+    return "".join(
+        f" Checkpoints of {name}: of steps {steps}."
+        for name, steps in zip(chosen["evaluation"], chosen["selected_steps"], strict=True)
+    )
+
+
 def undefined(frame: pd.DataFrame) -> str:
     """Say for which methods a column of NLL has a dash because they have no likelihood; empty where there are none."""
     if "method" not in frame:

@@ -130,8 +130,8 @@ def _shown(value: Any) -> str:
 def compared(evaluation: Mapping[str, Any], num_timesteps: int) -> dict[str, Any]:
     """Return what decides whether metrics of samples are comparable, by the field's name.
 
-    The seed is not in it: other seeds are other samples of the same protocol. Neither are the metrics that are measured,
-    nor an ensemble, which is another model.
+    The seed is not in it: other seeds are other samples of the same protocol. Neither are the metrics that are
+    measured, nor an ensemble, which is another model.
 
     Args:
         evaluation: a resolved one with fidelity, as plain values.
