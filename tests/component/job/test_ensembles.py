@@ -24,6 +24,7 @@ def curve(run, name):
     return np.load(run.arrays_folder / f"{name}_likelihood.npz")["L_t_bpd"]
 
 
+@pytest.mark.slow
 def test_each_term_of_an_ensembles_bound_is_that_of_the_run_whose_network_has_that_t(tiny_run):
     middle = trained(tiny_run, f"{{{NLL}}}", "seed=5")
     both = f"{{name: both, ensemble: {{middle: '{middle.key}', low: 8, high: 21}}, {NLL}, grid: 2}}"
