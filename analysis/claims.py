@@ -23,7 +23,7 @@ from harness.analysis.intervals import t_interval
 from harness.analysis.mixture import CHAIN, distance_scale
 from harness.analysis.noise import sampling_error
 from harness.analysis.runs import RunRecord
-from harness.analysis.settings import Labels, sampling_protocol, settings_of
+from harness.analysis.settings import Labels, measured_weights, sampling_protocol, settings_of
 from harness.spec.base import canonical_json
 from harness.spec.metrics import metric_kind, modes_name
 
@@ -340,14 +340,15 @@ def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, dict[str, Any], 
     part = {"nll": "nll", "fid": "fidelity", "modes": "modes"}[metric]
     for measurement in run.measured(part):
         evaluation = measurement.evaluation
-        protocol = {part: evaluation[part], "weights": evaluation["weights"]}
+        weights = measured_weights(evaluation)
+        protocol = {part: evaluation[part]} | weights
         variance = run.variance(measurement)
         if metric == "modes":
             modes, steps = dict(evaluation["modes"]), run.spec["diffusion"]["num_timesteps"]
             if steps in modes.pop("num_steps"):  # the whole chain, as in SIDDM's table
                 name = modes_name("frechet", modes["num_samples"], modes["sampler"]["name"], steps)
                 value = distance_scale(run) * run.metric(measurement, name)
-                own = {"modes": modes, "weights": evaluation["weights"], "guidance": evaluation.get("guidance")}
+                own = {"modes": modes, "guidance": evaluation.get("guidance")} | weights
                 yield f"{FRECHET} in the paper's coordinates", own, variance, value, np.nan
         elif metric == "nll":
             yield NLL, protocol | {"split": evaluation["split"]}, variance, run.nll(measurement), np.nan

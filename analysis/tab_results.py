@@ -13,6 +13,7 @@ from harness.analysis import html
 from harness.analysis.intervals import Estimate, can_be_told_apart, format_values, summarise
 from harness.analysis.noise import FEWEST_SEEDS, SamplingError, of_features, sampling_error, shared_error
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
+from harness.analysis.selection import ensemble, selected_steps, selection
 from harness.records.scored import read_scored
 from harness.spec.evaluation import Fidelity
 from harness.spec.fidelity_metrics import FIDELITY_METRICS
@@ -74,6 +75,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
             frame.loc[index, ["low", "high"]] = row["mean"] - half_width, row["mean"] + half_width
     if accuracies := _accuracies(runs):
         frame["extractor_accuracy"] = frame["extractor"].map(accuracies).fillna("")
+    if steps := selected_steps(runs):
+        frame["selected_steps"] = frame["evaluation"].map(steps).fillna("")
     order = frame["model"].map({TRAINED: 0, NOT_OURS: 1, UNTRAINED: 2, GAUSSIAN: 3})
     unused = ["order"] if set(methods.values()) - {"gaussian"} else ["order", "method"]
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns=unused)
@@ -118,11 +121,11 @@ class Protocol(NamedTuple):
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, Protocol, float]]:
     """Return (model, arm, metric, protocol, value) of one measurement."""
     model, evaluation = TRAINED if measurement.trained else UNTRAINED, measurement.evaluation
-    variance = run.variance(measurement).replace("learned", "")
+    variance, chosen = run.variance(measurement).replace("learned", ""), selection(measurement) + ensemble(measurement)
     if evaluation["nll"]:
         images = measurement.protocol.get("likelihood", {}).get("num_images", "?")
         where = f"on {images} {evaluation['split']} images"
-        text = f"{evaluation['nll']['estimator']} sum over t {where}"
+        text = f"{evaluation['nll']['estimator']} sum over t {where}{chosen}"
         yield model, run.arm, "nll", Protocol("", text, variance, text), run.nll(measurement)
         gaussian = run.metric(measurement, "gaussian_baseline_bpd")
         if measurement.trained and not np.isnan(gaussian):
@@ -131,7 +134,7 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
         part = evaluation["fidelity"]
         identity = protocol_id(evaluation, run.spec["diffusion"]["num_timesteps"])
         text = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
-        text += f" against {_reference(part)}, k = {part['k']}"
+        text += f" against {_reference(part)}, k = {part['k']}{chosen}"
         text += f", guidance {guidance:g}" if (guidance := evaluation.get("guidance", 1.0)) != 1 else ""
         text += f", the mean of {part['seeds']} sampling seeds" if part.get("seeds", 1) > 1 else ""
         text += f" (protocol {identity})" if identity in PROTOCOLS else ""
@@ -312,6 +315,17 @@ def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
     return f" ({', '.join(matches['arm'] + ' · ' + matches['evaluation'])})"
 
 
+def selections(frame: pd.DataFrame) -> str:
+    """Say which steps the checkpoints are of that a metric selected; empty where the last ones were measured."""
+    if "selected_steps" not in frame:
+        return ""
+    chosen = frame[frame["selected_steps"] != ""].drop_duplicates("evaluation")
+    return "".join(
+        f" Checkpoints of {name}: of steps {steps}."
+        for name, steps in zip(chosen["evaluation"], chosen["selected_steps"], strict=True)
+    )
+
+
 def undefined(frame: pd.DataFrame) -> str:
     """Say for which methods a column of NLL has a dash because they have no likelihood; empty where there are none."""
     if "method" not in frame:
@@ -326,7 +340,7 @@ def caption(frame: pd.DataFrame) -> str:
     return (
         f"{intervals(frame)} Bold: the best mean, and each that cannot be told from it: where both have an interval, a "
         "difference below 1.96 (of few values, Welch's t) times the root of both squared standard errors is "
-        f"inconclusive. {protocols(frame)}{classifiers(frame)}{undefined(frame)}"
+        f"inconclusive. {protocols(frame)}{selections(frame)}{classifiers(frame)}{undefined(frame)}"
     )
 
 

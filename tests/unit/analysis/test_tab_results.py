@@ -66,6 +66,25 @@ def test_images_from_elsewhere_are_marked_as_not_ours_with_their_own_protocol_an
     assert "ADM" in tab_results.as_html(frame)
 
 
+def test_a_checkpoint_that_was_selected_is_named_with_its_steps_and_a_warning_where_the_selection_flatters(study_runs):
+    entries = "replicates: 2\nevaluate: [{name: eval, nll: {}}, {name: chosen, nll: {num_images: 4}}]\n"
+    runs, chosen = load_records(study_runs(entries, nll)), {"metric": "curve/nll_bpd", "last_step": 20, "seed": 0}
+    captions = {}
+    for split in ("test", "train"):
+        by_step = []
+        for run, step in zip(runs, (4, 8), strict=True):
+            last, best = run.measurements
+            protocol = best.protocol | {"checkpoint": chosen | {"step": step, "split": split}}
+            by_step.append(replace(run, measurements=(last, replace(best, protocol=protocol))))
+        frame = tab_results.data(by_step)
+        captions[split] = tab_results.caption(frame)
+        assert "of the checkpoint with the lowest curve/nll_bpd" in captions[split]
+        assert "Checkpoints of chosen: of steps 4–8 of 20." in captions[split]
+    assert "(selected on the same test split, so too good)" in captions["test"]
+    assert "so too good" not in captions["train"]
+    assert "Checkpoints of" not in tab_results.caption(tab_results.data(runs))
+
+
 def test_missing_replicates_are_said(study_runs):
     rows = tab_results.rows(
         table(study_runs, 3, lambda run: {"state": "failed" if (run.arm, run.replicate) == ("cosine", 1) else "done"})
