@@ -129,9 +129,11 @@ def _total_cost(plan: Plan) -> str:
     budget = plan.study.budget_gpu_hours
     limit = f"; budget: {budget:g} GPU hours" if budget is not None else ""
     sentence = cost_sentence(plan)
+    evaluations = sum(map(plan.evaluation_hours, plan.runs))
+    more = f"; evaluations: about {device_hours(evaluations)} hours" if evaluations else ", without evaluations"
     if not sentence:
-        return f"training left: none{limit}"
+        return f"training left: none{more if evaluations else ''}{limit}"
     disk = _sum_known([plan.checkpoint_bytes(planned) for planned in plan.runs], size)
     unknown = any(plan.device_hours(planned) is None for planned in plan.runs)
     hint = f"\n`harness calibrate {plan.study.path}` measures what is unknown" if unknown else ""
-    return f"training left: {sentence}, without evaluations{limit}\ncheckpoints will take: {disk}{hint}"
+    return f"training left: {sentence}{more}{limit}\ncheckpoints will take: {disk}{hint}"

@@ -238,9 +238,10 @@ def require_within_budget(
     profile: Profile | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Refuse a study whose training would exceed its budget; time what is unknown first.
+    """Refuse a study whose training and evaluations would exceed its budget; time what is unknown first.
 
-    The remaining training of the whole study is counted. An hour of a run without a GPU counts like a GPU hour.
+    What remains of the whole study is counted; of its evaluations that whose number of network evaluations is known. An
+    hour of a run without a GPU counts like a GPU hour.
 
     Raises:
         LaunchError: over the budget, or the cost could not be measured; nothing is queued then.
@@ -264,14 +265,16 @@ def require_within_budget(
             "the steps were timed on another kind of device than the study's resources request; "
             "set resources.device and gpus_per_node to match the cluster"
         )
-    total = sum(known for known in hours if known is not None)
-    if total > budget:
+    training = sum(known for known in hours if known is not None)
+    to_evaluate = [plan.evaluation_hours(planned, target_device(planned, cluster, profile)) for planned in plan.runs]
+    if training + sum(to_evaluate) > budget:
         arms: dict[str, float] = {}
-        for planned, left in zip(plan.runs, hours, strict=True):
-            arms[planned.run.arm] = arms.get(planned.run.arm, 0.0) + (left or 0.0)
+        for planned, left, more in zip(plan.runs, hours, to_evaluate, strict=True):
+            arms[planned.run.arm] = arms.get(planned.run.arm, 0.0) + (left or 0.0) + more
         most_expensive = max(arms, key=lambda arm: arms[arm])
+        evaluations = f" and about {sum(to_evaluate):.3g} to evaluate" if any(to_evaluate) else ""
         raise LaunchError(
-            f"over budget: {total:.3g} device hours are left to train, budget_gpu_hours is {budget:g}; "
+            f"over budget: {training:.3g} device hours are left to train{evaluations}, budget_gpu_hours is {budget:g}; "
             f"nothing was submitted. The most expensive arm is {most_expensive} "
             f"({arms[most_expensive]:.3g} device hours); "
             f"`harness plan {plan.study.path}` shows each run"

@@ -103,14 +103,25 @@ class Plan:
         seconds = self.training_seconds(planned, device)
         return None if seconds is None else seconds * planned.run.resources.num_processes / 3600
 
-    def evaluation_seconds(self, planned: PlannedRun, evaluation: Evaluation) -> float | None:
+    def evaluation_seconds(
+        self, planned: PlannedRun, evaluation: Evaluation, device: str | None = None
+    ) -> float | None:
         """Estimate the time of an evaluation from that of a training step; None if that or its work is unknown."""
-        measured, counts = self.measured(planned), network_evaluations(evaluation, planned.run.spec).values()
+        measured, counts = self.measured(planned, device), network_evaluations(evaluation, planned.run.spec).values()
         known = [number for number in counts if number is not None]
         if measured is None or len(known) < len(counts):
             return None
         per_image = measured.seconds_per_step / planned.run.spec.train.batch_size / FORWARD_AND_BACKWARD
         return per_image * sum(known)
+
+    def evaluation_hours(self, planned: PlannedRun, device: str | None = None) -> float:
+        """Estimate what is left to evaluate in hours of one device, as far as its work is known."""
+        if not planned.run.evaluations or planned.state == "pruned":
+            return 0.0
+        evaluated = planned.directory.evaluated_keys() if planned.state != "new" else set()
+        left = [evaluation for evaluation in planned.run.evaluations if evaluation.key not in evaluated]
+        seconds = sum(self.evaluation_seconds(planned, evaluation, device) or 0.0 for evaluation in left)
+        return seconds * planned.run.resources.num_processes / 3600
 
     def checkpoint_bytes(self, planned: PlannedRun) -> int | None:
         """Estimate the disk space of a run's checkpoints: the last two, those kept by `records.keep_every`, snapshots.

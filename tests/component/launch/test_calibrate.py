@@ -132,6 +132,19 @@ def test_a_study_over_its_budget_is_refused_with_the_figures_before_anything_is_
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".throughput"]
 
 
+def test_evaluations_that_are_left_count_too(tmp_path, plan):
+    evaluated = "evaluate: [{name: eval, fidelity: {num_samples: 100, num_steps: 5}}]\n"  # 500 network evaluations
+    planned = plan(f"budget_gpu_hours: 12.1\n{evaluated}")
+    fact = a_fact(planned.runs[0])
+    throughput.record(tmp_path / "runs", fact)
+    hours = 500 * fact.seconds_per_step / planned.runs[0].run.spec.train.batch_size / 3 / 3600
+    assert hours == pytest.approx(plan(evaluated).evaluation_hours(planned.runs[0])) and hours > 0.1
+    with pytest.raises(LaunchError, match=f"12 device hours are left to train and about {hours:.3g} to evaluate, "):
+        calibrate.require_within_budget(plan(f"budget_gpu_hours: 12.1\n{evaluated}"))
+    calibrate.require_within_budget(plan(f"budget_gpu_hours: {13 + hours}\n{evaluated}"))
+    calibrate.require_within_budget(plan("budget_gpu_hours: 12.1\n"))
+
+
 def test_what_is_trained_already_does_not_count(tmp_path, plan):
     planned = plan("replicates: 2\nbudget_gpu_hours: 15\n")
     throughput.record(tmp_path / "runs", a_fact(planned.runs[0]))

@@ -121,6 +121,7 @@ def test_a_plan_lists_what_each_arm_is_measured_by_and_its_cost(tmp_path, tiny_s
         "eval_samples  a     fidelity, grid  500                        about 50 s",
         "none          c     -               -                          -",
     ]
+    assert any(line.startswith("training left: ") and "; evaluations: about 0.147 hours" in line for line in shown)
 
 
 @pytest.mark.parametrize(
