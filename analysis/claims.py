@@ -324,20 +324,22 @@ def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, dict[str, Any], 
     part = {"nll": "nll", "fid": "fidelity", "modes": "modes"}[metric]
     for measurement in run.measured(part):
         evaluation = measurement.evaluation
-        protocol = {part: evaluation[part], "weights": evaluation["weights"]}
+        weights = {"weights": evaluation["weights"], "ema": evaluation.get("ema")}
+        protocol = {part: evaluation[part], **weights}
         variance = run.variance(measurement)
         if metric == "modes":
             modes, steps = dict(evaluation["modes"]), run.spec["diffusion"]["num_timesteps"]
             if steps in modes.pop("num_steps"):  # the whole chain, as in SIDDM's table
                 name = modes_name("frechet", modes["num_samples"], modes["sampler"]["name"], steps)
                 value = distance_scale(run) * run.metric(measurement, name)
-                own = {"modes": modes, "weights": evaluation["weights"], "guidance": evaluation.get("guidance")}
+                own = {"modes": modes, **weights, "guidance": evaluation.get("guidance")}
                 yield f"{FRECHET} in the paper's coordinates", own, variance, value
         elif metric == "nll":
             yield NLL, protocol | {"split": evaluation["split"]}, variance, run.nll(measurement)
         else:
-            label = f"{FID} ({run.extractor(evaluation[part])})"
-            yield label, protocol | {"guidance": evaluation.get("guidance")}, variance, run.fidelity(measurement)
+            extractor = run.extractor(evaluation[part])
+            protocol |= {"guidance": evaluation.get("guidance"), "extractor": extractor}
+            yield f"{FID} ({extractor})", protocol, variance, run.fidelity(measurement)
 
 
 def _contrasts(contexts: Sequence[_Context], ours: str, others: list[str]) -> Iterator[Contrast]:
@@ -383,7 +385,8 @@ def _sampler_contrasts(
                 continue
             middle = [float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (our_curve, other_curve)]
             sweep, protocol = measurement.evaluation["sweep"], sampling_protocol(measurement, "sweep")
-            metric, key = f"{FID} ({run.extractor(sweep)})", canonical_json([run.arm, protocol])
+            metric = f"{FID} ({run.extractor(sweep)})"
+            key = canonical_json([run.arm, metric, protocol])
             sweeps.setdefault(key, _Context(run.arm, metric, protocol))
             pairs.setdefault((key, ", ".join(map(str, steps))), []).append((middle[0], middle[1]))
     labels = dict(zip(sweeps, _labelled(list(sweeps.values())), strict=True))

@@ -19,7 +19,7 @@ def settings_of(run: RunRecord) -> dict[str, Any]:
 
 def sampling_protocol(measurement: Measurement, part: str) -> dict[str, Any]:
     """Return all of a protocol that a measurement of samples (fidelity, sweep) depends on."""
-    shared = ("weights", "fixed_variance", "guidance", "seed")
+    shared = ("weights", "ema", "fixed_variance", "guidance", "seed")
     return {part: measurement.evaluation[part]} | {name: measurement.evaluation.get(name) for name in shared}
 
 

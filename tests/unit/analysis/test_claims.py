@@ -192,3 +192,26 @@ def test_two_sweeps_of_one_arm_are_two_contrasts_and_not_replicates_of_one(study
     few = claims.ddim_wins_at_few_steps(load_records(study_runs(extra, lambda run: {"ddim": 4.0 + run.replicate})))
     assert [len(contrast.pairs) for contrast in few.contrasts] == [3, 3]
     assert len({contrast.context for contrast in few.contrasts}) == 2
+
+
+AVERAGES = """
+grid: {diffusion.schedule: [linear, cosine], train.ema_rate & train.ema: [[null, [0.999, 0.9999]]]}
+replicates: 3
+evaluate: [{name: eval, PART, ema: 0.999}, {name: eval_long, PART, ema: 0.9999}]
+"""
+
+
+@pytest.mark.parametrize("part", ["nll: {}", "fidelity: {num_samples: 64, num_steps: 10}"])
+def test_two_averages_of_the_weights_are_never_one_protocol(study_runs, part):
+    metric = part.split(":")[0].replace("fidelity", "fid")
+    runs = load_records(study_runs(AVERAGES.replace("PART", part), lambda run: {}))
+    contexts = claims._contexts(runs, metric, claims._schedule, vary=("diffusion.schedule",))
+    assert len({context.settings["evaluation"]["ema"] for context in contexts}) == 2 == len(contexts)
+    assert all(len(arm.values) == 3 for context in contexts for arm in context.arms.values())
+
+
+def test_two_sweeps_of_two_averages_are_two_contrasts(study_runs):
+    sweep = "sweep: {num_steps: [5, 10], num_samples: 64}"
+    few = claims.ddim_wins_at_few_steps(load_records(study_runs(AVERAGES.replace("PART", sweep), lambda run: {})))
+    assert [len(contrast.pairs) for contrast in few.contrasts] == [3] * 4
+    assert len({contrast.context for contrast in few.contrasts}) == 4
