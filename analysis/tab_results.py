@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from harness.records.scored import read_scored
 from harness.spec.evaluation import Fidelity
 from harness.spec.fidelity_metrics import FIDELITY_METRICS
 from harness.spec.metrics import MetricKind, metric_kind
+from harness.spec.protocols import PROTOCOLS, protocol_id
 from harness.spec.run import METHODS
 from harness.text import markdown as markdown_text
 
@@ -32,8 +33,9 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per model, arm, evaluation and metric: `values` over replicates and their summary.
 
     `model` is `trained`, `untrained network`, `Gaussian per pixel`, or `not ours` for images from elsewhere that
-    `harness score` has put beside the study's arms; `planned` is the study's number of replicates, so
-    that a table can show how many of them are missing. `method` is there if a run has another than the default one.
+    `harness score` has put beside the study's arms; `protocol_id` is the same where values are comparable; `planned` is
+    the study's number of replicates, so that a table can show how many of them are missing. `method` is there if a run
+    has another than the default one.
     """
     index = arm_index(runs)
     planned = {arm: len(replicates) for arm, replicates in by_arm(runs).items()}
@@ -44,15 +46,15 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     for run in runs:
         for measurement in run.measurements:
             of_features = bool(measurement.evaluation["fidelity"])
-            for model, arm, metric, protocol_parts, value in _values(run, measurement):
+            for model, arm, metric, protocol, value in _values(run, measurement):
                 # Two evaluations of one name in one study have different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
                 error = sampling_error(run, measurement, metric) if of_features and metric in OF_FEATURES else None
-                values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.run_key] = value, error
-    for arm, metric, protocol_parts, value, error in _scored(runs):
-        values_of[NOT_OURS, arm, "", metric, *protocol_parts] = {"": (value, error)}
+                values_of.setdefault((model, arm, name, metric, *protocol), {})[run.run_key] = value, error
+    for arm, metric, protocol, value, error in _scored(runs):
+        values_of[NOT_OURS, arm, "", metric, *protocol] = {"": (value, error)}
     rows = []
-    for (model, arm, evaluation, metric, extractor, protocol, variance), values in values_of.items():
+    for (model, arm, evaluation, metric, extractor, protocol, variance, identity), values in values_of.items():
         row = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "method": methods.get(arm, "")}
         row["evaluation"] = evaluation
         # The Gaussian is a property of the data: every run must give the same.
@@ -60,14 +62,15 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         numbers = sorted(set(numbers)) if model == GAUSSIAN else numbers
         rows.append(
             row
-            | {"metric": metric, "extractor": extractor, "protocol": protocol, "fixed_variance": variance}
+            | {"metric": metric, "extractor": extractor, "protocol": protocol, "protocol_id": identity}
+            | {"fixed_variance": variance}
             | {"planned": planned.get(arm, 0)}
             | summarise(numbers)._asdict()
             | {"values": " ".join(f"{value:.10g}" for value in numbers)}
             | _errors([error for _, error in values.values()])
         )
-    columns = ["model", "arm", "arm_index", "method", "evaluation", "metric", "extractor", "protocol", "fixed_variance"]
-    columns += ["planned", "n", "mean", "low", "high", "kind", "values"]
+    columns = ["model", "arm", "arm_index", "method", "evaluation", "metric", "extractor", "protocol", "protocol_id"]
+    columns += ["fixed_variance", "planned", "n", "mean", "low", "high", "kind", "values"]
     with_errors = any("sampling_errors" in row for row in rows)
     frame = pd.DataFrame(rows, columns=[*columns, *SAMPLING_ERRORS] if with_errors else columns)
     if accuracies := _accuracies(runs):
@@ -102,31 +105,44 @@ def _accuracies(runs: Sequence[RunRecord]) -> dict[str, str]:
     return {name: f"{'–'.join(f'{value:g}' for value in sorted({min(v), max(v)}))} %" for name, v in values.items()}
 
 
-def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
-    """Return (model, arm, metric, (extractor, protocol, fixed variance), value) of one measurement."""
+class Protocol(NamedTuple):
+    """How a value was measured: for people, and what is the same of all values that are comparable with it."""
+
+    extractor: str
+    text: str
+    fixed_variance: str
+    id: str
+
+
+def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, Protocol, float]]:
+    """Return (model, arm, metric, protocol, value) of one measurement."""
     model, evaluation = TRAINED if measurement.trained else UNTRAINED, measurement.evaluation
     variance = run.variance(measurement).replace("learned", "")
     if evaluation["nll"]:
         images = measurement.protocol.get("likelihood", {}).get("num_images", "?")
-        protocol = f"{evaluation['nll']['estimator']} sum over t on {images} {evaluation['split']} images"
-        yield model, run.arm, "nll", ("", protocol, variance), run.nll(measurement)
+        where = f"on {images} {evaluation['split']} images"
+        text = f"{evaluation['nll']['estimator']} sum over t {where}"
+        yield model, run.arm, "nll", Protocol("", text, variance, text), run.nll(measurement)
         gaussian = run.metric(measurement, "gaussian_baseline_bpd")
         if measurement.trained and not np.isnan(gaussian):
-            yield GAUSSIAN, "", "nll", ("", f"on {images} {evaluation['split']} images", ""), gaussian
+            yield GAUSSIAN, "", "nll", Protocol("", where, "", text), gaussian
     if evaluation["fidelity"]:
         part = evaluation["fidelity"]
-        protocol = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
-        protocol += f" against {_reference(part)}, k = {part['k']}"
-        protocol += f", the mean of {part['seeds']} sampling seeds" if part.get("seeds", 1) > 1 else ""
-        protocol_parts = (run.extractor(part), protocol, variance)
+        identity = protocol_id(evaluation, run.spec["diffusion"]["num_timesteps"])
+        text = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
+        text += f" against {_reference(part)}, k = {part['k']}"
+        text += f", guidance {guidance:g}" if (guidance := evaluation.get("guidance", 1.0)) != 1 else ""
+        text += f", the mean of {part['seeds']} sampling seeds" if part.get("seeds", 1) > 1 else ""
+        text += f" (protocol {identity})" if identity in PROTOCOLS else ""
+        protocol = Protocol(run.extractor(part), text, variance, identity)
         for name in part.get("metrics", Fidelity.model_fields["metrics"].default):
             for metric in FIDELITY_METRICS[name].outputs:
-                yield model, run.arm, metric, protocol_parts, run.fidelity(measurement, metric)
+                yield model, run.arm, metric, protocol, run.fidelity(measurement, metric)
     names = measurement.protocol.get("metrics", {})
     for part in evaluation.get("metrics", ()):
         options = ", ".join(f"{key} {value}" for key, value in part.items() if key != "name") or part["name"]
         for metric in names.get(part["name"], ()):
-            yield model, run.arm, metric, ("", options, ""), run.metric(measurement, metric)
+            yield model, run.arm, metric, Protocol("", options, "", options), run.metric(measurement, metric)
 
 
 def _reference(part: dict[str, Any]) -> str:
@@ -135,17 +151,24 @@ def _reference(part: dict[str, Any]) -> str:
     return f"the reference file of sha256 {str(digest)[:12]}" if digest else f"the {part['reference']} split"
 
 
-def _scored(
-    runs: Sequence[RunRecord],
-) -> Iterator[tuple[str, str, tuple[str, str, str], float, SamplingError | None]]:
-    """Return (arm, metric, (extractor, protocol, ""), value, its error) of images from elsewhere beside the runs."""
+def _scored(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str, Protocol, float, SamplingError | None]]:
+    """Return (arm, metric, protocol, value, its error) of images from elsewhere beside the runs."""
+    known: dict[tuple, str] = {}
+    for run in runs:
+        for measurement in run.measured("fidelity"):
+            part = measurement.evaluation["fidelity"]
+            place = (run.extractor(part), part["num_samples"], part["reference"], part["k"])
+            known.setdefault(place, protocol_id(measurement.evaluation, run.spec["diffusion"]["num_timesteps"]))
     places = dict.fromkeys((run.folder.parent, run.study) for run in runs)
     for scored in (scored for folder, study in places for scored in read_scored(folder, study)):
-        protocol = f"{scored.num_images} images against the {scored.reference} split, k = {scored.k}"
+        text = f"{scored.num_images} images against the {scored.reference} split, k = {scored.k}"
+        # How they were drawn is not known, and is what their arm is about.
+        identity = known.get((scored.extractor, scored.num_images, scored.reference, scored.k), text)
         for metric in KINDS:
             if metric in scored.metrics:
                 error = of_features(scored.fid_standard_error) if metric == "fid" else None
-                yield scored.arm, metric, (scored.extractor, protocol, ""), scored.metrics[metric], error
+                protocol = Protocol(scored.extractor, text, "", identity)
+                yield scored.arm, metric, protocol, scored.metrics[metric], error
 
 
 def kind_of(metric: str) -> MetricKind:
@@ -162,28 +185,43 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the table's rows: one per model, arm and evaluation, with cells as text.
 
     `best` has the metrics in which the row's mean is the best of the trained ones, or cannot be told from it; `note` is
-    the evaluation's name if the study has several. What was measured by another protocol has a row of its own, with
-    the protocol as its note.
+    the evaluation's name if the study has several. `block` numbers the tables: values of different protocols are in no
+    column together.
     """
     trained = frame[frame["model"] == TRAINED]
     several = trained["evaluation"].nunique() > 1
-    table = []
+    table: list[dict[str, Any]] = []
+    blocks: list[dict[str, str]] = []  # metric -> the protocol of its column
     for (model, arm, evaluation), whole in frame.groupby(["model", "arm", "evaluation"], sort=False):
-        name = str(evaluation) if several and model == TRAINED else ""
-        for index, part in enumerate(_without_repeated_metrics(whole)):
+        for part in _without_repeated_metrics(whole):
             row: dict[str, Any] = {"model": model, "arm": arm, "arm_index": int(part["arm_index"].iloc[0])}
             planned, n = int(part["planned"].iloc[0]), int(part["n"].max())
             missing = f" of {planned}" if model == TRAINED and n < planned else ""
             row |= {"best": set(), "replicates": "" if model in (GAUSSIAN, NOT_OURS) else f"{n}{missing}"}
-            own_protocol = index or model == NOT_OURS
-            row["note"] = " · ".join(filter(None, [name, "; ".join(part["protocol"].unique()) if own_protocol else ""]))
+            notes = [str(evaluation) if several and model == TRAINED else ""]
+            row["note"] = " · ".join(
+                filter(None, notes + (list(part["protocol"].unique()) if model == NOT_OURS else []))
+            )
+            row["protocols"] = dict(zip(part["metric"], part["protocol_id"], strict=True))
+            row["block"] = _block(row["protocols"], blocks)
             for _, cell in part.iterrows():
                 metric = cell["metric"]
                 row[metric] = _cell(cell)
-                if model == TRAINED and _is_best(cell, trained[trained["metric"] == metric]):
+                column = (trained["metric"] == metric) & (trained["protocol_id"] == cell["protocol_id"])
+                if model == TRAINED and _is_best(cell, trained[column]):
                     row["best"].add(metric)
             table.append(row)
-    return table
+    return sorted(table, key=lambda row: row["block"])
+
+
+def _block(protocols: dict[str, str], blocks: list[dict[str, str]]) -> int:
+    """Return the first table in whose columns a row with these protocols by metric fits, or a new one."""
+    for index, columns in enumerate(blocks):
+        if all(columns.get(metric, protocol) == protocol for metric, protocol in protocols.items()):
+            columns |= protocols
+            return index
+    blocks.append(dict(protocols))
+    return len(blocks) - 1
 
 
 def _cell(cell: pd.Series) -> str:
@@ -340,20 +378,35 @@ def _label(row: dict) -> str:
     return f"{name} · {row['note']}" if row["note"] else name
 
 
+def tables(frame: pd.DataFrame) -> list[tuple[str, dict[str, str], list[dict[str, Any]]]]:
+    """Return a heading, titles of columns by metric, and rows for each table; a single table has no heading."""
+    result, all_rows = [], rows(frame)
+    for block in dict.fromkeys(row["block"] for row in all_rows):
+        members = [row for row in all_rows if row["block"] == block]
+        columns = {column for row in members for column in row["protocols"].items()}
+        part = frame[[column in columns for column in zip(frame["metric"], frame["protocol_id"], strict=True)]]
+        result.append((protocols(part) or " ".join(part["protocol"].unique()), heads(part), members))
+    return result if len(result) > 1 else [("", titles, members) for _, titles, members in result]
+
+
 def markdown(frame: pd.DataFrame) -> str:
-    """Return the table as Markdown."""
-    titles = heads(frame)
-    lines = [
-        f"| arm | runs | {' | '.join(map(markdown_text, titles.values()))} |",
-        "|---|---" + "|---:" * len(titles) + "|",
-    ]
-    for row in rows(frame):
-        cells = [f"**{row[metric]}**" if metric in row["best"] else row.get(metric, "–") for metric in titles]
-        lines.append(f"| {markdown_text(_label(row))} | {row['replicates']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", markdown_text(caption(frame)), ""])
+    """Return the table as Markdown; one for each of several protocols."""
+    lines = []
+    for heading, titles, members in tables(frame):
+        lines += [markdown_text(heading), ""] if heading else []
+        lines.append(f"| arm | runs | {' | '.join(map(markdown_text, titles.values()))} |")
+        lines.append("|---|---" + "|---:" * len(titles) + "|")
+        for row in members:
+            cells = [f"**{row[metric]}**" if metric in row["best"] else row.get(metric, "–") for metric in titles]
+            lines.append(f"| {markdown_text(_label(row))} | {row['replicates']} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join([*lines, markdown_text(caption(frame)), ""])
 
 
 def as_html(frame: pd.DataFrame) -> Markup:
-    """Return the table as HTML, styled by the page."""
-    shown = [row | {"label": _label(row), "trained": row["model"] == TRAINED} for row in rows(frame)]
-    return html.render("results.html", titles=heads(frame), rows=shown)
+    """Return the table as HTML, styled by the page; one for each of several protocols."""
+    shown = [
+        (heading, titles, [row | {"label": _label(row), "trained": row["model"] == TRAINED} for row in members])
+        for heading, titles, members in tables(frame)
+    ]
+    return html.render("results.html", tables=shown)

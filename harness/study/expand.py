@@ -19,6 +19,8 @@ from harness.spec.evaluation import PARTS, Evaluation
 from harness.spec.metrics import metric_kind, outputs
 from harness.spec.parts import active
 from harness.spec.plugins import located_in
+from harness.spec.protocols import ProtocolError
+from harness.spec.protocols import expand as expand_protocol
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
 from harness.study.axes import RUN_PARTS, SIDE_PARTS, Exclusion, read_exclusions, read_variants
@@ -338,6 +340,10 @@ def _evaluation_entry(
             raise document.fail(
                 (*keys, part), f"is null, so nothing would be measured: write `{part}: {value}`, or remove it"
             )
+    try:
+        protocol = expand_protocol(protocol)
+    except ProtocolError as error:
+        raise document.fail((*keys, *error.path), str(error)) from None
     evaluation = validate(Evaluation, protocol, document.locator(keys), keys)
     return _EvaluationEntry(
         evaluation,

@@ -81,7 +81,14 @@ def test_a_run_s_own_samples_have_the_numbers_that_they_had_inside_the_run_as_a_
     ]
     _, messages = harness(runs, "score", save(tmp_path / "few", images[:32]), "--study", "tiny")
     assert "these are 32 images, and the study measures 48 samples" in messages
+    no_protocol = r"no measurement by protocol laptop, .*: eval: num_samples 2000 against 48, .*num_steps 50 against 2"
+    with pytest.raises(SpecError, match="Score 48 images, or leave out --as"):
+        harness(runs, "score", tmp_path / "few", "--study", "tiny", "--as", "few")
     for arguments, error, message in (
+        (("--protocol", "laptop", "--study", "tiny"), SpecError, no_protocol),
+        (("--protocol", "lap", "--study", "tiny"), SpecError, "--protocol 'lap': did you mean 'laptop'?"),
+        (("--protocol", "lap", "--data", "digits"), SpecError, "--protocol 'lap': did you mean 'laptop'?"),
+        (("--protocol", "adm", "--data", "digits"), DataError, "nception"),
         (("--as", "base", "--study", "tiny"), SpecError, "has an arm of that name"),
         (("--data", "mog", "--study", "tiny"), SpecError, "study tiny is of digits"),
         (("--as", "x"), SpecError, "name it with --study"),

@@ -1,5 +1,8 @@
 import json
+import re
 from dataclasses import replace
+
+import pytest
 
 from harness.analysis import claims, tab_results
 from harness.analysis.runs import load_records
@@ -120,17 +123,67 @@ def test_no_measurement_gives_an_empty_table(study_runs):
     assert tab_results.data(load_records(study_runs("", lambda run: {}))).empty
 
 
-def test_what_was_measured_by_another_protocol_is_a_row_of_its_own(study_runs):
-    """Two evaluations on other numbers of images have two Gaussian baselines, and neither hides the other."""
+def test_what_was_measured_by_another_protocol_is_a_table_of_its_own(study_runs):
+    """Two evaluations on other numbers of images have two Gaussian baselines, each beside the arms that it is for."""
     extra = """
 evaluate:
   - {name: eval, nll: {num_images: 16}}
   - {name: eval_more, nll: {num_images: 32}}
 """
-    rows = tab_results.rows(tab_results.data(load_records(study_runs(extra, nll))))
-    gaussian = [row for row in rows if row["model"] == "Gaussian per pixel"]
-    assert len(gaussian) == 2
-    assert "32 test images" in gaussian[1]["note"]
+    frame = tab_results.data(load_records(study_runs(extra, nll)))
+    tables = tab_results.tables(frame)
+    assert [[(row["model"], row["note"]) for row in members] for _, _, members in tables] == [
+        [("trained", "eval"), ("Gaussian per pixel", "")],
+        [("trained", "eval_more"), ("Gaussian per pixel", "")],
+    ]
+    assert ["16 test images" in heading for heading, _, _ in tables] == [True, False]
+    assert tab_results.markdown(frame).count("| arm | runs |") == 2 == tab_results.as_html(frame).count("<thead>")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "fidelity: {num_samples: 128, num_steps: 10}",
+        "fidelity: {num_samples: 64, num_steps: 5}",
+        "fidelity: {num_samples: 64, num_steps: 10, sampler: ddim}",
+        "fidelity: {num_samples: 64, num_steps: 10, reference: test}",
+        "fidelity: {num_samples: 64, num_steps: 10, k: 5}",
+        "weights: raw, fidelity: {num_samples: 64, num_steps: 10}",
+    ],
+)
+def test_arms_that_were_measured_by_different_protocols_share_no_column_and_no_best(study_runs, other):
+    extra = f"""
+grid: {{diffusion.schedule: [linear, cosine]}}
+evaluate:
+  - {{name: eval, arms: [linear], fidelity: {{num_samples: 64, num_steps: 10}}}}
+  - {{name: eval_other, arms: [cosine], {other}}}
+"""
+    frame = tab_results.data(load_records(study_runs(extra, lambda run: {"fid": 1.0 if run.arm == "linear" else 2.0})))
+    tables = tab_results.tables(frame)
+    assert [[row["arm"] for row in members] for _, _, members in tables] == [["linear"], ["cosine"]]
+    assert all("fid" in titles and heading for heading, titles, _ in tables)
+    assert [row["best"] for _, _, members in tables for row in members] == [set(), set()]
+    ids = set(frame["protocol_id"])
+    assert len(ids) == 2 and all(re.fullmatch("custom-[0-9a-f]{8}", identity) for identity in ids)
+
+
+def test_other_sampling_seeds_and_names_share_a_table(study_runs):
+    extra = """
+evaluate:
+  - {name: eval, fidelity: {num_samples: 64, num_steps: 10}}
+  - {name: eval_again, seed: 1, fidelity: {num_samples: 64, num_steps: 10}}
+"""
+    ((heading, _, members),) = tab_results.tables(tab_results.data(load_records(study_runs(extra, nll))))
+    assert heading == "" and [row["note"] for row in members] == ["eval", "eval_again"]
+
+
+def test_a_named_protocol_is_named(study_runs):
+    extra = "evaluate: [{name: eval, protocol: laptop}]\n"
+    frame = tab_results.data(load_records(study_runs(extra, nll)))
+    assert set(frame["protocol_id"]) == {"laptop"}
+    assert "2000 samples of ddim 50 steps against the train split, k = 3 (protocol laptop)" in tab_results.caption(
+        frame
+    )
 
 
 def test_an_arm_without_a_likelihood_has_a_dash_and_the_caption_says_why(study_runs, monkeypatch):

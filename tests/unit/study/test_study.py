@@ -378,6 +378,27 @@ def test_a_wrong_evaluation_is_told_with_its_place(refused, entry, message):
     assert refused(text, sets=["diffusion.num_timesteps=100"]).startswith(f"study.yaml:6: {message}")
 
 
+def test_a_named_protocol_is_what_it_stands_for(study):
+    by_name = study("evaluate: [{name: eval, nll: {}, protocol: laptop, fidelity: {metrics: [kid]}}]")
+    written_out = study(
+        "evaluate: [{name: eval, nll: {}, fidelity: {metrics: [kid], num_samples: 2000, sampler: ddim, num_steps: 50, "
+        "extractor: classifier, k: 3}}]"
+    )
+    assert by_name.runs[0].evaluations == written_out.runs[0].evaluations
+    assert by_name.runs[0].evaluations[0].key == written_out.runs[0].evaluations[0].key
+
+
+def test_a_field_that_contradicts_its_protocol_is_refused_at_its_line(refused):
+    message = refused("evaluate:\n  - name: eval\n    protocol: laptop\n    fidelity:\n      num_samples: 500\n")
+    assert message == (
+        "study.yaml:7: evaluate.0.fidelity.num_samples: protocol laptop has 2000, not 500: remove this line, or write "
+        "out the fields instead of protocol"
+    )
+    assert refused("evaluate:\n  - {protocol: imagenet}\n") == (
+        "study.yaml:4: evaluate.0.protocol: 'imagenet': choices: ddpm, iddpm, adm, laptop"
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------ mistakes
 
 
