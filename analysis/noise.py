@@ -9,7 +9,8 @@ and the mean squares of the two-way analysis of variance without replication (Se
     training = max(0, (MS_training - MS_rest) / num_seeds),    sampling = the variance over the seeds of one training
 
 Where a seed does to each training something of its own, MS_rest is `sampling`, and this is the one-way analysis. Where
-it moves all trainings alike, the one-way analysis would take that part off the spread between the trainings.
+it moves all trainings alike, the one-way analysis would take that part off the spread between the trainings; and an
+interval over trainings alone, which all have the same noise, would not cover it.
 """
 
 from __future__ import annotations
@@ -37,25 +38,30 @@ class Components:
     Attributes:
         training: between trainings, without the noise of sampling; NaN with one training an arm.
         sampling: between the sampling seeds of one training; NaN with one seed.
+        shared: the part of `sampling` that a seed does to all trainings of an arm alike; NaN without several of both.
         num_trainings: of an arm, the fewest of any arm.
         num_seeds: of each training.
     """
 
     training: float
     sampling: float
+    shared: float
     num_trainings: int
     num_seeds: int
 
     @property
     def buy_next(self) -> str:
-        """What brings an arm's mean the most certainty: whichever has the larger share of its variance.
+        """What makes an arm's mean more certain: whichever has the larger share of its variance.
 
-        The variance is training / num_trainings + sampling / (num_trainings num_seeds); more seeds take away none of
-        the first term, more trainings take away of both. Empty where a component is not known.
+            training / R + shared / S + (sampling - shared) / (R S),    with R trainings and S seeds
+
+        More seeds take away none of the first term, more trainings none of the second. Empty where a part is not known.
         """
-        if math.isnan(self.training) or math.isnan(self.sampling):
+        if math.isnan(self.training) or math.isnan(self.shared):
             return ""
-        return TRAININGS if self.training >= self.sampling / self.num_seeds else SEEDS
+        own = (self.sampling - self.shared) / (self.num_trainings * self.num_seeds)
+        of_seeds = self.shared / self.num_seeds + own
+        return TRAININGS if self.training / self.num_trainings >= of_seeds else SEEDS
 
 
 def components(arms: Iterable[Sequence[Sequence[float]]]) -> Components:
@@ -67,16 +73,15 @@ def components(arms: Iterable[Sequence[Sequence[float]]]) -> Components:
     tables = [np.array([row for row in arm if not np.isnan(row).any()], float) for arm in arms]
     tables = [table for table in tables if len(table)]
     if not tables:
-        return Components(math.nan, math.nan, 0, 0)
+        return Components(math.nan, math.nan, math.nan, 0, 0)
     num_seeds, trainings = tables[0].shape[1], [len(table) for table in tables]
     within = _pooled([(table - table.mean(1, keepdims=True), len(table) * (num_seeds - 1)) for table in tables])
     between = _pooled([(table.mean(1) - table.mean(), len(table) - 1) for table in tables])
     rest = _pooled([(_interactions(table), (len(table) - 1) * (num_seeds - 1)) for table in tables])
-    # With one seed the two cannot be told apart: what is between trainings contains the noise of one draw.
-    training = (
-        between if num_seeds == 1 else max(0.0, between - rest / num_seeds) if not math.isnan(between) else between
-    )
-    return Components(training, within, min(trainings), num_seeds)
+    if math.isnan(rest):  # one seed: what is between trainings contains the noise of one draw
+        return Components(between, within, math.nan, min(trainings), num_seeds)
+    training = max(0.0, between - rest / num_seeds)
+    return Components(training, within, max(0.0, within - rest), min(trainings), num_seeds)
 
 
 def _interactions(table: np.ndarray) -> np.ndarray:
@@ -99,11 +104,13 @@ class SamplingError:
     Attributes:
         freedom: degrees of freedom; inf where the error comes from the features of one draw.
         source: what the error is computed from.
+        by_seed: the values that it is the error of the mean of; empty where there was one seed.
     """
 
     standard_error: float
     freedom: float
     source: Literal["seeds", "features"]
+    by_seed: tuple[float, ...] = ()
 
 
 def values_by_seed(run: RunRecord, measurement: Measurement, kind: str) -> list[float]:
@@ -121,7 +128,9 @@ def sampling_error(run: RunRecord, measurement: Measurement, kind: str) -> Sampl
     """
     values = values_by_seed(run, measurement, kind)
     if len(values) >= FEWEST_SEEDS and not np.isnan(values).any():
-        return SamplingError(float(np.std(values, ddof=1)) / math.sqrt(len(values)), len(values) - 1, "seeds")
+        return SamplingError(
+            float(np.std(values, ddof=1)) / math.sqrt(len(values)), len(values) - 1, "seeds", tuple(values)
+        )
     match measurement.protocol.get("fidelity"):
         case {"fid_standard_error": float(error) | int(error)} if kind == "fid":
             return of_features(error, max(1, len(values)))
@@ -133,3 +142,18 @@ def of_features(standard_error: float | None, num_seeds: int = 1) -> SamplingErr
     if standard_error is None or not (math.isfinite(standard_error) and standard_error >= 0):
         return None
     return SamplingError(standard_error / math.sqrt(num_seeds), math.inf, "features")
+
+
+def shared_error(table: Sequence[Sequence[float]]) -> float:
+    """Return the standard error of an arm's mean that its trainings have in common, as they share sampling seeds.
+
+    Args:
+        table: the arm's values, [trainings, seeds].
+
+    Returns:
+        NaN below three seeds, or where a value is missing: it is not known.
+    """
+    num_seeds = {len(row) for row in table}
+    if len(num_seeds) != 1 or min(num_seeds) < FEWEST_SEEDS or np.isnan(table).any():
+        return math.nan
+    return math.sqrt(components([table]).shared / min(num_seeds))

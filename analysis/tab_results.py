@@ -11,8 +11,9 @@ from markupsafe import Markup
 
 from harness.analysis import html
 from harness.analysis.intervals import Estimate, can_be_told_apart, format_values, summarise
-from harness.analysis.noise import SamplingError, of_features, sampling_error
+from harness.analysis.noise import FEWEST_SEEDS, SamplingError, of_features, sampling_error, shared_error
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
+from harness.analysis.selection import ensemble, selected_steps, selection
 from harness.records.scored import read_scored
 from harness.spec.evaluation import Fidelity
 from harness.spec.fidelity_metrics import FIDELITY_METRICS
@@ -40,9 +41,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     index = arm_index(runs)
     planned = {arm: len(replicates) for arm, replicates in by_arm(runs).items()}
     methods = {run.arm: run.named("method") or "gaussian" for run in runs}
-    values_of: dict[
-        tuple, dict[str, tuple[float, SamplingError | None]]
-    ] = {}  # by run: no replicate overwrites another
+    # By run: no replicate overwrites another.
+    values_of: dict[tuple, dict[str, tuple[float, SamplingError | None]]] = {}
     for run in runs:
         for measurement in run.measurements:
             of_features = bool(measurement.evaluation["fidelity"])
@@ -60,28 +60,31 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         # The Gaussian is a property of the data: every run must give the same.
         numbers = [value for value, _ in values.values()]
         numbers = sorted(set(numbers)) if model == GAUSSIAN else numbers
-        rows.append(
-            row
-            | {"metric": metric, "extractor": extractor, "protocol": protocol, "protocol_id": identity}
-            | {"fixed_variance": variance}
-            | {"planned": planned.get(arm, 0)}
-            | summarise(numbers)._asdict()
-            | {"values": " ".join(f"{value:.10g}" for value in numbers)}
-            | _errors([error for _, error in values.values()])
-        )
+        row |= {"metric": metric, "extractor": extractor, "protocol": protocol, "protocol_id": identity}
+        row |= {"fixed_variance": variance}
+        row |= {"planned": planned.get(arm, 0)} | summarise(numbers)._asdict()
+        row |= {"values": " ".join(f"{value:.10g}" for value in numbers)}
+        rows.append(row | _errors([error for _, error in values.values()]))
     columns = ["model", "arm", "arm_index", "method", "evaluation", "metric", "extractor", "protocol", "protocol_id"]
     columns += ["fixed_variance", "planned", "n", "mean", "low", "high", "kind", "values"]
     with_errors = any("sampling_errors" in row for row in rows)
     frame = pd.DataFrame(rows, columns=[*columns, *SAMPLING_ERRORS] if with_errors else columns)
+    for index, row in frame[frame["kind"] == "interval"].iterrows():
+        if (estimate := _estimate(row)) and not np.isnan(row.get("shared_error", np.nan)):
+            half_width = estimate.half_width
+            frame.loc[index, ["low", "high"]] = row["mean"] - half_width, row["mean"] + half_width
     if accuracies := _accuracies(runs):
         frame["extractor_accuracy"] = frame["extractor"].map(accuracies).fillna("")
+    if steps := selected_steps(runs):
+        frame["selected_steps"] = frame["evaluation"].map(steps).fillna("")
     order = frame["model"].map({TRAINED: 0, NOT_OURS: 1, UNTRAINED: 2, GAUSSIAN: 3})
     unused = ["order"] if set(methods.values()) - {"gaussian"} else ["order", "method"]
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns=unused)
 
 
-SAMPLING_ERRORS = ("sampling_errors", "sampling_freedom", "sampling_errors_from")
-"""Columns of the standard errors of `values` over draws of the samples; there if a run has one."""
+SAMPLING_ERRORS = ("sampling_errors", "sampling_freedom", "sampling_errors_from", "shared_error")
+"""Columns of the standard errors of `values` over draws of the samples, there if a run has one; `shared_error` is what
+replicates have in common of their mean's error, since they share their noise."""
 
 
 def _errors(errors: Sequence[SamplingError | None]) -> dict[str, Any]:
@@ -91,7 +94,8 @@ def _errors(errors: Sequence[SamplingError | None]) -> dict[str, Any]:
         return {}
     fewest = min(known, key=lambda error: error.freedom)
     texts = " ".join(f"{error.standard_error:.10g}" for error in known)
-    return dict(zip(SAMPLING_ERRORS, (texts, fewest.freedom, fewest.source), strict=True))
+    shared = shared_error([error.by_seed for error in known])
+    return dict(zip(SAMPLING_ERRORS, (texts, fewest.freedom, fewest.source, shared), strict=True))
 
 
 def _accuracies(runs: Sequence[RunRecord]) -> dict[str, str]:
@@ -117,11 +121,11 @@ class Protocol(NamedTuple):
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, Protocol, float]]:
     """Return (model, arm, metric, protocol, value) of one measurement."""
     model, evaluation = TRAINED if measurement.trained else UNTRAINED, measurement.evaluation
-    variance = run.variance(measurement).replace("learned", "")
+    variance, chosen = run.variance(measurement).replace("learned", ""), selection(measurement) + ensemble(measurement)
     if evaluation["nll"]:
         images = measurement.protocol.get("likelihood", {}).get("num_images", "?")
         where = f"on {images} {evaluation['split']} images"
-        text = f"{evaluation['nll']['estimator']} sum over t {where}"
+        text = f"{evaluation['nll']['estimator']} sum over t {where}{chosen}"
         yield model, run.arm, "nll", Protocol("", text, variance, text), run.nll(measurement)
         gaussian = run.metric(measurement, "gaussian_baseline_bpd")
         if measurement.trained and not np.isnan(gaussian):
@@ -130,7 +134,7 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
         part = evaluation["fidelity"]
         identity = protocol_id(evaluation, run.spec["diffusion"]["num_timesteps"])
         text = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
-        text += f" against {_reference(part)}, k = {part['k']}"
+        text += f" against {_reference(part)}, k = {part['k']}{chosen}"
         text += f", guidance {guidance:g}" if (guidance := evaluation.get("guidance", 1.0)) != 1 else ""
         text += f", the mean of {part['seeds']} sampling seeds" if part.get("seeds", 1) > 1 else ""
         text += f" (protocol {identity})" if identity in PROTOCOLS else ""
@@ -228,7 +232,10 @@ def _cell(cell: pd.Series) -> str:
     """Return the text of a cell: values with an interval, and what that covers if it is not all."""
     values, digits = [float(value) for value in cell["values"].split()], DIGITS.get(cell["metric"], 3)
     errors, source = _sampling_errors(cell), cell.get("sampling_errors_from")
-    if cell["kind"] == "interval" or cell["n"] < len(values) or not values:
+    if cell["kind"] == "interval":
+        diverged = f", {len(values) - cell['n']} NaN" if cell["n"] < len(values) else ""
+        return f"{cell['mean']:.{digits}f} ± {cell['high'] - cell['mean']:.{digits}f}{diverged}"
+    if cell["n"] < len(values) or not values:
         return format_values(values, digits)
     if not errors:
         return f"{format_values(values, digits)}{f' ({NO_INTERVAL})' if cell['metric'] == 'fid' else ''}"
@@ -248,9 +255,13 @@ def _sampling_errors(cell: pd.Series) -> list[float]:
 
 def _estimate(cell: pd.Series) -> Estimate | None:
     """Return a cell's mean with its error: over replicates from three on, else over draws of the samples; or None."""
+    shared = cell.get("shared_error", np.nan)
     if cell["kind"] == "interval":
         values = np.array([float(value) for value in cell["values"].split()])
-        return Estimate(cell["mean"], float(np.nanstd(values, ddof=1)) / np.sqrt(cell["n"]), cell["n"] - 1)
+        error = float(np.nanstd(values, ddof=1) / np.sqrt(cell["n"]))
+        if np.isnan(shared):
+            return Estimate(cell["mean"], error, cell["n"] - 1)
+        return Estimate(cell["mean"], float(np.hypot(error, shared)), min(cell["n"] - 1, cell["sampling_freedom"]))
     errors = _sampling_errors(cell)
     if not errors or cell["n"] < len(errors):  # one diverged
         return None
@@ -304,6 +315,17 @@ def _whose(frame: pd.DataFrame, column: str, value: str) -> str:
     return f" ({', '.join(matches['arm'] + ' · ' + matches['evaluation'])})"
 
 
+def selections(frame: pd.DataFrame) -> str:
+    """Say which steps the checkpoints are of that a metric selected; empty where the last ones were measured."""
+    if "selected_steps" not in frame:
+        return ""
+    chosen = frame[frame["selected_steps"] != ""].drop_duplicates("evaluation")
+    return "".join(
+        f" Checkpoints of {name}: of steps {steps}."
+        for name, steps in zip(chosen["evaluation"], chosen["selected_steps"], strict=True)
+    )
+
+
 def undefined(frame: pd.DataFrame) -> str:
     """Say for which methods a column of NLL has a dash because they have no likelihood; empty where there are none."""
     if "method" not in frame:
@@ -318,7 +340,18 @@ def caption(frame: pd.DataFrame) -> str:
     return (
         f"{intervals(frame)} Bold: the best mean, and each that cannot be told from it: where both have an interval, a "
         "difference below 1.96 (of few values, Welch's t) times the root of both squared standard errors is "
-        f"inconclusive. {protocols(frame)}{classifiers(frame)}{undefined(frame)}"
+        f"inconclusive. {protocols(frame)}{selections(frame)}{classifiers(frame)}{undefined(frame)}"
+    )
+
+
+def selections(frame: pd.DataFrame) -> str:
+    """Say which steps the checkpoints are of that a metric selected; empty where the last ones were measured."""
+    if "selected_steps" not in frame:
+        return ""
+    chosen = frame[frame["selected_steps"] != ""].drop_duplicates("evaluation")
+    return "".join(
+        f" Checkpoints of {name}: of steps {steps}."
+        for name, steps in zip(chosen["evaluation"], chosen["selected_steps"], strict=True)
     )
 
 
@@ -326,8 +359,17 @@ def intervals(frame: pd.DataFrame) -> str:
     """Say what the intervals in the cells cover."""
     n = frame.loc[frame["model"] == TRAINED, "n"].max()
     sentences = {1: ["One replicate."], 2: ["Both values of two replicates."]}.get(
-        n, ["Mean ± half of the 95 % t-interval over replicates, from three on: it covers trainings and samples."]
+        n, ["Mean ± half of the 95 % t-interval over replicates, from three on."]
     )
+    of_features = frame[(frame["kind"] == "interval") & frame["metric"].isin(OF_FEATURES)]
+    if len(of_features):
+        covers_all = "shared_error" in of_features and of_features["shared_error"].notna().all()
+        sentences.append(
+            "It covers trainings and samples."
+            if covers_all
+            else "It covers trainings, and of samples what differs between replicates, which share their noise; with "
+            f"`seeds: {FEWEST_SEEDS}` or more in fidelity it covers both."
+        )
     few = frame[(frame["kind"] != "interval") & (frame["n"] > 0)]
     texts = {
         "seeds": "± (seeds): half of the 95 % t-interval over sampling seeds",

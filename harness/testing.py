@@ -202,7 +202,7 @@ def _fill_rate_distortion(fake: PartResult, names: Outputs, part: Any, spec: Run
     count = part.num_steps or spec.diffusion.num_timesteps
     fake.arrays["rate_distortion"] = {
         "reverse_steps": np.arange(1, count + 1),
-        "rate_bpd": np.linspace(0, values["rate_bpd"], count),
+        **({"rate_bpd": np.linspace(0, values["rate_bpd"], count)} if "rate_bpd" in names.metrics else {}),
         "distortion_rmse": np.linspace(80, values["distortion_rmse"], count),
         "image_index": np.arange(part.num_images or _NUM_IMAGES),
     }

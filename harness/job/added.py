@@ -15,6 +15,7 @@ from harness.records.directory import RunDirectory
 from harness.records.manifest import Manifests
 from harness.records.plugins import read_spec
 from harness.registry import make_dataset
+from harness.spec.averages import EmaOfWidth
 from harness.spec.evaluation import AnySampler, Evaluation, Fidelity
 from harness.spec.protocols import ProtocolError, compared, difference, expand, protocol_id
 from harness.spec.run import DataModel, RunSpec
@@ -41,7 +42,11 @@ def fidelity_protocols(
         SpecError: the run's chain has no such number of steps, or cannot be measured so; or no such protocol.
     """
     spec = read_spec(directory.path, directory.spec())
-    asked = (one for one in RunRequest.of(directory).evaluations if one.fidelity and one.weights != "untrained")
+    asked = (
+        one
+        for one in RunRequest.of(directory).evaluations
+        if one.fidelity and one.weights != "untrained" and not one.ensemble
+    )
     base = next(asked, Evaluation(fidelity=Fidelity()))
     assert base.fidelity is not None
     if protocol is not None:
@@ -53,7 +58,7 @@ def fidelity_protocols(
             update=change | ({"num_samples": num_samples} if num_samples is not None else {})
         )
         name = f"{base.name}_{fidelity.sampler.name}{count or spec.diffusion.num_timesteps}"
-        shared = (*_FREE, "weights", "guidance")
+        shared = (*_FREE, "weights", "ema", "checkpoint", "guidance")
         try:
             evaluation = Evaluation(name=name, fidelity=fidelity, **{key: getattr(base, key) for key in shared})
             evaluations.append(evaluation.resolve(spec, inception=inception))
@@ -127,8 +132,10 @@ def evaluate_checkpoint(
     from harness.evaluation.context import EvaluationContext
     from harness.evaluation.evaluator import evaluate
     from harness.evaluation.keeping import Keeping
+    from harness.evaluation.measured import with_width
     from harness.evaluation.sampling import load_method
     from harness.job.environment import choose_device
+    from harness.training.checkpoints import Checkpoints
     from harness.training.distributed import RankInfo
 
     request, spec = RunRequest.of(directory), read_spec(directory.path, directory.spec())
@@ -139,7 +146,13 @@ def evaluate_checkpoint(
     metrics: dict[str, float] = {}
     for evaluation in evaluations:
         keeping = Keeping(directory.kept_folder, request.records.keep_samples, request.records.keep_features_mib)
-        context = EvaluationContext(method, spec, data, evaluation, device, evaluation.name, on_progress, keeping)
+        ema, checkpoints = evaluation.ema, Checkpoints(directory.checkpoints_folder)
+        chosen = (
+            with_width(method, spec, data, device, checkpoints, step, ema.width)
+            if isinstance(ema, EmaOfWidth)
+            else method
+        )
+        context = EvaluationContext(chosen, spec, data, evaluation, device, evaluation.name, on_progress, keeping)
         metrics |= evaluate(context).metrics
         context.release()
     return metrics

@@ -294,7 +294,8 @@ def _modes(part: Modes, spec: RunSpec) -> Outputs:
 
 
 def _rate_distortion(part: RateDistortion, spec: RunSpec) -> Outputs:
-    return Outputs(("rate_bpd", "distortion_rmse"), arrays=("rate_distortion",))
+    rate = ("rate_bpd",) if "nll" in spec.method.measures else ()  # without a likelihood there is no rate
+    return Outputs((*rate, "distortion_rmse"), arrays=("rate_distortion",))
 
 
 def _noise_scale(part: NoiseScale, spec: RunSpec) -> Outputs:

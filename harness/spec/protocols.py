@@ -130,7 +130,8 @@ def _shown(value: Any) -> str:
 def compared(evaluation: Mapping[str, Any], num_timesteps: int) -> dict[str, Any]:
     """Return what decides whether metrics of samples are comparable, by the field's name.
 
-    The seed is not in it: other seeds are other samples of the same protocol. Neither is which metrics are measured.
+    The seed is not in it: other seeds are other samples of the same protocol. Neither are the metrics that are
+    measured, nor an ensemble, which is another model.
 
     Args:
         evaluation: a resolved one with fidelity, as plain values.
@@ -146,6 +147,7 @@ def compared(evaluation: Mapping[str, Any], num_timesteps: int) -> dict[str, Any
         "sampler": _settings(part["sampler"]),
         "num_steps": part["num_steps"] or num_timesteps,
         "guidance": evaluation.get("guidance", 1.0),
+        "checkpoint": evaluation.get("checkpoint", "last"),
         "weights": evaluation.get("ema") or _TRAINED.get(evaluation["weights"], evaluation["weights"]),
     }
 
@@ -162,7 +164,7 @@ def protocol_id(evaluation: Mapping[str, Any], num_timesteps: int) -> str:
     """
     own = compared(evaluation, num_timesteps)
     for name, preset in PROTOCOLS.items():
-        fixed = {**preset["fidelity"], **{key: preset[key] for key in ("weights", "guidance")}}
+        fixed = {**preset["fidelity"], **{key: preset[key] for key in ("weights", "guidance")}, "checkpoint": "last"}
         fixed["num_steps"] = fixed["num_steps"] or num_timesteps
         if all(_same(key, own[key], value) for key, value in fixed.items()):
             return name

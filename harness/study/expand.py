@@ -237,6 +237,13 @@ class _Expansion:
                 if entry.applies(variant.arm, replicate)
             )
             _require_best(records, evaluations, spec, best)
+            for entry in self.entries if records.best is None else ():
+                if entry.applies(variant.arm, replicate) and entry.evaluation.checkpoint == "best":
+                    raise spec_error(
+                        entry.mark,
+                        f"evaluate.{entry.index}.checkpoint",
+                        "no checkpoint is the best: let records.best name a metric of an evaluation with every",
+                    )
             run = Run(
                 self.study, variant.arm, replicate, spec, changed, evaluations, resources, records, self.data_root
             )
@@ -358,7 +365,8 @@ def _resolve_evaluation(
     entry: _EvaluationEntry, spec: RunSpec, inception: bool, known: dict[tuple[int, str], Any]
 ) -> Evaluation:
     # A resolved evaluation depends only on these parts of the spec, of which a thousand runs have a few variants.
-    parts = (spec.data, spec.method, spec.model, spec.diffusion.var_type, spec.diffusion.num_timesteps)
+    averages = spec.train if entry.evaluation.ema is not None else None
+    parts = (spec.data, spec.method, spec.model, spec.diffusion.var_type, spec.diffusion.num_timesteps, averages)
     key = (entry.index, repr(spec if entry.evaluation.plugins else parts))  # plugins may check the whole spec
     if key not in known:
         try:

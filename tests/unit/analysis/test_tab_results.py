@@ -66,6 +66,25 @@ def test_images_from_elsewhere_are_marked_as_not_ours_with_their_own_protocol_an
     assert "ADM" in tab_results.as_html(frame)
 
 
+def test_a_checkpoint_that_was_selected_is_named_with_its_steps_and_a_warning_where_the_selection_flatters(study_runs):
+    entries = "replicates: 2\nevaluate: [{name: eval, nll: {}}, {name: chosen, nll: {num_images: 4}}]\n"
+    runs, chosen = load_records(study_runs(entries, nll)), {"metric": "curve/nll_bpd", "last_step": 20, "seed": 0}
+    captions = {}
+    for split in ("test", "train"):
+        by_step = []
+        for run, step in zip(runs, (4, 8), strict=True):
+            last, best = run.measurements
+            protocol = best.protocol | {"checkpoint": chosen | {"step": step, "split": split}}
+            by_step.append(replace(run, measurements=(last, replace(best, protocol=protocol))))
+        frame = tab_results.data(by_step)
+        captions[split] = tab_results.caption(frame)
+        assert "of the checkpoint with the lowest curve/nll_bpd" in captions[split]
+        assert "Checkpoints of chosen: of steps 4–8 of 20." in captions[split]
+    assert "(selected on the same test split, so too good)" in captions["test"]
+    assert "so too good" not in captions["train"]
+    assert "Checkpoints of" not in tab_results.caption(tab_results.data(runs))
+
+
 def test_missing_replicates_are_said(study_runs):
     rows = tab_results.rows(
         table(study_runs, 3, lambda run: {"state": "failed" if (run.arm, run.replicate) == ("cosine", 1) else "done"})
@@ -283,11 +302,18 @@ def test_two_seeds_give_the_error_of_the_features_of_their_mean(study_runs):
     assert cells(fid_table(study_runs, fid(5, 4, 0.2), seeds=2))[0] == "5.00 ± 0.28 (features)"  # 1.96 0.2 / sqrt(2)
 
 
-def test_three_trainings_have_the_interval_that_covers_both(study_runs):
-    frame = fid_table(study_runs, fid(5, 4, 0.1), seeds=4, replicates=3)
+def test_three_trainings_have_the_interval_over_them_and_with_several_seeds_it_covers_what_they_share(study_runs):
+    frame = fid_table(study_runs, fid(5, 4, 0.1), replicates=3)
     assert cells(frame) == ["5.10 ± 0.25", "4.10 ± 0.25"]
-    assert "it covers trainings and samples" in tab_results.caption(frame)
-    assert "(seeds)" not in tab_results.caption(frame)
+    assert "It covers trainings, and of samples what differs between replicates" in tab_results.caption(frame)
+    # The seeds lie 1 % apart in each training, so all their spread is shared: 0.0658 / 2, and t has two degrees of
+    # freedom as before: 4.303 sqrt(0.0577^2 + 0.0329^2).
+    seeds = fid_table(study_runs, fid(5, 4, 0.1), seeds=4, replicates=3, folder="seeds")
+    assert cells(seeds) == ["5.10 ± 0.29", "4.10 ± 0.27"]
+    assert "It covers trainings and samples." in tab_results.caption(seeds)
+    assert "(seeds)" not in tab_results.caption(seeds)
+    low, high = seeds.loc[seeds["metric"] == "fid", ["low", "high"]].iloc[0]
+    assert high - low == pytest.approx(2 * 0.286, abs=0.001), "the table's numbers are those of the cell"
 
 
 def test_bold_are_the_best_and_what_cannot_be_told_from_it(study_runs):

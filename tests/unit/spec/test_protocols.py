@@ -82,6 +82,7 @@ def test_what_contradicts_a_protocol_is_refused_with_its_place(fields, path, wor
         ({"weights": "raw"}, "weights ema against raw"),
         ({"ema": 0.999}, "weights ema against 0.999"),
         ({"guidance": 2.0}, "guidance 1.0 against 2.0"),
+        ({"checkpoint": "best"}, "checkpoint last against best"),
     ],
 )
 def test_a_change_of_any_field_that_matters_is_another_protocol_and_is_named(change, words):

@@ -756,6 +756,26 @@ def test_the_metric_of_the_best_checkpoint_is_one_that_an_evaluation_gives_durin
     assert "no evaluation has `every` and an nll or a fidelity" in refused("records: {best: eval/nll_bpd}")
 
 
+def test_an_evaluation_of_the_best_checkpoint_needs_a_metric_that_chooses_it(study, refused):
+    of_best = CURVE.replace("]\n", ", {name: chosen, checkpoint: best, nll: {}}]\n")
+    evaluations = study(of_best + "records: {best: curve/nll_bpd}").runs[0].evaluations
+    assert [evaluation.checkpoint for evaluation in evaluations] == ["last", "last", "best"]
+    assert len({evaluation.key for evaluation in evaluations}) == 3
+    assert "no checkpoint is the best: let records.best name a metric" in refused(of_best)
+    for field, message in {
+        "every: 10": "known when the training is over: remove every",
+        "weights: untrained": "of no checkpoint",
+    }.items():
+        said = refused(of_best.replace("best,", f"best, {field},") + "records: {best: curve/nll_bpd}")
+        assert said.startswith("study.yaml:3: evaluate.2: checkpoint: ") and message in said
+
+
+def test_an_average_is_looked_for_among_those_of_each_arm(refused):
+    entries = "evaluate: [{name: eval, ema: 0.99, nll: {}}]\n"
+    said = refused(entries + "arms: {a: {train.ema: [0.9, 0.99], train.ema_rate: null}, b: {train.ema_rate: 0.9}}")
+    assert "this run does not keep an average of rate 0.99; choices: 0.9" in said
+
+
 BY_FID = """
 evaluate:
   - {name: eval, every: 100, during_training: [fidelity], fidelity: {num_samples: 64, num_steps: 5}}
