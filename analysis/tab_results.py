@@ -344,17 +344,6 @@ def caption(frame: pd.DataFrame) -> str:
     )
 
 
-def selections(frame: pd.DataFrame) -> str:
-    """Say which steps the checkpoints are of that a metric selected; empty where the last ones were measured."""
-    if "selected_steps" not in frame:
-        return ""
-    chosen = frame[frame["selected_steps"] != ""].drop_duplicates("evaluation")
-    return "".join(
-        f" Checkpoints of {name}: of steps {steps}."
-        for name, steps in zip(chosen["evaluation"], chosen["selected_steps"], strict=True)
-    )
-
-
 def intervals(frame: pd.DataFrame) -> str:
     """Say what the intervals in the cells cover."""
     n = frame.loc[frame["model"] == TRAINED, "n"].max()

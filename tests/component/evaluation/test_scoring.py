@@ -76,8 +76,8 @@ def test_a_run_s_own_samples_have_the_numbers_that_they_had_inside_the_run_as_a_
     }
     rows = tab_results.rows(tab_results.data(load_records(runs, "tiny")))
     assert [(row["model"], row["arm"], row["fid"]) for row in rows] == [
-        ("trained", "base", f"{own['fid']:.2f}"),
-        ("not ours", "theirs", f"{own['fid']:.2f}"),
+        ("trained", "base", f"{own['fid']:.2f} (no interval)"),
+        ("not ours", "theirs", f"{own['fid']:.2f} (no interval)"),
     ]
     _, messages = harness(runs, "score", save(tmp_path / "few", images[:32]), "--study", "tiny")
     assert "these are 32 images, and the study measures 48 samples" in messages
