@@ -353,10 +353,11 @@ def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, dict[str, Any], 
         elif metric == "nll":
             yield NLL, protocol | {"split": evaluation["split"]}, variance, run.nll(measurement), np.nan
         else:
-            label = f"{FID} ({run.extractor(evaluation[part])})"
-            own = protocol | {"guidance": evaluation.get("guidance")}
+            extractor = run.extractor(evaluation[part])
+            own = protocol | {"guidance": evaluation.get("guidance"), "extractor": extractor}
             error = sampling_error(run, measurement, "fid")
-            yield label, own, variance, run.fidelity(measurement), error.standard_error if error else np.nan
+            standard_error = error.standard_error if error else np.nan
+            yield f"{FID} ({extractor})", own, variance, run.fidelity(measurement), standard_error
 
 
 def _contrasts(contexts: Sequence[_Context], ours: str, others: list[str]) -> Iterator[Contrast]:
@@ -405,7 +406,8 @@ def _sampler_contrasts(
                 continue
             middle = [float(np.exp(np.mean(np.log([curve[s] for s in steps])))) for curve in (our_curve, other_curve)]
             sweep, protocol = measurement.evaluation["sweep"], sampling_protocol(measurement, "sweep")
-            metric, key = f"{FID} ({run.extractor(sweep)})", canonical_json([run.arm, protocol])
+            metric = f"{FID} ({run.extractor(sweep)})"
+            key = canonical_json([run.arm, metric, protocol])
             sweeps.setdefault(key, _Context(run.arm, metric, protocol))
             pairs.setdefault((key, ", ".join(map(str, steps))), []).append((middle[0], middle[1]))
     labels = dict(zip(sweeps, _labelled(list(sweeps.values())), strict=True))

@@ -108,17 +108,21 @@ def _law(part: pd.DataFrame) -> PowerLaw | None:
 
 @style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
-    metrics = [metric for metric in KINDS if metric in set(frame["metric"])]
-    several = frame["series"].nunique() > 1
-    figure, (panels,) = style.subplots(1, len(metrics), width=style.ONE_COLUMN * len(metrics), height=2.8)
-    for axes, metric in zip(panels, metrics, strict=True):
-        shown = frame[frame["metric"] == metric]
-        for index, (series, part) in enumerate(shown.groupby(["series", "protocol"], sort=False)):
-            look, x, law = style.arm_style(index), part["compute_multiply_adds"], _law(part)
+    """Draw one panel for each metric and protocol: values of different protocols share no axis."""
+    pairs = frame[["metric", "protocol"]].drop_duplicates().itertuples(index=False, name=None)
+    panels = sorted(pairs, key=lambda panel: list(KINDS).index(panel[0]))
+    all_series = list(frame["series"].unique())
+    several = len(all_series) > 1
+    figure, (all_axes,) = style.subplots(1, len(panels), width=style.ONE_COLUMN * len(panels), height=2.8)
+    for axes, (metric, protocol) in zip(all_axes, panels, strict=True):
+        shown = frame[(frame["metric"] == metric) & (frame["protocol"] == protocol)]
+        for series, part in shown.groupby("series", sort=False):
+            look = style.arm_style(all_series.index(series))
+            x, law = part["compute_multiply_adds"], _law(part)
             axes.errorbar(
                 x, part["mean"], [part["mean"] - part["low"], part["high"] - part["mean"]],
                 color=look["color"], marker=look["marker"], linestyle="", elinewidth=0.9, capsize=2.5,
-                label=style.label(series[0]) if several else None,
+                label=style.label(series) if several else None,
             )  # fmt: skip
             if law:
                 fine = np.geomspace(x.min() / 1.25, x.max() * 1.25, 200)
@@ -130,7 +134,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                 )
         label = KINDS[metric].label
         axes.set(xscale="log", yscale="log", xlabel=COMPUTE.axis, title=label)
-        axes.set_ylabel(style.label(f"{label} ({'; '.join(shown['protocol'].unique())})"))
+        axes.set_ylabel(style.label(f"{label} ({protocol})"))
         axes.margins(x=0.22, y=0.14)
         style.plain_log_numbers(axes)
         if axes.get_legend_handles_labels()[1]:

@@ -14,6 +14,7 @@ from harness.analysis.intervals import Estimate, can_be_told_apart, format_value
 from harness.analysis.noise import FEWEST_SEEDS, SamplingError, of_features, sampling_error, shared_error
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
 from harness.analysis.selection import ensemble, selected_steps, selection
+from harness.analysis.settings import Labels
 from harness.records.scored import read_scored
 from harness.spec.evaluation import Fidelity
 from harness.spec.fidelity_metrics import FIDELITY_METRICS
@@ -43,15 +44,16 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     methods = {run.arm: run.named("method") or "gaussian" for run in runs}
     # By run: no replicate overwrites another.
     values_of: dict[tuple, dict[str, tuple[float, SamplingError | None]]] = {}
+    data_of = _data_texts(runs)
     for run in runs:
         for measurement in run.measurements:
             of_features = bool(measurement.evaluation["fidelity"])
-            for model, arm, metric, protocol, value in _values(run, measurement):
+            for model, arm, metric, protocol, value in _values(run, measurement, data_of[run.run_key]):
                 # Two evaluations of one name in one study have different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
                 error = sampling_error(run, measurement, metric) if of_features and metric in OF_FEATURES else None
                 values_of.setdefault((model, arm, name, metric, *protocol), {})[run.run_key] = value, error
-    for arm, metric, protocol, value, error in _scored(runs):
+    for arm, metric, protocol, value, error in _scored(runs, data_of):
         values_of[NOT_OURS, arm, "", metric, *protocol] = {"": (value, error)}
     rows = []
     for (model, arm, evaluation, metric, extractor, protocol, variance, identity), values in values_of.items():
@@ -118,13 +120,24 @@ class Protocol(NamedTuple):
     id: str
 
 
-def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, Protocol, float]]:
+def _data_texts(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Return by run_key what follows the words for a split: ` of cifar10`; empty if all runs have the same data."""
+    labels = Labels()
+    keys = {}
+    for run in runs:
+        settings = {name: value for name, value in run.spec["data"].items() if name != "horizontal_flip"}
+        keys[run.run_key] = labels.add(run.spec["data"]["name"], settings)
+    texts = labels.texts()
+    return {run_key: f" of {texts[key]}" if len(texts) > 1 else "" for run_key, key in keys.items()}
+
+
+def _values(run: RunRecord, measurement: Measurement, of_data: str) -> Iterator[tuple[str, str, str, Protocol, float]]:
     """Return (model, arm, metric, protocol, value) of one measurement."""
     model, evaluation = TRAINED if measurement.trained else UNTRAINED, measurement.evaluation
     variance, chosen = run.variance(measurement).replace("learned", ""), selection(measurement) + ensemble(measurement)
     if evaluation["nll"]:
         images = measurement.protocol.get("likelihood", {}).get("num_images", "?")
-        where = f"on {images} {evaluation['split']} images"
+        where = f"on {images} {evaluation['split']} images{of_data}"
         text = f"{evaluation['nll']['estimator']} sum over t {where}{chosen}"
         yield model, run.arm, "nll", Protocol("", text, variance, text), run.nll(measurement)
         gaussian = run.metric(measurement, "gaussian_baseline_bpd")
@@ -134,11 +147,11 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
         part = evaluation["fidelity"]
         identity = protocol_id(evaluation, run.spec["diffusion"]["num_timesteps"])
         text = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
-        text += f" against {_reference(part)}, k = {part['k']}{chosen}"
+        text += f" against {_reference(part)}{of_data}, k = {part['k']}{chosen}"
         text += f", guidance {guidance:g}" if (guidance := evaluation.get("guidance", 1.0)) != 1 else ""
         text += f", the mean of {part['seeds']} sampling seeds" if part.get("seeds", 1) > 1 else ""
         text += f" (protocol {identity})" if identity in PROTOCOLS else ""
-        protocol = Protocol(run.extractor(part), text, variance, identity)
+        protocol = Protocol(run.extractor(part), text, variance, identity + of_data)
         for name in part.get("metrics", Fidelity.model_fields["metrics"].default):
             for metric in FIDELITY_METRICS[name].outputs:
                 yield model, run.arm, metric, protocol, run.fidelity(measurement, metric)
@@ -146,7 +159,8 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
     for part in evaluation.get("metrics", ()):
         options = ", ".join(f"{key} {value}" for key, value in part.items() if key != "name") or part["name"]
         for metric in names.get(part["name"], ()):
-            yield model, run.arm, metric, Protocol("", options, "", options), run.metric(measurement, metric)
+            protocol = Protocol("", options, "", options + of_data)
+            yield model, run.arm, metric, protocol, run.metric(measurement, metric)
 
 
 def _reference(part: dict[str, Any]) -> str:
@@ -155,14 +169,17 @@ def _reference(part: dict[str, Any]) -> str:
     return f"the reference file of sha256 {str(digest)[:12]}" if digest else f"the {part['reference']} split"
 
 
-def _scored(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str, Protocol, float, SamplingError | None]]:
+def _scored(
+    runs: Sequence[RunRecord], data_of: dict[str, str]
+) -> Iterator[tuple[str, str, Protocol, float, SamplingError | None]]:
     """Return (arm, metric, protocol, value, its error) of images from elsewhere beside the runs."""
     known: dict[tuple, str] = {}
     for run in runs:
         for measurement in run.measured("fidelity"):
             part = measurement.evaluation["fidelity"]
             place = (run.extractor(part), part["num_samples"], part["reference"], part["k"])
-            known.setdefault(place, protocol_id(measurement.evaluation, run.spec["diffusion"]["num_timesteps"]))
+            identity = protocol_id(measurement.evaluation, run.spec["diffusion"]["num_timesteps"])
+            known.setdefault(place, identity + data_of[run.run_key])
     places = dict.fromkeys((run.folder.parent, run.study) for run in runs)
     for scored in (scored for folder, study in places for scored in read_scored(folder, study)):
         text = f"{scored.num_images} images against the {scored.reference} split, k = {scored.k}"
@@ -206,16 +223,21 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
             row["note"] = " · ".join(
                 filter(None, notes + (list(part["protocol"].unique()) if model == NOT_OURS else []))
             )
-            row["protocols"] = dict(zip(part["metric"], part["protocol_id"], strict=True))
+            row["protocols"] = dict(zip(part["metric"], _columns(part), strict=True))
             row["block"] = _block(row["protocols"], blocks)
             for _, cell in part.iterrows():
                 metric = cell["metric"]
                 row[metric] = _cell(cell)
-                column = (trained["metric"] == metric) & (trained["protocol_id"] == cell["protocol_id"])
+                column = (trained["metric"] == metric) & (_columns(trained) == row["protocols"][metric])
                 if model == TRAINED and _is_best(cell, trained[column]):
                     row["best"].add(metric)
             table.append(row)
     return sorted(table, key=lambda row: row["block"])
+
+
+def _columns(frame: pd.DataFrame) -> pd.Series:
+    """Return what is the same of the values of a metric that may stand in one column: protocol and extractor."""
+    return frame["protocol_id"] + " " + frame["extractor"]
 
 
 def _block(protocols: dict[str, str], blocks: list[dict[str, str]]) -> int:
@@ -415,7 +437,7 @@ def tables(frame: pd.DataFrame) -> list[tuple[str, dict[str, str], list[dict[str
     for block in dict.fromkeys(row["block"] for row in all_rows):
         members = [row for row in all_rows if row["block"] == block]
         columns = {column for row in members for column in row["protocols"].items()}
-        part = frame[[column in columns for column in zip(frame["metric"], frame["protocol_id"], strict=True)]]
+        part = frame[[column in columns for column in zip(frame["metric"], _columns(frame), strict=True)]]
         result.append((protocols(part) or " ".join(part["protocol"].unique()), heads(part), members))
     return result if len(result) > 1 else [("", titles, members) for _, titles, members in result]
 

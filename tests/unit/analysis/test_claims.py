@@ -208,3 +208,25 @@ def test_two_sweeps_of_one_arm_are_two_contrasts_and_not_replicates_of_one(study
     few = claims.ddim_wins_at_few_steps(load_records(study_runs(extra, lambda run: {"ddim": 4.0 + run.replicate})))
     assert [len(contrast.pairs) for contrast in few.contrasts] == [3, 3]
     assert len({contrast.context for contrast in few.contrasts}) == 2
+
+
+AVERAGES = """
+grid: {diffusion.schedule: [linear, cosine], train.ema_rate & train.ema: [[null, [0.999, 0.9999]]]}
+replicates: 3
+evaluate: [{name: eval, PART, ema: 0.999}, {name: eval_long, PART, ema: 0.9999}]
+"""
+
+
+def test_two_averages_of_the_weights_are_never_one_protocol(study_runs):
+    contrasts = claims.cosine_beats_linear(
+        load_records(study_runs(AVERAGES.replace("PART", "nll: {}"), lambda run: {}))
+    ).contrasts
+    assert [len(contrast.pairs) for contrast in contrasts] == [3, 3]
+    assert len({contrast.context for contrast in contrasts}) == 2
+
+
+def test_two_sweeps_of_two_averages_are_two_contrasts(study_runs):
+    sweep = "sweep: {num_steps: [5, 10], num_samples: 64}"
+    few = claims.ddim_wins_at_few_steps(load_records(study_runs(AVERAGES.replace("PART", sweep), lambda run: {})))
+    assert [len(contrast.pairs) for contrast in few.contrasts] == [3] * 4
+    assert len({contrast.context for contrast in few.contrasts}) == 4

@@ -99,3 +99,22 @@ evaluate: [{nll: {}}]
         "cosine simple (diffusion.schedule.s=0.05)",
     }
     assert frame.groupby("series").size().tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("other", ["num_samples: 128, num_steps: 10", "num_samples: 64, num_steps: 10, k: 5"])
+def test_fids_of_different_protocols_share_no_axis_and_no_fit(study_runs, other):
+    extra = f"""
+grid: {{model.channels: [8, 16, 32, 64]}}
+evaluate:
+  - {{name: eval, arms: [channels=8, channels=16], fidelity: {{num_samples: 64, num_steps: 10}}}}
+  - {{name: eval_other, arms: [channels=32, channels=64], fidelity: {{{other}}}}}
+"""
+    frame = fig_scaling.data(load_records(study_runs(extra, on_a_law)))
+    assert frame.groupby("protocol", sort=False)["arm"].apply(list).tolist() == [
+        ["channels=8", "channels=16"],
+        ["channels=32", "channels=64"],
+    ]
+    axes = fig_scaling.draw(frame).axes
+    labels = [ax.get_ylabel() for ax in axes]
+    assert len(set(labels)) == 2 and all(label.startswith("FID (digitsnet") for label in labels)
+    assert [len(ax.containers) for ax in axes] == [1, 1]

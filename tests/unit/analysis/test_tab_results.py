@@ -186,6 +186,26 @@ evaluate:
     assert len(ids) == 2 and all(re.fullmatch("custom-[0-9a-f]{8}", identity) for identity in ids)
 
 
+def test_arms_on_different_data_share_no_column_and_no_best(study_runs):
+    """Whatever the extractor: a distance to digits is none to Fashion-MNIST, and neither are their bits/dim."""
+    extra = """
+grid: {data: [mnist, fashion_mnist]}
+evaluate: [{nll: {}, fidelity: {num_samples: 64, num_steps: 10, extractor: random_features}}]
+"""
+    frame = tab_results.data(load_records(study_runs(extra, lambda run: {"fid": 1.0, "nll": 2.0})))
+    tables = tab_results.tables(frame)
+    arms = [{row["arm"] for row in members} - {""} for _, _, members in tables]
+    assert sorted(map(sorted, arms)) == [["fashion_mnist"], ["mnist"]]
+    assert all(f"of {arm}" in heading for (arm,), (heading, _, _) in zip(arms, tables, strict=True))
+    assert [row["best"] for _, _, members in tables for row in members if row["model"] == "trained"] == [set(), set()]
+
+
+def test_arms_that_differ_in_flips_alone_share_a_table(study_runs):
+    extra = "grid: {data.horizontal_flip: [false, true]}\nevaluate: [{nll: {}}]\n"
+    ((heading, _, members),) = tab_results.tables(tab_results.data(load_records(study_runs(extra, nll))))
+    assert heading == "" and len({row["arm"] for row in members if row["model"] == "trained"}) == 2
+
+
 def test_other_sampling_seeds_and_names_share_a_table(study_runs):
     extra = """
 evaluate:
