@@ -168,7 +168,8 @@ def protocol_id(evaluation: Mapping[str, Any], num_timesteps: int) -> str:
         fixed["num_steps"] = fixed["num_steps"] or num_timesteps
         if all(_same(key, own[key], value) for key, value in fixed.items()):
             return name
-    return f"custom-{digest(own)[:8]}"
+    younger = () if own["checkpoint"] != "last" else ("checkpoint",)  # ids that were recorded without it stay
+    return f"custom-{digest({key: value for key, value in own.items() if key not in younger})[:8]}"
 
 
 def difference(ours: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -101,3 +101,9 @@ def test_the_whole_chain_is_its_length():
     chain = stored(fidelity={"num_steps": None, "k": 3})
     assert protocol_id(chain, 1000) == "ddpm" == protocol_id(stored(fidelity={"num_steps": 1000, "k": 3}), 1000)
     assert protocol_id(stored(fidelity={"num_steps": 500, "k": 3}), 1000).startswith("custom-")
+
+
+def test_an_id_that_was_recorded_stays():
+    ten_thousand = stored(fidelity={"num_samples": 10_000})
+    assert protocol_id(ten_thousand, 4000) == "custom-6c0f8189"
+    assert protocol_id(ten_thousand | {"checkpoint": "best"}, 4000) != "custom-6c0f8189"
