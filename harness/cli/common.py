@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -43,7 +44,7 @@ class Output:
     def document(self, value: Any) -> None:
         """Print the result of a verb if --json was given; a verb prints one document."""
         if self.stdout is not None:
-            click.echo(json.dumps(value, indent=1, default=str), file=self.stdout)
+            click.echo(json.dumps(_finite(value), indent=1, default=str, allow_nan=False), file=self.stdout)
 
     def refuse_with(self, option: str, given: bool) -> None:
         """Refuse --json together with an option that runs without end.
@@ -53,6 +54,15 @@ class Output:
         """
         if self.as_json and given:
             raise LaunchError(f"--json prints one document, but {option} keeps printing; use one of them")
+
+
+def _finite(value: Any) -> Any:
+    """Return a document with null for numbers that JSON does not have: NaN and the infinities."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _redirect_messages(context: click.Context, _: click.Parameter, as_json: bool) -> Output:

@@ -29,7 +29,7 @@ def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
         print(f"warning: {printable(warning)}")
     for note in (*plan.notes(), *data_notes(plan), *recorded_data_notes(plan), *extractor_notes(plan.runs)):
         print(printable(note))
-    print(_total_cost(plan))
+    print(total_cost(plan))
 
 
 def _arms(plan: Plan) -> Table:
@@ -125,7 +125,8 @@ def cost_sentence(plan: Plan, device: str | None = None) -> str:
     return ", ".join(parts)
 
 
-def _total_cost(plan: Plan) -> str:
+def total_cost(plan: Plan) -> str:
+    """Describe what is left to train and to evaluate, the budget and the disk space, in a line or two."""
     budget = plan.study.budget_gpu_hours
     limit = f"; budget: {budget:g} GPU hours" if budget is not None else ""
     sentence = cost_sentence(plan)

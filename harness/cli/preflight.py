@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,12 +88,14 @@ def calibrate(
 ) -> None:
     """Time some training steps of a study.
 
-    A few steps of each kind of run that the study has; `plan` and `budget_gpu_hours` then know what it costs.
+    A few steps of each kind of run that the study has; `plan` and `budget_gpu_hours` then know what training and
+    evaluations cost.
 
     With --json: {"classes": [{"arms", "batch_size", "error", "measured"}]}, `measured` being null or {"device",
     "device_name", "seconds_per_step", "num_processes", ...}.
     """
     from harness.cli import tables
+    from harness.cli.plan_view import total_cost
     from harness.launch import planning
     from harness.launch.calibrate import calibrate as time_classes
 
@@ -113,7 +115,8 @@ def calibrate(
     if not output.as_json:
         headers = ("arm", "seconds a step", "images/s", "checkpoint", "on")
         tables.Table(headers, [_class_cells(result) for result in results]).show()
-    click.echo(f"cost: harness plan {study}{same_runs(runs_folder)}")
+        click.echo(total_cost(replace(planned)))  # with what was just timed
+    click.echo(f"each run: harness plan {study}{same_runs(runs_folder)}")
     if any(result.timing is None for result in results):
         sys.exit(1)
 

@@ -12,6 +12,7 @@ import pytest
 
 from harness import text
 from harness.cli import plan_view, status_view, tables, timeline
+from harness.cli.common import Output
 from harness.launch import planning
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
@@ -261,3 +262,14 @@ def test_a_run_that_evaluates_says_what_and_when_it_has_measured_that_part(facts
 @pytest.mark.parametrize("name", ["a b.yaml", "$HOME/x.yaml", "it's.yaml", "-rf.yaml", "a;b.yaml"])
 def test_a_command_that_is_suggested_can_be_pasted(name):
     assert shlex.split(f"harness submit {text.shell_word(name)}") == ["harness", "submit", name]
+
+
+def test_a_document_has_null_for_numbers_that_json_does_not_have():
+    stream = io.StringIO()
+    Output(stream).document({"a": [float("nan"), 1.5], "b": {"c": float("inf")}, "d": ("x", None)})
+    refuse = pytest.fail  # what json.loads calls for NaN and Infinity
+    assert json.loads(stream.getvalue(), parse_constant=refuse) == {
+        "a": [None, 1.5],
+        "b": {"c": None},
+        "d": ["x", None],
+    }
