@@ -122,7 +122,7 @@ def values_by_seed(run: RunRecord, measurement: Measurement, kind: str) -> list[
 
 
 def sampling_error(run: RunRecord, measurement: Measurement, kind: str) -> SamplingError | None:
-    """Return the error of a metric of features from its spread over three seeds or more, else FID's from its features.
+    """Return the error of a metric of features from its spread over three seeds or more, else as the features give it.
 
     None where neither was recorded.
     """
@@ -131,10 +131,21 @@ def sampling_error(run: RunRecord, measurement: Measurement, kind: str) -> Sampl
         return SamplingError(
             float(np.std(values, ddof=1)) / math.sqrt(len(values)), len(values) - 1, "seeds", tuple(values)
         )
+    num_seeds = max(1, len(values))
     match measurement.protocol.get("fidelity"):
         case {"fid_standard_error": float(error) | int(error)} if kind == "fid":
-            return of_features(error, max(1, len(values)))
+            return of_features(error, num_seeds)
+    if kind == "kid":
+        return of_features(run.fidelity(measurement, "kid_standard_error"), num_seeds)
+    if kind in _WITH_ENDS:
+        low, high = (run.fidelity(measurement, f"{kind}_{end}") for end in ("low", "high"))
+        return of_features((high - low) / 2 / Z, num_seeds)
     return None
+
+
+_WITH_ENDS = ("fid_infinity", "memorisation_auc")
+Z = 1.959964
+"""Half of a 95 % interval in standard errors that are known."""
 
 
 def of_features(standard_error: float | None, num_seeds: int = 1) -> SamplingError | None:

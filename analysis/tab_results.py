@@ -26,7 +26,13 @@ from harness.text import markdown as markdown_text
 TITLE = "Results"
 NEEDS = "an evaluation with nll, fidelity or metrics"
 OF_FEATURES = tuple(kind for metric in FIDELITY_METRICS.values() for kind in metric.outputs)
-DIGITS = {"fid": 2, "kid": 5, "kid_standard_error": 5}  # after the point; of all else 3
+DIGITS = {
+    "fid": 2,
+    "fid_infinity": 2,
+    "class_fid": 2,
+    "kid": 5,
+    "kid_standard_error": 5,
+}  # after the point; of all else 3
 KINDS: dict[str, MetricKind] = {"nll": metric_kind("nll_bpd"), **{kind: metric_kind(kind) for kind in OF_FEATURES}}
 TRAINED, NOT_OURS, UNTRAINED, GAUSSIAN = "trained", "not ours", "untrained network", "Gaussian per pixel"
 
@@ -384,7 +390,7 @@ def intervals(frame: pd.DataFrame) -> str:
     few = frame[(frame["kind"] != "interval") & (frame["n"] > 0)]
     texts = {
         "seeds": "± (seeds): half of the 95 % t-interval over sampling seeds",
-        "features": "± (features): 1.96 times FID's standard error, from the features of one draw",
+        "features": "± (features): 1.96 standard errors, from the features of one draw",
     }
     sources = few["sampling_errors_from"].dropna().unique() if "sampling_errors_from" in few else []
     if shown := [text for source, text in texts.items() if source in sources]:
@@ -408,18 +414,21 @@ def classifiers(frame: pd.DataFrame) -> str:
 
 
 def heads(frame: pd.DataFrame) -> dict[str, str]:
-    """Return the columns' titles by metric, with the feature extractors."""
+    """Return the columns' titles by metric, with the feature extractors; the first of these has their accuracy.
+
+    What has no better direction, such as an error or the end of an interval, is in results.csv alone.
+    """
     nll = KINDS["nll"]
     titles = {"nll": f"{nll.axis} {nll.arrow}"} if "nll" in set(frame["metric"]) else {}
+    accuracies = dict(zip(frame["extractor"], frame.get("extractor_accuracy", [""] * len(frame)), strict=True))
     for metric in OF_FEATURES:
-        extractors = frame.loc[frame["metric"] == metric].drop_duplicates("extractor")
-        if len(extractors):
-            accuracies = extractors.get("extractor_accuracy", pd.Series("", extractors.index))
+        extractors = frame.loc[frame["metric"] == metric, "extractor"].unique()
+        if len(extractors) and KINDS[metric].direction:
             names = " / ".join(
-                f"{name}, accuracy {accuracy}" if accuracy else name
-                for name, accuracy in zip(extractors["extractor"], accuracies, strict=True)
+                f"{name}, accuracy {accuracy}" if (accuracy := accuracies.pop(name, "")) else name
+                for name in extractors
             )
-            titles[metric] = f"{KINDS[metric].label} ({names}) {KINDS[metric].arrow}".rstrip()
+            titles[metric] = f"{KINDS[metric].label} ({names}) {KINDS[metric].arrow}"
     return titles | {metric: metric for metric in others(frame)}
 
 

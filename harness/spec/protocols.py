@@ -75,6 +75,9 @@ PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
 """
 
 
+WHOLE_CHAIN = "the whole chain"
+
+
 class ProtocolError(ValueError):
     """A field contradicts the protocol, or there is no such protocol; `path` leads to it within the evaluation."""
 
@@ -118,7 +121,7 @@ def _same(key: str, given: Any, fixed: Any) -> bool:
 def _shown(value: Any) -> str:
     match value:
         case None:
-            return "the whole chain"
+            return WHOLE_CHAIN
         case {"name": name}:
             return str(name)
     return str(value)
@@ -135,7 +138,7 @@ def compared(evaluation: Mapping[str, Any], num_timesteps: int) -> dict[str, Any
 
     Args:
         evaluation: a resolved one with fidelity, as plain values.
-        num_timesteps: of the chain, which `num_steps: null` stands for.
+        num_timesteps: of the chain. Chains of different lengths, each taken whole, are sampled by one protocol.
     """
     part = evaluation["fidelity"]
     return {
@@ -145,7 +148,7 @@ def compared(evaluation: Mapping[str, Any], num_timesteps: int) -> dict[str, Any
         "k": part["k"],
         "prc_reference": part["prc_reference"],
         "sampler": _settings(part["sampler"]),
-        "num_steps": part["num_steps"] or num_timesteps,
+        "num_steps": WHOLE_CHAIN if part["num_steps"] in (None, num_timesteps) else part["num_steps"],
         "guidance": evaluation.get("guidance", 1.0),
         "checkpoint": evaluation.get("checkpoint", "last"),
         "weights": evaluation.get("ema") or _TRAINED.get(evaluation["weights"], evaluation["weights"]),
@@ -165,11 +168,11 @@ def protocol_id(evaluation: Mapping[str, Any], num_timesteps: int) -> str:
     own = compared(evaluation, num_timesteps)
     for name, preset in PROTOCOLS.items():
         fixed = {**preset["fidelity"], **{key: preset[key] for key in ("weights", "guidance")}, "checkpoint": "last"}
-        fixed["num_steps"] = fixed["num_steps"] or num_timesteps
+        if fixed["num_steps"] in (None, num_timesteps):
+            fixed["num_steps"] = WHOLE_CHAIN
         if all(_same(key, own[key], value) for key, value in fixed.items()):
             return name
-    younger = () if own["checkpoint"] != "last" else ("checkpoint",)  # ids that were recorded without it stay
-    return f"custom-{digest({key: value for key, value in own.items() if key not in younger})[:8]}"
+    return f"custom-{digest(own)[:8]}"
 
 
 def difference(ours: Mapping[str, Any], other: Mapping[str, Any]) -> str:

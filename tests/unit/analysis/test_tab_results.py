@@ -257,19 +257,23 @@ def test_without_any_likelihood_there_is_no_column_and_no_note(study_runs):
 
 def test_metrics_of_features_that_a_study_asks_for_have_columns_with_their_errors(study_runs):
     evaluate = """evaluate:
-  - {name: eval, fidelity: {num_samples: 64, num_steps: 10, metrics: [fid, fid_standard_error, kid]}}
+  - name: eval
+    fidelity: {num_samples: 64, num_steps: 10, metrics: [fid, fid_standard_error, fid_infinity, kid, memorisation]}
 """
     numbers = {"fid": 12.3, "fid_standard_error": 0.25, "kid": 0.00123, "kid_standard_error": 0.0001}
+    numbers |= {"fid_infinity": 9.0, "fid_infinity_low": 8.0, "fid_infinity_high": 10.0}
+    numbers |= {"memorisation_auc": 0.5, "memorisation_auc_low": 0.48, "memorisation_auc_high": 0.52}
     frame = tab_results.data(load_records(study_runs(evaluate, lambda run: numbers)))
-    assert list(tab_results.heads(frame).values()) == [
-        "FID (digitsnet) ↓",
-        "standard error of FID over samples (digitsnet)",
-        "KID (digitsnet) ↓",
-        "standard error of KID over samples (digitsnet)",
-    ]
+    titles = tab_results.heads(frame)
+    assert titles["kid"] == "KID (digitsnet) ↓" and not any("standard_error" in metric for metric in titles)
+    assert {"kid_standard_error", "fid_infinity_low"} <= set(frame["metric"]), "they are in the CSV"
     (row,) = tab_results.rows(frame)
-    cells = [row[metric] for metric in ("fid", "fid_standard_error", "kid", "kid_standard_error")]
-    assert cells == ["12.30 ± 0.49 (features)", "0.250", "0.00123", "0.00010"]
+    assert [row[metric] for metric in ("fid", "fid_infinity", "kid", "memorisation_auc")] == [
+        "12.30 ± 0.49 (features)",
+        "9.00 ± 1.00 (features)",
+        "0.00123 ± 0.00020 (features)",
+        "0.500 ± 0.020 (features)",
+    ]
     assert "metrics of features: 64 samples of ancestral 10 steps" in tab_results.caption(frame)
 
 
@@ -304,7 +308,7 @@ def test_a_single_draw_has_the_error_of_its_features_and_without_one_the_cell_sa
     assert "sampling_errors" not in without
     frame = fid_table(study_runs, fid(5, 4, 0.1), folder="with")
     assert cells(frame) == ["5.00 ± 0.20 (features)", "4.00 ± 0.20 (features)"]
-    assert "± (features): 1.96 times FID's standard error" in tab_results.caption(frame)
+    assert "± (features): 1.96 standard errors" in tab_results.caption(frame)
     assert "samples alone, not other trainings" in tab_results.caption(frame)
 
 
