@@ -341,7 +341,9 @@ def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, dict[str, Any], 
 
 
 def _contrasts(contexts: Sequence[_Context], ours: str, others: list[str]) -> Iterator[Contrast]:
-    for label, context in _labelled(contexts):
+    named = ({arm.name for arm in context.arms.values()} for context in contexts)
+    fitting = [context for context, names in zip(contexts, named, strict=True) if ours in names and {*others} & names]
+    for label, context in _labelled(fitting):
         for other in others:
             our_arms, other_arms = context.arms_of(ours), context.arms_of(other)
             sides = ((ours, our_arms), (other, other_arms))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from harness.analysis.runs import RunRecord
 from harness.data.folder import listed
+from harness.spec.metrics import classifier_is_poor
 
 
 def data_sentence(runs: Sequence[RunRecord]) -> str:
@@ -14,7 +15,7 @@ def data_sentence(runs: Sequence[RunRecord]) -> str:
 
     Empty where nothing was ignored and all runs agree.
     """
-    return " ".join([*_ignored(runs), *_other_data(runs), *_other_weights(runs)])
+    return " ".join([*_ignored(runs), *_other_data(runs), *_other_weights(runs), *_poor_classifiers(runs)])
 
 
 def _ignored(runs: Sequence[RunRecord]) -> list[str]:
@@ -76,6 +77,23 @@ def _other_weights(runs: Sequence[RunRecord]) -> list[str]:
                     f"{name} than the others' (sha256 {digest[:12]}, not {usual[:12]})."
                 )
     return sentences
+
+
+def _poor_classifiers(runs: Sequence[RunRecord]) -> list[str]:
+    """Warn of classifiers that label too few test images correctly for their features to be trusted."""
+    accuracies: dict[str, list[float]] = {}
+    for run in runs:
+        for measurement in run.measurements:
+            match measurement.protocol.get("extractor"):
+                case {"name": str(name), "test_accuracy": float(accuracy), **rest}:
+                    majority_share = rest.get("test_majority_share")
+                    if classifier_is_poor(accuracy, majority_share if isinstance(majority_share, float) else 0.0):
+                        accuracies.setdefault(name, []).append(accuracy)
+    return [
+        f"{name} labels only {100 * min(values):.1f} % of the test images correctly: its FID, precision and recall say "
+        "little."
+        for name, values in accuracies.items()
+    ]
 
 
 def _name(run: RunRecord) -> str:

@@ -193,7 +193,10 @@ class RunRecord:
 
     def extractor(self, part: dict[str, Any]) -> str:
         """Return the name of the network whose features a `fidelity` or `sweep` compares."""
-        return extractor_name(part["extractor"], self.spec["data"]["name"])
+        data, digest = self.spec["data"]["name"], self.environment.get("data_digest")
+        name = extractor_name(part["extractor"], data, digest if isinstance(digest, str) else None)
+        # Records of earlier versions have no digest in the name.
+        return name if any(f"_{name}_" in key for key in self.curves) else extractor_name(part["extractor"], data)
 
 
 @dataclass(frozen=True)

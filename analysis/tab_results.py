@@ -12,24 +12,26 @@ from markupsafe import Markup
 from harness.analysis import html
 from harness.analysis.intervals import format_values, summarise
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
+from harness.records.scored import read_scored
+from harness.spec.evaluation import Fidelity
+from harness.spec.fidelity_metrics import FIDELITY_METRICS
 from harness.spec.metrics import MetricKind, metric_kind
 from harness.spec.run import METHODS
 from harness.text import markdown as markdown_text
 
 TITLE = "Results"
 NEEDS = "an evaluation with nll, fidelity or metrics"
-DIGITS = {"nll": 3, "fid": 2, "precision": 3, "recall": 3}  # after the point; of a plugin's metric 3
-KINDS: dict[str, MetricKind] = {
-    "nll": metric_kind("nll_bpd"),
-    **{kind: metric_kind(kind) for kind in ("fid", "precision", "recall")},
-}
-TRAINED, UNTRAINED, GAUSSIAN = "trained", "untrained network", "Gaussian per pixel"
+OF_FEATURES = tuple(kind for metric in FIDELITY_METRICS.values() for kind in metric.outputs)
+DIGITS = {"fid": 2, "kid": 5, "kid_standard_error": 5}  # after the point; of all else 3
+KINDS: dict[str, MetricKind] = {"nll": metric_kind("nll_bpd"), **{kind: metric_kind(kind) for kind in OF_FEATURES}}
+TRAINED, NOT_OURS, UNTRAINED, GAUSSIAN = "trained", "not ours", "untrained network", "Gaussian per pixel"
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per model, arm, evaluation and metric: `values` over replicates and their summary.
 
-    `model` is `trained`, `untrained network` or `Gaussian per pixel`; `planned` is the study's number of replicates, so
+    `model` is `trained`, `untrained network`, `Gaussian per pixel`, or `not ours` for images from elsewhere that
+    `harness score` has put beside the study's arms; `planned` is the study's number of replicates, so
     that a table can show how many of them are missing. `method` is there if a run has another than the default one.
     """
     index = arm_index(runs)
@@ -42,6 +44,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
                 # Two evaluations of one name in one study have different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
                 values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.run_key] = value
+    for arm, metric, protocol_parts, value in _scored(runs):
+        values_of[NOT_OURS, arm, "", metric, *protocol_parts] = {"": value}
     rows = []
     for (model, arm, evaluation, metric, extractor, protocol, variance), values in values_of.items():
         row = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "method": methods.get(arm, "")}
@@ -57,9 +61,22 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         )
     columns = ["model", "arm", "arm_index", "method", "evaluation", "metric", "extractor", "protocol", "fixed_variance"]
     frame = pd.DataFrame(rows, columns=[*columns, "planned", "n", "mean", "low", "high", "kind", "values"])
-    order = frame["model"].map({TRAINED: 0, UNTRAINED: 1, GAUSSIAN: 2})
+    if accuracies := _accuracies(runs):
+        frame["extractor_accuracy"] = frame["extractor"].map(accuracies).fillna("")
+    order = frame["model"].map({TRAINED: 0, NOT_OURS: 1, UNTRAINED: 2, GAUSSIAN: 3})
     unused = ["order"] if set(methods.values()) - {"gaussian"} else ["order", "method"]
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns=unused)
+
+
+def _accuracies(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Return the test accuracy of each classifier whose features are compared, as text; a range if it differs."""
+    values: dict[str, set[float]] = {}
+    for run in runs:
+        for measurement in run.measurements:
+            match measurement.protocol.get("extractor"):
+                case {"name": str(name), "test_accuracy": float(accuracy)}:
+                    values.setdefault(name, set()).add(round(100 * accuracy, 1))
+    return {name: f"{'–'.join(f'{value:g}' for value in sorted({min(v), max(v)}))} %" for name, v in values.items()}
 
 
 def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
@@ -76,15 +93,32 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
     if evaluation["fidelity"]:
         part = evaluation["fidelity"]
         protocol = f"{part['num_samples']} samples of {part['sampler']['name']} {part['num_steps']} steps"
-        protocol += f" against the {part['reference']} split, k = {part['k']}"
-        for metric in ("fid", "precision", "recall"):
-            protocol_parts = (run.extractor(part), protocol, variance)
-            yield model, run.arm, metric, protocol_parts, run.fidelity(measurement, metric)
+        protocol += f" against {_reference(part)}, k = {part['k']}"
+        protocol_parts = (run.extractor(part), protocol, variance)
+        for name in part.get("metrics", Fidelity.model_fields["metrics"].default):
+            for metric in FIDELITY_METRICS[name].outputs:
+                yield model, run.arm, metric, protocol_parts, run.fidelity(measurement, metric)
     names = measurement.protocol.get("metrics", {})
     for part in evaluation.get("metrics", ()):
         options = ", ".join(f"{key} {value}" for key, value in part.items() if key != "name") or part["name"]
         for metric in names.get(part["name"], ()):
             yield model, run.arm, metric, ("", options, ""), run.metric(measurement, metric)
+
+
+def _reference(part: dict[str, Any]) -> str:
+    """Describe what samples are compared with: a split of the data, or a file of statistics."""
+    digest = part.get("reference_sha256")
+    return f"the reference file of sha256 {str(digest)[:12]}" if digest else f"the {part['reference']} split"
+
+
+def _scored(runs: Sequence[RunRecord]) -> Iterator[tuple[str, str, tuple[str, str, str], float]]:
+    """Return (arm, metric, (extractor, protocol, ""), value) of images from elsewhere that stand beside the runs."""
+    places = dict.fromkeys((run.folder.parent, run.study) for run in runs)
+    for scored in (scored for folder, study in places for scored in read_scored(folder, study)):
+        protocol = f"{scored.num_images} images against the {scored.reference} split, k = {scored.k}"
+        for metric in KINDS:
+            if metric in scored.metrics:
+                yield scored.arm, metric, (scored.extractor, protocol, ""), scored.metrics[metric]
 
 
 def kind_of(metric: str) -> MetricKind:
@@ -112,8 +146,9 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
             row: dict[str, Any] = {"model": model, "arm": arm, "arm_index": int(part["arm_index"].iloc[0])}
             planned, n = int(part["planned"].iloc[0]), int(part["n"].max())
             missing = f" of {planned}" if model == TRAINED and n < planned else ""
-            row |= {"best": set(), "replicates": "" if model == GAUSSIAN else f"{n}{missing}"}
-            row["note"] = " · ".join(filter(None, [name, "; ".join(part["protocol"].unique()) if index else ""]))
+            row |= {"best": set(), "replicates": "" if model in (GAUSSIAN, NOT_OURS) else f"{n}{missing}"}
+            own_protocol = index or model == NOT_OURS
+            row["note"] = " · ".join(filter(None, [name, "; ".join(part["protocol"].unique()) if own_protocol else ""]))
             for _, cell in part.iterrows():
                 metric = cell["metric"]
                 row[metric] = format_values([float(value) for value in cell["values"].split()], DIGITS.get(metric, 3))
@@ -135,7 +170,9 @@ def protocols(frame: pd.DataFrame) -> str:
     """Describe how each metric was measured, and for which arms if they differ."""
     trained = frame[frame["model"] == TRAINED]
     sentences = []
-    groups = {"NLL": ("nll",), "FID, precision and recall": ("fid", "precision", "recall")}
+    others_of_features = set(trained["metric"]) & ({*OF_FEATURES} - {"fid", "precision", "recall"})
+    of_features = "metrics of features" if others_of_features else "FID, precision and recall"
+    groups: dict[str, tuple[str, ...]] = {"NLL": ("nll",), of_features: OF_FEATURES}
     groups |= {name: (name,) for name in others(frame)}
     for name, metrics in groups.items():
         part = trained[trained["metric"].isin(metrics)]
@@ -175,7 +212,18 @@ def caption(frame: pd.DataFrame) -> str:
     )
     return (
         f"{spread} Bold: the best mean, which need not differ from the others by more than chance. {protocols(frame)}"
-        f"{undefined(frame)}"
+        f"{classifiers(frame)}{undefined(frame)}"
+    )
+
+
+def classifiers(frame: pd.DataFrame) -> str:
+    """Say how good the classifiers are whose features are compared; empty where there is none."""
+    if "extractor_accuracy" not in frame:
+        return ""
+    known = frame[frame["extractor_accuracy"] != ""].drop_duplicates("extractor")
+    return "".join(
+        f" {name} is a classifier of the data's own labels, right on {accuracy} of the test images."
+        for name, accuracy in zip(known["extractor"], known["extractor_accuracy"], strict=True)
     )
 
 
@@ -183,16 +231,23 @@ def heads(frame: pd.DataFrame) -> dict[str, str]:
     """Return the columns' titles by metric, with the feature extractors."""
     nll = KINDS["nll"]
     titles = {"nll": f"{nll.axis} {nll.arrow}"} if "nll" in set(frame["metric"]) else {}
-    for metric in ("fid", "precision", "recall"):
-        extractors = frame.loc[frame["metric"] == metric, "extractor"].unique()
+    for metric in OF_FEATURES:
+        extractors = frame.loc[frame["metric"] == metric].drop_duplicates("extractor")
         if len(extractors):
-            titles[metric] = f"{KINDS[metric].label} ({' / '.join(extractors)}) {KINDS[metric].arrow}"
+            accuracies = extractors.get("extractor_accuracy", pd.Series("", extractors.index))
+            names = " / ".join(
+                f"{name}, accuracy {accuracy}" if accuracy else name
+                for name, accuracy in zip(extractors["extractor"], accuracies, strict=True)
+            )
+            titles[metric] = f"{KINDS[metric].label} ({names}) {KINDS[metric].arrow}".rstrip()
     return titles | {metric: metric for metric in others(frame)}
 
 
 def _label(row: dict) -> str:
     whose = f" ({row['arm']})" if row["arm"] else ""
     name = row["arm"] if row["model"] == TRAINED else row["model"] + whose
+    if row["model"] == NOT_OURS:
+        name = f"{row['arm']} ({NOT_OURS})"
     return f"{name} · {row['note']}" if row["note"] else name
 
 

@@ -129,12 +129,58 @@ def sync(folder: Path) -> None:
         print(f"{f'sync into SQLite, {label}':45s} {taken:8.3f} s   {sent} rows, {sent / taken:,.0f} a second")
 
 
+def neighbours(folder: Path) -> None:
+    """Precision and recall by blocks beside torch-fidelity's, each in a process of its own: time, and peak memory.
+
+    Of 4,000 x 4,000 features of 2,048 dimensions; `python -m benchmarks.run neighbours 50000` takes as many as papers.
+    """
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 4000
+    measured = {}
+    for label in ("by blocks", "torch-fidelity"):
+        arguments = (sys.executable, "-c", _NEIGHBOURS, label, str(count))
+        printed = subprocess.run(arguments, check=True, capture_output=True, cwd=ROOT, text=True).stdout
+        taken, mib, precision, recall = map(float, printed.split())
+        measured[label] = (taken, precision, recall)
+        print(f"{f'{count:,} x {count:,} neighbours, {label}':45s} {taken:8.1f} s   {mib:6.0f} MiB beside the features")
+    ours, theirs = measured.values()
+    same = "the same" if ours[1:] == theirs[1:] else f"{ours[1:]} and {theirs[1:]}"
+    print(f"{'':45s} {theirs[0] / ours[0]:8.2f} x as fast; precision and recall are {same}")
+
+
+_NEIGHBOURS = """
+import resource, sys, time, torch
+from harness.metrics.fidelity import precision_recall
+from harness.metrics.torchvision_compat import torch_fidelity
+label, count = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+theirs = torch_fidelity().metric_prc.prc_features_to_metric
+generator = torch.Generator().manual_seed(0)
+# As those of images, the features vary in few directions: without that nothing is near to anything.
+basis = torch.randn(16, 2048, generator=generator)
+reference, samples = (
+    (torch.randn(count, 16, generator=generator) * scale @ basis).relu_() for scale in (1.0, 0.9)
+)
+precision_recall(reference[:100], samples[:100], 3)
+before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+if label == "by blocks":
+    shares = precision_recall(reference, samples, 3)
+else:
+    shares = theirs(samples, reference, prc_neighborhood=3, prc_batch_size=10_000, save_cpu_ram=True, verbose=False)
+taken = time.perf_counter() - began
+mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+print(taken, mib, shares["precision"], shares["recall"])
+"""
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["neighbours"]:
+        return neighbours(ROOT)
     with tempfile.TemporaryDirectory() as folder:
         command_line(Path(folder))
         records(Path(folder))
         reading(Path(folder))
         sync(Path(folder))
+        neighbours(Path(folder))
 
 
 if __name__ == "__main__":

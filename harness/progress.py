@@ -70,3 +70,18 @@ class Progress:
             self._last_line = now
             left = (total - done) * (now - self._began) / (done - self._first)
             logger.info(f"{self._label}: {done}/{total}, {duration(left)} left" + (f", {note}" if note else ""))
+
+
+class Pace:
+    """Estimate how long a task takes from how fast it has gone on since it was first seen, by its name."""
+
+    def __init__(self) -> None:
+        self._task, self._first, self._began = "", 0, 0.0
+
+    def seconds_left(self, task: str, done: int, total: int) -> float | None:
+        """Return the time that the rest takes at this pace; None when the task has just begun."""
+        now = time.monotonic()
+        if task != self._task or done <= self._first:
+            self._task, self._first, self._began = task, done, now
+            return None
+        return (total - done) * (now - self._began) / (done - self._first)

@@ -21,6 +21,7 @@ from harness.diffusion.schedules import SCHEDULES
 from harness.diffusion.timesteps import TIMESTEP_SAMPLERS
 from harness.errors import DataError
 from harness.methods.adversarial import AdversarialMethod
+from harness.methods.averages import Move, exponential, power_function
 from harness.methods.base import Method
 from harness.methods.ddgan import DenoisingGan
 from harness.methods.gaussian import GaussianMethod
@@ -29,12 +30,13 @@ from harness.methods.siddm import SemiImplicit
 from harness.models import DISCRIMINATORS, MODELS, SuperResUNet
 from harness.models.layers import Latent
 from harness.randomness import derive_seed
+from harness.spec.averages import PowerAverages
 from harness.spec.base import SpecModel
 from harness.spec.methods import Adversarial, Siddm
 from harness.spec.networks import MLP, NetworkModel, UNet
 from harness.spec.parts import NamedModel, plugin_implementation
 from harness.spec.resources import Resources
-from harness.spec.run import LEARNED, DataModel, Diffusion, ImageFolder, RunSpec
+from harness.spec.run import LEARNED, DataModel, Diffusion, ImageFolder, RunSpec, Train
 
 BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
     "schedule": SCHEDULES,
@@ -165,6 +167,15 @@ def make_learning_rate(spec: RunSpec, lr: float | None = None) -> Callable[[int]
     )
 
 
+def make_averages(train: Train) -> dict[str, Move]:
+    """Return how a step moves each average of the weights, by name; the first is "ema"."""
+    if isinstance(train.ema, PowerAverages):
+        moves = [power_function(width) for width in train.ema.power]
+    else:
+        moves = [exponential(rate) for rate in train.ema_rates]
+    return dict(zip(train.averages, moves, strict=True))
+
+
 def make_gaussian(
     spec: RunSpec, data: Dataset | DatasetFacts, resources: Resources, device: torch.device
 ) -> GaussianMethod:
@@ -178,7 +189,7 @@ def make_gaussian(
         implementation("timestep_sampler", sampler)(spec.diffusion.num_timesteps, **parameters(sampler), device=device),
         torch.optim.AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
         learning_rate=make_learning_rate(spec),
-        ema_rate=spec.train.ema_rate,
+        averages=make_averages(spec.train),
         timestep_scale=1000 / spec.diffusion.num_timesteps if spec.model.rescale_timesteps else 1.0,
         grad_clip=optim.grad_clip,
         microbatch=resources.microbatch,
@@ -238,7 +249,7 @@ def make_adversarial(
         adam(discriminator, method.lr_discriminator),
         learning_rates=(make_learning_rate(spec), make_learning_rate(spec, method.lr_discriminator)),
         latent_dim=method.latent_dim,
-        ema_rate=spec.train.ema_rate,
+        averages=make_averages(spec.train),
         r1_gamma=method.r1_gamma,
         r1_every=method.r1_every,
         denoising_weight=method.denoising_weight,

@@ -154,6 +154,14 @@ def _fill_likelihood(fake: PartResult, names: Outputs, part: Any, spec: RunSpec,
     fake.protocol["likelihood"] = {"estimator": part.estimator, "num_images": num_images}
 
 
+def _fill_fidelity(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
+    for name in names.curves:
+        fake.curves[name] = [(label, values[_kind(name)]) for label in range(spec.data.facts.num_classes or 0)]
+    if names.pictures:
+        images = np.zeros((60, spec.data.facts.channels, spec.data.pixels, spec.data.pixels), np.uint8)
+        fake.pictures |= {name: image_grid(images, columns=6) for name in names.pictures}
+
+
 def _fill_sweep(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
     kinds = [(sampler.name, kind) for sampler in part.samplers for kind in part.metrics]
     for name, (sampler, kind) in zip(names.curves, kinds, strict=True):
@@ -253,6 +261,7 @@ def _fill_metrics(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, va
 
 _FILL = {
     "nll": _fill_likelihood,
+    "fidelity": _fill_fidelity,
     "sweep": _fill_sweep,
     "skip": _fill_skip,
     "modes": _fill_modes,

@@ -15,6 +15,8 @@ from harness.cli import (
     checkpoints,
     cluster,
     earlier,
+    evaluations,
+    extractors,
     figures,
     listing,
     preflight,
@@ -30,13 +32,16 @@ from harness.messages import show_messages
 from harness.text import printable_lines
 
 GROUPS: dict[str, tuple[click.Command, ...]] = {
-    "Run": (studies.plan, studies.submit, search.search, cluster.cancel, cluster.retry),
-    "Look": (listing.list_, runs.status, runs.why, runs.logs, figures.figures, runs.sample),
+    "Run": (studies.plan, studies.submit, search.search, evaluations.evaluate, cluster.cancel, cluster.retry),
+    "Look": (listing.list_, runs.status, runs.why, runs.logs, figures.figures, runs.sample, evaluations.score),
     "Keep": (
         *(records.sync, records.export, records.import_, records.clean, earlier.forget),
         *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),
     ),
-    "Check": (preflight.doctor, preflight.calibrate, verify.verify_resume, schema.schema),
+    "Check": (
+        *(preflight.doctor, preflight.calibrate, verify.verify_resume, schema.schema),
+        *(extractors.reference, extractors.probe_extractor),
+    ),
 }
 
 

@@ -15,11 +15,12 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from harness.errors import CheckpointError, LaunchError, RecordError
+from harness.errors import CheckpointError, LaunchError, RecordError, SpecError
 
 if TYPE_CHECKING:
     from harness.records.directory import RunDirectory
     from harness.slurm.profile import Profile
+    from harness.spec.evaluation import AnySampler
     from harness.study.model import Study
 
 MIN_PREFIX = 4
@@ -131,9 +132,9 @@ def load(study: Path, sets: Sequence[str] = ()) -> Study:
 
 def has_inception() -> bool:
     """Return whether Inception's weights are named; a named file that cannot be one of weights is a DataError."""
-    from harness.metrics.weights import inception_weights
+    from harness.metrics.weights import weights_file
 
-    return inception_weights() is not None
+    return weights_file("inception") is not None
 
 
 checkpoint_option = click.option(
@@ -167,6 +168,28 @@ def checkpoint_step(directory: RunDirectory, checkpoint: str | None) -> int | No
     if step is None:
         raise CheckpointError(f"run {directory.key} has no best checkpoint: its studies name no metric in records.best")
     return step
+
+
+def sampler_named(name: str, directory: RunDirectory) -> AnySampler:
+    """Return a sampler with its default parameters, one of the run's plugins included.
+
+    Raises:
+        SpecError: there is none of that name, or one of its parameters has no default.
+    """
+    from harness.records.plugins import plugins_of_run
+    from harness.spec.evaluation import Sampler
+    from harness.spec.parts import active, choices
+    from harness.text import did_you_mean
+
+    known = choices(Sampler)
+    if name not in known:
+        with active(plugins_of_run(directory)):
+            known = choices(Sampler)
+    if name not in known:
+        raise SpecError(f"--sampler {name}: unknown; {did_you_mean(name, list(known))}")
+    if needed := [field for field, facts in known[name].model_fields.items() if facts.is_required()]:
+        raise SpecError(f"--sampler {name}: has parameters without a default: {', '.join(needed)}; give them one")
+    return known[name]()  # type: ignore[return-value]
 
 
 STUDY_SUFFIXES = (".yaml", ".yml", ".py")

@@ -16,10 +16,11 @@ from harness.cli.common import (
     json_option,
     members,
     runs_folder_option,
+    sampler_named,
     show_damage,
     weights_option,
 )
-from harness.errors import LaunchError, SpecError
+from harness.errors import LaunchError
 
 if TYPE_CHECKING:
     from harness.cli.status_view import StatusRow
@@ -198,7 +199,10 @@ def _follow(runs_folder: Path, run_key: str, log: Path | None, shown: int) -> No
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the noise.")
 @weights_option("ema", "raw", "untrained")
 @checkpoint_option
+@click.option("--class", "only_class", type=click.IntRange(0), help="Of all images.  [default: the classes in turn]")
+@click.option("--guidance", type=click.FloatRange(0), default=1.0, show_default=True, help="Classifier-free.")
 @click.option("--low-res", type=click.Path(path_type=Path), help="An upsampler's small images, a uint8 npz.")
+@click.option("--out", type=click.Path(path_type=Path), help="A file for the images: FILE.npz.")
 @json_option
 @runs_folder_option
 def sample(
@@ -209,44 +213,51 @@ def sample(
     seed: int,
     weights: str,
     checkpoint: str | None,
+    only_class: int | None,
+    guidance: float,
     low_res: Path | None,
+    out: Path | None,
     output: Output,
     runs_folder: Path,
 ) -> None:
     """Draw images from a checkpoint.
 
-    The checkpoint contains the spec of its run, so nothing else has to be given.
+    The checkpoint contains the spec of its run, so nothing else has to be given. They lie in the run's folder of
+    samples, as a grid and as an npz, or with --out in a file in the layout of openai/guided-diffusion: arr_0 is uint8
+    [N, H, W, C], arr_1 has the classes if the network takes any, and a JSON file beside it says what they are. With
+    --out images are written in batches, and a command that is killed goes on where it was when it is repeated.
 
-    With --json: {"run_key", "file"}.
+    With --json: {"run_key", "file"}, with --out also "manifest".
     """
     from harness.progress import Progress
-    from harness.records.plugins import plugins_of_run
-    from harness.spec.evaluation import Sampler
-    from harness.spec.parts import active, choices
-    from harness.text import did_you_mean
 
     directory = find_run(run, runs_folder)
-    known = choices(Sampler)
-    if sampler not in known:
-        with active(plugins_of_run(directory)):
-            known = choices(Sampler)
-    if sampler not in known:
-        raise SpecError(f"--sampler {sampler}: unknown; {did_you_mean(sampler, list(known))}")
-    if needed := [name for name, field in known[sampler].model_fields.items() if field.is_required()]:
-        raise SpecError(f"--sampler {sampler}: has parameters without a default: {', '.join(needed)}; give them one")
-    from harness.evaluation.sampling import sample_run
+    chosen = sampler_named(sampler, directory)
+    from harness.evaluation.sampling import SampleSettings, sample_run, write_samples
+    from harness.job.environment import code_version
 
+    settings = SampleSettings(
+        sampler=chosen,
+        num_steps=num_steps or min(50, directory.spec()["diffusion"]["num_timesteps"]),
+        num_samples=num_samples,
+        seed=seed,
+        weights=weights,
+        step=checkpoint_step(directory, checkpoint),
+        only_class=only_class,
+        guidance=guidance,
+        low_res=low_res,
+    )
     with Progress(f"sample {directory.key[:8]}") as progress:
-        path = sample_run(
-            directory.path,
-            sampler=known[sampler](),  # type: ignore[arg-type]
-            num_steps=num_steps or min(50, directory.spec()["diffusion"]["num_timesteps"]),
-            num_samples=num_samples,
-            seed=seed,
-            weights=weights,
-            step=checkpoint_step(directory, checkpoint),
-            low_res=low_res,
-            on_progress=lambda task, done, total: progress.update(done, total, task),
-        )
-    click.echo(path)
-    output.document({"run_key": directory.key, "file": str(path)})
+
+        def on_progress(task: str, done: int, total: int) -> None:
+            progress.update(done, total, task)
+
+        result: dict[str, Any] = {"run_key": directory.key}
+        if out is None:
+            result["file"] = str(sample_run(directory.path, settings, on_progress=on_progress))
+        else:
+            options: dict[str, Any] = {"code_version": code_version(), "on_progress": on_progress}
+            result["manifest"] = str(write_samples(directory.path, settings, out, **options))
+            result["file"] = str(out)
+    click.echo(result["file"])
+    output.document(result)

@@ -60,7 +60,7 @@ class StatusRow:
             self.state,
             f"{self.step}/{self.num_steps}",
             f"{self.steps_per_second:.3g}" if running and self.steps_per_second else "-",
-            duration(self.eta_seconds) if self.trains and self.eta_seconds is not None else "-",
+            duration(self.eta_seconds) if self.has_eta and self.eta_seconds is not None else "-",
             "-" if self.loss is None else f"{self.loss:.4f}",
             "-" if self.nll_bpd is None else f"{self.nll_bpd:.4f}",
             *((self.job or "-", self.node or "-") if slurm else ()),
@@ -68,8 +68,9 @@ class StatusRow:
         )
 
     @property
-    def trains(self) -> bool:
-        return self.state == "running" and not self.evaluation and self.step < self.num_steps
+    def has_eta(self) -> bool:
+        """Whether the run trains or evaluates, so that what is left has a length."""
+        return self.state == "running" and (bool(self.evaluation) or self.step < self.num_steps)
 
     @property
     def note(self) -> str:
@@ -131,8 +132,8 @@ def _status_row(
         stopped_by=status.stopped_by,
         asked_for=study in asked if study else bool(asked or not earlier),
         evaluation=status.evaluation if status.state == "running" else "",
-        evaluation_done=status.evaluation_done,
-        evaluation_total=status.evaluation_total,
+        evaluation_done=status.evaluation_done if status.state == "running" else None,
+        evaluation_total=status.evaluation_total if status.state == "running" else None,
         collapse=collapse,
     )
 
@@ -216,7 +217,7 @@ class Follower:
 
     def _say(self, row: StatusRow, message: str) -> None:
         parts = [f"step {row.step}/{row.num_steps}"]
-        if row.trains and row.eta_seconds is not None:
+        if row.has_eta and row.eta_seconds is not None:
             parts.append(f"{duration(row.eta_seconds)} left")
         if row.loss is not None:
             parts.append(f"loss {row.loss:.4f}")

@@ -69,3 +69,28 @@ DATASET_FACTS: dict[str, DatasetFacts] = {
     "image_folder": DatasetFacts(None, channels=3, levels=256, num_classes=None),
     "mog": DatasetFacts(1, channels=2, levels=None, num_classes=25, num_train=250_000, num_test=50_000),
 }
+
+
+def usual_extractor(*, continuous: bool, pixels: int, labelled: bool, inception: bool) -> str:
+    """Return the feature extractor that `auto` stands for: coordinates, inception, classifier or random_features.
+
+    Args:
+        pixels: height and width of the images; below 32 Inception is not taken, whose input is 299.
+        inception: whether its weights are available.
+    """
+    if continuous:
+        return "coordinates"
+    if inception and pixels >= 32:
+        return "inception"
+    return "classifier" if labelled else "random_features"
+
+
+def classifier_name(data: str, digest: str | None = None) -> str:
+    """Return the name of the classifier that is trained on a data set's labels: `digitsnet`.
+
+    That of an image folder, whose name says nothing of its content, ends in the first 8 digits of the data's digest.
+
+    Args:
+        digest: None where the data have not been read.
+    """
+    return f"{data}net_{digest[:8]}" if digest and data == "image_folder" else f"{data}net"

@@ -19,8 +19,9 @@ from harness.doctor.findings import Finding, ok, one_line, problem, warning
 from harness.errors import HarnessError
 from harness.launch.planning import Plan
 from harness.launch.processes import available_cores
-from harness.metrics.weights import INCEPTION_VARIABLE, inception_weights
+from harness.metrics.weights import WEIGHTS, is_official, require_weights_file, weights_file
 from harness.records.files import replace_file
+from harness.spec.evaluation import WITH_FEATURES
 from harness.text import count, size
 
 LITTLE_DISK_GIB = 5
@@ -146,29 +147,32 @@ def check_extractors(plan: Plan) -> Iterator[Finding]:
         getattr(evaluation, part).extractor
         for planned in plan.runs
         for evaluation in planned.run.evaluations
-        for part in ("fidelity", "sweep", "skip")
+        for part in WITH_FEATURES
         if getattr(evaluation, part)
     }
-    try:
-        weights = inception_weights()
-        if "inception" in extractors:
-            yield _check_inception(weights)
-    except HarnessError as error:
-        yield problem(one_line(str(error)))
-    else:
-        if extractors and "inception" not in extractors:
-            yield ok(f"extractors: {', '.join(sorted(extractors))}; Inception is not used")
+    for extractor in WEIGHTS:
+        try:
+            if extractor in extractors:
+                yield _check_weights(extractor)
+            else:
+                weights_file(extractor)
+        except HarnessError as error:
+            yield problem(one_line(str(error)))
+    if without := extractors - set(WEIGHTS):
+        yield ok(f"extractors without weights from elsewhere: {', '.join(sorted(without))}")
 
 
-def _check_inception(weights: Path | None) -> Finding:
-    if weights is None:
-        return problem(f"the study's evaluations use Inception: set {INCEPTION_VARIABLE} to the file of its weights")
-    from harness.metrics.features import is_official, read_inception_weights
+def _check_weights(extractor: str) -> Finding:
+    from harness.metrics.features import READERS
 
-    read_inception_weights(weights)
-    if is_official(weights):
-        return ok(f"Inception's weights: {weights}")
-    return warning(f"Inception's weights: {weights} fit, but are not the published ones: FIDs cannot be compared")
+    path, network = require_weights_file(extractor), WEIGHTS[extractor].network
+    READERS[extractor](path)
+    official = is_official(extractor, path)
+    if official is None:
+        return ok(f"weights of {network}: {path} fit; no checksum of them is published")
+    if official:
+        return ok(f"weights of {network}: {path}")
+    return warning(f"weights of {network}: {path} fit, but are not the published ones: numbers cannot be compared")
 
 
 def check_python() -> Finding:

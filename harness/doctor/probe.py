@@ -19,6 +19,7 @@ from harness.doctor.machine import nearest_folder
 from harness.doctor.store import server_error
 from harness.errors import LaunchError
 from harness.launch.planning import Plan
+from harness.metrics.weights import WEIGHTS
 from harness.records.files import replace_file
 from harness.records.lock import STALE_SECONDS
 from harness.slurm.probe import ANSWER, ProbeResult, run_probe_job
@@ -36,10 +37,10 @@ def run_node_probe(profile: Profile, plan: Plan | None, runs_folder: Path, timeo
     resources = max(resource_classes(plan).values(), key=lambda resources: profile.resolve(resources, "gpus_per_node"))
     uri = store_uri(profile.tracking_uri)
     roots = {planned.run.data_root or os.environ.get("HARNESS_DATA") for planned in plan.runs} if plan else set()
-    weights = os.environ.get("HARNESS_INCEPTION_WEIGHTS")
+    weights = [os.environ.get(published.variable) for published in WEIGHTS.values()]
     question = {
         "server": uri if uri.startswith("http") else None,
-        "paths": sorted(str(path.absolute()) for path in _expanded((*roots, weights)) if path.exists()),
+        "paths": sorted(str(path.absolute()) for path in _expanded((*roots, *weights)) if path.exists()),
     }
     with tempfile.TemporaryDirectory(
         prefix=".doctor-", dir=nearest_folder(runs_folder), ignore_cleanup_errors=True

@@ -20,16 +20,18 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.data.base import Dataset
-from harness.errors import CheckpointError, DataError, RecordError, TrackingError, TrainingError
+from harness.errors import CheckpointError, RecordError, TrackingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
+from harness.evaluation.keeping import Keeping
+from harness.job.compute import training_compute
 from harness.job.endings import describe_failure, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges
 from harness.job.request import RunRequest
 from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
 from harness.job.writer import record_evaluation
-from harness.metrics.weights import INCEPTION_VARIABLE, inception_weights
-from harness.progress import Progress
+from harness.metrics.weights import WEIGHTS, require_weights_file
+from harness.progress import Pace, Progress
 from harness.records.data_digest import require_same_data
 from harness.records.directory import RunDirectory
 from harness.records.files import differences
@@ -40,12 +42,14 @@ from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
 from harness.registry import make_dataset, make_method
-from harness.spec.evaluation import Evaluation
-from harness.spec.metrics import metric_name
+from harness.spec.averages import EmaOfWidth
+from harness.spec.evaluation import WITH_FEATURES, Evaluation
+from harness.spec.metrics import metric_name, recorded_name
 from harness.spec.resources import Resources
 from harness.training.checkpoints import Checkpoints
 from harness.training.distributed import ProcessGroup, RankInfo, detect_rank, process_group
 from harness.training.loop import Interrupted, Training, save, train
+from harness.training.snapshots import synthesise
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +150,7 @@ class Measured(NamedTuple):
     what: str
     done: int | None = None
     total: int | None = None
+    eta_seconds: float | None = None
 
 
 class _Job:
@@ -210,11 +215,10 @@ class _Job:
                 self._evaluate_at_end(training, data, checkpoints)
 
     def _require_weights(self) -> None:
-        """Raise DataError before the training if the Inception of an evaluation is not on this machine."""
-        parts = ("fidelity", "sweep", "skip")
-        settings = [getattr(evaluation, part) for evaluation in self.request.evaluations for part in parts]
-        if any(part and part.extractor == "inception" for part in settings) and inception_weights() is None:
-            raise DataError(f"evaluations use Inception, but {INCEPTION_VARIABLE} is not set here")
+        """Raise DataError before the training if the weights of an extractor are not on this machine."""
+        settings = [getattr(evaluation, part) for evaluation in self.request.evaluations for part in WITH_FEATURES]
+        for extractor in sorted({part.extractor for part in settings if part} & set(WEIGHTS)):
+            require_weights_file(extractor)
 
     def _restore(self, data: Dataset, device: torch.device, group: ProcessGroup) -> tuple[Training, Checkpoints]:
         """Return the training restored from the newest intact checkpoint, the same on every process."""
@@ -276,15 +280,19 @@ class _Job:
             return self._evaluate_during(training, data, step) if step < self.spec.train.steps else None
 
         def stop_requested() -> bool:
-            """Return whether any process was asked to stop, so that all stop at the same step for the same reason."""
+            """Return whether any process was asked to stop, so that all stop at the same step for the same reason.
+
+            Only what they exchanged counts: a later signal is known to one of them, and waits for the next exchange.
+            """
             if not self.stop_signal and self.directory.pruning_requested():
                 self.stop_signal = PRUNED
-            number = group.all_reduce_max(stop_number(self.stop_signal))
-            if number:
+            if number := group.all_reduce_max(stop_number(self.stop_signal)):
                 self.stop_signal = stop_name(number)
-            elif self.stop_after_steps and training.step - first >= self.stop_after_steps:  # the same step for all
+                return True
+            if self.stop_after_steps and training.step - first >= self.stop_after_steps:  # the same step for all
                 self.stop_signal = f"request after {self.stop_after_steps} steps"
-            return bool(self.stop_signal)
+                return True
+            return False
 
         train(
             training,
@@ -316,13 +324,14 @@ class _Job:
                 self._write_status("running", force=True)
                 self.journal.metrics(step, metrics)
                 if evaluation == self.request.scored_by:
-                    score = metrics[self._score_name(prefix)]
+                    score = metrics[self._score_name(prefix, data)]
         return score
 
-    def _score_name(self, prefix: str) -> str:
+    def _score_name(self, prefix: str, data: Dataset) -> str:
         """Return the name of the metric of records.best under an evaluation's prefix."""
         assert self.request.records.best is not None
-        return metric_name(prefix, self.request.records.best.rpartition("/")[2])
+        planned = self.request.records.best.rpartition("/")[2]
+        return metric_name(prefix, recorded_name(planned, data.name, data.digest))
 
     def _evaluate_at_end(self, training: Training, data: Dataset, checkpoints: Checkpoints) -> None:
         assert self.journal is not None
@@ -335,25 +344,43 @@ class _Job:
             method = training.method
             if evaluation.weights == "untrained":
                 method = make_method(self.spec, data, Resources(), training.device)
+            elif isinstance(evaluation.ema, EmaOfWidth):
+                method = make_method(self.spec, data, Resources(), training.device)
+                folder, kept = checkpoints.folder, training.method.sampling_network
+                average = synthesise(folder, training.step, kept, self.spec.train, evaluation.ema.width)
+                method.sampling_network("ema").load_state_dict(average)
             prefix = self._prefix(evaluation)
             began = time.monotonic()
+            pace = Pace()
             self._write_status("running", force=True, measured=Measured(prefix))
             with Progress(f"{prefix} {self.directory.key[:8]}", shown=self.show_progress) as progress:
 
                 def on_progress(
-                    task: str, count: int, total: int, progress: Progress = progress, prefix: str = prefix
+                    task: str,
+                    count: int,
+                    total: int,
+                    progress: Progress = progress,
+                    prefix: str = prefix,
+                    pace: Pace = pace,
                 ) -> None:
                     progress.update(count, total, task)
-                    self._write_status("running", measured=Measured(f"{prefix}, {task}", count, total))
+                    left = pace.seconds_left(task, count, total)
+                    self._write_status("running", measured=Measured(f"{prefix}, {task}", count, total, left))
                     if self.stop_signal:
                         raise Interrupted
 
-                context = EvaluationContext(method, self.spec, data, evaluation, training.device, prefix, on_progress)
+                device, keeping = training.device, self._keeping()
+                context = EvaluationContext(method, self.spec, data, evaluation, device, prefix, on_progress, keeping)
                 result = evaluate(context)
             if evaluation == self.request.scored_by:
-                checkpoints.record_score(training.step, result.metrics[self._score_name(prefix)])
+                checkpoints.record_score(training.step, result.metrics[self._score_name(prefix, data)])
             result.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began
             record_evaluation(self.directory, self.journal, evaluation, prefix, result, self.spec.train.steps)
+            context.release()
+
+    def _keeping(self) -> Keeping:
+        records = self.request.records
+        return Keeping(self.directory.kept_folder, records.keep_samples, records.keep_features_mib)
 
     def _prefix(self, evaluation: Evaluation) -> str:
         """Return the metrics' prefix: the evaluation's name, with a suffix if another protocol used it before."""
@@ -406,8 +433,8 @@ class _Job:
                 stopped_by=self.stop_signal if cause == "signal" else "",
                 loss=self._loss,
                 images_per_second=speed * self.spec.train.batch_size if speed else None,
-                # How long an evaluation takes is not known, and 0 s would be wrong.
-                eta_seconds=(steps - self.step) / speed if speed and not measured else None,
+                # Of the training or, where it is known, of the part that is being measured.
+                eta_seconds=measured.eta_seconds if measured else (steps - self.step) / speed if speed else None,
                 evaluation=measured.what if measured else "",
                 evaluation_done=measured.done if measured else None,
                 evaluation_total=measured.total if measured else None,
@@ -444,27 +471,10 @@ class _Job:
         assert self.journal is not None
         if self.directory.history("compute/parameters")[0]:
             return
-        from harness.metrics.flops import training_step_compute
-
-        x_0 = torch.empty((1, data.channels, data.image_size, data.image_size), device="meta")
-        examples = self.spec.train.steps * self.spec.train.batch_size
-        networks = training.method.networks()
-        multiply_adds = flops = 0.0
-        compute: dict[str, float] = {}
-        try:
-            for network in networks.values():
-                one_pass = training_step_compute(network.module.train(), *network.inputs(x_0))
-                multiply_adds += network.passes * one_pass.multiply_adds
-                flops += network.passes * one_pass.flops
-            compute["compute/train_multiply_adds"] = multiply_adds * examples
-            compute["compute/train_flops"] = flops * examples
-        except TrainingError as error:
-            logger.warning(f"run {self.directory.key}: the arithmetic of its training {error}")
-            self.journal.event("compute_not_counted", step=self.step, reason=str(error))
-        modules = [network.module for network in networks.values()]
-        compute["compute/parameters"] = float(
-            sum(weight.numel() for module in modules for weight in module.parameters())
-        )
+        compute, reason = training_compute(self.spec, training, data)
+        if reason:
+            logger.warning(f"run {self.directory.key}: the arithmetic of its training {reason}")
+            self.journal.event("compute_not_counted", step=self.step, reason=reason)
         self.journal.metrics(self.spec.train.steps, compute)
 
     # -- the process

@@ -9,9 +9,9 @@ from harness.data.base import root_folder
 from harness.data.folder import TooManyFiles, contents, describe
 from harness.errors import DataError, HarnessError
 from harness.launch.planning import Plan, PlannedRun
-from harness.metrics.weights import INCEPTION_VARIABLE, inception_weights
+from harness.metrics.weights import WEIGHTS, require_weights_file, weights_file
 from harness.records.data_digest import changed_data
-from harness.spec.evaluation import extractor_name
+from harness.spec.evaluation import WITH_FEATURES, extractor_name
 from harness.spec.run import DataModel, ImageFolder
 from harness.text import count
 
@@ -41,34 +41,45 @@ def data_notes(plan: Plan) -> Iterator[str]:
 
 
 def extractor_notes(runs: Iterable[PlannedRun]) -> Iterator[str]:
-    """Name the extractor of each evaluation that compares features, where it is not the one of published FIDs."""
-    evaluations: dict[str, dict[str, None]] = {}
+    """Name the extractor of each evaluation that compares features, where it is not the one of published numbers.
+
+    Those whose weights are missing are named too, because `submit` will refuse them.
+    """
+    evaluations: dict[tuple[str, str], dict[str, None]] = {}
     for extractor, planned, name in _extractors(runs):
-        if extractor == "classifier":
-            evaluations.setdefault(extractor_name(extractor, planned.run.spec.data.name), {})[name] = None
-    why = "" if inception_weights() else f", and {INCEPTION_VARIABLE} is not set"
-    for network, names in evaluations.items():
-        yield (
-            f"features of {', '.join(names)}: {network}, a classifier that is trained on the data's own labels; "
-            f"only inception gives FID as published{why}"
-        )
+        network = extractor_name(extractor, planned.run.spec.data.name)
+        evaluations.setdefault((extractor, network), {})[name] = None
+    why = "" if weights_file("inception") else f", and {WEIGHTS['inception'].variable} is not set"
+    for (extractor, network), names in evaluations.items():
+        features = f"features of {', '.join(names)}: {network}"
+        if extractor in _WHAT_IT_IS:
+            yield f"{features}, {_WHAT_IT_IS[extractor]}; only inception gives FID as published{why}"
+        elif extractor in WEIGHTS and extractor != "inception" and weights_file(extractor) is None:
+            yield f"{features}; submit will refuse it: {WEIGHTS[extractor].variable} is not set"
+
+
+_WHAT_IT_IS = {
+    "classifier": "a classifier that is trained on the data's own labels",
+    "random_features": "fixed random convolutions, which see texture and contrast but nothing of what a picture shows",
+}
 
 
 def _extractors(runs: Iterable[PlannedRun]) -> Iterator[tuple[str, PlannedRun, str]]:
     """Iterate over the resolved extractors of evaluations: name, run, evaluation's name."""
     for planned in runs:
         for evaluation in planned.run.evaluations:
-            for part in ("fidelity", "sweep", "skip"):
+            for part in WITH_FEATURES:
                 if settings := getattr(evaluation, part):
                     yield settings.extractor, planned, evaluation.name
 
 
-def uses_inception(runs: Iterable[PlannedRun]) -> bool:
-    return any(extractor == "inception" for extractor, _, _ in _extractors(runs))
+def extractors_with_weights(runs: Iterable[PlannedRun]) -> set[str]:
+    """Return the extractors of a plan whose weights come from a file."""
+    return {extractor for extractor, _, _ in _extractors(runs)} & set(WEIGHTS)
 
 
 def require_inputs(runs: Sequence[PlannedRun]) -> Datasets:
-    """Load each data set and the weights of Inception once, so that what is wrong is found before anything is queued.
+    """Load each data set and each extractor's weights once, so that what is wrong is found before anything is queued.
 
     Raises:
         DataError: data or weights are missing, damaged or refused.
@@ -79,12 +90,11 @@ def require_inputs(runs: Sequence[PlannedRun]) -> Datasets:
         from harness.registry import make_dataset
 
         datasets = {(data, root): make_dataset(data, root) for data, root in keys}
-    if uses_inception(runs):
-        from harness.metrics.features import read_inception_weights
+    if extractors := extractors_with_weights(runs):
+        from harness.metrics.features import READERS
 
-        if (path := inception_weights()) is None:
-            raise DataError(f"evaluations use Inception, but {INCEPTION_VARIABLE} is not set")
-        read_inception_weights(path)
+        for extractor in sorted(extractors):
+            READERS[extractor](require_weights_file(extractor))
     return datasets
 
 

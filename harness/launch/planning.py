@@ -17,6 +17,7 @@ from harness.records.manifest import read_manifest
 from harness.records.status import Status
 from harness.records.throughput import Throughput
 from harness.slurm.jobs import JobInfo
+from harness.spec.averages import PowerAverages
 from harness.spec.costs import FORWARD_AND_BACKWARD, network_evaluations
 from harness.spec.evaluation import Evaluation
 from harness.study.expand import name_of_study
@@ -111,13 +112,21 @@ class Plan:
         return per_image * sum(known)
 
     def checkpoint_bytes(self, planned: PlannedRun) -> int | None:
-        """Estimate the disk space of a run's checkpoints: the last two, and those kept by `records.keep_every`."""
+        """Estimate the disk space of a run's checkpoints: the last two, those kept by `records.keep_every`, snapshots.
+
+        A checkpoint has five copies of the network or more: weights, two averages and Adam's two moments. A snapshot
+        has two in half the precision.
+        """
         if planned.state in ("done", "evaluate", "pruned"):
             return 0
         sizes = [measured.checkpoint_bytes for measured in self._throughput.get(planned.run.spec.cost_key, ())]
         num_bytes = next(filter(None, sizes), None)  # the same on every device
         keep_every, steps = planned.run.records.keep_every, planned.run.spec.train.steps
-        return num_bytes * (2 + (steps // keep_every if keep_every else 0)) if num_bytes else None
+        if not num_bytes:
+            return None
+        ema = planned.run.spec.train.ema
+        snapshots = steps // ema.every * num_bytes // 5 if isinstance(ema, PowerAverages) else 0
+        return num_bytes * (2 + (steps // keep_every if keep_every else 0)) + snapshots
 
     def as_json(self) -> dict[str, Any]:
         runs = [

@@ -6,7 +6,6 @@ the discriminator is shown, and what each of the two minimises.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from harness.diffusion.adversarial import (
     Verdict,
@@ -28,6 +26,7 @@ from harness.diffusion.pairs import posterior_sample, q_sample_pair
 from harness.diffusion.process import Denoised, GaussianDiffusion
 from harness.diffusion.samplers import Denoise
 from harness.errors import TrainingError
+from harness.methods.averages import Averages, Move
 from harness.methods.base import Batch, Group, StepOutput, TrainedNetwork
 from harness.randomness import Streams
 
@@ -96,7 +95,8 @@ class AdversarialMethod:
         r1_every: steps from one penalty to the next; its weight is not multiplied by them, as in DDGAN's code.
         denoising_weight: of the discriminator's denoising loss, SIDDM's regulariser: the mean squared error of the x_0
             that it predicts from real x_t; 0 for none.
-        ema_rate: the EMA starts at the weights after the first step, as in DDGAN's code.
+        averages: how a step moves each average of the generator's weights, by name; "ema" is the first. They start at
+            the weights after the first step, as in DDGAN's code.
         timestep_scales: the generator and the discriminator see t times these; 1 leaves it an integer.
         group_size: examples that the discriminator compares with each other; a process's rows are a multiple of it.
         grad_clip: largest global norm of each network's gradient, None for no limit.
@@ -124,7 +124,7 @@ class AdversarialMethod:
         *,
         learning_rates: tuple[Callable[[int], float], Callable[[int], float]],
         latent_dim: int,
-        ema_rate: float,
+        averages: Mapping[str, Move],
         r1_gamma: float = 0.0,
         r1_every: int = 1,
         denoising_weight: float = 0.0,
@@ -136,12 +136,12 @@ class AdversarialMethod:
     ):
         self.generator, self.discriminator, self.process = generator, discriminator, process
         self.optimizers = {"generator": generator_optimizer, "discriminator": discriminator_optimizer}
-        self.ema = copy.deepcopy(generator).requires_grad_(False).eval()
+        self._averages = Averages(generator, averages, from_first_step=True)
+        self.ema = self._averages.networks["ema"]
         self._learning_rates = dict(zip(self.optimizers, learning_rates, strict=True))
         self._latent_dim, self._r1_gamma, self._r1_every = latent_dim, r1_gamma, r1_every
         self._denoising_weight, self._timestep_scales, self._group_size = denoising_weight, timestep_scales, group_size
         self._grad_clip, self._autocast, self._num_classes = grad_clip, autocast, num_classes
-        self._average = get_ema_multi_avg_fn(ema_rate)
         self._num_processes = 1
         device = next(discriminator.parameters()).device
         # Of the last step that had one, and moving averages of the accuracies on real and generated examples.
@@ -218,13 +218,7 @@ class AdversarialMethod:
         self.discriminator.train()
         terms, discriminator_norm = self._update_discriminator(step, examples, first)
         generator_terms, generator_norm = self._update_generator(step, examples, second)
-        weights = list(self.generator.parameters())
-        with torch.no_grad():
-            if step == 0:
-                for average, weight in zip(self.ema.parameters(), weights, strict=True):
-                    average.copy_(weight)
-            else:
-                self._average(list(self.ema.parameters()), weights, step)
+        self._averages.update(self.generator, step)
         norms = {"grad_norm_discriminator": discriminator_norm, "grad_norm_generator": generator_norm}
         return {name: term.detach() for name, term in (terms | generator_terms).items()}, norms
 
@@ -335,8 +329,8 @@ class AdversarialMethod:
         self._num_processes = num_processes
 
     def sampling_network(self, weights: str = "ema") -> nn.Module:
-        """Return the generator with the chosen weights, "ema" or "raw"."""
-        return self.ema if weights == "ema" else self.generator
+        """Return the generator with the chosen weights: "ema", "raw" or the name of a further average."""
+        return self.generator if weights == "raw" else self._averages.networks[weights]
 
     def denoiser(
         self,
@@ -408,6 +402,7 @@ class AdversarialMethod:
         return {
             "method": {
                 **{name: network.state_dict() for name, network in self._networks()},
+                **self._averages.state_dict(),
                 **{f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             },
             "game": {
@@ -421,6 +416,7 @@ class AdversarialMethod:
         """Load the state of `state_dict`; strict in names and shapes."""
         for name, network in self._networks():
             network.load_state_dict(state["method"][name])
+        self._averages.load_state_dict(state["method"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["method"][f"{name}_optimizer"])
         game = state["game"]
@@ -428,7 +424,7 @@ class AdversarialMethod:
         self._is_saturated = game["is_saturated"]
 
     def _networks(self) -> Iterable[tuple[str, nn.Module]]:
-        return [("generator", self.generator), ("discriminator", self.discriminator), ("ema", self.ema)]
+        return [("generator", self.generator), ("discriminator", self.discriminator)]
 
 
 def _scaled(t: Tensor, scale: float) -> Tensor:

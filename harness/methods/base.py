@@ -125,7 +125,7 @@ class Method(Protocol):
         """Return the model as samplers use it: denoise(x_t, t) -> Denoised.
 
         Args:
-            weights: "ema" or "raw".
+            weights: "ema" or "raw"; or one of the names of `train.ema`, where the method's spec keeps such averages.
             process: the chain to sample from; possibly respaced, see `process.original_t`.
             y: [B], labels, or None.
             generator: for random numbers of the method; the sampler draws from it too.
@@ -136,7 +136,7 @@ class Method(Protocol):
         ...
 
     def sampling_network(self, weights: str) -> nn.Module:
-        """Return the network used for sampling, "ema" or "raw"; import and export use it too."""
+        """Return the network used for sampling, with weights as in `denoiser`; import and export use it too."""
         ...
 
     def networks(self) -> Mapping[str, TrainedNetwork]:

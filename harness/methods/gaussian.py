@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -11,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from harness.diffusion.process import GaussianDiffusion
 from harness.diffusion.samplers import Denoise, Network, denoiser, guided
 from harness.diffusion.timesteps import UniformSampler
 from harness.errors import TrainingError
+from harness.methods.averages import Averages, Move
 from harness.methods.base import Batch, Group, Predict, StepOutput, TrainedNetwork
 from harness.randomness import Streams
 
@@ -33,7 +32,8 @@ class GaussianMethod:
         timesteps: draws t, and is updated with the losses.
         optimizer: over network.parameters().
         learning_rate: of a step, counted from 0.
-        ema_rate: the EMA starts as a copy of the weights, without warm-up (IDDPM's code).
+        averages: how a step moves each average of the weights, by name; "ema" is the first. They start as copies of
+            the weights, without warm-up (IDDPM's code).
         timestep_scale: the network sees t times this (1000 / T under rescale_timesteps).
         grad_clip: largest global norm of the gradient, None for no limit.
         microbatch: examples in one forward pass; gradients add up to those of the whole batch.
@@ -54,7 +54,7 @@ class GaussianMethod:
         optimizer: torch.optim.Optimizer,
         *,
         learning_rate: Callable[[int], float],
-        ema_rate: float,
+        averages: Mapping[str, Move],
         timestep_scale: float,
         grad_clip: float | None = None,
         microbatch: int | None = None,
@@ -65,8 +65,8 @@ class GaussianMethod:
         self.terms_logged = terms
         self.network, self.process, self.objective, self.optimizer = network, process, objective, optimizer
         self.timesteps, self._was_warm = timesteps, timesteps.warm
-        self.ema = copy.deepcopy(network).requires_grad_(False).eval()
-        self._learning_rate, self._average = learning_rate, get_ema_multi_avg_fn(ema_rate)
+        self._averages = Averages(network, averages)
+        self.ema, self._learning_rate = self._averages.networks["ema"], learning_rate
         self._timestep_scale, self._grad_clip, self._microbatch = timestep_scale, grad_clip, microbatch
         self._autocast, self._num_classes = autocast, num_classes
         self._replica, self._num_processes = network, 1
@@ -122,8 +122,7 @@ class GaussianMethod:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(step)
         self.optimizer.step()
-        with torch.no_grad():
-            self._average(list(self.ema.parameters()), weights, step)
+        self._averages.update(self.network, step)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, grad_norm
 
     def terms(self, x_0: Tensor, y: Tensor | None, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -149,11 +148,11 @@ class GaussianMethod:
         return self.terms(x_0, y, t, noise)["loss"] * weight
 
     def sampling_network(self, weights: str = "ema") -> nn.Module:
-        """Return the network with the chosen weights, "ema" or "raw"."""
-        return self.ema if weights == "ema" else self.network
+        """Return the network with the chosen weights: "ema", "raw" or the name of a further average."""
+        return self.network if weights == "raw" else self._averages.networks[weights]
 
     def predict(self, weights: str = "ema") -> Predict:
-        """Return the network with the chosen weights ("ema" or "raw"), in eval mode, on the original chain's t."""
+        """Return the network with the chosen weights, in eval mode, on the original chain's t."""
         return partial(self._forward, self.sampling_network(weights).eval())
 
     def denoiser(
@@ -215,7 +214,7 @@ class GaussianMethod:
         return {
             "method": {
                 "network": self.network.state_dict(),
-                "ema": self.ema.state_dict(),
+                **self._averages.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
             },
             "timesteps": self.timesteps.state_dict(),
@@ -225,7 +224,7 @@ class GaussianMethod:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the state of `state_dict`; strict in names and shapes."""
         self.network.load_state_dict(state["method"]["network"])
-        self.ema.load_state_dict(state["method"]["ema"])
+        self._averages.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["method"]["optimizer"])
         self.timesteps.load_state_dict(state["timesteps"])
         self._was_warm = state["was_warm"]

@@ -1,4 +1,4 @@
-"""FID, precision and recall by torch-fidelity's own functions, from features that are extracted once.
+"""FID by torch-fidelity's own functions, and precision and recall equal to its, from features that are extracted once.
 
 torch-fidelity's file cache is never used: its keys contain neither the weights nor the data. Ours hash both.
 """
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from harness.data.base import Dataset, spread
 from harness.data.cache import cache_folder, publish
-from harness.errors import DataError
 from harness.metrics.features import Extractor
+from harness.metrics.finite import are_finite
+from harness.metrics.neighbours import neighbourhoods
 from harness.metrics.torchvision_compat import torch_fidelity
 
 _CHUNK = 4096  # reference images held in memory at a time
@@ -38,7 +39,7 @@ def frechet_distance(reference: Tensor, samples: Tensor) -> float:
     Returns:
         NaN if a feature is not finite: diverged samples have no distance.
     """
-    if not (torch.isfinite(reference).all() and torch.isfinite(samples).all()):
+    if not are_finite(reference, samples):
         return math.nan
     fid = torch_fidelity().metric_fid
     statistics = [fid.fid_features_to_statistics(features.cpu()) for features in (samples, reference)]
@@ -64,22 +65,8 @@ def precision_recall(
     Raises:
         DataError: k or fewer images on one side.
     """
-    if min(len(reference), len(samples)) <= k:
-        raise DataError(
-            f"precision and recall with k = {k} need more than {k} images on each side; "
-            f"got {len(reference)} reference images and {len(samples)} samples"
-        )
-    if not (torch.isfinite(reference).all() and torch.isfinite(samples).all()):
-        return {"precision": math.nan, "recall": math.nan}
-    shares = torch_fidelity().metric_prc.prc_features_to_metric(
-        samples.to(device),
-        reference.to(device),
-        prc_neighborhood=k,
-        prc_batch_size=10_000,
-        save_cpu_ram=True,  # in blocks: the whole 50K x 50K matrix of distances is 10 GB, three times
-        verbose=False,
-    )
-    return {"precision": shares["precision"], "recall": shares["recall"]}
+    balls = neighbourhoods(reference.to(device), samples.to(device), k)
+    return {"precision": balls.precision, "recall": balls.recall}
 
 
 def reference_features(extractor: Extractor, dataset: Dataset, n: int | None = None, split: str = "train") -> Tensor:

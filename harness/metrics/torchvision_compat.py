@@ -5,8 +5,14 @@ torchvision from the package index is a CUDA build. Beside a CPU build of torch 
 since 0.28 qnms) that are not declared. Neither we nor torch-fidelity call them, so it is enough to declare them.
 """
 
+from __future__ import annotations
+
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _KEEP: list[object] = []  # a Library removes its declarations when it is garbage-collected
 
@@ -39,3 +45,11 @@ def torch_fidelity() -> ModuleType:
     import torch_fidelity
 
     return torch_fidelity
+
+
+def vgg16() -> nn.Module:
+    """Return torchvision's VGG-16 with random weights."""
+    ensure_torchvision()
+    import torchvision
+
+    return torchvision.models.vgg16()

@@ -6,11 +6,13 @@ run the code in the file.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,28 +23,130 @@ from harness.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-INCEPTION_VARIABLE = "HARNESS_INCEPTION_WEIGHTS"
 _CHUNK = 1 << 24  # bytes read at a time
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how torch's files start: of today, and of before 1.6
 
 
-def inception_weights() -> Path | None:
-    """Return the file that HARNESS_INCEPTION_WEIGHTS names, None if it names none; checked at a glance.
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A file of weights that is published for a feature extractor.
+
+    Attributes:
+        variable: the environment variable that names the file on this machine.
+        network: for messages.
+        url: from where it can be had.
+        sha256: how its checksum begins, as published; empty where none is.
+    """
+
+    variable: str
+    network: str
+    url: str
+    sha256: str = ""
+
+    @property
+    def file_name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+WEIGHTS = {
+    "inception": PublishedWeights(
+        "HARNESS_INCEPTION_WEIGHTS",
+        "torch-fidelity's Inception-V3",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "6726825d",  # in the file's name, as torch.hub does it
+    ),
+    "clip": PublishedWeights(
+        "HARNESS_CLIP_WEIGHTS",
+        "OpenAI's CLIP ViT-B/32",
+        "https://openaipublic.azureedge.net/clip/models/"
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt",
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    ),
+    "vgg": PublishedWeights(
+        "HARNESS_VGG_WEIGHTS",
+        "torchvision's VGG-16",
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "397923af",
+    ),
+    "dinov2": PublishedWeights(
+        "HARNESS_DINOV2_WEIGHTS",
+        "DINOv2 ViT-L/14 without registers",
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+    ),
+}
+"""Extractors whose weights come from elsewhere, by name."""
+
+
+def weights_file(extractor: str) -> Path | None:
+    """Return the file that an extractor's environment variable names, None if it names none; checked at a glance.
 
     Raises:
         DataError: a file is named that is missing, or that cannot be one of weights.
     """
-    named = os.environ.get(INCEPTION_VARIABLE)
+    variable = WEIGHTS[extractor].variable
+    named = os.environ.get(variable)
     if not named:
         return None
     try:
         path = Path(named).expanduser()
         check_weights_file(path)
     except RuntimeError as error:  # expanduser: no such user
-        raise DataError(f"{INCEPTION_VARIABLE}: {named}: {error}") from error
+        raise DataError(f"{variable}: {named}: {error}") from error
     except DataError as error:
-        raise DataError(f"{INCEPTION_VARIABLE}: {error}; correct or unset it") from error
+        raise DataError(f"{variable}: {error}; correct or unset it") from error
     return path
+
+
+def require_weights_file(extractor: str) -> Path:
+    """Return the file that an extractor's environment variable names.
+
+    Raises:
+        DataError: it names none, or one that cannot be one of weights.
+    """
+    path = weights_file(extractor)
+    if path is None:
+        published = WEIGHTS[extractor]
+        raise DataError(
+            f"{extractor}: no weights given.\n"
+            f"  from: {published.url}\n"
+            f"  put it anywhere and set {published.variable} to the file"
+        )
+    return path
+
+
+def file_digest(path: Path) -> str:
+    """Return sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_official(extractor: str, path: Path) -> bool | None:
+    """Return whether a file is the one published for an extractor; None where no checksum is published."""
+    published = WEIGHTS[extractor]
+    return file_digest(path).startswith(published.sha256) if published.sha256 else None
+
+
+def read_weights(
+    extractor: str, path: Path, shapes: Mapping[str, tuple[int, ...]], part: str = ""
+) -> dict[str, Tensor]:
+    """Read an extractor's weights, and check that they are of this network and can be used.
+
+    Args:
+        part: how the names begin of the entries that are read; the others may be anything.
+
+    Raises:
+        DataError: they are not.
+    """
+    published = WEIGHTS[extractor]
+    try:
+        state = read_state_dict(path, shapes, part)
+        if path.name == published.file_name and is_official(extractor, path) is False:
+            raise DataError(
+                f"{path}: damaged: its sha256 does not start with {published.sha256[:8]} as that of the published file"
+            )
+        return state
+    except DataError as error:
+        raise DataError(f"{error}\n  needed: the weights of {published.network}\n  from: {published.url}") from error
 
 
 def check_weights_file(path: Path) -> None:
@@ -85,13 +189,16 @@ def _foreign_format(path: Path, head: bytes) -> str | None:
     return f"it starts with {head[:4].hex()}, as no file of torch does"
 
 
-def read_state_dict(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
+def read_state_dict(
+    path: Path, shapes: Mapping[str, tuple[int, ...]] | None = None, part: str = ""
+) -> dict[str, Tensor]:
     """Read a state dict from a file, on the CPU, without executing code from it.
 
     A `module.` before every name, which DistributedDataParallel adds, is removed.
 
     Args:
         shapes: of the entries that the network has; None checks no shapes.
+        part: how the names begin of the entries that are returned.
 
     Raises:
         DataError: not a readable file of named tensors; entries that are missing, unknown or of another shape; values
@@ -111,6 +218,7 @@ def read_state_dict(path: Path, shapes: Mapping[str, tuple[int, ...]] | None = N
             "code and is never read"
         ) from error
     state = without_module_prefix(_named_tensors(content, name))
+    state = {key: value for key, value in state.items() if key.startswith(part)}
     if shapes is not None:
         _require_shapes(state, shapes, name)
     require_finite(state, name)

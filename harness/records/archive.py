@@ -40,7 +40,7 @@ from harness.records.archived_run import (
     stays_behind,
 )
 from harness.records.directory import RunDirectory, without_joining_time
-from harness.records.disk import SCORES, best_step, checkpoint_files
+from harness.records.disk import SCORES, best_step, checkpoint_files, snapshot_files
 from harness.records.files import sync_folder
 from harness.records.manifest import join
 from harness.records.reading import MAX_EXPANSION, STUDY_NAME, read_bytes, read_json
@@ -165,7 +165,9 @@ def _files_of(directory: RunDirectory, checkpoints: WhichCheckpoints) -> dict[st
         kept = [] if checkpoints == "none" else [(step, file) for step, file in kept if step in (kept[-1][0], best)]
     checkpoints_folder = directory.checkpoints_folder.name
     chosen = {f"{checkpoints_folder}/{file.name}" for _, file in kept}
-    chosen |= {f"{checkpoints_folder}/{SCORES}"} if kept else set()
+    if kept:
+        snapshots = {f"{checkpoints_folder}/{file.name}" for _, file in snapshot_files(directory.checkpoints_folder)}
+        chosen |= {f"{checkpoints_folder}/{SCORES}"} | snapshots
     left_out = (directory.lock_folder.name, directory.tracking_folder.name, checkpoints_folder)
     return {name: source for name, source in files.items() if name.split("/")[0] not in left_out or name in chosen}
 

@@ -1,8 +1,8 @@
 """What an archive holds of a run, and how it is checked: nothing that comes from elsewhere is believed.
 
 An archive carries results: spec, studies, environments, journals, evaluations, arrays, samples and checkpoints. What
-belongs to the machine that made them stays there: status, locks, MLflow's cursors, logs, code, requests to prune or
-retry. An import writes its own status, from the journals.
+belongs to the machine that made them stays there: status, locks, MLflow's cursors, logs, code, kept samples and
+features, requests to prune or retry. An import writes its own status, from the journals.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_.+=,@-]{0,149}"
 _RECORDS = re.compile(
     rf"spec\.(?:json|yaml)|environment\.json|journal-[0-9]{{4,9}}\.jsonl|studies/{_NAME}\.json"
     rf"|evaluations/[0-9a-f]{{16}}\.json|arrays/{_NAME}\.npz|samples/{_NAME}\.(?:png|npz)"
-    r"|checkpoints/(?:step-[0-9]{8,18}-[0-9a-f]{64}\.pt|scores\.json)"
+    r"|checkpoints/(?:(?:step|averages)-[0-9]{8,18}-[0-9a-f]{64}\.pt|scores\.json)"
 )
-_OF_THE_MACHINE = re.compile(r"(?:status|prune)\.json|retried|study\.yaml|(?:lock|tracking|logs|certificates)/.*")
+_OF_THE_MACHINE = re.compile(r"(?:status|prune)\.json|retried|study\.yaml|(?:lock|tracking|logs|certificates|kept)/.*")
 _HOSTS = ("host", "hosts")  # in an environment
 _MAX_PIXELS = 1 << 27
 

@@ -9,6 +9,7 @@
         logs/attempt-<attempt>.log  output of its process, for people
         plugins/<sha256>/*.py       the plugin files that the spec uses
         arrays/*.npz  samples/*.png  evaluations/<key>.json  checkpoints/
+        kept/<key>/*.npy            features, and samples of an evaluation that goes on; all can be drawn again
         lock/  tracking/            which process writes, and what has been uploaded to MLflow
 
 File times have no meaning, so a folder of runs may be copied in any way.

@@ -18,12 +18,13 @@ from typing import Any
 
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
-from harness.records.layout import CODE, SubmissionLayout, run_paths, submission_folders
+from harness.records.layout import CODE, KEPT_BATCHES, SubmissionLayout, run_paths, submission_folders
 from harness.records.reading import Fields, read_json, shortened
 
 LEFTOVER_SECONDS = 600.0  # a younger one may still be written
 SCORES = "scores.json"  # beside checkpoints: the value of `records.best` at their steps
 _CHECKPOINT = re.compile(r"step-(\d{8,})-([0-9a-f]{64})\.pt")
+_SNAPSHOT = re.compile(r"averages-(\d{8,})-([0-9a-f]{64})\.pt")
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,16 @@ class Removable:
 
 def checkpoint_files(folder: Path) -> list[tuple[int, Path]]:
     """Return the checkpoints in a folder with their steps, intact or not, in ascending order."""
-    matches = [(match, path) for path in folder.glob("step-*.pt") if (match := _CHECKPOINT.fullmatch(path.name))]
-    return sorted((int(match[1]), path) for match, path in matches)
+    return _files_by_step(folder.glob("step-*.pt"), _CHECKPOINT)
+
+
+def snapshot_files(folder: Path) -> list[tuple[int, Path]]:
+    """Return the snapshots of averages beside the checkpoints with their steps, intact or not, in ascending order."""
+    return _files_by_step(folder.glob("averages-*.pt"), _SNAPSHOT)
+
+
+def _files_by_step(paths: Iterable[Path], name: re.Pattern[str]) -> list[tuple[int, Path]]:
+    return sorted((int(match[1]), path) for path in paths if (match := name.fullmatch(path.name)))
 
 
 def scores(folder: Path, metric: str | None = None) -> dict[int, float]:
@@ -75,14 +84,16 @@ def best_step(folder: Path, metric: str | None = None) -> int | None:
 
 
 def usage(run_directories: Iterable[Path]) -> Counter[str]:
-    """Return the disk usage of runs in bytes by kind: checkpoints, journals, samples, arrays and other."""
+    """Return the disk usage of runs in bytes by kind: checkpoints, journals, samples, arrays, kept and other."""
     num_bytes: Counter[str] = Counter()
     for run_directory in run_directories:
         for path in run_directory.rglob("*"):
             if path.is_file():
                 top = path.relative_to(run_directory).parts[0]
                 kind = "journals" if top.startswith("journal-") else top
-                num_bytes[kind if kind in ("checkpoints", "journals", "samples", "arrays") else "other"] += _size(path)
+                num_bytes[kind if kind in ("checkpoints", "journals", "samples", "arrays", "kept") else "other"] += (
+                    _size(path)
+                )
     return num_bytes
 
 
@@ -94,6 +105,10 @@ def removable(run_directory: RunDirectory) -> list[Removable]:
     if run_directory.status().state == "done" and not run_directory.damage():
         old = _old_checkpoints(run_directory)
         can_go += [Removable(path, _size(path), "checkpoint before the last of a done run") for path in old]
+        unrecorded = _samples_of_unfinished_evaluations(run_directory)
+        can_go += [
+            Removable(path, _size(path), "samples of an evaluation that was not finished") for path in unrecorded
+        ]
     return can_go
 
 
@@ -183,6 +198,12 @@ def _leftovers(run_directory: RunDirectory) -> list[Path]:
     hidden = [path for path in run_directory.path.rglob(".*") if path.is_file()]
     partial = list(run_directory.checkpoints_folder.glob("*.tmp"))
     return [path for path in [*hidden, *partial] if _is_old(path)]
+
+
+def _samples_of_unfinished_evaluations(run_directory: RunDirectory) -> list[Path]:
+    """Find the samples that were kept against a kill, unless a study keeps them for good."""
+    wanted = any(membership.get("records", {}).get("keep_samples") for membership in run_directory.studies().values())
+    return [] if wanted else sorted(run_directory.kept_folder.glob(f"*/{KEPT_BATCHES}"))
 
 
 def _old_checkpoints(run_directory: RunDirectory) -> list[Path]:

@@ -21,6 +21,7 @@ from harness.records.reading import STUDY_NAME
 
 JOBS, CODE, SEARCH, THROUGHPUT, ASKED = ".jobs", ".code", ".search", ".throughput", ".studies"
 JOURNALS = "journal-*.jsonl"
+KEPT_BATCHES = "batch-*.npy"  # in the folder of a draw, below a run's `kept`
 STUDIES = "[!.]*.json"  # in a run's folder of studies; a file that is being written starts with a dot
 _RUN_KEY = re.compile(r"[0-9a-f]{12,64}")
 _JOURNAL_NAME = re.compile(r"journal-[0-9]{1,9}\.jsonl")
@@ -117,6 +118,11 @@ class RunLayout:
         return self.path / "samples"
 
     @property
+    def kept_folder(self) -> Path:
+        """Samples and features that evaluations keep; all of it can be drawn again."""
+        return self.path / "kept"
+
+    @property
     def evaluations_folder(self) -> Path:
         return self.path / "evaluations"
 
@@ -167,6 +173,10 @@ class StudyLayout:
     def manifest_path(self) -> Path:
         """The runs that it asks for."""
         return self.folder / "manifest.json"
+
+    def scored_path(self, arm: str) -> Path:
+        """The measurement of images from elsewhere that stand beside its arms."""
+        return self.folder / "scored" / f"{arm}.json"
 
     @property
     def lock_folder(self) -> Path:

@@ -186,6 +186,10 @@ class Fields:
         """Return a finite number of at least `low`, None if it is absent or null."""
         return None if self._values.get(name) is None else self.finite(name, low=low)
 
+    def optional_integer(self, name: str) -> int | None:
+        """Return a whole number of at least 0, None if it is absent or null."""
+        return None if self._values.get(name) is None else self.integer(name)
+
     def text(self, name: str, default: Any = _REQUIRED) -> str:
         """Return a text; what is no Unicode character in it becomes a question mark."""
         value = self._get(name, default)

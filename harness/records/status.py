@@ -49,7 +49,7 @@ class Status:
     reason: str = ""  # why it is interrupted, failed or pruned, for people
     loss: float | None = None
     images_per_second: float | None = None
-    eta_seconds: float | None = None
+    eta_seconds: float | None = None  # of the training, or of the part of an evaluation that is being measured
     updated_seconds: float = 0.0  # Unix time, set when written
     cause: Cause = ""
     stopped_by: str = ""  # SIGUSR2, SIGTERM or SIGINT, if the cause is a signal
@@ -83,6 +83,9 @@ def status_from(stored: Any, place: str) -> Status:
         updated_seconds=fields.seconds("updated_seconds", 0.0),
         cause=fields.choice("cause", CAUSES, ""),
         stopped_by=fields.text("stopped_by", ""),
+        evaluation=fields.text("evaluation", ""),
+        evaluation_done=fields.optional_integer("evaluation_done"),
+        evaluation_total=fields.optional_integer("evaluation_total"),
     )
 
 

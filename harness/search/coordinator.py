@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import LaunchError, RecordError, TrackingError
 from harness.launch import planning
+from harness.records.data_digest import recorded_data_digest
 from harness.records.directory import RunDirectory
 from harness.records.files import differences, replace_file
 from harness.records.lock import FolderLock
@@ -24,6 +25,7 @@ from harness.search.space import Metric, Search, format_value
 from harness.search.trials import FINISHED, TrialRecord, best_so_far, pareto_front, read_trials
 from harness.search.workers import Workers
 from harness.slurm.commands import NoAnswer
+from harness.spec.metrics import recorded_name
 from harness.study.model import Run, Study
 
 if TYPE_CHECKING:
@@ -293,7 +295,7 @@ class Coordinator:
             for event in directory.events("evaluation")
             if event.fields["key"] == evaluation.key and not event.superseded
         ]
-        values = directory.history(f"{prefixes[-1]}/{stem}")[1] if prefixes else []
+        values = _history(directory, run, prefixes[-1], stem)[1] if prefixes else []
         return values[-1] if values else math.nan
 
     # -- pruning
@@ -332,7 +334,7 @@ class Coordinator:
             if not planned.path.exists() or asking.keys() - {self.search.name}:
                 return []
             evaluation, stem = metric.find(planned.run)
-            curves.append(dict(zip(*planned.directory.history(f"{evaluation.name}/{stem}"), strict=True)))
+            curves.append(dict(zip(*_history(planned.directory, planned.run, evaluation.name, stem), strict=True)))
         steps = sorted(set.intersection(*map(set, curves)))
         last = planned_runs[0].run.spec.train.steps
         return [(step, sum(curve[step] for curve in curves) / len(curves)) for step in steps if step < last]
@@ -391,3 +393,10 @@ class Coordinator:
             if not self._store_is_unreachable:
                 self.on_message(f"{error}; `harness sync` uploads the runs later")
             self._store_is_unreachable = True
+
+
+def _history(directory: RunDirectory, run: Run, prefix: str, name: str) -> tuple[list[int], list[float]]:
+    """Return the curve of what is called `name` in the plan; records of earlier versions have it under that name."""
+    recorded = recorded_name(name, run.spec.data.name, recorded_data_digest(directory))
+    steps, values = directory.history(f"{prefix}/{recorded}")
+    return (steps, values) if steps else directory.history(f"{prefix}/{name}")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from harness.data.facts import classifier_name, usual_extractor
 from harness.diffusion.respacing import space_timesteps
+from harness.spec.averages import ChosenEma, choose_average
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
+from harness.spec.fidelity_metrics import FIDELITY_METRICS, WITH_LOGITS, FidelityMetricName
 from harness.spec.networks import UNet
 from harness.spec.parts import Choice, NamedModel, plugins_of
+from harness.spec.reference_files import SUFFIX, examine
 from harness.spec.run import RunSpec
 
 
@@ -58,19 +63,96 @@ class Nll(SpecModel):
     decoder: Literal["tanh", "exact"] = "tanh"
 
 
-EXTRACTORS = ("auto", "inception", "classifier", "coordinates")
+ExtractorName = Literal["auto", "inception", "classifier", "coordinates", "clip", "vgg", "dinov2", "random_features"]
+EXTRACTORS = get_args(ExtractorName)
 
 
 class Fidelity(SpecModel):
-    """FID, precision and recall. `auto`: Inception if its weights are given, else the data set's own classifier."""
+    """FID, precision, recall and others.
+
+    `auto`: Inception if its weights are given, else the data set's own classifier, or random features without labels.
+    """
 
     num_samples: int = Field(10_000, ge=16)
     sampler: Sampler = Ancestral()
     num_steps: int | None = Field(250, ge=1)  # None: the whole chain
-    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
-    reference: Literal["train", "test"] = "train"
+    extractor: ExtractorName = "auto"
+    reference: str = Field("train", description="train, test, or an npz of `harness reference`, of ADM or pytorch-fid.")
+    reference_sha256: Annotated[str | None, YOUNGER] = None  # of the file; filled in automatically
     k: int = Field(3, ge=1)  # neighbours of precision and recall; IDDPM's table 4 has 5, the ADM line 3
     prc_reference: int = Field(10_000, ge=16)  # reference images for them: 10,000 in the ADM line; FID takes all
+    metrics: Annotated[tuple[FidelityMetricName, ...], Field(min_length=1), YOUNGER] = ("fid", "precision", "recall")
+
+    @field_validator("metrics")
+    @classmethod
+    def _in_one_order(cls, metrics: tuple[FidelityMetricName, ...]) -> tuple[str, ...]:
+        """The same metrics are the same protocol, in whatever order they are written."""
+        if twice := next((name for name in metrics if metrics.count(name) > 1), None):
+            raise ValueError(f"{twice} is there twice")
+        return tuple(name for name in FIDELITY_METRICS if name in metrics)
+
+    def check_metrics(self, spec: RunSpec) -> None:
+        """Require of a resolved part that the run has what each metric needs.
+
+        Raises:
+            ValueError: it has not; the message says what to change and which metrics need nothing.
+        """
+        others = ", ".join(name for name, metric in FIDELITY_METRICS.items() if not metric.needs)
+        needs = {FIDELITY_METRICS[name].needs: name for name in self.metrics}
+        if (name := needs.get("logits")) and self.extractor not in WITH_LOGITS:
+            raise ValueError(
+                f"fidelity.metrics: {name} needs logits, and extractor {self.extractor} has none: use extractor: "
+                f"{' or '.join(WITH_LOGITS)}, or other metrics: {others}"
+            )
+        if name := needs.get("classes"):
+            num_classes = spec.data.facts.num_classes or 0
+            if self.has_reference_file:
+                raise ValueError(
+                    f"fidelity.metrics: {name} compares images of one class, and a file of statistics has no classes: "
+                    f"use reference: train or test, or other metrics: {others}"
+                )
+            if not spec.model.class_cond:
+                raise ValueError(
+                    f"fidelity.metrics: {name} needs samples of known classes: train with model.class_cond: true, or "
+                    f"use other metrics: {others}"
+                )
+            if self.num_samples < 2 * num_classes:
+                raise ValueError(
+                    f"fidelity.metrics: {name} needs 2 samples of each of {num_classes} classes: num_samples "
+                    f"{self.num_samples} must be {2 * num_classes} or more"
+                )
+
+    @field_validator("reference")
+    @classmethod
+    def _is_a_split_or_a_file(cls, reference: str) -> str:
+        if reference not in ("train", "test") and not (reference.endswith(SUFFIX) and reference.isprintable()):
+            raise ValueError(f"{reference!r}: choices: train, test, the path of a {SUFFIX} file")
+        return reference
+
+    @property
+    def has_reference_file(self) -> bool:
+        return self.reference not in ("train", "test")
+
+    def resolved_reference(self) -> dict[str, str]:
+        """Return the fields of the reference, of a file with its absolute path and its sha256.
+
+        Raises:
+            ValueError: the file cannot be read, is another one than was resolved, or lacks what a metric needs.
+        """
+        if not self.has_reference_file:
+            return {}
+        path = Path(self.reference).expanduser().absolute()
+        digest, has_features = examine(path)
+        if self.reference_sha256 not in (None, digest):
+            raise ValueError(f"{path}: its sha256 is {digest[:12]}, not {str(self.reference_sha256)[:12]}")
+        if needing := [name for name in self.metrics if FIDELITY_METRICS[name].reference == "features"]:
+            others = [name for name, metric in FIDELITY_METRICS.items() if metric.reference == "moments"]
+            if not has_features:
+                raise ValueError(
+                    f"{path}: has mu and sigma alone, and {', '.join(needing)} need the features themselves: write the "
+                    f"file with `harness reference`, which keeps them, or use fidelity.metrics: [{', '.join(others)}]"
+                )
+        return {"reference": str(path), "reference_sha256": digest}
 
 
 SweepMetric = Literal["fid", "precision", "recall"]
@@ -82,7 +164,7 @@ class Sweep(SpecModel):
     num_samples: int = Field(10_000, ge=16)
     samplers: tuple[Sampler, ...] = Field((Ancestral(), Ddim()), min_length=1)
     num_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field((25, 50, 100, 200), min_length=1)
-    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    extractor: ExtractorName = "auto"
     reference: Literal["train", "test"] = "train"
     metrics: Annotated[tuple[SweepMetric, ...], Field(min_length=1), YOUNGER] = ("fid",)
     k: Annotated[int, Field(ge=1), YOUNGER] = 3  # as in Fidelity
@@ -96,7 +178,7 @@ class Skip(SpecModel):
     sampler: Sampler = Ancestral()
     num_steps: int | None = Field(None, ge=1)  # of the chain before anything is skipped; None: the whole
     fractions: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.0, 0.05, 0.1, 0.15, 0.2), min_length=1)
-    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    extractor: ExtractorName = "auto"
     reference: Literal["train", "test"] = "train"
 
 
@@ -124,7 +206,7 @@ class Progressive(SpecModel):
     sampler: Sampler = Ancestral()
     num_steps: int | None = Field(None, ge=1)  # None: the whole chain
     num_frames: int = Field(11, ge=2, le=100)  # steps after which it is measured, evenly spread; 0 is the first guess
-    extractor: Literal["auto", "inception", "classifier", "coordinates"] = "auto"
+    extractor: ExtractorName = "auto"
     reference: Literal["train", "test"] = "train"
 
 
@@ -206,6 +288,9 @@ PARTS = (
 )
 """The parts of an evaluation, in the order of measurement; each is a field of `Evaluation`."""
 
+WITH_FEATURES = ("fidelity", "sweep", "skip", "progressive")
+"""Those that compare features, and so have an extractor."""
+
 
 class Evaluation(SpecModel):
     """A protocol: what is measured on a run's weights, and how. `name` is the prefix of its metrics."""
@@ -232,6 +317,7 @@ class Evaluation(SpecModel):
     interpolation: Annotated[Interpolation | None, YOUNGER] = None
     reconstruction: Annotated[Reconstruction | None, YOUNGER] = None
     metrics: Annotated[tuple[Metric, ...], YOUNGER] = ()  # of plugins
+    ema: Annotated[ChosenEma, YOUNGER] = None  # which of the averages of train.ema; None: the first
     plugins: Annotated[dict[str, str] | None, YOUNGER] = (
         None  # plugins of the parts, with their sha256; filled in automatically
     )
@@ -261,8 +347,11 @@ class Evaluation(SpecModel):
 
     @property
     def key(self) -> str:
-        """Return 16 hex digits over the whole protocol."""
-        return digest({"schema_version": SCHEMA_VERSION, "evaluation": self.model_dump(mode="json")})
+        """Return 16 hex digits over the whole protocol; a file of reference statistics counts by its content."""
+        protocol = self.model_dump(mode="json")
+        if self.fidelity and self.fidelity.reference_sha256:
+            protocol["fidelity"]["reference"] = "file"
+        return digest({"schema_version": SCHEMA_VERSION, "evaluation": protocol})
 
     def resolve(self, spec: RunSpec, *, inception: bool) -> Evaluation:
         """Return this protocol fully specified for `spec`: extractors named, irrelevant choices at their default.
@@ -303,16 +392,27 @@ class Evaluation(SpecModel):
                 "evaluation of its own"
             )
         num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
+        if self.ema is not None:
+            if self.weights != "ema":
+                raise ValueError(f"ema chooses among averages of the weights, but weights: {self.weights} are measured")
+            change["ema"] = choose_average(self.ema, spec.train, during_training=self.every is not None)
         if spec.diffusion.var_type != "fixed" or "diffusion.var_type" not in spec.method.owns:
             change["fixed_variance"] = "large"  # irrelevant: one key for one measurement
-        for part in ("fidelity", "sweep", "skip", "progressive"):
+        for part in WITH_FEATURES:
             settings = getattr(self, part)
             if settings is None:
                 continue
             resolved: dict[str, Any] = {"extractor": self._extractor(settings.extractor, spec, inception)}
             if part != "sweep":
                 resolved["num_steps"] = settings.num_steps or num_timesteps
+            if part == "fidelity":
+                try:
+                    resolved |= settings.resolved_reference()
+                except (ValueError, RuntimeError) as error:  # RuntimeError: no such user's home
+                    raise ValueError(f"fidelity.reference: {error}") from None
             change[part] = settings.model_copy(update=resolved)
+            if part == "fidelity":
+                change[part].check_metrics(spec)
             for sampler in settings.samplers if part == "sweep" else [settings.sampler]:
                 sampler.check(spec)
                 for count in settings.num_steps if part == "sweep" else [resolved["num_steps"]]:
@@ -364,24 +464,22 @@ class Evaluation(SpecModel):
                 "(torch-fidelity's weights-inception-2015-12-05-6726825d.pth), or use extractor: classifier"
             )
         if name == "classifier" and not spec.data.facts.num_classes:
-            raise ValueError(f"extractor classifier: data {spec.data.name} has no labels; use inception")
+            raise ValueError(
+                f"extractor classifier: data {spec.data.name} has no labels; use inception or random_features"
+            )
         if name != "auto":
             return name
-        if continuous:
-            return "coordinates"
-        if inception and spec.data.pixels >= 32:
-            return "inception"
-        if not spec.data.facts.num_classes:
-            raise ValueError(
-                f"data {spec.data.name} has no labels to train a feature extractor on: "
-                "set HARNESS_INCEPTION_WEIGHTS to the file of Inception's weights"
-            )
-        return "classifier"
+        labelled = bool(spec.data.facts.num_classes)
+        return usual_extractor(continuous=continuous, pixels=spec.data.pixels, labelled=labelled, inception=inception)
 
 
 _NEEDED = {"nll": "an nll", "fidelity": "a fidelity"}
 
 
-def extractor_name(extractor: str, data_name: str) -> str:
-    """Return a resolved extractor's name in metric names: inception, digitsnet, coordinates."""
-    return f"{data_name}net" if extractor == "classifier" else extractor
+def extractor_name(extractor: str, data_name: str, data_digest: str | None = None) -> str:
+    """Return a resolved extractor's name in metric names: inception, digitsnet, coordinates.
+
+    Args:
+        data_digest: of the data that were read; None for the name in a plan, which `recorded_name` completes.
+    """
+    return classifier_name(data_name, data_digest) if extractor == "classifier" else extractor

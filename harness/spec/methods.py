@@ -21,6 +21,8 @@ class MethodSpec(NamedModel):
         ("fidelity", "sweep", "skip", "modes", "grid", "trajectories", "progressive", "interpolation", "metrics")
     )
     """The parts of an evaluation that it supports: by default those on samples."""
+    keeps_averages: ClassVar[bool] = False
+    """Whether it keeps the averages of the weights that `train.ema` asks for; else there is the one of `ema_rate`."""
 
     def defaults(self, run: Any) -> dict[str, Any]:
         """Return this method's own defaults of fields of a run, as {"part.field": value}; `run` is a RunSpec."""
@@ -47,6 +49,7 @@ class Gaussian(MethodSpec):
 
     name: Literal["gaussian"] = "gaussian"
 
+    keeps_averages: ClassVar[bool] = True
     owns: ClassVar[tuple[str, ...]] = ("objective", "timestep_sampler", "diffusion.mean_type", "diffusion.var_type")
     measures: ClassVar[frozenset[str]] = MethodSpec.measures | {
         "nll",
@@ -71,6 +74,7 @@ class Adversarial(MethodSpec):
     r1_every: int = Field(15, ge=1)  # steps; the penalty is not multiplied by them
     denoising_weight: float = Field(0.0, ge=0)  # of x_0 predicted by the discriminator from real x_t
 
+    keeps_averages: ClassVar[bool] = True
     sees_pair: ClassVar[bool]
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from harness.data.facts import classifier_name
 from harness.spec.evaluation import (
     Evaluation,
     Fidelity,
@@ -27,6 +28,7 @@ from harness.spec.evaluation import (
     Trajectories,
     extractor_name,
 )
+from harness.spec.fidelity_metrics import FIDELITY_METRICS
 from harness.spec.run import RunSpec
 
 Direction = Literal["minimize", "maximize"]
@@ -71,8 +73,25 @@ METRIC_KINDS: dict[str, MetricKind] = {
     "L_t_bpd": MetricKind("$L_t$", "bits/dim", "minimize"),
     "gaussian_baseline_bpd": MetricKind("NLL of a Gaussian per pixel", "bits/dim"),
     "fid": MetricKind("FID", direction="minimize"),
+    "fid_standard_error": MetricKind("standard error of FID over samples"),
+    "fid_infinity": MetricKind("FID of infinitely many samples", direction="minimize"),
+    "fid_infinity_low": MetricKind("lower end of the 95 % interval of FID∞"),
+    "fid_infinity_high": MetricKind("upper end of the 95 % interval of FID∞"),
+    "class_fid": MetricKind("FID within classes", direction="minimize"),
+    "kid": MetricKind("KID", direction="minimize"),
+    "kid_standard_error": MetricKind("standard error of KID over samples"),
+    "mind": MetricKind("MIND", direction="minimize"),
+    "inception_score": MetricKind("Inception Score", direction="maximize"),
+    "inception_score_std": MetricKind("standard deviation of the Inception Score over splits"),
     "precision": MetricKind("precision", direction="maximize"),
     "recall": MetricKind("recall", direction="maximize"),
+    "f_score": MetricKind("F-score of precision and recall", direction="maximize"),
+    "density": MetricKind("density", direction="maximize"),
+    "coverage": MetricKind("coverage", direction="maximize"),
+    "memorisation_auc": MetricKind("AUC of memorisation", "0.5: none", "minimize"),
+    "memorisation_auc_low": MetricKind("lower end of the 95 % interval of the AUC of memorisation"),
+    "memorisation_auc_high": MetricKind("upper end of the 95 % interval of the AUC of memorisation"),
+    "memorised_share": MetricKind("samples nearer to training images than 99 % of test images", "share", "minimize"),
     "modes_covered": MetricKind("modes covered", direction="maximize"),
     "high_quality": MetricKind("high-quality samples", "share", "maximize"),
     "frechet": MetricKind("Fréchet distance", direction="minimize"),
@@ -123,6 +142,22 @@ def metric_kind(name: str) -> MetricKind:
     return METRIC_KINDS[max(matches, key=len)] if matches else MetricKind(name)
 
 
+CLASSIFIER_SKILL = 0.5
+
+
+def classifier_is_poor(accuracy: float, majority_share: float) -> bool:
+    """Return whether a data set's own classifier is too poor for its features to be trusted.
+
+    Its skill is where its accuracy lies between always naming the most frequent class (0) and never erring (1); below
+    CLASSIFIER_SKILL it confuses more than it tells apart. The line is a convention (docs/extractors.md).
+
+    Args:
+        accuracy: share of the test images that it labels correctly.
+        majority_share: share of the test images in their most frequent class.
+    """
+    return accuracy - majority_share < CLASSIFIER_SKILL * (1 - majority_share)
+
+
 # -- outputs of an evaluation
 
 
@@ -170,6 +205,13 @@ def modes_name(kind: str, num_samples: int, sampler: str, num_steps: int) -> str
     return f"{kind}_{num_samples}_{sampler}{num_steps}"
 
 
+def recorded_name(name: str, data_name: str, data_digest: str | None) -> str:
+    """Return the name under which a run on these data records what is called `name` in a plan."""
+    return f"{name}_".replace(
+        f"_{classifier_name(data_name)}_", f"_{classifier_name(data_name, data_digest)}_"
+    ).removesuffix("_")
+
+
 def metric_name(prefix: str, name: str) -> str:
     """Return a metric's full name, with an evaluation's prefix or `train`."""
     return f"{prefix}/{name}"
@@ -202,8 +244,15 @@ def _fidelity(part: Fidelity, spec: RunSpec) -> Outputs:
     assert part.num_steps is not None, "resolved"
     extractor = extractor_name(part.extractor, spec.data.name)
     protocol = (extractor, part.num_samples, part.sampler.name, part.num_steps)
-    names = tuple(fidelity_name(kind, *protocol) for kind in ("fid", "precision", "recall"))
-    return Outputs(names, during_training=names)
+    metrics = [FIDELITY_METRICS[name] for name in part.metrics]
+    are_images = spec.data.facts.levels is not None
+    names = tuple(fidelity_name(kind, *protocol) for metric in metrics for kind in metric.outputs)
+    return Outputs(
+        metrics=names,
+        curves=tuple(fidelity_name(kind, *protocol) for metric in metrics for kind in metric.curves),
+        pictures=tuple(name for metric in metrics for name in metric.pictures) if are_images else (),
+        during_training=names,
+    )
 
 
 def _sweep(part: Sweep, spec: RunSpec) -> Outputs:

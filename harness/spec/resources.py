@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.spec.base import SpecModel
+from harness.spec.base import YOUNGER, SpecModel
 
 
 class Resources(SpecModel):
@@ -39,6 +39,8 @@ class Records(SpecModel):
     best: str | None = Field(
         None, pattern=r"^[a-z][a-z0-9_]*/\w+$"
     )  # metric; the checkpoint with its lowest value is kept
+    keep_features_mib: Annotated[float, YOUNGER] = Field(256.0, ge=0)  # features of samples are kept up to this size
+    keep_samples: Annotated[bool, YOUNGER] = False  # samples of evaluations stay, not only until they are recorded
 
     def warnings(self) -> list[str]:
         """Return what a user of these settings should know."""

@@ -17,11 +17,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from harness.data.facts import DATASET_FACTS, MOG_MIXTURE, DatasetFacts, Mixture
+from harness.spec.averages import Ema, PowerAverages, average_name, require_averages
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.methods import METHODS, Gaussian, Method
 from harness.spec.networks import MLP, Model, UNet
@@ -272,6 +273,39 @@ class Train(SpecModel):
     batch_size: int = Field(128, ge=1)  # global: over all processes and accumulated microbatches
     ema_rate: float = Field(0.9999, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "fp32"
+    ema: Annotated[Ema, YOUNGER] = Field(
+        None,
+        description="Several averages of the weights in place of ema_rate; the first is what `weights: ema` means.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_kind_of_averages(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("ema") is None or "ema_rate" not in values:
+            return values
+        if values["ema_rate"] is not None:
+            raise ValueError(
+                f"ema_rate {values['ema_rate']} and ema are both given: remove one of them, or say ema_rate: null if "
+                "it comes from a study that is extended"
+            )
+        return {name: value for name, value in values.items() if name != "ema_rate"}
+
+    def unwritten_paths(self) -> Iterable[str]:
+        """Also return `ema_rate` where `ema` takes its place."""
+        return [*super().unwritten_paths(), *([] if self.ema is None else ["ema_rate"])]
+
+    @property
+    def ema_rates(self) -> tuple[float, ...]:
+        """Return the rates of the exponential averages, none of them if they are power functions."""
+        if isinstance(self.ema, PowerAverages):
+            return ()
+        return self.ema or (self.ema_rate,)
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """Return the names of the averages, the first as "ema": those of rates or of widths."""
+        others = self.ema.power if isinstance(self.ema, PowerAverages) else self.ema_rates
+        return ("ema", *map(average_name, others[1:]))
 
 
 def _largest_ema_rate(steps: int) -> str:
@@ -374,6 +408,7 @@ class RunSpec(SpecModel):
             )
         if objective not in KINDS["objective"].built_in and var_type in LEARNED and not self.objective.trains_variance:
             raise ValueError(f"objective {objective} does not train the variance, but diffusion.var_type is {var_type}")
+        require_averages(self)
         if facts.image_size is None:
             raise ValueError(f"data {self.data.name}: its facts leave image_size open")
         for part in (
@@ -423,12 +458,13 @@ class RunSpec(SpecModel):
                     f"T = {self.diffusion.num_timesteps} and batches of {self.train.batch_size} it is warm only "
                     f"after {needed} steps, train.steps is {steps}"
                 )
-        kept = self.train.ema_rate**steps
-        if kept > 0.1:
-            messages.append(
-                f"train.ema_rate {self.train.ema_rate} over {steps} steps keeps {kept:.0%} of the initial weights "
-                f"in the EMA; use {_largest_ema_rate(steps)} or less"
-            )
+        for rate in self.train.ema_rates:
+            if (kept := rate**steps) > 0.1:
+                field = "ema_rate" if self.train.ema is None else "ema"
+                messages.append(
+                    f"train.{field} {rate} over {steps} steps keeps {kept:.0%} of the initial weights "
+                    f"in the EMA; use {_largest_ema_rate(steps)} or less"
+                )
         return messages
 
     @property
@@ -441,6 +477,7 @@ class RunSpec(SpecModel):
         return digest(
             method
             | ({"own": own} if own else {})
+            | ({} if self.train.ema is None else {"averages": len(self.train.averages)})
             | {
                 "model": self.model.model_dump(mode="json"),
                 "data": [self.data.name, self.data.pixels],

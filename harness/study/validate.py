@@ -85,7 +85,7 @@ def _real_keys(loc: tuple, value: Any) -> Keys:
         indexed = isinstance(value, (list, tuple)) and isinstance(part, int) and part < len(value)
         if indexed or (isinstance(value, dict) and part in value):
             value = value[part]
-        elif depth < len(loc) - 1:
+        elif depth < len(loc) - 1 or (isinstance(part, str) and not isinstance(value, dict)):
             continue
         keys.append(part)
     return tuple(keys)

@@ -58,27 +58,7 @@ class Checkpoints:
                 not be loaded without unpickling code.
         """
         _require_plain(state, "state")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob("*.tmp"):  # left by a killed save, since there is only one writer
-            leftover.unlink()
-        temporary = self.folder / f"step-{step:08d}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                hashing = _HashingFile(file)
-                try:
-                    torch.save(state, cast(IO[bytes], hashing))
-                finally:
-                    hashing.raise_first_error()
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            cause = "the disk or your quota is full" if full else error.strerror
-            raise CheckpointError(
-                f"{self.folder}: the checkpoint of step {step} cannot be written: {cause}; earlier ones are intact"
-            ) from error
-        path = self.folder / f"step-{step:08d}-{hashing.digest.hexdigest()}.pt"
+        temporary, path = write_temporary(self.folder, "step", step, state)
         if score is not None:  # before the rename: a score without its checkpoint is ignored, but not the reverse
             self.record_score(step, score)
         temporary.rename(path)
@@ -90,7 +70,7 @@ class Checkpoints:
         """Load the newest intact checkpoint; warn about each damaged one that is skipped."""
         for step, path in reversed(checkpoint_files(self.folder)):
             try:
-                return step, self._load(path, map_location)
+                return step, load_file(path, map_location)
             except CheckpointError as error:
                 warnings.warn(f"{error}; going back to the one before", DamagedCheckpointWarning, stacklevel=2)
         return None
@@ -103,7 +83,7 @@ class Checkpoints:
         """
         for stored_step, path in checkpoint_files(self.folder):
             if stored_step == step:
-                return self._load(path, map_location)
+                return load_file(path, map_location)
         raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; it has {self.steps() or 'none'}")
 
     def steps(self) -> list[int]:
@@ -122,18 +102,6 @@ class Checkpoints:
         text = json.dumps({"metric": self.metric, "scores": known})
         replace_file(self.folder / SCORES, text, durable=True)
 
-    def _load(self, path: Path, map_location: str | torch.device) -> dict[str, Any]:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest not in path.name:
-            raise CheckpointError(f"{path} is damaged: its contents do not hash to its name")
-        try:
-            return torch.load(path, map_location=map_location, weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f"{path} contains more than tensors and plain values, and code is never executed"
-            ) from error
-
     def _prune(self, newest: Path, step: int) -> None:
         for stored_step, path in checkpoint_files(self.folder):
             if stored_step > step or (stored_step == step and path != newest):
@@ -143,6 +111,54 @@ class Checkpoints:
             by_interval = self.keep_every and stored_step % self.keep_every == 0
             if not (stored_step in keep or by_interval):
                 path.unlink()
+
+
+def write_temporary(folder: Path, kind: str, step: int, state: dict[str, Any]) -> tuple[Path, Path]:
+    """Write a state to a temporary file; return its path and the one that it has to be renamed to.
+
+    Raises:
+        CheckpointError: the disk is full; earlier files are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob("*.tmp"):  # left by a killed save, since there is only one writer
+        leftover.unlink()
+    temporary = folder / f"{kind}-{step:08d}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            hashing = _HashingFile(file)
+            try:
+                torch.save(state, cast(IO[bytes], hashing))
+            finally:
+                hashing.raise_first_error()
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cause = "the disk or your quota is full" if full else error.strerror
+        what = "checkpoint" if kind == "step" else "snapshot of the averages"
+        raise CheckpointError(
+            f"{folder}: the {what} of step {step} cannot be written: {cause}; earlier ones are intact"
+        ) from error
+    return temporary, folder / f"{kind}-{step:08d}-{hashing.digest.hexdigest()}.pt"
+
+
+def load_file(path: Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Load a file whose name has its digest.
+
+    Raises:
+        CheckpointError: it is damaged, or contains code.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest not in path.name:
+        raise CheckpointError(f"{path} is damaged: its contents do not hash to its name")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} contains more than tensors and plain values, and code is never executed"
+        ) from error
 
 
 class _HashingFile:

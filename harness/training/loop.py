@@ -18,12 +18,14 @@ from harness.errors import TrainingError
 from harness.methods.base import Method
 from harness.randomness import Streams
 from harness.records.journal import Journal
+from harness.spec.averages import PowerAverages
 from harness.spec.base import SCHEMA_VERSION
 from harness.spec.resources import Records
 from harness.spec.run import RunSpec
 from harness.training.batches import Batches
 from harness.training.checkpoints import Checkpoints
 from harness.training.distributed import ProcessGroup
+from harness.training.snapshots import save_snapshot
 from harness.training.window import Window
 
 
@@ -117,6 +119,9 @@ def train(
             on_log(done, values)
             for name, fields in method.events():
                 journal.event(name, step=done, **fields)
+        if journal and isinstance(spec.train.ema, PowerAverages) and done % spec.train.ema.every == 0:
+            _check_finite(window, batches, spec)
+            save_snapshot(checkpoints.folder, done, method.sampling_network, spec.train)
         score = measure(done) if journal else None
         stopping = stop_requested() and not finished
         by_time = time.monotonic() - last_saved >= records.checkpoint_every_seconds

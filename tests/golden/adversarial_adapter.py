@@ -15,6 +15,7 @@ from harness.diffusion.pairs import sample_pairs
 from harness.diffusion.process import GaussianDiffusion
 from harness.diffusion.schedules import cosine_alpha_bar, geometric, tables, vp
 from harness.methods.adversarial import Draws, Examples
+from harness.methods.averages import exponential
 from harness.methods.ddgan import DenoisingGan
 from harness.methods.learning_rate import learning_rate
 from harness.metrics import mixture
@@ -154,7 +155,7 @@ def _train(args, generator, discriminator, draws, names):
         learning_rates=(decayed(args["lr_g"]), decayed(args["lr_d"])),
         r1_gamma=args["r1_gamma"],
         r1_every=args["lazy_reg"],
-        ema_rate=args["ema_decay"],
+        averages={"ema": exponential(args["ema_decay"])},
     )
 
     def weights(module, theirs):

@@ -199,10 +199,22 @@ def measurements(run: Path) -> dict[str, Any]:
     return {
         "arrays": arrays,
         "evaluations": {
-            path.stem: digest(json.loads(path.read_text())) for path in sorted(run.glob("evaluations/*.json"))
+            path.stem: digest(without(json.loads(path.read_text()), YOUNGER_FACTS))
+            for path in sorted(run.glob("evaluations/*.json"))
         },
         "pictures": sorted(path.name for path in run.glob("samples/*")),
     }
+
+
+YOUNGER_FACTS = {"test_majority_share"}
+"""What evaluations say of themselves only since the records were taken."""
+
+
+def without(value: Any, names: set[str]) -> Any:
+    """Return a JSON value without the fields of these names."""
+    if isinstance(value, dict):
+        return {name: without(entry, names) for name, entry in value.items() if name not in names}
+    return [without(entry, names) for entry in value] if isinstance(value, list) else value
 
 
 def results(run: Path) -> dict[str, Any]:
@@ -213,6 +225,7 @@ def results(run: Path) -> dict[str, Any]:
 def layout(run: Path) -> dict[str, Any]:
     """Return the run's identity, its events, and its files, checkpoints named by their steps alone."""
     files = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    files = {name for name in files if not name.startswith("kept/")}  # samples and features were not kept then
     return {
         "spec": hashlib.sha256((run / "spec.json").read_bytes()).hexdigest()[:32],
         "studies": {

@@ -1,52 +1,96 @@
-"""FID, precision and recall of samples."""
+"""FID, precision, recall and other metrics of the features of samples."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from harness.data.base import spread
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.data.base import spread, to_uint8
 from harness.evaluation.context import EvaluationContext
+from harness.evaluation.images import image_grid
 from harness.evaluation.result import PartResult
+from harness.metrics.feature_metrics import CONSTANTS, Features, measure
 from harness.metrics.features import Extractor
-from harness.metrics.fidelity import frechet_distance, precision_recall
+from harness.metrics.logits import class_logits
 from harness.spec.evaluation import Fidelity
+from harness.spec.fidelity_metrics import FIDELITY_METRICS
 from harness.spec.metrics import fidelity_name
+
+NUM_SHOWN = 10
+"""Samples in the picture of nearest training images."""
 
 
 def fidelity(context: EvaluationContext, part: Fidelity) -> PartResult:
     """Draw samples and compare their features with those of real images; keep the samples for the grid."""
     assert part.num_steps is not None, "resolved"
     extractor = context.extractor(part.extractor)
-    context.samples = context.sample(part.sampler, part.num_steps, part.num_samples)
-    features = context.features(extractor, context.samples)
-    reference = context.reference(extractor, part.reference)
-    prc_reference = reference[spread(len(reference), part.prc_reference)]
-    values = {
-        "fid": frechet_distance(reference, features),
-        **precision_recall(prc_reference, features, part.k, device=context.device),
-    }
-    protocol = (extractor.name, part.num_samples, part.sampler.name, part.num_steps)
-    return PartResult(
-        {fidelity_name(kind, *protocol): value for kind, value in values.items()},
-        protocol=extractor_protocol(extractor)
-        | {
-            "fidelity": {
-                "reference_images": len(reference),
-                "reference": part.reference,
-                "prc_reference_images": len(prc_reference),
-                "k": part.k,
-            }
-        },
+    shows_copies = "memorisation" in part.metrics and context.data.levels is not None
+    sampled = context.sampled_features(
+        extractor, part.sampler, part.num_steps, part.num_samples, with_samples=shows_copies
     )
+    features = features_of(context, part, extractor, sampled)
+    values = measure(features, part.metrics)
+    protocol = (extractor.name, part.num_samples, part.sampler.name, part.num_steps)
+    result = PartResult(
+        {fidelity_name(kind, *protocol): value for kind, value in values.items()},
+        protocol=extractor_protocol(extractor) | {"fidelity": _protocol(part, features)},
+    )
+    if "class_fid" in part.metrics:
+        result.curves[fidelity_name("class_fid_by_class", *protocol)] = list(features.fid_by_class.items())
+    if shows_copies:
+        assert context.samples is not None
+        result.pictures["nearest_training_images"] = _nearest_training_images(context, features, context.samples)
+    return result
+
+
+def features_of(context: EvaluationContext, part: Fidelity, extractor: Extractor, samples: Tensor) -> Features:
+    """Put what the metrics of a protocol need beside the features of its samples, [N, D]."""
+    reference = context.reference(extractor, part.reference).to(context.device)
+    more: dict[str, Tensor | None] = {}
+    needs = {FIDELITY_METRICS[name].needs for name in part.metrics}
+    if "classes" in needs:
+        split = context.data.train if part.reference == "train" else context.data.test
+        more |= {
+            "labels": context.labels(0, len(samples)),
+            "reference_labels": torch.from_numpy(split.labels).to(context.device),
+        }
+    if "logits" in needs:
+        more["logits"] = class_logits(extractor, samples)
+    if "training and test images" in needs:
+        more |= {split: context.reference(extractor, split).to(context.device) for split in ("train", "test")}
+    prc_reference = reference[spread(len(reference), part.prc_reference)]
+    return Features(samples.to(context.device), reference, prc_reference, part.k, **more)
+
+
+def _protocol(part: Fidelity, features: Features) -> dict[str, Any]:
+    protocol = {
+        "reference_images": len(features.reference),
+        "reference": part.reference,
+        **({"reference_sha256": part.reference_sha256} if part.reference_sha256 else {}),
+        "prc_reference_images": len(features.prc_reference),
+        "k": part.k,
+    }
+    constants = {name: CONSTANTS[name] for name in part.metrics if name in CONSTANTS}
+    if features.train is not None and features.test is not None:
+        images = {"train_images": len(features.train), "test_images": len(features.test)}
+        constants["memorisation"] = constants["memorisation"] | images
+    return protocol | ({"constants": constants} if constants else {})
+
+
+def _nearest_training_images(context: EvaluationContext, features: Features, samples: Tensor) -> np.ndarray:
+    """Draw the samples that are most likely copies, one a row, each beside its nearest training images in order."""
+    memorised = features.memorisation
+    rows = memorised.nearest_ratios.argsort(stable=True)[:NUM_SHOWN]
+    tiles = []
+    for row in rows.tolist():
+        neighbours = context.data.to_images(context.data.train.images[memorised.nearest[row].numpy()])
+        tiles.append(np.concatenate([to_uint8(samples[row : row + 1]).numpy(), neighbours]))
+    return image_grid(np.concatenate(tiles), columns=len(tiles[0]))
 
 
 def extractor_protocol(extractor: Extractor) -> dict[str, Any]:
     """Return the description of the feature extractor for the records."""
-    return {
-        "extractor": {
-            "name": extractor.name,
-            "weights_sha256": extractor.digest,
-            "test_accuracy": extractor.accuracy,
-            "official_weights": extractor.official,
-        }
-    }
+    return {"extractor": extractor.description}

@@ -25,10 +25,10 @@ def interpolation(context: EvaluationContext, part: Interpolation) -> PartResult
     first, second = x_0[:num_pairs], x_0[num_pairs : 2 * num_pairs]
     weights = np.linspace(0, 1, part.num_weights)
     process, streams = context.process(), Streams(context.evaluation.seed, context.device)
-    denoise = context.denoiser(process, streams.generator("interpolation", 0))
     mixed = []
     for number, t in enumerate(part.t):
         generator = streams.generator("interpolation", number)
+        denoise = context.denoiser(process, generator)  # a generator's latents are then shared like the noise
         mixed.append(interpolate(denoise, first, second, process, t=t, weights=weights.tolist(), generator=generator))
         context.count("interpolation")(number + 1, len(part.t))
     images, originals = torch.stack(mixed).cpu(), torch.stack([first, second]).cpu()

@@ -52,7 +52,7 @@ def test_missing_data_and_a_runs_folder_that_cannot_be_written_are_problems_and_
 def test_weights_of_inception_that_are_not_there_are_a_problem(tmp_path, tiny_study, monkeypatch):
     tiny_study("evaluate: [{fidelity: {num_samples: 16, num_steps: 5}}]\n")
     plan = planning.plan(load_study(tmp_path / "tiny.yaml"), tmp_path / "runs")
-    assert messages(machine.check_extractors(plan), "ok") == "extractors: classifier; Inception is not used"
+    assert messages(machine.check_extractors(plan), "ok") == "extractors without weights from elsewhere: classifier"
     monkeypatch.setenv("HARNESS_INCEPTION_WEIGHTS", str(tmp_path / "none.pth"))
     assert "none.pth: there is no such file" in messages(machine.check_extractors(plan), "problem")
 

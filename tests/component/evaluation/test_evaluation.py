@@ -7,7 +7,7 @@ import torch
 from harness.errors import RecordError, SpecError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
-from harness.evaluation.sampling import sample_run
+from harness.evaluation.sampling import SampleSettings, sample_run
 from harness.randomness import Streams
 from harness.registry import make_dataset, make_method
 from harness.spec.evaluation import (
@@ -77,9 +77,8 @@ def test_beta_and_beta_tilde_are_two_evaluations_of_one_training(tiny_study):
 def test_during_training_the_numbers_of_the_likelihood_alone_are_measured_and_are_the_same(tiny_study):
     context = context_of(tiny_study()[0], nll=Nll(estimator="full", num_images=8), grid=4, every=6)
     during, at_end = evaluate_during_training(context), evaluate(context)
-    assert tuple(during.metrics) == outputs(context.evaluation, context.spec).during_training
-    assert during.metrics == {name: at_end.metrics[name] for name in during.metrics}
-    assert not (during.curves or during.arrays or during.pictures)
+    assert tuple(during) == outputs(context.evaluation, context.spec).during_training
+    assert during == {name: at_end.metrics[name] for name in during}
 
 
 def test_the_gaussian_baseline_stands_beside_the_model(tiny_study):
@@ -162,6 +161,22 @@ def test_interpolated_pairs_end_in_variants_of_their_images(tiny_study):
     assert near < other
 
 
+def test_interpolated_points_share_the_latents_of_a_denoising_gan_too(tiny_study):
+    sets = ("data=mog", "model={name: mlp, width: 16}", "method={name: siddm}")
+    context = context_of(tiny_study("", *sets)[0], interpolation=Interpolation(num_pairs=2, t=(2,), num_weights=3))
+    seen, denoiser = [], context.method.denoiser
+
+    def recorded(*arguments, generator, **options):
+        denoise = denoiser(*arguments, generator=generator, **options)
+        return lambda x, t: seen.append(generator.get_state()) or denoise(x, t)
+
+    context.method.denoiser = recorded
+    evaluate(context)
+    chains = [seen[start : start + 3] for start in (0, 3, 6)]  # of each weight
+    assert all(torch.equal(ours, first) for chain in chains for ours, first in zip(chain, chains[0], strict=True))
+    assert not torch.equal(chains[0][0], chains[0][1])
+
+
 def test_a_network_that_predicts_no_noise_reconstructs_all_but_the_first_steps_scale(tiny_study):
     context = context_of(tiny_study()[0], reconstruction=Reconstruction(num_images=8, num_steps=(2, 5)))
     use_network(context.method, lambda x, t, y: torch.zeros_like(x))
@@ -209,17 +224,17 @@ def test_points_of_the_plane_are_measured_by_their_coordinates(tiny_study):
 
 def test_a_run_without_a_checkpoint_cannot_be_sampled(tiny_run):
     with pytest.raises(RecordError, match="no checkpoint yet"):
-        sample_run(tiny_run(), sampler=Ancestral(), num_steps=5, num_samples=4)
+        sample_run(tiny_run(), SampleSettings(Ancestral(), 5, 4))
 
 
 def test_a_number_of_steps_that_the_chain_has_not_is_refused(tiny_run):
     with pytest.raises(SpecError, match="--num-steps 31"):
-        sample_run(tiny_run(), sampler=Ancestral(), num_steps=31, num_samples=4)
+        sample_run(tiny_run(), SampleSettings(Ancestral(), 31, 4))
 
 
 def test_untrained_weights_are_those_of_the_seed(tiny_run, tiny_study):
     run, folder = tiny_study()[0], tiny_run()
-    path = sample_run(folder, sampler=Ddim(), num_steps=2, num_samples=4, weights="untrained")
+    path = sample_run(folder, SampleSettings(Ddim(), 2, 4, weights="untrained"))
     method = make_method(run.spec, run.spec.data.facts, Resources(), CPU)
     evaluation = Evaluation(name="samples", weights="untrained")
     context = EvaluationContext(method, run.spec, run.spec.data.facts, evaluation, CPU)

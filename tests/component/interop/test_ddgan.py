@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.data.digits import digits
-from harness.evaluation.sampling import sample_run
+from harness.evaluation.sampling import SampleSettings, sample_run
 from harness.interop import ddgan
 from harness.interop.checkpoints import export_checkpoint, import_checkpoint
 from harness.metrics.features import load_extractor
@@ -63,7 +63,7 @@ def test_a_published_generator_becomes_a_run_is_sampled_and_goes_out_bit_for_bit
     state = Checkpoints(directory.checkpoints_folder).load(56)["method"]
     for weights in ("generator", "ema"):
         assert all(torch.equal(state[weights][key], value) for key, value in small.state_dict().items()), weights
-    assert sample_run(directory.path, sampler=Ancestral(), num_steps=4, num_samples=2).exists()
+    assert sample_run(directory.path, SampleSettings(Ancestral(), 4, 2)).exists()
 
     export_checkpoint(directory.path, tmp_path / "out.pth")
     before, after = (torch.load(path, weights_only=True) for path in (file, tmp_path / "out.pth"))
@@ -91,7 +91,7 @@ evaluate:
     fid = record.fidelity(measurement, "fid")
 
     samples = directory.samples_folder / "ancestral4_seed0_ema.npz"
-    sample_run(directory.path, sampler=Ancestral(), num_steps=4, num_samples=32)
+    sample_run(directory.path, SampleSettings(Ancestral(), 4, 32))
     data = digits()
     extractor = load_extractor("digitsnet", data)
     reference = reference_features(extractor, data, split="train")

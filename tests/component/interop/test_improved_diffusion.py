@@ -8,7 +8,7 @@ from harness.data.base import Split, build
 from harness.errors import RecordError, SpecError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate
-from harness.evaluation.sampling import load_method, sample_run
+from harness.evaluation.sampling import SampleSettings, load_method, sample_run
 from harness.interop.checkpoints import export_checkpoint, import_checkpoint
 from harness.interop.improved_diffusion import build_published, save_published
 from harness.job.job import run_job
@@ -51,7 +51,7 @@ def test_an_upsampler_enlarges_the_images_that_it_is_given(tmp_path):
     np.savez(tmp_path / "other.npz", arr_0=images[::-1].copy())
     enlarged = []
     for file in (small, tmp_path / "other.npz"):
-        path = sample_run(folder, sampler=Ancestral(), num_steps=3, num_samples=64, low_res=file)
+        path = sample_run(folder, SampleSettings(Ancestral(), 3, 64, low_res=file))
         enlarged.append(np.load(path.with_suffix(".npz"))["samples"])
     assert enlarged[0].shape == (5, 3, 16, 16)
     assert not np.array_equal(*enlarged)
@@ -67,9 +67,9 @@ def test_an_upsampler_without_fitting_images_says_what_it_needs(tmp_path, tiny_r
         (tmp_path / "text.npz", "cannot be read"),
     ]:
         with pytest.raises(SpecError, match=message):
-            sample_run(folder, sampler=Ancestral(), num_steps=3, num_samples=2, low_res=low_res)
+            sample_run(folder, SampleSettings(Ancestral(), 3, 2, low_res=low_res))
     with pytest.raises(SpecError, match="not an upsampler"):
-        sample_run(tiny_run(), sampler=Ancestral(), num_steps=3, num_samples=2, low_res=tmp_path / "large.npz")
+        sample_run(tiny_run(), SampleSettings(Ancestral(), 3, 2, low_res=tmp_path / "large.npz"))
 
 
 def distortion(directory) -> float:
@@ -96,7 +96,7 @@ def test_a_published_file_becomes_a_run_is_sampled_and_goes_out_bit_for_bit(tmp_
     assert directory.status().state == "done"
     assert import_checkpoint(file, "cifar10_uncond_50M_500K", runs).key == directory.key
     assert len(directory.attempts()) == 1
-    picture = sample_run(directory.path, sampler=Ancestral(), num_steps=2, num_samples=1)
+    picture = sample_run(directory.path, SampleSettings(Ancestral(), 2, 1))
     assert picture.exists()
     assert distortion(directory) > 0
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from harness.errors import CheckpointError, RecordError
 from harness.job import job
 from harness.records.directory import RunDirectory
 from harness.records.disk import best_step, scores
+from harness.records.status import status_from
 from harness.study.expand import load_study
 from harness.testing import TINY_STUDY, write_run
 from harness.training.checkpoints import Checkpoints, DamagedCheckpointWarning
@@ -76,7 +78,9 @@ def test_while_it_evaluates_its_status_says_what_and_how_far(tiny_run, monkeypat
     assert run_job(folder) == "done"
     evaluating = [status for status in statuses if status.evaluation]
     assert {status.state for status in evaluating} == {"running"}
-    assert {status.eta_seconds for status in evaluating} == {None}
+    timed = [status for status in evaluating if status.eta_seconds is not None]
+    assert timed and all(status.evaluation_total and status.eta_seconds >= 0 for status in timed)
+    assert {status_from(json.loads(json.dumps(asdict(status))), "status.json") for status in timed} == set(timed)
     assert {status.evaluation.split(",")[0] for status in evaluating} == {"eval", "pictures"}
     assert {status.step for status in evaluating if "during training" in status.evaluation} == {4, 8}
     counted = [(status.evaluation_done, status.evaluation_total) for status in evaluating if status.evaluation_total]
@@ -148,7 +152,7 @@ def test_weights_of_inception_that_are_not_on_this_machine_fail_a_job_before_its
     run = write_run(load_study(tmp_path / "tiny.yaml", inception=True).runs[0], tmp_path / "runs")
     monkeypatch.delenv("HARNESS_INCEPTION_WEIGHTS", raising=False)
     assert run_job(run.path) == "failed"
-    assert "evaluations use Inception, but HARNESS_INCEPTION_WEIGHTS is not set here" in run.status().reason
+    assert "put it anywhere and set HARNESS_INCEPTION_WEIGHTS to the file" in run.status().reason
     assert run.durable_step() == 0 and run.rows() == []
 
 

@@ -14,6 +14,7 @@ from harness.diffusion import GaussianDiffusion
 from harness.diffusion.adversarial import Verdict
 from harness.diffusion.schedules import vp
 from harness.methods.adversarial import Draws, Examples
+from harness.methods.averages import exponential
 from harness.methods.ddgan import DenoisingGan
 from harness.methods.learning_rate import learning_rate
 
@@ -98,7 +99,7 @@ def game(dtype):
         latent_dim=ARGS["nz"],
         r1_gamma=ARGS["r1_gamma"],
         r1_every=ARGS["lazy_reg"],
-        ema_rate=ARGS["ema_decay"],
+        averages={"ema": exponential(ARGS["ema_decay"])},
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from harness.diffusion.adversarial import Verdict
 from harness.diffusion.process import GaussianDiffusion
+from harness.methods.averages import exponential
 from harness.methods.base import Batch
 from harness.methods.learning_rate import learning_rate
 from harness.methods.siddm import SemiImplicit
@@ -61,7 +62,7 @@ def trained_coefficient(beta, cross_entropy, target):
         torch.optim.Adam(regression.parameters(), betas=(0.5, 0.9)),
         learning_rates=tuple(rates),
         latent_dim=1,
-        ema_rate=0.99,
+        averages={"ema": exponential(0.99)},
         adversarial=False,
         cross_entropy=cross_entropy,
         c_psi_target=target,

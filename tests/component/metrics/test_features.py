@@ -10,7 +10,9 @@ import torch
 
 from harness.data import Split, load_dataset
 from harness.errors import DataError
-from harness.metrics.features import INCEPTION_FILE, load_extractor, read_inception_weights
+from harness.metrics.extractors.inception import read_inception_weights
+from harness.metrics.features import load_extractor
+from harness.metrics.weights import WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,17 @@ def test_a_classifier_is_trained_once_for_each_data_set(digits, tmp_path, monkey
     assert other.digest != first.digest
 
 
+def test_the_classifiers_of_two_image_folders_have_two_names_and_know_what_guessing_gives(
+    digits, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    folders = [dataclasses.replace(small(digits), name="image_folder", digest=digest * 64) for digest in "ab"]
+    extractors = [load_extractor(None, folder) for folder in folders]
+    assert [extractor.name for extractor in extractors] == ["image_foldernet_aaaaaaaa", "image_foldernet_bbbbbbbb"]
+    assert extractors[0].majority_share == np.bincount(digits.test.labels).max() / 355
+    assert extractors[0].description["test_majority_share"] < extractors[0].description["test_accuracy"]
+
+
 @pytest.mark.slow
 def test_two_processes_at_once_end_with_the_same_classifier(tmp_path):
     program = (
@@ -154,9 +167,11 @@ def test_weights_as_distributed_training_and_old_files_have_them_give_the_same_f
 
 def test_weights_that_are_not_finite_or_not_what_their_name_says_are_refused(inception_weights, tmp_path):
     state = torch.load(inception_weights, weights_only=True)
-    torch.save(state, tmp_path / INCEPTION_FILE)
-    with pytest.raises(DataError, match="damaged: its sha256 does not start with 6726825d as its name says"):
-        read_inception_weights(tmp_path / INCEPTION_FILE)
+    torch.save(state, tmp_path / WEIGHTS["inception"].file_name)
+    with pytest.raises(
+        DataError, match="damaged: its sha256 does not start with 6726825d as that of the published file"
+    ):
+        read_inception_weights(tmp_path / WEIGHTS["inception"].file_name)
     state["fc.bias"][7] = torch.nan
     torch.save(state, tmp_path / "nan.pth")
     with pytest.raises(DataError, match=r"1 of the 1008 values of fc\.bias are not finite"):

@@ -8,8 +8,10 @@ import torch
 from torch.utils.data import Dataset as TorchDataset
 
 from harness.data import Split, load_dataset
+from harness.metrics.divergences import inception_score, kernel_distance
 from harness.metrics.features import load_extractor
 from harness.metrics.fidelity import fidelity, reference_features
+from harness.metrics.logits import class_logits
 from harness.metrics.torchvision_compat import torch_fidelity
 
 
@@ -34,10 +36,9 @@ def by_calculate_metrics(extractor, reference, samples, k, **which):
         feature_extractor=extractor.name,
         feature_extractor_weights_path=extractor.weights_path and str(extractor.weights_path),
         prc_neighborhood=k,
-        **which,
+        **{"samples_shuffle": False, **which},
         cuda=False,
         cache=False,
-        samples_shuffle=False,
         save_cpu_ram=True,  # no worker processes
         verbose=False,
     )
@@ -110,3 +111,26 @@ class Pictures(TorchDataset):
 
     def __getitem__(self, index):
         return self.pictures[index]
+
+
+@pytest.mark.slow
+def test_kid_and_the_inception_score_with_inception_are_torch_fidelitys(digits, inception_weights):
+    extractor = load_extractor("inception", digits, weights=inception_weights)
+    reference, samples = digits.to_images(digits.train.images[:12]), digits.to_images(digits.test.images[:12])
+    features = extractor.features(samples)
+    theirs = by_calculate_metrics(
+        extractor,
+        np.repeat(reference, 3, 1),
+        np.repeat(samples, 3, 1),
+        3,
+        kid=True,
+        isc=True,
+        samples_shuffle=True,  # as is its default: of the splits
+        kid_subsets=1,
+        kid_subset_size=12,
+    )
+    kid = kernel_distance(extractor.features(reference), features)
+    score = inception_score(class_logits(extractor, features))
+    assert kid.value == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-6)
+    assert score.value == pytest.approx(theirs["inception_score_mean"], abs=1e-6)
+    assert score.standard_deviation == pytest.approx(theirs["inception_score_std"], abs=1e-6)

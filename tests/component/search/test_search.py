@@ -638,11 +638,13 @@ def test_a_search_on_this_machine_survives_killed_workers_and_shows_itself_in_ml
     class Killing(LocalWorkers):
         def busy(self, run_keys):
             keys = super().busy(run_keys)
-            for key in keys:  # each run's first worker, once it has begun to train
-                owner = RunDirectory(runs / key).writer()
-                if owner and key not in killed and RunDirectory(runs / key).status().step:
-                    killed.append(key)
-                    os.kill(owner["pid"], signal.SIGKILL)
+            for key in keys:  # each run's first worker, as soon as it has trained
+                run = RunDirectory(runs / key)
+                while key not in killed and super().busy({key}):
+                    if (owner := run.writer()) and run.history("train/loss")[0]:
+                        killed.append(key)
+                        os.kill(owner["pid"], signal.SIGKILL)
+                    time.sleep(0.01)  # a whole training may fit between two looks of the coordinator
             return keys
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"

@@ -1,5 +1,6 @@
 """Several processes train one run: to the same numbers as one, and whatever becomes of one of them, none hangs."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from harness.launch.submit import submit
 from harness.records.directory import RunDirectory
 from harness.study.model import Study
 from harness.training.checkpoints import Checkpoints
+from harness.training.distributed import ProcessGroup
 
 LEARNING = (
     "objective: hybrid\ntimestep_sampler: {name: loss_second_moment, history_per_term: 2}\n",
@@ -171,6 +173,23 @@ def test_a_signal_to_any_process_stops_all_at_one_step_and_another_number_of_pro
     directory.add_to_study("tiny", run.membership())
     assert largest_difference(unbroken, finish(job.folder)) < CURVE
     assert [one["num_processes"] for one in directory.environments()] == [2, 1]
+
+
+def test_a_signal_that_comes_after_the_exchange_waits_for_the_next(run_of, monkeypatch):
+    """Else one process would stop, and the others wait for it in their next step."""
+    exchange, exchanged = ProcessGroup.all_reduce_max, []
+
+    def exchange_and_be_signalled(group, number):
+        exchanged.append(exchange(group, number))
+        if len(exchanged) == 4:  # the first is of the checkpoint to restore, so this is of step 3
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return exchanged[-1]
+
+    monkeypatch.setattr(ProcessGroup, "all_reduce_max", exchange_and_be_signalled)
+    folder = run_of(1)
+    assert run_job(folder, sync=False, show_progress=False) == "interrupted"
+    assert exchanged == [-1, 0, 0, 0, int(signal.SIGUSR2)]
+    assert RunDirectory(folder).durable_step() == 4
 
 
 @pytest.mark.slow

@@ -66,6 +66,18 @@ def test_a_run_whose_extractor_had_other_weights_than_the_rest_is_named(study_ru
     )
 
 
+@pytest.mark.parametrize(("accuracy", "warned"), [(0.54, True), (0.56, False)])
+def test_a_classifier_that_is_poor_is_warned_of(study_runs, accuracy, warned):
+    evaluate = "evaluate: [{name: eval, fidelity: {num_samples: 64, num_steps: 10}}]\n"
+    folder = study_runs(STUDY + evaluate, lambda run: {})
+    for path in folder.glob("[!.]*/evaluations/*.json"):
+        facts = {"test_accuracy": accuracy, "test_majority_share": 0.1}
+        extractor = {"name": "digitsnet", "weights_sha256": "a" * 64} | facts
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"extractor": extractor}))
+    sentence = "digitsnet labels only 54.0 % of the test images correctly: its FID, precision and recall say little."
+    assert data_sentence(load_records(folder, "small")) == (sentence if warned else "")
+
+
 @pytest.mark.parametrize("account", [[], "x", {"ignored": 3}, {"ignored": {"a": "b"}}, {"num_ignored": 2}])
 def test_an_odd_account_in_somebody_elses_record_stops_nothing(records, account):
     assert data_sentence(records(lambda arm, replicate: {"data_account": account})) == ""

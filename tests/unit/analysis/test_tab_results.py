@@ -1,7 +1,9 @@
+import json
 from dataclasses import replace
 
 from harness.analysis import claims, tab_results
 from harness.analysis.runs import load_records
+from harness.records.scored import write_scored
 from harness.spec.methods import METHODS, MethodSpec
 
 EVALUATE = """
@@ -40,6 +42,27 @@ def test_the_untrained_network_and_the_gaussian_stand_beside_and_are_never_the_b
     assert "nll" in rows[1]["best"], "the cosine arm is the best of the trained ones"
 
 
+def test_images_from_elsewhere_are_marked_as_not_ours_with_their_own_protocol_and_are_never_the_best(study_runs):
+    runs = study_runs(EVALUATE, nll)
+    protocol = {"extractor": {"name": "digitsnet"}, "fidelity": {"reference": "train", "k": 3}}
+    write_scored(
+        runs, "small", "ADM", {"metrics": {"fid": 1.0, "kid": 2.0}, "num_images": 64, "source": "x"} | protocol
+    )
+    frame = tab_results.data(load_records(runs))
+    row = tab_results.rows(frame)[2]
+    assert (row["model"], row["arm"], row["fid"], row["replicates"], row["best"]) == (
+        "not ours",
+        "ADM",
+        "1.00",
+        "",
+        set(),
+    )
+    assert "| ADM (not ours) · 64 images against the train split, k = 3 |" in tab_results.markdown(frame)
+    assert tab_results.heads(frame)["fid"] == "FID (digitsnet) ↓"
+    assert "ADM" not in tab_results.caption(frame)
+    assert "ADM" in tab_results.as_html(frame)
+
+
 def test_missing_replicates_are_said(study_runs):
     rows = tab_results.rows(
         table(study_runs, 3, lambda run: {"state": "failed" if (run.arm, run.replicate) == ("cosine", 1) else "done"})
@@ -54,6 +77,19 @@ def test_a_distance_in_another_networks_features_is_never_called_plain_fid(study
     assert "64 samples of ancestral 10 steps against the train split, k = 3" in caption
     assert "stratified sum over t on 355 test images" in caption
     assert "σ² = β." in caption
+
+
+def test_how_good_a_classifier_is_stands_in_the_head_of_its_column_and_in_the_caption(study_runs):
+    folder = study_runs(EVALUATE, lambda run: {})
+    for path in folder.glob("[!.]*/evaluations/*.json"):
+        extractor = {"name": "digitsnet", "weights_sha256": "a" * 64, "test_accuracy": 0.9915}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"extractor": extractor}))
+    frame = tab_results.data(load_records(folder))
+    assert tab_results.heads(frame)["fid"] == "FID (digitsnet, accuracy 99.2 %) ↓"
+    assert "digitsnet is a classifier of the data's own labels, right on 99.2 % of the test images." in (
+        tab_results.caption(frame)
+    )
+    assert "accuracy 99.2 %" in tab_results.markdown(frame)
 
 
 def test_readings_with_either_fixed_variance_are_two_rows(study_runs):
@@ -125,3 +161,21 @@ def test_without_any_likelihood_there_is_no_column_and_no_note(study_runs):
     frame = tab_results.data(load_records(study_runs(extra, nll)))
     assert list(tab_results.heads(frame)) == ["fid", "precision", "recall"]
     assert "NLL" not in tab_results.caption(frame)
+
+
+def test_metrics_of_features_that_a_study_asks_for_have_columns_with_their_errors(study_runs):
+    evaluate = """evaluate:
+  - {name: eval, fidelity: {num_samples: 64, num_steps: 10, metrics: [fid, fid_standard_error, kid]}}
+"""
+    numbers = {"fid": 12.3, "fid_standard_error": 0.25, "kid": 0.00123, "kid_standard_error": 0.0001}
+    frame = tab_results.data(load_records(study_runs(evaluate, lambda run: numbers)))
+    assert list(tab_results.heads(frame).values()) == [
+        "FID (digitsnet) ↓",
+        "standard error of FID over samples (digitsnet)",
+        "KID (digitsnet) ↓",
+        "standard error of KID over samples (digitsnet)",
+    ]
+    (row,) = tab_results.rows(frame)
+    cells = [row[metric] for metric in ("fid", "fid_standard_error", "kid", "kid_standard_error")]
+    assert cells == ["12.30", "0.250", "0.00123", "0.00010"]
+    assert "metrics of features: 64 samples of ancestral 10 steps" in tab_results.caption(frame)

@@ -244,14 +244,14 @@ def test_a_chain_of_events_keeps_the_last_of_many_checkpoints_and_hides_tracebac
         ({}, "60 s", ""),
         ({"evaluation": "eval", "step": 200, "eta_seconds": None}, "-", "evaluates eval"),
         (
-            {"evaluation": "eval, fidelity", "evaluation_done": 30, "evaluation_total": 64},
-            "-",
-            "evaluates eval, fidelity: 30/64",
+            {"evaluation": "eval, sampling", "evaluation_done": 30, "evaluation_total": 64, "step": 200},
+            "60 s",
+            "evaluates eval, sampling: 30/64",
         ),
         ({"step": 200, "eta_seconds": 0.0}, "-", ""),  # written by a version that did not say what it evaluates
     ],
 )
-def test_a_run_that_evaluates_says_what_and_shows_no_eta(facts, eta, note):
+def test_a_run_that_evaluates_says_what_and_when_it_has_measured_that_part(facts, eta, note):
     row = a_standing(**facts)
     cells = dict(zip(status_view.STATUS_HEADERS, row.row(), strict=True))
     assert (cells["ETA"], cells["why"]) == (eta, note)

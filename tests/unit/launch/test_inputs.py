@@ -88,4 +88,4 @@ def test_a_classifier_in_the_place_of_inception_is_said_with_the_reason(plan):
 def test_inception_itself_needs_no_note(plan):
     planned = plan(TINY_STUDY + FIDELITY.replace("steps: 5", "steps: 5, extractor: inception"), inception=True)
     assert list(extractor_notes(planned.runs)) == []
-    assert inputs.uses_inception(planned.runs)
+    assert inputs.extractors_with_weights(planned.runs) == {"inception"}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from harness.diffusion import OBJECTIVES, SCHEDULES, TIMESTEP_SAMPLERS, GaussianDiffusion
+from harness.methods.averages import exponential
 from harness.methods.base import Batch
 from harness.methods.gaussian import GaussianMethod
 from harness.models import UNet
@@ -18,7 +19,11 @@ def make_method(**options) -> GaussianMethod:
         torch.nn.init.normal_(weight, std=0.05)
     process = GaussianDiffusion(SCHEDULES["cosine"](20), mean_type="epsilon", var_type="learned_range", levels=17)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=0)
-    defaults: dict[str, Any] = {"learning_rate": lambda step: 1e-2, "ema_rate": 0.9, "timestep_scale": 50.0}
+    defaults: dict[str, Any] = {
+        "learning_rate": lambda step: 1e-2,
+        "averages": {"ema": exponential(0.9)},
+        "timestep_scale": 50.0,
+    }
     timesteps = TIMESTEP_SAMPLERS["uniform"](20)
     return GaussianMethod(network, process, partial(OBJECTIVES["hybrid"]), timesteps, optimizer, **(defaults | options))
 

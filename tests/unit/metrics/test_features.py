@@ -23,10 +23,11 @@ def cache(tmp_path_factory):
         yield
 
 
-def test_data_without_labels_ask_for_inception(digits):
+def test_data_without_labels_have_random_features_and_no_classifier(digits):
     unlabelled = dataclasses.replace(digits, train=Split(digits.train.images, None), num_classes=None)
+    assert load_extractor(None, unlabelled).name == "random_features"
     with pytest.raises(DataError, match="digits has no labels to train digitsnet on: use the weights of `inception`"):
-        load_extractor(None, unlabelled)
+        load_extractor("digitsnet", unlabelled)
 
 
 def test_another_data_sets_classifier_is_refused_with_the_choices(digits):
@@ -34,6 +35,12 @@ def test_another_data_sets_classifier_is_refused_with_the_choices(digits):
         DataError, match="no feature extractor 'cifar10net' for digits; the choices are inception, digi"
     ):
         load_extractor("cifar10net", digits)
+
+
+def test_another_image_folders_classifier_is_refused_with_the_name_of_this_ones(digits):
+    folder = dataclasses.replace(digits, name="image_folder", digest="ab" * 32)
+    with pytest.raises(DataError, match=r"no feature extractor 'image_foldernet_cdcdcdcd' .* image_foldernet_abababab"):
+        load_extractor("image_foldernet_cdcdcdcd", folder)
 
 
 def test_coordinates_are_the_values_of_continuous_data():

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from harness.errors import DataError
-from harness.metrics.weights import INCEPTION_VARIABLE, check_weights_file, inception_weights, read_state_dict
+from harness.metrics.weights import check_weights_file, read_state_dict, weights_file
 
+INCEPTION_VARIABLE = "HARNESS_INCEPTION_WEIGHTS"
 SHAPES = {"conv.weight": (4, 3), "conv.bias": (4,), "norm.num_batches_tracked": ()}
 
 
@@ -165,17 +166,17 @@ def test_what_holds_no_named_tensors_is_refused_with_what_it_holds(path, content
 
 def test_the_variable_of_inceptions_weights_names_a_file_none_or_a_mistake(path, monkeypatch):
     monkeypatch.delenv(INCEPTION_VARIABLE, raising=False)
-    assert inception_weights() is None
+    assert weights_file("inception") is None
     monkeypatch.setenv(INCEPTION_VARIABLE, "")
-    assert inception_weights() is None
+    assert weights_file("inception") is None
     monkeypatch.setenv(INCEPTION_VARIABLE, str(path))
     with pytest.raises(DataError, match=rf"{INCEPTION_VARIABLE}: {path}: there is no such file; correct or unset it"):
-        inception_weights()
+        weights_file("inception")
     save(state(), path)
-    assert inception_weights() == path
+    assert weights_file("inception") == path
     monkeypatch.setenv("HOME", str(path.parent))
     monkeypatch.setenv(INCEPTION_VARIABLE, "~/weights.pth")
-    assert inception_weights() == path
+    assert weights_file("inception") == path
     monkeypatch.setenv(INCEPTION_VARIABLE, "~no-such-user/weights.pth")
     with pytest.raises(DataError, match=f"{INCEPTION_VARIABLE}: ~no-such-user"):
-        inception_weights()
+        weights_file("inception")

@@ -1,7 +1,10 @@
 """RunSpec: what is refused, what is warned of, and that the same key means the same science."""
 
+import hashlib
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +12,7 @@ from pydantic import ValidationError
 
 from harness.spec.base import canonical_json
 from harness.spec.evaluation import Ddim, Evaluation, Fidelity, Nll, Sweep, extractor_name, section_counts
+from harness.spec.metrics import recorded_name
 from harness.spec.parts import choices
 from harness.spec.run import LossSecondMoment, RunSpec, Schedule, Uniform
 
@@ -332,12 +336,13 @@ def test_a_protocol_that_the_run_cannot_give_is_refused(evaluation, message):
         resolve(evaluation)
 
 
-def test_images_without_labels_need_inception():
+def test_images_without_labels_have_inception_or_random_features_and_no_classifier():
     folder = {"data": {"name": "image_folder", "path": "a", "image_size": 32}, "model": {"attention_resolutions": []}}
     spec = RunSpec.model_validate({**SMALL, **folder, "model": {**SMALL["model"], "attention_resolutions": []}})
-    for extractor in ("auto", "classifier"):
-        with pytest.raises(ValueError, match="no labels"):
-            Evaluation(fidelity=Fidelity(extractor=extractor)).resolve(spec, inception=False)
+    with pytest.raises(ValueError, match="no labels"):
+        Evaluation(fidelity=Fidelity(extractor="classifier")).resolve(spec, inception=False)
+    without = Evaluation(fidelity=Fidelity()).resolve(spec, inception=False)
+    assert without.fidelity.extractor == "random_features"
     assert Evaluation(fidelity=Fidelity()).resolve(spec, inception=True).fidelity.extractor == "inception"
 
 
@@ -352,7 +357,69 @@ def test_an_extractor_stands_in_a_metric_under_the_name_of_what_it_is():
     assert names == ["digitsnet", "inception", "coordinates"]
 
 
+def test_the_classifier_of_an_image_folder_is_named_by_the_digest_of_its_images():
+    names = [extractor_name("classifier", "image_folder", digest * 64) for digest in "ab"]
+    assert names == ["image_foldernet_aaaaaaaa", "image_foldernet_bbbbbbbb"]
+    assert extractor_name("classifier", "digits", "a" * 64) == "digitsnet"
+    planned = "fid_image_foldernet_100_ddim10"
+    assert recorded_name(planned, "image_folder", "a" * 64) == "fid_image_foldernet_aaaaaaaa_100_ddim10"
+    assert recorded_name(planned, "image_folder", None) == planned
+    assert recorded_name("fid_digitsnet_100_ddim10", "digits", "a" * 64) == "fid_digitsnet_100_ddim10"
+
+
 def test_ddim_keeps_the_constant_stride_that_the_paper_found_better():
     assert section_counts(Ddim(), 50) == "ddim50"
     assert section_counts(Ddim(spacing="quad"), 50) == "quad50"
     assert section_counts(Ddim(spacing="even"), 50) == "50"
+
+
+def test_a_reference_file_counts_by_its_content_and_not_by_its_path(tmp_path, monkeypatch):
+    arrays = {"mu": np.zeros(2), "sigma": np.eye(2), "features": np.zeros((9, 2))}
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "reference.npz", **arrays)
+    first, second = (
+        resolve(Evaluation(fidelity=Fidelity(reference=str(tmp_path / folder / "reference.npz")))) for folder in "ab"
+    )
+    assert first.fidelity.reference == str(tmp_path / "a" / "reference.npz")
+    assert first.fidelity.reference_sha256 == hashlib.sha256(Path(first.fidelity.reference).read_bytes()).hexdigest()
+    assert first.key == second.key != resolve(Evaluation(fidelity=Fidelity())).key
+    assert resolve(first).key == first.key
+    monkeypatch.chdir(tmp_path / "a")
+    assert resolve(Evaluation(fidelity=Fidelity(reference="reference.npz"))) == first
+    np.savez(tmp_path / "a" / "reference.npz", **arrays | {"mu": np.ones(2)})
+    with pytest.raises(ValueError, match=r"fidelity\.reference: .* its sha256 is"):
+        resolve(first)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (None, "cannot be read: No such file or directory; `harness reference` writes such a file"),
+        ({"arr_0": np.zeros(2)}, "has no mu and sigma"),
+        (
+            {"mu": np.zeros(2), "sigma": np.eye(2)},
+            "has mu and sigma alone, and precision, recall need the features themselves",
+        ),
+    ],
+)
+def test_a_reference_file_that_cannot_serve_is_refused_when_it_is_planned(tmp_path, arrays, message):
+    path = tmp_path / "reference.npz"
+    if arrays:
+        np.savez(path, **arrays)
+    with pytest.raises(ValueError, match=f"fidelity.reference: {path}: {message}"):
+        resolve(Evaluation(fidelity=Fidelity(reference=str(path))))
+
+
+def test_metrics_that_need_no_features_or_classes_of_the_reference_take_a_file_of_moments(tmp_path):
+    path = tmp_path / "adm.npz"
+    np.savez(path, mu=np.zeros(2), sigma=np.eye(2))
+    assert resolve(Evaluation(fidelity=Fidelity(reference=str(path), metrics=("fid_infinity", "fid")))).fidelity
+    np.savez(path, mu=np.zeros(2), sigma=np.eye(2), features=np.zeros((9, 2)))
+    with pytest.raises(ValueError, match="class_fid compares images of one class, and a file of statistics has no cla"):
+        resolve(Evaluation(fidelity=Fidelity(reference=str(path), metrics=("fid", "class_fid"))))
+
+
+def test_a_reference_that_is_neither_a_split_nor_a_file_is_refused_with_the_choices():
+    with pytest.raises(ValidationError, match=r"'tests': choices: train, test, the path of a \.npz file"):
+        Fidelity(reference="tests")

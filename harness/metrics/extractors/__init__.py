@@ -1,0 +1,1 @@
+"""Networks whose features are compared, one file a kind; `harness.metrics.features` lists them."""
