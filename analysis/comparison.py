@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -34,13 +35,10 @@ class Comparison:
     """Two arms in one metric, by pairs of replicates; differences are ours - other, and lower is better.
 
     Attributes:
-        n: number of pairs.
         ours, other: means of the two arms.
-        difference: mean of the differences.
-        t_low, t_high: 95 % t-interval of the difference; NaN below two pairs.
-        bca_low, bca_high: 95 % BCa bootstrap interval; NaN below `MIN_PAIRS`, where it has too few values to draw from.
+        differences: of the pairs.
+        t_low, t_high: 95 % t-interval of the mean difference; NaN below two pairs.
         p: of the paired t-test, two-sided; NaN below two pairs.
-        p_flip: of the sign-flip permutation test, two-sided; at least 2^(1 - n).
         p_holm: p after Holm's correction over the family of contrasts; p itself alone.
         effect_size: mean difference over its standard deviation, with Hedges' correction for few pairs.
         correlation: of the two arms over the pairs; pairing divides the variance of the difference by 1 - correlation.
@@ -48,21 +46,37 @@ class Comparison:
         higher_is_better: of the metric; turns the verdict round.
     """
 
-    n: int
     ours: float
     other: float
-    difference: float
+    differences: tuple[float, ...]
     t_low: float
     t_high: float
-    bca_low: float
-    bca_high: float
     p: float
-    p_flip: float
     p_holm: float
     effect_size: float
     correlation: float
     floor: float = 0.0
     higher_is_better: bool = False
+
+    @property
+    def n(self) -> int:
+        """The number of pairs."""
+        return len(self.differences)
+
+    @property
+    def difference(self) -> float:
+        """The mean difference."""
+        return float(np.mean(self.differences))
+
+    @cached_property
+    def bca(self) -> tuple[float, float]:
+        """The 95 % BCa bootstrap interval; NaN below `MIN_PAIRS`, where it has too few values to draw from."""
+        return _bca(np.array(self.differences))
+
+    @cached_property
+    def p_flip(self) -> float:
+        """The p of the sign-flip test."""
+        return sign_flip_test(self.differences)
 
     @property
     def verdict(self) -> Verdict:
@@ -94,15 +108,12 @@ class Comparison:
         return (self.t_high - self.t_low) / 2 / _t_quantile(self.n) * math.sqrt(self.n)
 
 
-def compare(
-    ours: ArrayLike, other: ArrayLike, *, floor: float = 0.0, higher_is_better: bool = False, seed: int = 0
-) -> Comparison:
+def compare(ours: ArrayLike, other: ArrayLike, *, floor: float = 0.0, higher_is_better: bool = False) -> Comparison:
     """Compare paired replicates.
 
     Args:
         ours, other: [n], finite, in the same order of seeds.
         floor: standard error of the difference that comes from the evaluation alone.
-        seed: of the bootstrap.
 
     Raises:
         ValueError: no pairs, different lengths, or a value that is not finite.
@@ -115,19 +126,14 @@ def compare(
     differences = a - b
     n, spread = len(a), differences.std(ddof=1) if len(a) > 1 else math.nan
     t_low, t_high = t_interval(differences) if n > 1 else (math.nan, math.nan)
-    bca_low, bca_high = _bca(differences, seed)
     p = _t_test(differences)
     return Comparison(
-        n=n,
         ours=float(a.mean()),
         other=float(b.mean()),
-        difference=float(differences.mean()),
+        differences=tuple(differences.tolist()),
         t_low=t_low,
         t_high=t_high,
-        bca_low=bca_low,
-        bca_high=bca_high,
         p=p,
-        p_flip=sign_flip_test(differences),
         p_holm=p,
         effect_size=float(differences.mean() / spread * _hedges(n)) if n > 1 and spread > 0 else math.nan,
         correlation=float(np.corrcoef(a, b)[0, 1]) if n > 2 and a.std() > 0 and b.std() > 0 else math.nan,
@@ -167,7 +173,7 @@ def sign_flip_test(differences: ArrayLike) -> float:
     from scipy.stats import permutation_test
 
     values = np.asarray(differences, float)
-    if not values.any():
+    if len(values) < 2 or not values.any():
         return 1.0
     result = permutation_test(
         (values,), np.mean, permutation_type="samples", vectorized=True, n_resamples=2**12, random_state=0
@@ -185,17 +191,16 @@ def _t_test(differences: np.ndarray) -> float:
     return float(ttest_1samp(differences, 0).pvalue)
 
 
-def _bca(differences: np.ndarray, seed: int) -> tuple[float, float]:
+def _bca(differences: np.ndarray) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     if len(differences) < MIN_PAIRS:
         return math.nan, math.nan
     if not differences.std():
         return float(differences[0]), float(differences[0])
-    result = bootstrap(
-        (differences,), np.mean, confidence_level=LEVEL, method="BCa", random_state=seed, vectorized=True
-    )
-    interval = result.confidence_interval
+    interval = bootstrap(
+        (differences,), np.mean, confidence_level=LEVEL, method="BCa", random_state=0, vectorized=True
+    ).confidence_interval
     return float(interval.low), float(interval.high)
 
 

@@ -40,7 +40,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     values_of: dict[tuple, dict[str, float]] = {}  # by run: no replicate overwrites another
     for run in runs:
         for measurement in run.measurements:
-            for model, arm, metric, protocol_parts, value in _values(run, measurement):
+            for model, arm, metric, protocol_parts, value in measured_values(run, measurement):
                 # Two evaluations of one name in one study have different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
                 values_of.setdefault((model, arm, name, metric, *protocol_parts), {})[run.run_key] = value
@@ -79,7 +79,9 @@ def _accuracies(runs: Sequence[RunRecord]) -> dict[str, str]:
     return {name: f"{'–'.join(f'{value:g}' for value in sorted({min(v), max(v)}))} %" for name, v in values.items()}
 
 
-def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
+def measured_values(
+    run: RunRecord, measurement: Measurement
+) -> Iterator[tuple[str, str, str, tuple[str, str, str], float]]:
     """Return (model, arm, metric, (extractor, protocol, fixed variance), value) of one measurement."""
     model, evaluation = TRAINED if measurement.trained else UNTRAINED, measurement.evaluation
     variance = run.variance(measurement).replace("learned", "")
@@ -103,6 +105,17 @@ def _values(run: RunRecord, measurement: Measurement) -> Iterator[tuple[str, str
         options = ", ".join(f"{key} {value}" for key, value in part.items() if key != "name") or part["name"]
         for metric in names.get(part["name"], ()):
             yield model, run.arm, metric, ("", options, ""), run.metric(measurement, metric)
+
+
+def standard_error(run: RunRecord, measurement: Measurement, metric: str) -> float:
+    """Return the standard error of a value that the evaluation alone causes; 0 if it measured none."""
+    if metric == "nll":
+        error = run.metric(measurement, "nll_standard_error_bpd")
+    elif metric in ("fid", "kid") and f"{metric}_standard_error" in OF_FEATURES:
+        error = run.fidelity(measurement, f"{metric}_standard_error")
+    else:
+        return 0.0
+    return 0.0 if np.isnan(error) else error
 
 
 def _reference(part: dict[str, Any]) -> str:
