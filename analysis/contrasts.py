@@ -22,7 +22,7 @@ from harness.analysis.runs import RunRecord
 from harness.analysis.settings import Labels, brief, settings_of
 from harness.errors import RecordError
 from harness.spec.base import canonical_json
-from harness.text import count, device_hours, did_you_mean
+from harness.text import count, device_time, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Contrast:
                 f"inconclusive: {MAX_FORECAST} seeds would not decide" if comparison.n > 1 else "inconclusive: one seed"
             )
         missing = max(pairs - comparison.n, 1)
-        cost = f", about {device_hours(hours)} device hours" if hours else ""
+        cost = f", about {device_time(hours)}" if hours else ""
         return f"inconclusive: {count(missing, 'more seed')} would decide{cost}"
 
     @property

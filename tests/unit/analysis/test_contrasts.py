@@ -7,7 +7,7 @@ import pytest
 from harness.analysis.comparison import compare, holm
 from harness.analysis.contrasts import as_values, changes_along, contrasts
 from harness.analysis.runs import load_records
-from harness.analysis.tab_contrasts import HEADERS, cells, escape, latex, markdown, notes
+from harness.analysis.tab_contrasts import HEADERS, answers, cells, escape, latex, markdown, notes, rows
 from harness.errors import RecordError
 
 GRID = """
@@ -116,16 +116,22 @@ def test_wrong_names_are_refused_with_the_choices(study_runs):
 
 def test_the_table_says_what_is_missing_for_a_verdict(study_runs):
     runs = runs_of(study_runs, GRID, nll, replicates=2)
-    rows = [dict(zip(HEADERS, cells(c), strict=True)) for c in contrasts(runs, metric="nll")]
-    assert [row["verdict"] for row in rows] == ["inconclusive: 2 more seeds would decide"] * 3
-    (row,) = [row for row in rows if row["arm"] == "cosine-simple"]
-    assert (row["mean"], row["against"], row["its mean"], row["seeds"], row["difference"]) == (
-        "2.995",
-        "linear-simple",
-        "3.500",
-        "2",
-        "-0.505",
-    )
+    table = [dict(zip(HEADERS, cells(c), strict=True)) for c in contrasts(runs, metric="nll")]
+    assert [row["verdict"] for row in table] == ["inconclusive: 2 more seeds would decide"] * 3
+    (row,) = [row for row in table if row["arm"] == "cosine-simple"]
+    assert (row["mean"], row["seeds"], row["difference"]) == ("2.995", "2", "-0.505")
+    (text, _), *others = rows(contrasts(runs, metric="nll"))
+    assert text.endswith("against linear-simple (3.500)") and not others
+
+
+def test_the_answer_names_the_best_arm_or_what_is_missing(study_runs):
+    nll_answer = answers(contrasts(runs_of(study_runs, GRID, nll)))[0]
+    assert nll_answer.startswith("NLL (bits/dim): cosine-hybrid is better than linear-simple by 0.598 (0.5")
+    assert nll_answer.endswith("; 2 more arms better than it.")
+    few = load_records(study_runs(GRID + "replicates: 2\n", nll, folder="few"))
+    assert answers(contrasts(few))[0].endswith("; 2 more seeds would decide.")
+    worse = answers(contrasts(few + runs_of(study_runs, GRID, nll), baseline="cosine-hybrid"))[0]
+    assert "cosine-hybrid is better than all others; the nearest: cosine-simple is worse than" in worse
 
 
 def test_values_for_json_are_plain_and_know_no_nan(study_runs):
