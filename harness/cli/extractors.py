@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harness.cli.common import Output, json_option
+from harness.data.facts import EXTRACTORS
 from harness.errors import SpecError
-from harness.spec.evaluation import EXTRACTORS
 
 if TYPE_CHECKING:
     from harness.data.base import Dataset

@@ -1,6 +1,11 @@
 """Declared properties of each data set, readable on a login node without the data, NumPy or torch."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+ExtractorName = Literal["auto", "inception", "classifier", "coordinates", "clip", "vgg", "dinov2", "random_features"]
+EXTRACTORS = get_args(ExtractorName)
+"""The feature extractors; `auto` is the `usual_extractor` of a data set."""
 
 
 @dataclass(frozen=True)

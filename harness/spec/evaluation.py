@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.data.facts import classifier_name, usual_extractor
+from harness.data.facts import ExtractorName, classifier_name, usual_extractor
 from harness.diffusion.respacing import space_timesteps
 from harness.spec.averages import ChosenEma, choose_average
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
@@ -61,10 +61,6 @@ class Nll(SpecModel):
     evaluations_per_image: int = Field(40, ge=4)  # stratified only
     clip: bool = True
     decoder: Literal["tanh", "exact"] = "tanh"
-
-
-ExtractorName = Literal["auto", "inception", "classifier", "coordinates", "clip", "vgg", "dinov2", "random_features"]
-EXTRACTORS = get_args(ExtractorName)
 
 
 class Fidelity(SpecModel):

@@ -8,7 +8,7 @@ import torch
 
 from harness.analysis.runs import load_records
 from harness.errors import SpecError
-from harness.evaluation.sampling import sample_run
+from harness.evaluation.sampling import SampleSettings, sample_run
 from harness.job import job
 from harness.job.verify import digests, verify_resume
 from harness.launch import calibrate, planning
@@ -227,9 +227,7 @@ def test_it_trains_is_sampled_and_scored_and_its_records_have_its_own_names(stud
     ]
     assert directory.history("compute/parameters")[1] == [sum(sizes)] and len(sizes) == 2
     assert len(load_records(tmp_path / "runs", "games")) == 1
-    first, again = (
-        sample_run(directory.path, sampler=Ancestral(), num_steps=4, num_samples=8).read_bytes() for _ in range(2)
-    )
+    first, again = (sample_run(directory.path, SampleSettings(Ancestral(), 4, 8)).read_bytes() for _ in range(2))
     assert first == again
 
 

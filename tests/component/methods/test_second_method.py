@@ -13,7 +13,7 @@ from harness.analysis import fig_learning_curves, fig_sampling_steps, tab_result
 from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.errors import SpecError
-from harness.evaluation.sampling import sample_run
+from harness.evaluation.sampling import SampleSettings, sample_run
 from harness.interop.checkpoints import export_checkpoint
 from harness.job import job
 from harness.job.verify import digests, verify_resume
@@ -152,9 +152,7 @@ def test_the_arithmetic_of_all_its_networks_is_counted(study, tmp_path):
 
 def test_samples_come_from_a_checkpoint_alone(study, tmp_path):
     directory = run_in(tmp_path / "runs", study().runs[0])
-    first, again = (
-        sample_run(directory.path, sampler=Ancestral(), num_steps=4, num_samples=8).read_bytes() for _ in range(2)
-    )
+    first, again = (sample_run(directory.path, SampleSettings(Ancestral(), 4, 8)).read_bytes() for _ in range(2))
     assert first == again
 
 

@@ -128,8 +128,7 @@ def test_inception_takes_its_weights_from_the_environment_and_records_their_sha2
     digits, inception_weights, monkeypatch
 ):
     monkeypatch.setenv("HARNESS_INCEPTION_WEIGHTS", str(inception_weights))
-    extractor = load_extractor(None, digits)
-    assert extractor.name == "inception"
+    extractor = load_extractor("inception", digits)
     assert extractor.digest == hashlib.sha256(inception_weights.read_bytes()).hexdigest()
     assert not extractor.official  # these are random
 

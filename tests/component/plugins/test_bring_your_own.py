@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.evaluation.sampling import sample_run
+from harness.evaluation.sampling import SampleSettings, sample_run
 from harness.job.job import run_job
 from harness.launch import planning
 from harness.launch.submit import submit
@@ -72,7 +72,7 @@ def test_the_parts_pass_the_checks_for_plugins(tmp_path):
 def test_a_run_is_sampled_later_by_its_directory_alone(done):
     study, runs_folder = done
     run = next(run for run in study.runs if run.arm == "dit")
-    path = sample_run(runs_folder / run.run_key, sampler=Ancestral(), num_steps=2, num_samples=4, seed=0, weights="ema")
+    path = sample_run(runs_folder / run.run_key, SampleSettings(Ancestral(), 2, 4))
     assert path.is_file()
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from harness.cli import cli
 from harness.data.base import Dataset
 from harness.errors import DataError, SpecError
-from harness.evaluation.sampling import sample_run
+from harness.evaluation.sampling import SampleSettings, sample_run
 from harness.job.job import run_job
 from harness.job.verify import digests
 from harness.launch import planning
@@ -176,7 +176,7 @@ def test_it_is_sampled_later_by_its_own_sampler(points):
     directory = directories["own"]
     with active(plugins_of_run(directory)):
         euler = choices(Sampler)["euler"](churn=0.5)
-    path = sample_run(directory.path, sampler=euler, num_steps=3, num_samples=6)
+    path = sample_run(directory.path, SampleSettings(euler, 3, 6))
     with np.load(path) as file:
         assert file["samples"].shape == (6, 2, 1, 1) and np.isfinite(file["samples"]).all()
 
