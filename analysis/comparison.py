@@ -93,19 +93,16 @@ class Comparison:
     def pairs_to_decide(self) -> int | None:
         """Forecast how many pairs a verdict takes, if mean and spread of the differences stay as they are.
 
-        The smallest n whose t-interval excludes 0, or, for a difference below the floor, lies within it; None where
-        there is no spread to go by, or more than `MAX_FORECAST` pairs would be needed.
+        The smallest n at which the corrected p is below 0.05, or, for a difference below the floor, the t-interval lies
+        within it; None where there is no spread to go by, or more than `MAX_FORECAST` pairs would be needed.
         """
         if self.n < 2 or self.verdict != "inconclusive":
             return None
         margin, distance = _margin(self.floor), abs(self.difference)
-        room = margin - distance if distance <= margin else distance
-        return _pairs_for(room, self._spread)
-
-    @property
-    def _spread(self) -> float:
-        """The standard deviation of the differences, from the interval."""
-        return (self.t_high - self.t_low) / 2 / _t_quantile(self.n) * math.sqrt(self.n)
+        below_floor = distance <= margin
+        correction = 1.0 if below_floor or not self.p else self.p_holm / self.p
+        room = margin - distance if below_floor else distance
+        return _pairs_for(room, float(np.std(self.differences, ddof=1)), self.n, 1 - (1 - LEVEL) / correction)
 
 
 def compare(ours: ArrayLike, other: ArrayLike, *, floor: float = 0.0, higher_is_better: bool = False) -> Comparison:
@@ -209,12 +206,6 @@ def _hedges(n: int) -> float:
     return math.exp(math.lgamma((n - 1) / 2) - math.lgamma((n - 2) / 2)) / math.sqrt((n - 1) / 2) if n > 2 else math.nan
 
 
-def _t_quantile(n: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf((1 + LEVEL) / 2, n - 1))
-
-
 def _margin(floor: float) -> float:
     """How large a difference the evaluation's noise alone leaves plausible: 1.96 of its standard errors."""
     from scipy.stats import norm
@@ -222,12 +213,12 @@ def _margin(floor: float) -> float:
     return float(norm.ppf((1 + LEVEL) / 2)) * floor
 
 
-def _pairs_for(room: float, spread: float) -> int | None:
-    """The smallest n, not below `MIN_PAIRS`, with t_{n-1} spread / sqrt(n) < room."""
-    if not room > 0 or math.isnan(spread):
-        return None
-    counts = np.arange(MIN_PAIRS, MAX_FORECAST + 1)
+def _pairs_for(room: float, spread: float, n: int, level: float) -> int | None:
+    """Return the smallest number of pairs above n, not below `MIN_PAIRS`, with t_{n-1} spread / sqrt(n) < room."""
     from scipy.stats import t
 
-    enough = t.ppf((1 + LEVEL) / 2, counts - 1) * spread / np.sqrt(counts) < room
+    if not room > 0:
+        return None
+    counts = np.arange(max(MIN_PAIRS, n + 1), MAX_FORECAST + 1)
+    enough = t.ppf((1 + level) / 2, counts - 1) * spread / np.sqrt(counts) < room
     return int(counts[enough.argmax()]) if enough.any() else None

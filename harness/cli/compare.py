@@ -33,7 +33,7 @@ def compare(
     output: Output,
     runs_folder: Path,
 ) -> None:
-    """Say which arm of a study is better, and by how much.
+    """Say which arm is better, and by how much.
 
     Runs of one seed share the order of the data, the timesteps and the noise, so arms are compared in pairs. Given two
     studies: which runs they share, and which only one of them asks for.

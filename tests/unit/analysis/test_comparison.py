@@ -96,6 +96,14 @@ def test_the_forecast_is_the_smallest_number_of_pairs_whose_interval_excludes_ze
     assert half[needed] < differences.mean() <= half[needed - 1]
 
 
+def test_the_forecast_counts_with_the_correction_that_the_verdict_will_have():
+    alone = compare([0.5, -0.2, 0.9, 0.1], np.zeros(4))
+    corrected = replace(alone, p_holm=10 * alone.p)
+    needed, spread = corrected.pairs_to_decide, np.std(alone.differences, ddof=1)
+    p = {n: 2 * stats.t.sf(alone.difference / spread * math.sqrt(n), n - 1) for n in (needed - 1, needed)}
+    assert 10 * p[needed] < 0.05 <= 10 * p[needed - 1] and needed > alone.pairs_to_decide
+
+
 def test_no_forecast_where_there_is_a_verdict_or_one_pair_or_no_difference():
     assert compare(OURS, OTHER).pairs_to_decide is None
     assert compare([1.0], [2.0]).pairs_to_decide is None
