@@ -5,7 +5,8 @@ name alone: two offsets of the cosine schedule are two arms, and each is compare
 seed share data order, timesteps and noise, so they are compared in pairs. The rule:
 
 - three pairs or more: the 95 % t-interval of the difference excludes 0, or the verdict is `inconclusive`;
-- two: `suggests` when the two ranges do not overlap, else `inconclusive`;
+- two: `suggests` when the two ranges do not overlap and the difference is beyond the noise of the samples, where that
+  is known, else `inconclusive`;
 - one: `inconclusive`.
 """
 
@@ -20,8 +21,9 @@ import numpy as np
 
 from harness.analysis.intervals import t_interval
 from harness.analysis.mixture import CHAIN, distance_scale
+from harness.analysis.noise import sampling_error
 from harness.analysis.runs import RunRecord
-from harness.analysis.settings import Labels, sampling_protocol, settings_of
+from harness.analysis.settings import Labels, measured_weights, sampling_protocol, settings_of
 from harness.spec.base import canonical_json
 from harness.spec.metrics import metric_kind, modes_name
 
@@ -30,9 +32,13 @@ if TYPE_CHECKING:
 
 NLL, FID, FRECHET = (metric_kind(kind).label for kind in ("nll_bpd", "fid", "frechet"))
 
+QUANTILE = 1.96
+"""Of the standard normal distribution: 95 % lie within so many standard deviations."""
+
 RULE = (
     "Replicates that share a seed are compared in pairs. Three pairs or more: supported or contradicted where the 95 % "
-    "t-interval of the difference excludes 0. Two: suggests, where the ranges do not overlap. Else inconclusive. "
+    "t-interval of the difference excludes 0. Two: suggests, where the ranges do not overlap and the means are further "
+    "apart than by the noise of their samples, where that was recorded. Else inconclusive. "
     "Where several arms fit one side of a claim, each is compared on its own, and the context says how many there are. "
     "No correction for the number of comparisons. Small data and short trainings may differ from the papers' for good "
     "reasons: a verdict is about these runs."
@@ -46,6 +52,7 @@ class Contrast:
     Attributes:
         context: what both sides have in common; and how many arms fit a side, if it is not one.
         pairs: (ours, other), one per replicate.
+        sampling_error: standard error of the mean difference over draws of the samples; 0 where it is not known.
     """
 
     context: str
@@ -53,6 +60,7 @@ class Contrast:
     other: str
     metric: str
     pairs: tuple[tuple[float, float], ...]
+    sampling_error: float = 0.0
 
     @property
     def verdict(self) -> str:
@@ -61,6 +69,8 @@ class Contrast:
         if len(self.pairs) >= 3:
             low, high = t_interval(ours - other)
             return "supported" if high < 0 else "contradicted" if low > 0 else "inconclusive"
+        if abs((ours - other).mean()) < QUANTILE * self.sampling_error:
+            return "inconclusive"
         if len(self.pairs) == 2 and ours.max() < other.min():
             return "suggests"
         if len(self.pairs) == 2 and ours.min() > other.max():
@@ -223,11 +233,13 @@ class _Arm:
         name: of its schedule or objective.
         settings: the resolved values that the claim varies, by dotted path.
         values: the metric by seed.
+        errors: standard errors over draws of the samples by seed; NaN where they are not known.
     """
 
     name: str
     settings: dict[str, Any]
     values: dict[int, float] = field(default_factory=dict)
+    errors: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -305,13 +317,14 @@ def _contexts(
         varied = {path: value for path, value in spec.items() if _is_below(path, vary)}
         shared = {path: value for path, value in spec.items() if path not in varied}
         name = named(run)
-        for label, protocol, variance, value in _values(run, metric):
+        for label, protocol, variance, value, error in _values(run, metric):
             # The evaluation chooses the variance of the reverse process where the objective leaves it open.
             own, common = ({"σ²": variance}, {}) if "diffusion.var_type" in vary else ({}, {"σ²": variance})
             settings = shared | {"evaluation": protocol} | common
             context = contexts.setdefault(canonical_json(settings), _Context(name, label, settings))
             arm = context.arms.setdefault(canonical_json(varied | own), _Arm(setting(run), varied | own))
             arm.values.setdefault(run.spec["seed"], value)
+            arm.errors.setdefault(run.spec["seed"], error)
     return list(contexts.values())
 
 
@@ -319,25 +332,31 @@ def _is_below(path: str, parts: tuple[str, ...]) -> bool:
     return any(path == part or path.startswith(f"{part}.") for part in parts)
 
 
-def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, dict[str, Any], str, float]]:
-    """Return each measured value: the metric's full name, the protocol, the variance, and the value."""
+def _values(run: RunRecord, metric: str) -> Iterator[tuple[str, dict[str, Any], str, float, float]]:
+    """Return each measured value: the metric's full name, the protocol, the variance, the value and its error.
+
+    The error is over draws of the samples, NaN where it is not known.
+    """
     part = {"nll": "nll", "fid": "fidelity", "modes": "modes"}[metric]
     for measurement in run.measured(part):
         evaluation = measurement.evaluation
-        protocol = {part: evaluation[part], "weights": evaluation["weights"]}
+        weights = measured_weights(evaluation)
+        protocol = {part: evaluation[part]} | weights
         variance = run.variance(measurement)
         if metric == "modes":
             modes, steps = dict(evaluation["modes"]), run.spec["diffusion"]["num_timesteps"]
             if steps in modes.pop("num_steps"):  # the whole chain, as in SIDDM's table
                 name = modes_name("frechet", modes["num_samples"], modes["sampler"]["name"], steps)
                 value = distance_scale(run) * run.metric(measurement, name)
-                own = {"modes": modes, "weights": evaluation["weights"], "guidance": evaluation.get("guidance")}
-                yield f"{FRECHET} in the paper's coordinates", own, variance, value
+                own = {"modes": modes, "guidance": evaluation.get("guidance")} | weights
+                yield f"{FRECHET} in the paper's coordinates", own, variance, value, np.nan
         elif metric == "nll":
-            yield NLL, protocol | {"split": evaluation["split"]}, variance, run.nll(measurement)
+            yield NLL, protocol | {"split": evaluation["split"]}, variance, run.nll(measurement), np.nan
         else:
             label = f"{FID} ({run.extractor(evaluation[part])})"
-            yield label, protocol | {"guidance": evaluation.get("guidance")}, variance, run.fidelity(measurement)
+            own = protocol | {"guidance": evaluation.get("guidance")}
+            error = sampling_error(run, measurement, "fid")
+            yield label, own, variance, run.fidelity(measurement), error.standard_error if error else np.nan
 
 
 def _contrasts(contexts: Sequence[_Context], ours: str, others: list[str]) -> Iterator[Contrast]:
@@ -350,11 +369,14 @@ def _contrasts(contexts: Sequence[_Context], ours: str, others: list[str]) -> It
             several = [f"{len(arms)} arms are {name}" for name, arms in sides if len(arms) > 1]
             for (our_label, our_arm), (other_label, other_arm) in itertools.product(our_arms, other_arms):
                 seeds = sorted(our_arm.values.keys() & other_arm.values.keys())
+                seeds = [seed for seed in seeds if not np.isnan([our_arm.values[seed], other_arm.values[seed]]).any()]
                 pairs = [(our_arm.values[seed], other_arm.values[seed]) for seed in seeds]
-                pairs = [pair for pair in pairs if not np.isnan(pair).any()]
+                errors = [arm.errors[seed] for arm in (our_arm, other_arm) for seed in seeds]
                 if pairs:
                     context_text = "; ".join([label, *several])
-                    yield Contrast(context_text, our_label, other_label, context.metric, tuple(pairs))
+                    error = float(np.linalg.norm(errors)) / len(pairs)
+                    noise = 0.0 if np.isnan(error) else error
+                    yield Contrast(context_text, our_label, other_label, context.metric, tuple(pairs), noise)
 
 
 def _method_contrasts(runs: Sequence[RunRecord], ours: str, other: str, steps: Sequence[int]) -> Iterator[Contrast]:

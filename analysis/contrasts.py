@@ -38,6 +38,7 @@ class Quantity:
     label: str
     evaluation: str
     protocol: str
+    protocol_id: str
 
     @property
     def higher_is_better(self) -> bool:
@@ -161,12 +162,12 @@ def _sides(runs: Sequence[RunRecord], by: str | None) -> dict[Quantity, dict[str
             continue
         name, context = places[run.run_key]
         for measurement in run.measurements:
-            for model, _, metric, (extractor, protocol, _), value in tab_results.measured_values(run, measurement):
+            for model, _, metric, protocol, value in tab_results.measured_values(run, measurement):
                 if model != tab_results.TRAINED:
                     continue
                 kind = tab_results.kind_of(metric)
-                label = f"{kind.axis} ({extractor})" if extractor else kind.axis
-                quantity = Quantity(metric, label, measurement.name, protocol)
+                label = f"{kind.axis} ({protocol.extractor})" if protocol.extractor else kind.axis
+                quantity = Quantity(metric, label, measurement.name, protocol.text, protocol.id)
                 side = sides.setdefault(quantity, {}).setdefault(name, _Side(name))
                 error = tab_results.standard_error(run, measurement, metric)
                 side.values.setdefault(context, {})[run.spec["seed"]] = _Value(value, error, _training_seconds(run))
@@ -247,8 +248,8 @@ def _contrast(quantity: Quantity, ours: _Side, other: _Side) -> Contrast | None:
     all_values = [value for values in pairs.values() for side in values for value in side]
     errors = [value.standard_error for value in all_values]
     seconds = [value.seconds for value in all_values]
-    # Of the mean difference: each side is a mean over seeds and contexts, with independent errors.
-    floor = math.sqrt(2 * float(np.mean(np.square(errors))) / (len(pairs) * len(contexts)))
+    # Replicates are evaluated on the same images and noise, so their errors do not average out.
+    floor = math.sqrt(2 * float(np.mean(np.square(errors))))
     return Contrast(
         quantity,
         ours.name,

@@ -14,7 +14,7 @@ from harness.analysis import style
 from harness.analysis.intervals import describe_bands, summarise
 from harness.analysis.runs import RunRecord
 from harness.analysis.scaling import PowerLaw, bootstrap, fit_power_law
-from harness.analysis.settings import Labels, sampling_protocol
+from harness.analysis.settings import Labels, measured_weights, sampling_protocol
 from harness.analysis.style import Figure
 from harness.spec.metrics import TRAIN_COMPUTE, metric_kind
 
@@ -61,7 +61,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 def _measured(run: RunRecord) -> Iterator[tuple[str, str, dict[str, Any], float]]:
     """Return the run's first NLL and first FID: metric, how it was measured in short and in full, value."""
     for measurement in islice(run.measured("nll"), 1):
-        protocol = {name: measurement.evaluation[name] for name in ("nll", "split", "weights")}
+        protocol = {name: measurement.evaluation[name] for name in ("nll", "split")}
+        protocol |= measured_weights(measurement.evaluation)
         yield "nll", KINDS["nll"].unit, protocol, run.nll(measurement)
     for measurement in islice(run.measured("fidelity"), 1):
         part, protocol = measurement.evaluation["fidelity"], sampling_protocol(measurement, "fidelity")

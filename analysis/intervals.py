@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +35,37 @@ def t_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     sample = np.asarray(values, float)
     half = t.ppf((1 + level) / 2, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample))
     return float(sample.mean() - half), float(sample.mean() + half)
+
+
+class Estimate(NamedTuple):
+    """A mean with its standard error and the error's degrees of freedom, inf where the error itself is known."""
+
+    mean: float
+    standard_error: float
+    freedom: float
+
+    @property
+    def half_width(self) -> float:
+        """Half of the 95 % interval."""
+        return _quantile(self.freedom) * self.standard_error
+
+
+def can_be_told_apart(first: Estimate, second: Estimate) -> bool:
+    """Return whether two independent means differ by more than their noise, at 95 %.
+
+    |difference| > q sqrt(se_1^2 + se_2^2), where q is Student's quantile with Welch's degrees of freedom
+    (Welch 1947), and 1.96 where both errors are known.
+    """
+    squares = [estimate.standard_error**2 for estimate in (first, second)]
+    inverse = sum(square**2 / estimate.freedom for square, estimate in zip(squares, (first, second), strict=True))
+    freedom = sum(squares) ** 2 / inverse if inverse else math.inf
+    return abs(first.mean - second.mean) > _quantile(freedom) * math.sqrt(sum(squares))
+
+
+def _quantile(freedom: float, level: float = 0.95) -> float:
+    from scipy.stats import norm, t
+
+    return float((norm.ppf if math.isinf(freedom) else lambda p: t.ppf(p, freedom))((1 + level) / 2))
 
 
 def summarise(values: Iterable[float]) -> Summary:

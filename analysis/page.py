@@ -16,7 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from harness import __version__
-from harness.analysis import claims, html, style, tab_contrasts, tab_mixture, tab_results
+from harness.analysis import claims, html, style, tab_contrasts, tab_mixture, tab_noise, tab_results
 from harness.analysis.contrasts import Contrast
 from harness.analysis.runs import RunRecord, by_arm, count_states
 
@@ -62,6 +62,7 @@ class Section:
     results: pd.DataFrame | None = None
     contrasts: list[Contrast] = field(default_factory=list)
     mixture: pd.DataFrame | None = None
+    noise: pd.DataFrame | None = None
     claims: list[claims.Claim] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -107,6 +108,7 @@ def _section(section: Section) -> dict[str, Any]:
         if mixture is None
         else {"tables": tab_mixture.as_html(mixture), "title": tab_mixture.TITLE}
         | {"caption": tab_mixture.caption(mixture)},
+        "noise": None if section.noise is None else _noise(section.noise),
         "claims": section.claims,
         "rule": " ".join(filter(None, [claims.RULE, section.data_note])),
         "figures": section.figures,
@@ -118,6 +120,10 @@ def _section(section: Section) -> dict[str, Any]:
 def _results(frame: pd.DataFrame, data_note: str) -> dict[str, Any]:
     caption = " ".join(filter(None, [tab_results.caption(frame), data_note]))
     return {"table": tab_results.as_html(frame), "caption": caption}
+
+
+def _noise(frame: pd.DataFrame) -> dict[str, Any]:
+    return {"table": tab_noise.as_html(frame), "title": tab_noise.TITLE, "caption": tab_noise.caption(frame)}
 
 
 def _summary(sections: Sequence[Section]) -> str:

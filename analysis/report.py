@@ -36,6 +36,7 @@ from harness.analysis import (
     style,
     tab_contrasts,
     tab_mixture,
+    tab_noise,
     tab_results,
 )
 from harness.analysis.contrasts import Contrast, contrasts
@@ -129,6 +130,7 @@ def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> 
         _add_tables(section, out, _result(data[RESULTS]), _result(data[CLAIMS]), draw=draw)
         _add_contrasts(section, out / study, _result(data[CONTRASTS]), draw=draw)
         _add_mixture(section, out / study, _result(data[MIXTURE]), draw=draw)
+        _add_noise(section, out / study, _result(data[NOISE]), draw=draw)
     except Exception as error:
         section.left_out[tab_results.TITLE] = f"cannot be shown: {_describe(error)}"
     for name, reason in section.left_out.items():
@@ -183,6 +185,15 @@ def _add_mixture(section: Section, folder: Path, frame: pd.DataFrame, *, draw: b
     section.mixture = frame if (folder / "mixture_by_steps.csv").is_file() and len(frame) else None
 
 
+def _add_noise(section: Section, folder: Path, frame: pd.DataFrame, *, draw: bool) -> None:
+    """Write the table of the two sources of variance, where an evaluation has several sampling seeds."""
+    if draw and len(frame):
+        folder.mkdir(parents=True, exist_ok=True)
+        style.write_csv(frame, folder / "noise.csv")
+        (folder / "noise.md").write_text(tab_noise.markdown(frame), encoding="utf-8")
+    section.noise = frame if (folder / "noise.csv").is_file() and len(frame) else None
+
+
 def _drawn(out: Path, folder: str, name: str, module: Picture, runs: list[RunRecord], frame: pd.DataFrame) -> Shown:
     command = f"harness figures{f' {folder}' if runs else ''}"
     versions = tuple(sorted({run.code_version for run in runs}))
@@ -200,13 +211,14 @@ def _caption(module: Picture, frame: pd.DataFrame, runs: list[RunRecord]) -> str
 
 # --------------------------------------------------------------------------------------------------- what is readable
 
-RESULTS, CLAIMS, CONTRASTS, MIXTURE = "results", "claims", "contrasts", "mixture_by_steps"
+RESULTS, CLAIMS, CONTRASTS, MIXTURE, NOISE = "results", "claims", "contrasts", "mixture_by_steps", "noise"
 _READERS: dict[str, Callable[[list[RunRecord]], Any]] = {
     **{name: module.data for name, module in OF_A_STUDY.items()},
     RESULTS: tab_results.data,
     CLAIMS: claims.judge,
     CONTRASTS: contrasts,
     MIXTURE: tab_mixture.data,
+    NOISE: tab_noise.data,
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.spec.base import canonical_json
@@ -19,8 +19,14 @@ def settings_of(run: RunRecord) -> dict[str, Any]:
 
 def sampling_protocol(measurement: Measurement, part: str) -> dict[str, Any]:
     """Return all of a protocol that a measurement of samples (fidelity, sweep) depends on."""
-    shared = ("weights", "fixed_variance", "guidance", "seed")
-    return {part: measurement.evaluation[part]} | {name: measurement.evaluation.get(name) for name in shared}
+    shared = ("fixed_variance", "guidance", "seed")
+    of_samples = {name: measurement.evaluation.get(name) for name in shared}
+    return {part: measurement.evaluation[part]} | measured_weights(measurement.evaluation) | of_samples
+
+
+def measured_weights(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an evaluation says of the weights that it measures: average, checkpoint, ensemble."""
+    return {name: evaluation[name] for name in ("weights", "ema", "checkpoint", "ensemble") if name in evaluation}
 
 
 def what_differs(settings: Sequence[dict[str, Any]]) -> list[str]:

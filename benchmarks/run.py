@@ -132,49 +132,101 @@ def sync(folder: Path) -> None:
 def neighbours(folder: Path) -> None:
     """Precision and recall by blocks beside torch-fidelity's, each in a process of its own: time, and peak memory.
 
-    Of 4,000 x 4,000 features of 2,048 dimensions; `python -m benchmarks.run neighbours 50000` takes as many as papers.
+    Of 4,000 x 4,000 features of 2,048 dimensions; `python -m benchmarks.run neighbours 6000` takes other numbers.
     """
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 4000
     measured = {}
     for label in ("by blocks", "torch-fidelity"):
-        arguments = (sys.executable, "-c", _NEIGHBOURS, label, str(count))
-        printed = subprocess.run(arguments, check=True, capture_output=True, cwd=ROOT, text=True).stdout
-        taken, mib, precision, recall = map(float, printed.split())
-        measured[label] = (taken, precision, recall)
-        print(f"{f'{count:,} x {count:,} neighbours, {label}':45s} {taken:8.1f} s   {mib:6.0f} MiB beside the features")
+        taken, mib, *shares = _measure_features(label, count, 2048)
+        measured[label] = (taken, mib, shares)
+        label = f"{count:,} x {count:,} neighbours, {label}"
+        print(f"{label:45s} {taken:8.1f} s   {mib:6.0f} MiB beside the features")
     ours, theirs = measured.values()
-    same = "the same" if ours[1:] == theirs[1:] else f"{ours[1:]} and {theirs[1:]}"
-    print(f"{'':45s} {theirs[0] / ours[0]:8.2f} x as fast; precision and recall are {same}")
+    same = "the same" if ours[2] == theirs[2] else f"{ours[2]} and {theirs[2]}"
+    print(
+        f"{'':45s} {theirs[0] / ours[0]:8.2f} x as fast, {ours[1] / theirs[1]:.2f} of the memory; precision and recall "
+        f"are {same}"
+    )
 
 
-_NEIGHBOURS = """
-import resource, sys, time, torch
-from harness.metrics.fidelity import precision_recall
+def memory() -> None:
+    """Peak memory of each metric beside its features, each in a process of its own, at the papers' size.
+
+    Of 50,000 x 50,000 features of 2,048 dimensions; `python -m benchmarks.run memory 6000 64` takes other numbers.
+    Balls (precision, recall, density, coverage) are measured whole, which takes ten minutes, and by the first blocks on
+    and off the diagonal. What takes an hour is stopped after its first blocks: the others are like them.
+    """
+    count, dim = (int(argument) for argument in sys.argv[2:4]) if len(sys.argv) > 2 else (50_000, 2048)
+    labels = [
+        "balls, whole",
+        "balls, first blocks",
+        "nearest neighbours, first blocks",
+        "KID, first blocks",
+        "MIND",
+        "FID",
+        "FID in the limit",
+    ]
+    for label in labels:
+        taken, mib, *_ = _measure_features(label, count, dim)
+        print(f"{f'{count:,} x {count:,} x {dim:,}, {label}':60s} {taken:8.1f} s   {mib:6.0f} MiB beside the features")
+
+
+def _measure_features(label: str, count: int, dim: int) -> list[float]:
+    """Measure features in a process of its own: seconds, MiB beside the features, and the values."""
+    arguments = (sys.executable, "-c", _OF_FEATURES, label, str(count), str(dim))
+    printed = subprocess.run(arguments, check=True, capture_output=True, cwd=ROOT, text=True).stdout
+    return [float(value) for value in printed.split()]
+
+
+_OF_FEATURES = """
+import itertools, sys, time, torch
+from pathlib import Path
+from harness.metrics import divergences, fidelity, frechet, neighbours
 from harness.metrics.torchvision_compat import torch_fidelity
-label, count = sys.argv[1], int(sys.argv[2])
+label, count, dim = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(1)
 theirs = torch_fidelity().metric_prc.prc_features_to_metric
 generator = torch.Generator().manual_seed(0)
 # As those of images, the features vary in few directions: without that nothing is near to anything.
-basis = torch.randn(16, 2048, generator=generator)
+basis = torch.randn(16, dim, generator=generator)
 reference, samples = (
     (torch.randn(count, 16, generator=generator) * scale @ basis).relu_() for scale in (1.0, 0.9)
 )
-precision_recall(reference[:100], samples[:100], 3)
-before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-if label == "by blocks":
-    shares = precision_recall(reference, samples, 3)
-else:
-    shares = theirs(samples, reference, prc_neighborhood=3, prc_batch_size=10_000, save_cpu_ram=True, verbose=False)
+if label.endswith("first blocks"):
+    blocks, sums = neighbours._blocks, divergences._kernel_sums
+    neighbours._blocks = lambda *args, **kwargs: itertools.islice(blocks(*args, **kwargs), 2)
+    divergences._kernel_sums = lambda first, second: sums(first, second[: 2 * divergences._BLOCK])
+    divergences.range = lambda *args: range(*args)[:1]  # rows
+actions = {
+    "torch-fidelity": lambda a, b: theirs(
+        b, a, prc_neighborhood=3, prc_batch_size=10_000, save_cpu_ram=True, verbose=False
+    ),
+    "nearest neighbours, first blocks": lambda a, b: neighbours.nearest_neighbours(b[:8192], a, 50),
+    "KID, first blocks": divergences.kernel_distance,
+    "MIND": divergences.monge_distance,
+    "FID": fidelity.frechet_distance,
+    "FID in the limit": frechet.frechet_infinity,
+}
+action = actions.get(label, lambda a, b: vars(neighbours.neighbourhoods(a, b, 3)))
+action(reference[:100], samples[:100])
+
+def status(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+before, began = status("VmRSS"), time.perf_counter()
+values = action(reference, samples)
 taken = time.perf_counter() - began
-mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-print(taken, mib, shares["precision"], shares["recall"])
+shares = [values[name] for name in ("precision", "recall")] if isinstance(values, dict) else []
+print(taken, status("VmHWM") - before, *shares)
 """
 
 
 def main() -> None:
     if sys.argv[1:2] == ["neighbours"]:
         return neighbours(ROOT)
+    if sys.argv[1:2] == ["memory"]:
+        return memory()
     with tempfile.TemporaryDirectory() as folder:
         command_line(Path(folder))
         records(Path(folder))

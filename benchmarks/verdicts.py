@@ -22,9 +22,7 @@ def study(draw: np.random.Generator, num_seeds: int, effect: float) -> Compariso
 
 
 def errors_and_coverage() -> None:
-    print(
-        "| seeds | verdicts without effect | t-interval covers | BCa covers | effect 1 seen | effect 1.5 seen |"
-    )
+    print("| seeds | verdicts without effect | t-interval covers | BCa covers | effect 1 seen | effect 1.5 seen |")
     print("|---|---|---|---|---|---|")
     for num_seeds in (3, 4, 5, 8):
         draw = np.random.default_rng(num_seeds)

@@ -156,7 +156,14 @@ def _fill_likelihood(fake: PartResult, names: Outputs, part: Any, spec: RunSpec,
 
 def _fill_fidelity(fake: PartResult, names: Outputs, part: Any, spec: RunSpec, values: Values) -> None:
     for name in names.curves:
-        fake.curves[name] = [(label, values[_kind(name)]) for label in range(spec.data.facts.num_classes or 0)]
+        value = values[_kind(name)]
+        if "_by_seed_" in name:  # 1 % of the value apart, around it
+            middle = (part.seeds - 1) / 2
+            fake.curves[name] = [(seed, value * (1 + (seed - middle) / 100)) for seed in range(part.seeds)]
+        else:
+            fake.curves[name] = [(label, value) for label in range(spec.data.facts.num_classes or 0)]
+    if not np.isnan(error := values.get("fid_standard_error", np.nan)):
+        fake.protocol["fidelity"] = {"fid_standard_error": error}
     if names.pictures:
         images = np.zeros((60, spec.data.facts.channels, spec.data.pixels, spec.data.pixels), np.uint8)
         fake.pictures |= {name: image_grid(images, columns=6) for name in names.pictures}
@@ -195,7 +202,7 @@ def _fill_rate_distortion(fake: PartResult, names: Outputs, part: Any, spec: Run
     count = part.num_steps or spec.diffusion.num_timesteps
     fake.arrays["rate_distortion"] = {
         "reverse_steps": np.arange(1, count + 1),
-        "rate_bpd": np.linspace(0, values["rate_bpd"], count),
+        **({"rate_bpd": np.linspace(0, values["rate_bpd"], count)} if "rate_bpd" in names.metrics else {}),
         "distortion_rmse": np.linspace(80, values["distortion_rmse"], count),
         "image_index": np.arange(part.num_images or _NUM_IMAGES),
     }

@@ -26,6 +26,7 @@ from harness.cli.common import (
     sampler_named,
 )
 from harness.errors import HarnessError, LaunchError
+from harness.spec.base import SpecModel
 
 if TYPE_CHECKING:
     from harness.records.directory import RunDirectory
@@ -53,6 +54,7 @@ class Counts(click.ParamType):
 @click.option("--sampler", help="Also measure samples of this one: ancestral, ddim, dpmpp_2m, or of a plugin.")
 @click.option("--num-steps", type=Counts(), default=(), help="Also measure samples of so many steps, such as 50,100.")
 @click.option("--num-samples", type=click.IntRange(16), help="Of that many samples.  [default: as the study has it]")
+@click.option("--protocol", help="Also measure samples as ddpm, iddpm, adm or laptop does.")
 @checkpoint_option
 @no_sync_option
 @json_option
@@ -62,6 +64,7 @@ def evaluate(
     sampler: str | None,
     num_steps: tuple[int, ...],
     num_samples: int | None,
+    protocol: str | None,
     checkpoint: str | None,
     no_sync: bool,
     output: Output,
@@ -70,9 +73,9 @@ def evaluate(
     """Measure runs whose training has ended.
 
     Whatever their studies ask for and they lack, on this machine, one run after the other. --sampler, --num-steps and
-    --num-samples add measurements of samples, each with all else as in the study's first evaluation with fidelity; the
-    study asks for them until it is submitted again without them. What was measured is not measured again, and features
-    that were kept are not sampled again.
+    --num-samples add measurements of samples, each with all else as in the study's first evaluation with fidelity, and
+    --protocol adds one as a paper defines it; the study asks for them until it is submitted again without them. What
+    was measured is not measured again, and features that were kept are not sampled again.
 
     A CHECKPOINT is a file in a run's folder of checkpoints, or a RUN with --checkpoint; its results are printed and not
     recorded, since the records of a run are of its last weights.
@@ -83,13 +86,15 @@ def evaluate(
     from harness.job import added
     from harness.records.manifest import Manifests
 
+    if protocol and (sampler or num_steps or num_samples):
+        raise LaunchError(f"protocol {protocol} says how samples are drawn and how many: leave out the other options")
     study, directories, step = _chosen(name, checkpoint, runs_folder)
     options: dict[str, list[Evaluation]] = {}
-    if sampler or num_steps or num_samples or step is not None:
+    if sampler or num_steps or num_samples or protocol or step is not None:
         for directory in directories:
             chosen = sampler_named(sampler, directory) if sampler else None
             options[directory.key] = added.fidelity_protocols(
-                directory, chosen, num_steps, num_samples, inception=has_inception()
+                directory, chosen, num_steps, num_samples, protocol=protocol, inception=has_inception()
             )
     if step is not None:
         [directory] = directories
@@ -169,13 +174,17 @@ def _say_what_to_write(study: str, evaluations: Sequence[Evaluation]) -> None:
     """Print the lines that keep the evaluations asked for when the study is submitted again."""
     import yaml
 
-    entries = [
-        evaluation.model_dump(mode="json", exclude_defaults=True) | {"name": evaluation.name}
-        for evaluation in evaluations
-    ]
+    entries = [_without_defaults(evaluation) for evaluation in evaluations]
     text = yaml.safe_dump({"evaluate": entries}, sort_keys=False, allow_unicode=True, default_flow_style=None)
     click.echo(f"study {study} asks for these until it is submitted without them; to keep them, add to its file:")
     click.echo("".join(f"  {line}\n" for line in text.splitlines()), nl=False)
+
+
+def _without_defaults(part: SpecModel) -> dict[str, Any]:
+    """Return the fields of a part that differ from their defaults, and its name, which chooses its class."""
+    fields = part.model_dump(mode="json", exclude_defaults=True)
+    parts = {name: _without_defaults(value) for name, value in part if name in fields and isinstance(value, SpecModel)}
+    return ({"name": part.name} if hasattr(part, "name") else {}) | fields | parts
 
 
 def _run(directory: RunDirectory, no_sync: bool) -> str:
@@ -241,53 +250,84 @@ def _show(result: dict[str, Any], output: Output) -> None:
 @click.argument("images", type=click.Path(path_type=Path), metavar="FOLDER|NPZ")
 @click.option("--data", help="The data that they are compared with: cifar10, or {name: image_folder, path: ...}.")
 @click.option("--study", help="Measure as this study measures, on its data.")
+@click.option("--protocol", help="As ddpm, iddpm, adm or laptop; of a study, that one of its measurements.")
 @click.option("--as", "arm", metavar="ARM", help="Put them beside the study's arms under this name.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data sets.  [HARNESS_DATA]")
 @json_option
 @runs_folder_option
 def score(
-    images: Path, data: str | None, study: str | None, arm: str | None, output: Output, runs_folder: Path
+    images: Path,
+    data: str | None,
+    study: str | None,
+    protocol: str | None,
+    arm: str | None,
+    data_root: Path | None,
+    output: Output,
+    runs_folder: Path,
 ) -> None:
     """Measure images from elsewhere.
 
     As a fidelity part measures a run's samples, by the same extractor, reference and metrics. FOLDER has PNG or JPEG
-    files; NPZ has arr_0, uint8 [N, H, W, C], as openai/guided-diffusion and `harness sample --out` write it. They must
-    have the size of the data: nothing is scaled, since FID depends on how.
+    files; NPZ has arr_0, uint8 [N, H, W, C], and arr_1, classes, if any, as openai/guided-diffusion and `harness sample
+    --out` write it. They must have the size of the data: nothing is scaled, since FID depends on how.
 
-    With --study the settings are those of its first evaluation with fidelity, and with --as the result is stored: the
-    study's results table shows it as an arm that is not ours.
+    With --study the settings are those of its first evaluation with fidelity, or of the one by --protocol. With --as
+    the result is stored, if there are as many images as the study measures samples: its results table shows them as an
+    arm that is not ours.
 
     With --json: {"metrics": {KIND: number}, "num_images", "images_sha256", "source", "data", "data_digest",
     "extractor", "fidelity", "harness"}, stored also "study" and "arm".
     """
     from harness.cli.tables import Table
     from harness.errors import SpecError
-    from harness.evaluation.scoring import read_images
+    from harness.evaluation.scoring import read_images, read_labels
     from harness.evaluation.scoring import score as score_images
     from harness.job import added
     from harness.job.environment import choose_device, code_version
     from harness.records.scored import write_scored
+    from harness.study.named_data import data_named
     from harness.text import printable
 
     if arm is not None and study is None:
         raise SpecError("--as puts images beside the arms of a study: name it with --study")
-    name, dataset, part, arms = added.study_protocol(*members(study, runs_folder)) if study else added.protocol_of(data)
-    if data is not None and dataset.name != added.data_name(data):
+    root, named = str(data_root) if data_root else None, data_named(data) if data is not None else None
+    if study:
+        name, dataset, part, arms = added.study_protocol(*members(study, runs_folder), root, protocol)
+    elif named is not None:
+        name, dataset, part, arms = added.protocol_of(named, root, protocol)
+    else:
+        raise SpecError("what are the images compared with? Give --data NAME, or --study STUDY")
+    if named is not None and dataset.name != named.name:
         raise SpecError(f"--data {data}: study {name} is of {dataset.name}")
     if arm is not None and arm in arms:
         raise SpecError(f"--as {arm}: study {name} has an arm of that name; give another")
-    result = score_images(read_images(images, dataset), dataset, part, choose_device("auto"))
+    given = read_images(images, dataset)
+    if study and len(given) != part.num_samples:
+        counts = f"these are {len(given)} images, and the study measures {part.num_samples} samples"
+        why = "FID depends on the number"
+        if arm is not None:
+            raise SpecError(f"--as {arm}: {counts}: {why}. Score {part.num_samples} images, or leave out --as")
+        click.echo(f"{counts}: {why}, so they are not comparable")
+    labels = read_labels(images, dataset, len(given)) if "class_fid" in part.metrics else None
+    result = score_images(given, dataset, part, choose_device("auto"), labels)
     result |= {"source": printable(str(images)), "harness": code_version()}
-    if study and result["num_images"] != part.num_samples:
-        click.echo(
-            f"these are {result['num_images']} images, and the study measures {part.num_samples} samples: FID depends "
-            "on the number, so they are not comparable"
-        )
     if not output.as_json:
         Table(("metric", "value"), [(kind, f"{value:.6g}") for kind, value in result["metrics"].items()]).show()
-    extractor = result["extractor"]["name"]
-    click.echo(f"{result['num_images']} images, features of {extractor}, {result['fidelity']['reference']} split")
+    click.echo(_compared(result))
     if arm is not None:
         write_scored(runs_folder, name, arm, result)
         click.echo(f"stored as arm {arm} of study {name}, not ours; to see it: harness figures {name}")
         result |= {"study": name, "arm": arm}
     output.document(result)
+
+
+def _compared(result: dict[str, Any]) -> str:
+    """Say what a score compares with what, and how."""
+    extractor, protocol = result["extractor"], result["fidelity"]
+    accuracy = f", accuracy {right:.1%}" if (right := extractor.get("test_accuracy")) is not None else ""
+    split = f"images of the {protocol['reference']} split"
+    reference = split if protocol["reference"] in ("train", "test") else f"images of {protocol['reference']}"
+    return (
+        f"{result['num_images']} images against {protocol['reference_images']} {reference} of {result['data']}, "
+        f"features of {extractor['name']}{accuracy}"
+    )

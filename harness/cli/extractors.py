@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from harness.cli.common import Output, json_option
 from harness.data.facts import EXTRACTORS
-from harness.errors import SpecError
 
 if TYPE_CHECKING:
     from harness.data.base import Dataset
@@ -113,20 +112,11 @@ def probe_extractor(data: str, num_images: int, extractor: str, data_root: Path 
 
 
 def _load(data: str, root: Path | None, name: str) -> tuple[Dataset, Extractor]:
-    import yaml
-    from pydantic import TypeAdapter, ValidationError
-
     from harness.metrics.features import load_extractor
     from harness.registry import make_dataset
     from harness.spec.evaluation import extractor_name
-    from harness.spec.parts import choices
-    from harness.spec.run import Data
+    from harness.study.named_data import data_named
 
-    try:
-        model: Any = TypeAdapter(Data).validate_python(yaml.safe_load(data))
-    except (ValidationError, yaml.YAMLError) as error:
-        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise SpecError(f"data {data}: {detail}; choices: {', '.join(choices(Data))}") from None
-    dataset = make_dataset(model, str(root) if root else None)
+    dataset = make_dataset(data_named(data), str(root) if root else None)
     chosen = None if name == "auto" else extractor_name(name, dataset.name, dataset.digest)
     return dataset, load_extractor(chosen, dataset)

@@ -198,6 +198,7 @@ def _follow(runs_folder: Path, run_key: str, log: Path | None, shown: int) -> No
 @click.option("--num-samples", type=click.IntRange(1), default=64, show_default=True, help="Images.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of the noise.")
 @weights_option("ema", "raw", "untrained")
+@click.option("--ema", type=float, help="Which average of train.ema: its rate, or any width.  [default: the first]")
 @checkpoint_option
 @click.option("--class", "only_class", type=click.IntRange(0), help="Of all images.  [default: the classes in turn]")
 @click.option("--guidance", type=click.FloatRange(0), default=1.0, show_default=True, help="Classifier-free.")
@@ -212,6 +213,7 @@ def sample(
     num_samples: int,
     seed: int,
     weights: str,
+    ema: float | None,
     checkpoint: str | None,
     only_class: int | None,
     guidance: float,
@@ -242,6 +244,7 @@ def sample(
         num_samples=num_samples,
         seed=seed,
         weights=weights,
+        ema=ema,
         step=checkpoint_step(directory, checkpoint),
         only_class=only_class,
         guidance=guidance,

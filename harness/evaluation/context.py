@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +17,22 @@ from harness.data.base import Split, to_uint8
 from harness.diffusion.process import Denoised, GaussianDiffusion
 from harness.diffusion.respacing import space_timesteps
 from harness.diffusion.samplers import Denoise, OnStep, skip_fraction
-from harness.evaluation.keeping import SAMPLING_VERSION, Draw, Keeping, array_digest, weights_digest
+from harness.evaluation.keeping import (
+    BATCHES_AT_ONCE,
+    SAMPLING_VERSION,
+    VALUES_VERSION,
+    Draw,
+    Evaluate,
+    Keeping,
+    KeptValues,
+    array_digest,
+    weights_digest,
+)
 from harness.methods.base import HasLikelihood, Method, Predict
 from harness.metrics.features import Extractor, load_extractor
 from harness.metrics.fidelity import reference_features
 from harness.metrics.reference import read_reference
-from harness.randomness import Streams
+from harness.randomness import Streams, derive_seed
 from harness.records.kept import KeptArrays
 from harness.registry import implementation, make_process, parameters
 from harness.spec.averages import average_name
@@ -63,8 +73,30 @@ class EvaluationContext:
     only_class: int | None = None
     samples: Tensor | None = field(default=None, repr=False)
     _draws: dict[str, Draw] = field(default_factory=dict, repr=False)
+    _kept_values: list[KeptValues] = field(default_factory=list, repr=False)
     _extractors: dict[str, Extractor] = field(default_factory=dict, repr=False)
     _references: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
+
+    def sampling_seed(self, index: int, count: int) -> EvaluationContext:
+        """Return this context with one of several sampling seeds; the first draws what an only seed draws.
+
+        Args:
+            index: 0 .. count - 1.
+            count: of sampling seeds; progress is reported over all of them.
+        """
+        if count == 1:
+            return self
+        report = self.on_progress
+
+        def on_progress(task: str, done: int, total: int) -> None:
+            report(task, index * total + done, count * total)
+
+        if index == 0:
+            return replace(self, on_progress=on_progress)
+        seed = derive_seed(self.evaluation.seed, f"sampling seed {index}")
+        # A plugin's metrics read the samples of the first seed alone.
+        evaluation = self.evaluation.model_copy(update={"seed": seed, "metrics": ()})
+        return replace(self, evaluation=evaluation, on_progress=on_progress)
 
     # -- the weights
 
@@ -234,14 +266,50 @@ class EvaluationContext:
             "class": self.only_class,
             "device": self.device.type,  # CPU and CUDA draw different numbers
         }
+        settings |= self._ensemble
         return settings if low_res is None else settings | {"low_res_sha256": array_digest(low_res.numpy())}
+
+    def kept_values(self, part: str) -> KeptValues:
+        """Return what is kept of the values that a part computes batch by batch on this data."""
+        if self.keeping is None:
+            return KeptValues(None)
+        settings = {
+            "version": VALUES_VERSION,
+            "run_key": self.spec.run_key,
+            "weights": self.evaluation.weights,
+            "weights_sha256": self._weights_digest,
+            "part": part,
+            "settings": getattr(self.evaluation, part).model_dump(mode="json"),
+            "data_digest": self.data.digest,
+            "split": self.evaluation.split,
+            "seed": self.evaluation.seed,
+            "batch_size": self.evaluation.batch_size,
+            "guidance": self.evaluation.guidance,
+            "fixed_variance": self.evaluation.fixed_variance,
+            "device": self.device.type,
+            **self._ensemble,
+        }
+        values = KeptValues(KeptArrays(self.keeping.folder, settings))
+        self._kept_values.append(values)
+        return values
+
+    def keep_calls(self, part: str) -> Callable[[Evaluate], Evaluate]:
+        """Return how a part keeps what the network gives: by whole batches, so that no bit depends on a kill."""
+        return partial(self.kept_values(part).of_calls, rows_at_once=BATCHES_AT_ONCE * self.evaluation.batch_size)
+
+    @property
+    def _ensemble(self) -> dict[str, Any]:
+        ensemble = self.evaluation.ensemble
+        return {"ensemble": ensemble.model_dump(mode="json")} if ensemble else {}
 
     @cached_property
     def _weights_digest(self) -> str:
         return weights_digest(self.method.sampling_network(self.weights).state_dict())
 
     def release(self) -> None:
-        """Remove the kept samples when the evaluation has been recorded, unless they are to stay."""
+        """Remove the kept batches when the evaluation has been recorded; those of samples unless they are to stay."""
+        for values in self._kept_values:
+            values.release()
         for draw in self._draws.values() if self.keeping and not self.keeping.samples else ():
             draw.arrays.remove_batches()
 

@@ -1,8 +1,9 @@
-"""What an evaluation keeps in its run directory: batches of samples, so that a kill costs one, and their features.
+"""What an evaluation keeps in its run directory: batches, so that a kill costs one, and the features of samples.
 
-A batch of samples is a function of the weights, the protocol and its index alone. So a repetition takes those that were
-kept and draws the others, and ends in the same bits. Features are kept as the float32 numbers that the metrics are
-computed from, so that a metric is the same number whether it was asked for at once or later.
+A batch of samples, or of terms of the bound, is a function of the weights, the protocol and its index alone. So a
+repetition takes those that were kept and computes the others, and ends in the same bits. Features are kept as the
+float32 numbers that the metrics are computed from, so that a metric is the same number whether it was asked for at once
+or later.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import hashlib
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,14 @@ logger = logging.getLogger(__name__)
 
 SAMPLING_VERSION = 1
 """Part of every draw's key. Raise it with any change to the samples that weights and a protocol give."""
+
+VALUES_VERSION = 1
+"""Part of the key of a part's values. Raise it with any change to what weights and a protocol give."""
+
+BATCHES_AT_ONCE = 32
+"""Of the network between two files of values."""
+
+Evaluate = Callable[..., np.ndarray]
 
 _MIB = 1 << 20
 
@@ -99,6 +110,52 @@ class Draw:
             self.arrays.write(_features_name(extractor, len(features)), features.numpy())
         except OSError as error:
             logger.warning(f"{_problem(self.arrays, error)}; a metric that is added later samples again")
+
+
+class KeptValues:
+    """Values that a part computes batch by batch, and what was kept of them before.
+
+    Args:
+        arrays: of this part in the run directory; None keeps nothing.
+    """
+
+    def __init__(self, arrays: KeptArrays | None):
+        self._arrays, self._full = arrays, False
+
+    def batch(self, number: int, compute: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return a batch of values: the kept ones, else computed and kept; on a full disk go on without."""
+        if self._arrays is None or self._full:
+            return compute()
+        name = f"batch-{number:06d}"
+        if (stored := self._arrays.read(name)) is not None:
+            return stored
+        values = compute()
+        try:
+            self._arrays.write(name, values)
+        except OSError as error:
+            self._full = True
+            logger.warning(f"{_problem(self._arrays, error)}; the evaluation goes on, but a kill would start it anew")
+        return values
+
+    def of_calls(self, evaluate: Evaluate, rows_at_once: int) -> Evaluate:
+        """Keep what a function of rows returns, as many rows at once; its calls have to come in the same order again.
+
+        Args:
+            evaluate: of arrays [n], to [n, ...].
+        """
+        numbers = count()
+
+        def kept(*arrays: np.ndarray) -> np.ndarray:
+            starts = range(0, len(arrays[0]), rows_at_once)
+            pieces = [[array[start : start + rows_at_once] for array in arrays] for start in starts]
+            return np.concatenate([self.batch(next(numbers), partial(evaluate, *piece)) for piece in pieces])
+
+        return kept
+
+    def release(self) -> None:
+        """Remove what was kept."""
+        if self._arrays is not None:
+            self._arrays.remove_batches()
 
 
 def to_unit(images: Tensor) -> Tensor:

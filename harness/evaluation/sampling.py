@@ -21,6 +21,7 @@ from harness.errors import CheckpointError, DataError, RecordError, SpecError
 from harness.evaluation.context import EvaluationContext, ProgressCallback
 from harness.evaluation.images import image_grid, save_png
 from harness.evaluation.keeping import Keeping
+from harness.evaluation.measured import with_width
 from harness.methods.base import Method
 from harness.metrics.weights import require_finite
 from harness.records.directory import RunDirectory
@@ -28,9 +29,11 @@ from harness.records.files import replace_file
 from harness.records.plugins import read_spec
 from harness.records.reading import read_json
 from harness.registry import make_method
+from harness.spec.averages import EmaOfWidth, average_of
 from harness.spec.evaluation import AnySampler, Evaluation, section_counts
 from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
+from harness.training.checkpoints import Checkpoints
 
 
 def load_method(
@@ -47,8 +50,6 @@ def load_method(
         RecordError: the run has no checkpoint yet.
         CheckpointError: the weights that are sampled with are not all finite numbers.
     """
-    from harness.training.checkpoints import Checkpoints
-
     method = make_method(spec, data, Resources(), device)
     checkpoints = Checkpoints(RunDirectory(run_folder).checkpoints_folder)
     checkpoint = checkpoints.latest(device) if step is None else (step, checkpoints.load(step, device))
@@ -71,6 +72,7 @@ class SampleSettings:
     Attributes:
         step: of a kept checkpoint; None for the newest.
         only_class: of all samples; None takes the classes of a class-conditional model in turn.
+        ema: the average of the weights that is meant, as its rate or, where the run keeps snapshots, its width.
         low_res: npz of the small images that an upsampler enlarges, uint8 [N, C, h, w] or [N, h, w, C], the first
             array of the file; there are then at most N samples.
     """
@@ -84,6 +86,7 @@ class SampleSettings:
     only_class: int | None = None
     guidance: float = 1.0
     low_res: Path | None = None
+    ema: float | None = None
 
 
 def sample_run(
@@ -99,8 +102,8 @@ def sample_run(
 
     Raises:
         RecordError: the run has no checkpoint yet.
-        SpecError: the chain has no such number of steps, an upsampler has no input images, or the network takes no
-            classes or no guidance.
+        SpecError: the chain has no such number of steps, an upsampler has no input images, the network takes no
+            classes or no guidance, or the run does not keep the average.
     """
     context, settings, small, _ = _prepare(run_folder, settings, on_progress)
     with torch.inference_mode():
@@ -109,6 +112,7 @@ def sample_run(
     folder = RunDirectory(run_folder).samples_folder
     folder.mkdir(exist_ok=True)
     stem = f"{settings.sampler.name}{settings.num_steps}_seed{settings.seed}_{settings.weights}"
+    stem += "" if settings.ema is None else f"{settings.ema:g}"
     stem += "" if settings.step is None else f"_step{settings.step}"
     stem += "" if settings.only_class is None else f"_class{settings.only_class}"
     stem += "" if settings.guidance == 1 else f"_guidance{settings.guidance:g}"
@@ -147,7 +151,8 @@ def write_samples(
         raise SpecError(f"--out {out}: a file that ends in .npz is needed")
     context, settings, small, step = _prepare(run_folder, settings, on_progress)
     drawn = context.draw_settings(settings.sampler, settings.num_steps, low_res=small)
-    manifest = {"num_samples": settings.num_samples, "step": step} | drawn
+    average = {} if settings.ema is None else {"ema": settings.ema}
+    manifest = {"num_samples": settings.num_samples, "step": step} | average | drawn
     described, parts = out.with_suffix(".json"), out.with_name(f".{out.name}.parts")
     if out.exists():
         if _description(described) != manifest:
@@ -203,10 +208,28 @@ def _prepare(
         method = make_method(spec, data, Resources(), device)
     else:
         method, step = load_method(run_directory.path, spec, data, device=device, step=settings.step)
-    evaluation = Evaluation(name="samples", seed=settings.seed, weights=settings.weights, guidance=settings.guidance)
+    ema = _average(spec, settings)
+    if isinstance(ema, EmaOfWidth):
+        assert step is not None, "of weights that are trained"
+        checkpoints = Checkpoints(run_directory.checkpoints_folder)
+        method = with_width(method, spec, data, device, checkpoints, step, ema.width)
+    shared: dict[str, Any] = {"seed": settings.seed, "weights": settings.weights, "guidance": settings.guidance}
+    evaluation = Evaluation(name="samples", ema=ema, **shared)
     context = EvaluationContext(method, spec, data, evaluation, device, on_progress=on_progress)
     context.only_class = settings.only_class
     return context, settings, small, step
+
+
+def _average(spec: RunSpec, settings: SampleSettings) -> float | EmaOfWidth | None:
+    """Return the average that is sampled with, None for the first."""
+    if settings.ema is None:
+        return None
+    if settings.weights != "ema":
+        raise SpecError(f"--ema chooses among averages of the weights, but --weights {settings.weights} are sampled")
+    try:
+        return average_of(settings.ema, spec.train)
+    except ValueError as error:
+        raise SpecError(f"--ema {settings.ema:g}: {error}") from None
 
 
 def _require_conditions(spec: RunSpec, settings: SampleSettings) -> None:

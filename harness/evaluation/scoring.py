@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from harness.evaluation.parts.fidelity import fidelity
 from harness.metrics.extractors.base import Extractor
 from harness.records.reading import read_arrays
 from harness.spec.evaluation import Ancestral, AnySampler, Evaluation, Fidelity
-from harness.spec.fidelity_metrics import FIDELITY_METRICS
+from harness.spec.fidelity_metrics import FIDELITY_METRICS, FidelityMetricName
 from harness.spec.metrics import fidelity_name
+
+logger = logging.getLogger(__name__)
 
 _FEWEST = 16
 
@@ -45,13 +48,36 @@ def read_images(path: Path, data: Dataset) -> np.ndarray:
     return images
 
 
-def _of_npz(path: Path, data: Dataset) -> np.ndarray:
+def read_labels(path: Path, data: Dataset, num_images: int) -> np.ndarray | None:
+    """Read the classes of images, `arr_1` of their npz: [N] integers; None if there are none, as in a folder.
+
+    Raises:
+        DataError: they are not one class of the data for each image.
+    """
+    labels = None if path.is_dir() else _arrays(path).get("arr_1")
+    if labels is None:
+        return None
+    count = data.num_classes or 0
+    whole = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+    if not whole or len(labels) != num_images or not all(0 <= label < count for label in labels.tolist()):
+        raise DataError(
+            f"{shown(path)}: arr_1 is {labels.dtype} {list(labels.shape)}; for {data.name} it has to be the classes of "
+            f"the {num_images} images, integers from 0 to {count - 1}"
+        )
+    return labels.astype(np.int64)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        arrays = read_arrays(path)
+        return read_arrays(path)
     except FileNotFoundError:
         raise DataError(f"no folder or npz {shown(path.absolute())}") from None
     except RecordError as error:
         raise DataError(str(error)) from None
+
+
+def _of_npz(path: Path, data: Dataset) -> np.ndarray:
+    arrays = _arrays(path)
     if "arr_0" not in arrays:
         raise DataError(f"{shown(path)}: has no arr_0, which holds the images; it has {', '.join(arrays) or 'nothing'}")
     images = arrays["arr_0"]
@@ -93,7 +119,13 @@ def _image(file: Path, data: Dataset) -> np.ndarray:
 
 
 class _GivenImages(EvaluationContext):
-    """A context whose samples are given; there are no weights."""
+    """A context whose samples are given, and their classes if there are any; there are no weights."""
+
+    given_labels: Tensor | None = None
+
+    def labels(self, start: int, count: int) -> Tensor | None:
+        """Return the classes of given images."""
+        return None if self.given_labels is None else self.given_labels[start : start + count]
 
     def sampled_features(
         self, extractor: Extractor, sampler: AnySampler, num_steps: int, num_samples: int, *, with_samples: bool = False
@@ -103,24 +135,28 @@ class _GivenImages(EvaluationContext):
         return self.features(extractor, self.samples)
 
 
-def score(images: np.ndarray, data: Dataset, part: Fidelity, device: torch.device) -> dict[str, Any]:
+def score(
+    images: np.ndarray, data: Dataset, part: Fidelity, device: torch.device, labels: np.ndarray | None = None
+) -> dict[str, Any]:
     """Measure images by a fidelity part; its sampler and number of samples are not used.
 
     Args:
         images: [N, C, H, W], uint8 or, of continuous data, float32.
+        labels: [N], their classes; without them the metrics that compare classes are left out, and a message says so.
 
     Returns:
         `metrics` by kind (`fid`), and what has to be reported with them: the number and digest of the images, the
         extractor, the reference, and the data.
 
     Raises:
-        DataError: there are no more images than the k of precision and recall.
+        DataError: there are no more images than the k of precision and recall, or no metric can be measured.
     """
-    if needing := [name for name in part.metrics if FIDELITY_METRICS[name].needs == "classes"]:
-        raise DataError(f"{', '.join(needing)}: these images have no classes to compare; leave it out of the metrics")
-    part = part.model_copy(update={"num_samples": len(images), "sampler": Ancestral(), "num_steps": 1})
+    metrics = _measurable(part, labels)
+    update = {"num_samples": len(images), "sampler": Ancestral(), "num_steps": 1, "seeds": 1, "metrics": metrics}
+    part = part.model_copy(update=update)
     nothing: Any = None  # there is no run
     context = _GivenImages(nothing, nothing, data, Evaluation(fidelity=part), device)
+    context.given_labels = None if labels is None else torch.from_numpy(labels).to(device)
     samples = torch.from_numpy(images)
     context.samples = samples if data.levels is None else to_unit(samples)
     with torch.inference_mode():
@@ -135,3 +171,15 @@ def score(images: np.ndarray, data: Dataset, part: Fidelity, device: torch.devic
         "data_digest": data.digest,
         **result.protocol,
     }
+
+
+def _measurable(part: Fidelity, labels: np.ndarray | None) -> tuple[FidelityMetricName, ...]:
+    """Return the metrics that images with these classes, or without any, have; say which are left out."""
+    needing = [name for name in part.metrics if FIDELITY_METRICS[name].needs == "classes"] if labels is None else []
+    if not needing:
+        return part.metrics
+    message = f"{', '.join(needing)}: these images have no classes; an npz has them in arr_1"
+    if len(needing) == len(part.metrics):
+        raise DataError(message)
+    logger.warning("left out: %s", message)
+    return tuple(name for name in part.metrics if name not in needing)

@@ -22,8 +22,10 @@ import torch
 from harness.data.base import Dataset
 from harness.errors import CheckpointError, RecordError, TrackingError
 from harness.evaluation.context import EvaluationContext
+from harness.evaluation.ensembles import with_middle
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.keeping import Keeping
+from harness.evaluation.measured import measured_weights
 from harness.job.compute import training_compute
 from harness.job.endings import describe_failure, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges
@@ -42,14 +44,11 @@ from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
 from harness.registry import make_dataset, make_method
-from harness.spec.averages import EmaOfWidth
 from harness.spec.evaluation import WITH_FEATURES, Evaluation
 from harness.spec.metrics import metric_name, recorded_name
-from harness.spec.resources import Resources
 from harness.training.checkpoints import Checkpoints
 from harness.training.distributed import ProcessGroup, RankInfo, detect_rank, process_group
 from harness.training.loop import Interrupted, Training, save, train
-from harness.training.snapshots import synthesise
 
 logger = logging.getLogger(__name__)
 
@@ -336,19 +335,17 @@ class _Job:
     def _evaluate_at_end(self, training: Training, data: Dataset, checkpoints: Checkpoints) -> None:
         assert self.journal is not None
         done = {event.fields["key"] for event in self.directory.events("evaluation") if not event.superseded}
-        for evaluation in self.request.evaluations:
+        # The last checkpoint's score is measured before the best checkpoint is looked for.
+        for evaluation in sorted(self.request.evaluations, key=lambda evaluation: evaluation.checkpoint == "best"):
             if evaluation.key in done:
                 continue
             if self.stop_signal:
                 raise Interrupted
-            method = training.method
-            if evaluation.weights == "untrained":
-                method = make_method(self.spec, data, Resources(), training.device)
-            elif isinstance(evaluation.ema, EmaOfWidth):
-                method = make_method(self.spec, data, Resources(), training.device)
-                folder, kept = checkpoints.folder, training.method.sampling_network
-                average = synthesise(folder, training.step, kept, self.spec.train, evaluation.ema.width)
-                method.sampling_network("ema").load_state_dict(average)
+            best = self.request.records.best
+            method, selection = measured_weights(evaluation, training, data, checkpoints, best)
+            method = with_middle(method, evaluation, self.spec, self.directory.path.parent, data, training.device)
+            if selection and (by := self.request.scored_by):
+                selection["checkpoint"] |= {"split": by.split, "seed": by.seed}
             prefix = self._prefix(evaluation)
             began = time.monotonic()
             pace = Pace()
@@ -372,6 +369,7 @@ class _Job:
                 device, keeping = training.device, self._keeping()
                 context = EvaluationContext(method, self.spec, data, evaluation, device, prefix, on_progress, keeping)
                 result = evaluate(context)
+            result.protocol |= selection
             if evaluation == self.request.scored_by:
                 checkpoints.record_score(training.step, result.metrics[self._score_name(prefix, data)])
             result.metrics[f"perf/{prefix}_{'_'.join(evaluation.parts)}_seconds"] = time.monotonic() - began

@@ -14,6 +14,7 @@ from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.journal import Journal
 from harness.spec.evaluation import Evaluation
+from harness.spec.protocols import protocol_id
 
 
 def record_evaluation(
@@ -33,7 +34,11 @@ def record_evaluation(
         temporary.rename(directory.arrays_folder / name)
     for name, picture in result.pictures.items():
         save_png(directory.samples_folder / name, picture)
-    protocol = {"evaluation": evaluation.model_dump(mode="json"), **result.protocol}
+    own = evaluation.model_dump(mode="json")
+    protocol = {"evaluation": own, **result.protocol}
+    if evaluation.fidelity:
+        num_timesteps = directory.spec()["diffusion"]["num_timesteps"]
+        protocol["protocol_id"] = protocol_id(own, num_timesteps)
     directory.evaluations_folder.mkdir(exist_ok=True)
     replace_file(directory.evaluation_path(evaluation.key), json.dumps(protocol, indent=2), durable=True)
     journal.metrics(step, result.metrics)

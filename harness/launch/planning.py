@@ -11,6 +11,7 @@ from typing import Any
 from harness.launch.states import RunState, read_run_states
 from harness.records import throughput
 from harness.records.directory import RunDirectory
+from harness.records.ensembles import middle_of
 from harness.records.layout import is_member
 from harness.records.lineage import parent_of
 from harness.records.manifest import read_manifest
@@ -167,7 +168,7 @@ def plan(study: Study, runs_folder: Path) -> Plan:
     """Look up the state of every run of a study. Read-only; 1,000 runs take a fraction of a second.
 
     Raises:
-        SpecError: a run cannot continue the run that it names.
+        SpecError: a run cannot continue the run that it names, or form an ensemble with it.
     """
     present = set(os.listdir(runs_folder)) if runs_folder.is_dir() else set()  # noqa: PTH208 (one call for all runs)
     states = read_run_states([runs_folder / run.run_key for run in study.runs if run.run_key in present])
@@ -175,6 +176,9 @@ def plan(study: Study, runs_folder: Path) -> Plan:
     for planned in runs:
         if planned.run.spec.continue_from and planned.state == "new":
             parent_of(planned.run.spec, runs_folder)
+        for evaluation in planned.run.evaluations if planned.state != "done" else ():
+            if evaluation.ensemble:
+                middle_of(evaluation.ensemble.middle, planned.run.spec, runs_folder)
     others = present - {run.run_key for run in study.runs}
     return Plan(study, runs_folder, runs, _members(study, runs_folder, others), _other_file(study, runs_folder))
 

@@ -68,7 +68,7 @@ class GaussianMethod:
         self._averages = Averages(network, averages)
         self.ema, self._learning_rate = self._averages.networks["ema"], learning_rate
         self._timestep_scale, self._grad_clip, self._microbatch = timestep_scale, grad_clip, microbatch
-        self._autocast, self._num_classes = autocast, num_classes
+        self._autocast, self.num_classes = autocast, num_classes
         self._replica, self._num_processes = network, 1
 
     def distribute(self, num_processes: int) -> None:
@@ -167,24 +167,16 @@ class GaussianMethod:
         low_res: Tensor | None = None,
     ) -> Denoise:
         """Return the network's `denoise` function, with classifier-free guidance; draws nothing."""
-        predict = self.predict(weights)
         inputs = {} if low_res is None else {"low_res": low_res}
-
-        def network_of(label: Tensor | None) -> Network:
-            return lambda x_t, t: predict(x_t, t, label, **inputs)
-
-        network = network_of(y)
-        if guidance != 1 and y is not None:
-            hidden = torch.full_like(y, self._num_classes)  # type: ignore[arg-type]
-            network = guided(network, network_of(hidden), guidance)
-        return denoiser(process, network, clip=clip)
+        predict = partial(self.predict(weights), **inputs)
+        return guided_denoiser(predict, process, y, clip=clip, guidance=guidance, num_classes=self.num_classes)
 
     def networks(self) -> dict[str, TrainedNetwork]:
         """Return the only network."""
 
         def inputs(x_0: Tensor) -> tuple[Tensor, ...]:
             t = x_0.new_empty(len(x_0))
-            return (x_0, t) if self._num_classes is None else (x_0, t, t.long())
+            return (x_0, t) if self.num_classes is None else (x_0, t, t.long())
 
         return {"network": TrainedNetwork(self.network, inputs)}
 
@@ -228,6 +220,27 @@ class GaussianMethod:
         self.optimizer.load_state_dict(state["method"]["optimizer"])
         self.timesteps.load_state_dict(state["timesteps"])
         self._was_warm = state["was_warm"]
+
+
+def guided_denoiser(
+    predict: Predict,
+    process: GaussianDiffusion,
+    y: Tensor | None,
+    *,
+    clip: bool,
+    guidance: float,
+    num_classes: int | None,
+) -> Denoise:
+    """Return the `denoise` function of a network, with classifier-free guidance."""
+
+    def network_of(label: Tensor | None) -> Network:
+        return lambda x_t, t: predict(x_t, t, label)
+
+    network = network_of(y)
+    if guidance != 1 and y is not None:
+        assert num_classes is not None, "a network with labels"
+        network = guided(network, network_of(torch.full_like(y, num_classes)), guidance)
+    return denoiser(process, network, clip=clip)
 
 
 def _slices(count: int, size: int | None) -> Iterator[slice]:

@@ -63,8 +63,10 @@ def kernel_distance(reference: Tensor, samples: Tensor) -> Estimate:
 
 
 def _kernel(first: Tensor, second: Tensor) -> Tensor:
-    """Return the kernel of rows with rows of the same place, [N]."""
-    return ((first.double() * second.double()).sum(1) / first.shape[1] + KID_OFFSET) ** KID_DEGREE
+    """Return the kernel of rows with rows of the same place, [N] float64, by blocks."""
+    pairs = zip(first.split(_BLOCK), second.split(_BLOCK), strict=True)
+    products = torch.cat([(rows.double() * others.double()).sum(1) for rows, others in pairs])
+    return (products / first.shape[1] + KID_OFFSET) ** KID_DEGREE
 
 
 def _kernel_sums(first: Tensor, second: Tensor) -> Tensor:

@@ -27,6 +27,13 @@ from harness.metrics.stratified import Pilot, Progress, Terms, chunks, draw_stra
 Predict = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """network(x_t, t of the original chain, y) -> output."""
 
+Keep = Callable[[Terms], Terms]
+
+
+def as_it_is(terms: Terms) -> Terms:
+    """Keep nothing of what a function returns."""
+    return terms
+
 
 @dataclass(frozen=True, eq=False)
 class Likelihood:
@@ -71,6 +78,7 @@ def full_nll(
     seed: int,
     batch_size: int,
     clip: bool = True,
+    keep: Keep = as_it_is,
     progress: Progress | None = None,
 ) -> Likelihood:
     """Sum the bound over every t, with one draw of noise at each: the reference.
@@ -80,8 +88,9 @@ def full_nll(
     Args:
         x_0: [N, C, H, W], in [-1, 1].
         y: [N] classes, or None.
+        keep: makes a function that keeps the terms of the bound, so that they survive a kill.
     """
-    terms = bound_terms(process, predict, x_0, y, seed=seed, batch_size=batch_size, clip=clip)
+    terms = keep(bound_terms(process, predict, x_0, y, seed=seed, batch_size=batch_size, clip=clip))
     num_images, num_timesteps = len(x_0), process.num_timesteps
     again = np.random.default_rng([seed, 2]).permutation(num_images)[:16]
     images = np.append(np.arange(num_images), again)
@@ -113,6 +122,7 @@ def stratified_nll(
     evaluations_per_image: int = 40,
     clip: bool = True,
     pilot: Pilot | None = None,
+    keep: Keep = as_it_is,
     progress: Progress | None = None,
 ) -> Likelihood:
     """Estimate the bound from a few t for each image, unbiased; the full sum if that costs no more.
@@ -123,14 +133,16 @@ def stratified_nll(
         evaluations_per_image: at least 4, without the pilot's (about a tenth more; 4 images' worth if that is more).
         pilot: of another arm's likelihood: then both draw the same t and the same noise, so their difference has a far
             smaller error than either. Default: a new pilot.
+        keep: as in `full_nll`.
 
     Raises:
         ValueError: fewer than 4 evaluations per image, at more than that many timesteps.
     """
     num_timesteps, num_images = process.num_timesteps, len(x_0)
     if num_timesteps <= evaluations_per_image:
-        return full_nll(process, predict, x_0, y, seed=seed, batch_size=batch_size, clip=clip, progress=progress)
-    terms = bound_terms(process, predict, x_0, y, seed=seed, batch_size=batch_size, clip=clip)
+        options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "clip": clip}
+        return full_nll(process, predict, x_0, y, keep=keep, progress=progress, **options)
+    terms = keep(bound_terms(process, predict, x_0, y, seed=seed, batch_size=batch_size, clip=clip))
     spent = 0
     if pilot is None:
         pilot = run_pilot(terms, num_images, num_timesteps, evaluations_per_image, seed=seed)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.diffusion.process import GaussianDiffusion
-from harness.metrics.likelihood import Predict, evaluate_draws, evaluate_every_t
+from harness.metrics.likelihood import Keep, Predict, as_it_is, evaluate_draws, evaluate_every_t
 from harness.metrics.stratified import Progress
 
 
@@ -36,6 +36,7 @@ def rate_distortion(
     seed: int,
     batch_size: int,
     clip: bool = True,
+    keep: Keep = as_it_is,
     progress: Progress | None = None,
 ) -> RateDistortion:
     """Measure, at each reverse step, the bits sent so far and the error of the x_0 that the receiver would predict.
@@ -48,6 +49,7 @@ def rate_distortion(
     Args:
         x_0: [N, C, H, W], in [-1, 1].
         y: [N] classes, or None.
+        keep: makes a function that keeps what it is made of, so that it survives a kill.
     """
 
     def measure(output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:  # [B, 2]
@@ -55,7 +57,7 @@ def rate_distortion(
         L_t = process.vb_terms_bpd(output, x_0, x_t, t, clip=clip)
         return torch.stack([L_t, ((predicted - x_0) ** 2).flatten(1).mean(1)], 1)
 
-    evaluate = evaluate_draws(process, predict, x_0, y, seed=seed, batch_size=batch_size, measure=measure)
+    evaluate = keep(evaluate_draws(process, predict, x_0, y, seed=seed, batch_size=batch_size, measure=measure))
     images, num_timesteps = np.arange(len(x_0)), process.num_timesteps
     values = evaluate_every_t(
         evaluate, images, num_timesteps, np.zeros_like(images), batch_size=batch_size, progress=progress

@@ -105,9 +105,9 @@ def removable(run_directory: RunDirectory) -> list[Removable]:
     if run_directory.status().state == "done" and not run_directory.damage():
         old = _old_checkpoints(run_directory)
         can_go += [Removable(path, _size(path), "checkpoint before the last of a done run") for path in old]
-        unrecorded = _samples_of_unfinished_evaluations(run_directory)
+        unrecorded = _batches_of_unfinished_evaluations(run_directory)
         can_go += [
-            Removable(path, _size(path), "samples of an evaluation that was not finished") for path in unrecorded
+            Removable(path, _size(path), "batches of an evaluation that was not finished") for path in unrecorded
         ]
     return can_go
 
@@ -200,8 +200,8 @@ def _leftovers(run_directory: RunDirectory) -> list[Path]:
     return [path for path in [*hidden, *partial] if _is_old(path)]
 
 
-def _samples_of_unfinished_evaluations(run_directory: RunDirectory) -> list[Path]:
-    """Find the samples that were kept against a kill, unless a study keeps them for good."""
+def _batches_of_unfinished_evaluations(run_directory: RunDirectory) -> list[Path]:
+    """Find the batches that were kept against a kill, unless a study keeps them for good."""
     wanted = any(membership.get("records", {}).get("keep_samples") for membership in run_directory.studies().values())
     return [] if wanted else sorted(run_directory.kept_folder.glob(f"*/{KEPT_BATCHES}"))
 

@@ -1,7 +1,8 @@
-"""Arrays that an evaluation keeps in the run directory: the samples it has drawn so far, and their features.
+"""Arrays that an evaluation keeps in the run directory: what it has drawn and computed so far, and samples' features.
 
     kept/<key>/draw.json                            what the samples depend on; the key is its digest
     kept/<key>/batch-000003-256-uint8-<sha256>.npy  one batch of samples
+    kept/<key>/batch-000003-<sha256>.npy            one batch of values that a part computes, such as terms of the bound
     kept/<key>/features-...-<sha256>.npy            the features of all of them
 
 A file's name has the sha256 of its content, as a checkpoint's has: one that is not what its name says is damaged, and
@@ -30,11 +31,11 @@ _ARRAY = re.compile(r"(.+)-([0-9a-f]{64})\.npy")
 
 
 class KeptArrays:
-    """The arrays that are kept of one draw of samples; one process writes, any may read.
+    """The arrays that are kept of one draw of samples, or of one part's values; one process writes, any may read.
 
     Args:
         folder: of all draws of a run; made when something is written.
-        draw: everything that the samples depend on, as plain values.
+        draw: everything that they depend on, as plain values.
     """
 
     def __init__(self, folder: Path, draw: dict[str, Any]):
@@ -78,7 +79,7 @@ class KeptArrays:
             raise
 
     def remove_batches(self) -> None:
-        """Remove the batches of samples, and the folder if it then has nothing else."""
+        """Remove the batches, and the folder if it then has nothing else."""
         for path in self.folder.glob(KEPT_BATCHES):
             path.unlink(missing_ok=True)
         if not any(self.folder.glob("*.npy")):

@@ -32,6 +32,7 @@ class ScoredArm:
         extractor: the name of the network whose features were compared.
         reference: the split that they were compared with.
         k: neighbours of precision and recall.
+        fid_standard_error: of FID over draws of as many images; None where none was recorded.
     """
 
     arm: str
@@ -41,6 +42,7 @@ class ScoredArm:
     extractor: str
     reference: str
     k: int
+    fid_standard_error: float | None = None
 
 
 def write_scored(runs_folder: Path, study: str, arm: str, document: Mapping[str, Any]) -> Path:
@@ -80,4 +82,5 @@ def _scored_from(stored: Any, path: Path) -> ScoredArm:
         extractor=fields.fields("extractor").line("name"),
         reference=protocol.line("reference"),
         k=protocol.integer("k", low=1),
+        fid_standard_error=protocol.number("fid_standard_error") if "fid_standard_error" in protocol else None,
     )

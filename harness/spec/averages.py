@@ -116,6 +116,22 @@ def choose_average(chosen: float | EmaOfWidth, train: Any, *, during_training: b
     return chosen
 
 
+def average_of(number: float, train: Any) -> float | EmaOfWidth | None:
+    """Return the average that a number means among those that a run keeps: its rate, or its width of snapshots.
+
+    Args:
+        train: the run's spec.Train.
+
+    Raises:
+        ValueError: the run does not keep it, or it cannot be made of the snapshots.
+    """
+    if not isinstance(train.ema, PowerAverages):
+        return choose_average(number, train, during_training=False)
+    if not 0.005 <= number <= 0.28:
+        raise ValueError(f"ema: this run keeps averages by width, and {number} is none: widths are 0.005 to 0.28")
+    return choose_average(EmaOfWidth(width=number), train, during_training=False)
+
+
 def snapshot_steps(every: int, step: int) -> list[int]:
     """Return the steps before `step` that have a snapshot."""
     return list(range(every, step, every))

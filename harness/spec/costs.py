@@ -46,7 +46,7 @@ def _sampling(num_samples: float, evaluation: Evaluation) -> int:
 
 
 def _fidelity(part: Any, evaluation: Evaluation, spec: RunSpec) -> int:
-    return _sampling(part.num_samples * part.num_steps, evaluation)
+    return _sampling(part.seeds * part.num_samples * part.num_steps, evaluation)
 
 
 def _sweep(part: Any, evaluation: Evaluation, spec: RunSpec) -> int:

@@ -13,6 +13,8 @@ from harness.diffusion.respacing import space_timesteps
 from harness.spec.averages import ChosenEma, choose_average
 from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
 from harness.spec.fidelity_metrics import FIDELITY_METRICS, WITH_LOGITS, FidelityMetricName
+from harness.spec.measured import Checkpoint, Ensemble, check_checkpoint, resolved_ensemble
+from harness.spec.methods import WHY_NOT
 from harness.spec.networks import UNet
 from harness.spec.parts import Choice, NamedModel, plugins_of
 from harness.spec.reference_files import SUFFIX, examine
@@ -78,6 +80,7 @@ class Fidelity(SpecModel):
     k: int = Field(3, ge=1)  # neighbours of precision and recall; IDDPM's table 4 has 5, the ADM line 3
     prc_reference: int = Field(10_000, ge=16)  # reference images for them: 10,000 in the ADM line; FID takes all
     metrics: Annotated[tuple[FidelityMetricName, ...], Field(min_length=1), YOUNGER] = ("fid", "precision", "recall")
+    seeds: Annotated[int, Field(ge=1), YOUNGER] = 1  # draws of num_samples, each with noise of its own; means count
 
     @field_validator("metrics")
     @classmethod
@@ -314,6 +317,8 @@ class Evaluation(SpecModel):
     reconstruction: Annotated[Reconstruction | None, YOUNGER] = None
     metrics: Annotated[tuple[Metric, ...], YOUNGER] = ()  # of plugins
     ema: Annotated[ChosenEma, YOUNGER] = None  # which of the averages of train.ema; None: the first
+    checkpoint: Annotated[Checkpoint, YOUNGER] = "last"  # or the one that records.best keeps
+    ensemble: Annotated[Ensemble | None, YOUNGER] = None  # with another run's network in the middle of the chain
     plugins: Annotated[dict[str, str] | None, YOUNGER] = (
         None  # plugins of the parts, with their sha256; filled in automatically
     )
@@ -362,7 +367,8 @@ class Evaluation(SpecModel):
         for part in self.parts:
             if part not in spec.method.measures:
                 choices = ", ".join(name for name in PARTS if name in spec.method.measures)
-                raise ValueError(f"{part} cannot be measured under method {spec.method.name}; choices: {choices}")
+                why = f"; {part} {WHY_NOT[part]}" if part in WHY_NOT else ""
+                raise ValueError(f"{part} cannot be measured under method {spec.method.name}; choices: {choices}{why}")
         missing = next((part for part in self.during_training if getattr(self, part) is None), None)
         if self.every is not None and missing:
             hint = ", or during_training: [fidelity]" if missing == "nll" else ""
@@ -387,7 +393,8 @@ class Evaluation(SpecModel):
                 f"sweep: two samplers are called {twice}, and their curves would have one name: give the second an "
                 "evaluation of its own"
             )
-        num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any]()
+        check_checkpoint(self)
+        num_timesteps, change = spec.diffusion.num_timesteps, dict[str, Any](resolved_ensemble(self, spec))
         if self.ema is not None:
             if self.weights != "ema":
                 raise ValueError(f"ema chooses among averages of the weights, but weights: {self.weights} are measured")

@@ -75,6 +75,7 @@ class Adversarial(MethodSpec):
     denoising_weight: float = Field(0.0, ge=0)  # of x_0 predicted by the discriminator from real x_t
 
     keeps_averages: ClassVar[bool] = True
+    measures: ClassVar[frozenset[str]] = MethodSpec.measures | {"rate_distortion"}
     sees_pair: ClassVar[bool]
 
     @property
@@ -170,6 +171,13 @@ class Siddm(Adversarial):
                 "method: adversarial false leaves AFD alone, but lambda_afd is 0: nothing would be trained"
             )
 
+
+WHY_NOT = {
+    "nll": "needs a density of x_t given x_{t+1}, to add up a bound",
+    "noise_scale": "is of the gradient of one loss of one network",
+    "reconstruction": "runs the chain forwards and backwards, which a latent of its own at each step does not allow",
+}
+"""Why a part of an evaluation cannot be measured under every method."""
 
 METHODS: dict[str, type[MethodSpec]] = {"gaussian": Gaussian, "ddgan": Ddgan, "siddm": Siddm}
 

@@ -185,6 +185,11 @@ def fidelity_name(kind: str, extractor: str, num_samples: int, sampler: str, num
     return f"{kind}_{extractor}_{num_samples}_{sampler}{num_steps}"
 
 
+def by_seed_kind(kind: str) -> str:
+    """Return the kind of the curve of a metric's values over the sampling seeds: `fid_by_seed`."""
+    return f"{kind}_by_seed"
+
+
 def sweep_name(kind: str, extractor: str, num_samples: int, sampler: str) -> str:
     """Name a metric of samples against the number of steps, without its prefix: `fid_digitsnet_10000_ddim`."""
     return f"{kind}_{extractor}_{num_samples}_{sampler}"
@@ -246,10 +251,12 @@ def _fidelity(part: Fidelity, spec: RunSpec) -> Outputs:
     protocol = (extractor, part.num_samples, part.sampler.name, part.num_steps)
     metrics = [FIDELITY_METRICS[name] for name in part.metrics]
     are_images = spec.data.facts.levels is not None
-    names = tuple(fidelity_name(kind, *protocol) for metric in metrics for kind in metric.outputs)
+    kinds = [kind for metric in metrics for kind in metric.outputs]
+    names = tuple(fidelity_name(kind, *protocol) for kind in kinds)
+    by_seed = tuple(fidelity_name(by_seed_kind(kind), *protocol) for kind in kinds if part.seeds > 1)
     return Outputs(
         metrics=names,
-        curves=tuple(fidelity_name(kind, *protocol) for metric in metrics for kind in metric.curves),
+        curves=tuple(fidelity_name(kind, *protocol) for metric in metrics for kind in metric.curves) + by_seed,
         pictures=tuple(name for metric in metrics for name in metric.pictures) if are_images else (),
         during_training=names,
     )
@@ -287,7 +294,8 @@ def _modes(part: Modes, spec: RunSpec) -> Outputs:
 
 
 def _rate_distortion(part: RateDistortion, spec: RunSpec) -> Outputs:
-    return Outputs(("rate_bpd", "distortion_rmse"), arrays=("rate_distortion",))
+    rate = ("rate_bpd",) if "nll" in spec.method.measures else ()  # without a likelihood there is no rate
+    return Outputs((*rate, "distortion_rmse"), arrays=("rate_distortion",))
 
 
 def _noise_scale(part: NoiseScale, spec: RunSpec) -> Outputs:

@@ -19,6 +19,8 @@ from harness.spec.evaluation import PARTS, Evaluation
 from harness.spec.metrics import metric_kind, outputs
 from harness.spec.parts import active
 from harness.spec.plugins import located_in
+from harness.spec.protocols import ProtocolError
+from harness.spec.protocols import expand as expand_protocol
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
 from harness.study.axes import RUN_PARTS, SIDE_PARTS, Exclusion, read_exclusions, read_variants
@@ -235,6 +237,13 @@ class _Expansion:
                 if entry.applies(variant.arm, replicate)
             )
             _require_best(records, evaluations, spec, best)
+            for entry in self.entries if records.best is None else ():
+                if entry.applies(variant.arm, replicate) and entry.evaluation.checkpoint == "best":
+                    raise spec_error(
+                        entry.mark,
+                        f"evaluate.{entry.index}.checkpoint",
+                        "no checkpoint is the best: let records.best name a metric of an evaluation with every",
+                    )
             run = Run(
                 self.study, variant.arm, replicate, spec, changed, evaluations, resources, records, self.data_root
             )
@@ -338,6 +347,10 @@ def _evaluation_entry(
             raise document.fail(
                 (*keys, part), f"is null, so nothing would be measured: write `{part}: {value}`, or remove it"
             )
+    try:
+        protocol = expand_protocol(protocol)
+    except ProtocolError as error:
+        raise document.fail((*keys, *error.path), str(error)) from None
     evaluation = validate(Evaluation, protocol, document.locator(keys), keys)
     return _EvaluationEntry(
         evaluation,
@@ -352,7 +365,8 @@ def _resolve_evaluation(
     entry: _EvaluationEntry, spec: RunSpec, inception: bool, known: dict[tuple[int, str], Any]
 ) -> Evaluation:
     # A resolved evaluation depends only on these parts of the spec, of which a thousand runs have a few variants.
-    parts = (spec.data, spec.method, spec.model, spec.diffusion.var_type, spec.diffusion.num_timesteps)
+    averages = spec.train if entry.evaluation.ema is not None else None
+    parts = (spec.data, spec.method, spec.model, spec.diffusion.var_type, spec.diffusion.num_timesteps, averages)
     key = (entry.index, repr(spec if entry.evaluation.plugins else parts))  # plugins may check the whole spec
     if key not in known:
         try:

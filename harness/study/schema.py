@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from harness.spec.base import SpecModel
 from harness.spec.evaluation import PARTS, Evaluation
+from harness.spec.protocols import PROTOCOLS
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
 from harness.study.axes import RUN_PARTS, SIDE_PARTS
@@ -44,6 +45,8 @@ def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
     _drop_required(definitions)
     run, evaluation = definitions.pop("RunSpec"), definitions["Evaluation"]
     evaluation["properties"] |= {"arms": _STRINGS, "replicates": {"type": "array", "items": {"type": "integer"}}}
+    description = "How samples are measured: fills in fidelity, weights and guidance."
+    evaluation["properties"]["protocol"] = {"enum": list(PROTOCOLS), "description": description}
     del evaluation["properties"]["plugins"]
     for part in PARTS:  # null would measure nothing
         choices = evaluation["properties"][part].get("anyOf", [])

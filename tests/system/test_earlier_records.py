@@ -206,7 +206,7 @@ def measurements(run: Path) -> dict[str, Any]:
     }
 
 
-YOUNGER_FACTS = {"test_majority_share"}
+YOUNGER_FACTS = {"test_majority_share", "protocol_id", "fid_standard_error"}
 """What evaluations say of themselves only since the records were taken."""
 
 

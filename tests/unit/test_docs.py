@@ -17,7 +17,15 @@ from harness.study.expand import STUDY_PARTS, load_study
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "howto" / "write_a_study.md"
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
-NUM_RUNS = {"cosine-or-linear": 6, "smaller-lr": 6, "widths": 15, "offsets": 12, "which-sigma": 6, "on-a-gpu": 6}
+NUM_RUNS = {
+    "cosine-or-linear": 6,
+    "smaller-lr": 6,
+    "widths": 15,
+    "offsets": 12,
+    "which-sigma": 6,
+    "by-protocol": 6,
+    "on-a-gpu": 6,
+}
 
 
 def name_of(example):

@@ -61,6 +61,6 @@ def test_markdown_gets_no_markup_and_no_new_cell(text, escaped):
 
 def test_html_gets_no_markup_and_no_control_characters():
     text = "<script>alert(1)</script>\"'&\x1b\u202e"
-    page = html.render("results.html", titles={"nll": text}, rows=[])
+    page = html.render("results.html", tables=[(text, {"nll": text}, [])])
     assert "&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;  " in page
     assert "<script" not in page and "\x1b" not in page and "\u202e" not in page

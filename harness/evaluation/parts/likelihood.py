@@ -60,6 +60,7 @@ def _estimate(context: EvaluationContext, part: Nll) -> tuple[Any, np.ndarray, L
         x_0,
         y,
         clip=part.clip,
+        keep=context.keep_calls("nll"),
         progress=context.count("likelihood"),
         **options,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from harness.data.facts import classifier_name
 from harness.errors import DataError
 from harness.metrics.extractors.base import Extractor, one_layer_class, tensor_digest
 from harness.metrics.weights import require_finite, require_intact
+
+logger = logging.getLogger(__name__)
 
 # Part of the cache key of every <data>net. Raise it with any change to the network or to its training.
 CLASSIFIER_VERSION = 1
@@ -34,14 +37,15 @@ def classifier(dataset: Dataset, weights: object = None) -> Extractor:
     assert dataset.test.labels is not None, "a data set has labels or has none"
     key = hashlib.sha256(f"{dataset.digest} version {CLASSIFIER_VERSION}".encode()).hexdigest()
     path = cache_folder("classifiers") / f"{dataset.name}net-{key[:16]}.pt"
+    name = classifier_name(dataset.name, dataset.digest)
     if not path.exists():
+        logger.info("%s is trained on the labels of %s: once, and it may take minutes", name, dataset.name)
         network, accuracy = train_classifier(dataset)
         sizes = {"channels": dataset.channels, "image_size": dataset.image_size, "num_classes": dataset.num_classes}
         packed = io.BytesIO()  # torch.save hides a full disk in a RuntimeError
         torch.save({"sizes": sizes, "accuracy": accuracy, "state_dict": network.state_dict()}, packed)
         with publish(path) as temporary:
             temporary.write_bytes(packed.getbuffer())
-    name = classifier_name(dataset.name, dataset.digest)
     module = one_layer_class(name, _trunk)(name, ["features"], path)
     network, accuracy = _read_classifier(path)
     majority_share = float(np.bincount(dataset.test.labels).max()) / len(dataset.test)

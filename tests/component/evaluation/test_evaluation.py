@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from harness.diffusion.process import Denoised
 from harness.errors import RecordError, SpecError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
+from harness.evaluation.parts.rate_distortion import distortion
 from harness.evaluation.sampling import SampleSettings, sample_run
 from harness.randomness import Streams
 from harness.registry import make_dataset, make_method
@@ -264,6 +266,31 @@ def test_rate_and_distortion_end_where_the_bound_says(tiny_study):
     rate = result.metrics["eval/rate_bpd"]
     assert rate + bound["eval/L_0_bpd"] == pytest.approx(bound["eval/nll_bpd"], rel=0.05)
     assert result.arrays["eval_rate_distortion.npz"]["distortion_rmse"].shape == (30,)
+
+
+def test_distortion_without_a_likelihood_is_that_of_the_rate_distortion_curve(tiny_study):
+    context = context_of(tiny_study()[0], rate_distortion=RateDistortion(num_images=8))
+    curve = evaluate(context).arrays["eval_rate_distortion.npz"]["distortion_rmse"]
+    with torch.inference_mode():
+        _, _, x_0, _ = context.choose_images(8)
+        np.testing.assert_allclose(distortion(context, context.process(), x_0, None, clip=True), curve, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ddgan", "siddm"])
+def test_a_generator_has_a_distortion_at_each_of_its_steps_and_no_rate(tiny_study, method):
+    sets = (f"method={{name: {method}, latent_dim: 4}}", "diffusion.num_timesteps=4")
+    run = tiny_study("", *sets)[0]
+    context = context_of(run, rate_distortion=RateDistortion(num_images=40))
+    first, again = evaluate(context), evaluate(context)
+    assert list(first.metrics) == ["eval/distortion_rmse"] and first.metrics == again.metrics
+    arrays = first.arrays["eval_rate_distortion.npz"]
+    assert arrays["reverse_steps"].tolist() == [1, 2, 3, 4] and "rate_bpd" not in arrays
+    with torch.inference_mode():
+        _, _, x_0, _ = context.choose_images(40)
+    context.denoiser = lambda *_, **__: lambda x_t, t: Denoised(torch.zeros_like(x_t), *[x_t] * 3)
+    with torch.inference_mode():
+        of_grey = distortion(context, context.process(), x_0, None, clip=True)
+    np.testing.assert_allclose(of_grey, 127.5 * x_0.square().mean().sqrt(), rtol=1e-5)
 
 
 def test_the_gradient_noise_scale_is_that_of_the_runs_own_objective(tiny_study):

@@ -79,5 +79,6 @@ def test_the_default_protocol_records_what_it_did_before(context):
     context.evaluation = Evaluation(batch_size=80, fidelity=part).resolve(context.spec, inception=False)
     result = evaluate(context)
     assert [name.partition("_")[0] for name in result.metrics] == ["eval/fid", "eval/precision", "eval/recall"]
-    assert set(result.protocol["fidelity"]) == {"reference_images", "reference", "prc_reference_images", "k"}
+    fields = {"reference_images", "reference", "prc_reference_images", "k", "fid_standard_error"}
+    assert set(result.protocol["fidelity"]) == fields
     assert not result.pictures and not result.curves

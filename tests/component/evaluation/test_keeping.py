@@ -9,7 +9,7 @@ from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate
 from harness.evaluation.keeping import Keeping, to_unit
 from harness.registry import make_dataset, make_method
-from harness.spec.evaluation import Ancestral, Ddim, Evaluation, Fidelity, Sweep
+from harness.spec.evaluation import Ancestral, Ddim, Evaluation, Fidelity, Nll, RateDistortion, Reconstruction, Sweep
 from harness.spec.resources import Resources
 
 CPU = torch.device("cpu")
@@ -63,6 +63,56 @@ def test_samples_go_on_where_they_were_killed_and_are_those_of_an_unbroken_draw(
         resumed = context_of(*sets, grid=4)
         assert torch.equal(resumed.to_images(resumed.sample(Ddim(), 2, 50)), expected)
     assert unbroken.drawn == killed.drawn + resumed.drawn and len(killed.drawn) == kill_after
+
+
+PARTS_OF_BATCHES = {
+    "nll": Nll(num_images=33, evaluations_per_image=4),
+    "the full sum": Nll(num_images=33, estimator="full"),
+    "rate_distortion": RateDistortion(num_images=33),
+    "reconstruction": Reconstruction(num_images=33, num_steps=(2, 4)),
+}
+
+
+@pytest.mark.parametrize("case", PARTS_OF_BATCHES)
+def test_a_part_of_real_images_goes_on_where_it_was_killed_and_ends_in_the_same_bits(
+    context_of, tiny_study, monkeypatch, case
+):
+    monkeypatch.setattr("harness.evaluation.context.BATCHES_AT_ONCE", 2)
+    part = PARTS_OF_BATCHES[case]
+    name = case if case in ("rate_distortion", "reconstruction") else "nll"
+
+    def measure(calls, folder, kill_after=None):
+        data = make_dataset(tiny_study("")[0].spec.data)
+        context = context_of("diffusion.num_timesteps=8", folder=folder, data=data, **{name: part})
+        predict = context.method.predict
+
+        def counting(weights):
+            network = predict(weights)
+
+            def call(x, t, y):
+                if len(calls) == kill_after:
+                    raise Killed
+                calls.append(len(x))
+                return network(x, t, y)
+
+            return call
+
+        context.method.predict = counting
+        return context, evaluate(context)
+
+    unbroken, before, after = [], [], []
+    expected = measure(unbroken, "unbroken")[1]
+    kill_after = len(unbroken) // 2
+    with pytest.raises(Killed):
+        measure(before, "killed", kill_after)
+    context, resumed = measure(after, "killed")
+    assert resumed.metrics == expected.metrics and resumed.curves == expected.curves
+    for file, arrays in expected.arrays.items():
+        for array in arrays:
+            assert np.array_equal(resumed.arrays[file][array], arrays[array], equal_nan=True)
+    assert len(after) < len(unbroken) and len(before) == kill_after, "what was kept is not computed again"
+    context.release()
+    assert not list(context.keeping.folder.rglob("batch-*"))
 
 
 def test_other_weights_seeds_and_settings_share_no_samples(context_of):

@@ -8,12 +8,14 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.errors import LaunchError, SpecError
+from harness.job.added import fidelity_protocols
 from harness.job.job import run_job
 from harness.records.directory import RunDirectory
 from harness.records.disk import checkpoint_files
 from harness.records.manifest import Manifests, ask_for
+from harness.spec.protocols import protocol_id
 from harness.study.expand import load_study
-from harness.testing import write_run
+from harness.testing import tiny_study, write_run
 
 POINTS = """
 study: points
@@ -84,9 +86,21 @@ def test_numbers_of_steps_and_a_sampler_are_measurements_of_their_own_that_the_s
     assert len(directory.events("evaluation")) == 3 and len(directory.attempts()) == attempts + 2
 
 
+def test_a_named_protocol_is_a_measurement_of_its_own_with_what_it_leaves_free_as_the_study_has_it(tmp_path):
+    extra = "evaluate: [{seed: 7, batch_size: 16, fidelity: {num_samples: 16, num_steps: 5, metrics: [kid]}}]\n"
+    [run] = tiny_study(tmp_path, extra, ["diffusion.num_timesteps=100"])
+    directory = write_run(run, tmp_path / "runs")
+    ask_for(tmp_path / "runs", "tiny", {run.run_key: run.membership()})
+    [evaluation] = fidelity_protocols(directory, protocol="laptop", inception=False)
+    assert (evaluation.name, evaluation.seed, evaluation.batch_size) == ("eval_laptop", 7, 16)
+    assert evaluation.fidelity.metrics == ("kid",) and evaluation.fidelity.num_samples == 2000
+    assert protocol_id(evaluation.model_dump(mode="json"), 100) == "laptop"
+
+
 def test_the_printed_lines_are_the_same_measurements_in_the_studys_file(study, tmp_path):
     runs, directory = study
-    _, messages = harness(runs, "evaluate", directory.key[:6], "--num-steps", "2", "--num-samples", "48", "--no-sync")
+    options = ("--sampler", "ddim", "--num-steps", "2", "--num-samples", "48", "--no-sync")
+    _, messages = harness(runs, "evaluate", directory.key[:6], *options)
     lines = [line[2:] for line in messages.splitlines() if line.startswith("  ")]
     added = "\n".join(lines[lines.index("evaluate:") + 1 :])
     path = tmp_path / "again.yaml"
@@ -116,6 +130,9 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_asked_for(study)
         ((other.key,), LaunchError, "is at step 0 of 4: harness submit trains it"),
         (("points", "--num-steps", "11"), SpecError, "11"),
         (("points", "--sampler", "dim", "--num-steps", "2"), SpecError, "ddim"),
+        (("points", "--protocol", "laptop"), SpecError, "protocol laptop: extractor classifier does not fit data mog"),
+        (("points", "--protocol", "lap"), SpecError, r"--protocol 'lap': did you mean 'laptop'\?"),
+        (("points", "--protocol", "ddpm", "--num-steps", "2"), LaunchError, "leave out the other options"),
         (("nothing",), LaunchError, "no study 'nothing'"),
         ((f"step-00000002-{'0' * 64}.pt",), LaunchError, "no checkpoint"),
     ):

@@ -196,6 +196,24 @@ def test_the_best_checkpoint_by_the_metric_that_the_spec_names_is_kept_with_the_
     assert known == {step: value for step, value in zip(steps, values, strict=True) if step in checkpoints.steps()}
 
 
+@pytest.mark.slow
+def test_an_evaluation_of_the_best_checkpoint_has_its_numbers_and_says_how_it_was_selected(tiny_run):
+    entries = BEST.replace("- {", "- {name: eval, ") + "  - {name: chosen, checkpoint: best, nll: {estimator: full}}\n"
+    entries += "  - {name: again, checkpoint: best, nll: {estimator: full, num_images: 4}}\n"
+    folder = tiny_run(entries, "records.best=eval/nll_bpd", "optim.lr=1.0", "train.steps=12", "train.ema_rate=0")
+    assert run_job(folder) == "done"
+    directory = RunDirectory(folder)
+    steps, values = directory.history("eval/nll_bpd")
+    best = steps[values.index(min(values))]
+    assert best < 12, values
+    assert directory.history("again/nll_bpd") == ([12], [min(values)])
+    assert directory.history("chosen/nll_bpd")[1] != [min(values)]
+    [key] = [event.fields["key"] for event in directory.events("evaluation") if event.fields["prefix"] == "chosen"]
+    recorded = json.loads(directory.evaluation_path(key).read_text())["checkpoint"]
+    about = {"step": best, "last_step": 12, "metric": "eval/nll_bpd", "value": min(values), "split": "test", "seed": 0}
+    assert recorded == about
+
+
 def test_fid_chooses_a_checkpoint_where_it_is_measured_during_training(tiny_run):
     entry = "{during_training: [fidelity], fidelity: {num_samples: 32, num_steps: 2}, nll: {num_images: 4}, every: 4}"
     name = "eval/fid_digitsnet_32_ancestral2"

@@ -61,6 +61,7 @@ def test_the_numbers_with_inception_are_those_of_torch_fidelitys_calculate_metri
     theirs = by_calculate_metrics(
         extractor, np.repeat(reference, 3, 1), np.repeat(samples, 3, 1), 3, fid=True, prc=True
     )
+    assert ours["fid"] > 0.1
     assert ours == {key: theirs[key] for key in ("fid", "precision", "recall")}
 
 
@@ -131,6 +132,7 @@ def test_kid_and_the_inception_score_with_inception_are_torch_fidelitys(digits, 
     )
     kid = kernel_distance(extractor.features(reference), features)
     score = inception_score(class_logits(extractor, features))
+    assert abs(kid.value) > 1e-3 and score.value > 1.001
     assert kid.value == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-6)
     assert score.value == pytest.approx(theirs["inception_score_mean"], abs=1e-6)
     assert score.standard_deviation == pytest.approx(theirs["inception_score_std"], abs=1e-6)

@@ -39,6 +39,22 @@ def test_the_verdict_follows_the_rule(pairs, verdict):
     assert contrast(*pairs).verdict == verdict
 
 
+@pytest.mark.parametrize(("error", "verdict"), [(0.0, "suggests"), (0.1, "suggests"), (0.11, "inconclusive")])
+def test_a_difference_of_two_pairs_within_the_noise_of_their_samples_is_inconclusive(error, verdict):
+    assert Contrast("context", "ours", "other", "FID", ((3.0, 3.2), (3.1, 3.3)), error).verdict == verdict
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(0.02, "suggests"), (0.2, "inconclusive"), (float("nan"), "suggests")])
+def test_the_noise_of_samples_is_read_from_the_records(study_runs, error, verdict):
+    def close(run):
+        return {"fid": 4.0 + 0.2 * (run.spec.objective.name == "vlb"), "fid_standard_error": error}
+
+    vlb = claims.vlb_has_the_worst_fid(load_records(study_runs(grid(2, FULL), close)))
+    assert {contrast.verdict for contrast in vlb.contrasts} == {verdict}
+    noise = 0.0 if error != error else error  # of either mean error / sqrt(2), and of two means error
+    assert [contrast.sampling_error for contrast in vlb.contrasts] == pytest.approx([noise] * len(vlb.contrasts))
+
+
 def test_the_numbers_stand_beside_the_verdict():
     said = contrast((3.0, 3.1), (2.0, 2.1), (1.0, 1.11)).numbers()
     assert said == "ours 2, other 2.103; difference -0.103 [-0.118, -0.089], 3 pairs"

@@ -1,5 +1,8 @@
 import json
+import re
 from dataclasses import replace
+
+import pytest
 
 from harness.analysis import claims, tab_results
 from harness.analysis.runs import load_records
@@ -53,7 +56,7 @@ def test_images_from_elsewhere_are_marked_as_not_ours_with_their_own_protocol_an
     assert (row["model"], row["arm"], row["fid"], row["replicates"], row["best"]) == (
         "not ours",
         "ADM",
-        "1.00",
+        "1.00 (no interval)",
         "",
         set(),
     )
@@ -61,6 +64,25 @@ def test_images_from_elsewhere_are_marked_as_not_ours_with_their_own_protocol_an
     assert tab_results.heads(frame)["fid"] == "FID (digitsnet) ↓"
     assert "ADM" not in tab_results.caption(frame)
     assert "ADM" in tab_results.as_html(frame)
+
+
+def test_a_checkpoint_that_was_selected_is_named_with_its_steps_and_a_warning_where_the_selection_flatters(study_runs):
+    entries = "replicates: 2\nevaluate: [{name: eval, nll: {}}, {name: chosen, nll: {num_images: 4}}]\n"
+    runs, chosen = load_records(study_runs(entries, nll)), {"metric": "curve/nll_bpd", "last_step": 20, "seed": 0}
+    captions = {}
+    for split in ("test", "train"):
+        by_step = []
+        for run, step in zip(runs, (4, 8), strict=True):
+            last, best = run.measurements
+            protocol = best.protocol | {"checkpoint": chosen | {"step": step, "split": split}}
+            by_step.append(replace(run, measurements=(last, replace(best, protocol=protocol))))
+        frame = tab_results.data(by_step)
+        captions[split] = tab_results.caption(frame)
+        assert "of the checkpoint with the lowest curve/nll_bpd" in captions[split]
+        assert "Checkpoints of chosen: of steps 4–8 of 20." in captions[split]
+    assert "(selected on the same test split, so too good)" in captions["test"]
+    assert "so too good" not in captions["train"]
+    assert "Checkpoints of" not in tab_results.caption(tab_results.data(runs))
 
 
 def test_missing_replicates_are_said(study_runs):
@@ -120,17 +142,67 @@ def test_no_measurement_gives_an_empty_table(study_runs):
     assert tab_results.data(load_records(study_runs("", lambda run: {}))).empty
 
 
-def test_what_was_measured_by_another_protocol_is_a_row_of_its_own(study_runs):
-    """Two evaluations on other numbers of images have two Gaussian baselines, and neither hides the other."""
+def test_what_was_measured_by_another_protocol_is_a_table_of_its_own(study_runs):
+    """Two evaluations on other numbers of images have two Gaussian baselines, each beside the arms that it is for."""
     extra = """
 evaluate:
   - {name: eval, nll: {num_images: 16}}
   - {name: eval_more, nll: {num_images: 32}}
 """
-    rows = tab_results.rows(tab_results.data(load_records(study_runs(extra, nll))))
-    gaussian = [row for row in rows if row["model"] == "Gaussian per pixel"]
-    assert len(gaussian) == 2
-    assert "32 test images" in gaussian[1]["note"]
+    frame = tab_results.data(load_records(study_runs(extra, nll)))
+    tables = tab_results.tables(frame)
+    assert [[(row["model"], row["note"]) for row in members] for _, _, members in tables] == [
+        [("trained", "eval"), ("Gaussian per pixel", "")],
+        [("trained", "eval_more"), ("Gaussian per pixel", "")],
+    ]
+    assert ["16 test images" in heading for heading, _, _ in tables] == [True, False]
+    assert tab_results.markdown(frame).count("| arm | runs |") == 2 == tab_results.as_html(frame).count("<thead>")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "fidelity: {num_samples: 128, num_steps: 10}",
+        "fidelity: {num_samples: 64, num_steps: 5}",
+        "fidelity: {num_samples: 64, num_steps: 10, sampler: ddim}",
+        "fidelity: {num_samples: 64, num_steps: 10, reference: test}",
+        "fidelity: {num_samples: 64, num_steps: 10, k: 5}",
+        "weights: raw, fidelity: {num_samples: 64, num_steps: 10}",
+    ],
+)
+def test_arms_that_were_measured_by_different_protocols_share_no_column_and_no_best(study_runs, other):
+    extra = f"""
+grid: {{diffusion.schedule: [linear, cosine]}}
+evaluate:
+  - {{name: eval, arms: [linear], fidelity: {{num_samples: 64, num_steps: 10}}}}
+  - {{name: eval_other, arms: [cosine], {other}}}
+"""
+    frame = tab_results.data(load_records(study_runs(extra, lambda run: {"fid": 1.0 if run.arm == "linear" else 2.0})))
+    tables = tab_results.tables(frame)
+    assert [[row["arm"] for row in members] for _, _, members in tables] == [["linear"], ["cosine"]]
+    assert all("fid" in titles and heading for heading, titles, _ in tables)
+    assert [row["best"] for _, _, members in tables for row in members] == [set(), set()]
+    ids = set(frame["protocol_id"])
+    assert len(ids) == 2 and all(re.fullmatch("custom-[0-9a-f]{8}", identity) for identity in ids)
+
+
+def test_other_sampling_seeds_and_names_share_a_table(study_runs):
+    extra = """
+evaluate:
+  - {name: eval, fidelity: {num_samples: 64, num_steps: 10}}
+  - {name: eval_again, seed: 1, fidelity: {num_samples: 64, num_steps: 10}}
+"""
+    ((heading, _, members),) = tab_results.tables(tab_results.data(load_records(study_runs(extra, nll))))
+    assert heading == "" and [row["note"] for row in members] == ["eval", "eval_again"]
+
+
+def test_a_named_protocol_is_named(study_runs):
+    extra = "evaluate: [{name: eval, protocol: laptop}]\n"
+    frame = tab_results.data(load_records(study_runs(extra, nll)))
+    assert set(frame["protocol_id"]) == {"laptop"}
+    assert "2000 samples of ddim 50 steps against the train split, k = 3 (protocol laptop)" in tab_results.caption(
+        frame
+    )
 
 
 def test_an_arm_without_a_likelihood_has_a_dash_and_the_caption_says_why(study_runs, monkeypatch):
@@ -177,5 +249,89 @@ def test_metrics_of_features_that_a_study_asks_for_have_columns_with_their_error
     ]
     (row,) = tab_results.rows(frame)
     cells = [row[metric] for metric in ("fid", "fid_standard_error", "kid", "kid_standard_error")]
-    assert cells == ["12.30", "0.250", "0.00123", "0.00010"]
+    assert cells == ["12.30 ± 0.49 (features)", "0.250", "0.00123", "0.00010"]
     assert "metrics of features: 64 samples of ancestral 10 steps" in tab_results.caption(frame)
+
+
+# -- intervals, and what they cover
+
+
+def fid_table(study_runs, measured, *, replicates=1, seeds=1, folder="runs"):
+    extra = f"""
+grid: {{diffusion.schedule: [linear, cosine]}}
+evaluate: [{{fidelity: {{num_samples: 64, num_steps: 10, seeds: {seeds}}}}}]
+replicates: {replicates}
+"""
+    return tab_results.data(load_records(study_runs(extra, measured, folder=folder)))
+
+
+def cells(frame):
+    return [row["fid"] for row in tab_results.rows(frame) if "fid" in row]
+
+
+def fid(linear, cosine, error=float("nan")):
+    """Return the FID of a run of either arm; of replicates around it, 0.1 apart."""
+    return lambda run: {
+        "fid": (linear if run.arm == "linear" else cosine) + 0.1 * run.replicate,
+        "fid_standard_error": error,
+    }
+
+
+def test_a_single_draw_has_the_error_of_its_features_and_without_one_the_cell_says_so(study_runs):
+    without = fid_table(study_runs, fid(5, 4))
+    assert cells(without) == ["5.00 (no interval)", "4.00 (no interval)"]
+    assert "neither several trainings nor FID's standard error were recorded" in tab_results.caption(without)
+    assert "sampling_errors" not in without
+    frame = fid_table(study_runs, fid(5, 4, 0.1), folder="with")
+    assert cells(frame) == ["5.00 ± 0.20 (features)", "4.00 ± 0.20 (features)"]
+    assert "± (features): 1.96 times FID's standard error" in tab_results.caption(frame)
+    assert "samples alone, not other trainings" in tab_results.caption(frame)
+
+
+def test_several_seeds_of_one_or_two_trainings_have_the_interval_of_sampling(study_runs):
+    frame = fid_table(study_runs, fid(5, 4, 0.1), seeds=4)
+    # Values 1 % apart around 5: s = 0.0645, and t with three degrees of freedom 3.18.
+    assert cells(frame) == ["5.00 ± 0.10 (seeds)", "4.00 ± 0.08 (seeds)"]
+    both = fid_table(study_runs, fid(5, 4, 0.1), seeds=4, replicates=2, folder="two")
+    assert cells(both) == ["5.00 ± 0.10 / 5.10 ± 0.10 (seeds)", "4.00 ± 0.08 / 4.10 ± 0.08 (seeds)"]
+    assert "± (seeds): half of the 95 % t-interval over sampling seeds" in tab_results.caption(both)
+    assert "the mean of 4 sampling seeds" in tab_results.caption(both)
+
+
+def test_two_seeds_give_the_error_of_the_features_of_their_mean(study_runs):
+    assert cells(fid_table(study_runs, fid(5, 4, 0.2), seeds=2))[0] == "5.00 ± 0.28 (features)"  # 1.96 0.2 / sqrt(2)
+
+
+def test_three_trainings_have_the_interval_over_them_and_with_several_seeds_it_covers_what_they_share(study_runs):
+    frame = fid_table(study_runs, fid(5, 4, 0.1), replicates=3)
+    assert cells(frame) == ["5.10 ± 0.25", "4.10 ± 0.25"]
+    assert "It covers trainings, and of samples what differs between replicates" in tab_results.caption(frame)
+    # The seeds lie 1 % apart in each training, so all their spread is shared: 0.0658 / 2, and t has two degrees of
+    # freedom as before: 4.303 sqrt(0.0577^2 + 0.0329^2).
+    seeds = fid_table(study_runs, fid(5, 4, 0.1), seeds=4, replicates=3, folder="seeds")
+    assert cells(seeds) == ["5.10 ± 0.29", "4.10 ± 0.27"]
+    assert "It covers trainings and samples." in tab_results.caption(seeds)
+    assert "(seeds)" not in tab_results.caption(seeds)
+    low, high = seeds.loc[seeds["metric"] == "fid", ["low", "high"]].iloc[0]
+    assert high - low == pytest.approx(2 * 0.286, abs=0.001), "the table's numbers are those of the cell"
+
+
+def test_bold_are_the_best_and_what_cannot_be_told_from_it(study_runs):
+    def bold(measured, folder, **options):
+        return [
+            "fid" in row["best"] for row in tab_results.rows(fid_table(study_runs, measured, folder=folder, **options))
+        ]
+
+    assert bold(fid(5, 4, 0.1), "conclusive") == [False, True]
+    assert bold(fid(5, 4.9, 0.1), "inconclusive") == [True, True]
+    assert bold(fid(5, 4.9), "trainings", replicates=3) == [True, True]
+    assert bold(fid(5, 4), "apart", replicates=3) == [False, True]
+    assert bold(fid(5, 4.9), "unknown") == [False, True], "without intervals the best mean alone"
+
+
+def test_images_from_elsewhere_have_the_error_that_was_scored(study_runs):
+    runs = study_runs(EVALUATE, nll)
+    protocol = {"reference": "train", "k": 3, "fid_standard_error": 0.5}
+    document = {"metrics": {"fid": 1.0}, "num_images": 64, "source": "x", "fidelity": protocol}
+    write_scored(runs, "small", "ADM", document | {"extractor": {"name": "digitsnet"}})
+    assert cells(tab_results.data(load_records(runs)))[2] == "1.00 ± 0.98 (features)"

@@ -42,7 +42,7 @@ def run_of(tmp_path):
 
 def test_the_fields_of_an_evaluation_the_functions_and_the_declared_names_are_of_the_same_parts():
     optional = {name for name, field in evaluation.Evaluation.model_fields.items() if field.default in (None, ())}
-    assert set(evaluation.PARTS) == optional - {"every", "plugins", "ema"}
+    assert set(evaluation.PARTS) == optional - {"every", "plugins", "ema", "ensemble"}
     assert list(PARTS) == list(PART_OUTPUTS) == list(evaluation.PARTS)
 
 

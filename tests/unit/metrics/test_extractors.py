@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 
 import numpy as np
 import pytest
@@ -29,12 +30,21 @@ def no_weights(monkeypatch):
 
 
 def random_state(shapes, seed=0):
-    """Random weights in little memory: each tensor repeats one random row."""
+    """Random weights in little memory: the rows of a tensor are one sequence, each a number further along.
+
+    Their sizes keep differences between images up to the last layer.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: (torch.randn(shape[-1:], generator=generator) / 8).expand(shape) if shape else torch.tensor(0)
-        for name, shape in shapes.items()
-    }
+    return {name: _overlapping_rows(shape, generator) for name, shape in shapes.items()}
+
+
+def _overlapping_rows(shape, generator):
+    if len(shape) < 2:
+        return torch.randn(shape, generator=generator) / 8 if shape else torch.tensor(0)
+    row = math.prod(shape[1:])
+    sequence = torch.randn(row + shape[0] - 1, generator=generator) * math.sqrt(2 / row)
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(1, len(shape))]
+    return sequence.as_strided(shape, (1, *strides))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +53,12 @@ def dinov2_state():
         patch.setattr(dinov2, "DEPTH", 1)
         generator = torch.Generator().manual_seed(0)
         shapes = shapes_of(lambda: dinov2.DinoV2(1))
-        return {name: torch.randn(shape, generator=generator) / 30 for name, shape in shapes.items()}
+        # Of sizes that let the features of different images differ by far more than rounding.
+        return {
+            name: torch.randn(shape, generator=generator)
+            * (1 if len(shape) in (1, 3) else math.prod(shape[1:]) ** -0.5)
+            for name, shape in shapes.items()
+        }
 
 
 @pytest.fixture
@@ -135,6 +150,7 @@ def test_dinov2_is_the_published_function_of_its_weights(dinov2_state, dinov2_fi
     extractor = load_extractor("dinov2", digits, weights=dinov2_file)
     features = extractor.features(images)
     assert features.shape == (2, extractor.feature_dim) == (2, 1024)
+    assert features.std(0).mean() > 5e-3  # 50 times the tolerance
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
     assert extractor.official is None  # no checksum is published
     assert extractor.digest == hashlib.sha256(dinov2_file.read_bytes()).hexdigest()
@@ -198,7 +214,7 @@ def test_clip_gives_torch_fidelitys_features_and_runs_no_code_of_an_archive(clip
     )(torch.from_numpy(images))[0]
     extractor = load_extractor("clip", digits, weights=tmp_path / "state.pth")
     assert torch.equal(extractor.features(images[:, :1]), theirs)
-    assert extractor.official is False and theirs.shape == (2, extractor.feature_dim)
+    assert extractor.official is False and theirs.shape == (2, extractor.feature_dim) and theirs.std(0).min() > 0
     with pytest.raises(DataError, match="a TorchScript archive, whose code would be run, and not the published one"):
         load_extractor("clip", digits, weights=archive)
     published = dataclasses.replace(WEIGHTS["clip"], sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
@@ -217,7 +233,7 @@ def test_vgg_gives_torch_fidelitys_features(digits, tmp_path, monkeypatch):
     )(torch.from_numpy(images))[0]
     extractor = load_extractor("vgg", digits, weights=tmp_path / "vgg.pth")
     assert torch.equal(extractor.features(images[:, :1]), theirs)
-    assert theirs.shape == (2, extractor.feature_dim) == (2, 4096) and theirs.std() > 0
+    assert theirs.shape == (2, extractor.feature_dim) == (2, 4096) and theirs.std(0).max() > 0
 
 
 # -- random features

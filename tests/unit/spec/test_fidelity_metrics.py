@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from harness.spec.costs import network_evaluations
 from harness.spec.evaluation import Evaluation, Fidelity
 from harness.spec.fidelity_metrics import FIDELITY_METRICS
 from harness.spec.metrics import outputs
@@ -90,3 +91,15 @@ def test_all_that_a_metric_needs_is_said_with_the_metrics_that_need_nothing():
         ValueError, match="or use other metrics: fid, fid_standard_error, fid_infinity, kid, mind, prec"
     ):
         resolved(metrics=("class_fid",))
+
+
+def test_one_sampling_seed_changes_no_key_and_several_leave_a_curve_of_each_number():
+    assert resolved(seeds=1).key == resolved().key != resolved(seeds=4).key
+    declared = outputs(resolved(seeds=4, metrics=("fid", "recall")), spec_of())
+    assert declared.metrics == outputs(resolved(metrics=("fid", "recall")), spec_of()).metrics
+    assert declared.curves == tuple(f"eval/{kind}_by_seed_digitsnet_100_ancestral10" for kind in ("fid", "recall"))
+
+
+def test_the_cost_counts_every_sampling_seed():
+    costs = [network_evaluations(resolved(seeds=seeds), spec_of())["fidelity"] for seeds in (1, 4)]
+    assert costs == [1000, 4000]

@@ -378,6 +378,27 @@ def test_a_wrong_evaluation_is_told_with_its_place(refused, entry, message):
     assert refused(text, sets=["diffusion.num_timesteps=100"]).startswith(f"study.yaml:6: {message}")
 
 
+def test_a_named_protocol_is_what_it_stands_for(study):
+    by_name = study("evaluate: [{name: eval, nll: {}, protocol: laptop, fidelity: {metrics: [kid]}}]")
+    written_out = study(
+        "evaluate: [{name: eval, nll: {}, fidelity: {metrics: [kid], num_samples: 2000, sampler: ddim, num_steps: 50, "
+        "extractor: classifier, k: 3}}]"
+    )
+    assert by_name.runs[0].evaluations == written_out.runs[0].evaluations
+    assert by_name.runs[0].evaluations[0].key == written_out.runs[0].evaluations[0].key
+
+
+def test_a_field_that_contradicts_its_protocol_is_refused_at_its_line(refused):
+    message = refused("evaluate:\n  - name: eval\n    protocol: laptop\n    fidelity:\n      num_samples: 500\n")
+    assert message == (
+        "study.yaml:7: evaluate.0.fidelity.num_samples: protocol laptop has 2000, not 500: remove this line, or write "
+        "out the fields instead of protocol"
+    )
+    assert refused("evaluate:\n  - {protocol: imagenet}\n") == (
+        "study.yaml:4: evaluate.0.protocol: 'imagenet': choices: ddpm, iddpm, adm, laptop"
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -733,6 +754,26 @@ def test_the_metric_of_the_best_checkpoint_is_one_that_an_evaluation_gives_durin
     assert said.startswith("study.yaml:4: records.best: no evaluation measures 'eval/nll_bpd' during training; ")
     assert "'curve/nll_bpd'" in refused(CURVE + "records: {best: curve/nll}")
     assert "no evaluation has `every` and an nll or a fidelity" in refused("records: {best: eval/nll_bpd}")
+
+
+def test_an_evaluation_of_the_best_checkpoint_needs_a_metric_that_chooses_it(study, refused):
+    of_best = CURVE.replace("]\n", ", {name: chosen, checkpoint: best, nll: {}}]\n")
+    evaluations = study(of_best + "records: {best: curve/nll_bpd}").runs[0].evaluations
+    assert [evaluation.checkpoint for evaluation in evaluations] == ["last", "last", "best"]
+    assert len({evaluation.key for evaluation in evaluations}) == 3
+    assert "no checkpoint is the best: let records.best name a metric" in refused(of_best)
+    for field, message in {
+        "every: 10": "known when the training is over: remove every",
+        "weights: untrained": "of no checkpoint",
+    }.items():
+        said = refused(of_best.replace("best,", f"best, {field},") + "records: {best: curve/nll_bpd}")
+        assert said.startswith("study.yaml:3: evaluate.2: checkpoint: ") and message in said
+
+
+def test_an_average_is_looked_for_among_those_of_each_arm(refused):
+    entries = "evaluate: [{name: eval, ema: 0.99, nll: {}}]\n"
+    said = refused(entries + "arms: {a: {train.ema: [0.9, 0.99], train.ema_rate: null}, b: {train.ema_rate: 0.9}}")
+    assert "this run does not keep an average of rate 0.99; choices: 0.9" in said
 
 
 BY_FID = """
