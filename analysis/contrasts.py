@@ -298,6 +298,7 @@ def as_values(contrast: Contrast) -> dict[str, Any]:
         "metric": quantity.metric,
         "evaluation": quantity.evaluation,
         "protocol": quantity.protocol,
+        "protocol_id": quantity.protocol_id,
         "ours_name": contrast.ours,
         "other_name": contrast.other,
         **known,
