@@ -16,12 +16,13 @@ import pandas as pd
 from markupsafe import Markup
 
 from harness import __version__
-from harness.analysis import claims, html, style, tab_mixture, tab_noise, tab_results
+from harness.analysis import claims, html, style, tab_contrasts, tab_mixture, tab_noise, tab_results
+from harness.analysis.contrasts import Contrast
 from harness.analysis.runs import RunRecord, by_arm, count_states
 
 _VERDICT_COLOURS = {"supported": "good", "suggests": "good", "contradicted": "bad", "suggests the opposite": "bad"}
 _STATE_COLOURS = {"done": "good", "failed": "bad", "interrupted": "bad"}
-_NAMES = {"md": "Markdown"}
+_NAMES = {"md": "Markdown", "tex": "LaTeX"}
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Section:
     data_note: str = ""
     num_earlier: int = 0
     results: pd.DataFrame | None = None
+    contrasts: list[Contrast] = field(default_factory=list)
     mixture: pd.DataFrame | None = None
     noise: pd.DataFrame | None = None
     claims: list[claims.Claim] = field(default_factory=list)
@@ -97,6 +99,11 @@ def _section(section: Section) -> dict[str, Any]:
         "name": section.name,
         "lead": f"{arms} arm{'s' if arms != 1 else ''}, {count_states(section.runs)}.{without}",
         "results": None if results is None else _results(results, section.data_note),
+        "answers": tab_contrasts.answers(section.contrasts),
+        "contrasts": None
+        if not section.contrasts
+        else {"tables": tab_contrasts.as_html(section.contrasts), "title": tab_contrasts.TITLE}
+        | {"caption": tab_contrasts.caption(section.contrasts)},
         "mixture": None
         if mixture is None
         else {"tables": tab_mixture.as_html(mixture), "title": tab_mixture.TITLE}

@@ -3,7 +3,7 @@
     figures/index.html                       all figures, with the runs that they were drawn from
     figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
     figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md}, claims.csv,
-                                             and of a mixture mixture_by_steps.{csv,md}
+                                             contrasts.{csv,md,tex}, and of a mixture mixture_by_steps.{csv,md}
 
 The same records give the same bytes, independent of time and machine.
 """
@@ -34,10 +34,12 @@ from harness.analysis import (
     fig_search,
     fig_trajectories,
     style,
+    tab_contrasts,
     tab_mixture,
     tab_noise,
     tab_results,
 )
+from harness.analysis.contrasts import Contrast, contrasts
 from harness.analysis.page import Section, Shown, render
 from harness.analysis.runs import (
     RunRecord,
@@ -126,6 +128,7 @@ def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> 
             section.left_out[module.TITLE] = f"cannot be drawn: {_describe(error)}"
     try:
         _add_tables(section, out, _result(data[RESULTS]), _result(data[CLAIMS]), draw=draw)
+        _add_contrasts(section, out / study, _result(data[CONTRASTS]), draw=draw)
         _add_mixture(section, out / study, _result(data[MIXTURE]), draw=draw)
         _add_noise(section, out / study, _result(data[NOISE]), draw=draw)
     except Exception as error:
@@ -160,6 +163,17 @@ def _add_tables(section: Section, out: Path, results: pd.DataFrame, judged: list
         style.write_csv(claims.table(judged), folder / "claims.csv")
     section.results = results if (folder / "results.csv").is_file() and len(results) else None
     section.claims = judged if (folder / "claims.csv").is_file() else []
+
+
+def _add_contrasts(section: Section, folder: Path, compared: list[Contrast], *, draw: bool) -> None:
+    """Write the differences between the arms, where the study has several."""
+    if draw and compared:
+        folder.mkdir(parents=True, exist_ok=True)
+        style.write_csv(tab_contrasts.data(compared), folder / "contrasts.csv")
+        (folder / "contrasts.md").write_text(tab_contrasts.markdown(compared), encoding="utf-8")
+        comment = f"runs: {' '.join(sorted(run.run_key for run in section.runs))}\nharness figures {section.name}"
+        (folder / "contrasts.tex").write_text(tab_contrasts.latex(compared, comment), encoding="utf-8")
+    section.contrasts = compared if (folder / "contrasts.csv").is_file() else []
 
 
 def _add_mixture(section: Section, folder: Path, frame: pd.DataFrame, *, draw: bool) -> None:
@@ -197,11 +211,12 @@ def _caption(module: Picture, frame: pd.DataFrame, runs: list[RunRecord]) -> str
 
 # --------------------------------------------------------------------------------------------------- what is readable
 
-RESULTS, CLAIMS, MIXTURE, NOISE = "results", "claims", "mixture_by_steps", "noise"
+RESULTS, CLAIMS, CONTRASTS, MIXTURE, NOISE = "results", "claims", "contrasts", "mixture_by_steps", "noise"
 _READERS: dict[str, Callable[[list[RunRecord]], Any]] = {
     **{name: module.data for name, module in OF_A_STUDY.items()},
     RESULTS: tab_results.data,
     CLAIMS: claims.judge,
+    CONTRASTS: contrasts,
     MIXTURE: tab_mixture.data,
     NOISE: tab_noise.data,
 }

@@ -40,7 +40,7 @@ def what_differs(settings: Sequence[dict[str, Any]]) -> list[str]:
     """
     paths = dict.fromkeys(path for values in settings for path in values)
     differing = [path for path in paths if len({canonical_json(values.get(path)) for values in settings}) > 1]
-    return [", ".join(f"{path}={_brief(values.get(path))}" for path in differing) for values in settings]
+    return [", ".join(f"{path}={brief(values.get(path))}" for path in differing) for values in settings]
 
 
 class Labels:
@@ -73,5 +73,6 @@ def flatten(spec: dict[str, Any], path: str = "") -> dict[str, Any]:
     return values
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """Format a value of a spec for a label."""
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

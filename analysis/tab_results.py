@@ -50,11 +50,11 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     methods = {run.arm: run.named("method") or "gaussian" for run in runs}
     # By run: no replicate overwrites another.
     values_of: dict[tuple, dict[str, tuple[float, SamplingError | None]]] = {}
-    data_of = _data_texts(runs)
+    data_of = data_texts(runs)
     for run in runs:
         for measurement in run.measurements:
             of_features = bool(measurement.evaluation["fidelity"])
-            for model, arm, metric, protocol, value in _values(run, measurement, data_of[run.run_key]):
+            for model, arm, metric, protocol, value in measured_values(run, measurement, data_of[run.run_key]):
                 # Two evaluations of one name in one study have different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
                 error = sampling_error(run, measurement, metric) if of_features and metric in OF_FEATURES else None
@@ -126,7 +126,7 @@ class Protocol(NamedTuple):
     id: str
 
 
-def _data_texts(runs: Sequence[RunRecord]) -> dict[str, str]:
+def data_texts(runs: Sequence[RunRecord]) -> dict[str, str]:
     """Return by run_key what follows the words for a split: ` of cifar10`; empty if all runs have the same data."""
     labels = Labels()
     keys = {}
@@ -137,7 +137,9 @@ def _data_texts(runs: Sequence[RunRecord]) -> dict[str, str]:
     return {run_key: f" of {texts[key]}" if len(texts) > 1 else "" for run_key, key in keys.items()}
 
 
-def _values(run: RunRecord, measurement: Measurement, of_data: str) -> Iterator[tuple[str, str, str, Protocol, float]]:
+def measured_values(
+    run: RunRecord, measurement: Measurement, of_data: str
+) -> Iterator[tuple[str, str, str, Protocol, float]]:
     """Return (model, arm, metric, protocol, value) of one measurement."""
     model, evaluation = TRAINED if measurement.trained else UNTRAINED, measurement.evaluation
     variance, chosen = run.variance(measurement).replace("learned", ""), selection(measurement) + ensemble(measurement)
@@ -167,6 +169,15 @@ def _values(run: RunRecord, measurement: Measurement, of_data: str) -> Iterator[
         for metric in names.get(part["name"], ()):
             protocol = Protocol("", options, "", options + of_data)
             yield model, run.arm, metric, protocol, run.metric(measurement, metric)
+
+
+def standard_error(run: RunRecord, measurement: Measurement, metric: str) -> float:
+    """Return the standard error of a value that the evaluation alone causes; 0 if it measured none."""
+    if metric == "nll":
+        error = run.metric(measurement, "nll_standard_error_bpd")
+        return 0.0 if np.isnan(error) else error
+    known = sampling_error(run, measurement, metric) if metric in OF_FEATURES else None
+    return known.standard_error if known else 0.0
 
 
 def _reference(part: dict[str, Any]) -> str:

@@ -71,6 +71,11 @@ def device_hours(hours: float) -> str:
     return f"{hours:.3g}" if hours >= 0.001 else "<0.001"
 
 
+def device_time(hours: float) -> str:
+    """Return `3.1 device hours`, or minutes below one hour."""
+    return f"{hours:.2g} device hours" if hours >= 1 else f"{max(1, round(60 * hours))} device minutes"
+
+
 def shell_word(text: object) -> str:
     """Return a path or name as one word of a command that a user may paste into a shell."""
     return shlex.quote(str(text))

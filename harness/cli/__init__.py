@@ -14,6 +14,7 @@ from harness import __version__
 from harness.cli import (
     checkpoints,
     cluster,
+    compare,
     earlier,
     evaluations,
     extractors,
@@ -33,7 +34,16 @@ from harness.text import printable_lines
 
 GROUPS: dict[str, tuple[click.Command, ...]] = {
     "Run": (studies.plan, studies.submit, search.search, evaluations.evaluate, cluster.cancel, cluster.retry),
-    "Look": (listing.list_, runs.status, runs.why, runs.logs, figures.figures, runs.sample, evaluations.score),
+    "Look": (
+        listing.list_,
+        runs.status,
+        runs.why,
+        runs.logs,
+        compare.compare,
+        figures.figures,
+        runs.sample,
+        evaluations.score,
+    ),
     "Keep": (
         *(records.sync, records.export, records.import_, records.clean, earlier.forget),
         *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),

@@ -1,0 +1,228 @@
+"""The contrasts of a study as a table: for a terminal, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from harness.analysis import html
+from harness.analysis.comparison import MIN_PAIRS
+from harness.analysis.contrasts import Contrast, Quantity, as_values
+from harness.analysis.tab_results import DIGITS, kind_of
+from harness.text import count
+from harness.text import markdown as markdown_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TITLE = "Differences between the arms"
+COLOURS = {"better": "good", "worse": "bad"}
+HEADERS = ("arm", "mean", "seeds", "difference", "95 % interval", "p (Holm)", "effect", "verdict")
+
+RULE = (
+    "Runs are paired by seed: difference of means over the pairs, with its 95 % t-interval; p of the paired t-test, "
+    "corrected by Holm over the contrasts of the metric; effect: Hedges' g of the differences. Better or worse: p "
+    f"below 0.05 from {MIN_PAIRS} pairs on, and a difference beyond the noise of the evaluation."
+)
+
+
+def by_baseline(contrasts: Sequence[Contrast]) -> dict[tuple[Quantity, str], list[Contrast]]:
+    """Group contrasts by what is compared and with which side; keep the order."""
+    groups: dict[tuple[Quantity, str], list[Contrast]] = {}
+    for contrast in contrasts:
+        groups.setdefault((contrast.quantity, contrast.other), []).append(contrast)
+    return groups
+
+
+def heading(group: Sequence[Contrast]) -> str:
+    """Return the title of a table with one quantity and one baseline: both, with the evaluation and the protocol."""
+    quantity, means = group[0].quantity, dict.fromkeys(_mean(contrast, contrast.comparison.other) for contrast in group)
+    measured = f"{quantity.label} {kind_of(quantity.metric).arrow}, {quantity.evaluation}: {quantity.protocol}"
+    return f"{measured}; against {group[0].other} ({' or '.join(means)})"
+
+
+def cells(contrast: Contrast) -> tuple[str, ...]:
+    """Return a row of the table under `HEADERS`; what is not known is a dash."""
+    comparison, digits = contrast.comparison, DIGITS.get(contrast.quantity.metric, 3)
+    return (
+        contrast.ours,
+        _mean(contrast, comparison.ours),
+        str(comparison.n),
+        f"{comparison.difference:+.{digits}f}",
+        _interval(comparison.t_low, comparison.t_high, digits),
+        _number(comparison.p_holm, 2),
+        _number(comparison.effect_size, 2, signed=True),
+        contrast.verdict,
+    )
+
+
+def notes(contrasts: Sequence[Contrast]) -> list[str]:
+    """Say what the table leaves out, and what its tests cannot show."""
+    lines = [
+        f"{contrast.ours} against {contrast.other}, {contrast.quantity.label}: left out "
+        f"{count(len(contrast.left_out), 'seed')} without a finite value on both sides "
+        f"({', '.join(map(str, contrast.left_out))})"
+        for contrast in contrasts
+        if contrast.left_out
+    ]
+    fewest = min((contrast.comparison.n for contrast in contrasts), default=MIN_PAIRS)
+    if fewest < MIN_PAIRS:
+        lines.append(f"below {MIN_PAIRS} seeds nothing is called better or worse")
+    return lines
+
+
+def markdown(contrasts: Sequence[Contrast]) -> str:
+    """Return the tables as Markdown, one for each quantity."""
+    lines = []
+    for group in by_baseline(contrasts).values():
+        lines += [f"**{markdown_text(heading(group))}**", "", f"| {' | '.join(HEADERS)} |"]
+        lines.append("|---|" + "---:|" * (len(HEADERS) - 2) + "---|")
+        lines += [f"| {' | '.join(map(markdown_text, cells(contrast)))} |" for contrast in group]
+        lines.append("")
+    return "\n".join([*lines, markdown_text(caption(contrasts)), ""])
+
+
+def latex(contrasts: Sequence[Contrast], comment: str = "") -> str:
+    """Return the tables for a paper, in the commands of booktabs.
+
+    Args:
+        comment: what made them, for the first line.
+    """
+    lines = [f"% {line}" for line in comment.splitlines()]
+    for group in by_baseline(contrasts).values():
+        lines += [r"\begin{table}", r"\centering", r"\begin{tabular}{lrrrlrrl}", r"\toprule"]
+        lines += [" & ".join(map(escape, HEADERS)) + r" \\", r"\midrule"]
+        lines += [" & ".join(map(escape, cells(contrast))) + r" \\" for contrast in group]
+        text = escape(f"{heading(group)}. {caption(group)}")
+        lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{text}}}", r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
+    "–": "--",
+    "·": r"$\cdot$",
+    "²": r"$^2$",
+    "∞": r"$\infty$",
+    "β̃": r"$\tilde\beta$",
+    "β": r"$\beta$",
+    "σ": r"$\sigma$",
+    "<": "$<$",
+    ">": "$>$",
+    "|": r"$\vert$",
+}
+_SPECIAL = re.compile("|".join(map(re.escape, sorted(_LATEX, key=len, reverse=True))))
+_MATHS = re.compile(r"(\$[^$]*\$)")
+
+
+def escape(text: str) -> str:
+    """Escape text for LaTeX; what stands between dollars, as in metrics' labels, is mathematics and stays."""
+    return "".join(
+        part if index % 2 else _SPECIAL.sub(lambda match: _LATEX[match.group()], part)
+        for index, part in enumerate(_MATHS.split(text))
+    )
+
+
+def _mean(contrast: Contrast, value: float) -> str:
+    return f"{value:.{DIGITS.get(contrast.quantity.metric, 3)}f}"
+
+
+def _interval(low: float, high: float, digits: int) -> str:
+    return "–" if math.isnan(low) else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def _number(value: float, digits: int, *, signed: bool = False) -> str:
+    if math.isnan(value):
+        return "–"
+    smallest = 10**-digits
+    if not signed and 0 <= value < smallest:
+        return f"<{smallest:.{digits}f}"
+    return f"{value:{'+' if signed else ''}.{digits}f}"
+
+
+def answers(contrasts: Sequence[Contrast]) -> list[str]:
+    """Answer a study's question in a sentence for each quantity: which arm is better, by how much, or what is missing.
+
+    Of several arms that are better, the one with the largest difference is named.
+    """
+    groups: dict[Quantity, list[Contrast]] = {}
+    for contrast in contrasts:
+        groups.setdefault(contrast.quantity, []).append(contrast)
+    return [_answer(quantity, group) for quantity, group in groups.items()]
+
+
+def _answer(quantity: Quantity, group: Sequence[Contrast]) -> str:
+    verdicts = [contrast.comparison.verdict for contrast in group]
+    better = [contrast for contrast, verdict in zip(group, verdicts, strict=True) if verdict == "better"]
+    start = f"{quantity.label}, {quantity.evaluation}:" if quantity.evaluation != "eval" else f"{quantity.label}:"
+    others = {contrast.other for contrast in group}
+    if better:
+        best = max(better, key=lambda contrast: abs(contrast.comparison.difference))
+        more = f"; {count(len(better) - 1, 'more arm')} better than it" if len(better) > 1 and len(others) == 1 else ""
+        return f"{start} {_difference(best, 'better')}{more}."
+    if verdicts.count("worse") == len(group):
+        nearest = min(group, key=lambda contrast: abs(contrast.comparison.difference))
+        return (
+            f"{start} {' and '.join(others)} is better than all others; the nearest: {_difference(nearest, 'worse')}."
+        )
+    open_ = [contrast for contrast, verdict in zip(group, verdicts, strict=True) if verdict == "inconclusive"]
+    if not open_:
+        return f"{start} no arm is better than {' or '.join(others)}."
+    likely = max(open_, key=_gain)
+    side = "ahead" if _gain(likely) > 0 else "behind"
+    missing = likely.verdict.removeprefix("inconclusive: ")
+    return f"{start} undecided. {_difference(likely, side)}; {missing}."
+
+
+def _gain(contrast: Contrast) -> float:
+    """Return by how much the first side is ahead, positive if it is."""
+    sign = 1 if contrast.quantity.higher_is_better else -1
+    return sign * contrast.comparison.difference
+
+
+def _difference(contrast: Contrast, word: str) -> str:
+    """Return `cosine is better than linear by 0.389 (0.300 to 0.478)`, without an interval where there is none."""
+    comparison, digits = contrast.comparison, DIGITS.get(contrast.quantity.metric, 3)
+    ends = sorted((abs(comparison.t_low), abs(comparison.t_high)))
+    one_sided = comparison.t_low * comparison.t_high > 0
+    interval = f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})" if one_sided else ""
+    link = "than" if word in ("better", "worse") else "of"
+    return f"{contrast.ours} is {word} {link} {contrast.other} by {abs(comparison.difference):.{digits}f}{interval}"
+
+
+def data(contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    """Return one row per contrast, with all its numbers."""
+    import pandas as pd
+
+    rows = [as_values(contrast) for contrast in contrasts]
+    lists = ("seeds", "seeds_left_out")
+    return pd.DataFrame([row | {name: " ".join(map(str, row[name])) for name in lists} for row in rows])
+
+
+def as_html(contrasts: Sequence[Contrast]) -> Markup:
+    """Return the tables as HTML, styled by the page."""
+    tables = [
+        {"heading": heading(group), "rows": [(cells(contrast), contrast.comparison.verdict) for contrast in group]}
+        for group in by_baseline(contrasts).values()
+    ]
+    return html.render("contrasts.html", headers=HEADERS, tables=tables, colours=COLOURS)
+
+
+def caption(contrasts: Sequence[Contrast]) -> str:
+    """Return the rule, and what the tables leave out."""
+    return " ".join([*(f"{note[0].upper()}{note[1:]}." for note in notes(contrasts)), RULE])
+
+
+def rows(contrasts: Sequence[Contrast]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """Iterate over the tables: a heading and rows under `HEADERS`."""
+    for group in by_baseline(contrasts).values():
+        yield heading(group), [cells(contrast) for contrast in group]

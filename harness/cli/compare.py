@@ -1,0 +1,126 @@
+"""compare: which arm of a study is better, and by how much; or in which runs two studies differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.cli.common import Output, json_option, members, runs_folder_option, show_damage
+from harness.errors import LaunchError
+
+
+@click.command()
+@click.argument("study")
+@click.argument("other", required=False)
+@click.option("--baseline", metavar="ARM", help="Compare the others with this one.  [default: the first arm]")
+@click.option("--metric", help="Only this one: nll, fid, precision, ...")
+@click.option("--by", metavar="PATH", help="The main effect of a part of the spec, such as diffusion.schedule.")
+@click.option("--all-pairs", is_flag=True, help="Compare every arm with every other.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown.")
+@click.option("--latex", "form", flag_value="latex", help="Print a LaTeX table (booktabs).")
+@json_option
+@runs_folder_option
+def compare(
+    study: str,
+    other: str | None,
+    baseline: str | None,
+    metric: str | None,
+    by: str | None,
+    all_pairs: bool,
+    form: str | None,
+    output: Output,
+    runs_folder: Path,
+) -> None:
+    """Say which arm is better, and by how much.
+
+    Runs of one seed share the order of the data, the timesteps and the noise, so arms are compared in pairs. Given two
+    studies: which runs they share, and which only one of them asks for.
+
+    With --json: {"study", "contrasts": [{"metric", "evaluation", "protocol", "protocol_id", "ours_name", "other_name",
+    "n", "ours", "other", "difference", "t_low", "t_high", "bca_low", "bca_high", "p", "p_holm", "p_flip",
+    "effect_size", "correlation", "floor", "verdict", "pairs_to_decide", "device_hours_to_decide", "seeds",
+    "seeds_left_out"}]}; what is not known is null. Of two studies {"studies": [NAME, NAME], "shared": [RUN_KEY],
+    "only_in": {NAME: [{"run_key", "arm", "replicate"}]}}.
+    """
+    if other is not None:
+        options = {
+            "--baseline": baseline,
+            "--metric": metric,
+            "--by": by,
+            "--all-pairs": all_pairs,
+            "--" + str(form): form,
+        }
+        if given := next((option for option, value in options.items() if value), None):
+            raise LaunchError(f"{given} is for the arms of one study; of two, only their runs are compared")
+        _compare_studies(study, other, output, runs_folder)
+        return
+    from harness.analysis import contrasts as analysis
+    from harness.analysis import tab_contrasts
+    from harness.analysis.runs import load_records
+
+    name, directories = members(study, runs_folder)
+    show_damage(runs_folder, directories)
+    chosen = {directory.path for directory in directories}
+    runs = [run for run in load_records(runs_folder, str(name)) if run.folder in chosen]
+    contrasts = analysis.contrasts(runs, baseline=baseline, metric=metric, by=by, all_pairs=all_pairs)
+    output.document({"study": name, "contrasts": [analysis.as_values(contrast) for contrast in contrasts]})
+    if output.as_json:
+        return
+    if not contrasts:
+        click.echo(f"nothing of {name} can be compared yet: `harness status {name}` shows what its runs are doing")
+        return
+    if form == "markdown":
+        click.echo(tab_contrasts.markdown(contrasts))
+    elif form == "latex":
+        click.echo(tab_contrasts.latex(contrasts, f"harness compare {name}"))
+    else:
+        _show(contrasts)
+        if by and (along := analysis.changes_along(runs, by)):
+            click.echo(f"{', '.join(along)} change along with {by}: their effects cannot be told apart.")
+
+
+def _show(contrasts: Any) -> None:
+    from harness.analysis import tab_contrasts
+    from harness.cli.tables import Table
+
+    for heading, rows in tab_contrasts.rows(contrasts):
+        click.echo(heading)
+        Table(tab_contrasts.HEADERS, rows).show()
+        click.echo()
+    for note in tab_contrasts.notes(contrasts):
+        click.echo(f"{note}.")
+    click.echo(tab_contrasts.RULE)
+
+
+def _compare_studies(study: str, other: str, output: Output, runs_folder: Path) -> None:
+    from harness.cli.tables import Table
+    from harness.records.manifest import Manifests
+
+    manifests = Manifests(runs_folder)
+    runs: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, directories in (members(text, runs_folder) for text in (study, other)):
+        places = {directory.key: manifests.split(directory)[0].get(str(name), {}) for directory in directories}
+        runs[str(name)] = {
+            key: {"run_key": key, "arm": place.get("arm", "-"), "replicate": place.get("replicate", 0)}
+            for key, place in places.items()
+        }
+    if len(runs) < 2:
+        raise LaunchError(f"{study} and {other} are the same study")
+    (first, ours), (second, theirs) = runs.items()
+    shared = [key for key in ours if key in theirs]
+    only_in = {
+        name: [run for key, run in own.items() if key not in shared] for name, own in ((first, ours), (second, theirs))
+    }
+    output.document({"studies": [first, second], "shared": shared, "only_in": only_in})
+    if output.as_json:
+        return
+    click.echo(f"{first}: {len(ours)} runs, {second}: {len(theirs)} runs; the same in both: {len(shared)}")
+    rows = [
+        (name, run["run_key"], f"{run['arm']} r{run['replicate']}")
+        for name, members in only_in.items()
+        for run in members
+    ]
+    if rows:
+        Table(("only in", "run", "arm"), rows).show()

@@ -1,0 +1,141 @@
+"""Paired comparisons: against closed forms, scipy's tests on the same numbers, and planted effects."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness.analysis.comparison import MIN_PAIRS, compare, correct, holm, sign_flip_test
+
+OURS = [1.0, 2.0, 3.5, 4.0, 6.0]
+OTHER = [1.5, 2.8, 3.9, 5.2, 6.6]
+
+
+def test_the_paired_difference_has_the_t_interval_and_p_of_the_paired_t_test():
+    result = compare(OURS, OTHER)
+    test = stats.ttest_rel(OURS, OTHER)
+    interval = test.confidence_interval()
+    assert result.n == 5 and result.difference == pytest.approx(np.mean(OURS) - np.mean(OTHER))
+    assert (result.t_low, result.t_high) == pytest.approx((interval.low, interval.high))
+    assert result.p == result.p_holm == pytest.approx(test.pvalue)
+    assert result.verdict == "better"
+    assert replace(result, higher_is_better=True).verdict == "worse"
+
+
+def test_the_bca_interval_is_scipys_of_the_differences():
+    differences = np.subtract(OURS, OTHER)
+    expected = stats.bootstrap((differences,), np.mean, method="BCa", random_state=0).confidence_interval
+    result = compare(OURS, OTHER)
+    assert result.bca == (expected.low, expected.high)
+    assert math.isnan(compare(OURS[:3], OTHER[:3]).bca[0])
+
+
+def test_hedges_g_and_the_gain_of_pairing():
+    result = compare(OURS, OTHER)
+    differences = np.subtract(OURS, OTHER)
+    correction = math.sqrt(2 / math.pi)  # Hedges' J with 4 degrees of freedom: gamma(2) / (sqrt(2) gamma(3 / 2))
+    assert result.effect_size == pytest.approx(differences.mean() / differences.std(ddof=1) * correction)
+    assert result.correlation == pytest.approx(np.corrcoef(OURS, OTHER)[0, 1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 8])
+def test_the_sign_flip_test_counts_the_ways_to_flip_signs(n):
+    """All differences of one sign: only they and their mirror image are as extreme, of 2^n ways."""
+    assert sign_flip_test(-np.arange(1.0, n + 1)) == pytest.approx(min(1.0, 2 / 2**n))
+
+
+def test_the_sign_flip_test_of_nothing_is_one():
+    assert sign_flip_test([0.0, 0.0, 0.0]) == 1.0
+
+
+def test_holm_is_the_worked_example_of_four_hypotheses():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_the_correction_leaves_out_what_has_no_p():
+    family = correct([compare(OURS, OTHER), compare([1.0], [2.0]), compare(OTHER, OURS)])
+    p = family[0].p
+    assert [comparison.p_holm for comparison in family[::2]] == pytest.approx([2 * p, 2 * p])
+    assert math.isnan(family[1].p_holm) and family[1].verdict == "inconclusive"
+
+
+def test_below_four_pairs_nothing_is_better_or_worse_however_plain():
+    for n in range(1, MIN_PAIRS):
+        result = compare([1.0, 1.1, 0.9][:n], [9.0, 9.1, 8.9][:n])
+        assert result.verdict == "inconclusive"
+    assert compare([1.0, 1.1, 0.9, 1.0], [9.0, 9.2, 8.9, 9.0]).verdict == "better"
+
+
+def test_a_difference_within_the_floor_is_equivalent_and_one_that_may_be_outside_is_open():
+    ours = np.array([3.00, 3.01, 2.99, 3.00, 3.01])
+    other = np.array([3.01, 3.00, 3.00, 2.99, 3.00])
+    assert compare(ours, other, floor=0.05).verdict == "equivalent"
+    assert compare(ours, other, floor=0.005).verdict == "inconclusive"
+    assert compare(ours, other - 0.03, floor=0.05).verdict == "equivalent", "p alone calls it worse"
+    assert compare(ours, other - 0.03).verdict == "worse"
+
+
+def test_equal_differences_need_no_spread():
+    same = compare([1.0] * 4, [1.0] * 4)
+    assert (same.p, same.verdict, same.pairs_to_decide) == (1.0, "inconclusive", None)
+    assert math.isnan(same.effect_size) and math.isnan(same.correlation)
+    always = compare([1.0] * 4, [2.0] * 4)
+    assert (always.p, always.verdict) == (0.0, "better")
+
+
+def test_the_forecast_is_the_smallest_number_of_pairs_whose_interval_excludes_zero():
+    differences = np.array([0.5, -0.2, 0.9, 0.1])
+    result = compare(differences, np.zeros(4))
+    needed = result.pairs_to_decide
+    spread = differences.std(ddof=1)
+    half = {n: stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n) for n in (needed - 1, needed)}
+    assert half[needed] < differences.mean() <= half[needed - 1]
+
+
+def test_the_forecast_counts_with_the_correction_that_the_verdict_will_have():
+    alone = compare([0.5, -0.2, 0.9, 0.1], np.zeros(4))
+    corrected = replace(alone, p_holm=10 * alone.p)
+    needed, spread = corrected.pairs_to_decide, np.std(alone.differences, ddof=1)
+    p = {n: 2 * stats.t.sf(alone.difference / spread * math.sqrt(n), n - 1) for n in (needed - 1, needed)}
+    assert 10 * p[needed] < 0.05 <= 10 * p[needed - 1] and needed > alone.pairs_to_decide
+
+
+def test_no_forecast_where_there_is_a_verdict_or_one_pair_or_no_difference():
+    assert compare(OURS, OTHER).pairs_to_decide is None
+    assert compare([1.0], [2.0]).pairs_to_decide is None
+    assert compare([1.0, -1.0, 1.0, -1.0], np.zeros(4)).pairs_to_decide is None
+
+
+def test_pairs_must_be_finite_and_of_one_length():
+    for ours, other in (([], []), ([1.0], [1.0, 2.0]), ([math.nan], [1.0]), ([1.0], [math.inf])):
+        with pytest.raises(ValueError):
+            compare(ours, other)
+
+
+@pytest.mark.parametrize("n", [3, 5, 8])
+def test_planted_effects_are_called_at_their_nominal_rates(n):
+    """1,000 studies: no effect is called one in 5 % of them or fewer, and the t-interval covers in 95 %."""
+    draw = np.random.default_rng(n)
+    wrong = covered = 0
+    for _ in range(1000):
+        noise = draw.standard_normal(n)
+        result = compare(0.3 + noise, np.zeros(n))
+        covered += result.t_low < 0.3 < result.t_high
+        wrong += compare(noise, np.zeros(n)).verdict != "inconclusive"
+    assert 930 <= covered <= 970  # three standard errors of a binomial: 6.9 each
+    assert wrong == 0 if n < MIN_PAIRS else 30 <= wrong <= 70
+
+
+@pytest.mark.slow
+def test_holm_holds_over_ten_contrasts_without_an_effect():
+    """1,000 studies of five seeds: any of ten contrasts is called an effect in 5 % of them or fewer."""
+    draw = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(1000):
+        family = correct([compare(draw.standard_normal(5), np.zeros(5)) for _ in range(10)])
+        wrong += any(comparison.verdict != "inconclusive" for comparison in family)
+    assert 25 <= wrong <= 70
