@@ -28,6 +28,7 @@ from harness.analysis import (
     fig_L_t,
     fig_learning_curves,
     fig_mixture,
+    fig_nearest,
     fig_samples,
     fig_sampling_steps,
     fig_scaling,
@@ -63,6 +64,7 @@ WITHOUT_RUNS: dict[str, ModuleType] = {
 }
 OF_A_STUDY: dict[str, ModuleType] = {
     "samples": fig_samples,
+    "nearest_training_images": fig_nearest,
     "learning_curves": fig_learning_curves,
     "L_t": fig_L_t,
     "sampling_steps": fig_sampling_steps,

@@ -9,6 +9,7 @@ from harness.analysis import (
     fig_forward_noising,
     fig_L_t,
     fig_learning_curves,
+    fig_nearest,
     fig_samples,
     fig_sampling_steps,
     style,
@@ -174,6 +175,24 @@ evaluate:
         }
         (legend,) = fig_sampling_steps.draw(frame).legends
         assert "heun_of_a_plugin" in [text.get_text() for text in legend.get_texts()]
+
+
+class TestNearestTrainingImages:
+    EXTRA = "evaluate: [{fidelity: {num_samples: 64, num_steps: 10, metrics: [fid, memorisation]}}]\n"
+
+    def test_each_arm_shows_the_picture_and_the_auc_of_its_first_replicate(self, study_runs):
+        runs = load_records(study_runs(ARMS + self.EXTRA, lambda run: {"memorisation_auc": 0.5 + run.replicate / 10}))
+        frame = fig_nearest.data(runs)
+        assert frame["arm"].tolist() == ["linear", "cosine"] and set(frame["replicate"]) == {0}
+        assert set(frame["memorisation_auc"]) == {0.5} and frame["picture"][0].shape[-1] == 3
+        titles = [axes.get_title("left") for axes in fig_nearest.draw(frame).axes]
+        assert titles == ["linear: AUC 0.500", "cosine: AUC 0.500"]
+        assert "0.5 is no memorisation" in fig_nearest.caption(frame)
+
+    def test_a_picture_that_cannot_be_read_is_left_out(self, study_runs):
+        runs = load_records(study_runs(self.EXTRA, lambda run: {}))
+        (runs[0].folder / "samples" / "eval_nearest_training_images.png").write_bytes(b"no picture")
+        assert fig_nearest.data(runs).empty
 
 
 class TestSamples:
