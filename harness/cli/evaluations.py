@@ -26,10 +26,10 @@ from harness.cli.common import (
     sampler_named,
 )
 from harness.errors import HarnessError, LaunchError
-from harness.spec.base import SpecModel
 
 if TYPE_CHECKING:
     from harness.records.directory import RunDirectory
+    from harness.spec.base import SpecModel
     from harness.spec.evaluation import Evaluation
 
 _CHECKPOINT = re.compile(r"step-([0-9]{8,})-[0-9a-f]{64}\.pt")
@@ -182,6 +182,8 @@ def _say_what_to_write(study: str, evaluations: Sequence[Evaluation]) -> None:
 
 def _without_defaults(part: SpecModel) -> dict[str, Any]:
     """Return the fields of a part that differ from their defaults, and its name, which chooses its class."""
+    from harness.spec.base import SpecModel
+
     fields = part.model_dump(mode="json", exclude_defaults=True)
     parts = {name: _without_defaults(value) for name, value in part if name in fields and isinstance(value, SpecModel)}
     return ({"name": part.name} if hasattr(part, "name") else {}) | fields | parts

@@ -78,13 +78,15 @@ def drawn(some_runs, tmp_path_factory):
 
 def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_claims(some_runs, drawn):
     out, said = drawn
-    names = set(OF_A_STUDY) - OF_OTHER_STUDIES - {"scaling", "trajectories"}
+    names = set(OF_A_STUDY) - OF_OTHER_STUDIES - {"scaling", "trajectories", "nearest_training_images"}
     stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names}
     assert set(files(out)) == (
         {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
         | {"index.html", "small/results.csv", "small/results.md", "small/claims.csv"}
+        | {f"small/contrasts.{kind}" for kind in ("csv", "md", "tex")}
     )
     assert said.splitlines() == [
+        "small: no nearest_training_images figure: it needs an evaluation with fidelity.metrics: [memorisation]",
         "small: no scaling figure: it needs arms that differ in size or length of training, and their measurements",
         "small: no mixture figure: it needs an evaluation with modes",
         "small: no game figure: it needs a method that trains a discriminator",
@@ -235,7 +237,7 @@ def test_a_study_that_was_really_trained_and_measured_gives_every_figure(tiny_st
 grid: {model.channels: [8, 16]}
 evaluate:
   - {name: eval, nll: {num_images: 16, evaluations_per_image: 8}, every: 6, grid: 36, trajectories: {num_steps: 6},
-     fidelity: {num_samples: 64, num_steps: 5}}
+     fidelity: {num_samples: 64, num_steps: 5, metrics: [fid, precision, recall, memorisation]}}
   - {name: eval, sweep: {num_samples: 32, num_steps: [2, 5]}}
   - {name: eval_untrained, weights: untrained, nll: {num_images: 16, evaluations_per_image: 8}}
 """
