@@ -1,12 +1,13 @@
-"""Compare the papers' claims with our own records: supported, contradicted or inconclusive, with the numbers.
+"""Compare the papers' claims with our own records: reproduced, contradicted or inconclusive, with the numbers.
 
 A contrast compares two arms in one metric, all else equal. Arms are told apart by all their resolved values, never by a
 name alone: two offsets of the cosine schedule are two arms, and each is compared on its own. Replicates that share a
 seed share data order, timesteps and noise, so they are compared in pairs. The rule:
 
-- three pairs or more: the 95 % t-interval of the difference excludes 0, or the verdict is `inconclusive`;
-- two: `suggests` when the two ranges do not overlap and the difference is beyond the noise of the samples, where that
-  is known, else `inconclusive`;
+- from `MIN_PAIRS` pairs on: reproduced or contradicted where the paired difference has a verdict (comparison.py) after
+  Holm's correction over all contrasts of the study's claims, else `inconclusive`;
+- two or three: `suggests` when the two ranges do not overlap and the difference is beyond the noise of the samples,
+  where that is known, else `inconclusive`;
 - one: `inconclusive`.
 """
 
@@ -14,12 +15,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from harness.analysis.intervals import t_interval
+from harness import text
+from harness.analysis.comparison import MIN_PAIRS, Comparison, compare, correct
 from harness.analysis.mixture import CHAIN, distance_scale
 from harness.analysis.noise import sampling_error
 from harness.analysis.runs import RunRecord
@@ -32,16 +35,13 @@ if TYPE_CHECKING:
 
 NLL, FID, FRECHET = (metric_kind(kind).label for kind in ("nll_bpd", "fid", "frechet"))
 
-QUANTILE = 1.96
-"""Of the standard normal distribution: 95 % lie within so many standard deviations."""
-
 RULE = (
-    "Replicates that share a seed are compared in pairs. Three pairs or more: supported or contradicted where the 95 % "
-    "t-interval of the difference excludes 0. Two: suggests, where the ranges do not overlap and the means are further "
-    "apart than by the noise of their samples, where that was recorded. Else inconclusive. "
-    "Where several arms fit one side of a claim, each is compared on its own, and the context says how many there are. "
-    "No correction for the number of comparisons. Small data and short trainings may differ from the papers' for good "
-    "reasons: a verdict is about these runs."
+    f"Replicates that share a seed are compared in pairs. {MIN_PAIRS} pairs or more: reproduced or contradicted where "
+    "the paired difference is on one side, at 95 % after Holm's correction over all contrasts of these claims, and "
+    "beyond the noise of the samples where that was recorded. Two or three: suggests, where the ranges do not overlap "
+    "either. Else inconclusive. Where several arms fit one side of a claim, each is compared on its own, and the "
+    "context says how many there are. Small data and short trainings may differ from the papers' for good reasons: a "
+    "verdict is about these runs."
 )
 
 
@@ -53,6 +53,7 @@ class Contrast:
         context: what both sides have in common; and how many arms fit a side, if it is not one.
         pairs: (ours, other), one per replicate.
         sampling_error: standard error of the mean difference over draws of the samples; 0 where it is not known.
+        p_holm: corrected over the contrasts of all claims; None: of this one alone.
     """
 
     context: str
@@ -61,31 +62,33 @@ class Contrast:
     metric: str
     pairs: tuple[tuple[float, float], ...]
     sampling_error: float = 0.0
+    p_holm: float | None = None
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """The paired comparison."""
+        ours, other = np.array(self.pairs).T
+        compared = compare(ours, other, floor=self.sampling_error)
+        return compared if self.p_holm is None else replace(compared, p_holm=self.p_holm)
 
     @property
     def verdict(self) -> str:
-        """supported, contradicted, suggests, suggests the opposite, or inconclusive."""
+        """reproduced, contradicted, suggests, suggests the opposite, or inconclusive."""
         ours, other = np.array(self.pairs).T
-        if len(self.pairs) >= 3:
-            low, high = t_interval(ours - other)
-            return "supported" if high < 0 else "contradicted" if low > 0 else "inconclusive"
-        if abs((ours - other).mean()) < QUANTILE * self.sampling_error:
+        if len(self.pairs) >= MIN_PAIRS:
+            return {"better": "reproduced", "worse": "contradicted"}.get(self.comparison.verdict, "inconclusive")
+        if len(self.pairs) < 2 or self.comparison.within_floor:
             return "inconclusive"
-        if len(self.pairs) == 2 and ours.max() < other.min():
+        if ours.max() < other.min():
             return "suggests"
-        if len(self.pairs) == 2 and ours.min() > other.max():
-            return "suggests the opposite"
-        return "inconclusive"
+        return "suggests the opposite" if ours.min() > other.max() else "inconclusive"
 
     def numbers(self) -> str:
         """Return both sides and their difference, with an interval where there is one."""
-        ours, other = np.array(self.pairs).T
-        difference = f"difference {(ours - other).mean():+.3g}"
-        if len(self.pairs) >= 3:
-            low, high = t_interval(ours - other)
-            difference += f" [{low:+.3g}, {high:+.3g}]"
-        count = f"{len(self.pairs)} pair{'s' if len(self.pairs) > 1 else ''}"
-        return f"{self.ours} {ours.mean():.4g}, {self.other} {other.mean():.4g}; {difference}, {count}"
+        compared = self.comparison
+        interval = f" [{compared.t_low:+.3g}, {compared.t_high:+.3g}]" if compared.n >= 3 else ""
+        means = f"{self.ours} {compared.ours:.4g}, {self.other} {compared.other:.4g}"
+        return f"{means}; difference {compared.difference:+.3g}{interval}, {text.count(compared.n, 'pair')}"
 
 
 @dataclass(frozen=True)
@@ -216,8 +219,16 @@ def table(claims: Sequence[Claim]) -> pd.DataFrame:
 
 
 def judge(runs: Sequence[RunRecord]) -> list[Claim]:
-    """Return every claim for which the records have a contrast."""
-    return [claim for claim in (function(runs) for function in CLAIMS) if claim.contrasts]
+    """Return every claim for which the records have a contrast, with p-values corrected over all of them."""
+    claims = [claim for claim in (function(runs) for function in CLAIMS) if claim.contrasts]
+    family = iter(correct([contrast.comparison for claim in claims for contrast in claim.contrasts]))
+    return [
+        replace(
+            claim,
+            contrasts=tuple(replace(contrast, p_holm=next(family).p_holm) for contrast in claim.contrasts),
+        )
+        for claim in claims
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------- contrasts

@@ -79,11 +79,16 @@ class Comparison:
         return sign_flip_test(self.differences)
 
     @property
+    def within_floor(self) -> bool:
+        """Whether the noise of the evaluation alone may give this difference."""
+        return abs(self.difference) <= _margin(self.floor)
+
+    @property
     def verdict(self) -> Verdict:
         """better or worse, equivalent within the floor, or inconclusive."""
         margin = _margin(self.floor)
         if self.n >= MIN_PAIRS:
-            if self.p_holm < 1 - LEVEL and abs(self.difference) > margin:
+            if self.p_holm < 1 - LEVEL and not self.within_floor:
                 return "better" if (self.difference > 0) == self.higher_is_better else "worse"
             if margin and -margin < self.t_low and self.t_high < margin:
                 return "equivalent"

@@ -20,7 +20,7 @@ from harness.analysis import claims, html, style, tab_contrasts, tab_mixture, ta
 from harness.analysis.contrasts import Contrast
 from harness.analysis.runs import RunRecord, by_arm, count_states
 
-_VERDICT_COLOURS = {"supported": "good", "suggests": "good", "contradicted": "bad", "suggests the opposite": "bad"}
+_VERDICT_COLOURS = {"reproduced": "good", "suggests": "good", "contradicted": "bad", "suggests the opposite": "bad"}
 _STATE_COLOURS = {"done": "good", "failed": "bad", "interrupted": "bad"}
 _NAMES = {"md": "Markdown", "tex": "LaTeX"}
 

@@ -176,7 +176,7 @@ def test_the_papers_own_numbers_support_the_papers_orderings(records_of):
     judged = claims.judge(of_three_methods(records_of, TABLE_1))
     assert [len(claim.contrasts) for claim in judged] == [3, 4, 3, 1]
     contrasts = [contrast for claim in judged for contrast in claim.contrasts]
-    assert {contrast.verdict for contrast in contrasts} == {"supported"}
+    assert {contrast.verdict for contrast in contrasts} == {"reproduced"}
     assert [contrast.context for contrast in judged[1].contrasts] == ["T = 2", "T = 4", "T = 8", "T = 16"]
     assert contrasts[3].numbers().startswith("SIDDM 0.1414, SIDDM without AFD 21.4; difference")
     assert all("second-hand" in claim.source for claim in judged)
@@ -186,7 +186,7 @@ def test_the_opposite_numbers_contradict_them_and_equal_ones_decide_nothing(reco
     swapped = TABLE_1 | {"siddm": TABLE_1["without"], "without": TABLE_1["siddm"]}
     _, afd, ddgan, four = claims.judge(of_three_methods(records_of, swapped))
     assert {contrast.verdict for contrast in (*afd.contrasts, *ddgan.contrasts)} == {"contradicted"}
-    assert four.contrasts[0].verdict == "supported"
+    assert four.contrasts[0].verdict == "reproduced"
 
 
 def test_methods_that_are_not_of_the_table_get_no_verdict(records_of):
