@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis import tab_results
+from harness.analysis import results
 from harness.analysis.comparison import MAX_FORECAST, Comparison, compare, correct
 from harness.analysis.runs import RunRecord
 from harness.analysis.settings import Labels, brief, settings_of
@@ -42,7 +42,7 @@ class Quantity:
 
     @property
     def higher_is_better(self) -> bool:
-        return tab_results.kind_of(self.metric).direction == "maximize"
+        return results.kind_of(self.metric).direction == "maximize"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def contrasts(
     for quantity, measured in sides.items():
         if metric not in (None, quantity.metric):
             continue
-        if metric is None and tab_results.kind_of(quantity.metric).direction is None:
+        if metric is None and results.kind_of(quantity.metric).direction is None:
             continue
         family = [
             contrast
@@ -156,22 +156,20 @@ class _Side:
 
 def _sides(runs: Sequence[RunRecord], by: str | None) -> dict[Quantity, dict[str, _Side]]:
     sides: dict[Quantity, dict[str, _Side]] = {}
-    places, data_of = _places(runs, by), tab_results.data_texts(runs)
+    places, data_of = _places(runs, by), results.data_texts(runs)
     for run in runs:
         if run.run_key not in places:
             continue
         name, context = places[run.run_key]
         for measurement in run.measurements:
-            for model, _, metric, protocol, value in tab_results.measured_values(
-                run, measurement, data_of[run.run_key]
-            ):
-                if model != tab_results.TRAINED:
+            for model, _, metric, protocol, value in results.measured_values(run, measurement, data_of[run.run_key]):
+                if model != results.TRAINED:
                     continue
-                kind = tab_results.kind_of(metric)
+                kind = results.kind_of(metric)
                 label = f"{kind.axis} ({protocol.extractor})" if protocol.extractor else kind.axis
                 quantity = Quantity(metric, label, measurement.name, protocol.text, protocol.id)
                 side = sides.setdefault(quantity, {}).setdefault(name, _Side(name))
-                error = tab_results.standard_error(run, measurement, metric)
+                error = results.standard_error(run, measurement, metric)
                 side.values.setdefault(context, {})[run.spec["seed"]] = _Value(value, error, _training_seconds(run))
     return sides
 

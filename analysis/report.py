@@ -2,7 +2,7 @@
 
     figures/index.html                       all figures, with the runs that they were drawn from
     figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
-    figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md}, claims.csv,
+    figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md,tex}, claims.csv,
                                              contrasts.{csv,md,tex}, and of a mixture mixture_by_steps.{csv,md}
 
 The same records give the same bytes, independent of time and machine.
@@ -34,6 +34,7 @@ from harness.analysis import (
     fig_scaling,
     fig_search,
     fig_trajectories,
+    results,
     style,
     tab_contrasts,
     tab_mixture,
@@ -151,20 +152,26 @@ def _add_figure(section: Section, out: Path, name: str, module: Picture, frame: 
         section.figures.append(Shown(stem, module.TITLE, _caption(module, frame, section.runs), width))
 
 
-def _add_tables(section: Section, out: Path, results: pd.DataFrame, judged: list[claims.Claim], *, draw: bool) -> None:
+def _add_tables(section: Section, out: Path, frame: pd.DataFrame, judged: list[claims.Claim], *, draw: bool) -> None:
     folder = out / section.name
-    if draw and not len(results):
+    if draw and not len(frame):
         logger.info(f"{section.name}: no results table: it needs {tab_results.NEEDS}")
-    if draw and len(results):
+    if draw and len(frame):
         folder.mkdir(parents=True, exist_ok=True)
-        style.write_csv(results, folder / "results.csv")
+        style.write_csv(frame, folder / "results.csv")
         note = f"\n{section.data_note}\n" if section.data_note else ""
-        (folder / "results.md").write_text(tab_results.markdown(results) + note, encoding="utf-8")
+        (folder / "results.md").write_text(tab_results.markdown(frame) + note, encoding="utf-8")
+        (folder / "results.tex").write_text(tab_results.latex(frame, _origin(section)), encoding="utf-8")
     if draw and judged:
         folder.mkdir(parents=True, exist_ok=True)
         style.write_csv(claims.table(judged), folder / "claims.csv")
-    section.results = results if (folder / "results.csv").is_file() and len(results) else None
+    section.results = frame if (folder / "results.csv").is_file() and len(frame) else None
     section.claims = judged if (folder / "claims.csv").is_file() else []
+
+
+def _origin(section: Section) -> str:
+    """Say what a table was made of and how, for its first lines."""
+    return f"runs: {' '.join(sorted(run.run_key for run in section.runs))}\nharness figures {section.name}"
 
 
 def _add_contrasts(section: Section, folder: Path, compared: list[Contrast], *, draw: bool) -> None:
@@ -173,8 +180,7 @@ def _add_contrasts(section: Section, folder: Path, compared: list[Contrast], *, 
         folder.mkdir(parents=True, exist_ok=True)
         style.write_csv(tab_contrasts.data(compared), folder / "contrasts.csv")
         (folder / "contrasts.md").write_text(tab_contrasts.markdown(compared), encoding="utf-8")
-        comment = f"runs: {' '.join(sorted(run.run_key for run in section.runs))}\nharness figures {section.name}"
-        (folder / "contrasts.tex").write_text(tab_contrasts.latex(compared, comment), encoding="utf-8")
+        (folder / "contrasts.tex").write_text(tab_contrasts.latex(compared, _origin(section)), encoding="utf-8")
     section.contrasts = compared if (folder / "contrasts.csv").is_file() else []
 
 
@@ -216,7 +222,7 @@ def _caption(module: Picture, frame: pd.DataFrame, runs: list[RunRecord]) -> str
 RESULTS, CLAIMS, CONTRASTS, MIXTURE, NOISE = "results", "claims", "contrasts", "mixture_by_steps", "noise"
 _READERS: dict[str, Callable[[list[RunRecord]], Any]] = {
     **{name: module.data for name, module in OF_A_STUDY.items()},
-    RESULTS: tab_results.data,
+    RESULTS: results.data,
     CLAIMS: claims.judge,
     CONTRASTS: contrasts,
     MIXTURE: tab_mixture.data,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,8 @@ from markupsafe import Markup
 from harness.analysis import html
 from harness.analysis.comparison import MIN_PAIRS
 from harness.analysis.contrasts import Contrast, Quantity, as_values
-from harness.analysis.tab_results import DIGITS, kind_of
+from harness.analysis.latex import comments, escape, table
+from harness.analysis.results import DIGITS, kind_of
 from harness.text import count
 from harness.text import markdown as markdown_text
 
@@ -90,46 +90,18 @@ def latex(contrasts: Sequence[Contrast], comment: str = "") -> str:
     """Return the tables for a paper, in the commands of booktabs.
 
     Args:
-        comment: what made them, for the first line.
+        comment: what made them, for the first lines.
     """
-    lines = [f"% {line}" for line in comment.splitlines()]
-    for group in by_baseline(contrasts).values():
-        lines += [r"\begin{table}", r"\centering", r"\begin{tabular}{lrrrlrrl}", r"\toprule"]
-        lines += [" & ".join(map(escape, HEADERS)) + r" \\", r"\midrule"]
-        lines += [" & ".join(map(escape, cells(contrast))) + r" \\" for contrast in group]
-        text = escape(f"{heading(group)}. {caption(group)}")
-        lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{text}}}", r"\end{table}", ""]
-    return "\n".join(lines)
-
-
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "↓": r"$\downarrow$",
-    "↑": r"$\uparrow$",
-    "–": "--",
-    "·": r"$\cdot$",
-    "²": r"$^2$",
-    "∞": r"$\infty$",
-    "β̃": r"$\tilde\beta$",
-    "β": r"$\beta$",
-    "σ": r"$\sigma$",
-    "<": "$<$",
-    ">": "$>$",
-    "|": r"$\vert$",
-}
-_SPECIAL = re.compile("|".join(map(re.escape, sorted(_LATEX, key=len, reverse=True))))
-_MATHS = re.compile(r"(\$[^$]*\$)")
-
-
-def escape(text: str) -> str:
-    """Escape text for LaTeX; what stands between dollars, as in metrics' labels, is mathematics and stays."""
-    return "".join(
-        part if index % 2 else _SPECIAL.sub(lambda match: _LATEX[match.group()], part)
-        for index, part in enumerate(_MATHS.split(text))
-    )
+    tables = [
+        table(
+            "lrrrlrrl",
+            [*map(escape, HEADERS)],
+            [[*map(escape, cells(contrast))] for contrast in group],
+            f"{heading(group)}. {caption(group)}",
+        )
+        for group in by_baseline(contrasts).values()
+    ]
+    return comments(comment) + "\n".join(tables)
 
 
 def _mean(contrast: Contrast, value: float) -> str:

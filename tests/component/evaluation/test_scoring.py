@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from harness.analysis import tab_results
+from harness.analysis import results, tab_results
 from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.errors import DataError, SpecError
@@ -74,7 +74,7 @@ def test_a_run_s_own_samples_have_the_numbers_that_they_had_inside_the_run_as_a_
     assert {name: of_file[name] for name in ("extractor", "fidelity")} == {
         name: protocol[name] for name in ("extractor", "fidelity")
     }
-    rows = tab_results.rows(tab_results.data(load_records(runs, "tiny")))
+    rows = tab_results.rows(results.data(load_records(runs, "tiny")))
     assert [(row["model"], row["arm"], row["fid"]) for row in rows] == [
         ("trained", "base", f"{own['fid']:.2f} (no interval)"),
         ("not ours", "theirs", f"{own['fid']:.2f} (no interval)"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from harness.analysis import fig_learning_curves, fig_sampling_steps, tab_results
+from harness.analysis import fig_learning_curves, fig_sampling_steps, results
 from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.errors import SpecError
@@ -132,7 +132,7 @@ def test_it_trains_is_sampled_and_scored_and_its_records_have_its_own_names(stud
     drawn = fig_learning_curves.data(records)
     assert {"verdict", "critic_accuracy"} <= set(drawn["curve"])
     fig_learning_curves.draw(drawn)
-    assert set(tab_results.data(records)["metric"]) == {"fid", "precision", "recall"}
+    assert set(results.data(records)["metric"]) == {"fid", "precision", "recall"}
     assert list(fig_sampling_steps.data(records)["num_steps"]) == [2, 4]
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from harness.analysis.comparison import compare, holm
 from harness.analysis.contrasts import as_values, changes_along, contrasts
+from harness.analysis.latex import escape
 from harness.analysis.runs import load_records
-from harness.analysis.tab_contrasts import HEADERS, answers, cells, escape, latex, markdown, notes, rows
+from harness.analysis.tab_contrasts import HEADERS, answers, cells, latex, markdown, notes, rows
 from harness.errors import RecordError
 
 GRID = """

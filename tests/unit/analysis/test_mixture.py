@@ -151,7 +151,7 @@ THREE = """
 grid:
   objective & diffusion.var_type: [[simple, fixed], [hybrid, learned_range], [vlb, learned_range]]
   diffusion.num_timesteps: [2, 4, 8, 16]
-replicates: 3
+replicates: 4
 evaluate: [{modes: {num_samples: 250}}]
 """
 

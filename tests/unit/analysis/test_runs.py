@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from harness.analysis import tab_results
+from harness.analysis import results
 from harness.analysis.runs import arm_index, by_arm, count_states, load_records, load_runs, study_names
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
@@ -131,7 +131,7 @@ def test_runs_of_one_arm_that_differ_in_more_than_their_seed_are_arms_of_their_o
         *(("all (train.steps=20)", replicate, 20) for replicate in range(3)),
         *(("all (train.steps=400)", replicate, 400) for replicate in range(2)),
     }
-    frame = tab_results.data(runs)
+    frame = results.data(runs)
     means = frame[frame["model"] == "trained"].set_index("arm")["mean"].to_dict()
     assert means == {"all (train.steps=20)": 9999.0, "all (train.steps=400)": 3.0}
 
@@ -139,7 +139,7 @@ def test_runs_of_one_arm_that_differ_in_more_than_their_seed_are_arms_of_their_o
 def test_two_seeds_under_one_replicates_number_are_two_values(study_runs):
     study_runs("seed: 0\nreplicates: 2\n" + NLL, lambda run: {"nll": 1.0 + run.replicate})
     folder = study_runs("seed: 7\nreplicates: 1\n" + NLL, lambda run: {"nll": 3.0})
-    frame = tab_results.data(load_records(folder))
+    frame = results.data(load_records(folder))
     [values] = frame.loc[frame["model"] == "trained", "values"]
     assert sorted(values.split()) == ["1", "2", "3"]
 

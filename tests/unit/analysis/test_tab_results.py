@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.analysis import claims, tab_results
+from harness.analysis import claims, results, tab_results
 from harness.analysis.runs import load_records
 from harness.records.scored import write_scored
 from harness.spec.methods import METHODS, MethodSpec
@@ -18,7 +18,7 @@ evaluate:
 
 
 def table(study_runs, replicates, numbers):
-    return tab_results.data(load_records(study_runs(EVALUATE + f"replicates: {replicates}\n", numbers)))
+    return results.data(load_records(study_runs(EVALUATE + f"replicates: {replicates}\n", numbers)))
 
 
 def nll(run):
@@ -28,7 +28,7 @@ def nll(run):
 def test_three_replicates_give_an_interval_two_both_values_and_one_the_value(study_runs, tmp_path):
     cells = []
     for replicates in (1, 2, 3):
-        frame = tab_results.data(
+        frame = results.data(
             load_records(study_runs(EVALUATE + f"replicates: {replicates}\n", nll, folder=f"runs{replicates}"))
         )
         cells.append(tab_results.rows(frame)[0]["nll"])
@@ -51,7 +51,7 @@ def test_images_from_elsewhere_are_marked_as_not_ours_with_their_own_protocol_an
     write_scored(
         runs, "small", "ADM", {"metrics": {"fid": 1.0, "kid": 2.0}, "num_images": 64, "source": "x"} | protocol
     )
-    frame = tab_results.data(load_records(runs))
+    frame = results.data(load_records(runs))
     row = tab_results.rows(frame)[2]
     assert (row["model"], row["arm"], row["fid"], row["replicates"], row["best"]) == (
         "not ours",
@@ -76,13 +76,13 @@ def test_a_checkpoint_that_was_selected_is_named_with_its_steps_and_a_warning_wh
             last, best = run.measurements
             protocol = best.protocol | {"checkpoint": chosen | {"step": step, "split": split}}
             by_step.append(replace(run, measurements=(last, replace(best, protocol=protocol))))
-        frame = tab_results.data(by_step)
+        frame = results.data(by_step)
         captions[split] = tab_results.caption(frame)
         assert "of the checkpoint with the lowest curve/nll_bpd" in captions[split]
         assert "Checkpoints of chosen: of steps 4–8 of 20." in captions[split]
     assert "(selected on the same test split, so too good)" in captions["test"]
     assert "so too good" not in captions["train"]
-    assert "Checkpoints of" not in tab_results.caption(tab_results.data(runs))
+    assert "Checkpoints of" not in tab_results.caption(results.data(runs))
 
 
 def test_missing_replicates_are_said(study_runs):
@@ -106,7 +106,7 @@ def test_how_good_a_classifier_is_stands_in_the_head_of_its_column_and_in_the_ca
     for path in folder.glob("[!.]*/evaluations/*.json"):
         extractor = {"name": "digitsnet", "weights_sha256": "a" * 64, "test_accuracy": 0.9915}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"extractor": extractor}))
-    frame = tab_results.data(load_records(folder))
+    frame = results.data(load_records(folder))
     assert tab_results.heads(frame)["fid"] == "FID (digitsnet, accuracy 99.2 %) ↓"
     assert "digitsnet is a classifier of the data's own labels, right on 99.2 % of the test images." in (
         tab_results.caption(frame)
@@ -120,7 +120,7 @@ evaluate:
   - {name: eval, nll: {}, fixed_variance: large}
   - {name: eval_small, nll: {}, fixed_variance: small}
 """
-    frame = tab_results.data(load_records(study_runs(extra, lambda run: {})))
+    frame = results.data(load_records(study_runs(extra, lambda run: {})))
     rows = [row for row in tab_results.rows(frame) if row["model"] == "trained"]
     assert [row["note"] for row in rows] == ["eval", "eval_small"]
     assert "Where the variance is fixed (eval_small): σ² = β̃." in tab_results.caption(frame)
@@ -139,7 +139,7 @@ def test_markdown_and_html_show_the_same_cells(study_runs):
 
 
 def test_no_measurement_gives_an_empty_table(study_runs):
-    assert tab_results.data(load_records(study_runs("", lambda run: {}))).empty
+    assert results.data(load_records(study_runs("", lambda run: {}))).empty
 
 
 def test_what_was_measured_by_another_protocol_is_a_table_of_its_own(study_runs):
@@ -149,7 +149,7 @@ evaluate:
   - {name: eval, nll: {num_images: 16}}
   - {name: eval_more, nll: {num_images: 32}}
 """
-    frame = tab_results.data(load_records(study_runs(extra, nll)))
+    frame = results.data(load_records(study_runs(extra, nll)))
     tables = tab_results.tables(frame)
     assert [[(row["model"], row["note"]) for row in members] for _, _, members in tables] == [
         [("trained", "eval"), ("Gaussian per pixel", "")],
@@ -177,7 +177,7 @@ evaluate:
   - {{name: eval, arms: [linear], fidelity: {{num_samples: 64, num_steps: 10}}}}
   - {{name: eval_other, arms: [cosine], {other}}}
 """
-    frame = tab_results.data(load_records(study_runs(extra, lambda run: {"fid": 1.0 if run.arm == "linear" else 2.0})))
+    frame = results.data(load_records(study_runs(extra, lambda run: {"fid": 1.0 if run.arm == "linear" else 2.0})))
     tables = tab_results.tables(frame)
     assert [[row["arm"] for row in members] for _, _, members in tables] == [["linear"], ["cosine"]]
     assert all("fid" in titles and heading for heading, titles, _ in tables)
@@ -192,7 +192,7 @@ def test_arms_on_different_data_share_no_column_and_no_best(study_runs):
 grid: {data: [mnist, fashion_mnist]}
 evaluate: [{nll: {}, fidelity: {num_samples: 64, num_steps: 10, extractor: random_features}}]
 """
-    frame = tab_results.data(load_records(study_runs(extra, lambda run: {"fid": 1.0, "nll": 2.0})))
+    frame = results.data(load_records(study_runs(extra, lambda run: {"fid": 1.0, "nll": 2.0})))
     tables = tab_results.tables(frame)
     arms = [{row["arm"] for row in members} - {""} for _, _, members in tables]
     assert sorted(map(sorted, arms)) == [["fashion_mnist"], ["mnist"]]
@@ -202,7 +202,7 @@ evaluate: [{nll: {}, fidelity: {num_samples: 64, num_steps: 10, extractor: rando
 
 def test_arms_that_differ_in_flips_alone_share_a_table(study_runs):
     extra = "grid: {data.horizontal_flip: [false, true]}\nevaluate: [{nll: {}}]\n"
-    ((heading, _, members),) = tab_results.tables(tab_results.data(load_records(study_runs(extra, nll))))
+    ((heading, _, members),) = tab_results.tables(results.data(load_records(study_runs(extra, nll))))
     assert heading == "" and len({row["arm"] for row in members if row["model"] == "trained"}) == 2
 
 
@@ -212,13 +212,13 @@ evaluate:
   - {name: eval, fidelity: {num_samples: 64, num_steps: 10}}
   - {name: eval_again, seed: 1, fidelity: {num_samples: 64, num_steps: 10}}
 """
-    ((heading, _, members),) = tab_results.tables(tab_results.data(load_records(study_runs(extra, nll))))
+    ((heading, _, members),) = tab_results.tables(results.data(load_records(study_runs(extra, nll))))
     assert heading == "" and [row["note"] for row in members] == ["eval", "eval_again"]
 
 
 def test_a_named_protocol_is_named(study_runs):
     extra = "evaluate: [{name: eval, protocol: laptop}]\n"
-    frame = tab_results.data(load_records(study_runs(extra, nll)))
+    frame = results.data(load_records(study_runs(extra, nll)))
     assert set(frame["protocol_id"]) == {"laptop"}
     assert "2000 samples of ddim 50 steps against the train split, k = 3 (protocol laptop)" in tab_results.caption(
         frame
@@ -236,10 +236,10 @@ evaluate:
   - {name: eval_samples, arms: [cosine], fidelity: {num_samples: 64, num_steps: 10}}
 """
     linear, cosine = load_records(study_runs(extra, nll))
-    frame = tab_results.data([linear, cosine])
+    frame = results.data([linear, cosine])
     assert "is not defined" not in tab_results.caption(frame), "it was not measured, but could be"
     monkeypatch.setitem(METHODS, "adversarial", Adversarial)
-    frame = tab_results.data([linear, replace(cosine, spec=cosine.spec | {"method": {"name": "adversarial"}})])
+    frame = results.data([linear, replace(cosine, spec=cosine.spec | {"method": {"name": "adversarial"}})])
     assert "–: NLL is not defined for adversarial" in tab_results.caption(frame)
     (row,) = [row for row in tab_results.rows(frame) if row["arm"] == "cosine"]
     assert "nll" not in row
@@ -250,7 +250,7 @@ evaluate:
 
 def test_without_any_likelihood_there_is_no_column_and_no_note(study_runs):
     extra = "evaluate: [{fidelity: {num_samples: 64, num_steps: 10}}]\n"
-    frame = tab_results.data(load_records(study_runs(extra, nll)))
+    frame = results.data(load_records(study_runs(extra, nll)))
     assert list(tab_results.heads(frame)) == ["fid", "precision", "recall"]
     assert "NLL" not in tab_results.caption(frame)
 
@@ -263,7 +263,7 @@ def test_metrics_of_features_that_a_study_asks_for_have_columns_with_their_error
     numbers = {"fid": 12.3, "fid_standard_error": 0.25, "kid": 0.00123, "kid_standard_error": 0.0001}
     numbers |= {"fid_infinity": 9.0, "fid_infinity_low": 8.0, "fid_infinity_high": 10.0}
     numbers |= {"memorisation_auc": 0.5, "memorisation_auc_low": 0.48, "memorisation_auc_high": 0.52}
-    frame = tab_results.data(load_records(study_runs(evaluate, lambda run: numbers)))
+    frame = results.data(load_records(study_runs(evaluate, lambda run: numbers)))
     titles = tab_results.heads(frame)
     assert titles["kid"] == "KID (digitsnet) ↓" and not any("standard_error" in metric for metric in titles)
     assert {"kid_standard_error", "fid_infinity_low"} <= set(frame["metric"]), "they are in the CSV"
@@ -286,7 +286,7 @@ grid: {{diffusion.schedule: [linear, cosine]}}
 evaluate: [{{fidelity: {{num_samples: 64, num_steps: 10, seeds: {seeds}}}}}]
 replicates: {replicates}
 """
-    return tab_results.data(load_records(study_runs(extra, measured, folder=folder)))
+    return results.data(load_records(study_runs(extra, measured, folder=folder)))
 
 
 def cells(frame):
@@ -358,4 +358,4 @@ def test_images_from_elsewhere_have_the_error_that_was_scored(study_runs):
     protocol = {"reference": "train", "k": 3, "fid_standard_error": 0.5}
     document = {"metrics": {"fid": 1.0}, "num_images": 64, "source": "x", "fidelity": protocol}
     write_scored(runs, "small", "ADM", document | {"extractor": {"name": "digitsnet"}})
-    assert cells(tab_results.data(load_records(runs)))[2] == "1.00 ± 0.98 (features)"
+    assert cells(results.data(load_records(runs)))[2] == "1.00 ± 0.98 (features)"

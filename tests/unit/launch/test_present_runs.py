@@ -18,7 +18,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from harness.analysis import claims, fig_L_t, fig_learning_curves, fig_scaling, tab_results
+from harness.analysis import claims, fig_L_t, fig_learning_curves, fig_scaling, results
 from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.job.writer import record_evaluation
@@ -183,7 +183,7 @@ def invoke(*arguments: object) -> Any:
     return json.loads(result.stdout)
 
 
-FRAMES = (tab_results.data, fig_learning_curves.data, fig_L_t.data, fig_scaling.data)
+FRAMES = (results.data, fig_learning_curves.data, fig_L_t.data, fig_scaling.data)
 
 
 def assert_shows_exactly(study: Study, runs_folder: Path, fresh: Path, path: Path) -> None:
