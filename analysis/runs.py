@@ -274,10 +274,10 @@ def require_study(runs_folder: Path, study: str) -> None:
 def load_records(runs_folder: Path | str, study: str | None = None) -> list[RunRecord]:
     """Read the runs that a study asks for, or those of all studies, once for each study that asks for a run.
 
-    Runs are sorted by study, arm (schedule, objective, name) and replicate. A run whose journals cannot be read is
-    included as failed, with the reason, so that figures can count it. One whose spec or place in the study cannot be
-    read is left out; `unreadable_runs` has the reason. Runs of one arm differ in nothing but their seed: where a study
-    without a manifest has others, they are arms of their own, named by what differs.
+    Arms are in the order of the study's file, or without a manifest by schedule, objective and name. A run whose
+    journals cannot be read is included as failed, with the reason, so that figures can count it. One whose spec or
+    place in the study cannot be read is left out; `unreadable_runs` has the reason. Runs of one arm differ in nothing
+    but their seed: where a study without a manifest has others, they are arms of their own, named by what differs.
     """
     manifests = Manifests(Path(runs_folder))
     directories = manifests.runs(study) if study else map(RunDirectory, layout.run_paths(Path(runs_folder)))
@@ -287,8 +287,7 @@ def load_records(runs_folder: Path | str, study: str | None = None) -> list[RunR
         studies = {name: membership for name, membership in asked.items() if study in (None, name)}
         if studies and not _wrong_spec(directory):
             records.extend(_read(directory, studies))
-    records = _with_separate_arms(records)
-    return sorted(records, key=lambda run: (run.study, _arm_order(run), run.arm, run.replicate))
+    return _sorted(_with_separate_arms(records), manifests)
 
 
 def count_earlier(runs_folder: Path | str, study: str) -> int:
@@ -478,6 +477,17 @@ def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.nda
 def _ranks() -> tuple[dict[str, int], dict[str, int]]:
     schedules, objectives = list(choices(Schedule)), list(choices(Objective))
     return {name: i for i, name in enumerate(schedules)}, {name: i for i, name in enumerate(objectives)}
+
+
+def _sorted(records: list[RunRecord], manifests: Manifests) -> list[RunRecord]:
+    """Sort runs by study, arm and replicate, arms as the study's manifest has them first."""
+    asked = {run.study: manifests.of(run.study) for run in records}
+    places = {study: {key: place for place, key in enumerate(of.runs)} if of else {} for study, of in asked.items()}
+    first: dict[tuple[str, str], int] = {}
+    for run in records:
+        place = places[run.study].get(run.run_key, len(records))
+        first[run.study, run.arm] = min(place, first.get((run.study, run.arm), place))
+    return sorted(records, key=lambda r: (r.study, first[r.study, r.arm], _arm_order(r), r.arm, r.replicate))
 
 
 def _arm_order(run: RunRecord) -> tuple:

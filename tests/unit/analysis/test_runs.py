@@ -7,6 +7,7 @@ from harness.analysis import results
 from harness.analysis.runs import arm_index, by_arm, count_states, load_records, load_runs, study_names
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
+from harness.records.manifest import Manifests, ask_for
 
 NLL = "evaluate:\n  - {name: eval, nll: {}}\n"
 
@@ -23,6 +24,21 @@ def test_a_run_gives_its_arm_curves_final_values_and_arrays(study_runs):
     assert run.arrays("eval_likelihood.npz")["L_t_bpd"][0] == 2.25 / 2
     assert run.arrays("absent.npz") == {}
     assert np.isnan(run.final("absent"))
+
+
+def test_arms_are_in_the_order_of_the_studys_file_and_without_a_manifest_by_schedule(study_runs):
+    arms = "arms: {zebra: {diffusion.schedule: cosine}, ant: {}, bee: {optim.lr: 1.0e-3}}\nreplicates: 2\n"
+    folder = study_runs(arms, lambda run: {})
+    assert list(by_arm(load_records(folder))) == ["ant", "bee", "zebra"]
+    manifests, asked = Manifests(folder), {}
+    for arm in ("zebra", "ant", "bee"):
+        for run in by_arm(load_records(folder))[arm]:
+            asked[run.run_key] = manifests.memberships(RunDirectory(run.folder))["small"]
+    ask_for(folder, "small", asked)
+    records = load_records(folder)
+    assert [(run.arm, run.replicate) for run in records] == [
+        (arm, replicate) for arm in ("zebra", "ant", "bee") for replicate in (0, 1)
+    ]
 
 
 def test_rows_past_a_resumed_checkpoint_are_left_out(study_runs):
