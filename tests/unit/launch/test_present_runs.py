@@ -19,12 +19,13 @@ import yaml
 from click.testing import CliRunner
 
 from harness.analysis import claims, fig_L_t, fig_learning_curves, fig_scaling, results
-from harness.analysis.runs import load_records
+from harness.analysis.runs import by_arm, load_records
 from harness.cli import cli
 from harness.job.writer import record_evaluation
 from harness.launch import planning
 from harness.launch.submit import submit
 from harness.records.directory import RunDirectory
+from harness.records.manifest import ask_for
 from harness.study.expand import load_study
 from harness.study.model import Run, Study
 from harness.testing import TINY_STUDY, fake_result, write_finished_run
@@ -190,10 +191,12 @@ def assert_shows_exactly(study: Study, runs_folder: Path, fresh: Path, path: Pat
     name = study.name
     for run in study.runs:
         finish(run, fresh)
+    ask_for(fresh, name, {run.run_key: run.membership() for run in study.runs})
     shown, expected = load_records(runs_folder, name), load_records(fresh, name)
     identity = [(run.run_key, run.arm, run.replicate, len(run.measurements)) for run in shown]
     assert identity == [(run.run_key, run.arm, run.replicate, len(run.measurements)) for run in expected]
     assert len(identity) == len(study.runs)
+    assert list(by_arm(shown)) == list(dict.fromkeys(run.arm for run in study.runs)), "in the order of the file"
     for frame in FRAMES:
         pd.testing.assert_frame_equal(frame(shown), frame(expected))
     assert claims.table(claims.judge(shown)).equals(claims.table(claims.judge(expected)))
