@@ -16,6 +16,9 @@ _LATEX = {
     "·": r"$\cdot$",
     "²": r"$^2$",
     "∞": r"$\infty$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\le$",
     "β̃": r"$\tilde\beta$",
     "β": r"$\beta$",
     "σ": r"$\sigma$",
@@ -23,14 +26,15 @@ _LATEX = {
     ">": "$>$",
     "|": r"$\vert$",
 }
-_SPECIAL = re.compile("|".join(map(re.escape, sorted(_LATEX, key=len, reverse=True))))
+_MINUS = r"(?<!\w)-(?=\d)"
+_SPECIAL = re.compile("|".join([*map(re.escape, sorted(_LATEX, key=len, reverse=True)), _MINUS]))
 _MATHS = re.compile(r"(\$[^$]*\$)")
 
 
 def escape(text: str) -> str:
     """Escape text for LaTeX; what stands between dollars, as in metrics' labels, is mathematics and stays."""
     return "".join(
-        part if index % 2 else _SPECIAL.sub(lambda match: _LATEX[match.group()], part)
+        part if index % 2 else _SPECIAL.sub(lambda match: _LATEX.get(match.group(), "$-$"), part)
         for index, part in enumerate(_MATHS.split(text))
     )
 

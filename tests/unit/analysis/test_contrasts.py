@@ -147,6 +147,7 @@ def test_the_table_in_latex_escapes_what_latex_reads(study_runs):
     assert escape("50_% & $L_t$ ~ β̃ ↓ #1 {x}") == (
         r"50\_\% \& $L_t$ \textasciitilde{} $\tilde\beta$ $\downarrow$ \#1 \{x\}"
     )
+    assert escape("[-0.5, +1.0] ± 2, linear-simple") == r"[$-$0.5, +1.0] $\pm$ 2, linear-simple"
     runs = runs_of(study_runs, GRID, nll)
     text = latex(contrasts(runs), "harness compare small")
     assert text.startswith("% harness compare small\n") and text.count(r"\begin{tabular}") == 4
