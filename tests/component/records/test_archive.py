@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis import fig_L_t, fig_learning_curves, tab_results
+from harness.analysis import fig_L_t, fig_learning_curves, results
 from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.cli.common import all_runs
@@ -97,7 +97,7 @@ def test_what_is_imported_is_what_was_exported_less_locks_cursors_and_checkpoint
 def test_figures_and_status_work_on_what_was_imported(runs, there):
     import_study(export(runs), there)
     here, elsewhere = load_records(runs), load_records(there)
-    for figure in (fig_learning_curves, fig_L_t, tab_results):
+    for figure in (fig_learning_curves, fig_L_t, results):
         data = figure.data(here)
         assert len(data) > 0
         pd.testing.assert_frame_equal(figure.data(elsewhere), data)
