@@ -66,19 +66,19 @@ class Contrast:
     @property
     def verdict(self) -> str:
         """The verdict in words, with what is missing where there is none."""
-        comparison = self.comparison
-        if comparison.verdict in ("better", "worse"):
-            return comparison.verdict
-        if comparison.verdict == "equivalent":
+        verdict = self.comparison.verdict
+        if verdict == "equivalent":
             return "equivalent within the noise of the evaluation"
-        pairs, hours = comparison.pairs_to_decide, self.hours_to_decide
+        return verdict if verdict != "inconclusive" else f"inconclusive: {self.missing}"
+
+    @property
+    def missing(self) -> str:
+        """What an undecided contrast lacks for a verdict."""
+        pairs, hours, n = self.comparison.pairs_to_decide, self.hours_to_decide, self.comparison.n
         if pairs is None:
-            return (
-                f"inconclusive: {MAX_FORECAST} seeds would not decide" if comparison.n > 1 else "inconclusive: one seed"
-            )
-        missing = max(pairs - comparison.n, 1)
+            return f"{MAX_FORECAST} seeds would not decide" if n > 1 else "one seed"
         cost = f", about {device_time(hours)}" if hours else ""
-        return f"inconclusive: {count(missing, 'more seed')} would decide{cost}"
+        return f"{count(pairs - n, 'more seed')} would decide{cost}"
 
     @property
     def hours_to_decide(self) -> float | None:
@@ -86,7 +86,7 @@ class Contrast:
         pairs = self.comparison.pairs_to_decide
         if pairs is None or self.seconds_per_pair is None:
             return None
-        return max(0, pairs - self.comparison.n) * self.seconds_per_pair / 3600
+        return (pairs - self.comparison.n) * self.seconds_per_pair / 3600
 
 
 def contrasts(

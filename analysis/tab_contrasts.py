@@ -151,8 +151,7 @@ def _answer(quantity: Quantity, group: Sequence[Contrast]) -> str:
         return f"{start} no arm is better than {' or '.join(others)}."
     likely = max(open_, key=_gain)
     side = "ahead" if _gain(likely) > 0 else "behind"
-    missing = likely.verdict.removeprefix("inconclusive: ")
-    return f"{start} undecided. {_difference(likely, side)}; {missing}."
+    return f"{start} undecided. {_difference(likely, side)}; {likely.missing}."
 
 
 def _gain(contrast: Contrast) -> float:

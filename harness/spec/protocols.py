@@ -12,47 +12,20 @@ from typing import Any
 from harness.spec.base import canonical_json, digest, expand_name
 from harness.text import did_you_mean
 
+_AVERAGED = {"weights": "ema", "guidance": 1.0}
+_PAPERS = {
+    "num_samples": 50_000,
+    "sampler": {"name": "ancestral"},
+    "extractor": "inception",
+    "reference": "train",
+}
+
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
-    "ddpm": {
-        "weights": "ema",
-        "guidance": 1.0,
-        "fidelity": {
-            "num_samples": 50_000,
-            "sampler": {"name": "ancestral"},
-            "num_steps": None,  # the whole chain
-            "extractor": "inception",
-            "reference": "train",
-        },
-    },
-    "iddpm": {
-        "weights": "ema",
-        "guidance": 1.0,
-        "fidelity": {
-            "num_samples": 50_000,
-            "sampler": {"name": "ancestral"},
-            "num_steps": 250,
-            "extractor": "inception",
-            "reference": "train",
-            "k": 5,
-            "prc_reference": 50_000,
-        },
-    },
-    "adm": {
-        "weights": "ema",
-        "guidance": 1.0,
-        "fidelity": {
-            "num_samples": 50_000,
-            "sampler": {"name": "ancestral"},
-            "num_steps": 250,
-            "extractor": "inception",
-            "reference": "train",
-            "k": 3,
-            "prc_reference": 10_000,
-        },
-    },
+    "ddpm": {**_AVERAGED, "fidelity": {**_PAPERS, "num_steps": None}},
+    "iddpm": {**_AVERAGED, "fidelity": {**_PAPERS, "num_steps": 250, "k": 5, "prc_reference": 50_000}},
+    "adm": {**_AVERAGED, "fidelity": {**_PAPERS, "num_steps": 250, "k": 3, "prc_reference": 10_000}},
     "laptop": {
-        "weights": "ema",
-        "guidance": 1.0,
+        **_AVERAGED,
         "fidelity": {
             "num_samples": 2_000,
             "sampler": {"name": "ddim"},
