@@ -3,7 +3,7 @@
     figures/index.html                       all figures, with the runs that they were drawn from
     figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
     figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md,tex}, claims.csv,
-                                             contrasts.{csv,md,tex}, and of a mixture mixture_by_steps.{csv,md}
+                                             contrasts.{csv,md,tex}, and of a mixture mixture_by_steps.{csv,md,tex}
 
 The same records give the same bytes, independent of time and machine.
 """
@@ -193,6 +193,7 @@ def _add_mixture(section: Section, folder: Path, frame: pd.DataFrame, *, draw: b
         folder.mkdir(parents=True, exist_ok=True)
         style.write_csv(frame, folder / "mixture_by_steps.csv")
         (folder / "mixture_by_steps.md").write_text(tab_mixture.markdown(frame), encoding="utf-8")
+        (folder / "mixture_by_steps.tex").write_text(tab_mixture.latex(frame, _origin(section)), encoding="utf-8")
     section.mixture = frame if (folder / "mixture_by_steps.csv").is_file() and len(frame) else None
 
 
