@@ -21,9 +21,9 @@ BOLD: tuple[AgainstBest, ...] = ("best", "equivalent", "inconclusive")
 UNDECIDED: tuple[AgainstBest, ...] = ("inconclusive", "untested")
 
 LEGEND = (
-    f"Bold: the best mean, and from {MIN_PAIRS} seeds on each that is not worse than it by the paired comparison (t-"
-    "test of the differences within seeds, Holm's correction over the column, p below 0.05). A dagger (†): neither shown to "
-    "be worse than the best nor to be equivalent."
+    f"Bold: the best mean, and from {MIN_PAIRS} seeds on each that is not worse than it by the paired comparison "
+    "(t-test of the differences within seeds, Holm's correction over the column, p below 0.05). A dagger (†): neither "
+    "shown to be worse than the best nor to be equivalent."
 )
 DAGGER = "†"
 

@@ -149,8 +149,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], caption: str
     """Return a floating table, made smaller where it is wider than the text.
 
     Args:
-        rows: LaTeX already.
-        caption: text.
+        rows, caption: LaTeX already.
         name: of the label, after `tab:`.
     """
     lines = [r"\begin{table}", r"\centering", _SETUP]
@@ -158,7 +157,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], caption: str
     lines += [rf"\begin{{tabular}}{{{''.join(column.alignment for column in columns)}}}", r"\toprule"]
     lines += [" & ".join(column.head for column in columns) + r" \\", r"\midrule"]
     lines += [" & ".join(row) + r" \\" for row in rows]
-    lines += [r"\bottomrule", r"\end{tabular}}", rf"\caption{{{escape(caption)}}}", rf"\label{{tab:{name}}}"]
+    lines += [r"\bottomrule", r"\end{tabular}}", rf"\caption{{{caption}}}", rf"\label{{tab:{name}}}"]
     return "\n".join([*lines, r"\end{table}", ""])
 
 

@@ -20,6 +20,7 @@ from harness.analysis.latex import (
     Column,
     arm_text,
     comments,
+    escape,
     number,
     number_cell,
     number_column,
@@ -54,9 +55,16 @@ def by_baseline(contrasts: Sequence[Contrast]) -> dict[tuple[Quantity, str], lis
 
 def heading(group: Sequence[Contrast]) -> str:
     """Return the title of a table with one quantity and one baseline: both, with the evaluation and the protocol."""
-    quantity, means = group[0].quantity, dict.fromkeys(_mean(contrast, contrast.comparison.other) for contrast in group)
-    measured = f"{quantity.label} {kind_of(quantity.metric).arrow}, {quantity.evaluation}: {quantity.protocol}"
-    return f"{measured}; against {group[0].other} ({' or '.join(means)})"
+    return f"{_measured(group)}; against {group[0].other} ({_means_of_other(group)})"
+
+
+def _measured(group: Sequence[Contrast]) -> str:
+    quantity = group[0].quantity
+    return f"{quantity.label} {kind_of(quantity.metric).arrow}, {quantity.evaluation}: {quantity.protocol}"
+
+
+def _means_of_other(group: Sequence[Contrast]) -> str:
+    return " or ".join(dict.fromkeys(_mean(contrast, contrast.comparison.other) for contrast in group))
 
 
 def cells(contrast: Contrast) -> tuple[str, ...]:
@@ -147,7 +155,9 @@ def _latex_table(group: Sequence[Contrast], place: int, labels: Mapping[str, str
                 f"{verdict}{DAGGER if verdict == 'inconclusive' else ''}",
             ]
         )
-    text = " ".join([f"{heading(group)}.", caption(group), "Bold: better or worse.", *_undecided(group)])
+    against = f"{arm_text(group[0].other, labels)} ({_means_of_other(group)})"
+    rule = f"{caption(group)} Bold: better or worse."
+    text = f"{escape(_measured(group))}; against {against}. {escape(rule)}{_undecided(group, labels)}"
     return table(columns, rows, text, f"contrasts-{place}")
 
 
@@ -170,10 +180,11 @@ def _latex_p(p: float) -> str:
     return "--" if math.isnan(p) else rf"$<$\num{{{SMALLEST_P}}}" if p < SMALLEST_P else rf"\num{{{p:.3f}}}"
 
 
-def _undecided(group: Sequence[Contrast]) -> list[str]:
-    """Say what each undecided contrast lacks; empty where there is none."""
-    lacks = [f"{c.ours}, {c.missing}" for c in group if c.comparison.verdict == "inconclusive"]
-    return [f"†: neither shown to differ nor to be equivalent ({'; '.join(lacks)})."] if lacks else []
+def _undecided(group: Sequence[Contrast], labels: Mapping[str, str]) -> str:
+    """Say what each undecided contrast lacks, in LaTeX; empty where there is none."""
+    undecided = [contrast for contrast in group if contrast.comparison.verdict == "inconclusive"]
+    lacks = [f"{arm_text(contrast.ours, labels)}, {escape(contrast.missing)}" for contrast in undecided]
+    return rf" {DAGGER}: neither shown to differ nor to be equivalent ({'; '.join(lacks)})." if lacks else ""
 
 
 def _mean(contrast: Contrast, value: float) -> str:

@@ -169,7 +169,7 @@ def latex(frame: pd.DataFrame, comment: str = "") -> str:
         columns = [Column("l", "steps")]
         columns += [number_column(str(step), [row["cells"].get(step) for row in rows]) for step in steps]
         lines = [[escape(row["label"]), *(_latex_cell(row, step) for step in steps)] for row in rows]
-        parts.append(latex_table(columns, lines, f"{shown['title']}. {caption(frame)}", f"mixture-{metric}"))
+        parts.append(latex_table(columns, lines, escape(f"{shown['title']}. {caption(frame)}"), f"mixture-{metric}"))
     return comments(f"needs {PREAMBLE}\n{comment}") + "\n".join(parts)
 
 

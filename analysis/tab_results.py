@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -276,9 +276,15 @@ def latex(frame: pd.DataFrame, comment: str = "", labels: Mapping[str, str] = NO
             [_latex_label(row, labels), escape(row["replicates"]), *(_latex_cell(row, metric) for metric in titles)]
             for row in members
         ]
-        text = " ".join(filter(None, [heading, caption(frame)]))
+        text = escape(" ".join(filter(None, [heading, _replicates(members), caption(frame)])))
         parts.append(latex_table(columns, lines, text, f"results{f'-{number + 1}' if number else ''}"))
     return comments(f"needs {PREAMBLE}\n{comment}") + "\n".join(parts)
+
+
+def _replicates(members: Sequence[dict[str, Any]]) -> str:
+    """Say how many replicates the trained rows of a table have."""
+    counts = sorted({row["replicates"] for row in members if row["model"] == TRAINED})
+    return f"n = {' or '.join(counts)} replicates (seeds) of each arm."
 
 
 def _latex_label(row: dict, labels: Mapping[str, str]) -> str:
