@@ -98,7 +98,7 @@ def _handles(frame: pd.DataFrame, lines: dict[str, Any], several_variances: bool
     arms = frame.drop_duplicates("arm").sort_values("arm_index")
     looks = [style.arm_style(index) for index in arms["arm_index"]]
     handles = [
-        Line2D([], [], color=look["color"], marker=look["marker"], linestyle="", label=style.label(arm))
+        Line2D([], [], color=look["color"], marker=look["marker"], linestyle="", label=style.arm_label(arm))
         for arm, look in zip(arms["arm"], looks, strict=True)
     ]
     for name in frame["sampler"].unique():

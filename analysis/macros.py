@@ -22,7 +22,8 @@ from harness.analysis.results import DIGITS, TRAINED, kind_of
 from harness.text import printable
 
 _DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
-_SIGNS = {"β": "Beta", "λ": "Lambda", "=": "Is", "+": "Plus", "−": "Minus"}
+_SIGNS = {"β": "Beta", "λ": "Lambda", "=": "Is", "+": "Plus", "−": "Minus", "@": "At"}
+_POINT, _MINUS = re.compile(r"(?<=\d)\.(?=\d)"), re.compile(r"(?:(?<=\de)|(?<![A-Za-z0-9]))-(?=\d)")  # of numbers
 SMALLEST_P = 0.001
 
 
@@ -52,9 +53,9 @@ def macros(study: str, frame: pd.DataFrame, contrasts: Sequence[Contrast], comme
 
 def letters(text: str) -> str:
     """Return a text as a part of a macro's name: words begin with a capital, digits are written out."""
-    spelt = "".join(
-        f" {_SIGNS[c]} " if c in _SIGNS else f" {_DIGITS[int(c)]} " if c in "0123456789" else c for c in text
-    )
+    text = _MINUS.sub(" Minus ", _POINT.sub(" Point ", text))
+    signs = _SIGNS | {str(digit): word for digit, word in enumerate(_DIGITS)}
+    spelt = "".join(f" {signs[c]} " if c in signs else c for c in text)
     return "".join(word[0].upper() + word[1:] for word in re.findall("[A-Za-z]+", spelt))
 
 
