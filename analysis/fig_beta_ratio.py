@@ -39,7 +39,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     for index, (num_timesteps, part) in enumerate(frame.groupby("num_timesteps")):
         colour = style.COLOURS[index]
         axes.plot(part["u"], part["ratio"], color=colour)
-        height = 0.2 + 0.2 * index  # so that names do not touch each other in a narrow figure
+        height = 0.14 + 0.2 * index  # so that names do not touch each other in a narrow figure
         middle = part.iloc[(part["ratio"] - height).abs().argmin()]
         axes.annotate(
             f"T = {num_timesteps:,}", (middle["u"], height), (6, -4), textcoords="offset points", color=colour

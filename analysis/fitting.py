@@ -33,7 +33,7 @@ def fit(figure: Figure) -> None:
         figure.draw_without_rendering()
         changed = any([_fit_legends(figure), _fit_labels(figure), _fit_others(figure)])
         unchanged = 0 if changed else unchanged + 1
-        if not changed and (unchanged == 2 or not outside(figure)):
+        if not changed and (unchanged == 3 or not outside(figure)):
             return
 
 
