@@ -13,12 +13,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from harness.analysis.provenance import METADATA, Provenance
 from harness.errors import HarnessError
 from harness.text import printable, spreadsheet_cell
 
@@ -178,40 +178,17 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=columns)
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """The provenance of a figure, stored in the metadata of its PNG and PDF."""
-
-    title: str
-    study: str
-    run_keys: tuple[str, ...]
-    code_versions: tuple[str, ...]
-    command: str
-
-    @property
-    def runs_digest(self) -> str:
-        """Return 12 hex digits of sha256 over the sorted run keys."""
-        return hashlib.sha256("\n".join(sorted(self.run_keys)).encode()).hexdigest()[:12]
-
-    def sentence(self) -> str:
-        if not self.run_keys:
-            return f"closed form, no runs; made by: {self.command}"
-        return (
-            f"study {self.study}; {len(self.run_keys)} runs, digest {self.runs_digest}: "
-            f"{' '.join(sorted(self.run_keys))}; code {', '.join(self.code_versions)}; made by: {self.command}"
-        )
-
-
 @in_style
-def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance) -> None:
-    """Write `stem`.png, .pdf and .csv; without timestamps, so that the same records give the same bytes."""
+def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance) -> list[Path]:
+    """Write `stem`.png, .pdf and .csv and return them; no timestamps: the same records give the same bytes."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    description = provenance.sentence()
-    png = {"Title": provenance.title, "Description": description, "Software": "diffusion-harness"}
+    description, facts = provenance.sentence(), provenance.as_json()
+    png = {"Title": provenance.title, "Description": description, "Software": "diffusion-harness", METADATA: facts}
     figure.savefig(f"{stem}.png", metadata=png)
-    pdf = {"Title": provenance.title, "Subject": description, "Creator": "diffusion-harness", "CreationDate": None}
-    figure.savefig(f"{stem}.pdf", metadata=pdf)
+    pdf = {"Title": provenance.title, "Subject": description, "Keywords": facts}
+    figure.savefig(f"{stem}.pdf", metadata=pdf | {"Creator": "diffusion-harness", "CreationDate": None})
     write_csv(frame, Path(f"{stem}.csv"))
+    return [Path(f"{stem}.{suffix}") for suffix in ("png", "pdf", "csv")]
 
 
 def width_inches(png: Path) -> float | None:
@@ -226,10 +203,15 @@ def width_inches(png: Path) -> float | None:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write the data of a figure; arrays in cells as shape and digest, and no cell that a spreadsheet would run."""
+    """Write the data of a figure as `csv_text` has it."""
+    path.write_bytes(csv_text(frame).encode("utf-8", "replace"))
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a frame as CSV; arrays in cells as shape and digest, and no cell that a spreadsheet would run."""
     for column in frame.select_dtypes(exclude="number").columns:
         frame = frame.assign(**{column: frame[column].map(_cell)})
-    frame.rename(columns=spreadsheet_cell).to_csv(path, index=False, float_format="%.10g", errors="replace")
+    return str(frame.rename(columns=spreadsheet_cell).to_csv(index=False, float_format="%.10g"))
 
 
 def _cell(value: Any) -> Any:

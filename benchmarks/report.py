@@ -41,9 +41,7 @@ def write_records(folder: Path) -> int:
         rates = ", ".join(f"{1e-4 * 1.5**i:.3e}" for i in range(NUM_RATES))
         base, steps = ROOT / "experiments/base/digits.yaml", 10 * NUM_LINES
         file.write_text(
-            STUDY.format(
-                number=number, base=base, seed=100 * number, rates=rates, steps=steps, replicates=NUM_SEEDS
-            )
+            STUDY.format(number=number, base=base, seed=100 * number, rates=rates, steps=steps, replicates=NUM_SEEDS)
         )
         runs = load_study(file).runs
         asked = {run.run_key: run.membership() for run in runs}
