@@ -85,15 +85,15 @@ OF_A_STUDY: dict[str, ModuleType] = {
     "trajectories": fig_trajectories,
 }
 PAGE = "index.html"
+MANY_RUNS = 50  # are drawn sooner by several processes, although each takes a second to start
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a report has done: the page, the names of what it made, and of what was there already."""
+    """What a report has done: the page, and the names of the figures and tables that it has written."""
 
     page: Path
     made: list[str]
-    kept: list[str]
 
 
 def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
@@ -115,7 +115,7 @@ def draw_report(
         out: folder for the figures; files of an earlier report are replaced.
         studies: names; if empty, all studies that have runs.
         fresh: draw everything again.
-        num_processes: that draw, each one study at a time.
+        num_processes: that draw, each one study at a time; of fewer than `MANY_RUNS` runs one does.
 
     Raises:
         RecordError: a study has no runs; the message lists the studies that have.
@@ -131,7 +131,7 @@ def draw_report(
     asked = {name for name in page if not studies or name in studies}
     schedules = partial(_schedules, out, before, fresh=fresh)
     of_studies = [partial(_published, runs_folder, out, name, before, name in asked, fresh=fresh) for name in page]
-    first, *published = parallel.results([schedules, *of_studies], num_processes if asked else 1)
+    first, *published = parallel.results([schedules, *of_studies], num_processes if stamps.num_runs >= MANY_RUNS else 1)
     after = Drawn(surroundings(), page, {}, {**first.outputs})
     for name, part in zip(page, published, strict=True):
         stamp = stamps.of(name)
@@ -143,7 +143,7 @@ def draw_report(
     after.outputs[PAGE], _ = write_text(out, PAGE, text, "", before.outputs.get(PAGE))
     after.write(out)
     made = [name for part in (first, *published) for name in part.made]
-    return Outcome(out / PAGE, made, [name for name in after.outputs if name not in (*made, PAGE)])
+    return Outcome(out / PAGE, made)
 
 
 @dataclass

@@ -49,6 +49,10 @@ class Stamps:
             for name in _names(path / "studies"):
                 self._members.setdefault(name.removesuffix(".json"), []).append(path.name)
 
+    @property
+    def num_runs(self) -> int:
+        return len(self._of_runs)
+
     def of(self, study: str) -> str:
         """Return the stamp of all that a report of a study reads; empty if it changed a moment ago."""
         from harness.analysis.presentation import presentation_of
