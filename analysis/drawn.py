@@ -13,12 +13,12 @@ Nothing here loads matplotlib or pandas, so that a report without news costs lit
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.metadata
 import json
 import logging
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -195,6 +195,13 @@ def surroundings() -> str:
     return text_digest(libraries(), *_content(paths))
 
 
+# A syntax tree would be the same to a figure, and take a second: of a hundred files.
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from (?P<from>harness[\w.]*) import (?P<names>\([^)]*\)|.*)|import (?P<module>harness[\w.]*))",
+    re.MULTILINE,
+)
+
+
 @cache
 def code_of(module: str) -> str:
     """Return a digest of the files that a module is made of: its own, and those that it imports from the harness.
@@ -207,18 +214,23 @@ def code_of(module: str) -> str:
         if path is not None and path not in paths:
             paths.add(path)
             waiting += _imported_by(path)
-    beside = {other for path in paths for other in path.parent.iterdir() if _is_code(other) and other.suffix != ".py"}
+    folders = {path.parent for path in paths}
+    beside = {path for folder in folders for path in folder.rglob("*") if path.suffix != ".py" and _is_code(path)}
     return text_digest(*_content(paths | beside))
 
 
 def _content(paths: Iterable[Path]) -> list[str]:
-    return [f"{path.relative_to(_ROOT)} {file_digest(path)}" for path in sorted(paths)]
+    return [f"{path.relative_to(_ROOT)} {_code_digest(path)}" for path in sorted(paths)]
+
+
+_code_digest = cache(file_digest)
 
 
 def _is_code(path: Path) -> bool:
     return path.suffix in (".py", ".html", ".css", ".js", ".csv", ".json") and path.is_file()
 
 
+@cache
 def _file_of(module: str) -> Path | None:
     """Return the file of a module of the harness."""
     stem = _ROOT.joinpath(*module.split("."))
@@ -226,13 +238,11 @@ def _file_of(module: str) -> Path | None:
     return next((path.resolve() for path in paths if path.is_file()), None)
 
 
+@cache
 def _imported_by(path: Path) -> list[str]:
     """Return the modules of the harness that a file imports, wherever in it, with the packages on the way."""
     names = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    own = [name for name in names if name.split(".")[0] == "harness"]
-    return [name.rsplit(".", depth)[0] for name in own for depth in range(name.count(".") + 1)]
+    for match in _IMPORT.finditer(path.read_text(encoding="utf-8")):
+        module = match["from"] or match["module"]
+        names += [module, *(f"{module}.{name}" for name in re.findall(r"\w+", match["names"] or ""))]
+    return [name.rsplit(".", depth)[0] for name in names for depth in range(name.count("."))]  # not harness

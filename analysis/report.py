@@ -12,7 +12,7 @@ The same records give the same bytes, independent of time and machine, and of wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from harness.analysis import (
 )
 from harness.analysis.contrasts import Contrast, contrasts_of
 from harness.analysis.drawing import Picture, Planned, inputs_of, shown, write_text
-from harness.analysis.drawn import Drawn, DrawnStudy, Output, read_drawn, surroundings
+from harness.analysis.drawn import Drawn, DrawnStudy, Output, file_digest, read_drawn, surroundings
 from harness.analysis.page import Section, Shown, render
 from harness.analysis.presentation import presentation_of
 from harness.analysis.provenance import Provenance
@@ -141,9 +141,19 @@ def draw_report(
     sections = [part.section for part in published if part.section]
     text = str(render(sections, first.shown))
     after.outputs[PAGE], _ = write_text(out, PAGE, text, "", before.outputs.get(PAGE))
+    _remove_what_is_no_longer_made(out, before, after, asked)
     after.write(out)
     made = [name for part in (first, *published) for name in part.made]
     return Outcome(out / PAGE, made)
+
+
+def _remove_what_is_no_longer_made(out: Path, before: Drawn, after: Drawn, asked: Collection[str]) -> None:
+    """Remove files that earlier reports have written of studies, unless somebody has changed them since."""
+    files = {name for output in after.outputs.values() for name in output.files}
+    for output in before.outputs.values():
+        for name, digest in output.files.items() if output.study in asked else ():
+            if name not in files and file_digest(out / name) == digest:
+                (out / name).unlink()
 
 
 @dataclass

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli.common import Output, json_option, members, runs_folder_option
+from harness.cli.common import Output, json_option, members, runs_folder_option, same_runs
+
+if TYPE_CHECKING:
+    from harness.analysis.missing import MissingCell
 
 
 @click.command()
 @click.argument("studies", nargs=-1, metavar="[STUDY]...")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("figures"), show_default=True, help="Folder.")
 @click.option("--fresh", is_flag=True, help="Draw everything again, whatever is there.")
+@click.option("--check", is_flag=True, help="Draw nothing; name what is out of date, and cells without a value.")
 @click.option(
     "--jobs", type=click.IntRange(1), show_default="one a core", help="Processes that draw, of 50 runs or more."
 )
 @json_option
 @runs_folder_option
 def figures(
-    studies: tuple[str, ...], out: Path, fresh: bool, jobs: int | None, output: Output, runs_folder: Path
+    studies: tuple[str, ...], out: Path, fresh: bool, check: bool, jobs: int | None, output: Output, runs_folder: Path
 ) -> None:
     """Draw figures and tables from the records.
 
     Of all studies that have runs, or of those given by file or name. OUT/index.html shows them on one page. Only what
     has changed since the last time is drawn.
 
+    With --check nothing is written; the exit code is 1 if a figure or a table is missing, was edited or is not what the
+    records say now, or if a metric that a study asks for has no value. What fills it stands beside it.
+
     With --json: {"page": FILE, "studies": [NAME of each requested study], "made": [NAME of each figure or table that
-    was written]}.
+    was written]}; with --check {"studies", "stale": [{"study", "name", "why"}], "missing": {STUDY: [{"arm",
+    "replicate", "seed", "run_key", "evaluation", "metric", "state", "command"}]}}.
     """
     from harness.analysis.stamps import nothing_has_changed
 
     names = [str(members(study, runs_folder)[0]) for study in studies]
+    if check:
+        _check(names, out, jobs, output, runs_folder)
+        return
     made: list[str] = []
     if fresh or not nothing_has_changed(runs_folder, out, names):
         from harness.analysis.report import draw_report
@@ -42,3 +56,37 @@ def figures(
     click.echo(page)
     click.echo(f"{len(made)} figures and tables are new" if made else "nothing has changed")
     output.document({"page": str(page), "studies": names, "made": made})
+
+
+def _check(names: list[str], out: Path, jobs: int | None, output: Output, runs_folder: Path) -> None:
+    from harness.analysis.check import check
+    from harness.cli.tables import Table
+    from harness.launch.processes import available_cores
+    from harness.text import count, printable
+
+    options, num_processes = same_runs(runs_folder), jobs or available_cores()
+    result = check(runs_folder, out, names, options=options, num_processes=num_processes)
+    missing = {study: [vars(cell) for cell in cells] for study, cells in result.missing.items() if cells}
+    output.document({"studies": names, "stale": [vars(entry) for entry in result.stale], "missing": missing})
+    if not output.as_json:
+        for entry in result.stale:
+            click.echo(printable(f"{entry.name}: {entry.why}"))
+        if result.stale:
+            again = " ".join(["harness figures", *map(shlex.quote, names)])
+            click.echo(f"{count(len(result.stale), 'file')} out of date; to draw again: {again}{options}")
+        for study, cells in result.missing.items():
+            if cells:
+                click.echo(f"{study}: {count(len(cells), 'cell')} without a value")
+                Table(_CELLS, [_row(cell) for cell in cells]).show()
+        if not result.stale and not result.num_missing:
+            click.echo("all figures and tables are what the records say, and no cell is without a value")
+    if result.stale or result.num_missing:
+        sys.exit(1)
+
+
+_CELLS = ("run", "arm", "evaluation", "metric", "state", "to fill it")
+
+
+def _row(cell: MissingCell) -> tuple[str, ...]:
+    arm, command = f"{cell.arm} r{cell.replicate}", cell.command or "it was measured, and is not a number"
+    return cell.run_key, arm, cell.evaluation, cell.metric, cell.state, command
