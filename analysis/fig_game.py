@@ -103,7 +103,7 @@ def draw(frame: pd.DataFrame) -> Figure:
                 Line2D([], [], color=style.INK, linestyle=lines[curve], lw=1.1, label=names[curve]) for curve in names
             ]
             axes.legend(handles=handles, loc="best", handlelength=2.2, labelspacing=0.25)
-    arms = frame.drop_duplicates("arm").sort_values("arm_index")
+    arms = frame.drop_duplicates("arm")
     if len(arms) > 1:
         looks = [style.arm_style(index)["color"] for index in arms["arm_index"]]
         handles = [

@@ -35,7 +35,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
                     first[name] = row | {"run_key": run.run_key} | measured
         rows += first.values()
     names = ["evaluation", "arm", "arm_index", "replicate", "run_key", "memorisation_auc", "picture"]
-    return pd.DataFrame(rows, columns=names).sort_values(["evaluation", "arm_index"], kind="stable")
+    return pd.DataFrame(rows, columns=names).sort_values("evaluation", kind="stable")
 
 
 def _read(path: Path) -> np.ndarray | None:

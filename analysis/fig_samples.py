@@ -37,7 +37,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
                     first[name] = row | shown
         rows += first.values()
     names = ["evaluation", "arm", "arm_index", "replicate", "run_key", "columns", "pictures"]
-    return pd.DataFrame(rows, columns=names).sort_values(["evaluation", "arm_index"], kind="stable")
+    return pd.DataFrame(rows, columns=names).sort_values("evaluation", kind="stable")
 
 
 def _columns(run: RunRecord) -> int:

@@ -42,7 +42,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
                 values += [arrays[name][:, :count] for name in ("x_t", "x_0")]
                 first[measurement.name] = dict(zip(COLUMNS, values, strict=True))
         rows += first.values()
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["evaluation", "arm_index"], kind="stable")
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values("evaluation", kind="stable")
 
 
 @style.in_style

@@ -11,18 +11,18 @@ import functools
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from harness.analysis.fitting import fit
+from harness.analysis.provenance import METADATA, Provenance
 from harness.errors import HarnessError
-from harness.spec.presentation import FigureStyle, width_in_inches
+from harness.spec.presentation import FigureStyle, Presentation, width_in_inches
 from harness.text import printable, spreadsheet_cell
 
 if TYPE_CHECKING:
@@ -168,6 +168,30 @@ def arm_label(arm: str) -> str:
     return _CHOSEN.get().labels.get(arm) or label(arm)
 
 
+def with_usable_labels(presentation: Presentation) -> tuple[Presentation, dict[str, str]]:
+    """Return a presentation without the labels that cannot be drawn, and why those cannot, by arm."""
+    labels = presentation.figures.labels
+    reasons = unusable_labels(labels)
+    usable = {arm: text for arm, text in labels.items() if arm not in reasons}
+    figures = presentation.figures.model_copy(update={"labels": usable})
+    return presentation.model_copy(update={"figures": figures}), reasons
+
+
+def unusable_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return why labels hold no formula that can be drawn, by arm."""
+    from matplotlib.mathtext import MathTextParser
+
+    reasons = {}
+    for arm, text in labels.items():
+        try:
+            if printable(text) != text or not text.strip():
+                raise ValueError("it is empty, or has characters that cannot be shown")
+            MathTextParser("path").parse(text)
+        except ValueError as error:
+            reasons[arm] = " ".join(str(error).split())
+    return reasons
+
+
 def title_of(text: str, arm: str) -> str:
     """Return a text that begins with an arm's name for a figure, with the arm's label instead of it."""
     return arm_label(arm) + label(text.removeprefix(arm)) if text.startswith(arm) else label(text)
@@ -245,50 +269,28 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, names, loc="outside lower center", ncols=max(1, min(columns, len(names))))
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """The provenance of a figure, stored in the metadata of its PNG and PDF."""
-
-    title: str
-    study: str
-    run_keys: tuple[str, ...]
-    code_versions: tuple[str, ...]
-    command: str
-
-    @property
-    def runs_digest(self) -> str:
-        """Return 12 hex digits of sha256 over the sorted run keys."""
-        return hashlib.sha256("\n".join(sorted(self.run_keys)).encode()).hexdigest()[:12]
-
-    def sentence(self) -> str:
-        if not self.run_keys:
-            return f"closed form, no runs; made by: {self.command}"
-        return (
-            f"study {self.study}; {len(self.run_keys)} runs, digest {self.runs_digest}: "
-            f"{' '.join(sorted(self.run_keys))}; code {', '.join(self.code_versions)}; made by: {self.command}"
-        )
+_CREATOR = {"Creator": "diffusion-harness"}
 
 
 @in_style
-def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance) -> None:
-    """Write `stem`.png, .csv and the other formats that the study wants; the same records give the same bytes.
+def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance) -> list[Path]:
+    """Write `stem`.png, .csv and the other formats that the study wants, and return them.
 
-    The PNG is always written, for the page.
+    No timestamps: the same records give the same bytes. The PNG is always written, for the page.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    description = provenance.sentence()
-    png = {"Title": provenance.title, "Description": description, "Software": "diffusion-harness"}
+    description, facts = provenance.sentence(), provenance.as_json()
+    png = {"Title": provenance.title, "Description": description, "Software": "diffusion-harness", METADATA: facts}
     figure.savefig(f"{stem}.png", metadata=png)
-    formats = _CHOSEN.get().formats
+    formats = [name for name in ("pdf", "svg") if name in _CHOSEN.get().formats]
+    pdf = {"Title": provenance.title, "Subject": description, "Keywords": facts} | _CREATOR
     if "pdf" in formats:
-        pdf = {"Title": provenance.title, "Subject": description, "Creator": "diffusion-harness", "CreationDate": None}
-        figure.savefig(f"{stem}.pdf", metadata=pdf)
+        figure.savefig(f"{stem}.pdf", metadata=pdf | {"CreationDate": None})
     if "svg" in formats:
-        svg = {"Title": provenance.title, "Description": description, "Creator": "diffusion-harness", "Date": None}
-        figure.savefig(f"{stem}.svg", metadata=svg)
-    for name in {"pdf", "svg"} - set(formats):  # of an earlier style
-        Path(f"{stem}.{name}").unlink(missing_ok=True)
+        svg = {"Title": provenance.title, "Description": f"{description}; {facts}"} | _CREATOR
+        figure.savefig(f"{stem}.svg", metadata=svg | {"Date": None})
     write_csv(frame, Path(f"{stem}.csv"))
+    return [Path(f"{stem}.{suffix}") for suffix in ("png", *formats, "csv")]
 
 
 def width_inches(png: Path) -> float | None:
@@ -303,10 +305,15 @@ def width_inches(png: Path) -> float | None:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write the data of a figure; arrays in cells as shape and digest, and no cell that a spreadsheet would run."""
+    """Write the data of a figure as `csv_text` has it."""
+    path.write_bytes(csv_text(frame).encode("utf-8", "replace"))
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a frame as CSV; arrays in cells as shape and digest, and no cell that a spreadsheet would run."""
     for column in frame.select_dtypes(exclude="number").columns:
         frame = frame.assign(**{column: frame[column].map(_cell)})
-    frame.rename(columns=spreadsheet_cell).to_csv(path, index=False, float_format="%.10g", errors="replace")
+    return str(frame.rename(columns=spreadsheet_cell).to_csv(index=False, float_format="%.10g"))
 
 
 def _cell(value: Any) -> Any:

@@ -115,9 +115,7 @@ def latex(contrasts: Sequence[Contrast], comment: str = "", labels: Mapping[str,
         comment: what made them, for the first lines.
         labels: of arms, LaTeX in dollars.
     """
-    tables = [
-        _latex_table(group, place, labels) for place, group in enumerate(by_baseline(contrasts), start=1)
-    ]
+    tables = [_latex_table(group, place, labels) for place, group in enumerate(by_baseline(contrasts), start=1)]
     return comments(f"needs {PREAMBLE}\n{comment}") + "\n".join(tables)
 
 
