@@ -119,18 +119,14 @@ def _lengths(figure: Figure, axes: Axes) -> Iterator[tuple[Text, float, float]]:
     from matplotlib.text import Text
 
     columns, rows = _grid(axes)
-    beside = sum(_box_width(legend) for legend in figure.legends if _is_beside(legend))
-    slot_width, slot_height = (figure.bbox.width - beside) / columns, figure.bbox.height / rows
+    slot_width, slot_height = figure.bbox.width / columns, figure.bbox.height / rows
     for title in axes.get_children():
         if isinstance(title, Text) and title not in axes.texts and title.get_text().strip():
             box = _box(title)
             if box is not None:
-                from_edge = (
-                    min(box.x0, figure.bbox.x1 - box.x1) if title.get_horizontalalignment() == "center" else None
-                )
-                room = slot_width - (box.x0 - axes.bbox.x0) - _left_of(axes)
-                if from_edge is not None and from_edge < 0:
-                    room = box.width + 2 * from_edge
+                room = _end_of_room(figure, axes) - box.x0
+                if title.get_horizontalalignment() == "center":
+                    room = min(slot_width, box.width - 2 * max(0.0, _overhang(box, figure.bbox)))
                 yield title, box.width, max(room, 0.3 * slot_width)
     if axes.axison:
         for label, length, room in (
@@ -153,10 +149,18 @@ def _grid(axes: Axes) -> tuple[int, int]:
     return grid.ncols, grid.nrows
 
 
-def _left_of(axes: Axes) -> float:
-    """Return how much room the y axis takes to the left of a panel, in pixels."""
-    box = _box(axes.yaxis) if axes.axison else None
-    return max(0.0, axes.bbox.x0 - box.x0) if box is not None else 0.0
+def _end_of_room(figure: Figure, axes: Axes) -> float:
+    """Return where the room of a panel ends on its right, in pixels: at the next panel, at a legend, or at the edge."""
+    ends = [figure.bbox.x1]
+    neighbours = [other.yaxis for other in figure.axes if other.bbox.x0 > axes.bbox.x1 and _side_by_side(axes, other)]
+    for artist in [*neighbours, *filter(_is_beside, figure.legends)]:
+        box = _box(artist)
+        ends += [box.x0 - EDGE] if box is not None else []
+    return min(ends)
+
+
+def _side_by_side(axes: Axes, other: Axes) -> bool:
+    return bool(min(axes.bbox.y1, other.bbox.y1) > max(axes.bbox.y0, other.bbox.y0))
 
 
 def _shorten(text: Text, factor: float) -> bool:
@@ -207,11 +211,6 @@ def _fit_legends(figure: Figure) -> bool:
 
 def _is_beside(legend: Any) -> bool:
     return legend._outside_loc in ("left", "right")
-
-
-def _box_width(legend: Legend) -> float:
-    box = _box(legend)
-    return 0.0 if box is None else box.width
 
 
 def _replace(figure: Figure, legend: Legend, columns: int) -> None:
