@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,12 @@ def a_run(records: Path, arm: str = "cosine", replicate: int = 1) -> RunDirector
     return next(run for run in directories if place.items() <= run.studies()["small"].items())
 
 
+def change_arrays(records: Path) -> None:
+    """Give a run the terms of the bound that another has."""
+    ours, other = (a_run(records, arm, 0).arrays_folder / "eval_likelihood.npz" for arm in ("cosine", "linear"))
+    shutil.copy(other, ours)
+
+
 def test_the_second_report_makes_nothing_and_after_it_no_record_is_read(records, out, settled, file_accesses):
     before = files(out)
     outcome = report.draw_report(records, out)
@@ -107,9 +114,7 @@ def test_records_that_changed_a_moment_ago_have_no_stamp_and_are_read_each_time(
 
 def test_only_what_shows_the_changed_record_is_made_again(records, out):
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
-    run = a_run(records)
-    arrays = run.arrays_folder / "eval_likelihood.npz"
-    shutil.copy(a_run(records, "linear", 0).arrays_folder / "eval_likelihood.npz", arrays)
+    change_arrays(records)
     assert report.draw_report(records, out).made == ["small/L_t"]
     changed = {path.stem for path, time in times.items() if path.stat().st_mtime_ns != time}
     assert changed == {"L_t"}
@@ -198,12 +203,18 @@ def test_a_study_with_something_left_out_is_read_each_time_so_that_it_is_said_ea
 
 def test_a_report_of_one_study_is_no_reason_to_call_another_current(records, out, settled):
     report.report(records, out)
-    a_run(records).set_status(Status("failed", reason="x"))
+    change_arrays(records)
     for path in records.glob("[!.]*"):
         shutil.copy(path / "studies" / "small.json", path / "studies" / "other.json")
     report.report(records, out, ["other"])
     assert not nothing_has_changed(records, out, [])
-    assert set(report.draw_report(records, out).made) >= FIGURES
+    assert report.draw_report(records, out).made == ["small/L_t"]
+
+
+def test_a_run_that_fails_changes_captions_and_the_page_and_draws_nothing(records, out):
+    a_run(records).set_status(Status("failed", reason="out of memory"))
+    assert report.draw_report(records, out).made == []
+    assert (out / "index.html").read_text().count("The study has 4 runs, of them 1 failed.") == len(FIGURES)
 
 
 def test_several_processes_draw_the_same_bytes_and_their_messages_are_logged_here(
@@ -217,12 +228,4 @@ def test_several_processes_draw_the_same_bytes_and_their_messages_are_logged_her
 
 
 def test_results_of_several_processes_come_back_in_their_order():
-    assert parallel.results([_first, _second], 2) == ["first", "second"]
-
-
-def _first() -> str:
-    return "first"
-
-
-def _second() -> str:
-    return "second"
+    assert parallel.results([partial(sum, [number, 1]) for number in range(5)], 2) == [1, 2, 3, 4, 5]

@@ -68,8 +68,8 @@ def a_run(runs: Path, arm: str = "cosine", replicate: int = 1) -> RunDirectory:
 def change(runs: Path) -> None:
     """Change what a run measured."""
     run = a_run(runs)
-    with run.lock(), run.open_journal(resumed_from_step=0) as journal:
-        journal.metrics(12, {"train/mse": 5.0})
+    with run.lock(), run.open_journal(resumed_from_step=12) as journal:
+        journal.metrics(13, {"train/mse": 5.0})
 
 
 # ---------------------------------------------------------------------------------------------------------------- trace
@@ -180,7 +180,7 @@ def test_without_figures_each_is_named_as_not_drawn(runs, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_cells_without_a_value_are_named_with_their_run_its_state_and_what_fills_them(runs, home):
+def test_cells_without_a_value_are_named_with_their_run_its_state_and_what_fills_them(drawn, runs, home):
     failed, absent = a_run(runs, "linear", 1), a_run(runs, "cosine", 0)
     shutil.rmtree(absent.path)
     shutil.rmtree(failed.evaluations_folder)
@@ -191,7 +191,7 @@ def test_cells_without_a_value_are_named_with_their_run_its_state_and_what_fills
     assert rows == {("linear", 1, 1, metric, "failed") for metric in metrics} | {
         ("cosine", 0, None, metric, "absent") for metric in metrics
     }
-    assert {cell.command for cell in cells} == {f"harness submit {home / 'tiny.yaml'} --runs somewhere"}
+    assert {cell.command for cell in cells} == {f"harness submit {drawn / 'tiny.yaml'} --runs somewhere"}
     failed.set_status(Status("queued"))
     commands = {cell.arm: cell.command for cell in check(runs, home / "figures").missing["tiny"]}
     assert commands["linear"] == "harness status tiny"
