@@ -23,6 +23,7 @@ COLOUR = "#767676"
 
 _ABOUT = ("model", "source", "certainty")
 _EVALUATION = "evaluation."
+OF_SAMPLES = ("fid", "inception_score", "precision", "recall")
 _NEIGHBOURS = ("precision", "recall")
 _OF_NEIGHBOURS = "evaluation.fidelity.k"
 _OF_NLL = "evaluation.split"
@@ -39,8 +40,8 @@ class Published:
         source: the paper and its table.
         certainty: how its numbers are known: paper, two readings, one reading, second-hand, unverified.
         conditions: resolved values by dotted path.
-        values: the numbers by metric, as printed: nll, fid, inception_score, precision, recall, network_evaluations,
-            seconds.
+        values: the numbers by metric, as printed: `nll`, those of `OF_SAMPLES`, `network_evaluations` and `seconds` of
+            a batch of 100; of a curve its x and its metrics.
     """
 
     model: str
@@ -107,6 +108,8 @@ def _of_protocol(row: Published, metric: str) -> dict[str, str]:
     """Return the conditions on an evaluation that decide about a metric."""
     if metric == "nll":
         return _where(row, (_OF_NLL,))
+    if metric not in OF_SAMPLES:
+        return _where(row, (_EVALUATION,))
     conditions = _where(row, (_OF_SAMPLES,))
     return conditions if metric in _NEIGHBOURS else {p: t for p, t in conditions.items() if p != _OF_NEIGHBOURS}
 
