@@ -38,9 +38,11 @@ def collect(runs: Sequence[RunRecord], part: str, read: Read) -> pd.DataFrame:
         for measurement in run.measured(part):
             name, protocol, columns = read(run, measurement)
             del protocol["fixed_variance"]  # a column of its own
-            keys = [protocols.add(name, protocol), run.arm, index[run.arm], run.variance(measurement)]
             if columns:
-                parts.append(pd.DataFrame(dict(zip(KEYS, keys, strict=True)) | {"run_key": run.run_key} | columns))
+                keys = [protocols.add(name, protocol), run.arm, index[run.arm], run.variance(measurement), run.run_key]
+                count = len(next(iter(columns.values())))
+                repeated = {key: [value] * count for key, value in zip([*KEYS, "run_key"], keys, strict=True)}
+                parts.append(pd.DataFrame(repeated | columns))
     if not parts:
         return pd.DataFrame(columns=[*KEYS, "run_key"])
     frame = pd.concat(parts, ignore_index=True)

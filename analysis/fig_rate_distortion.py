@@ -64,7 +64,8 @@ def _published(runs: Sequence[RunRecord]) -> Iterator[dict[str, Any]]:
                 if (point := tuple(row.values.items())) not in known:
                     known.add(point)
                     values = {name: float(row.values[name]) for name in VALUES}
-                    yield {"source": row.origin, "reverse_steps": int(row.values["reverse_steps"])} | values
+                    nobody = dict(zip(curves.KEYS, ("", "", -1, ""), strict=True))
+                    yield {"source": row.origin, "reverse_steps": int(row.values["reverse_steps"])} | nobody | values
 
 
 @style.in_style

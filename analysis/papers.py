@@ -28,7 +28,7 @@ _NEIGHBOURS = ("precision", "recall")
 _OF_NEIGHBOURS = "evaluation.fidelity.k"
 _OF_NLL = "evaluation.split"
 _OF_SAMPLES = "evaluation.fidelity."
-_OF_DATA = ("data.", "model.class_cond")
+_OF_DATA = ("data.name", "data.batches", "model.class_cond")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
     figures/index.html                       all figures, with the runs that they were drawn from
     figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
     figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md,tex}, claims.csv,
-                                             contrasts.{csv,md,tex}, and of a mixture mixture_by_steps.{csv,md}
+                                             contrasts.{csv,md,tex}, of a mixture mixture_by_steps.{csv,md}, of the
+                                             papers' data published.{csv,md}
 
 The same records give the same bytes, independent of time and machine.
 """
@@ -44,6 +45,7 @@ from harness.analysis import (
     tab_contrasts,
     tab_mixture,
     tab_noise,
+    tab_published,
     tab_results,
 )
 from harness.analysis.contrasts import Contrast, contrasts_of
@@ -147,6 +149,7 @@ def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> 
         _add_contrasts(section, out / study, _result(data[CONTRASTS]), draw=draw)
         _add_mixture(section, out / study, _result(data[MIXTURE]), draw=draw)
         _add_noise(section, out / study, _result(data[NOISE]), draw=draw)
+        _add_published(section, out / study, _result(data[PUBLISHED]), draw=draw)
     except Exception as error:
         section.left_out[tab_results.TITLE] = f"cannot be shown: {_describe(error)}"
     for name, reason in section.left_out.items():
@@ -215,6 +218,15 @@ def _add_noise(section: Section, folder: Path, frame: pd.DataFrame, *, draw: boo
     section.noise = frame if (folder / "noise.csv").is_file() and len(frame) else None
 
 
+def _add_published(section: Section, folder: Path, frame: pd.DataFrame, *, draw: bool) -> None:
+    """Write the papers' tables, where they report on the study's data."""
+    if draw and len(frame):
+        folder.mkdir(parents=True, exist_ok=True)
+        style.write_csv(frame, folder / "published.csv")
+        (folder / "published.md").write_text(tab_published.markdown(frame), encoding="utf-8")
+    section.published = frame if (folder / "published.csv").is_file() and len(frame) else None
+
+
 def _drawn(out: Path, folder: str, name: str, module: Picture, runs: list[RunRecord], frame: pd.DataFrame) -> Shown:
     command = f"harness figures{f' {folder}' if runs else ''}"
     versions = tuple(sorted({run.code_version for run in runs}))
@@ -233,12 +245,14 @@ def _caption(module: Picture, frame: pd.DataFrame, runs: list[RunRecord]) -> str
 # --------------------------------------------------------------------------------------------------- what is readable
 
 RESULTS, CLAIMS, CONTRASTS, MIXTURE, NOISE = "results", "claims", "contrasts", "mixture_by_steps", "noise"
+PUBLISHED = "published"
 _READERS: dict[str, Callable[[list[RunRecord]], Any]] = {
     **{name: module.data for name, module in OF_A_STUDY.items()},
     RESULTS: results.data,
     CLAIMS: claims.judge,
     MIXTURE: tab_mixture.data,
     NOISE: tab_noise.data,
+    PUBLISHED: tab_published.data,
 }
 
 

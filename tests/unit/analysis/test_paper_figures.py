@@ -1,0 +1,182 @@
+"""Figures of the papers from records: of the reverse process, of mixed pairs and of noisy gradients."""
+
+import numpy as np
+import pytest
+
+from harness.analysis import fig_interpolation, fig_noise_scale, fig_progressive, fig_rate_distortion, fig_skip
+from harness.analysis.runs import load_records
+from harness.testing import tiny_study, write_finished_run
+
+ARMS = """
+arms: {learned: {diffusion.var_type: learned_range, objective: hybrid}, simple: {}}
+replicates: 3
+"""
+DDPM = """
+study: ddpm
+data: {name: cifar10, horizontal_flip: true}
+diffusion: {num_timesteps: 1000, schedule: linear, mean_type: epsilon, var_type: fixed}
+objective: simple
+model: {channels: 128}
+optim: {lr: 2.0e-4}
+train: {steps: 800000, batch_size: 128}
+"""
+
+
+@pytest.fixture
+def records_of(tmp_path):
+    """Return a function: lines of YAML, and a run -> its numbers -> the records of the tiny study with these."""
+
+    def write(extra, numbers=lambda run: {}, **options):
+        for run in tiny_study(tmp_path, extra, **options):
+            write_finished_run(run, tmp_path / "runs", numbers(run))
+        return load_records(tmp_path / "runs")
+
+    return write
+
+
+FIGURES = [fig_skip, fig_progressive, fig_rate_distortion, fig_noise_scale, fig_interpolation]
+
+
+@pytest.mark.parametrize("module", FIGURES, ids=lambda module: module.__name__)
+def test_a_study_without_such_an_evaluation_has_no_such_figure(records_of, module):
+    assert module.data(records_of("evaluate: [{nll: {}}]\n")).empty
+    assert "evaluation with" in module.NEEDS
+
+
+class TestSkip:
+    EXTRA = ARMS + "evaluate: [{skip: {num_samples: 64, fractions: [0, 0.1, 0.3]}}]\n"
+
+    def test_fid_is_summarised_over_replicates_by_the_skipped_percentage(self, records_of):
+        frame = fig_skip.data(records_of(self.EXTRA, lambda run: {"fid": 4.0 + run.replicate}))
+        assert frame["arm"].unique().tolist() == ["simple", "learned"]
+        assert frame.loc[frame["arm"] == "simple", "skipped_percent"].tolist() == [0, 10, 30]
+        assert set(frame["n"]) == {3} and set(frame["mean"]) == {5.0} and set(frame["kind"]) == {"interval"}
+        (axes,) = fig_skip.draw(frame).axes
+        assert len(axes.lines) == 2 * 3, "a line with two caps for each arm"
+        assert "95 % t-interval" in fig_skip.caption(frame)
+
+    def test_a_diverged_model_leaves_a_gap_and_no_axis_of_infinite_length(self, records_of):
+        frame = fig_skip.data(records_of(self.EXTRA, lambda run: {"fid": float("inf") if run.arm == "simple" else 4.0}))
+        assert frame[frame["arm"] == "simple"]["mean"].isna().all()
+        (axes,) = fig_skip.draw(frame).axes
+        assert np.isfinite(axes.get_ylim()).all()
+
+    def test_both_readings_of_a_fixed_variance_are_curves_of_one_panel(self, records_of):
+        part = "skip: {num_samples: 64, fractions: [0, 0.1]}"
+        entries = f"evaluate: [{{name: eval, {part}}}, {{name: eval_small, fixed_variance: small, {part}}}]\n"
+        frame = fig_skip.data(records_of(entries))
+        assert set(frame["variance"]) == {"β", "β̃"} and frame["protocol"].nunique() == 1
+        (legend,) = fig_skip.draw(frame).legends
+        assert [text.get_text() for text in legend.get_texts()] == ["base", "σ² = β", "σ² = β̃"]
+
+    def test_another_number_of_samples_has_a_panel_of_its_own(self, records_of):
+        entries = "evaluate: [{name: eval, skip: {num_samples: 64}}, {name: eval_more, skip: {num_samples: 128}}]\n"
+        frame = fig_skip.data(records_of(entries))
+        assert frame["protocol"].unique().tolist() == [
+            "digitsnet, 64 samples, ancestral",
+            "digitsnet, 128 samples, ancestral",
+        ]
+        assert len(fig_skip.draw(frame).axes) == 2
+
+
+def test_quality_along_the_chain_ends_with_the_samples_fid(records_of):
+    extra = ARMS + "evaluate: [{progressive: {num_samples: 64, num_frames: 4}}]\n"
+    frame = fig_progressive.data(records_of(extra, lambda run: {"fid": 5.0}))
+    simple = frame[frame["arm"] == "simple"]
+    np.testing.assert_allclose(simple["made_percent"], [0, 100 / 3, 200 / 3, 100])
+    assert simple["mean"].tolist()[0] == 105 and simple["mean"].tolist()[-1] == 5
+    assert fig_progressive.draw(frame).axes and "DDPM" in fig_progressive.caption(frame)
+
+
+class TestRateDistortion:
+    EXTRA = ARMS + "evaluate: [{rate_distortion: {num_images: 8, num_steps: 10}}]\n"
+
+    def test_curves_are_means_with_the_range_over_replicates(self, records_of):
+        frame = fig_rate_distortion.data(records_of(self.EXTRA, lambda run: {"rate_bpd": 3.0 + run.replicate}))
+        last = frame[(frame["arm"] == "simple") & (frame["reverse_steps"] == 10)].iloc[0]
+        assert (last["n"], last["rate_bpd_low"], last["rate_bpd"], last["rate_bpd_high"]) == (3, 3, 4, 5)
+        assert (last["distortion_rmse"], last["protocol"]) == (1.0, "8 test images")
+        assert set(frame["source"]) == {"measured"}
+        assert "over 3 replicates" in fig_rate_distortion.caption(frame)
+
+    def test_there_are_three_panels_and_the_third_has_distortion_against_rate(self, records_of):
+        figure = fig_rate_distortion.draw(fig_rate_distortion.data(records_of(self.EXTRA)))
+        labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
+        rate, distortion = "rate (bits/dim)", "distortion (RMSE on [0, 255])"
+        assert labels == [("reverse steps", distortion), ("reverse steps", rate), (rate, distortion)]
+
+    def test_a_method_without_a_likelihood_has_its_distortion_alone(self, records_of):
+        frame = fig_rate_distortion.data(records_of(self.EXTRA)).assign(rate_bpd=float("nan"))
+        (axes,) = fig_rate_distortion.draw(frame).axes
+        assert axes.get_ylabel().startswith("distortion")
+        assert "of the bits" not in fig_rate_distortion.caption(frame)
+
+    def test_the_caption_says_what_the_last_tenth_of_the_steps_costs(self, records_of):
+        frame = fig_rate_distortion.data(records_of(self.EXTRA))
+        assert "The last tenth of the steps sends 11 % of the bits." in fig_rate_distortion.caption(frame)
+
+    def test_the_same_training_is_marked_with_the_papers_points_and_another_is_not(self, records_of):
+        evaluate = "evaluate: [{rate_distortion: {num_images: 8}}]\n"
+        frame = fig_rate_distortion.data(records_of(evaluate, study=DDPM))
+        paper = frame[frame["source"] != "measured"]
+        assert set(paper["source"]) == {"DDPM, table 4"} and paper["n"].isna().all()
+        assert paper["reverse_steps"].tolist() == [100, 300, 500, 700, 900, 1000]
+        assert paper["rate_bpd"].iloc[-1] == 1.77581
+        figure = fig_rate_distortion.draw(frame)
+        marks = [line for axes in figure.axes for line in axes.lines if line.get_marker() == "x"]
+        assert [len(line.get_xdata()) for line in marks] == [6, 6, 6]
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["base", "paper: DDPM, table 4"]
+        assert frame.loc[frame["source"] == "measured", "rate_bpd"].max() == 1, "ours are not touched"
+        shorter = fig_rate_distortion.data(records_of(evaluate, study=DDPM.replace("800000", "80000")))
+        assert len(shorter[shorter["source"] != "measured"]) == 6 and shorter["arm"].nunique() == 2 + 1
+
+
+class TestNoiseScale:
+    EXTRA = ARMS + "evaluate: [{weights: raw, noise_scale: {batch_size: 4, small_per_big: 2, num_big: 2}}]\n"
+
+    def test_each_arm_has_a_line_on_an_axis_of_examples(self, records_of):
+        frame = fig_noise_scale.data(
+            records_of(self.EXTRA, lambda run: {"gradient_noise_scale": 100.0 + run.replicate})
+        )
+        assert frame[["arm", "step", "mean", "n"]].to_numpy().tolist() == [
+            ["simple", 12, 101.0, 3],
+            ["learned", 12, 101.0, 3],
+        ]
+        (axes,) = fig_noise_scale.draw(frame).axes
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["simple", "learned"]
+        assert (axes.get_xscale(), axes.get_xlabel()) == ("log", "gradient noise scale (examples)")
+        assert frame["protocol"].unique().tolist() == ["batches of 4 and 8"]
+
+    def test_what_has_no_logarithm_is_not_drawn_and_the_caption_says_so(self, records_of):
+        values = {"simple": -5.0, "learned": 50.0}
+        frame = fig_noise_scale.data(records_of(self.EXTRA, lambda run: {"gradient_noise_scale": values[run.arm]}))
+        (axes,) = fig_noise_scale.draw(frame).axes
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["learned"]
+        assert "1 of 2 not shown" in fig_noise_scale.caption(frame)
+
+
+class TestInterpolation:
+    EXTRA = ARMS + "evaluate: [{interpolation: {num_pairs: 3, t: [5, 20], num_weights: 4}}]\n"
+
+    def test_each_arm_shows_the_first_pairs_of_its_first_replicate(self, records_of):
+        records = records_of(self.EXTRA)
+        frame = fig_interpolation.data(records)
+        assert frame["arm"].tolist() == ["simple", "learned"] and set(frame["replicate"]) == {0}
+        expected = records[0].arrays("eval_interpolation.npz")
+        np.testing.assert_array_equal(frame["images"][0], expected["images"])
+        first, second = fig_interpolation.draw(frame).axes
+        assert [label.get_text() for label in first.get_yticklabels()] == ["t = 5", "t = 20"] * 3
+        columns = [label.get_text() for label in second.get_xticklabels()]
+        assert (columns[0], columns[1], columns[-1], len(columns)) == ("first", "0", "second", 6)
+
+    def test_every_row_stands_between_its_two_originals(self, records_of):
+        row = fig_interpolation.data(records_of(self.EXTRA)).iloc[0]
+        tiles = fig_interpolation._tiles(row).reshape(3, 2, 6, *row["images"].shape[3:])
+        np.testing.assert_array_equal(tiles[2, 1, 0], row["originals"][0, 2])
+        np.testing.assert_array_equal(tiles[2, 1, 5], row["originals"][1, 2])
+        np.testing.assert_array_equal(tiles[2, 1, 3], row["images"][1, 2, 2])
+
+    def test_points_of_the_plane_have_no_such_pictures(self, records_of):
+        records = records_of("evaluate: [{interpolation: {}}]\n", sets=("data=mog", "model={name: mlp, width: 16}"))
+        assert fig_interpolation.data(records).empty
