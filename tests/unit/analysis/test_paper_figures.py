@@ -1,9 +1,19 @@
 """Figures of the papers from records: of the reverse process, of mixed pairs and of noisy gradients."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from harness.analysis import fig_interpolation, fig_noise_scale, fig_progressive, fig_rate_distortion, fig_skip
+from harness.analysis import (
+    fig_interpolation,
+    fig_learning_curves,
+    fig_noise_scale,
+    fig_progressive,
+    fig_quality_cost,
+    fig_rate_distortion,
+    fig_skip,
+)
 from harness.analysis.runs import load_records
 from harness.testing import tiny_study, write_finished_run
 
@@ -34,13 +44,13 @@ def records_of(tmp_path):
     return write
 
 
-FIGURES = [fig_skip, fig_progressive, fig_rate_distortion, fig_noise_scale, fig_interpolation]
+FIGURES = [fig_quality_cost, fig_skip, fig_progressive, fig_rate_distortion, fig_noise_scale, fig_interpolation]
 
 
 @pytest.mark.parametrize("module", FIGURES, ids=lambda module: module.__name__)
 def test_a_study_without_such_an_evaluation_has_no_such_figure(records_of, module):
     assert module.data(records_of("evaluate: [{nll: {}}]\n")).empty
-    assert "evaluation with" in module.NEEDS
+    assert "evaluation" in module.NEEDS
 
 
 class TestSkip:
@@ -180,3 +190,68 @@ class TestInterpolation:
     def test_points_of_the_plane_have_no_such_pictures(self, records_of):
         records = records_of("evaluate: [{interpolation: {}}]\n", sets=("data=mog", "model={name: mlp, width: 16}"))
         assert fig_interpolation.data(records).empty
+
+
+class TestQualityAndCost:
+    EXTRA = """
+grid: {diffusion.num_timesteps: [4, 8]}
+replicates: 2
+evaluate: [{fidelity: {num_samples: 64, num_steps: null}}]
+"""
+
+    def test_chains_of_two_lengths_are_two_points(self, records_of):
+        frame = fig_quality_cost.data(records_of(self.EXTRA, lambda run: {"fid": 8 / run.spec.diffusion.num_timesteps}))
+        assert frame[["network_evaluations", "mean", "n", "source"]].to_numpy().tolist() == [
+            [4, 2.0, 2, "measured"],
+            [8, 1.0, 2, "measured"],
+        ]
+        (axes,) = fig_quality_cost.draw(frame).axes
+        assert axes.get_xscale() == axes.get_yscale() == "log"
+
+    def test_where_all_cost_the_same_there_is_no_figure(self, records_of):
+        assert fig_quality_cost.data(records_of("evaluate: [{fidelity: {num_samples: 64, num_steps: 4}}]\n")).empty
+
+    def test_guidance_evaluates_the_network_twice(self, records_of):
+        part = "fidelity: {num_samples: 64, num_steps: 4, metrics: [fid]}"
+        entries = f"evaluate: [{{name: eval, {part}}}, {{name: eval_guided, guidance: 2, {part}}}]\n"
+        sets = ("model.class_cond=true", "model.label_dropout=0.1")
+        frame = fig_quality_cost.data(records_of(entries, sets=sets))
+        assert frame["network_evaluations"].tolist() == [4, 8]
+
+    def test_papers_models_stand_beside_the_same_protocol_on_the_same_data_alone(self, records_of):
+        evaluate = "evaluate: [{fidelity: {num_samples: 50000, num_steps: 1000, extractor: classifier}}]\n"
+        (run,) = records_of(evaluate, study=DDPM)
+        assert fig_quality_cost.data([run]).empty, "its own classifier's distance"
+        (measurement,) = run.measurements
+        part = measurement.evaluation["fidelity"] | {"extractor": "inception"}
+        inception = replace(measurement, evaluation=measurement.evaluation | {"fidelity": part})
+        frame = fig_quality_cost.data([replace(run, measurements=(inception,))])
+        paper = frame[frame["source"] != "measured"].set_index("arm")
+        assert paper.loc["DDIM", ["network_evaluations", "mean", "source"]].tolist() == [
+            50,
+            4.67,
+            "DDGAN, table 1 (second-hand)",
+        ]
+        assert set(paper["n"]) == {0} and set(paper["kind"]) == {"paper"}
+        (axes,) = fig_quality_cost.draw(frame.fillna({"mean": 5.0, "low": 5.0, "high": 5.0})).axes
+        assert "DDIM" in [text.get_text() for text in axes.texts]
+        assert "DDGAN, table 1 (second-hand)" in fig_quality_cost.caption(frame)
+
+
+def test_the_learning_curve_of_a_papers_training_has_its_final_nll_as_a_thin_grey_line(records_of):
+    extra = "arms: {alike: {}, other: {train.steps: 400000}}\nevaluate: [{nll: {}, every: 100000}]\n"
+    study = DDPM.replace("optim:", "records: {log_every: 100000}\noptim:")
+    records = []
+    for run in records_of(extra, study=study):
+        steps = np.array([100_000, run.spec["train"]["steps"]])
+        records.append(replace(run, curves=run.curves | {"eval/nll_bpd": (steps, np.array([4.0, 3.8]))}))
+    frame = fig_learning_curves.data(records)
+    marked = frame[frame["paper"] != ""]
+    assert set(marked["arm"]) == {"alike"} and set(marked["curve"]) == {"nll"}
+    assert set(marked["paper"]) == {"3.75"} and set(marked["source"]) == {"DDPM, table 1"}
+    assert frame.loc[frame["curve"] == "nll", "mean"].tolist() == [4.0, 3.8] * 2, "ours are not touched"
+    panel = fig_learning_curves.draw(frame).axes[-1]
+    assert "alike: paper 3.75, DDPM, table 1" in [text.get_text() for text in panel.texts]
+    assert fig_learning_curves.caption(frame).endswith("of the same data, training and split.")
+    without = fig_learning_curves.data([run for run in records if run.arm == "other"])
+    assert "paper" not in without and "paper" not in fig_learning_curves.caption(without)
