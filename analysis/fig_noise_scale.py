@@ -39,7 +39,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     """Draw a line for each arm and step, one panel for each protocol."""
     protocols = list(frame["protocol"].unique())
     lines = max(len(frame[frame["protocol"] == protocol]) for protocol in protocols)
-    figure, panels = curves.panels(len(protocols), height=0.5 + 0.26 * lines)
+    figure, panels = curves.panels(len(protocols), height=0.6 + 0.26 * max(2, lines))
     for axes, protocol in zip(panels, protocols, strict=True):
         part = frame[frame["protocol"] == protocol]
         part = part[np.isfinite(part["mean"]) & (part["mean"] > 0)]

@@ -87,7 +87,7 @@ def _draw_published(axes: Axes, frame: pd.DataFrame) -> None:
     axes.plot(frame[COST], frame["mean"], "x", color=papers.COLOUR, markersize=3.5, markeredgewidth=0.8)
     right = frame[COST].max()
     for row in frame.itertuples():
-        left_of_it = getattr(row, COST) > right / 8
+        left_of_it = getattr(row, COST) > right / 20
         axes.annotate(
             style.label(row.arm), (getattr(row, COST), row.mean), (-4 if left_of_it else 4, 0), fontsize=5.5,
             textcoords="offset points", ha="right" if left_of_it else "left", va="center", color=papers.COLOUR,
