@@ -57,7 +57,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 def _published(runs: Sequence[RunRecord]) -> dict[str, papers.Published]:
     """Return by arm what a paper has for its NLL curve."""
-    rows = {}
+    rows: dict[str, papers.Published] = {}
     for run in runs:
         for measurement in _nll_curves(run):
             for row in papers.of_measurement(run, measurement, NLL):

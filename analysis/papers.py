@@ -75,7 +75,7 @@ def published() -> tuple[Published, ...]:
                 given = {column: text for column, text in row.items() if text and column not in _ABOUT}
                 conditions = {column: text for column, text in given.items() if "." in column}
                 values = {column: text for column, text in given.items() if "." not in column}
-                rows.append(Published(*(row[name] for name in _ABOUT), conditions, values))
+                rows.append(Published(row["model"], row["source"], row["certainty"], conditions, values))
     return tuple(rows)
 
 

@@ -1,6 +1,7 @@
 """Figures of the papers from records: of the reverse process, of mixed pairs and of noisy gradients."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from harness.analysis import (
     fig_progressive,
     fig_quality_cost,
     fig_rate_distortion,
+    fig_reconstruction,
     fig_skip,
+    report,
 )
 from harness.analysis.runs import load_records
 from harness.testing import tiny_study, write_finished_run
@@ -44,7 +47,15 @@ def records_of(tmp_path):
     return write
 
 
-FIGURES = [fig_quality_cost, fig_skip, fig_progressive, fig_rate_distortion, fig_noise_scale, fig_interpolation]
+FIGURES = [
+    fig_reconstruction,
+    fig_quality_cost,
+    fig_skip,
+    fig_progressive,
+    fig_rate_distortion,
+    fig_noise_scale,
+    fig_interpolation,
+]
 
 
 @pytest.mark.parametrize("module", FIGURES, ids=lambda module: module.__name__)
@@ -96,6 +107,34 @@ def test_quality_along_the_chain_ends_with_the_samples_fid(records_of):
     np.testing.assert_allclose(simple["made_percent"], [0, 100 / 3, 200 / 3, 100])
     assert simple["mean"].tolist()[0] == 105 and simple["mean"].tolist()[-1] == 5
     assert fig_progressive.draw(frame).axes and "DDPM" in fig_progressive.caption(frame)
+
+
+def test_reconstruction_has_its_error_by_the_number_of_steps(records_of):
+    extra = ARMS + "evaluate: [{reconstruction: {num_images: 8, num_steps: [5, 10]}}]\n"
+    frame = fig_reconstruction.data(records_of(extra, lambda run: {"reconstruction_mse": 1.0 + run.replicate / 100}))
+    simple = frame[frame["arm"] == "simple"]
+    assert simple["num_steps"].tolist() == [5, 10] and simple["mean"].tolist() == pytest.approx([0.202, 0.101])
+    assert set(simple["n"]) == {3} and set(simple["protocol"]) == {"8 test images"}
+    assert fig_reconstruction.draw(frame).axes[0].get_yscale() == "log"
+    assert "DDIM" in fig_reconstruction.caption(frame)
+
+
+def test_the_page_of_figures_names_every_figure_and_every_part_of_an_evaluation():
+    from harness.analysis import fig_search
+    from harness.spec.evaluation import PARTS
+
+    text = (Path(__file__).parents[3] / "docs" / "figures.md").read_text()
+    names = [*report.OF_A_STUDY, *(f"schedules/{name}" for name in report.WITHOUT_RUNS), *fig_search.FIGURES, *PARTS]
+    assert [name for name in names if f"`{name}" not in text] == []
+
+
+def test_every_study_that_the_page_of_figures_names_is_there():
+    import re
+
+    root = Path(__file__).parents[3]
+    named = re.findall(r"`((?:iddpm|ddpm|siddm|laptop)/\w+)`", (root / "docs" / "figures.md").read_text())
+    assert len(set(named)) > 15
+    assert [name for name in named if not (root / "experiments" / f"{name}.yaml").is_file()] == []
 
 
 class TestRateDistortion:
