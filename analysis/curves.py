@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KEYS = ["protocol", "arm", "arm_index", "variance"]
-LEAST_WIDTH = 2.2  # inches of a panel
 
 Read = Callable[[RunRecord, Measurement], tuple[str, dict[str, Any], dict[str, Any]]]
 
@@ -57,8 +56,8 @@ def over_replicates(frame: pd.DataFrame, x: str, value: str) -> pd.DataFrame:
 
 
 def panels(count: int, *, height: float = 2.5) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many panels: side by side where the page is wide enough, else below each other."""
-    columns = max(1, min(count, int(style.TWO_COLUMNS / LEAST_WIDTH)))
+    """Return a figure with so many panels, in rows of three at most."""
+    columns = min(count, 3)
     rows = -(-count // columns)
     width = style.TWO_COLUMNS if columns > 1 else style.ONE_COLUMN
     figure, axes = style.subplots(rows, columns, width=width, height=height * rows + 0.4)
@@ -96,9 +95,9 @@ def draw_curves(axes: Axes, frame: pd.DataFrame, x: str) -> None:
 
 def legend(figure: Figure, frame: pd.DataFrame, *more: Line2D) -> None:
     """Add a legend below all panels: the arms, the fixed variances where an arm has both, and what else is drawn."""
-    arms = frame.drop_duplicates("arm").sort_values("arm_index")
+    arms = frame.drop_duplicates("arm")
     handles = [
-        Line2D([], [], **style.arm_style(index), markersize=3.5, linewidth=1.2, label=style.label(arm))
+        Line2D([], [], **style.arm_style(index), markersize=3.5, linewidth=1.2, label=style.arm_label(arm))
         for arm, index in zip(arms["arm"], arms["arm_index"], strict=True)
     ]
     if _several_variances(frame):
@@ -107,9 +106,7 @@ def legend(figure: Figure, frame: pd.DataFrame, *more: Line2D) -> None:
             for name, face in (("β", style.INK), ("β̃", "white"))
         ]
     handles += more
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(4, int(figure.get_figwidth() * 15 / (longest + 7)), len(handles)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
 
 
 def _several_variances(frame: pd.DataFrame) -> bool:

@@ -37,17 +37,19 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
                 values += [arrays["images"][:, :, :count], arrays["originals"][:, :count]]
                 first[measurement.name] = dict(zip(COLUMNS, values, strict=True))
         rows += first.values()
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["evaluation", "arm_index"], kind="stable")
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values("evaluation", kind="stable")
 
 
 @style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     """Draw a panel for each arm: a row for each pair and level of noise, between the two real images."""
     shapes = [(len(row["t"]) * row["images"].shape[2], len(row["weights"]) + 2) for _, row in frame.iterrows()]
-    size = min(0.55, (style.TWO_COLUMNS - 0.5) / max(columns for _, columns in shapes))
+    size = min(0.55, (style.full_width() - 0.5) / max(columns for _, columns in shapes))
     heights = [size * rows + 0.42 for rows, _ in shapes]
     width = max(size * max(columns for _, columns in shapes) + 0.5, 2.0)
-    figure, panels = style.subplots(len(frame), 1, width=width, height=sum(heights) + 0.1, height_ratios=heights)
+    figure, panels = style.subplots(
+        len(frame), 1, width=width, height=sum(heights) + 0.1, stacks=False, height_ratios=heights
+    )
     several = frame["evaluation"].nunique() > 1
     for axes, (rows, columns), (_, row) in zip(panels[:, 0], shapes, frame.iterrows(), strict=True):
         canvas = tile(_tiles(row), columns)
@@ -62,7 +64,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes.grid(visible=False)
         axes.set_anchor("W")
         title = f"{row['arm']} ({row['evaluation']})" if several else row["arm"]
-        axes.set_title(style.label(title), color=style.arm_style(row["arm_index"])["color"])
+        axes.set_title(style.title_of(title, row["arm"]), color=style.arm_style(row["arm_index"])["color"])
     panels[-1, 0].set_xlabel("weight of the second image")
     return figure
 

@@ -91,7 +91,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             look = style.arm_style(part["arm_index"].iloc[0])
             marker = look["marker"] if _is_nll(curve) else ""
             axes.plot(
-                part["iteration"], part["mean"], label=style.label(arm), color=look["color"],
+                part["iteration"], part["mean"], label=style.arm_label(arm), color=look["color"],
                 linestyle=look["linestyle"], marker=marker, markersize=3, linewidth=1.2,
             )  # fmt: skip
             axes.fill_between(
@@ -115,7 +115,7 @@ def _mark_published(axes: Axes, frame: pd.DataFrame) -> None:
     """Draw a thin grey line at what a paper reports of the same training, with its name."""
     for (arm, value, source), _ in frame.groupby(["arm", "paper", "source"], sort=False):
         axes.axhline(float(value), color=papers.COLOUR, linewidth=0.7, linestyle=(0, (2, 1.5)), zorder=1.5)
-        text = style.label(f"{arm}: paper {value}, {source}")
+        text = style.title_of(f"{arm}: paper {value}, {source}", arm)
         axes.annotate(
             text, (1, float(value)), (0, 1.5), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
             ha="right", va="bottom", fontsize=5.5, color=papers.COLOUR,

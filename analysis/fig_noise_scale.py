@@ -60,7 +60,8 @@ def draw(frame: pd.DataFrame) -> Figure:
 
 
 def _name(row: Any, part: pd.DataFrame) -> str:
-    return style.label(f"{row.arm}, step {row.step:,}" if part["step"].nunique() > 1 else row.arm)
+    text = f"{row.arm}, step {row.step:,}" if part["step"].nunique() > 1 else row.arm
+    return style.title_of(text, row.arm)
 
 
 def caption(frame: pd.DataFrame) -> str:
