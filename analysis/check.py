@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from harness.analysis import parallel
+from harness.analysis import parallel, report
 from harness.analysis.drawing import inputs_of
 from harness.analysis.drawn import Drawn, Output, file_digest, read_drawn
 from harness.analysis.missing import MissingCell, missing_cells
-from harness.analysis.report import MANY_RUNS, PAGE, SCHEDULES, WITHOUT_RUNS, Content, contents
+from harness.analysis.report import MANY_RUNS, PAGE, SCHEDULES, Content, contents
 from harness.analysis.runs import require_study, study_names
 from harness.records.layout import run_paths
 
@@ -86,7 +86,7 @@ def _of_study(
 def stale_schedules(out: Path, drawn: Drawn) -> list[Stale]:
     """Return the figures without runs that are not what a report would draw."""
     stale = []
-    for name, module in WITHOUT_RUNS.items():
+    for name, module in report.WITHOUT_RUNS.items():
         before = drawn.outputs.get(f"{SCHEDULES}/{name}")
         why = damage(before, out)
         if before and before.inputs != inputs_of(before.records, module):

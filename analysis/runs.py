@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from harness.analysis.order import in_order
 from harness.analysis.settings import flatten, settings_of, what_differs
 from harness.errors import RecordError
 from harness.records import layout
@@ -37,8 +39,6 @@ from harness.spec.metrics import (
     sweep_name,
     training_terms,
 )
-from harness.spec.parts import choices
-from harness.spec.run import Objective, Schedule
 
 
 @dataclass(frozen=True)
@@ -284,12 +284,25 @@ def load_records(runs_folder: Path | str, study: str | None = None) -> list[RunR
     manifests = Manifests(Path(runs_folder))
     directories = manifests.runs(study) if study else map(RunDirectory, layout.run_paths(Path(runs_folder)))
     records: list[RunRecord] = []
-    for directory in directories:
-        asked = manifests.memberships(directory, complete=True)
-        studies = {name: membership for name, membership in asked.items() if study in (None, name)}
-        if studies and not _wrong_spec(directory):
-            records.extend(_read(directory, studies))
-    return _sorted(_with_separate_arms(records), manifests)
+    with _without_garbage_collection():
+        for directory in directories:
+            asked = manifests.memberships(directory, complete=True)
+            studies = {name: membership for name, membership in asked.items() if study in (None, name)}
+            if studies and not _wrong_spec(directory):
+                records.extend(_read(directory, studies))
+    return in_order(_with_separate_arms(records), manifests)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Switch the collector of cycles off: it would look through the millions of rows of journals again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def count_earlier(runs_folder: Path | str, study: str) -> int:
@@ -486,29 +499,3 @@ def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.nda
         for key, pairs in points.items()
     }
     return curves, frozenset(curves.keys() - over_others)
-
-
-@cache
-def _ranks() -> tuple[dict[str, int], dict[str, int]]:
-    schedules, objectives = list(choices(Schedule)), list(choices(Objective))
-    return {name: i for i, name in enumerate(schedules)}, {name: i for i, name in enumerate(objectives)}
-
-
-def _sorted(records: list[RunRecord], manifests: Manifests) -> list[RunRecord]:
-    """Sort runs by study, arm and replicate, arms as the study's manifest has them first."""
-    asked = {run.study: manifests.of(run.study) for run in records}
-    places = {study: {key: place for place, key in enumerate(of.runs)} if of else {} for study, of in asked.items()}
-    first: dict[tuple[str, str], int] = {}
-    for run in records:
-        place = places[run.study].get(run.run_key, len(records))
-        first[run.study, run.arm] = min(place, first.get((run.study, run.arm), place))
-    return sorted(records, key=lambda r: (r.study, first[r.study, r.arm], _arm_order(r), r.arm, r.replicate))
-
-
-def _arm_order(run: RunRecord) -> tuple:
-    """Return a sort key for arms as in the papers' tables: schedule, objective, then name with numeric parts."""
-    schedules, objectives = _ranks()
-    words = re.split(r"(\d+(?:\.\d+)?)", run.arm)
-    natural = [(float(word), "") if index % 2 else (0.0, word) for index, word in enumerate(words)]
-    schedule, objective = run.named("diffusion.schedule"), run.named("objective")
-    return schedules.get(schedule, len(schedules)), objectives.get(objective, len(objectives)), natural

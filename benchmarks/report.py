@@ -7,6 +7,8 @@ keeps records and figures in a folder, and takes the records that are there.
 
 from __future__ import annotations
 
+import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -77,12 +79,15 @@ def _write_run(run, runs: Path) -> None:
     directory.set_status(Status("done", step=spec.train.steps, num_steps=spec.train.steps, attempt=1))
 
 
-def draw(folder: Path) -> float:
-    """Draw the figures in a process of its own; return its seconds."""
+def draw(folder: Path, label: str = "") -> None:
+    """Draw the figures in a process of its own; print its seconds, and those of all its processes on a core."""
     command = (sys.executable, "-m", "harness.cli", "figures", "--runs", str(folder / "runs"))
-    began = time.perf_counter()
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run((*command, "--out", str(folder / "figures")), check=True, capture_output=True, cwd=ROOT)
-    return time.perf_counter() - began
+    taken, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if label:
+        print(f"{label:45s} {taken:8.2f} s   {busy:.1f} s of a core, of {os.cpu_count()}", flush=True)
 
 
 def report(folder: Path) -> None:
@@ -90,13 +95,13 @@ def report(folder: Path) -> None:
         write_records(folder)
     num_runs = sum(1 for _ in (folder / "runs").glob("[!.]*/spec.json"))
     shutil.rmtree(folder / "figures", ignore_errors=True)
-    print(f"{f'figures of {num_runs:,} runs, at first':45s} {draw(folder):8.1f} s")
-    time.sleep(3)  # what was written a moment ago may be written again within one tick of the file system's clock
+    draw(folder, f"figures of {num_runs:,} runs, at first")
+    time.sleep(3)  # what was written a moment ago has no stamp yet
     draw(folder)
-    print(f"{'figures again, nothing changed':45s} {draw(folder):8.1f} s")
+    draw(folder, "figures again, nothing has changed")
     status = next((folder / "runs").glob("[!.]*/status.json"))
     status.write_bytes(status.read_bytes().replace(b'"done"', b'"failed"'))
-    print(f"{'figures again, one run changed':45s} {draw(folder):8.1f} s")
+    draw(folder, "figures again, one run has changed")
     status.write_bytes(status.read_bytes().replace(b'"failed"', b'"done"'))
 
 
