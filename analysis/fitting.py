@@ -6,6 +6,7 @@ columns, and go below the panels where they would take too much of the width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +21,24 @@ SMALLEST_LETTERS = 4.5  # points
 ROUNDS = 8
 BESIDE = 0.34  # of the width, at most, for a legend beside the panels; in a narrow figure there is none
 NARROW = 4.5  # inches
+TICKS = 0.5  # of a panel's width, at most, for the labels of its y axis
 EDGE = 1.0  # pixels that a text may come near to another panel
 
 
 def fit(figure: Figure) -> None:
     """Lay a figure out, and change what does not fit until all does, or letters are at their smallest.
 
-    Ticks may change with the layout, and the layout with them, so what still does not fit is laid out once more.
+    Ticks may change with the layout, and the layout with them, so what still does not fit is laid out once more. Then
+    the layout stays, in all formats that the figure is saved in.
     """
     unchanged = 0
     for _ in range(ROUNDS):
         figure.draw_without_rendering()
-        changed = any([_fit_legends(figure), _fit_labels(figure), _fit_others(figure)])
+        changed = any([_fit_legends(figure), _fit_ticks(figure), _fit_labels(figure), _fit_others(figure)])
         unchanged = 0 if changed else unchanged + 1
         if not changed and (unchanged == 3 or not outside(figure)):
-            return
+            break
+    figure.set_layout_engine("none")
 
 
 def outside(figure: Figure) -> list[str]:
@@ -102,6 +106,38 @@ def _overlap(first: BboxBase, other: BboxBase) -> float:
 
 
 # -- changes: each returns whether it has changed something
+
+
+def _fit_ticks(figure: Figure) -> bool:
+    """Make the labels of y ticks smaller where they take too much of a panel, as long names do."""
+    changed = False
+    for axes in figure.axes:
+        box = _box(axes.yaxis) if axes.axison else None
+        room = TICKS * figure.bbox.width / _grid(axes)[0]
+        labels = axes.get_yticklabels()
+        if box is not None and labels and box.width > room:
+            size = float(labels[0].get_fontsize())
+            smaller = max(SMALLEST_LETTERS, size * min(0.97, room / box.width))
+            axes.tick_params(axis="y", labelsize=smaller)
+            changed |= smaller < size
+    return changed | any([_drop_minor_numbers(axes) for axes in figure.axes if axes.axison])
+
+
+def _drop_minor_numbers(axes: Axes) -> bool:
+    """Leave the numbers between the powers of ten of an x axis out where they would lie on each other."""
+    from matplotlib.ticker import NullFormatter
+
+    minor, major = (
+        [box for label in axes.get_xticklabels(which=which) if label.get_text() and (box := _box(label)) is not None]
+        for which in ("minor", "major")
+    )
+    seen = [box for box in (*minor, *major) if axes.bbox.x0 - EDGE <= (box.x0 + box.x1) / 2 <= axes.bbox.x1 + EDGE]
+    ordered = sorted(seen, key=lambda box: box.x0)
+    crowded = any(_overlap(first, after) > 0 for first, after in itertools.pairwise(ordered))
+    if not (minor and crowded and any(box in seen for box in major)):
+        return False
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    return True
 
 
 def _fit_labels(figure: Figure) -> bool:

@@ -32,6 +32,12 @@ evaluate:
     fidelity: {{num_samples: 64, num_steps: 5}}
     sweep: {{num_samples: 64, num_steps: [2, 5, 10], samplers: [ancestral, ddim], metrics: [fid, precision, recall]}}
     trajectories: {{num_samples: 2, num_steps: 9, num_frames: 6}}
+    skip: {{num_samples: 64, fractions: [0, 0.1, 0.3]}}
+    progressive: {{num_samples: 64, num_frames: 4}}
+    reconstruction: {{num_images: 8, num_steps: [5, 10]}}
+    rate_distortion: {{num_images: 8, num_steps: 10}}
+    interpolation: {{num_pairs: 2, t: [5, 20], num_weights: 4}}
+  - {{name: noise, weights: raw, noise_scale: {{batch_size: 4, small_per_big: 2, num_big: 2}}}}
 """
 POINTS = """
 study: plane
