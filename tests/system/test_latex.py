@@ -35,7 +35,7 @@ figures: {labels: {"cosine & 50% {x} ~#_^": "$L_\\mathrm{hybrid}$, 50%"}}
 arms:
   linear: {diffusion.schedule: linear}
   "cosine & 50% {x} ~#_^": {diffusion.schedule: cosine}
-  "中 $\\input{x}$ é": {objective: hybrid}
+  "中 $x^^5c$ é": {objective: hybrid}
 replicates: REPLICATES
 evaluate:
   - {name: eval, nll: {}, fidelity: {num_samples: 64, num_steps: 5}}
