@@ -126,17 +126,17 @@ def draw_report(
     if not known:
         logger.info(f"{runs_folder}: no runs yet, so only the figures that need none are drawn")
     before = read_drawn(out)
-    stamps = Stamps(runs_folder)  # before the records are read, so that they are read again if they change meanwhile
     page = on_the_page(known, studies, before, out)
+    files = Stamps(runs_folder)
+    stamps = {name: files.of(name) for name in page}  # before the records are read: a change meanwhile is seen later
     asked = {name for name in page if not studies or name in studies}
     schedules = partial(_schedules, out, before, fresh=fresh)
     of_studies = [partial(_published, runs_folder, out, name, before, name in asked, fresh=fresh) for name in page]
-    first, *published = parallel.results([schedules, *of_studies], num_processes if stamps.num_runs >= MANY_RUNS else 1)
+    first, *published = parallel.results([schedules, *of_studies], num_processes if files.num_runs >= MANY_RUNS else 1)
     after = Drawn(surroundings(), page, {}, {**first.outputs})
     for name, part in zip(page, published, strict=True):
-        stamp = stamps.of(name)
-        current = name in asked or (name in before.studies and stamp == before.studies[name].stamp)
-        after.studies[name] = DrawnStudy(stamp if current and part.is_complete else "", part.provenance)
+        current = name in asked or (name in before.studies and stamps[name] == before.studies[name].stamp)
+        after.studies[name] = DrawnStudy(stamps[name] if current and part.is_complete else "", part.provenance)
         after.outputs |= part.outputs
     sections = [part.section for part in published if part.section]
     text = str(render(sections, first.shown))
