@@ -18,7 +18,7 @@ from harness.records.layout import run_paths
 
 CHANGED, NOT_DRAWN = "its records have changed since it was drawn", "it has not been drawn"
 OTHER_TEXT = "it would say something else now: its records have changed, or the harness has"
-OTHER_CODE = "another version of the harness or of its libraries has drawn it"
+OTHER_CODE = "it is to look otherwise now, or another version of the harness or of its libraries has drawn it"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from harness.analysis.drawn import Output, code_of, file_digest, libraries, text
 from harness.analysis.page import Shown
 from harness.analysis.provenance import Provenance
 from harness.records.files import replace_file
+from harness.spec.presentation import FigureStyle
 
+USUAL = FigureStyle()
 Picture = ModuleType | fig_search.Picture
 
 
@@ -29,6 +31,7 @@ class Planned:
 
     Attributes:
         stem: of its files, below the folder of figures: `study/samples`.
+        look: the width, colours, labels and formats that the study wants.
     """
 
     stem: str
@@ -36,6 +39,7 @@ class Planned:
     frame: pd.DataFrame
     caption: str
     made_of: Provenance
+    look: FigureStyle = USUAL
 
     @cached_property
     def records(self) -> str:
@@ -44,8 +48,8 @@ class Planned:
 
     @property
     def inputs(self) -> str:
-        """A digest of that, and of the code and the libraries that draw it."""
-        return inputs_of(self.records, self.picture)
+        """A digest of that, of how it is to look, and of the code and the libraries that draw it."""
+        return inputs_of(self.records, self.picture, self.look)
 
     def is_drawn(self, before: Output | None, out: Path) -> bool:
         """Return whether the figure's files are there as they would be drawn."""
@@ -61,9 +65,10 @@ class Planned:
 
     def draw(self, out: Path) -> Output:
         """Draw the figure and write its files."""
-        figure = self.picture.draw(self.frame)
         made_of = replace(self.made_of, title=self.picture.TITLE, records=self.records)
-        paths = style.save(figure, self.frame, out / self.stem, made_of)
+        with style.chosen(self.look):
+            figure = self.picture.draw(self.frame)
+            paths = style.save(figure, self.frame, out / self.stem, made_of)
         return Output(
             study=self.made_of.study,
             title=self.picture.TITLE,
@@ -75,10 +80,10 @@ class Planned:
         )
 
 
-def inputs_of(records: str, picture: Picture) -> str:
-    """Return the digest of what a figure shows, and of the code and the libraries that draw it."""
+def inputs_of(records: str, picture: Picture, look: FigureStyle = USUAL) -> str:
+    """Return the digest of what a figure shows, how it is to look, and the code and the libraries that draw it."""
     module = picture.__name__ if isinstance(picture, ModuleType) else type(picture).__module__
-    return text_digest(records, code_of(module), libraries())
+    return text_digest(records, code_of(module), libraries(), look.model_dump_json())
 
 
 def shown(stem: str, output: Output) -> Shown:

@@ -3,7 +3,7 @@
     figures/index.html                       all figures, with the runs that they were drawn from
     figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
     figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md,tex}, claims.csv,
-                                             contrasts.{csv,md,tex}, and of a mixture mixture_by_steps.{csv,md}
+                                             contrasts.{csv,md,tex}, and of a mixture mixture_by_steps.{csv,md,tex}
     figures/.drawn.json                      what each file was made of (drawn.py)
 
 The same records give the same bytes, independent of time and machine, and of what was drawn before.
@@ -37,6 +37,7 @@ from harness.analysis import (
     fig_scaling,
     fig_search,
     fig_trajectories,
+    for_papers,
     parallel,
     results,
     style,
@@ -47,7 +48,7 @@ from harness.analysis import (
 )
 from harness.analysis.contrasts import Contrast, contrasts_of
 from harness.analysis.drawing import Picture, Planned, inputs_of, shown, write_text
-from harness.analysis.drawn import Drawn, DrawnStudy, Output, file_digest, read_drawn, surroundings
+from harness.analysis.drawn import Drawn, DrawnStudy, Output, file_digest, read_drawn
 from harness.analysis.page import Section, Shown, render
 from harness.analysis.presentation import presentation_of
 from harness.analysis.provenance import Provenance
@@ -59,10 +60,11 @@ from harness.analysis.runs import (
     require_study,
     study_names,
     unreadable_runs,
+    with_arms,
 )
-from harness.analysis.stamps import Stamps, on_the_page
+from harness.analysis.stamps import Stamps, made_with, on_the_page
 from harness.errors import HarnessError
-from harness.spec.presentation import Presentation
+from harness.spec.presentation import FigureStyle, Presentation
 from harness.text import printable
 
 logger = logging.getLogger(__name__)
@@ -102,7 +104,13 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
 
 
 def draw_report(
-    runs_folder: Path, out: Path, studies: Sequence[str] = (), *, fresh: bool = False, num_processes: int = 1
+    runs_folder: Path,
+    out: Path,
+    studies: Sequence[str] = (),
+    *,
+    fresh: bool = False,
+    num_processes: int = 1,
+    look: FigureStyle | None = None,
 ) -> Outcome:
     """Draw all figures and write the page; log a line for each figure without data.
 
@@ -115,6 +123,7 @@ def draw_report(
         out: folder for the figures; files of an earlier report are replaced.
         studies: names; if empty, all studies that have runs.
         fresh: draw everything again.
+        look: of all figures; what it says counts more than what the studies say.
         num_processes: that draw, each one study at a time; of fewer than `MANY_RUNS` runs one does.
 
     Raises:
@@ -127,13 +136,14 @@ def draw_report(
         logger.info(f"{runs_folder}: no runs yet, so only the figures that need none are drawn")
     before = read_drawn(out)
     page = on_the_page(known, studies, before, out)
-    files = Stamps(runs_folder)
+    files = Stamps(runs_folder, look)
     stamps = {name: files.of(name) for name in page}  # before the records are read: a change meanwhile is seen later
     asked = {name for name in page if not studies or name in studies}
-    schedules = partial(_schedules, out, before, fresh=fresh)
-    of_studies = [partial(_published, runs_folder, out, name, before, name in asked, fresh=fresh) for name in page]
+    schedules = partial(_schedules, out, before, fresh=fresh, look=look or FigureStyle())
+    publish = partial(_published, runs_folder, out, before=before, fresh=fresh, look=look)
+    of_studies = [partial(publish, name, asked=name in asked) for name in page]
     first, *published = parallel.results([schedules, *of_studies], num_processes if files.num_runs >= MANY_RUNS else 1)
-    after = Drawn(surroundings(), page, {}, {**first.outputs})
+    after = Drawn(made_with(look), page, {}, {**first.outputs})
     for name, part in zip(page, published, strict=True):
         current = name in asked or (name in before.studies and stamps[name] == before.studies[name].stamp)
         after.studies[name] = DrawnStudy(stamps[name] if current and part.is_complete else "", part.provenance)
@@ -173,25 +183,39 @@ class Published:
     is_complete: bool = True
 
 
-def _schedules(out: Path, before: Drawn, *, fresh: bool) -> Published:
+def _schedules(out: Path, before: Drawn, *, fresh: bool, look: FigureStyle) -> Published:
     """Draw the figures that need no runs; of what is there, not even the data are computed."""
     published = Published()
     for name, module in WITHOUT_RUNS.items():
         stem = f"{SCHEDULES}/{name}"
         output = before.outputs.get(stem)
-        if output is None or fresh or output.inputs != inputs_of(output.records, module) or not output.is_whole(out):
+        if (
+            output is None
+            or fresh
+            or output.inputs != inputs_of(output.records, module, look)
+            or not output.is_whole(out)
+        ):
             frame = module.data([])
             made_of = Provenance(module.TITLE, SCHEDULES, (), (), "harness figures")
-            output = Planned(stem, module, frame, module.caption(frame), made_of).draw(out)
+            output = Planned(stem, module, frame, module.caption(frame), made_of, look).draw(out)
             published.made.append(stem)
         published.outputs[stem] = output
         published.shown.append(shown(stem, output))
     return published
 
 
-def _published(runs_folder: Path, out: Path, study: str, before: Drawn, asked: bool, *, fresh: bool) -> Published:
+def _published(
+    runs_folder: Path,
+    out: Path,
+    study: str,
+    *,
+    before: Drawn,
+    asked: bool,
+    fresh: bool,
+    look: FigureStyle | None,
+) -> Published:
     """Draw what has changed of a study, or only describe what an earlier report has drawn."""
-    content = contents(runs_folder, study)
+    content = contents(runs_folder, study, look)
     section = content.section
     published = Published(section, provenance=asdict(content.made_of))
     if asked:
@@ -261,20 +285,29 @@ class Content:
     without_data: dict[str, str] = field(default_factory=dict)
 
 
-def contents(runs_folder: Path, study: str) -> Content:
-    """Read the records of a study, and return what it shows."""
-    presentation = presentation_of(runs_folder, study)
+def contents(runs_folder: Path, study: str, look: FigureStyle | None = None) -> Content:
+    """Read the records of a study, and return what it shows.
+
+    Args:
+        look: of its figures; what it says counts more than what the study says.
+    """
+    presentation = presentation_of(runs_folder, study, look)
+    presentation, unusable_labels = style.with_usable_labels(presentation)
     runs, data, unusable = _read(load_records(runs_folder, study), presentation)
     keys = {run.run_key for run in runs}  # by its manifest a study may know a run whose membership is damaged
     unreadable = {name: why for name, why in unreadable_runs(runs_folder, study).items() if name not in keys}
     left_out = unreadable | unusable
     section = Section(study, runs, presentation, data_note=data_notes.data_sentence(runs), left_out=left_out)
     section.num_earlier = count_earlier(runs_folder, study)
+    section.left_out |= {f"label of {arm}": f"cannot be drawn: {why}" for arm, why in unusable_labels.items()}
     content = Content(section, _provenance(study, runs))
     pictures: dict[str, Picture] = {**OF_A_STUDY}
     if fig_search.is_search(runs):
         pictures |= fig_search.FIGURES
         data |= _read_all({name: picture.data for name, picture in fig_search.FIGURES.items()}, runs)
+    if presentation.figures.arms:
+        few = with_arms(runs, presentation.figures.arms)
+        data |= _read_all({name: module.data for name, module in OF_A_STUDY.items()}, few)
     for name, picture in pictures.items():
         try:
             _add_figure(content, name, picture, _result(data[name]))
@@ -285,6 +318,8 @@ def contents(runs_folder: Path, study: str) -> Content:
         _add_contrasts(content, _result(data[CONTRASTS]))
         _add_mixture(content, _result(data[MIXTURE]))
         _add_noise(content, _result(data[NOISE]))
+        compared = _result(data[CONTRASTS])
+        content.tables |= for_papers.texts(section, runs_folder, data[RESULTS], compared, _origin(section))
     except Exception as error:
         section.left_out[tab_results.TITLE] = f"cannot be shown: {_describe(error)}"
     return content
@@ -311,7 +346,7 @@ def _add_figure(content: Content, name: str, picture: Picture, frame: pd.DataFra
     section = content.section
     sentences = [f"The study has {count_states(section.runs)}.", section.data_note]
     caption = " ".join(filter(None, [picture.caption(frame), *sentences]))
-    content.figures.append(Planned(f"{section.name}/{name}", picture, frame, caption, content.made_of))
+    content.figures.append(Planned(f"{section.name}/{name}", picture, frame, caption, content.made_of, _look(section)))
 
 
 def _add_results(content: Content, frame: pd.DataFrame, judged: list[claims.Claim]) -> None:
@@ -320,13 +355,17 @@ def _add_results(content: Content, frame: pd.DataFrame, judged: list[claims.Clai
         note = f"\n{section.data_note}\n" if section.data_note else ""
         tables["results.csv"] = style.csv_text(frame)
         tables["results.md"] = tab_results.markdown(frame) + note
-        tables["results.tex"] = tab_results.latex(frame, _origin(section))
+        tables["results.tex"] = tab_results.latex(frame, _origin(section), _look(section).labels)
         section.results = frame
     else:
         content.without_data["results table"] = tab_results.NEEDS
     if judged:
         tables["claims.csv"] = style.csv_text(claims.table(judged))
         section.claims = judged
+
+
+def _look(section: Section) -> FigureStyle:
+    return section.presentation.figures
 
 
 def _origin(section: Section) -> str:
@@ -339,7 +378,9 @@ def _add_contrasts(content: Content, compared: list[Contrast]) -> None:
     if compared:
         content.tables["contrasts.csv"] = style.csv_text(tab_contrasts.data(compared))
         content.tables["contrasts.md"] = tab_contrasts.markdown(compared)
-        content.tables["contrasts.tex"] = tab_contrasts.latex(compared, _origin(content.section))
+        content.tables["contrasts.tex"] = tab_contrasts.latex(
+            compared, _origin(content.section), _look(content.section).labels
+        )
         content.section.contrasts = compared
 
 
@@ -348,6 +389,7 @@ def _add_mixture(content: Content, frame: pd.DataFrame) -> None:
     if len(frame):
         content.tables["mixture_by_steps.csv"] = style.csv_text(frame)
         content.tables["mixture_by_steps.md"] = tab_mixture.markdown(frame)
+        content.tables["mixture_by_steps.tex"] = tab_mixture.latex(frame, _origin(content.section))
         content.section.mixture = frame
 
 

@@ -73,6 +73,7 @@ class RunRecord:
         problems: of the journals, one line each; a figure that uses the run should not hide them.
         not_asked_for: prefixes of evaluations that the run has, but that the study does not ask for.
         collapses: signs that the model has collapsed, one line each.
+        arm_number: of the arm in the whole study, where the run is one of a few that are shown.
     """
 
     folder: Path
@@ -88,6 +89,7 @@ class RunRecord:
     problems: tuple[str, ...] = ()
     not_asked_for: frozenset[str] = frozenset()
     collapses: tuple[str, ...] = ()
+    arm_number: int | None = None
 
     @property
     def run_key(self) -> str:
@@ -367,7 +369,20 @@ def by_arm(runs: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
 
 def arm_index(runs: Sequence[RunRecord]) -> dict[str, int]:
     """Number a study's arms; the number determines an arm's colour, the same in all figures of the study."""
-    return {arm: index for index, arm in enumerate(by_arm(runs))}
+    numbers = {arm: members[0].arm_number for arm, members in by_arm(runs).items()}
+    return {arm: index if number is None else number for index, (arm, number) in enumerate(numbers.items())}
+
+
+def with_arms(runs: Sequence[RunRecord], arms: Sequence[str]) -> list[RunRecord]:
+    """Return the runs of some arms in that order, with the numbers that the arms have among all; all if there are none.
+
+    Names of arms that the study does not have are ignored: its runs may be older than its file.
+    """
+    numbers, members = arm_index(runs), by_arm(runs)
+    shown = [arm for arm in arms if arm in members]
+    if not shown:
+        return list(runs)
+    return [replace(run, arm_number=numbers[arm]) for arm in shown for run in members[arm]]
 
 
 def count_states(runs: Sequence[RunRecord]) -> str:

@@ -17,12 +17,16 @@ import stat
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.analysis.drawn import Drawn, read_drawn, surroundings
+from harness.analysis.drawn import Drawn, read_drawn, surroundings, text_digest
 from harness.records import layout
 from harness.records.directory import RunDirectory
 from harness.records.layout import ASKED, SEARCH
 from harness.records.manifest import Manifests
+
+if TYPE_CHECKING:
+    from harness.spec.presentation import FigureStyle
 
 SETTLED_SECONDS = 2.0
 READ = ("", "studies", "evaluations", "arrays", "samples")
@@ -34,8 +38,9 @@ Entry = tuple[str, int, int, int, int]
 class Stamps:
     """The stamps of the studies in a folder of runs, all of one moment."""
 
-    def __init__(self, runs_folder: Path):
+    def __init__(self, runs_folder: Path, look: FigureStyle | None = None):
         self.runs_folder = runs_folder
+        self.look = look  # that figures are asked to have, whatever the study says
         self._latest = time.time_ns() - int(SETTLED_SECONDS * 1e9)
         self._manifests = Manifests(runs_folder)
         self._no_runs = layout.folders_that_are_no_runs(runs_folder)
@@ -65,7 +70,7 @@ class Stamps:
             files[str(of_study.relative_to(self.runs_folder))] = _entries(of_study)
         if any(max(entry[3:]) > self._latest for entries in files.values() for entry in entries):
             return ""
-        presentation = presentation_of(self.runs_folder, study).model_dump(mode="json")
+        presentation = presentation_of(self.runs_folder, study, self.look).model_dump(mode="json")
         written = [key for key in keys if self._writers[key]]
         return hashlib.sha256(json.dumps([files, written, self._no_runs, presentation]).encode()).hexdigest()[:16]
 
@@ -100,15 +105,20 @@ def on_the_page(known: Iterable[str], asked: Sequence[str], drawn: Drawn, out: P
     return [name for name in known if not asked or name in asked or name in drawn.studies or has_pictures(name)]
 
 
-def nothing_has_changed(runs_folder: Path, out: Path, studies: Sequence[str]) -> bool:
-    """Return whether a report would write what is there: the same records, code, libraries and files."""
+def made_with(look: FigureStyle | None) -> str:
+    """Return a digest of what all outputs depend on: the code, the libraries, and a look that all figures get."""
+    return text_digest(surroundings(), look.model_dump_json() if look else "")
+
+
+def nothing_has_changed(runs_folder: Path, out: Path, studies: Sequence[str], look: FigureStyle | None = None) -> bool:
+    """Return whether a report would write what is there: the same records, look, code, libraries and files."""
     drawn = read_drawn(out)
-    if not drawn.outputs or drawn.surroundings != surroundings():
+    if not drawn.outputs or drawn.surroundings != made_with(look):
         return False
     if drawn.page != on_the_page(layout.study_names(runs_folder), studies, drawn, out):
         return False
     if any(study not in drawn.studies or not drawn.studies[study].stamp for study in drawn.page):
         return False
-    stamps = Stamps(runs_folder)
+    stamps = Stamps(runs_folder, look)
     unchanged = all(stamps.of(study) == drawn.studies[study].stamp for study in drawn.page)
     return unchanged and all(output.is_whole(out) for output in drawn.outputs.values())

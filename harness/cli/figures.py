@@ -13,11 +13,18 @@ from harness.cli.common import Output, json_option, members, runs_folder_option,
 
 if TYPE_CHECKING:
     from harness.analysis.missing import MissingCell
+    from harness.spec.presentation import FigureStyle
 
 
 @click.command()
 @click.argument("studies", nargs=-1, metavar="[STUDY]...")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("figures"), show_default=True, help="Folder.")
+@click.option(
+    "--style",
+    "style_file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="YAML with width, palette, labels, arms, formats, as under `figures` in a study's file; counts more than it.",
+)
 @click.option("--fresh", is_flag=True, help="Draw everything again, whatever is there.")
 @click.option("--check", is_flag=True, help="Draw nothing; name what is out of date, and cells without a value.")
 @click.option(
@@ -26,7 +33,14 @@ if TYPE_CHECKING:
 @json_option
 @runs_folder_option
 def figures(
-    studies: tuple[str, ...], out: Path, fresh: bool, check: bool, jobs: int | None, output: Output, runs_folder: Path
+    studies: tuple[str, ...],
+    out: Path,
+    style_file: Path | None,
+    fresh: bool,
+    check: bool,
+    jobs: int | None,
+    output: Output,
+    runs_folder: Path,
 ) -> None:
     """Draw figures and tables from the records.
 
@@ -43,19 +57,32 @@ def figures(
     from harness.analysis.stamps import nothing_has_changed
 
     names = [str(members(study, runs_folder)[0]) for study in studies]
+    look = _read_style(style_file) if style_file else None
     if check:
         _check(names, out, jobs, output, runs_folder)
         return
     made: list[str] = []
-    if fresh or not nothing_has_changed(runs_folder, out, names):
+    if fresh or not nothing_has_changed(runs_folder, out, names, look):
         from harness.analysis.report import draw_report
         from harness.launch.processes import available_cores
 
-        made = draw_report(runs_folder, out, names, fresh=fresh, num_processes=jobs or available_cores()).made
+        processes = jobs or available_cores()
+        made = draw_report(runs_folder, out, names, fresh=fresh, num_processes=processes, look=look).made
     page = out / "index.html"
     click.echo(page)
     click.echo(f"{len(made)} figures and tables are new" if made else "nothing has changed")
     output.document({"page": str(page), "studies": names, "made": made})
+
+
+def _read_style(path: Path) -> FigureStyle:
+    """Read a file of style; a label whose formula cannot be drawn is a mistake in it, too."""
+    from harness.analysis.style import unusable_labels
+    from harness.study.presentation import read_figure_style
+
+    look, document = read_figure_style(path)
+    for arm, why in unusable_labels(look.labels).items():
+        raise document.fail(("labels", arm), f"the label cannot be drawn: {why}")
+    return look
 
 
 def _check(names: list[str], out: Path, jobs: int | None, output: Output, runs_folder: Path) -> None:
