@@ -12,7 +12,8 @@ from harness.analysis import parallel, report
 from harness.analysis.drawing import USUAL, inputs_of
 from harness.analysis.drawn import Drawn, Output, file_digest, read_drawn
 from harness.analysis.missing import MissingCell, missing_cells
-from harness.analysis.report import MANY_RUNS, PAGE, SCHEDULES, Content, contents
+from harness.analysis.publishing import Content
+from harness.analysis.report import MANY_RUNS, PAGE, SCHEDULES, contents
 from harness.analysis.runs import require_study, study_names
 from harness.records.layout import run_paths
 from harness.spec.presentation import FigureStyle
