@@ -1,8 +1,19 @@
+from dataclasses import replace
+
 import pytest
 
 from harness.analysis import claims
-from harness.analysis.claims import Contrast
+from harness.analysis.claims import Contrast, JudgedClaim
+from harness.analysis.papers_claims import CLAIMS
 from harness.analysis.runs import load_records
+
+BY_ID = {claim.id: claim for claim in CLAIMS}
+
+
+def judged(claim_id, runs):
+    """Judge one claim alone."""
+    return next(iter(claims.judge(runs, [BY_ID[claim_id]])), JudgedClaim(BY_ID[claim_id], ()))
+
 
 GRID = """
 grid:
@@ -52,7 +63,7 @@ def test_the_noise_of_samples_is_read_from_the_records(study_runs, error, verdic
     def close(run):
         return {"fid": 4.0 + 0.2 * (run.spec.objective.name == "vlb"), "fid_standard_error": error}
 
-    vlb = claims.vlb_has_the_worst_fid(load_records(study_runs(grid(2, FULL), close)))
+    vlb = judged("iddpm-vlb-fid", load_records(study_runs(grid(2, FULL), close)))
     assert {contrast.verdict for contrast in vlb.contrasts} == {verdict}
     noise = 0.0 if error != error else error  # of either mean error / sqrt(2), and of two means error
     assert [contrast.sampling_error for contrast in vlb.contrasts] == pytest.approx([noise] * len(vlb.contrasts))
@@ -72,13 +83,24 @@ def as_in_the_paper(run):
 
 
 def test_the_papers_own_numbers_support_the_papers_claims(study_runs):
-    found = claims.judge(load_records(study_runs(grid(4, FULL), as_in_the_paper)))
-    assert [len(claim.contrasts) for claim in found] == [3, 2, 4, 4]
-    assert {one.verdict for claim in found for one in claim.contrasts} == {"reproduced"}
-    assert [one.context for one in found[0].contrasts] == ["simple", "hybrid", "vlb"]
-    assert found[3].contrasts[0].metric == "FID (digitsnet)"
-    table = claims.table(found)
-    assert len(table) == 13
+    judgements = claims.judge(load_records(study_runs(grid(4, FULL), as_in_the_paper)))
+    contrasts = {judgement.claim.id: judgement.contrasts for judgement in judgements}
+    assert {claim_id: len(of_claim) for claim_id, of_claim in contrasts.items()} == {
+        "iddpm-cosine-nll": 3,
+        "iddpm-cosine-fid": 3,
+        "iddpm-hybrid-nll": 2,
+        "iddpm-hybrid-fid": 2,
+        "iddpm-vlb-nll": 4,
+        "iddpm-vlb-fid": 4,
+        "iddpm-plain-vlb-nll": 2,
+    }
+    of_the_paper = [claim_id for claim_id in contrasts if claim_id != "iddpm-plain-vlb-nll"]  # whose t is resampled
+    assert {contrast.verdict for claim_id in of_the_paper for contrast in contrasts[claim_id]} == {"reproduced"}
+    assert {contrast.verdict for contrast in contrasts["iddpm-plain-vlb-nll"]} == {"contradicted"}
+    assert [contrast.context for contrast in contrasts["iddpm-cosine-nll"]] == ["simple", "hybrid", "vlb"]
+    assert contrasts["iddpm-vlb-fid"][0].metric == "FID (digitsnet)"
+    table = claims.table(judgements)
+    assert len(table) == 20
     assert table["pairs"][0] == "3.26/3.36 3.261/3.361 3.262/3.362 3.263/3.363"
 
 
@@ -88,10 +110,10 @@ def test_the_verdicts_are_corrected_over_the_contrasts_of_all_claims(study_runs)
         return {"nll": 3.0 + run.replicate + worse, "fid": 5.0 + [0.3, -0.2, 0.1, -0.4][run.replicate]}
 
     runs = load_records(study_runs(grid(4, FULL), close))
-    alone = claims.cosine_beats_linear(runs).contrasts[0]
+    [alone, *_] = judged("iddpm-cosine-nll", runs).contrasts
+    alone = replace(alone, p_holm=None)
     assert alone.verdict == "reproduced" and 0.01 < alone.comparison.p < 0.02
-    judged = claims.judge(runs)
-    together = judged[0].contrasts[0]
+    together = claims.judge(runs)[0].contrasts[0]
     assert together.verdict == "inconclusive" and together.comparison.p_holm > 0.05
     assert together.numbers() == alone.numbers()
 
@@ -101,7 +123,7 @@ def test_replicates_are_paired_by_their_seed_and_a_missing_one_costs_its_partner
         failed = run.arm == "linear-simple" and run.replicate == 1
         return {"nll": 3 + run.replicate, "state": "failed" if failed else "done"}
 
-    cosine = claims.cosine_beats_linear(load_records(study_runs(grid(3, NLL), numbers)))
+    cosine = judged("iddpm-cosine-nll", load_records(study_runs(grid(3, NLL), numbers)))
     assert cosine.contrasts[0].pairs == ((3.0, 3.0), (5.0, 5.0))
     assert cosine.contrasts[1].pairs == ((3.0, 3.0), (4.0, 4.0), (5.0, 5.0))
 
@@ -149,7 +171,7 @@ def sides(claim):
 def test_two_offsets_of_a_schedule_are_two_arms_and_neither_stands_for_the_other(study_runs):
     nll = {"a wide": 3.3, "b narrow": 3.1, "c": 3.2}
     runs = load_records(study_runs(OFFSETS, lambda run: {"nll": nll[run.arm] + 0.001 * run.replicate}))
-    contrasts = sides(claims.cosine_beats_linear(runs))
+    contrasts = sides(judged("iddpm-cosine-nll", runs))
     assert {names: contrast.verdict for names, contrast in contrasts.items()} == {
         ("cosine (diffusion.schedule.s=0.008)", "linear"): "reproduced",
         ("cosine (diffusion.schedule.s=0.05)", "linear"): "contradicted",
@@ -175,13 +197,13 @@ evaluate: [{nll: {}}]
         return {"nll": nll + 0.05 * (run.spec.diffusion.schedule.name == "linear") + 0.001 * run.replicate}
 
     runs = load_records(study_runs(extra, numbers))
-    hybrid = claims.hybrid_beats_simple(runs)
+    hybrid = judged("iddpm-hybrid-nll", runs)
     assert {(contrast.ours, contrast.verdict) for contrast in hybrid.contrasts} == {
         ("hybrid (objective.lambda_vlb=0.001)", "reproduced"),
         ("hybrid (objective.lambda_vlb=0.1)", "contradicted"),
     }
     assert len(hybrid.contrasts) == 4, "each of them under each schedule"
-    assert sorted(contrast.context for contrast in claims.cosine_beats_linear(runs).contrasts) == [
+    assert sorted(contrast.context for contrast in judged("iddpm-cosine-nll", runs).contrasts) == [
         "hybrid (objective.lambda_vlb=0.001)",
         "hybrid (objective.lambda_vlb=0.1)",
         "simple",
@@ -199,7 +221,7 @@ evaluate:
   - {name: eval_small, nll: {}, fixed_variance: small, arms: [s]}
 """
     runs = load_records(study_runs(extra, lambda run: {"nll": 3.0 + 0.001 * run.replicate - 0.1 * (run.arm == "h")}))
-    assert {contrast.other for contrast in claims.hybrid_beats_simple(runs).contrasts} == {
+    assert {contrast.other for contrast in judged("iddpm-hybrid-nll", runs).contrasts} == {
         "simple (σ²=β)",
         "simple (σ²=β̃)",
     }
@@ -211,7 +233,7 @@ grid: {diffusion.schedule: [linear, cosine]}
 replicates: 3
 evaluate: [{name: eval, nll: {}}, {name: eval_raw, nll: {}, weights: raw}]
 """
-    contrasts = claims.cosine_beats_linear(load_records(study_runs(extra, lambda run: {}))).contrasts
+    contrasts = judged("iddpm-cosine-nll", load_records(study_runs(extra, lambda run: {}))).contrasts
     assert sorted(contrast.context for contrast in contrasts) == [
         "simple (evaluation.weights=ema)",
         "simple (evaluation.weights=raw)",
@@ -222,9 +244,9 @@ def test_two_sweeps_of_one_arm_are_two_contrasts_and_not_replicates_of_one(study
     sweep = "{name: NAME, sweep: {num_steps: [5, 10], num_samples: 64, samplers: [ancestral, {name: ddim, eta: ETA}]}}"
     entries = [sweep.replace("NAME", name).replace("ETA", eta) for name, eta in (("eval", "0.0"), ("eval_eta", "1.0"))]
     extra = f"replicates: 3\nevaluate: [{', '.join(entries)}]\n"
-    few = claims.ddim_wins_at_few_steps(load_records(study_runs(extra, lambda run: {"ddim": 4.0 + run.replicate})))
+    few = judged("iddpm-ddim-few-steps", load_records(study_runs(extra, lambda run: {"ddim": 4.0 + run.replicate})))
     assert [len(contrast.pairs) for contrast in few.contrasts] == [3, 3]
-    assert len({contrast.context for contrast in few.contrasts}) == 2
+    assert len({contrast.ours for contrast in few.contrasts}) == 2
 
 
 AVERAGES = """
@@ -235,8 +257,8 @@ evaluate: [{name: eval, PART, ema: 0.999}, {name: eval_long, PART, ema: 0.9999}]
 
 
 def test_two_averages_of_the_weights_are_never_one_protocol(study_runs):
-    contrasts = claims.cosine_beats_linear(
-        load_records(study_runs(AVERAGES.replace("PART", "nll: {}"), lambda run: {}))
+    contrasts = judged(
+        "iddpm-cosine-nll", load_records(study_runs(AVERAGES.replace("PART", "nll: {}"), lambda run: {}))
     ).contrasts
     assert [len(contrast.pairs) for contrast in contrasts] == [3, 3]
     assert len({contrast.context for contrast in contrasts}) == 2
@@ -244,6 +266,6 @@ def test_two_averages_of_the_weights_are_never_one_protocol(study_runs):
 
 def test_two_sweeps_of_two_averages_are_two_contrasts(study_runs):
     sweep = "sweep: {num_steps: [5, 10], num_samples: 64}"
-    few = claims.ddim_wins_at_few_steps(load_records(study_runs(AVERAGES.replace("PART", sweep), lambda run: {})))
+    few = judged("iddpm-ddim-few-steps", load_records(study_runs(AVERAGES.replace("PART", sweep), lambda run: {})))
     assert [len(contrast.pairs) for contrast in few.contrasts] == [3] * 4
     assert len({contrast.context for contrast in few.contrasts}) == 4
