@@ -172,6 +172,13 @@ def test_an_interaction_is_the_difference_between_the_effects_of_one_value_at_tw
     assert (both.ours, both.other) == ("cosine − linear, hybrid", "cosine − linear, simple")
     assert (both.comparison.ours, both.comparison.other) == pytest.approx((-0.7, -0.5))
     assert both.comparison.differences == pytest.approx((-0.21, -0.18, -0.2, -0.21))
+    assert [c.factors for c in (schedule, both)] == [("diffusion.schedule",), ("diffusion.schedule", "objective")]
+    first, second, third = answers([schedule, objective, both])
+    assert first.startswith("NLL (bits/dim): cosine is better than linear by 0.6") and "hybrid is better" in second
+    assert third == (
+        "NLL (bits/dim): the effects depend on each other: cosine − linear, hybrid (-0.700), is not cosine − linear, "
+        "simple (-0.500)."
+    )
     assert both.verdict == "better" and both.comparison.floor == pytest.approx(0.004)  # of four values
     family = holm([contrast.comparison.p for contrast in (schedule, objective, both)])
     assert [contrast.comparison.p_holm for contrast in (schedule, objective, both)] == pytest.approx(family)
