@@ -108,7 +108,7 @@ GAME = {"method.name": "siddm", "method.adversarial": True}
 SIDDM = Side("SIDDM", GAME | {"method.lambda_afd": Between(1e-12)})
 WITHOUT_AFD = Side("SIDDM without AFD", GAME | {"method.lambda_afd": 0})
 WEIGHT_1 = Side("λ = 1", GAME | {"method.lambda_afd": 1})
-AFD_ALONE = Side("AFD alone", {"method.name": "siddm", "method.adversarial": False})
+AFD_ALONE = Side("AFD alone", {"method.name": "siddm", "method.adversarial": False, "method.lambda_afd": 1})
 
 CHAIN = "diffusion.num_timesteps"
 
@@ -159,7 +159,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="iddpm-hybrid-fid",
-        statement="... at no cost in FID: at most 10 % above L_simple's",
+        statement="L_hybrid costs nothing in FID: at most 10 % above L_simple",
         source=Source("IDDPM", "tables 1 and 2", "cosine, 28.0 against 27.0 and 3.19 against 3.05; the 10 % are ours"),
         ours=(HYBRID,),
         others=(SIMPLE,),
@@ -171,9 +171,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         id="iddpm-vlb-nll",
         statement="L_vlb reaches the best NLL",
-        source=Source(
-            "IDDPM", "table 2", "CIFAR-10, cosine, 2.94 against 3.17 and 3.26; with importance-sampled t"
-        ),
+        source=Source("IDDPM", "table 2", "CIFAR-10, cosine, 2.94 against 3.17 and 3.26; with importance-sampled t"),
         ours=(VLB,),
         others=(HYBRID, SIMPLE),
         metric="nll",
@@ -182,7 +180,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="iddpm-vlb-fid",
-        statement="... and the worst FID: the others' is lower",
+        statement="L_vlb reaches the worst FID: that of the others is lower",
         source=Source("IDDPM", "table 2", "CIFAR-10, cosine, 3.19 and 3.05 against 11.47"),
         ours=(HYBRID, SIMPLE),
         others=(VLB,),
@@ -216,7 +214,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="iddpm-ddim-many-steps",
-        statement="... and a worse one from 50 steps on",
+        statement="DDIM gives a worse FID than ancestral sampling from 50 steps on",
         source=Source("IDDPM", "figure 8", "models of 4,000 steps"),
         ours=(ANCESTRAL,),
         others=(DDIM,),
@@ -250,7 +248,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="iddpm-resampling-nll",
-        statement="... so that L_vlb reaches a better NLL with it",
+        statement="L_vlb reaches a better NLL with t drawn by its loss",
         source=Source("IDDPM", "figure 6", "curves without numbers"),
         ours=(RESAMPLED,),
         others=(UNIFORM,),
@@ -261,7 +259,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="iddpm-plain-vlb-nll",
-        statement="... and without it is worse than L_hybrid",
+        statement="L_vlb with uniform t reaches a worse NLL than L_hybrid",
         source=Source("IDDPM", "figure 6", "curves without numbers"),
         ours=(HYBRID,),
         others=(VLB,),
@@ -330,7 +328,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="ddpm-bound-nll",
-        statement="... and the bound a better NLL than L_simple",
+        statement="The bound gives a better NLL than L_simple",
         source=Source("DDPM", "table 1", "CIFAR-10, at most 3.70 against 3.75"),
         ours=(Side("the bound", FIXED_BOUND),),
         others=(Side("L_simple", SIMPLE.values),),
@@ -341,7 +339,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="ddpm-epsilon-against-mean",
-        statement="Under L_simple, predicting the noise gives a better FID than the mean of x_{t-1}",
+        statement="Under L_simple, predicting ε gives a better FID than the mean of x_{t-1}",
         source=Source("DDPM", "table 2", "CIFAR-10, 3.17; plain MSE on the mean was unstable"),
         ours=(EPSILON,),
         others=(Side("mean", {"diffusion.mean_type": "previous_x"}),),
@@ -352,7 +350,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="ddpm-epsilon-against-x0",
-        statement="Under L_simple, predicting the noise gives a better FID than x_0",
+        statement="Under L_simple, predicting ε gives a better FID than x_0",
         source=Source("DDPM", "section 3.2", "no numbers", "from memory"),
         ours=(EPSILON,),
         others=(Side("x_0", {"diffusion.mean_type": "x_0"}),),
@@ -367,14 +365,14 @@ CLAIMS: tuple[Claim, ...] = (
         source=Source("DDPM", "table 2", "CIFAR-10, mean of x_{t-1}, 13.22 against 23.69"),
         ours=(Side("fixed", {"diffusion.var_type": ("fixed_small", "fixed_large")}),),
         others=(Side("learned", {"diffusion.var_type": "learned"}),),
-        where=VLB.values | {"diffusion.mean_type": "previous_x"},
+        where={"objective.name": "vlb", "diffusion.mean_type": "previous_x"},
         metric="fid",
         varies=("diffusion.var_type", "σ²"),
         study=DDPM_DIGITS,
     ),
     Claim(
         id="ddpm-beta-fid",
-        statement="The fixed variances are alike: FID with β at most 10 % above that with β̃",
+        statement="Fixed variances are alike: FID with β is at most 10 % above β̃'s",
         source=Source("DDPM", "section 3.2", "similar results; the 10 % are ours", "from memory"),
         ours=(BETA,),
         others=(BETA_TILDE,),
@@ -386,7 +384,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="ddpm-beta-tilde-fid",
-        statement="... and with β̃ at most 10 % above that with β",
+        statement="Fixed variances are alike: FID with β̃ is at most 10 % above β's",
         source=Source("DDPM", "section 3.2", "similar results; the 10 % are ours", "from memory"),
         ours=(BETA_TILDE,),
         others=(BETA,),
@@ -410,7 +408,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="ddgan-more-steps-mixture",
-        statement="On the mixture DDGAN needs more than two steps: chains of 4, 8 and 16 are better",
+        statement="On the mixture DDGAN is better with 4, 8 or 16 steps than with 2",
         source=Source("SIDDM", "table 1", "0.99, 0.49 and 0.53 against 7.27", "second-hand"),
         ours=_chains(4, 8, 16),
         others=_chains(2),
@@ -423,7 +421,7 @@ CLAIMS: tuple[Claim, ...] = (
     # ------------------------------------------------------------------------------------------------------- SIDDM
     Claim(
         id="siddm-afd-mixture",
-        statement="On the mixture SIDDM is better with the AFD term than without, for every number of steps",
+        statement="On the mixture SIDDM is better with AFD than without, with 2 to 16 steps",
         source=Source(
             "SIDDM",
             "table 1",
@@ -452,7 +450,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="ddgan-against-siddm-mixture",
-        statement="... and worse with 4",
+        statement="On the mixture SIDDM is worse than DDGAN with 4 steps",
         source=Source("SIDDM", "table 1", "1.21 against 0.99", "second-hand"),
         ours=(DDGAN,),
         others=(SIDDM,),
@@ -476,7 +474,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="siddm-afd-fid",
-        statement="On images SIDDM needs the AFD term: FID with it is lower",
+        statement="On images SIDDM needs AFD: FID without it is higher",
         source=Source("SIDDM", "table 5a", "CIFAR-10, 2.24 against 77.15", "second-hand"),
         ours=(WEIGHT_1,),
         others=(WITHOUT_AFD,),
@@ -487,7 +485,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="siddm-weight-fid",
-        statement="... with the weight 1 rather than 0.1, 0.5 or 5",
+        statement="On images SIDDM's best weight of AFD is 1, not 0.1, 0.5 or 5",
         source=Source("SIDDM", "table 5a", "CIFAR-10, 2.24 against 3.32, 2.63 and 2.55", "second-hand"),
         ours=(WEIGHT_1,),
         others=tuple(Side(f"λ = {weight}", GAME | {"method.lambda_afd": weight}) for weight in (0.1, 0.5, 5)),
@@ -498,7 +496,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="siddm-game-fid",
-        statement="... and the game beside it: AFD alone is worse",
+        statement="On images SIDDM needs the game: FID of AFD alone is higher",
         source=Source("SIDDM", "table 5a", "CIFAR-10, 2.24 against 41.27", "second-hand"),
         ours=(WEIGHT_1,),
         others=(AFD_ALONE,),
@@ -509,7 +507,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         id="siddm-denoising-fid",
-        statement="... and the discriminator's denoising",
+        statement="On images SIDDM needs the discriminator's denoising",
         source=Source("SIDDM", "table 5a", "CIFAR-10, 2.24 against 3.20", "second-hand"),
         ours=(Side("with denoising", GAME | {"method.denoising_weight": Between(1e-12)}),),
         others=(Side("without", GAME | {"method.denoising_weight": 0}),),

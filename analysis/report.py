@@ -4,6 +4,7 @@
     figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
     figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md,tex}, claims.csv,
                                              contrasts.{csv,md,tex}, and of a mixture mixture_by_steps.{csv,md}
+    figures/claims.{png,pdf,csv}             the papers' claims over all studies, if one of them has a verdict
 
 The same records give the same bytes, independent of time and machine.
 """
@@ -20,9 +21,11 @@ import pandas as pd
 
 from harness.analysis import (
     claims,
+    claims_card,
     data_notes,
     fig_alpha_bar,
     fig_beta_ratio,
+    fig_claims,
     fig_forward_noising,
     fig_game,
     fig_L_t,
@@ -42,7 +45,7 @@ from harness.analysis import (
     tab_results,
 )
 from harness.analysis.contrasts import Contrast, contrasts_of
-from harness.analysis.page import Section, Shown, render
+from harness.analysis.page import Card, Section, Shown, render
 from harness.analysis.presentation import presentation_of
 from harness.analysis.runs import (
     RunRecord,
@@ -110,8 +113,23 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
             sections.append(_section(runs_folder, out, name, draw=False))
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
-    replace_file(page, render(sections, schedules), durable=False)
+    replace_file(page, render(sections, schedules, _card(out, sections)), durable=False)
     return page
+
+
+def _card(out: Path, sections: Sequence[Section]) -> Card | None:
+    """Draw the card of the papers' claims; None if no study on the page has one of them."""
+    judged = {section.name: section.claims for section in sections if section.claims}
+    if not judged:
+        return None
+    rows = claims_card.card(judged)
+    frame = fig_claims.data(rows)
+    runs = {run.run_key: run.code_version for section in sections if section.claims for run in section.runs}
+    versions = tuple(sorted({*runs.values()}))
+    provenance = style.Provenance(fig_claims.TITLE, ", ".join(judged), tuple(runs), versions, "harness figures")
+    figure = fig_claims.draw(frame)
+    style.save(figure, frame, out / CLAIMS, provenance)
+    return Card(rows, Shown(CLAIMS, fig_claims.TITLE, fig_claims.caption(frame), figure.get_figwidth()))
 
 
 def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> Section:
@@ -155,7 +173,7 @@ def _add_figure(section: Section, out: Path, name: str, module: Picture, frame: 
         section.figures.append(Shown(stem, module.TITLE, _caption(module, frame, section.runs), width))
 
 
-def _add_tables(section: Section, out: Path, frame: pd.DataFrame, judged: list[claims.Claim], *, draw: bool) -> None:
+def _add_tables(section: Section, out: Path, frame: pd.DataFrame, judged: list[claims.JudgedClaim], *, draw: bool) -> None:
     folder = out / section.name
     if draw and not len(frame):
         logger.info(f"{section.name}: no results table: it needs {tab_results.NEEDS}")
