@@ -130,7 +130,7 @@ def caption(df: pd.DataFrame) -> str:
     counted = ", ".join(f"{(verdicts == name).sum()} {name}" for name in LOOKS if (verdicts == name).any())
     return (
         f"{count(len(verdicts), 'claim')}: {counted}. A mark is a contrast of two arms: the mean of its paired "
-        "differences over their standard deviation, as claimed to the right, beyond 100 at the edge; from four pairs on "
-        "with its 95 % interval, before Holm's correction. Filled: reproduced (circle) or contradicted (square); open: "
+        "differences over their standard deviation, as claimed to the right, beyond 100 at the edge; from four pairs "
+        "on with its 95 % interval, before Holm's correction. Filled: reproduced (circle) or contradicted (square); open: "
         "suggested, or inconclusive (diamond). Pale: not run."
     )

@@ -173,7 +173,9 @@ def _add_figure(section: Section, out: Path, name: str, module: Picture, frame: 
         section.figures.append(Shown(stem, module.TITLE, _caption(module, frame, section.runs), width))
 
 
-def _add_tables(section: Section, out: Path, frame: pd.DataFrame, judged: list[claims.JudgedClaim], *, draw: bool) -> None:
+def _add_tables(
+    section: Section, out: Path, frame: pd.DataFrame, judged: list[claims.JudgedClaim], *, draw: bool
+) -> None:
     folder = out / section.name
     if draw and not len(frame):
         logger.info(f"{section.name}: no results table: it needs {tab_results.NEEDS}")

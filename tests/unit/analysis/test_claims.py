@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.analysis import claims
+from harness.analysis import claims, claims_card, fig_claims
 from harness.analysis.claims import Contrast, JudgedClaim
 from harness.analysis.papers_claims import CLAIMS
 from harness.analysis.runs import load_records
@@ -79,7 +79,8 @@ def as_in_the_paper(run):
     nll = {"simple": 3.26, "hybrid": 3.17, "vlb": 2.94}[run.spec.objective.name]
     fid = {"simple": 3.05, "hybrid": 3.19, "vlb": 11.47}[run.spec.objective.name]
     linear = 0.1 * (run.spec.diffusion.schedule.name == "linear")
-    return {"nll": nll + linear + 0.001 * run.replicate, "fid": fid + linear + 0.001 * run.replicate}
+    errors = {"fid_standard_error": 1e-3}
+    return errors | {"nll": nll + linear + 0.001 * run.replicate, "fid": fid + linear + 0.001 * run.replicate}
 
 
 def test_the_papers_own_numbers_support_the_papers_claims(study_runs):
@@ -269,3 +270,120 @@ def test_two_sweeps_of_two_averages_are_two_contrasts(study_runs):
     few = judged("iddpm-ddim-few-steps", load_records(study_runs(AVERAGES.replace("PART", sweep), lambda run: {})))
     assert [len(contrast.pairs) for contrast in few.contrasts] == [3] * 4
     assert len({contrast.context for contrast in few.contrasts}) == 4
+
+
+# ------------------------------------------------------------------------------------------------------------- the card
+
+TWO_OFFSETS_AND_TWO_LAMBDAS = """
+grid:
+  diffusion.schedule: [linear, {name: cosine, s: 0.05}, {name: cosine, s: 0.008}]
+  objective & diffusion.var_type:
+    - [simple, fixed]
+    - [{name: hybrid, lambda_vlb: 0.001}, learned_range]
+    - [{name: hybrid, lambda_vlb: 0.1}, learned_range]
+replicates: 4
+evaluate: [{nll: {}, fidelity: {num_samples: 64, num_steps: 10}}]
+"""
+
+
+@pytest.fixture
+def two_offsets_and_two_lambdas(study_runs):
+    def numbers(run):
+        schedule, objective = run.spec.diffusion.schedule, run.spec.objective
+        value = {0.008: 3.1, 0.05: 3.4}.get(getattr(schedule, "s", None), 3.2)
+        value += {0.001: -0.02, 0.1: 0.04}.get(getattr(objective, "lambda_vlb", None), 0.0)
+        value += 0.001 * run.replicate + [0, 0.001, -0.001, 0.002][run.replicate] * (schedule.name == "linear")
+        return {"nll": value, "fid": value, "fid_standard_error": 1e-4}
+
+    return claims.judge(load_records(study_runs(TWO_OFFSETS_AND_TWO_LAMBDAS, numbers)))
+
+
+def test_two_offsets_and_two_lambdas_are_apart_in_every_claim_its_table_and_its_figure(two_offsets_and_two_lambdas):
+    rows = claims_card.card({"study": two_offsets_and_two_lambdas})
+    assert [row.claim.id for row in rows if row.contrasts] == [
+        "iddpm-cosine-nll",
+        "iddpm-cosine-fid",
+        "iddpm-hybrid-nll",
+        "iddpm-hybrid-fid",
+    ]
+    drawn = fig_claims.data(rows)
+    for judged_claim in two_offsets_and_two_lambdas:
+        texts = [(c.context, c.ours, c.other) for c in judged_claim.contrasts]
+        of_table = claims.table([judged_claim])[["context", "ours", "other"]].itertuples(index=False, name=None)
+        of_figure = drawn[drawn["claim"] == judged_claim.claim.id][["context", "ours", "other"]]
+        assert texts == list(of_table) == list(of_figure.itertuples(index=False, name=None))
+        assert len(set(texts)) == len(texts) == 6, "each offset with each objective, and each lambda with each schedule"
+        assert all(len(contrast.pairs) == 4 for contrast in judged_claim.contrasts)
+        for value in ("s=0.008", "s=0.05", "lambda_vlb=0.001", "lambda_vlb=0.1"):
+            assert any(value in " ".join(text) for text in texts), value
+
+
+def test_verdicts_that_differ_by_the_offset_make_a_claim_mixed(two_offsets_and_two_lambdas):
+    rows = {row.claim.id: row for row in claims_card.card({"study": two_offsets_and_two_lambdas})}
+    by_offset = {(c.verdict, "s=0.05" in c.ours) for _, c in rows["iddpm-cosine-nll"].contrasts}
+    assert by_offset == {("reproduced", False), ("contradicted", True)}
+    assert rows["iddpm-cosine-nll"].verdict == "mixed"
+    assert rows["iddpm-cosine-nll"].summary == "6 contrasts: 3 reproduced, 3 contradicted"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "of_claim"),
+    [
+        (("reproduced", "inconclusive", "suggests the opposite"), "reproduced"),
+        (("contradicted", "suggests"), "contradicted"),
+        (("reproduced", "contradicted"), "mixed"),
+        (("suggests", "inconclusive"), "suggests"),
+        (("suggests", "suggests the opposite"), "inconclusive"),
+        (("inconclusive",), "inconclusive"),
+        ((), "not run"),
+    ],
+)
+def test_a_claim_is_called_by_the_verdicts_of_its_contrasts(verdicts, of_claim):
+    pairs = {
+        "reproduced": [(1.0, 2.0), (1.1, 2.2), (1.0, 2.1), (1.2, 2.0)],
+        "contradicted": [(2.0, 1.0), (2.2, 1.1), (2.1, 1.0), (2.0, 1.2)],
+        "suggests": [(1.0, 2.0), (1.1, 2.2)],
+        "suggests the opposite": [(2.0, 1.0), (2.2, 1.1)],
+        "inconclusive": [(1.0, 2.0)],
+    }
+    row = claims_card.Row(CLAIMS[0], tuple(("study", contrast(*pairs[verdict])) for verdict in verdicts))
+    assert [one.verdict for _, one in row.contrasts] == list(verdicts)
+    assert row.verdict == of_claim
+
+
+def test_a_contrast_of_two_studies_counts_once_with_the_most_pairs():
+    few = replace(contrast((1.0, 2.0), (1.1, 2.2)), key="same")
+    many = replace(contrast(*[(1.0, 2.0), (1.1, 2.2), (1.0, 2.1), (1.2, 2.0)]), key="same")
+    other = replace(contrast((1.0, 2.0)), key="other")
+    judgements = {
+        "demo": [JudgedClaim(CLAIMS[0], (few, other))],
+        "claims": [JudgedClaim(CLAIMS[0], (many,))],
+    }
+    assert claims_card.card(judgements)[0].contrasts == (("claims", many), ("demo", other))
+
+
+def test_a_margin_lets_our_side_be_worse_by_its_part_of_the_other():
+    def contrast_at(factor):
+        pairs = [(factor * (10 + step), 10 + step + jitter) for step, jitter in enumerate((0, 0.02, -0.02, 0.01))]
+        return Contrast("context", "ours", "other", "FID", tuple(pairs), margin=0.1)
+
+    assert [contrast_at(factor).verdict for factor in (0.8, 1.0, 1.05, 1.15)] == ["reproduced"] * 3 + ["contradicted"]
+    assert "difference +0." in contrast_at(1.05).numbers(), "the numbers are of the two sides, without the margin"
+
+
+def test_a_claim_that_says_higher_is_judged_the_other_way_round():
+    pairs = tuple((value + 1, value) for value in (1.0, 2.0, 3.0, 4.5))
+    assert Contrast("context", "ours", "other", "recall", pairs).verdict == "contradicted"
+    assert Contrast("context", "ours", "other", "recall", pairs, higher=True).verdict == "reproduced"
+    assert Contrast("context", "ours", "other", "recall", pairs[:2], higher=True).verdict == "inconclusive"
+    assert Contrast("context", "ours", "other", "recall", ((2.0, 1.0), (2.5, 1.5)), higher=True).verdict == "suggests"
+    assert fig_claims.effects(Contrast("c", "o", "t", "recall", ((2.0, 1.0), (2.6, 1.5)), higher=True))[1] > 0
+
+
+def test_the_card_names_the_study_that_tests_a_claim_that_was_not_run():
+    rows = claims_card.card({})
+    page = claims_card.as_html(rows)
+    assert {row.verdict for row in rows} == {"not run"} and claims_card.counts(rows) == f"{len(CLAIMS)} not run"
+    for claim in CLAIMS:
+        assert f"harness submit experiments/{claim.study}" in page
+    assert set(fig_claims.data(rows)["verdict"]) == {"not run"}
