@@ -131,6 +131,6 @@ def caption(df: pd.DataFrame) -> str:
     return (
         f"{count(len(verdicts), 'claim')}: {counted}. A mark is a contrast of two arms: the mean of its paired "
         "differences over their standard deviation, as claimed to the right, beyond 100 at the edge; from four pairs "
-        "on with its 95 % interval, before Holm's correction. Filled: reproduced (circle) or contradicted (square); open: "
-        "suggested, or inconclusive (diamond). Pale: not run."
+        "on with its 95 % interval, before Holm's correction. Filled: reproduced (circle) or contradicted (square); "
+        "open: suggested, or inconclusive (diamond). Pale: not run."
     )
