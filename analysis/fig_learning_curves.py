@@ -69,7 +69,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             look = style.arm_style(part["arm_index"].iloc[0])
             marker = look["marker"] if _is_nll(curve) else ""
             axes.plot(
-                part["iteration"], part["mean"], label=style.label(arm), color=look["color"],
+                part["iteration"], part["mean"], label=style.arm_label(arm), color=look["color"],
                 linestyle=look["linestyle"], marker=marker, markersize=3, linewidth=1.2,
             )  # fmt: skip
             axes.fill_between(

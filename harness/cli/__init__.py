@@ -27,6 +27,7 @@ from harness.cli import (
     schema,
     search,
     studies,
+    trace,
     verify,
 )
 from harness.errors import HarnessError
@@ -43,6 +44,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
         compare.compare,
         claims.claims,
         figures.figures,
+        trace.trace,
         runs.sample,
         evaluations.score,
     ),
