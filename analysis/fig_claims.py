@@ -31,7 +31,9 @@ LOOKS: dict[str, dict[str, Any]] = {
 }
 LARGEST = 100.0
 """Largest effect with a place of its own; larger ones lie at the edge."""
-_ROW_INCHES, _HEAD_INCHES, _LETTERS_PER_INCH = 0.285, 0.75, 19
+_LINE_INCHES = 0.125
+_TEXT, _PLOT = 0.55, 0.245
+"""The shares of the width for the statements and for the marks; the verdicts have the rest."""
 
 
 def data(rows: Sequence[Row]) -> pd.DataFrame:
@@ -75,53 +77,71 @@ def effects(contrast: Contrast) -> tuple[float, float, float]:
 @style.in_style
 def draw(df: pd.DataFrame) -> style.Figure:
     """Draw one row a claim: its statement and source, its contrasts, its verdict."""
-    claims = list(df.groupby("claim", sort=False))
-    width = style.TWO_COLUMNS
-    figure = style.Figure(figsize=(width, _HEAD_INCHES + _ROW_INCHES * len(claims)), dpi=style.DPI)
-    figure.subplots_adjust(
-        left=0.56, right=0.835, bottom=0.55 / figure.get_figheight(), top=1 - 0.2 / figure.get_figheight()
-    )
+    claims = [contrasts for _, contrasts in df.groupby("claim", sort=False)]
+    width = style.full_width()
+    texts = [_wrapped(contrasts.iloc[0], width * _TEXT) for contrasts in claims]
+    num_lines = max(len(lines) + 1 for lines, _ in texts)
+    height = 0.75 + (num_lines * _LINE_INCHES + 0.04) * len(claims)
+    figure = style.Figure(figsize=(width, height), dpi=style.DPI)
+    figure.subplots_adjust(left=_TEXT, right=_TEXT + _PLOT, bottom=0.55 / height, top=1 - 0.2 / height)
     axes = figure.subplots()
-    for place, (_, contrasts) in enumerate(claims):
-        _draw_claim(axes, place, contrasts)
-    _draw_axes(figure, axes, len(claims))
+    for place, (contrasts, (lines, source)) in enumerate(zip(claims, texts, strict=True)):
+        _write_claim(axes, place, contrasts, [*lines, source])
+        _draw_contrasts(axes, place, contrasts)
+    _draw_axes(axes, len(claims))
     return figure
 
 
-def _draw_claim(axes: Any, place: int, contrasts: pd.DataFrame) -> None:
-    first = contrasts.iloc[0]
-    verdict, pale = first["verdict_of_claim"], first["verdict_of_claim"] == "not run"
-    letters = int(style.TWO_COLUMNS * 0.54 * _LETTERS_PER_INCH)
-    beside = axes.get_yaxis_transform()
-    options: Any = {"transform": beside, "clip_on": False, "va": "center"}
-    statement = textwrap.shorten(first["statement"], letters, placeholder=" …")
-    axes.text(-2.03, place - 0.2, style.label(statement), fontsize=7, color=PALE if pale else style.INK, **options)
-    source = textwrap.shorten(first["source"], int(letters * 1.22), placeholder=" …")
-    axes.text(-2.03, place + 0.22, style.label(source), fontsize=5.6, color=PALE if pale else GREY, **options)
+def _wrapped(row: pd.Series, inches: float) -> tuple[list[str], str]:
+    """Return the lines of a claim's statement, and its source in one line."""
+    return textwrap.wrap(row["statement"], int(inches * 19.5)), textwrap.shorten(
+        row["source"], int(inches * 22.5), placeholder=" …"
+    )
+
+
+def _write_claim(axes: Any, place: int, contrasts: pd.DataFrame, lines: list[str]) -> None:
+    verdict = contrasts["verdict_of_claim"].iloc[0]
+    pale = verdict == "not run"
+    options: Any = {"transform": axes.get_yaxis_transform(), "clip_on": False, "va": "center"}
+    left, top, step = 0.02 - _TEXT / _PLOT, place - 0.45 + 0.45 / len(lines), 0.9 / len(lines)
+    for number, line in enumerate(lines):
+        is_source = number == len(lines) - 1
+        colour = PALE if pale else GREY if is_source else style.INK
+        size = 5.6 if is_source else 7
+        axes.text(left, top + number * step, style.label(line), fontsize=size, color=colour, **options)
     pairs = "" if pale else count(int(contrasts["pairs"].max()), "pair")
-    axes.text(1.03, place - 0.2, verdict, fontsize=7, color=LOOKS[verdict]["color"], **options)
-    axes.text(1.03, place + 0.22, pairs, fontsize=5.6, color=GREY, **options)
+    words = textwrap.wrap(verdict, max(12, int(style.full_width() * (1 - _TEXT - _PLOT) * 18)))
+    step = 0.9 / (len(words) + 1)
+    for number, word in enumerate([*words, pairs]):
+        colour, size = (LOOKS[verdict]["color"], 6.5) if number < len(words) else (GREY, 5.6)
+        axes.text(1.04, place - 0.45 + step * (number + 0.5), word, fontsize=size, color=colour, **options)
+
+
+def _draw_contrasts(axes: Any, place: int, contrasts: pd.DataFrame) -> None:
     shifts = np.linspace(-0.32, 0.32, len(contrasts) + 2)[1:-1]
     for shift, (_, contrast) in zip(shifts, contrasts.iterrows(), strict=True):
         look = {"markersize": 3.5, "linestyle": "none"} | LOOKS[contrast["verdict"]]
         low, effect, high = (float(np.clip(contrast[name], -LARGEST, LARGEST)) for name in ("low", "effect", "high"))
         if contrast["pairs"] >= MIN_PAIRS:  # with fewer an interval would span the figure
             axes.plot([low, high], [place + shift] * 2, color=look["color"], linewidth=0.9)
-        axes.plot([effect], [place + shift], **look)
+        axes.plot([effect], [place + shift], clip_on=False, **look)
 
 
-def _draw_axes(figure: style.Figure, axes: Any, num_claims: int) -> None:
+def _draw_axes(axes: Any, num_claims: int) -> None:
     axes.set_ylim(num_claims - 0.4, -0.6)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.axvline(0, color=style.INK, linewidth=0.7)
     for place in range(1, num_claims):
-        axes.axhline(place - 0.5, xmin=-2.03, xmax=1.58, color="#e8e8e8", linewidth=0.4, clip_on=False)
+        axes.axhline(
+            place - 0.5, xmin=-_TEXT / _PLOT, xmax=(1 - _TEXT) / _PLOT, color="#e8e8e8", linewidth=0.4, clip_on=False
+        )
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(-LARGEST * 1.3, LARGEST * 1.3)
-    axes.set_xticks([-100, -10, -1, 0, 1, 10, 100], ["−100", "−10", "−1", "0", "1", "10", "100"])
+    ticks = (-100, -1, 0, 1, 100) if style.full_width() < 5 else (-100, -10, -1, 0, 1, 10, 100)
+    axes.set_xticks(ticks, [str(tick).replace("-", "−") for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("difference / its standard deviation\n← opposite      as claimed →")
+    axes.set_xlabel("difference / its standard deviation\n← opposite      as claimed →", fontsize=7)
 
 
 def caption(df: pd.DataFrame) -> str:
