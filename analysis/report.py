@@ -3,7 +3,8 @@
     figures/index.html                       all figures, with the runs that they were drawn from
     figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
     figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md,tex}, claims.csv,
-                                             contrasts.{csv,md,tex}, and of a mixture mixture_by_steps.{csv,md,tex}
+                                             contrasts.{csv,md,tex}, of a mixture mixture_by_steps.{csv,md,tex}, of the
+                                             papers' data published.{csv,md}
     figures/claims.{png,pdf,csv}             the papers' claims, over all studies on the page
     figures/.drawn.json                      what each file was made of (drawn.py)
 
@@ -30,14 +31,21 @@ from harness.analysis import (
     fig_beta_ratio,
     fig_forward_noising,
     fig_game,
+    fig_interpolation,
     fig_L_t,
     fig_learning_curves,
     fig_mixture,
     fig_nearest,
+    fig_noise_scale,
+    fig_progressive,
+    fig_quality_cost,
+    fig_rate_distortion,
+    fig_reconstruction,
     fig_samples,
     fig_sampling_steps,
     fig_scaling,
     fig_search,
+    fig_skip,
     fig_trajectories,
     for_papers,
     parallel,
@@ -46,6 +54,7 @@ from harness.analysis import (
     tab_contrasts,
     tab_mixture,
     tab_noise,
+    tab_published,
     tab_results,
 )
 from harness.analysis.contrasts import Contrast, contrasts_of
@@ -83,10 +92,17 @@ OF_A_STUDY: dict[str, ModuleType] = {
     "learning_curves": fig_learning_curves,
     "L_t": fig_L_t,
     "sampling_steps": fig_sampling_steps,
+    "quality_cost": fig_quality_cost,
+    "skip": fig_skip,
+    "progressive": fig_progressive,
+    "rate_distortion": fig_rate_distortion,
+    "reconstruction": fig_reconstruction,
+    "noise_scale": fig_noise_scale,
     "scaling": fig_scaling,
     "mixture": fig_mixture,
     "game": fig_game,
     "trajectories": fig_trajectories,
+    "interpolation": fig_interpolation,
 }
 PAGE = "index.html"
 MANY_RUNS = 50  # are drawn sooner by several processes, although each takes a second to start
@@ -265,6 +281,7 @@ def _forget_missing_tables(section: Section, folder: Path) -> None:
     for attribute, file in (
         *(("results", "results.csv"), ("claims", "claims.csv"), ("contrasts", "contrasts.csv")),
         *(("mixture", "mixture_by_steps.csv"), ("noise", "noise.csv")),
+        ("published", "published.csv"),
     ):
         if not (folder / file).is_file():
             setattr(section, attribute, getattr(Section(section.name, []), attribute))
@@ -324,6 +341,7 @@ def contents(runs_folder: Path, study: str, look: FigureStyle | None = None) -> 
         _add_contrasts(content, _result(data[CONTRASTS]))
         _add_mixture(content, _result(data[MIXTURE]))
         _add_noise(content, _result(data[NOISE]))
+        _add_published(content, _result(data[PUBLISHED]))
         compared = _result(data[CONTRASTS])
         content.tables |= for_papers.texts(section, runs_folder, data[RESULTS], compared, _origin(section))
     except Exception as error:
@@ -407,15 +425,25 @@ def _add_noise(content: Content, frame: pd.DataFrame) -> None:
         content.section.noise = frame
 
 
+def _add_published(content: Content, frame: pd.DataFrame) -> None:
+    """Add the papers' tables, where they report on the study's data."""
+    if len(frame):
+        content.tables["published.csv"] = style.csv_text(frame)
+        content.tables["published.md"] = tab_published.markdown(frame)
+        content.section.published = frame
+
+
 # --------------------------------------------------------------------------------------------------- what is readable
 
 RESULTS, CLAIMS, CONTRASTS, MIXTURE, NOISE = "results", "claims", "contrasts", "mixture_by_steps", "noise"
+PUBLISHED = "published"
 _READERS: dict[str, Callable[[list[RunRecord]], Any]] = {
     **{name: module.data for name, module in OF_A_STUDY.items()},
     RESULTS: results.data,
     CLAIMS: claims.judge,
     MIXTURE: tab_mixture.data,
     NOISE: tab_noise.data,
+    PUBLISHED: tab_published.data,
 }
 
 

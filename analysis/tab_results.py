@@ -21,6 +21,7 @@ from harness.analysis.results import (
     KINDS,
     NOT_OURS,
     OF_FEATURES,
+    PAPER,
     TRAINED,
     others,
     sampling_errors_of,
@@ -43,17 +44,18 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     several = trained["evaluation"].nunique() > 1
     table: list[dict[str, Any]] = []
     blocks: list[dict[str, str]] = []  # metric -> the protocol of its column
-    for (model, arm, evaluation), whole in frame.groupby(["model", "arm", "evaluation"], sort=False):
+    for (model, arm, evaluation, _), whole in _by_row(frame):
         for part in _without_repeated_metrics(whole):
             row: dict[str, Any] = {"model": model, "arm": arm, "arm_index": int(part["arm_index"].iloc[0])}
             planned, n = int(part["planned"].iloc[0]), int(part["n"].max())
             missing = f" of {planned}" if model == TRAINED and n < planned else ""
             row |= {"best": set(), "undecided": set(), "cells": {}}
-            row |= {"replicates": "" if model in (GAUSSIAN, NOT_OURS) else f"{n}{missing}"}
+            row |= {"replicates": "" if model in (GAUSSIAN, NOT_OURS, PAPER) else f"{n}{missing}"}
             notes = [str(evaluation) if several and model == TRAINED else ""]
             row["note"] = " · ".join(
                 filter(None, notes + (list(part["protocol"].unique()) if model == NOT_OURS else []))
             )
+            row["source"] = part["source"].iloc[0] if model == PAPER else ""
             row["protocols"] = dict(zip(part["metric"], _columns(part), strict=True))
             row["block"] = _block(row["protocols"], blocks)
             for _, cell in part.iterrows():
@@ -66,6 +68,13 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
                     row["undecided"].add(metric)
             table.append(row)
     return sorted(table, key=lambda row: row["block"])
+
+
+def _by_row(frame: pd.DataFrame) -> Any:
+    """Group by model, arm, evaluation, and the source of what a paper has."""
+    return frame.assign(of_paper=frame.get("source", "")).groupby(
+        ["model", "arm", "evaluation", "of_paper"], sort=False
+    )
 
 
 def _columns(frame: pd.DataFrame) -> pd.Series:
@@ -85,6 +94,8 @@ def _block(protocols: dict[str, str], blocks: list[dict[str, str]]) -> int:
 
 def _cell(cell: pd.Series) -> Cell:
     """Return a cell: values with an interval, and what that covers if it is not all."""
+    if cell["kind"] == PAPER:
+        return cell_of([cell["mean"]], len(cell["values"].partition(".")[2]))  # with the digits that are printed there
     values, digits = [float(value) for value in cell["values"].split()], DIGITS.get(cell["metric"], 3)
     errors, source = sampling_errors_of(cell), str(cell.get("sampling_errors_from"))
     if cell["kind"] == "interval":
@@ -158,7 +169,8 @@ def undefined(frame: pd.DataFrame) -> str:
 
 
 def caption(frame: pd.DataFrame) -> str:
-    return f"{intervals(frame)} {LEGEND} {protocols(frame)}{selections(frame)}{classifiers(frame)}{undefined(frame)}"
+    notes = f"{selections(frame)}{classifiers(frame)}{undefined(frame)}{of_papers(frame)}"
+    return f"{intervals(frame)} {LEGEND} {protocols(frame)}{notes}"
 
 
 def intervals(frame: pd.DataFrame) -> str:
@@ -189,6 +201,16 @@ def intervals(frame: pd.DataFrame) -> str:
     if "fid" in set(frame["metric"]):
         sentences.append("No interval covers FID's bias, which depends on the number of samples.")
     return " ".join(sentences)
+
+
+def of_papers(frame: pd.DataFrame) -> str:
+    """Say what the papers' rows are; empty where there are none."""
+    if "source" not in frame:
+        return ""
+    return (
+        " (paper: ...): what a paper reports of the same data, training and protocol, as printed; it is in no mean and "
+        "never the best."
+    )
 
 
 def classifiers(frame: pd.DataFrame) -> str:
@@ -227,6 +249,8 @@ def _label(row: dict, arm: str | None = None) -> str:
     name = arm if row["model"] == TRAINED else row["model"] + whose
     if row["model"] == NOT_OURS:
         name = f"{arm} ({NOT_OURS})"
+    if row["model"] == PAPER:
+        return f"{arm} ({PAPER}: {row['source']})"
     return f"{name} · {row['note']}" if row["note"] else name
 
 
@@ -254,7 +278,10 @@ def markdown(frame: pd.DataFrame) -> str:
                 + DAGGER * (metric in row["undecided"])
                 for metric in titles
             ]
-            lines.append(f"| {markdown_text(_label(row))} | {row['replicates']} | {' | '.join(cells)} |")
+            label = markdown_text(_label(row))
+            if row["model"] == PAPER:
+                label, cells = f"*{label}*", [cell if cell == "–" else f"*{cell}*" for cell in cells]
+            lines.append(f"| {label} | {row['replicates']} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join([*lines, markdown_text(caption(frame)), ""])
 
@@ -288,8 +315,9 @@ def _replicates(members: Sequence[dict[str, Any]]) -> str:
 
 
 def _latex_label(row: dict, labels: Mapping[str, str]) -> str:
-    texts = {name: escape(row[name]) for name in ("model", "note")}
-    return _label(row | texts, arm_text(row["arm"], labels))
+    texts = {name: escape(row[name]) for name in ("model", "note", "source")}
+    text = _label(row | texts, arm_text(row["arm"], labels))
+    return rf"\textit{{{text}}}" if row["model"] == PAPER else text
 
 
 def _latex_cell(row: dict, metric: str) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @json_option
 @runs_folder_option
 def trace(file: Path, out: Path, output: Output, runs_folder: Path) -> None:
-    """Show which runs, code and data a figure or a table comes from.
+    """Show what a figure or a table was made from.
 
     FILE is one that `harness figures` has written, or a copy of one: a PNG, PDF or SVG says itself where it comes from,
     other copies are known by their content as long as the originals are in OUT.
