@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 
 from harness.analysis import parallel, report
-from harness.analysis.drawing import inputs_of
+from harness.analysis.drawing import USUAL, inputs_of
 from harness.analysis.drawn import Drawn, Output, file_digest, read_drawn
 from harness.analysis.missing import MissingCell, missing_cells
-from harness.analysis.report import MANY_RUNS, PAGE, SCHEDULES, Content, contents
+from harness.analysis.publishing import Content
+from harness.analysis.report import MANY_RUNS, PAGE, SCHEDULES, contents
 from harness.analysis.runs import require_study, study_names
 from harness.records.layout import run_paths
+from harness.spec.presentation import FigureStyle
 
 CHANGED, NOT_DRAWN = "its records have changed since it was drawn", "it has not been drawn"
 OTHER_TEXT = "it would say something else now: its records have changed, or the harness has"
@@ -47,12 +49,19 @@ class Check:
 
 
 def check(
-    runs_folder: Path, out: Path, studies: Sequence[str] = (), *, options: str = "", num_processes: int = 1
+    runs_folder: Path,
+    out: Path,
+    studies: Sequence[str] = (),
+    *,
+    look: FigureStyle | None = None,
+    options: str = "",
+    num_processes: int = 1,
 ) -> Check:
     """Compare a folder of figures with the records.
 
     Args:
         studies: names; if empty, all studies that have runs.
+        look: of all figures; what it says counts more than what the studies say.
         options: that a command needs to address the same runs.
 
     Raises:
@@ -62,11 +71,11 @@ def check(
         require_study(runs_folder, name)
     names = [name for name in study_names(runs_folder) if not studies or name in studies]
     drawn = read_drawn(out)
-    calls = [partial(_of_study, runs_folder, out, name, drawn, options) for name in names]
+    calls = [partial(_of_study, runs_folder, out, name, drawn, look, options) for name in names]
     many = len(run_paths(runs_folder)) >= MANY_RUNS
     result = Check()
     if not studies:
-        result.stale += stale_schedules(out, drawn)
+        result.stale += stale_schedules(out, drawn, look)
     for name, (stale, missing) in zip(names, parallel.results(calls, num_processes if many else 1), strict=True):
         result.stale += stale
         result.missing[name] = missing
@@ -76,20 +85,20 @@ def check(
 
 
 def _of_study(
-    runs_folder: Path, out: Path, study: str, drawn: Drawn, options: str
+    runs_folder: Path, out: Path, study: str, drawn: Drawn, look: FigureStyle | None, options: str
 ) -> tuple[list[Stale], list[MissingCell]]:
-    content = contents(runs_folder, study)
+    content = contents(runs_folder, study, look)
     missing = missing_cells(runs_folder, study, content.section.runs, options)
     return list(stale_outputs(content, out, drawn)), missing
 
 
-def stale_schedules(out: Path, drawn: Drawn) -> list[Stale]:
+def stale_schedules(out: Path, drawn: Drawn, look: FigureStyle | None = None) -> list[Stale]:
     """Return the figures without runs that are not what a report would draw."""
     stale = []
     for name, module in report.WITHOUT_RUNS.items():
         before = drawn.outputs.get(f"{SCHEDULES}/{name}")
         why = damage(before, out)
-        if before and before.inputs != inputs_of(before.records, module):
+        if before and before.inputs != inputs_of(before.records, module, look or USUAL):
             why = OTHER_CODE
         stale += [Stale(SCHEDULES, f"{SCHEDULES}/{name}", why)] if why else []
     return stale

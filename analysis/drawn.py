@@ -85,7 +85,7 @@ class Drawn:
     """All that stands in a folder of figures.
 
     Attributes:
-        surroundings: digest of all code and libraries.
+        surroundings: digest of all code and libraries, and of a look that all figures were asked to have.
         page: the studies on the page, in its order.
     """
 

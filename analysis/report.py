@@ -5,6 +5,7 @@
     figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md,tex}, claims.csv,
                                              contrasts.{csv,md,tex}, of a mixture mixture_by_steps.{csv,md,tex}, of the
                                              papers' data published.{csv,md}
+    figures/claims.{png,pdf,csv}             the papers' claims, over all studies on the page
     figures/.drawn.json                      what each file was made of (drawn.py)
 
 The same records give the same bytes, independent of time and machine, and of what was drawn before.
@@ -13,8 +14,8 @@ The same records give the same bytes, independent of time and machine, and of wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ import pandas as pd
 
 from harness.analysis import (
     claims,
+    claims_report,
     data_notes,
     fig_alpha_bar,
     fig_beta_ratio,
@@ -56,11 +58,19 @@ from harness.analysis import (
     tab_results,
 )
 from harness.analysis.contrasts import Contrast, contrasts_of
-from harness.analysis.drawing import Picture, Planned, inputs_of, shown, write_text
-from harness.analysis.drawn import Drawn, DrawnStudy, Output, file_digest, read_drawn, surroundings
-from harness.analysis.page import Section, Shown, render
+from harness.analysis.drawing import Picture, Planned, write_text
+from harness.analysis.drawn import Drawn, DrawnStudy, read_drawn
+from harness.analysis.page import Section, render
 from harness.analysis.presentation import presentation_of
 from harness.analysis.provenance import Provenance
+from harness.analysis.publishing import (
+    Content,
+    Published,
+    describe,
+    publish,
+    publish_schedules,
+    remove_what_is_no_longer_made,
+)
 from harness.analysis.runs import (
     RunRecord,
     count_earlier,
@@ -71,10 +81,8 @@ from harness.analysis.runs import (
     unreadable_runs,
     with_arms,
 )
-from harness.analysis.stamps import Stamps, on_the_page
-from harness.errors import HarnessError
+from harness.analysis.stamps import Stamps, made_with, on_the_page
 from harness.spec.presentation import FigureStyle, Presentation
-from harness.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -151,156 +159,42 @@ def draw_report(
     if not known:
         logger.info(f"{runs_folder}: no runs yet, so only the figures that need none are drawn")
     before = read_drawn(out)
-    # Before the records are read, so that they are read again if they change meanwhile.
-    stamps = Stamps(runs_folder, look)
     page = on_the_page(known, studies, before, out)
+    files = Stamps(runs_folder, look)
+    stamps = {name: files.of(name) for name in page}  # before the records are read: a change meanwhile is seen later
     asked = {name for name in page if not studies or name in studies}
-    schedules = partial(_schedules, out, before, fresh=fresh, look=look or FigureStyle())
-    publish = partial(_published, runs_folder, out, before=before, fresh=fresh, look=look)
-    of_studies = [partial(publish, name, asked=name in asked) for name in page]
-    first, *published = parallel.results([schedules, *of_studies], num_processes if stamps.num_runs >= MANY_RUNS else 1)
-    after = Drawn(surroundings(), page, {}, {**first.outputs})
+    common: dict[str, Any] = {"out": out, "before": before, "fresh": fresh}
+    schedules = partial(_of_schedules, **common, look=look or FigureStyle())
+    of_studies = [partial(_of_a_study, runs_folder, name, name in asked, **common, look=look) for name in page]
+    first, *published = parallel.results([schedules, *of_studies], num_processes if files.num_runs >= MANY_RUNS else 1)
+    after = Drawn(made_with(look), page, {}, {**first.outputs})
     for name, part in zip(page, published, strict=True):
-        stamp = stamps.of(name)
-        current = name in asked or (name in before.studies and stamp == before.studies[name].stamp)
-        after.studies[name] = DrawnStudy(stamp if current and part.is_complete else "", part.provenance)
+        current = name in asked or (name in before.studies and stamps[name] == before.studies[name].stamp)
+        after.studies[name] = DrawnStudy(stamps[name] if current and part.is_complete else "", part.provenance)
         after.outputs |= part.outputs
     sections = [part.section for part in published if part.section]
-    text = str(render(sections, first.shown))
+    card = claims_report.draw_card(sections, out, before.outputs.get(CLAIMS), look or FigureStyle(), fresh=fresh)
+    text = str(render(sections, first.shown, card[0] if card else None))
+    after.outputs |= {CLAIMS: card[1]} if card else {}
     after.outputs[PAGE], _ = write_text(out, PAGE, text, "", before.outputs.get(PAGE))
-    _remove_what_is_no_longer_made(out, before, after, asked)
+    remove_what_is_no_longer_made(out, before, after, asked)
     after.write(out)
     made = [name for part in (first, *published) for name in part.made]
+    made += [CLAIMS] if card and after.outputs[CLAIMS] != before.outputs.get(CLAIMS) else []
     return Outcome(out / PAGE, made)
 
 
-def _remove_what_is_no_longer_made(out: Path, before: Drawn, after: Drawn, asked: Collection[str]) -> None:
-    """Remove files that earlier reports have written of studies, unless somebody has changed them since."""
-    files = {name for output in after.outputs.values() for name in output.files}
-    for output in before.outputs.values():
-        for name, digest in output.files.items() if output.study in asked else ():
-            if name not in files and file_digest(out / name) == digest:
-                (out / name).unlink()
+def _of_schedules(out: Path, before: Drawn, *, fresh: bool, look: FigureStyle) -> Published:
+    return publish_schedules(WITHOUT_RUNS, SCHEDULES, out, before, fresh=fresh, look=look)
 
 
-@dataclass
-class Published:
-    """What stands in the folder of figures of one study, or of the schedules.
-
-    Attributes:
-        made: names of the outputs that were written just now.
-        is_complete: whether all that was read is shown.
-    """
-
-    section: Section | None = None
-    shown: list[Shown] = field(default_factory=list)
-    outputs: dict[str, Output] = field(default_factory=dict)
-    made: list[str] = field(default_factory=list)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    is_complete: bool = True
-
-
-def _schedules(out: Path, before: Drawn, *, fresh: bool, look: FigureStyle) -> Published:
-    """Draw the figures that need no runs; of what is there, not even the data are computed."""
-    published = Published()
-    for name, module in WITHOUT_RUNS.items():
-        stem = f"{SCHEDULES}/{name}"
-        output = before.outputs.get(stem)
-        if (
-            output is None
-            or fresh
-            or output.inputs != inputs_of(output.records, module, look)
-            or not output.is_whole(out)
-        ):
-            frame = module.data([])
-            made_of = Provenance(module.TITLE, SCHEDULES, (), (), "harness figures")
-            output = Planned(stem, module, frame, module.caption(frame), made_of, look).draw(out)
-            published.made.append(stem)
-        published.outputs[stem] = output
-        published.shown.append(shown(stem, output))
-    return published
-
-
-def _published(
-    runs_folder: Path,
-    out: Path,
-    study: str,
-    *,
-    before: Drawn,
-    asked: bool,
-    fresh: bool,
-    look: FigureStyle | None,
+def _of_a_study(
+    runs_folder: Path, study: str, asked: bool, out: Path, before: Drawn, *, fresh: bool, look: FigureStyle | None
 ) -> Published:
-    """Draw what has changed of a study, or only describe what an earlier report has drawn."""
-    content = contents(runs_folder, study, look)
-    section = content.section
-    published = Published(section, provenance=asdict(content.made_of))
-    if asked:
-        for name, needs in content.without_data.items():
-            logger.info(f"{study}: no {name}: it needs {needs}")
-        _write_tables(content, out, before, published)
-    else:
-        _forget_missing_tables(section, out / study)
-    for planned in content.figures:
-        output = before.outputs.get(planned.stem)
-        try:
-            if asked and (fresh or not planned.is_drawn(output, out)):
-                output = planned.draw(out)
-                published.made.append(planned.stem)
-            elif not asked:
-                output = output or planned.drawn_by_an_earlier_version(out)
-        except Exception as error:  # of one figure: the others are drawn
-            section.left_out[planned.picture.TITLE] = f"cannot be drawn: {_describe(error)}"
-            continue
-        if output and (asked or output.is_whole(out)):
-            published.outputs[planned.stem] = replace(output, caption=planned.caption)
-            section.figures.append(shown(planned.stem, published.outputs[planned.stem]))
-    if not asked:
-        published.outputs |= {name: output for name, output in before.outputs.items() if output.study == study}
-    published.is_complete = not section.left_out
-    for name, reason in section.left_out.items():
-        logger.warning(printable(f"{study}: left out: {name}: {reason}"))
-    return published
-
-
-def _write_tables(content: Content, out: Path, before: Drawn, published: Published) -> None:
-    for file, text in content.tables.items():
-        name = f"{content.section.name}/{file}"
-        output, written = write_text(out, name, text, content.section.name, before.outputs.get(name))
-        published.outputs[name] = output
-        published.made += [name] if written else []
-
-
-def _forget_missing_tables(section: Section, folder: Path) -> None:
-    """Leave tables out that no earlier report has written."""
-    for attribute, file in (
-        *(("results", "results.csv"), ("claims", "claims.csv"), ("contrasts", "contrasts.csv")),
-        *(("mixture", "mixture_by_steps.csv"), ("noise", "noise.csv")),
-        ("published", "published.csv"),
-    ):
-        if not (folder / file).is_file():
-            setattr(section, attribute, getattr(Section(section.name, []), attribute))
+    return publish(contents(runs_folder, study, look), out, before, asked=asked, fresh=fresh)
 
 
 # ---------------------------------------------------------------------------------------------- what a study shows
-
-
-@dataclass
-class Content:
-    """What a study shows, by its records: nothing of it is drawn yet.
-
-    Attributes:
-        section: of the page, without figures.
-        figures: those that there is data for.
-        tables: name of the file -> text.
-        without_data: what there is no data for, with what it needs.
-    """
-
-    section: Section
-    made_of: Provenance
-    figures: list[Planned] = field(default_factory=list)
-    tables: dict[str, str] = field(default_factory=dict)
-    without_data: dict[str, str] = field(default_factory=dict)
 
 
 def contents(runs_folder: Path, study: str, look: FigureStyle | None = None) -> Content:
@@ -330,7 +224,7 @@ def contents(runs_folder: Path, study: str, look: FigureStyle | None = None) -> 
         try:
             _add_figure(content, name, picture, _result(data[name]))
         except Exception as error:  # of one figure: the others are drawn
-            section.left_out[picture.TITLE] = f"cannot be drawn: {_describe(error)}"
+            section.left_out[picture.TITLE] = f"cannot be drawn: {describe(error)}"
     try:
         _add_results(content, _result(data[RESULTS]), _result(data[CLAIMS]))
         _add_contrasts(content, _result(data[CONTRASTS]))
@@ -340,7 +234,7 @@ def contents(runs_folder: Path, study: str, look: FigureStyle | None = None) -> 
         compared = _result(data[CONTRASTS])
         content.tables |= for_papers.texts(section, runs_folder, data[RESULTS], compared, _origin(section))
     except Exception as error:
-        section.left_out[tab_results.TITLE] = f"cannot be shown: {_describe(error)}"
+        section.left_out[tab_results.TITLE] = f"cannot be shown: {describe(error)}"
     return content
 
 
@@ -368,7 +262,7 @@ def _add_figure(content: Content, name: str, picture: Picture, frame: pd.DataFra
     content.figures.append(Planned(f"{section.name}/{name}", picture, frame, caption, content.made_of, _look(section)))
 
 
-def _add_results(content: Content, frame: pd.DataFrame, judged: list[claims.Claim]) -> None:
+def _add_results(content: Content, frame: pd.DataFrame, judged: list[claims.JudgedClaim]) -> None:
     section, tables = content.section, content.tables
     if len(frame):
         note = f"\n{section.data_note}\n" if section.data_note else ""
@@ -454,7 +348,7 @@ def _read(runs: list[RunRecord], presentation: Presentation) -> tuple[list[RunRe
     unusable: dict[str, str] = {}
     for read in failing.values():
         failures = {run.run_key: _attempt(read, [run]) for run in runs}
-        reasons = {key: _describe(failure) for key, failure in failures.items() if isinstance(failure, Exception)}
+        reasons = {key: describe(failure) for key, failure in failures.items() if isinstance(failure, Exception)}
         if len(reasons) < len(runs) or len(runs) == 1:  # else it is not the runs' fault
             unusable |= {key: f"its records are odd: {reason}" for key, reason in reasons.items()}
     if not unusable:
@@ -480,7 +374,3 @@ def _result(outcome: Any) -> Any:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
-
-
-def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"

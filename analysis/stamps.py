@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.analysis.drawn import Drawn, read_drawn, surroundings
+from harness.analysis.drawn import Drawn, read_drawn, surroundings, text_digest
 from harness.records import layout
 from harness.records.directory import RunDirectory
 from harness.records.layout import ASKED, SEARCH
@@ -105,10 +105,15 @@ def on_the_page(known: Iterable[str], asked: Sequence[str], drawn: Drawn, out: P
     return [name for name in known if not asked or name in asked or name in drawn.studies or has_pictures(name)]
 
 
+def made_with(look: FigureStyle | None) -> str:
+    """Return a digest of what all outputs depend on: the code, the libraries, and a look that all figures get."""
+    return text_digest(surroundings(), look.model_dump_json() if look else "")
+
+
 def nothing_has_changed(runs_folder: Path, out: Path, studies: Sequence[str], look: FigureStyle | None = None) -> bool:
     """Return whether a report would write what is there: the same records, look, code, libraries and files."""
     drawn = read_drawn(out)
-    if not drawn.outputs or drawn.surroundings != surroundings():
+    if not drawn.outputs or drawn.surroundings != made_with(look):
         return False
     if drawn.page != on_the_page(layout.study_names(runs_folder), studies, drawn, out):
         return False

@@ -287,7 +287,7 @@ def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance
     if "pdf" in formats:
         figure.savefig(f"{stem}.pdf", metadata=pdf | {"CreationDate": None})
     if "svg" in formats:
-        svg = {"Title": provenance.title, "Description": f"{description}; {facts}"} | _CREATOR
+        svg = {"Title": provenance.title, "Description": description, "Keywords": [facts]} | _CREATOR
         figure.savefig(f"{stem}.svg", metadata=svg | {"Date": None})
     write_csv(frame, Path(f"{stem}.csv"))
     return [Path(f"{stem}.{suffix}") for suffix in ("png", *formats, "csv")]

@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 from harness.analysis.check import CHANGED, Stale, stale_outputs, stale_schedules
 from harness.analysis.drawn import RECORD, Drawn, file_digest, read_drawn
 from harness.analysis.provenance import METADATA, Provenance, provenance_from
-from harness.analysis.report import PAGE, SCHEDULES, Content, contents
+from harness.analysis.publishing import Content
+from harness.analysis.report import PAGE, SCHEDULES, contents
 from harness.analysis.runs import RunRecord, study_names
 from harness.errors import RecordError
 from harness.records.reading import parse_json, read_bytes

@@ -59,7 +59,7 @@ def figures(
     names = [str(members(study, runs_folder)[0]) for study in studies]
     look = _read_style(style_file) if style_file else None
     if check:
-        _check(names, out, jobs, output, runs_folder)
+        _check(names, out, look, jobs, output, runs_folder)
         return
     made: list[str] = []
     if fresh or not nothing_has_changed(runs_folder, out, names, look):
@@ -85,22 +85,25 @@ def _read_style(path: Path) -> FigureStyle:
     return look
 
 
-def _check(names: list[str], out: Path, jobs: int | None, output: Output, runs_folder: Path) -> None:
+def _check(
+    names: list[str], out: Path, look: FigureStyle | None, jobs: int | None, output: Output, runs_folder: Path
+) -> None:
     from harness.analysis.check import check
     from harness.cli.tables import Table
     from harness.launch.processes import available_cores
     from harness.text import count, printable
 
     options, num_processes = same_runs(runs_folder), jobs or available_cores()
-    result = check(runs_folder, out, names, options=options, num_processes=num_processes)
+    result = check(runs_folder, out, names, look=look, options=options, num_processes=num_processes)
     missing = {study: [vars(cell) for cell in cells] for study, cells in result.missing.items() if cells}
     output.document({"studies": names, "stale": [vars(entry) for entry in result.stale], "missing": missing})
     if not output.as_json:
         for entry in result.stale:
             click.echo(printable(f"{entry.name}: {entry.why}"))
         if result.stale:
-            again = " ".join(["harness figures", *map(shlex.quote, names)])
-            click.echo(f"{count(len(result.stale), 'file')} out of date; to draw again: {again}{options}")
+            folder = [] if out == Path("figures") else ["--out", str(out)]
+            again = shlex.join(["harness", "figures", *names, *folder])
+            click.echo(f"out of date: {len(result.stale)}; to draw again: {again}{options}")
         for study, cells in result.missing.items():
             if cells:
                 click.echo(f"{study}: {count(len(cells), 'cell')} without a value")

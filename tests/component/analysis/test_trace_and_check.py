@@ -17,6 +17,7 @@ from harness.errors import RecordError
 from harness.records.directory import RunDirectory
 from harness.records.manifest import ask_for
 from harness.records.status import Status
+from harness.spec.presentation import FigureStyle
 from harness.testing import tiny_study, write_finished_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("without_closed_forms")]  # each reads or draws figures
@@ -92,8 +93,10 @@ def test_every_file_of_a_study_is_traced_to_its_runs_code_data_and_protocols(run
     assert {Path(run.run_dir) for run in study.runs} == {runs / key for key in keys}
 
 
-@pytest.mark.parametrize("kind", ["png", "pdf"])
+@pytest.mark.parametrize("kind", ["png", "pdf", "svg"])
 def test_a_copy_of_a_picture_far_from_its_folder_is_traced_by_what_stands_in_it(runs, out, tmp_path, kind):
+    if kind == "svg":
+        report.draw_report(runs, out, look=FigureStyle(formats=("svg",)))
     copy = Path(shutil.copy(out / "tiny" / f"learning_curves.{kind}", tmp_path / f"figure-3.{kind}"))
     shutil.rmtree(out)
     traced = trace(copy, runs, out)
