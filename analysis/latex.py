@@ -132,16 +132,28 @@ def number_cell(cell: Cell | None, *, bold: bool = False, mark: str = "", signed
     if cell is None or not (cell.values or cell.note):
         return MISSING
     weight = r"\bfseries " if bold else ""
-    numbers = [number(value, half, cell.digits, signed=signed) for value, half in cell.values]
     if _is_one_number(cell):
-        return f"{weight}{numbers[0]}{f'{{{mark}}}' if mark else ''}"
-    text = " / ".join(rf"\num{{{text}}}" if text[-1].isdigit() else text for text in numbers)
+        [(value, half)] = cell.values
+        return f"{weight}{number(value, half, cell.digits, signed=signed)}{f'{{{mark}}}' if mark else ''}"
+    text = " / ".join(_printed(value, half, cell.digits, signed) for value, half in cell.values)
     text = ", ".join(filter(None, [text, escape(cell.note)]))
     return f"{{{weight}{text}{f' ({escape(cell.source)})' if cell.source else ''}{mark}}}"
 
 
+def _printed(value: float, half: float | None, digits: int, signed: bool) -> str:
+    """Return a number that is printed outside of a column of numbers."""
+    text = number(value, None, digits, signed=signed)
+    if not math.isfinite(value):
+        return text
+    return rf"\num{{{text}}}" + ("" if half is None else rf"\,$\pm$\,\num{{{half:.{digits}f}}}")
+
+
 def _is_one_number(cell: Cell) -> bool:
-    return len(cell.values) == 1 and not (cell.note or cell.source) and math.isfinite(cell.values[0][0])
+    """Return whether a cell is one number that siunitx aligns; it would leave an uncertainty of zero out."""
+    if len(cell.values) != 1 or cell.note or cell.source:
+        return False
+    [(value, half)] = cell.values
+    return math.isfinite(value) and (half is None or float(f"{half:.{cell.digits}f}") > 0)
 
 
 def number(value: float, half: float | None, digits: int, *, signed: bool = False) -> str:
