@@ -81,7 +81,7 @@ def drawn(some_runs, tmp_path_factory):
 def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_claims(some_runs, drawn):
     out, said = drawn
     names = {"samples", "learning_curves", "L_t", "sampling_steps"}
-    stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names}
+    stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names} | {"claims"}
     assert set(files(out)) == (
         {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
         | {"index.html", "small/claims.csv"}
