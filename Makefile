@@ -9,7 +9,7 @@ PORT   ?= 5000
 STUDY  ?= experiments/laptop/iddpm_digits.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check figures ui bench lowest lock clean
+.PHONY: help setup demo claims test faults check figures ui bench lowest lock clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -27,6 +27,14 @@ demo: setup  ## Run a real ablation on digits, from YAML to figures/index.html (
 	$(BIN)/harness submit $(STUDY) --cluster local --jobs $(JOBS)
 	$(BIN)/harness figures
 	@echo "Look at figures/index.html, and compare the runs with: make ui"
+
+# A run that fails is a result, so the next study goes on; a mistake in a file, or Ctrl-C, ends it.
+claims: setup  ## Run the laptop studies behind the papers' claims (about two hours; goes on where it was), and draw the card
+	@for study in experiments/claims/*.yaml; do \
+		$(BIN)/harness submit $$study --cluster local --jobs $(JOBS) || test $$? -eq 1 || exit 1; \
+	done
+	$(BIN)/harness figures
+	$(BIN)/harness claims
 
 test: setup  ## Run all tests
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder

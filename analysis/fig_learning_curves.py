@@ -107,6 +107,8 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes.set_title(" ".join([kind.label, *curve.split()[1:]]))
         if positive:
             style.plain_log_numbers(axes)
+        if frame["iteration"].max() >= 100_000:
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     style.legend_below(figure, panels[0])
     return figure
 

@@ -28,14 +28,14 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return FID over replicates for each protocol, arm and number of evaluations of the network for one sample.
 
     `source` is `measured`, or the paper that reports a model of the same data under the same protocol, whose name is
-    then in `arm`. It is empty where everything costs the same.
+    then in `arm`. Protocols under which everything costs the same are left out.
     """
     points = curves.collect(runs, "fidelity", _read)
     frame = curves.over_replicates(points, COST, "fid").assign(source=MEASURED)
     like_papers = list(points.loc[points["like_papers"], "protocol"].unique()) if len(points) else []
     published = pd.DataFrame(_published(runs, like_papers), columns=frame.columns)
     frame = pd.concat([frame, published], ignore_index=True) if len(published) else frame
-    return frame if frame[COST].nunique() > 1 else frame.iloc[:0]
+    return frame[frame.groupby("protocol")[COST].transform("nunique") > 1].reset_index(drop=True)
 
 
 def _read(run: RunRecord, measurement: Measurement) -> tuple[str, dict[str, Any], dict[str, Any]]:

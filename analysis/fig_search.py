@@ -1,4 +1,4 @@
-"""The figures of a search: history, contour, slices, importances, Pareto front and parallel coordinates.
+"""The figures of a search: history, contour, slices, importances, Pareto front, parallel coordinates and others.
 
 They are drawn from the search's own records, runs/.search/<name>: the point and the result of each trial. The shares of
 importances.json are computed by `harness search`, which has optuna.
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis import style
+from harness.analysis import fig_trials, style
 from harness.analysis.runs import RunRecord, load_records
 from harness.analysis.search_records import importances, is_search, trials
 from harness.analysis.style import Figure, MaxNLocator, Normalize, ScalarMappable
@@ -439,5 +439,19 @@ FIGURES: dict[str, Picture] = {
     ),
     "search_parallel": Picture(
         "Parallel coordinates", "two complete trials", _parallel_data, _draw_parallel, _caption_parallel
+    ),
+    "search_intermediate": Picture(
+        "Values during training",
+        "an evaluation with every, of a metric of the search",
+        fig_trials.intermediate_data,
+        fig_trials.draw_intermediate,
+        fig_trials.caption_intermediate,
+    ),
+    "search_distribution": Picture(
+        "Distribution of the results",
+        "two complete trials",
+        fig_trials.distribution_data,
+        fig_trials.draw_distribution,
+        fig_trials.caption_distribution,
     ),
 }

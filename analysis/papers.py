@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.analysis.runs import Measurement, RunRecord
 from harness.analysis.settings import brief, flatten
+from harness.spec.base import canonical_json
 
 FOLDER = Path(__file__).parent / "reference"
 COLOUR = "#767676"
@@ -79,10 +80,19 @@ def published() -> tuple[Published, ...]:
     return tuple(rows)
 
 
+@cache
+def _by_data() -> dict[str, list[Published]]:
+    rows: dict[str, list[Published]] = {}
+    for row in published():
+        rows.setdefault(row.conditions["data.name"], []).append(row)
+    return rows
+
+
 def of_training(spec: Mapping[str, Any]) -> list[Published]:
     """Return the rows whose data and training are those of a resolved spec."""
-    settings = flatten(dict(spec))
-    return [row for row in published() if row.is_an_arm and _hold(_of_spec(row), settings)]
+    rows = [row for row in _by_data().get(spec["data"]["name"], ()) if row.is_an_arm]
+    settings = flatten(dict(spec)) if rows else {}
+    return [row for row in rows if _hold(_of_spec(row), settings)]
 
 
 def of_measurement(run: RunRecord, measurement: Measurement, metric: str) -> list[Published]:
@@ -96,8 +106,9 @@ def of_measurement(run: RunRecord, measurement: Measurement, metric: str) -> lis
 
 def of_data(runs: Sequence[RunRecord]) -> list[Published]:
     """Return the rows whose data are those of a run, conditional on the class alike; whatever the model."""
-    settings = [flatten(run.spec) for run in runs]
-    return [row for row in published() if any(_hold(_where(row, _OF_DATA), values) for values in settings)]
+    known = [run for run in runs if run.spec["data"]["name"] in _by_data()]
+    distinct = {canonical_json([run.spec["data"], run.spec["model"]]): flatten(run.spec) for run in known}
+    return [row for row in published() if any(_hold(_where(row, _OF_DATA), values) for values in distinct.values())]
 
 
 def _of_spec(row: Published) -> dict[str, str]:

@@ -5,6 +5,7 @@
     figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md,tex}, claims.csv,
                                              contrasts.{csv,md,tex}, of a mixture mixture_by_steps.{csv,md,tex}, of the
                                              papers' data published.{csv,md}
+    figures/claims.{png,pdf,csv}             the papers' claims, over all studies on the page
     figures/.drawn.json                      what each file was made of (drawn.py)
 
 The same records give the same bytes, independent of time and machine, and of what was drawn before.
@@ -24,6 +25,7 @@ import pandas as pd
 
 from harness.analysis import (
     claims,
+    claims_report,
     data_notes,
     fig_alpha_bar,
     fig_beta_ratio,
@@ -171,11 +173,14 @@ def draw_report(
         after.studies[name] = DrawnStudy(stamps[name] if current and part.is_complete else "", part.provenance)
         after.outputs |= part.outputs
     sections = [part.section for part in published if part.section]
-    text = str(render(sections, first.shown))
+    card = claims_report.draw_card(sections, out, before.outputs.get(CLAIMS), look or FigureStyle(), fresh=fresh)
+    text = str(render(sections, first.shown, card[0] if card else None))
+    after.outputs |= {CLAIMS: card[1]} if card else {}
     after.outputs[PAGE], _ = write_text(out, PAGE, text, "", before.outputs.get(PAGE))
     remove_what_is_no_longer_made(out, before, after, asked)
     after.write(out)
     made = [name for part in (first, *published) for name in part.made]
+    made += [CLAIMS] if card and after.outputs[CLAIMS] != before.outputs.get(CLAIMS) else []
     return Outcome(out / PAGE, made)
 
 
@@ -257,7 +262,7 @@ def _add_figure(content: Content, name: str, picture: Picture, frame: pd.DataFra
     content.figures.append(Planned(f"{section.name}/{name}", picture, frame, caption, content.made_of, _look(section)))
 
 
-def _add_results(content: Content, frame: pd.DataFrame, judged: list[claims.Claim]) -> None:
+def _add_results(content: Content, frame: pd.DataFrame, judged: list[claims.JudgedClaim]) -> None:
     section, tables = content.section, content.tables
     if len(frame):
         note = f"\n{section.data_note}\n" if section.data_note else ""

@@ -13,6 +13,7 @@ import click
 from harness import __version__
 from harness.cli import (
     checkpoints,
+    claims,
     cluster,
     compare,
     earlier,
@@ -41,6 +42,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
         runs.why,
         runs.logs,
         compare.compare,
+        claims.claims,
         figures.figures,
         trace.trace,
         runs.sample,

@@ -18,6 +18,7 @@ TEMPLATES = (
     "mixture.html",
     "noise.html",
     "published.html",
+    "claims.html",
 )
 
 
