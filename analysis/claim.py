@@ -2,8 +2,8 @@
 
 A contrast is two sides in one metric. A side is a set of values by their dotted paths in the resolved spec, or below
 `evaluation` in the protocol; `σ²` is the variance that was sampled with. What a claim `varies` may differ between its
-sides; everything else that was resolved is equal. The table of
-claims is papers_claims.py; how they are found and judged: claims.py, docs/claims.md.
+sides; everything else that was resolved is equal. The claims are a table in papers_claims.py; claims.py finds their
+contrasts and judges them (docs/claims.md).
 """
 
 from __future__ import annotations
