@@ -2,6 +2,7 @@
 
     figures/index.html                       all figures, with the runs that they were drawn from
     figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
+    figures/<study>/<study>.html             with --one-file: the study's page with its pictures inside
     figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md,tex}, claims.csv,
                                              contrasts.{csv,md,tex}, and of a mixture mixture_by_steps.{csv,md}
 
@@ -79,7 +80,7 @@ OF_A_STUDY: dict[str, ModuleType] = {
 Picture = ModuleType | fig_search.Picture
 
 
-def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
+def report(runs_folder: Path, out: Path, studies: Sequence[str] = (), *, one_file: bool = False) -> Path:
     """Draw all figures and write the page; log a line for each figure without data.
 
     Other studies that earlier reports have drawn stay on the page, as long as they have runs. What cannot be read or
@@ -89,6 +90,7 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
         runs_folder: contains the run directories; if it is missing, only figures that need no runs are drawn.
         out: folder for the figures; files of an earlier report are replaced.
         studies: names; if empty, all studies that have runs.
+        one_file: whether each of them also gets a page of its own with its pictures inside, <study>/<study>.html.
 
     Returns:
         the page.
@@ -111,7 +113,15 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     page = out / "index.html"
     replace_file(page, render(sections, schedules), durable=False)
+    for section in sections if one_file else ():
+        if not studies or section.name in studies:
+            replace_file(one_file_page(out, section.name), render([section], [], pictures_from=out), durable=False)
     return page
+
+
+def one_file_page(out: Path, study: str) -> Path:
+    """Return the path of a study's page with its pictures inside."""
+    return out / study / f"{study}.html"
 
 
 def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> Section:
@@ -122,7 +132,7 @@ def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> 
     unreadable = {name: why for name, why in unreadable_runs(runs_folder, study).items() if name not in shown}
     left_out = unreadable | unusable
     section = Section(study, runs, presentation, data_note=data_notes.data_sentence(runs), left_out=left_out)
-    section.num_earlier = count_earlier(runs_folder, study)
+    section.num_earlier, section.folder = count_earlier(runs_folder, study), out
     figures: dict[str, Picture] = {**OF_A_STUDY}
     if fig_search.is_search(runs):
         figures |= fig_search.FIGURES
@@ -153,6 +163,7 @@ def _add_figure(section: Section, out: Path, name: str, module: Picture, frame: 
     elif width := style.width_inches(out / section.name / f"{name}.png"):
         stem = f"{section.name}/{name}"
         section.figures.append(Shown(stem, module.TITLE, _caption(module, frame, section.runs), width))
+    section.frames[name] = frame
 
 
 def _add_tables(section: Section, out: Path, frame: pd.DataFrame, judged: list[claims.Claim], *, draw: bool) -> None:

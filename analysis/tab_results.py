@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -50,6 +50,7 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
             missing = f" of {planned}" if model == TRAINED and n < planned else ""
             row |= {"best": set(), "replicates": "" if model in (GAUSSIAN, NOT_OURS) else f"{n}{missing}"}
             notes = [str(evaluation) if several and model == TRAINED else ""]
+            row |= {"evaluation": str(evaluation), "means": dict(zip(part["metric"], part["mean"], strict=True))}
             row["note"] = " · ".join(
                 filter(None, notes + (list(part["protocol"].unique()) if model == NOT_OURS else []))
             )
@@ -289,10 +290,14 @@ def latex(frame: pd.DataFrame, comment: str = "") -> str:
     return comments(comment) + "\n".join(parts)
 
 
-def as_html(frame: pd.DataFrame) -> Markup:
-    """Return the table as HTML, styled by the page; one for each of several protocols."""
+def as_html(frame: pd.DataFrame, below: Callable[[dict[str, Any], str], Any] = lambda row, metric: None) -> Markup:
+    """Return the table as HTML, styled by the page; one for each of several protocols.
+
+    Args:
+        below: the difference that stands below the value of a row and a metric, as in `page_differences`; None if none.
+    """
     shown = [
         (heading, titles, [row | {"label": _label(row), "trained": row["model"] == TRAINED} for row in members])
         for heading, titles, members in tables(frame)
     ]
-    return html.render("results.html", tables=shown)
+    return html.render("results.html", tables=shown, below=below)
