@@ -56,6 +56,7 @@ class Contrast:
     """Two sides of a study in one quantity.
 
     Attributes:
+        factors: the parts of the spec whose values the sides are; two for an interaction, none for arms.
         seeds: of the pairs, in order.
         left_out: seeds that one of the sides has no finite value of.
         seconds_per_pair: what one more pair would take on one device; None if it is not known.
@@ -66,6 +67,7 @@ class Contrast:
     other: str
     comparison: Comparison
     seeds: tuple[int, ...]
+    factors: tuple[str, ...] = ()
     left_out: tuple[int, ...] = ()
     seconds_per_pair: float | None = None
 
@@ -120,19 +122,22 @@ def contrasts(
         _require_path(runs, path)
     result: list[Contrast] = []
     families: dict[Quantity, list[Contrast]] = {}
-    factors = [_sides(runs, (path,)) for path in by] or [_sides(runs, ())]
-    names = [[name for measured in sides.values() for (name,) in measured] for sides in factors]
+    factors: list[tuple[str, ...]] = [(path,) for path in by] or [()]
+    sides_of = {factor: _sides(runs, factor) for factor in factors}
+    names = {factor: [name for side in sides.values() for (name,) in side] for factor, sides in sides_of.items()}
     for name in filter(None, [baseline, *itertools.chain(*(pairs if pairs != "all" else ()))]):
-        _choose(name, list(dict.fromkeys(itertools.chain(*names))), "value" if by else "arm")
-    for sides, own in zip(factors, names, strict=True):
+        _choose(name, list(dict.fromkeys(itertools.chain(*names.values()))), "value" if by else "arm")
+    for factor, sides in sides_of.items():
         for quantity in _chosen(sides, metric):
             measured = {name: side for (name,), side in sides[quantity].items()}
-            for ours, other in _pairs_of_sides(list(measured), baseline if baseline in own else None, pairs):
+            for ours, other in _pairs_of_sides(list(measured), baseline if baseline in names[factor] else None, pairs):
                 if contrast := _contrast(quantity, (ours, other), [measured[ours]], [measured[other]]):
-                    families.setdefault(quantity, []).append(contrast)
-    for sides in (_sides(runs, two) for two in itertools.combinations(by, 2)):
+                    families.setdefault(quantity, []).append(replace(contrast, factors=factor))
+    for two in itertools.combinations(by, 2):
+        sides = _sides(runs, two)
         for quantity in _chosen(sides, metric):
-            families.setdefault(quantity, []).extend(_interactions(quantity, sides[quantity]))
+            interactions = [replace(contrast, factors=two) for contrast in _interactions(quantity, sides[quantity])]
+            families.setdefault(quantity, []).extend(interactions)
     for family in families.values():
         corrected = correct([contrast.comparison for contrast in family])
         result += [
@@ -322,8 +327,8 @@ def _contrast(quantity: Quantity, names: tuple[str, str], ours: list[_Side], oth
             higher_is_better=quantity.higher_is_better,
         ),
         tuple(by_seed),
-        tuple(seed for seed in seeds if seed not in by_seed),
-        None if np.isnan(seconds).any() else float(np.sum(seconds) / len(by_seed)),
+        left_out=tuple(seed for seed in seeds if seed not in by_seed),
+        seconds_per_pair=None if np.isnan(seconds).any() else float(np.sum(seconds) / len(by_seed)),
     )
 
 
@@ -367,6 +372,7 @@ def as_values(contrast: Contrast) -> dict[str, Any]:
         "protocol_id": quantity.protocol_id,
         "ours_name": contrast.ours,
         "other_name": contrast.other,
+        "factors": list(contrast.factors),
         **known,
         "verdict": comparison.verdict,
         "pairs_to_decide": comparison.pairs_to_decide,

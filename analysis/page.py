@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from markupsafe import Markup
 from harness import __version__
 from harness.analysis import (
     claims,
+    claims_card,
     html,
     page_curves,
     page_runs,
@@ -29,16 +31,18 @@ from harness.analysis import (
     tab_contrasts,
     tab_mixture,
     tab_noise,
+    tab_published,
     tab_results,
 )
 from harness.analysis.contrasts import Contrast, deciding
 from harness.analysis.page_differences import Differences, differences, undecided
 from harness.analysis.runs import RunRecord, by_arm, count_states
-from harness.spec.presentation import Presentation
+from harness.spec.presentation import FigureStyle, Presentation
 from harness.text import printable
 
 _VERDICT_COLOURS = {"reproduced": "good", "suggests": "good", "contradicted": "bad", "suggests the opposite": "bad"}
 _STATE_COLOURS = {"done": "good", "failed": "bad", "interrupted": "bad"}
+USUAL_FIGURES = FigureStyle()
 _NAMES = {"md": "Markdown", "tex": "LaTeX"}
 
 
@@ -85,18 +89,34 @@ class Section:
     contrasts: list[Contrast] = field(default_factory=list)
     mixture: pd.DataFrame | None = None
     noise: pd.DataFrame | None = None
-    claims: list[claims.Claim] = field(default_factory=list)
+    published: pd.DataFrame | None = None
+    claims: list[claims.JudgedClaim] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def render(sections: Sequence[Section], schedules: Sequence[Shown], pictures_from: Path | None = None) -> str:
+@dataclass
+class Card:
+    """The papers' claims on the page, over all studies: their table and their figure."""
+
+    rows: list[claims_card.Row]
+    figure: Shown
+
+
+def render(
+    sections: Sequence[Section],
+    schedules: Sequence[Shown],
+    card: Card | None = None,
+    *,
+    pictures_from: Path | None = None,
+) -> str:
     """Return the page as HTML.
 
     Args:
         pictures_from: the page's folder, if its pictures are to be inside it, as in a page to send on its own: then it
             has no links to files.
     """
-    css = html.render("report.css", arm_colours=[style.arm_style(index)["color"] for index in range(NUM_COLOURS)])
+    palettes = [_palette(USUAL_FIGURES), *(_palette(section.presentation.figures) for section in sections)]
+    css = html.render("report.css", palettes=dict(enumerate(palettes, start=-1)))
     script = html.render("report.js")
     policy = Markup(
         f"default-src 'none'; img-src 'self' file: data:; style-src 'sha256-{_sha256(css)}'; "
@@ -110,6 +130,7 @@ def render(sections: Sequence[Section], schedules: Sequence[Shown], pictures_fro
         summary=_summary(sections),
         sections=[_section(section, alone=pictures_from is not None) for section in sections],
         schedules=[_figure(shown, {}) for shown in schedules],
+        card=None if card is None else _card(card),
         picture=lambda path: _picture(path, pictures_from),
         alone=pictures_from is not None,
         names=_NAMES,
@@ -119,7 +140,20 @@ def render(sections: Sequence[Section], schedules: Sequence[Shown], pictures_fro
     )
 
 
+def _palette(figures: FigureStyle) -> list[str]:
+    """Return the colours of a study's arms in their order; what is black is ink, so that it is seen on a dark page."""
+    with style.chosen(figures):
+        colours = [style.arm_style(index)["color"] for index in range(NUM_COLOURS)]
+    return ["currentColor" if colour == "#000000" else colour for colour in colours]
+
+
 NUM_COLOURS = len(style.COLOURS) * 4
+
+
+def _card(card: Card) -> dict[str, Any]:
+    lead = f"{claims_card.counts(card.rows)}, over all studies on this page."
+    table = claims_card.as_html(card.rows)
+    return {"title": claims_card.TITLE, "lead": lead, "table": table, "figure": _figure(card.figure, {})}
 
 
 def _sha256(text: str) -> str:
@@ -146,6 +180,7 @@ def _section(section: Section, *, alone: bool) -> dict[str, Any]:
     decided_by = deciding(section.contrasts, compare)
     compared = Differences() if section.results is None else differences(section.runs, section.results, compare)
     frames = {name: frame for name, frame in section.frames.items() if len(frame)}
+    looks = _looks(list(arms), section.presentation.figures)
     curves = {name: page_curves.panels(name, frame, section.runs) for name, frame in frames.items()}
     return {
         "name": section.name,
@@ -159,7 +194,7 @@ def _section(section: Section, *, alone: bool) -> dict[str, Any]:
         "settings": page_runs.what_every_arm_is(section.runs, compared.baseline),
         "baseline": compared.baseline,
         "baselines": list(compared.others),
-        "data": as_json({"arms": _looks(list(arms)), "against": compared.for_the_script(), "colours": _DIFFERENCES}),
+        "data": as_json({"arms": looks, "against": compared.for_the_script(), "colours": _DIFFERENCES}),
         "contrasts": None
         if not section.contrasts
         else {"tables": tab_contrasts.as_html(section.contrasts), "title": tab_contrasts.TITLE}
@@ -169,9 +204,13 @@ def _section(section: Section, *, alone: bool) -> dict[str, Any]:
         else {"tables": tab_mixture.as_html(mixture), "title": tab_mixture.TITLE}
         | {"caption": tab_mixture.caption(mixture)},
         "noise": None if section.noise is None else _noise(section.noise),
+        "published": None
+        if section.published is None
+        else {"tables": tab_published.as_html(section.published), "title": tab_published.TITLE}
+        | {"caption": tab_published.caption(section.published)},
         "claims": section.claims,
         "rule": " ".join(filter(None, [claims.RULE, section.data_note])),
-        "figures": [_figure(shown, curves) for shown in section.figures],
+        "figures": [_figure(shown, curves, section.presentation.figures) for shown in section.figures],
         "has_curves": any(curves.values()),
         "samples": page_runs.samples(section.runs, section.folder),
         "left_out": section.left_out,
@@ -182,18 +221,20 @@ def _section(section: Section, *, alone: bool) -> dict[str, Any]:
 _DIFFERENCES = tab_contrasts.COLOURS
 
 
-def _looks(arms: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the arms' names and colours for the script; what is black is ink, so that it is seen on a dark page."""
-    return [
-        {"name": printable(arm), "colour": "currentColor" if colour == "#000000" else colour}
-        for arm, colour in ((arm, style.arm_style(index)["color"]) for index, arm in enumerate(arms))
-    ]
+def _looks(arms: Sequence[str], figures: FigureStyle) -> list[dict[str, Any]]:
+    """Return the arms' names and colours for the script."""
+    colours = itertools.cycle(_palette(figures))
+    return [{"name": printable(arm), "colour": colour} for arm, colour in zip(arms, colours, strict=False)]
 
 
-def _figure(shown: Shown, curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _figure(
+    shown: Shown, curves: dict[str, list[dict[str, Any]]], figures: FigureStyle = USUAL_FIGURES
+) -> dict[str, Any]:
     panels = curves.get(shown.stem.rpartition("/")[2])
     of_seeds = any("seed" in curve for panel in panels or () for curve in panel["curves"])
-    return {"shown": shown, "panels": as_json(panels) if panels else None, "of_seeds": of_seeds}
+    return {"shown": shown, "panels": as_json(panels) if panels else None, "of_seeds": of_seeds} | {
+        "kinds": ["png", *(name for name in ("pdf", "svg") if name in figures.formats), "csv"]
+    }
 
 
 def _results(frame: pd.DataFrame, compared: Differences, data_note: str) -> dict[str, Any]:

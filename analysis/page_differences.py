@@ -66,7 +66,7 @@ class Differences:
                 "baseline": baseline,
                 "tables": [
                     {"heading": tab_contrasts.heading(group), "rows": [_row(contrast) for contrast in group]}
-                    for group in tab_contrasts.by_baseline(compared).values()
+                    for group in tab_contrasts.by_baseline(compared)
                 ],
                 "cells": [
                     [number, *cell]

@@ -13,6 +13,7 @@ import click
 from harness import __version__
 from harness.cli import (
     checkpoints,
+    claims,
     cluster,
     compare,
     earlier,
@@ -26,6 +27,7 @@ from harness.cli import (
     schema,
     search,
     studies,
+    trace,
     verify,
 )
 from harness.errors import HarnessError
@@ -40,7 +42,9 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
         runs.why,
         runs.logs,
         compare.compare,
+        claims.claims,
         figures.figures,
+        trace.trace,
         runs.sample,
         evaluations.score,
     ),

@@ -47,7 +47,7 @@ def compare(
     runs they share, and which only one of them asks for.
 
     With --json: {"study", "contrasts": [{"metric", "evaluation", "protocol", "protocol_id", "ours_name", "other_name",
-    "n", "ours", "other", "difference", "t_low", "t_high", "bca_low", "bca_high", "p", "p_holm", "p_flip",
+    "factors", "n", "ours", "other", "difference", "t_low", "t_high", "bca_low", "bca_high", "p", "p_holm", "p_flip",
     "effect_size", "correlation", "floor", "verdict", "pairs_to_decide", "device_hours_to_decide", "seeds",
     "seeds_left_out"}]}; what is not known is null. Of two studies {"studies": [NAME, NAME], "shared": [RUN_KEY],
     "only_in": {NAME: [{"run_key", "arm", "replicate"}]}}.

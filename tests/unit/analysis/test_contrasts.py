@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -148,12 +149,16 @@ def test_the_table_in_latex_escapes_what_latex_reads(study_runs):
     assert escape("50_% & $L_t$ ~ β̃ ↓ #1 {x}") == (
         r"50\_\% \& $L_t$ \textasciitilde{} $\tilde\beta$ $\downarrow$ \#1 \{x\}"
     )
+    assert escape(r"$\input{x}$ $L_\mathrm{a}$ $a}b$ 中") == (
+        r"\$\textbackslash{}input\{x\}\$ $L_\mathrm{a}$ \$a\}b\$ [U+4E2D]"
+    ), "a formula from records holds no command that does something"
     assert escape("[-0.5, +1.0] ± 2, linear-simple") == r"[$-$0.5, +1.0] $\pm$ 2, linear-simple"
     runs = runs_of(study_runs, GRID, nll)
-    text = latex(contrasts(runs), "harness compare small")
-    assert text.startswith("% harness compare small\n") and text.count(r"\begin{tabular}") == 4
+    text = latex(contrasts(runs), "harness compare small", {"cosine-simple": r"$L_\mathrm{simple}$"})
+    assert text.splitlines()[1] == "% harness compare small" and text.count(r"\begin{tabular}") == 4
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.count(" & ") for line in lines} == {len(HEADERS) - 1}
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(HEADERS) - 1}
+    assert r"$L_\mathrm{simple}$ & 4.002 & 4 & \bfseries -0.498" in text
     assert markdown(contrasts(runs, metric="nll")).count("\n| ") == 4
 
 
@@ -172,6 +177,13 @@ def test_an_interaction_is_the_difference_between_the_effects_of_one_value_at_tw
     assert (both.ours, both.other) == ("cosine − linear, hybrid", "cosine − linear, simple")
     assert (both.comparison.ours, both.comparison.other) == pytest.approx((-0.7, -0.5))
     assert both.comparison.differences == pytest.approx((-0.21, -0.18, -0.2, -0.21))
+    assert [c.factors for c in (schedule, both)] == [("diffusion.schedule",), ("diffusion.schedule", "objective")]
+    first, second, third = answers([schedule, objective, both])
+    assert first.startswith("NLL (bits/dim): cosine is better than linear by 0.6") and "hybrid is better" in second
+    assert third == (
+        "NLL (bits/dim): the effects depend on each other: cosine − linear, hybrid (-0.700), is not cosine − linear, "
+        "simple (-0.500)."
+    )
     assert both.verdict == "better" and both.comparison.floor == pytest.approx(0.004)  # of four values
     family = holm([contrast.comparison.p for contrast in (schedule, objective, both)])
     assert [contrast.comparison.p_holm for contrast in (schedule, objective, both)] == pytest.approx(family)
