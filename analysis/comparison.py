@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -94,20 +94,18 @@ class Comparison:
                 return "equivalent"
         return "inconclusive"
 
-    @property
+    @cached_property
     def pairs_to_decide(self) -> int | None:
-        """Forecast how many pairs a verdict takes, if mean and spread of the differences stay as they are.
+        """Forecast how many pairs a verdict takes: the median over simulated continuations of these pairs.
 
-        The smallest n at which the corrected p is below 0.05, or, for a difference below the floor, the t-interval lies
-        within it; None where there is no spread to go by, or more than `MAX_FORECAST` pairs would be needed.
+        Each draws the true mean and spread of the differences from what the pairs leave open (a flat prior on the mean
+        and the logarithm of the spread), then pair after pair until there is a verdict. None where there is no spread
+        to go by, or more than `MAX_FORECAST` pairs would be needed.
         """
         if self.n < 2 or self.verdict != "inconclusive":
             return None
-        margin, distance = _margin(self.floor), abs(self.difference)
-        below_floor = distance <= margin
-        correction = 1.0 if below_floor or not self.p else self.p_holm / self.p
-        room = margin - distance if below_floor else distance
-        return _pairs_for(room, float(np.std(self.differences, ddof=1)), self.n, 1 - (1 - LEVEL) / correction)
+        correction = 1.0 if not self.p else self.p_holm / self.p
+        return _pairs_to_decide(np.array(self.differences), _margin(self.floor), (1 - LEVEL) / correction)
 
 
 def compare(ours: ArrayLike, other: ArrayLike, *, floor: float = 0.0, higher_is_better: bool = False) -> Comparison:
@@ -218,12 +216,44 @@ def _margin(floor: float) -> float:
     return float(norm.ppf((1 + LEVEL) / 2)) * floor
 
 
-def _pairs_for(room: float, spread: float, n: int, level: float) -> int | None:
-    """Return the smallest number of pairs above n, not below `MIN_PAIRS`, with t_{n-1} spread / sqrt(n) < room."""
-    from scipy.stats import t
+NUM_CONTINUATIONS = 200
 
-    if not room > 0:
-        return None
-    counts = np.arange(max(MIN_PAIRS, n + 1), MAX_FORECAST + 1)
-    enough = t.ppf((1 + level) / 2, counts - 1) * spread / np.sqrt(counts) < room
-    return int(counts[enough.argmax()]) if enough.any() else None
+
+@cache
+def _continuations() -> tuple[np.ndarray, ...]:
+    """Draw what all simulated continuations share: uniform numbers, sums of normal ones and of their squares."""
+    draw = np.random.default_rng(0)
+    uniform = (draw.permutation(NUM_CONTINUATIONS) + 0.5) / NUM_CONTINUATIONS
+    normal = draw.standard_normal((NUM_CONTINUATIONS, MAX_FORECAST))
+    return uniform, draw.standard_normal(NUM_CONTINUATIONS), normal.cumsum(axis=1), (normal**2).cumsum(axis=1)
+
+
+def _pairs_to_decide(differences: np.ndarray, margin: float, alpha: float) -> int | None:
+    """Return the median number of pairs at which simulated continuations have a verdict; see `pairs_to_decide`.
+
+    Args:
+        differences: [n] of the pairs so far.
+        margin: below which a difference is the evaluation's noise.
+        alpha: level of the test, after the correction.
+    """
+    from scipy.stats import chi2, t
+
+    n = len(differences)
+    uniform, shift, sums, squares = _continuations()
+    spread = differences.std(ddof=1) * np.sqrt((n - 1) / chi2.ppf(uniform, n - 1))[:, None]
+    mean = differences.mean() + spread / math.sqrt(n) * shift[:, None]
+    for longest in (64, MAX_FORECAST):  # most need few
+        more = np.arange(1, longest + 1 - n)
+        first, second = sums[:, : len(more)], squares[:, : len(more)]
+        counts = n + more
+        means = (differences.sum() + more * mean + spread * first) / counts
+        all_squares = (differences**2).sum() + more * mean**2 + 2 * mean * spread * first + spread**2 * second
+        variances = np.maximum(all_squares - counts * means**2, 0) / (counts - 1)
+        errors, distances = np.sqrt(variances / counts), np.abs(means)
+        different = (distances > t.ppf(1 - alpha / 2, counts - 1) * errors) & (distances > margin)
+        equivalent = distances + t.ppf((1 + LEVEL) / 2, counts - 1) * errors < margin
+        decided = (different | equivalent) & (counts >= MIN_PAIRS)
+        needed = np.where(decided.any(axis=1), counts[decided.argmax(axis=1)], MAX_FORECAST + 1)
+        if np.median(needed) <= longest:
+            return math.ceil(np.median(needed))
+    return None

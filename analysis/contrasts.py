@@ -1,7 +1,8 @@
-"""The contrasts of a study: every arm against a baseline, all pairs of arms, or the main effect of one value.
+"""The contrasts of a study: every arm against a baseline, chosen or all pairs of arms, main effects and interactions.
 
 Runs are paired by seed. The main effect of a value averages, within each seed, over all settings that differ in that
-value alone, as in a factorial design; so each seed gives one difference, and the seeds stay the replicates.
+value alone, as in a factorial design; so each seed gives one difference, and the seeds stay the replicates. The
+interaction of two values is the difference between the effects of the one at two values of the other.
 
 The contrasts of one metric are one family: their p-values are corrected together (Holm).
 """
@@ -11,8 +12,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from harness.analysis.runs import RunRecord
 from harness.analysis.settings import Labels, brief, settings_of
 from harness.errors import RecordError
 from harness.spec.base import canonical_json
+from harness.spec.presentation import Compare
 from harness.text import count, device_time, did_you_mean
 
 
@@ -44,12 +46,17 @@ class Quantity:
     def higher_is_better(self) -> bool:
         return results.kind_of(self.metric).direction == "maximize"
 
+    def is_called(self, name: str) -> bool:
+        """Return whether `fid` or `eval/fid` is this one."""
+        return name in (self.metric, f"{self.evaluation}/{self.metric}")
+
 
 @dataclass(frozen=True)
 class Contrast:
     """Two sides of a study in one quantity.
 
     Attributes:
+        factors: the parts of the spec whose values the sides are; two for an interaction, none for arms.
         seeds: of the pairs, in order.
         left_out: seeds that one of the sides has no finite value of.
         seconds_per_pair: what one more pair would take on one device; None if it is not known.
@@ -60,6 +67,7 @@ class Contrast:
     other: str
     comparison: Comparison
     seeds: tuple[int, ...]
+    factors: tuple[str, ...] = ()
     left_out: tuple[int, ...] = ()
     seconds_per_pair: float | None = None
 
@@ -94,46 +102,76 @@ def contrasts(
     *,
     baseline: str | None = None,
     metric: str | None = None,
-    by: str | None = None,
-    all_pairs: bool = False,
+    pairs: Literal["all"] | Sequence[tuple[str, str]] = (),
+    by: Sequence[str] = (),
 ) -> list[Contrast]:
     """Compare the sides of a study in pairs, in each metric that has a better direction.
 
     Args:
         runs: of one study.
-        baseline: the side that the others are compared with; the first by default.
-        metric: only this one, such as fid.
-        by: a value or part of the spec by dotted path, such as `diffusion.schedule`, whose main effect is asked for;
-            the sides are its values. None: the sides are the arms.
-        all_pairs: compare every side with every other, too.
+        baseline: the arm, or the value of `by`, that the others are compared with; the first by default.
+        metric: only this one, such as fid, or eval/fid of one evaluation.
+        pairs: `all`, or those arms that are compared, (ours, other); instead of a baseline.
+        by: values or parts of the spec by dotted path, such as `diffusion.schedule`, instead of arms: the main effect
+            of each, and the interactions of any two.
 
     Raises:
         RecordError: no such side, metric or path; the message lists the choices.
     """
-    if by is not None:
-        _require_path(runs, by)
-    sides = _sides(runs, by)
-    names = list(dict.fromkeys(side for quantity in sides.values() for side in quantity))
-    baseline = _choose(baseline, names, "value" if by else "arm") if baseline else None
-    metrics = {quantity.metric for quantity in sides}
-    if metric is not None:
-        _choose(metric, sorted(metrics), "metric")
+    for path in by:
+        _require_path(runs, path)
     result: list[Contrast] = []
-    for quantity, measured in sides.items():
-        if metric not in (None, quantity.metric):
-            continue
-        if metric is None and results.kind_of(quantity.metric).direction is None:
-            continue
-        family = [
-            contrast
-            for ours, other in _pairs_of_sides(list(measured), baseline, all_pairs)
-            if (contrast := _contrast(quantity, measured[ours], measured[other]))
-        ]
+    families: dict[Quantity, list[Contrast]] = {}
+    factors: list[tuple[str, ...]] = [(path,) for path in by] or [()]
+    sides_of = {factor: _sides(runs, factor) for factor in factors}
+    names = {factor: [name for side in sides.values() for (name,) in side] for factor, sides in sides_of.items()}
+    for name in filter(None, [baseline, *itertools.chain(*(pairs if pairs != "all" else ()))]):
+        _choose(name, list(dict.fromkeys(itertools.chain(*names.values()))), "value" if by else "arm")
+    for factor, sides in sides_of.items():
+        for quantity in _chosen(sides, metric):
+            measured = {name: side for (name,), side in sides[quantity].items()}
+            for ours, other in _pairs_of_sides(list(measured), baseline if baseline in names[factor] else None, pairs):
+                if contrast := _contrast(quantity, (ours, other), [measured[ours]], [measured[other]]):
+                    families.setdefault(quantity, []).append(replace(contrast, factors=factor))
+    for two in itertools.combinations(by, 2):
+        sides = _sides(runs, two)
+        for quantity in _chosen(sides, metric):
+            interactions = [replace(contrast, factors=two) for contrast in _interactions(quantity, sides[quantity])]
+            families.setdefault(quantity, []).extend(interactions)
+    for family in families.values():
         corrected = correct([contrast.comparison for contrast in family])
         result += [
             replace(contrast, comparison=comparison) for contrast, comparison in zip(family, corrected, strict=True)
         ]
     return result
+
+
+def contrasts_of(runs: Sequence[RunRecord], compare: Compare, *, metric: str | None = None) -> list[Contrast]:
+    """Compare what a study's `compare` names: its arms, then main effects and interactions.
+
+    Args:
+        metric: as in `contrasts`; all by default.
+    """
+    of_arms = contrasts(runs, baseline=compare.baseline, pairs=compare.pairs, metric=metric)
+    return of_arms + (contrasts(runs, by=compare.by, metric=metric) if compare.by else [])
+
+
+def deciding(compared: Iterable[Contrast], compare: Compare) -> list[Contrast]:
+    """Return the contrasts in the metric that decides a study's question: all, if it names none."""
+    return [contrast for contrast in compared if compare.metric is None or contrast.quantity.is_called(compare.metric)]
+
+
+def _chosen(quantities: Iterable[Quantity], metric: str | None) -> list[Quantity]:
+    """Return the quantities of a metric, `fid` or `eval/fid`; without one, those that have a better direction."""
+    quantities = list(quantities)
+    if metric is None:
+        return [quantity for quantity in quantities if results.kind_of(quantity.metric).direction is not None]
+    chosen = [quantity for quantity in quantities if quantity.is_called(metric)]
+    if quantities and not chosen:
+        known = [quantity.metric for quantity in quantities]
+        known += [f"{quantity.evaluation}/{quantity.metric}" for quantity in quantities] if "/" in metric else []
+        raise RecordError(f"no metric {metric!r} was measured: {did_you_mean(metric, list(dict.fromkeys(known)))}")
+    return chosen
 
 
 # -- what is measured
@@ -146,17 +184,14 @@ class _Value:
     seconds: float
 
 
-@dataclass
-class _Side:
-    """The values of one side, by context (what else differs within the side) and seed."""
-
-    name: str
-    values: dict[str, dict[int, _Value]] = field(default_factory=dict)
+_Side = dict[str, dict[int, _Value]]
+"""The values of one side, by context (what else differs within the side) and seed."""
 
 
-def _sides(runs: Sequence[RunRecord], by: str | None) -> dict[Quantity, dict[str, _Side]]:
-    sides: dict[Quantity, dict[str, _Side]] = {}
-    places, data_of = _places(runs, by), results.data_texts(runs)
+def _sides(runs: Sequence[RunRecord], factors: Sequence[str]) -> dict[Quantity, dict[tuple[str, ...], _Side]]:
+    """Return what was measured of each side: an arm, or the runs with one value of each factor."""
+    sides: dict[Quantity, dict[tuple[str, ...], _Side]] = {}
+    places, data_of = _places(runs, factors), results.data_texts(runs)
     for run in runs:
         if run.run_key not in places:
             continue
@@ -168,27 +203,40 @@ def _sides(runs: Sequence[RunRecord], by: str | None) -> dict[Quantity, dict[str
                 kind = results.kind_of(metric)
                 label = f"{kind.axis} ({protocol.extractor})" if protocol.extractor else kind.axis
                 quantity = Quantity(metric, label, measurement.name, protocol.text, protocol.id)
-                side = sides.setdefault(quantity, {}).setdefault(name, _Side(name))
+                side = sides.setdefault(quantity, {}).setdefault(name, {})
                 error = results.standard_error(run, measurement, metric)
-                side.values.setdefault(context, {})[run.spec["seed"]] = _Value(value, error, _training_seconds(run))
+                side.setdefault(context, {})[run.spec["seed"]] = _Value(value, error, _training_seconds(run))
     return sides
 
 
-def _places(runs: Sequence[RunRecord], by: str | None) -> dict[str, tuple[str, str]]:
+def _places(runs: Sequence[RunRecord], factors: Sequence[str]) -> dict[str, tuple[tuple[str, ...], str]]:
     """Return the side and the context of each run, by run_key."""
-    if by is None:
-        return {run.run_key: (run.arm, "") for run in runs}
-    part, along = by.removesuffix(".name"), {*changes_along(runs, by)}
-    places, labels = {}, Labels()
+    if not factors:
+        return {run.run_key: ((run.arm,), "") for run in runs}
+    along = {path for factor in factors for path in changes_along(runs, factor)}
+    keys: dict[str, list[Any]] = {}
+    contexts: dict[str, str] = {}
+    labels = [Labels() for _ in factors]
     for run in runs:
         settings = settings_of(run)
-        own = {path: value for path, value in settings.items() if _is_within(path, part)}
-        if own:
-            rest = {path: value for path, value in settings.items() if path not in own and path not in along}
-            name = str(own.get(f"{part}.name", "") if f"{part}.name" in own else brief(next(iter(own.values()))))
-            places[run.run_key] = labels.add(name, own), canonical_json(rest)
-    texts = labels.texts()
-    return {run_key: (texts[key], context) for run_key, (key, context) in places.items()}
+        parts = [factor.removesuffix(".name") for factor in factors]
+        own = [{path: value for path, value in settings.items() if _is_within(path, part)} for part in parts]
+        if all(own):
+            keys[run.run_key] = [
+                label.add(_name(part, values), values) for label, part, values in zip(labels, parts, own, strict=True)
+            ]
+            rest = {path: value for path, value in settings.items() if path not in along}
+            rest = {path: value for path, value in rest.items() if not any(path in values for values in own)}
+            contexts[run.run_key] = canonical_json(rest)
+    texts = [label.texts() for label in labels]
+    return {
+        run_key: (tuple(names[key] for names, key in zip(texts, own_keys, strict=True)), contexts[run_key])
+        for run_key, own_keys in keys.items()
+    }
+
+
+def _name(part: str, values: dict[str, Any]) -> str:
+    return str(values.get(f"{part}.name", "") if f"{part}.name" in values else brief(next(iter(values.values()))))
 
 
 def changes_along(runs: Sequence[RunRecord], by: str) -> list[str]:
@@ -221,43 +269,66 @@ def _training_seconds(run: RunRecord) -> float:
     return run.spec["train"]["steps"] / float(np.median(speeds)) if len(speeds) else math.nan
 
 
-def _pairs_of_sides(names: list[str], baseline: str | None, all_pairs: bool) -> Iterator[tuple[str, str]]:
-    if all_pairs:
+def _pairs_of_sides(
+    names: list[str], baseline: str | None, pairs: Literal["all"] | Sequence[tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
+    if pairs == "all":
         yield from ((ours, other) for other, ours in itertools.combinations(names, 2))
-        return
-    other = baseline or names[0]
-    if other in names:
+    elif pairs:
+        yield from (pair for pair in pairs if set(pair) <= set(names))
+    elif (other := baseline or names[0]) in names:
         yield from ((ours, other) for ours in names if ours != other)
 
 
-def _contrast(quantity: Quantity, ours: _Side, other: _Side) -> Contrast | None:
-    """Pair two sides by seed; None if they have no pair."""
-    contexts = [context for context in ours.values if context in other.values]
-    seeds = sorted({seed for side in (ours, other) for context in contexts for seed in side.values[context]})
-    pairs: dict[int, list[list[_Value]]] = {}  # by seed: both sides, each in every context
+def _interactions(quantity: Quantity, sides: dict[tuple[str, ...], _Side]) -> Iterator[Contrast]:
+    """Compare the effect of a first factor's values between the values of a second, each against the first value."""
+    first, second = (list(dict.fromkeys(names)) for names in zip(*sides, strict=True))
+    for a, b in itertools.product(first[1:], second[1:]):
+        corners = (a, b), (first[0], b), (a, second[0]), (first[0], second[0])
+        if all(corner in sides for corner in corners):
+            effects = [f"{a} − {first[0]}, {value}" for value in (b, second[0])]
+            high, low_high, high_low, low = (sides[corner] for corner in corners)
+            if contrast := _contrast(quantity, (effects[0], effects[1]), [high, low_high], [high_low, low]):
+                yield contrast
+
+
+def _contrast(quantity: Quantity, names: tuple[str, str], ours: list[_Side], other: list[_Side]) -> Contrast | None:
+    """Pair two sides by seed; None if they have no pair.
+
+    Args:
+        ours, other: the values of a side; or of two, whose difference is compared.
+    """
+    sides = [*ours, *other]
+    contexts = [context for context in sides[0] if all(context in side for side in sides)]
+    seeds = sorted({seed for side in sides for context in contexts for seed in side[context]})
+    by_seed: dict[int, list[list[_Value]]] = {}  # all sides, each in every context
     for seed in seeds:
         values = [
-            [value for context in contexts if (value := side.values[context].get(seed)) and math.isfinite(value.value)]
-            for side in (ours, other)
+            [value for context in contexts if (value := side[context].get(seed)) and math.isfinite(value.value)]
+            for side in sides
         ]
         if all(len(side) == len(contexts) for side in values):
-            pairs[seed] = values
-    if not pairs:
+            by_seed[seed] = values
+    if not by_seed:
         return None
-    means = [[np.mean([value.value for value in values[side]]) for values in pairs.values()] for side in (0, 1)]
-    all_values = [value for values in pairs.values() for side in values for value in side]
-    errors = [value.standard_error for value in all_values]
+    means = np.array([[np.mean([value.value for value in side]) for side in values] for values in by_seed.values()])
+    signs = np.array([1, -1])[: len(ours)]
+    all_values = [value for values in by_seed.values() for side in values for value in side]
     seconds = [value.seconds for value in all_values]
     # Replicates are evaluated on the same images and noise, so their errors do not average out.
-    floor = math.sqrt(2 * float(np.mean(np.square(errors))))
+    floor = math.sqrt(len(sides) * float(np.mean([value.standard_error**2 for value in all_values])))
     return Contrast(
         quantity,
-        ours.name,
-        other.name,
-        compare(means[0], means[1], floor=floor, higher_is_better=quantity.higher_is_better),
-        tuple(pairs),
-        tuple(seed for seed in seeds if seed not in pairs),
-        None if np.isnan(seconds).any() else float(np.sum(seconds) / len(pairs)),
+        *names,
+        compare(
+            means[:, : len(ours)] @ signs,
+            means[:, len(ours) :] @ signs,
+            floor=floor,
+            higher_is_better=quantity.higher_is_better,
+        ),
+        tuple(by_seed),
+        left_out=tuple(seed for seed in seeds if seed not in by_seed),
+        seconds_per_pair=None if np.isnan(seconds).any() else float(np.sum(seconds) / len(by_seed)),
     )
 
 
@@ -301,6 +372,7 @@ def as_values(contrast: Contrast) -> dict[str, Any]:
         "protocol_id": quantity.protocol_id,
         "ours_name": contrast.ours,
         "other_name": contrast.other,
+        "factors": list(contrast.factors),
         **known,
         "verdict": comparison.verdict,
         "pairs_to_decide": comparison.pairs_to_decide,

@@ -17,8 +17,9 @@ from markupsafe import Markup
 
 from harness import __version__
 from harness.analysis import claims, html, style, tab_contrasts, tab_mixture, tab_noise, tab_results
-from harness.analysis.contrasts import Contrast
+from harness.analysis.contrasts import Contrast, deciding
 from harness.analysis.runs import RunRecord, by_arm, count_states
+from harness.spec.presentation import Presentation
 
 _VERDICT_COLOURS = {"reproduced": "good", "suggests": "good", "contradicted": "bad", "suggests the opposite": "bad"}
 _STATE_COLOURS = {"done": "good", "failed": "bad", "interrupted": "bad"}
@@ -56,6 +57,7 @@ class Section:
 
     name: str
     runs: list[RunRecord]
+    presentation: Presentation = field(default_factory=Presentation)
     figures: list[Shown] = field(default_factory=list)
     data_note: str = ""
     num_earlier: int = 0
@@ -99,7 +101,8 @@ def _section(section: Section) -> dict[str, Any]:
         "name": section.name,
         "lead": f"{arms} arm{'s' if arms != 1 else ''}, {count_states(section.runs)}.{without}",
         "results": None if results is None else _results(results, section.data_note),
-        "answers": tab_contrasts.answers(section.contrasts),
+        "question": section.presentation.question,
+        "answers": tab_contrasts.answers(deciding(section.contrasts, section.presentation.compare)),
         "contrasts": None
         if not section.contrasts
         else {"tables": tab_contrasts.as_html(section.contrasts), "title": tab_contrasts.TITLE}

@@ -41,8 +41,9 @@ from harness.analysis import (
     tab_noise,
     tab_results,
 )
-from harness.analysis.contrasts import Contrast, contrasts
+from harness.analysis.contrasts import Contrast, contrasts_of
 from harness.analysis.page import Section, Shown, render
+from harness.analysis.presentation import presentation_of
 from harness.analysis.runs import (
     RunRecord,
     count_earlier,
@@ -54,6 +55,7 @@ from harness.analysis.runs import (
 )
 from harness.errors import HarnessError
 from harness.records.files import replace_file
+from harness.spec.presentation import Presentation
 from harness.text import printable
 
 logger = logging.getLogger(__name__)
@@ -114,11 +116,12 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
 
 def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> Section:
     """Draw the figures of a study, or only describe those that an earlier report has drawn."""
-    runs, data, unusable = _read(load_records(runs_folder, study))
+    presentation = presentation_of(runs_folder, study)
+    runs, data, unusable = _read(load_records(runs_folder, study), presentation)
     shown = {run.run_key for run in runs}  # by its manifest a study may know a run whose membership is damaged
     unreadable = {name: why for name, why in unreadable_runs(runs_folder, study).items() if name not in shown}
     left_out = unreadable | unusable
-    section = Section(study, runs, data_note=data_notes.data_sentence(runs), left_out=left_out)
+    section = Section(study, runs, presentation, data_note=data_notes.data_sentence(runs), left_out=left_out)
     section.num_earlier = count_earlier(runs_folder, study)
     figures: dict[str, Picture] = {**OF_A_STUDY}
     if fig_search.is_search(runs):
@@ -224,20 +227,20 @@ _READERS: dict[str, Callable[[list[RunRecord]], Any]] = {
     **{name: module.data for name, module in OF_A_STUDY.items()},
     RESULTS: results.data,
     CLAIMS: claims.judge,
-    CONTRASTS: contrasts,
     MIXTURE: tab_mixture.data,
     NOISE: tab_noise.data,
 }
 
 
-def _read(runs: list[RunRecord]) -> tuple[list[RunRecord], dict[str, Any], dict[str, str]]:
+def _read(runs: list[RunRecord], presentation: Presentation) -> tuple[list[RunRecord], dict[str, Any], dict[str, str]]:
     """Return the runs that all figures and tables can read, their data, and why the other runs cannot be read.
 
     Records that no earlier check refuses may still be odd, such as an evaluation without its number of samples. Such a
     run is left out of all figures of its study alike.
     """
-    data = _read_all(_READERS, runs)
-    failing = {name: read for name, read in _READERS.items() if isinstance(data[name], Exception)}
+    readers = _READERS | {CONTRASTS: lambda runs: contrasts_of(runs, presentation.compare)}
+    data = _read_all(readers, runs)
+    failing = {name: read for name, read in readers.items() if isinstance(data[name], Exception)}
     unusable: dict[str, str] = {}
     for read in failing.values():
         failures = {run.run_key: _attempt(read, [run]) for run in runs}
@@ -247,7 +250,7 @@ def _read(runs: list[RunRecord]) -> tuple[list[RunRecord], dict[str, Any], dict[
     if not unusable:
         return runs, data, {}
     usable = [run for run in runs if run.run_key not in unusable]
-    return usable, _read_all(_READERS, usable), unusable
+    return usable, _read_all(readers, usable), unusable
 
 
 def _read_all(readers: dict[str, Callable[[list[RunRecord]], Any]], runs: list[RunRecord]) -> dict[str, Any]:

@@ -30,12 +30,12 @@ RULE = (
 )
 
 
-def by_baseline(contrasts: Sequence[Contrast]) -> dict[tuple[Quantity, str], list[Contrast]]:
+def by_baseline(contrasts: Sequence[Contrast]) -> list[list[Contrast]]:
     """Group contrasts by what is compared and with which side; keep the order."""
-    groups: dict[tuple[Quantity, str], list[Contrast]] = {}
+    groups: dict[tuple[Quantity, tuple[str, ...], str], list[Contrast]] = {}
     for contrast in contrasts:
-        groups.setdefault((contrast.quantity, contrast.other), []).append(contrast)
-    return groups
+        groups.setdefault((contrast.quantity, contrast.factors, contrast.other), []).append(contrast)
+    return list(groups.values())
 
 
 def heading(group: Sequence[Contrast]) -> str:
@@ -78,7 +78,7 @@ def notes(contrasts: Sequence[Contrast]) -> list[str]:
 def markdown(contrasts: Sequence[Contrast]) -> str:
     """Return the tables as Markdown, one for each quantity."""
     lines = []
-    for group in by_baseline(contrasts).values():
+    for group in by_baseline(contrasts):
         lines += [f"**{markdown_text(heading(group))}**", "", f"| {' | '.join(HEADERS)} |"]
         lines.append("|---|" + "---:|" * (len(HEADERS) - 2) + "---|")
         lines += [f"| {' | '.join(map(markdown_text, cells(contrast)))} |" for contrast in group]
@@ -99,7 +99,7 @@ def latex(contrasts: Sequence[Contrast], comment: str = "") -> str:
             [[*map(escape, cells(contrast))] for contrast in group],
             f"{heading(group)}. {caption(group)}",
         )
-        for group in by_baseline(contrasts).values()
+        for group in by_baseline(contrasts)
     ]
     return comments(comment) + "\n".join(tables)
 
@@ -126,16 +126,36 @@ def answers(contrasts: Sequence[Contrast]) -> list[str]:
 
     Of several arms that are better, the one with the largest difference is named.
     """
-    groups: dict[Quantity, list[Contrast]] = {}
+    groups: dict[tuple[Quantity, tuple[str, ...]], list[Contrast]] = {}
     for contrast in contrasts:
-        groups.setdefault(contrast.quantity, []).append(contrast)
-    return [_answer(quantity, group) for quantity, group in groups.items()]
+        groups.setdefault((contrast.quantity, contrast.factors), []).append(contrast)
+    sentences = (
+        _answer(quantity, group) if len(factors) < 2 else _interaction(quantity, group)
+        for (quantity, factors), group in groups.items()
+    )
+    return [sentence for sentence in sentences if sentence]
+
+
+def _start(quantity: Quantity) -> str:
+    return f"{quantity.label}, {quantity.evaluation}:" if quantity.evaluation != "eval" else f"{quantity.label}:"
+
+
+def _interaction(quantity: Quantity, group: Sequence[Contrast]) -> str:
+    """Say which effects depend on what else is changed; empty if that is not known of any."""
+    decided = [contrast for contrast in group if contrast.comparison.verdict in ("better", "worse")]
+    digits = DIGITS.get(quantity.metric, 3)
+    effects = [
+        f"{contrast.ours} ({contrast.comparison.ours:+.{digits}f}), is not {contrast.other} "
+        f"({contrast.comparison.other:+.{digits}f})"
+        for contrast in decided
+    ]
+    return f"{_start(quantity)} the effects depend on each other: {'; '.join(effects)}." if effects else ""
 
 
 def _answer(quantity: Quantity, group: Sequence[Contrast]) -> str:
     verdicts = [contrast.comparison.verdict for contrast in group]
     better = [contrast for contrast, verdict in zip(group, verdicts, strict=True) if verdict == "better"]
-    start = f"{quantity.label}, {quantity.evaluation}:" if quantity.evaluation != "eval" else f"{quantity.label}:"
+    start = _start(quantity)
     others = {contrast.other for contrast in group}
     if better:
         best = max(better, key=lambda contrast: abs(contrast.comparison.difference))
@@ -175,7 +195,7 @@ def data(contrasts: Sequence[Contrast]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [as_values(contrast) for contrast in contrasts]
-    lists = ("seeds", "seeds_left_out")
+    lists = ("factors", "seeds", "seeds_left_out")
     return pd.DataFrame([row | {name: " ".join(map(str, row[name])) for name in lists} for row in rows])
 
 
@@ -183,7 +203,7 @@ def as_html(contrasts: Sequence[Contrast]) -> Markup:
     """Return the tables as HTML, styled by the page."""
     tables = [
         {"heading": heading(group), "rows": [(cells(contrast), contrast.comparison.verdict) for contrast in group]}
-        for group in by_baseline(contrasts).values()
+        for group in by_baseline(contrasts)
     ]
     return html.render("contrasts.html", headers=HEADERS, tables=tables, colours=COLOURS)
 
@@ -195,5 +215,5 @@ def caption(contrasts: Sequence[Contrast]) -> str:
 
 def rows(contrasts: Sequence[Contrast]) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
     """Iterate over the tables: a heading and rows under `HEADERS`."""
-    for group in by_baseline(contrasts).values():
+    for group in by_baseline(contrasts):
         yield heading(group), [cells(contrast) for contrast in group]

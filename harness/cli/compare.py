@@ -14,9 +14,16 @@ from harness.errors import LaunchError
 @click.command()
 @click.argument("study")
 @click.argument("other", required=False)
-@click.option("--baseline", metavar="ARM", help="Compare the others with this one.  [default: the first arm]")
-@click.option("--metric", help="Only this one: nll, fid, precision, ...")
-@click.option("--by", metavar="PATH", help="The main effect of a part of the spec, such as diffusion.schedule.")
+@click.option(
+    "--baseline", metavar="ARM", help="Compare the others with this one.  [default: the study's, or the first arm]"
+)
+@click.option("--metric", help="Only this one: nll, fid, eval/fid, ..., or all.  [default: the study's, or all]")
+@click.option(
+    "--by",
+    metavar="PATH",
+    multiple=True,
+    help="The main effect of a part of the spec, such as diffusion.schedule; of two also their interaction.",
+)
 @click.option("--all-pairs", is_flag=True, help="Compare every arm with every other.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print Markdown.")
 @click.option("--latex", "form", flag_value="latex", help="Print a LaTeX table (booktabs).")
@@ -27,7 +34,7 @@ def compare(
     other: str | None,
     baseline: str | None,
     metric: str | None,
-    by: str | None,
+    by: tuple[str, ...],
     all_pairs: bool,
     form: str | None,
     output: Output,
@@ -35,11 +42,12 @@ def compare(
 ) -> None:
     """Say which arm is better, and by how much.
 
-    Runs of one seed share the order of the data, the timesteps and the noise, so arms are compared in pairs. Given two
-    studies: which runs they share, and which only one of them asks for.
+    Runs of one seed share the order of the data, the timesteps and the noise, so arms are compared in pairs. What is
+    compared is what the study's file says under `compare`, unless an option says otherwise. Given two studies: which
+    runs they share, and which only one of them asks for.
 
     With --json: {"study", "contrasts": [{"metric", "evaluation", "protocol", "protocol_id", "ours_name", "other_name",
-    "n", "ours", "other", "difference", "t_low", "t_high", "bca_low", "bca_high", "p", "p_holm", "p_flip",
+    "factors", "n", "ours", "other", "difference", "t_low", "t_high", "bca_low", "bca_high", "p", "p_holm", "p_flip",
     "effect_size", "correlation", "floor", "verdict", "pairs_to_decide", "device_hours_to_decide", "seeds",
     "seeds_left_out"}]}; what is not known is null. Of two studies {"studies": [NAME, NAME], "shared": [RUN_KEY],
     "only_in": {NAME: [{"run_key", "arm", "replicate"}]}}.
@@ -58,13 +66,24 @@ def compare(
         return
     from harness.analysis import contrasts as analysis
     from harness.analysis import tab_contrasts
+    from harness.analysis.presentation import presentation_of
     from harness.analysis.runs import load_records
 
+    if all_pairs and (baseline or by):
+        raise LaunchError("either --all-pairs or a --baseline or --by")
     name, directories = members(study, runs_folder)
     show_damage(runs_folder, directories)
     chosen = {directory.path for directory in directories}
     runs = [run for run in load_records(runs_folder, str(name)) if run.folder in chosen]
-    contrasts = analysis.contrasts(runs, baseline=baseline, metric=metric, by=by, all_pairs=all_pairs)
+    asked = presentation_of(runs_folder, str(name)).compare
+    chosen_metric = None if metric == "all" else metric
+    if by or baseline or all_pairs:
+        pairs: Any = "all" if all_pairs else ()
+        contrasts = analysis.contrasts(runs, baseline=baseline, metric=chosen_metric, pairs=pairs, by=by)
+    else:
+        contrasts = analysis.contrasts_of(runs, asked, metric=chosen_metric)
+    if metric is None:
+        contrasts = analysis.deciding(contrasts, asked)
     output.document({"study": name, "contrasts": [analysis.as_values(contrast) for contrast in contrasts]})
     if output.as_json:
         return
@@ -77,8 +96,9 @@ def compare(
         click.echo(tab_contrasts.latex(contrasts, f"harness compare {name}"))
     else:
         _show(contrasts)
-        if by and (along := analysis.changes_along(runs, by)):
-            click.echo(f"{', '.join(along)} change along with {by}: their effects cannot be told apart.")
+        for path in by or asked.by:
+            if along := analysis.changes_along(runs, path):
+                click.echo(f"{', '.join(along)} change along with {path}: their effects cannot be told apart.")
 
 
 def _show(contrasts: Any) -> None:

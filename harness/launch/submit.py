@@ -86,7 +86,9 @@ def submit(
     sync = sync and not synced_later
     plan.runs_folder.mkdir(parents=True, exist_ok=True)
     if asks:  # before the runs' own files: what a submission that is killed between them leaves is right
-        ask_for(plan.runs_folder, plan.study.name, _memberships(plan.study), file=plan.study.path)
+        presentation = plan.study.presentation.model_dump(mode="json")
+        memberships = _memberships(plan.study)
+        ask_for(plan.runs_folder, plan.study.name, memberships, file=plan.study.path, presentation=presentation)
         notes += plan.notes()
     _register_runs(plan)
     if sync and uri:

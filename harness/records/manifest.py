@@ -5,11 +5,12 @@ study asks for now, as which arm and replicate, and with which evaluations. A ru
 asked for: its records stay, but no table, figure, claim or archive of the study has it.
 
     {"format": 1, "study": NAME, "generation": 2, "file": FILE, "written_seconds": TIME,
+     "presentation": {"question": TEXT, "compare": {...}, "figures": {...}},
      "evaluations": {KEY: PROTOCOL},
      "runs": {RUN_KEY: {"arm": NAME, "replicate": INDEX, "evaluations": [KEY]}}}
 
-The generation counts how often a study has asked for something else. A study without a manifest (of a version that
-wrote none, or from an archive) asks for every run that was ever in it.
+The generation counts how often a study has asked for something else; how it is compared and drawn does not count. A
+study without a manifest (of a version that wrote none, or from an archive) asks for every run that was ever in it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Manifest:
     Attributes:
         generation: from 1; one more whenever the study asks for something else.
         file: the study's file at that time, absolute; empty if unknown.
+        presentation: its question, comparison and figures (`spec.Presentation`) as plain values; empty if unknown.
         runs: run_key -> `arm`, `replicate`, `evaluations` (protocols) and `evaluation_keys`, in the study's order.
     """
 
@@ -54,6 +56,7 @@ class Manifest:
     generation: int
     file: str
     runs: Mapping[str, Membership]
+    presentation: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_manifest(runs_folder: Path, study: str) -> Manifest | None:
@@ -92,23 +95,32 @@ def _manifest_from(stored: dict[str, Any]) -> Manifest:
         if not _is_complete(runs[run_key]):
             raise ValueError(f"run {run_key}")
         membership_from(runs[run_key], Path(f"{stored['study']}.json"), complete=True)
-    return Manifest(str(stored["study"]), int(stored["generation"]), str(stored["file"]), runs)
+    presentation = stored.get("presentation", {})
+    if type(presentation) is not dict:
+        raise ValueError("presentation")
+    return Manifest(str(stored["study"]), int(stored["generation"]), str(stored["file"]), runs, presentation)
 
 
 def ask_for(
-    runs_folder: Path, study: str, memberships: Mapping[str, Mapping[str, Any]], *, file: Path | None = None
+    runs_folder: Path,
+    study: str,
+    memberships: Mapping[str, Mapping[str, Any]],
+    *,
+    file: Path | None = None,
+    presentation: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Record that a study asks for these runs and no others from now on; without a change the generation stays.
 
     Args:
         memberships: run_key -> `arm`, `replicate` and `evaluations`; other fields are not used.
         file: the study's.
+        presentation: as in `Manifest`.
 
     Raises:
         RecordError: the file cannot be written, or another process has been writing it for minutes.
     """
     with _locked(runs_folder, study):
-        return _write(runs_folder, study, memberships, str(file.absolute()) if file else "")
+        return _write(runs_folder, study, memberships, str(file.absolute()) if file else "", presentation or {})
 
 
 def join(runs_folder: Path, study: str, memberships: Mapping[str, Mapping[str, Any]]) -> None:
@@ -122,7 +134,7 @@ def join(runs_folder: Path, study: str, memberships: Mapping[str, Mapping[str, A
     complete = {key: membership for key, membership in memberships.items() if _is_complete(membership)}
     with _locked(runs_folder, study):
         if manifest := read_manifest(runs_folder, study):
-            _write(runs_folder, study, {**manifest.runs, **complete}, manifest.file)
+            _write(runs_folder, study, {**manifest.runs, **complete}, manifest.file, manifest.presentation)
 
 
 def _is_complete(membership: Mapping[str, Any]) -> bool:
@@ -153,7 +165,13 @@ def _locked(runs_folder: Path, study: str) -> Iterator[None]:
         lock.release()
 
 
-def _write(runs_folder: Path, study: str, memberships: Mapping[str, Mapping[str, Any]], file: str) -> Manifest:
+def _write(
+    runs_folder: Path,
+    study: str,
+    memberships: Mapping[str, Mapping[str, Any]],
+    file: str,
+    presentation: Mapping[str, Any],
+) -> Manifest:
     protocols: dict[str, Any] = {}
     runs = {
         run_key: {
@@ -164,11 +182,14 @@ def _write(runs_folder: Path, study: str, memberships: Mapping[str, Mapping[str,
         for run_key, membership in memberships.items()
     }
     before = read_manifest(runs_folder, study)
-    stored = {"format": FORMAT, "study": study, "generation": 1, "file": file, "evaluations": protocols, "runs": runs}
+    stored = {"format": FORMAT, "study": study, "generation": 1, "file": file}
+    stored |= {"presentation": dict(presentation)} if presentation else {}
+    stored |= {"evaluations": protocols, "runs": runs}
     manifest = _manifest_from(json.loads(json.dumps(stored)))
     if before:
         same = before.runs == manifest.runs
-        if same and before.file == file and list(before.runs) == list(manifest.runs):
+        unchanged = before.file == file and before.presentation == manifest.presentation
+        if same and unchanged and list(before.runs) == list(manifest.runs):
             return before
         stored["generation"] = before.generation + (not same)
     text = json.dumps({**stored, "written_seconds": time.time()}, indent=1)

@@ -165,7 +165,8 @@ class Coordinator:
         """Add a trial's runs to those that the search asks for; a run of several trials belongs to the first."""
         for run in runs:
             self._asked.setdefault(run.run_key, run.membership())
-        ask_for(self.runs_folder, self.search.name, self._asked, file=self.search.path)
+        presentation = self.search.presentation.model_dump(mode="json")
+        ask_for(self.runs_folder, self.search.name, self._asked, file=self.search.path, presentation=presentation)
 
     # -- starting trials
 

@@ -16,6 +16,7 @@ from harness.spec.metrics import part_outputs
 from harness.study.axes import labels
 from harness.study.document import Document, Keys, integer
 from harness.study.expand import read_document
+from harness.study.presentation import read_presentation
 from harness.study.validate import validate
 from harness.text import did_you_mean
 
@@ -44,6 +45,8 @@ def load_search(path: str | Path, *, sets: Sequence[str] = (), inception: bool =
         if part in document.value:
             alternative = "search.replicates" if part == "replicates" else "search.space, as choices: [...]"
             raise document.fail((part,), f"not allowed in a search; use {alternative}")
+    if "compare" in document.value:
+        raise document.fail(("compare",), "not allowed in a search, whose figures compare its trials")
     if "search" not in document.value:
         raise SpecError(f"{path}: has no `search`; to run a study: `harness submit {path}`")
     settings = validate(Settings, document.value["search"], document.locator(("search",)), ("search",))
@@ -53,7 +56,8 @@ def load_search(path: str | Path, *, sets: Sequence[str] = (), inception: bool =
             raise SpecError(f"{override.mark}: {override.path} is part of search.space; narrow it there")
     metrics = tuple(_metrics(document))
     name = str(document.value.get("study"))
-    search = Search(name, Path(path), settings, space, metrics, document, run_overrides, inception)
+    presentation = read_presentation(document, Path(path))
+    search = Search(name, Path(path), settings, space, metrics, document, run_overrides, inception, presentation)
     _check_optuna_limits(search)
     _try_corners(search)
     return search

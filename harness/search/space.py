@@ -17,11 +17,13 @@ from harness.records.layout import SEARCH
 from harness.spec.base import SpecModel
 from harness.spec.evaluation import Evaluation
 from harness.spec.metrics import Direction, part_outputs
+from harness.spec.presentation import Presentation
 from harness.study.axes import RUN_PARTS, conditions_hold, with_defaults
 from harness.study.document import Document, Keys, SourceLocation, set_in
 from harness.study.expand import expand
 from harness.study.model import Override, Run, Study
 from harness.study.plugins import load_plugins
+from harness.study.presentation import KEYS as PRESENTATION_KEYS
 from harness.text import did_you_mean
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -164,6 +166,7 @@ class Search:
     document: Document = field(repr=False)
     run_overrides: tuple[Override, ...] = ()
     inception: bool = False
+    presentation: Presentation = field(default_factory=Presentation)
 
     def choose(self, pick: Callable[[Parameter], Any]) -> dict[str, Any]:
         """Return a point of the space: `pick` chooses each parameter that is used, in the file's order."""
@@ -190,7 +193,7 @@ class Search:
         arm = trial_name(number)
         # A part before its fields: `objective`, then `objective.lambda_vlb`.
         overrides = dict(sorted(chosen.items(), key=lambda item: item[0].count(".")))
-        value = {key: part for key, part in self.document.value.items() if key != "search"}
+        value = {key: part for key, part in self.document.value.items() if key not in ("search", *PRESENTATION_KEYS)}
         value |= {"arms": {arm: overrides}, "replicates": self.settings.replicates}
         places: dict[Keys, SourceLocation] = {
             ("arms", arm, path): self.document.mark(space_keys(path)) for path in overrides

@@ -19,6 +19,7 @@ from harness.spec.evaluation import PARTS, Evaluation
 from harness.spec.metrics import metric_kind, outputs
 from harness.spec.parts import active
 from harness.spec.plugins import located_in
+from harness.spec.presentation import Presentation
 from harness.spec.protocols import ProtocolError
 from harness.spec.protocols import expand as expand_protocol
 from harness.spec.resources import Records, Resources
@@ -39,6 +40,8 @@ from harness.study.document import (
 )
 from harness.study.model import Override, Run, Study, Variant
 from harness.study.plugins import load_plugins
+from harness.study.presentation import KEYS as PRESENTATION_KEYS
+from harness.study.presentation import read_presentation, require_metric
 from harness.study.python_studies import load_python_study
 from harness.study.validate import validate
 from harness.text import did_you_mean
@@ -54,6 +57,7 @@ STUDY_PARTS = (
     "evaluate",
     "data_root",
     "budget_gpu_hours",
+    *PRESENTATION_KEYS,
 )
 
 
@@ -145,6 +149,7 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
     variants = mistakes.attempt(lambda: read_variants(document, base, replicates), None)
     arms = None if variants is None else {variant.arm for variant in variants}
     entries = _evaluation_entries(document, arms, replicates, mistakes)
+    presented = mistakes.attempt(lambda: read_presentation(document, path, arms), Presentation())
     expansion = _Expansion(document, name, base, late, replicates, data_root, entries, excluded, inception)
     runs: list[Run] = []
     num_wrong = 0
@@ -154,6 +159,8 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
         num_wrong += made is None
         if num_wrong == MAX_MISTAKES:
             break
+    with mistakes.collect():
+        require_metric(document, presented.compare, [e for run in runs for e in run.evaluations])
     mistakes.raise_any()
     for rule in excluded:
         if not rule.hits:
@@ -162,7 +169,7 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
             )
     if not runs:
         raise spec_error(document.mark(("exclude",)), "exclude", "every run is excluded")
-    return Study(name, path, tuple(runs), budget)
+    return Study(name, path, tuple(runs), budget, presented)
 
 
 def _study_name(document: Document) -> str:

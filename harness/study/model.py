@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.spec.base import SCHEMA_VERSION
 from harness.spec.evaluation import Evaluation
+from harness.spec.presentation import Presentation
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
 from harness.study.document import Keys, SourceLocation
@@ -75,6 +76,7 @@ class Study:
     path: Path
     runs: tuple[Run, ...]
     budget_gpu_hours: float | None = None
+    presentation: Presentation = field(default_factory=Presentation)
 
     def warnings(self) -> list[str]:
         """Return each warning once, with the arms that it concerns."""

@@ -31,8 +31,11 @@ from typing import Any
 
 from harness.errors import SpecError
 from harness.spec.plugins import execute, located
+from harness.spec.presentation import Presentation
 from harness.study.document import Document, Keys, SourceLocation, plugin_sources, spec_error
 from harness.study.model import Override, Run, Study
+from harness.study.presentation import KEYS as PRESENTATION_KEYS
+from harness.study.presentation import read_presentation, require_metric
 
 Expand = Callable[[Document, Path, tuple[Override, ...], bool], Study]
 
@@ -76,9 +79,18 @@ def python_study(
     plugins: Sequence[str] = (),
     data_root: str | None = None,
     budget_gpu_hours: float | None = None,
+    question: str = "",
+    compare: Mapping[str, Any] | None = None,
+    figures: Mapping[str, Any] | None = None,
 ) -> PythonStudy:
-    """Combine runs into a study; the return value of `study()`."""
-    options = {"plugins": list(plugins), "data_root": data_root, "budget_gpu_hours": budget_gpu_hours}
+    """Combine runs into a study; the return value of `study()`.
+
+    Args:
+        question: what the study asks; by default the first line of the file's docstring.
+        compare, figures: as in a YAML study.
+    """
+    options: dict[str, Any] = {"plugins": list(plugins), "data_root": data_root, "budget_gpu_hours": budget_gpu_hours}
+    options |= {"question": question, "compare": compare, "figures": figures}
     return PythonStudy(name, tuple(runs), options, _caller())
 
 
@@ -101,7 +113,17 @@ def load_python_study(path: Path, late: tuple[Override, ...], inception: bool, e
     if not isinstance(study, PythonStudy) or not all(isinstance(entry, PythonRun) for entry in study.runs):
         line = function.__code__.co_firstlineno if hasattr(function, "__code__") else 1
         raise SpecError(f"{path}:{line}: study() must return harness.python_study(name, [harness.run(...), ...])")
-    return _expand(study, path, late, inception, expand)
+    expanded = _expand(study, path, late, inception, expand)
+    return replace(expanded, presentation=_presentation(study, path, module.__doc__ or "", expanded.runs))
+
+
+def _presentation(study: PythonStudy, path: Path, docstring: str, runs: Sequence[Run]) -> Presentation:
+    value = {key: study.options[key] for key in PRESENTATION_KEYS if study.options[key]}
+    first_line = docstring.strip().partition("\n")[0]
+    document = Document({"question": first_line, **value}, {(): study.location})
+    presentation = read_presentation(document, path, {entry.arm for entry in study.runs})
+    require_metric(document, presentation.compare, [e for run in runs for e in run.evaluations])
+    return presentation
 
 
 def _expand(study: PythonStudy, path: Path, late: tuple[Override, ...], inception: bool, expand: Expand) -> Study:
@@ -121,7 +143,7 @@ def _expand(study: PythonStudy, path: Path, late: tuple[Override, ...], inceptio
         arms[entry.arm] = entry
         value = {
             "study": study.name,
-            **{key: option for key, option in study.options.items() if key != "plugins" and option is not None},
+            **{key: study.options[key] for key in ("data_root", "budget_gpu_hours") if study.options[key] is not None},
             **common,
             "arms": {entry.arm: {key: part for key, part in entry.parts.items() if key not in common}},
             "replicates": entry.replicates,

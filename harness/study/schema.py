@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from harness.spec.base import SpecModel
 from harness.spec.evaluation import PARTS, Evaluation
+from harness.spec.presentation import Compare, FigureStyle
 from harness.spec.protocols import PROTOCOLS
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
@@ -39,7 +40,8 @@ def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
     Args:
         search: the model of a search's settings; without it, anything is allowed below `search`.
     """
-    kinds: list[type[SpecModel]] = [RunSpec, Resources, Records, Evaluation, *([search] if search else [])]
+    kinds: list[type[SpecModel]] = [RunSpec, Resources, Records, Evaluation, Compare, FigureStyle]
+    kinds += [search] if search else []
     _, schema = models_json_schema([(kind, "validation") for kind in kinds], ref_template="#/$defs/{model}")
     definitions = schema["$defs"]
     _drop_required(definitions)
@@ -85,6 +87,9 @@ def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
         "evaluate": {"type": "array", "items": {"$ref": "#/$defs/Evaluation"}},
         "data_root": {"type": ["string", "null"]},
         "budget_gpu_hours": {"type": ["number", "null"], "minimum": 0},
+        "question": {"type": "string", "description": "What the study asks; by default its first line of comment."},
+        "compare": {"$ref": "#/$defs/Compare"},
+        "figures": {"$ref": "#/$defs/FigureStyle"},
         "search": {"$ref": f"#/$defs/{search.__name__}"} if search else {"type": "object"},
     }
     return {

@@ -22,6 +22,7 @@ NUM_RUNS = {
     "smaller-lr": 6,
     "widths": 15,
     "offsets": 12,
+    "decided-beforehand": 12,
     "which-sigma": 6,
     "by-protocol": 6,
     "on-a-gpu": 6,

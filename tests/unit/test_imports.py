@@ -56,7 +56,7 @@ MAY_IMPORT = {
     },
     "doctor": {"launch", "slurm", "registry", "tracking", "records", "data", "metrics", "spec", "text", "errors"},
     "search": {"launch", "slurm", "tracking", "records", "study", "spec", "text", "errors"},
-    "analysis": {"records", "spec", "diffusion", "data", "text", "errors"},
+    "analysis": {"records", "study", "spec", "diffusion", "data", "text", "errors"},
     # what others import: for plugins' files, and for notebooks
     "plugins": {"spec", "data"},
     "api": None,

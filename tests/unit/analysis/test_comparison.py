@@ -87,27 +87,42 @@ def test_equal_differences_need_no_spread():
     assert (always.p, always.verdict) == (0.0, "better")
 
 
-def test_the_forecast_is_the_smallest_number_of_pairs_whose_interval_excludes_zero():
-    differences = np.array([0.5, -0.2, 0.9, 0.1])
-    result = compare(differences, np.zeros(4))
-    needed = result.pairs_to_decide
-    spread = differences.std(ddof=1)
-    half = {n: stats.t.ppf(0.975, n - 1) * spread / math.sqrt(n) for n in (needed - 1, needed)}
-    assert half[needed] < differences.mean() <= half[needed - 1]
+def continued(differences, draw, family=1):
+    """Add pairs of one possible world, whose mean and spread fit the pairs so far, until there is a verdict."""
+    n, values = len(differences), list(differences)
+    spread = np.std(differences, ddof=1) * math.sqrt((n - 1) / draw.chisquare(n - 1))
+    mean = np.mean(differences) + spread / math.sqrt(n) * draw.standard_normal()
+    while len(values) < 200:
+        values.append(mean + spread * draw.standard_normal())
+        if len(values) >= 4 and family * stats.ttest_1samp(values, 0).pvalue < 0.05:
+            break
+    return len(values)
 
 
-def test_the_forecast_counts_with_the_correction_that_the_verdict_will_have():
+@pytest.mark.slow
+@pytest.mark.parametrize(("differences", "family"), [([0.5, -0.2, 0.9, 0.1], 1), ([0.5, -0.2, 0.9, 0.4, 0.3], 3)])
+def test_the_forecast_is_the_median_of_the_worlds_that_fit_the_pairs_so_far(differences, family):
+    result = compare(differences, np.zeros(len(differences)))
+    result = replace(result, p_holm=family * result.p)
+    draw = np.random.default_rng(0)
+    quantiles = np.quantile([continued(differences, draw, family) for _ in range(300)], (0.43, 0.57))
+    assert quantiles[0] <= result.pairs_to_decide <= quantiles[1]
+
+
+def test_the_forecast_counts_with_the_correction_and_with_the_floor():
     alone = compare([0.5, -0.2, 0.9, 0.1], np.zeros(4))
-    corrected = replace(alone, p_holm=10 * alone.p)
-    needed, spread = corrected.pairs_to_decide, np.std(alone.differences, ddof=1)
-    p = {n: 2 * stats.t.sf(alone.difference / spread * math.sqrt(n), n - 1) for n in (needed - 1, needed)}
-    assert 10 * p[needed] < 0.05 <= 10 * p[needed - 1] and needed > alone.pairs_to_decide
+    assert replace(alone, p_holm=10 * alone.p).pairs_to_decide > alone.pairs_to_decide
+    assert replace(alone, floor=0.2).pairs_to_decide > alone.pairs_to_decide
+    near_zero = compare([0.05, -0.05, 0.04, -0.03], np.zeros(4), floor=0.03)
+    assert near_zero.verdict == "inconclusive"
+    assert near_zero.pairs_to_decide < replace(near_zero, floor=0).pairs_to_decide  # it will be within the floor
 
 
-def test_no_forecast_where_there_is_a_verdict_or_one_pair_or_no_difference():
+def test_no_forecast_where_there_is_a_verdict_or_one_pair_or_no_spread():
     assert compare(OURS, OTHER).pairs_to_decide is None
     assert compare([1.0], [2.0]).pairs_to_decide is None
-    assert compare([1.0, -1.0, 1.0, -1.0], np.zeros(4)).pairs_to_decide is None
+    assert compare(np.ones(4), np.ones(4)).pairs_to_decide is None
+    assert compare([1.0, 1.0], [0.0, 0.0]).pairs_to_decide == 4  # the fewest with a verdict
 
 
 def test_pairs_must_be_finite_and_of_one_length():

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from harness.analysis.comparison import compare, holm
-from harness.analysis.contrasts import as_values, changes_along, contrasts
+from harness.analysis.contrasts import as_values, changes_along, contrasts, contrasts_of, deciding
 from harness.analysis.latex import escape
 from harness.analysis.runs import load_records
 from harness.analysis.tab_contrasts import HEADERS, answers, cells, latex, markdown, notes, rows
 from harness.errors import RecordError
+from harness.spec.presentation import Compare
 
 GRID = """
 grid: {diffusion.schedule: [linear, cosine], objective: [simple, hybrid]}
@@ -59,7 +60,7 @@ def test_the_error_of_the_evaluation_is_the_floor_below_which_arms_are_equivalen
 def test_another_baseline_all_pairs_and_one_metric(study_runs):
     runs = runs_of(study_runs, GRID, nll)
     assert {c.other for c in contrasts(runs, baseline="cosine-hybrid")} == {"cosine-hybrid"}
-    pairs = [(c.ours, c.other) for c in contrasts(runs, metric="nll", all_pairs=True)]
+    pairs = [(c.ours, c.other) for c in contrasts(runs, metric="nll", pairs="all")]
     assert len(pairs) == len(set(pairs)) == 6
     metrics = [c.quantity.metric for c in contrasts(runs)]
     assert metrics == ["nll"] * 3 + ["fid"] * 3 + ["precision"] * 3 + ["recall"] * 3
@@ -68,10 +69,10 @@ def test_another_baseline_all_pairs_and_one_metric(study_runs):
 
 def test_a_main_effect_averages_over_what_else_differs_within_each_seed(study_runs):
     runs = runs_of(study_runs, GRID, nll)
-    (contrast,) = contrasts(runs, metric="nll", by="diffusion.schedule")
+    (contrast,) = contrasts(runs, metric="nll", by=["diffusion.schedule"])
     assert (contrast.ours, contrast.other, contrast.comparison.n) == ("cosine", "linear", 4)
     assert contrast.comparison.differences == pytest.approx((-0.49, -0.52, -0.5, -0.48))
-    (contrast,) = contrasts(runs, metric="nll", by="objective.name")
+    (contrast,) = contrasts(runs, metric="nll", by=["objective.name"])
     assert contrast.comparison.differences == pytest.approx((-0.101, -0.098, -0.1, -0.102))
 
 
@@ -83,7 +84,7 @@ def test_what_changes_along_with_a_value_is_said_and_does_not_hinder(study_runs)
 
 def test_two_arms_that_differ_only_in_the_offset_are_two_sides(study_runs):
     runs = runs_of(study_runs, OFFSETS, lambda run: {"nll": 3.0 + 0.1 * (run.arm == "wide") + 0.001 * run.replicate})
-    (contrast,) = contrasts(runs, by="diffusion.schedule")
+    (contrast,) = contrasts(runs, by=["diffusion.schedule"])
     assert contrast.ours != contrast.other and "s=0.004" in contrast.other and "s=0.016" in contrast.ours
     assert contrast.comparison.difference == pytest.approx(0.1)
     (contrast,) = contrasts(runs)
@@ -109,7 +110,7 @@ def test_wrong_names_are_refused_with_the_choices(study_runs):
     for options, words in (
         ({"baseline": "cosine"}, "no arm 'cosine' was measured"),
         ({"metric": "fidd"}, "did you mean 'fid'?"),
-        ({"by": "optim.lr"}, "no value 'optim.lr' differs between the arms"),
+        ({"by": ["optim.lr"]}, "no value 'optim.lr' differs between the arms"),
     ):
         with pytest.raises(RecordError, match=words.replace("?", r"\?")):
             contrasts(runs, **options)
@@ -154,3 +155,40 @@ def test_the_table_in_latex_escapes_what_latex_reads(study_runs):
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.count(" & ") for line in lines} == {len(HEADERS) - 1}
     assert markdown(contrasts(runs, metric="nll")).count("\n| ") == 4
+
+
+def test_an_interaction_is_the_difference_between_the_effects_of_one_value_at_two_of_another(study_runs):
+    def numbers(run):
+        cosine, hybrid = "cosine" in run.arm, "hybrid" in run.arm
+        noise = [0.01, -0.02, 0.0, 0.01][run.replicate]
+        value = 3 + run.replicate - 0.5 * cosine - 0.1 * hybrid - (0.2 + noise) * (cosine and hybrid)
+        return {"nll": value, "nll_standard_error_bpd": 0.002}
+
+    runs = runs_of(study_runs, GRID, numbers)
+    schedule, objective, both = contrasts(runs, metric="nll", by=["diffusion.schedule", "objective"])
+    assert (schedule.ours, objective.ours) == ("cosine", "hybrid")
+    assert schedule.comparison.difference == pytest.approx(-0.6)
+    assert objective.comparison.difference == pytest.approx(-0.2)
+    assert (both.ours, both.other) == ("cosine − linear, hybrid", "cosine − linear, simple")
+    assert (both.comparison.ours, both.comparison.other) == pytest.approx((-0.7, -0.5))
+    assert both.comparison.differences == pytest.approx((-0.21, -0.18, -0.2, -0.21))
+    assert [c.factors for c in (schedule, both)] == [("diffusion.schedule",), ("diffusion.schedule", "objective")]
+    first, second, third = answers([schedule, objective, both])
+    assert first.startswith("NLL (bits/dim): cosine is better than linear by 0.6") and "hybrid is better" in second
+    assert third == (
+        "NLL (bits/dim): the effects depend on each other: cosine − linear, hybrid (-0.700), is not cosine − linear, "
+        "simple (-0.500)."
+    )
+    assert both.verdict == "better" and both.comparison.floor == pytest.approx(0.004)  # of four values
+    family = holm([contrast.comparison.p for contrast in (schedule, objective, both)])
+    assert [contrast.comparison.p_holm for contrast in (schedule, objective, both)] == pytest.approx(family)
+
+
+def test_a_study_names_its_pairs_its_effects_and_the_metric_that_decides(study_runs):
+    runs = runs_of(study_runs, GRID, nll)
+    asked = Compare(metric="eval/nll", pairs=(("cosine-hybrid", "cosine-simple"),), by=("objective",))
+    compared = deciding(contrasts_of(runs, asked), asked)
+    assert [(c.ours, c.other) for c in compared] == [("cosine-hybrid", "cosine-simple"), ("hybrid", "simple")]
+    assert {c.quantity.metric for c in compared} == {"nll"}
+    assert {c.quantity.metric for c in contrasts_of(runs, asked)} == {"nll", "fid", "precision", "recall"}
+    assert deciding(contrasts_of(runs, asked), Compare(metric="kid")) == []  # not measured yet
