@@ -92,7 +92,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     rows = list(frame.groupby(keys, sort=False))
     kinds = [kind for kind in (LENGTH, ISO_FLOP) if kind in set(frame["panel"])]
     figure, all_axes = style.subplots(
-        len(rows), len(kinds), width=style.ONE_COLUMN * len(kinds), height=2.7 * len(rows)
+        len(rows), len(kinds), width=style.ONE_COLUMN * len(kinds), height=3.2 * len(rows)
     )
     for line, ((series, metric, _), part) in zip(all_axes, rows, strict=True):
         for axes, kind in zip(line, kinds, strict=True):
@@ -128,7 +128,7 @@ def _panel(axes: style.Axes, rows: pd.DataFrame, kind: str) -> None:
     trained = rows[rows["role"] == MEASURED]["x"]
     axes.set_xlim(trained.min() / 1.5, trained.max() * 1.5)
     style.plain_log_numbers(axes)
-    axes.legend(fontsize=6.5)
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.1, -0.2), ncols=2, fontsize=6.5, columnspacing=1)
 
 
 def _short(number: float) -> str:

@@ -1,4 +1,4 @@
-"""NLL and FID against recorded training compute, with a power law and what it says of ten times more (IDDPM, figure 10)."""
+"""NLL and FID against recorded training compute, with a power law and its extrapolation (IDDPM, figure 10)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,20 @@ _FIT = (
     *("held_out_error", "held_out_low", "held_out_high"),
 )
 _COLUMNS = (
-    *("role", "series", "metric", "protocol", "arm", "compute_multiply_adds", "n", "mean", "low", "high", "kind"),
+    *(
+        "role",
+        "series",
+        "metric",
+        "protocol",
+        "arm",
+        "compute_multiply_adds",
+        "n",
+        "mean",
+        "low",
+        "high",
+        "kind",
+        "fitted",
+    ),
     *(*_FIT, "multiplier_of", "multiplier", "multiplier_low", "multiplier_high", "warnings"),
 )
 
@@ -34,9 +47,9 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per series, metric and arm, and rows of the law where there is one, with the series' fit.
 
     Arms of a series differ only in the model's size, the length of training and the optimizer's settings for them.
-    `compute_multiply_adds` is the recorded `compute/train_multiply_adds`. `low` and `high` of rows of the law are its 95 %
-    interval, `held_out_low` and `_high` that of the prediction of the largest arm from the others, whose relative error is
-    `held_out_error`. `multiplier` is what the series is worth in compute of `multiplier_of`.
+    `compute_multiply_adds` is the recorded `compute/train_multiply_adds`. `low` and `high` of rows of the law are its
+    95 % interval, `held_out_low` and `_high` that of the prediction of the largest arm from the others, whose relative
+    error is `held_out_error`. `multiplier` is what the series is worth in compute of `multiplier_of`.
     """
     rows: list[dict[str, object]] = []
     all_series = series_of(runs)
@@ -51,7 +64,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         shared |= _fit_columns(series.scaling)
         for size in series.sizes:
             row = {"role": MEASURED, **shared, "arm": size.arm, "compute_multiply_adds": size.compute}
-            rows.append(row | summarise(size.values.values())._asdict())
+            rows.append(row | summarise(size.values.values())._asdict() | {"fitted": size in series.fitted})
         if series.scaling:
             rows += [{"role": LAW, **shared, **point} for point in _fan(series)]
     return pd.DataFrame(rows, columns=list(_COLUMNS))
@@ -94,11 +107,13 @@ def draw(frame: pd.DataFrame) -> Figure:
             part, law = rows[rows["role"] == MEASURED], rows[rows["role"] == LAW]
             if len(law):
                 _draw_law(axes, law, part["compute_multiply_adds"].max(), look["color"])
-            axes.errorbar(
-                part["compute_multiply_adds"], part["mean"], [part["mean"] - part["low"], part["high"] - part["mean"]],
-                color=look["color"], marker=look["marker"], linestyle="", elinewidth=0.9, capsize=2.5,
-                label=style.label(series) if several else None,
-            )  # fmt: skip
+            for fitted, points in part.groupby("fitted", sort=False):
+                axes.errorbar(
+                    points["compute_multiply_adds"], points["mean"],
+                    [points["mean"] - points["low"], points["high"] - points["mean"]],
+                    color=look["color"], marker=look["marker"], linestyle="", elinewidth=0.9, capsize=2.5,
+                    alpha=1 if fitted else 0.35, label=style.label(series) if several and fitted else None,
+                )  # fmt: skip
             for row in part.itertuples() if not several and len(part) < 8 else ():
                 position = (row.compute_multiply_adds, row.mean)
                 axes.annotate(
@@ -111,7 +126,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         _limit(axes, shown)
         style.plain_log_numbers(axes)
         if axes.get_legend_handles_labels()[1]:
-            axes.legend(loc="lower left")
+            axes.legend(loc="upper right")
     return figure
 
 
@@ -155,15 +170,14 @@ def caption(frame: pd.DataFrame) -> str:
         parts.append("No power law: it needs at least three amounts of compute, and values that decrease with compute.")
         return parts[0] + " " + parts[1]
     parts.append(
-        "Lines: (b C)⁻ᶜ, or a + (b C)⁻ᶜ where that predicts the largest size better; dashed and in the band: beyond the "
-        f"measured range, up to {MAX_EXTRAPOLATION:g} times. Band, and brackets of the exponent: 95 %, over both forms where "
-        "the data rule neither out."
+        "Lines: (b C)⁻ᶜ, or a + (b C)⁻ᶜ where that predicts the largest size better; dashed beyond the measured range, "
+        f"up to {MAX_EXTRAPOLATION:g} times. Bands, and brackets of the exponent: 95 %, over both forms where the data "
+        "rule neither out."
     )
     parts += [_held_out(row) for _, row in laws.iterrows() if not np.isnan(row["held_out_error"])]
     for _, row in laws[laws["multiplier"].notna()].iterrows():
-        span = (
-            "" if np.isnan(row["multiplier_low"]) else f" ({row['multiplier_low']:.2g} to {row['multiplier_high']:.2g})"
-        )
+        low, high = row["multiplier_low"], row["multiplier_high"]
+        span = "" if np.isnan(low) else f" ({low:.2g} to {high:.2g})"
         parts.append(
             f"{KINDS[row['metric']].label}: {row['series']} is worth {row['multiplier']:.2g}x the compute of "
             f"{row['multiplier_of']}{span}."

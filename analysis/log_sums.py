@@ -1,17 +1,17 @@
-"""Least squares in log space for sums of powers, and a bootstrap whose intervals are Student's t where the law is a line.
+"""Least squares in log space for sums of powers, and a bootstrap whose intervals are Student's t for a straight line.
 
     log y = log sum_t exp(Z_t theta_t) + shift of the seed + noise
 
 A power law is one term, with an asymptote two, and L(N, D) = E + A / N^alpha + B / D^beta three (Hoffmann et al. 2022).
 
-- The noise is taken as a factor, the same over all sizes. Seeds are blocks: replicates of one seed share the order of the
-  data and the noise, so what they have in common is taken out first, and costs its degrees of freedom. What is fitted
-  is thus the mean over the seeds that were run.
-- Huber's loss (two robust standard deviations) keeps one run that went wrong from bending the law. It still counts in full in
-  the residual variance, so the interval gets wider by it.
-- Draws of the bootstrap are fits to the fitted values plus normal noise. Its variance is itself drawn, as sum of squares
-  over chi-squared of the degrees of freedom, so that the quantiles for a straight line are exactly those of Student's t.
-  Resampling two or three seeds instead gives intervals that are far too narrow (docs/statistics.md).
+- The noise is taken as a factor, the same over all sizes. Seeds are blocks: replicates of one seed share the order of
+  the data and the noise, so what they have in common is taken out first, and costs its degrees of freedom. What is
+  fitted is thus the mean over the seeds that were run.
+- Huber's loss (two robust standard deviations) keeps one run that went wrong from bending the law. It still counts in
+  full in the residual variance, so the interval gets wider by it.
+- Draws of the bootstrap are fits to the fitted values plus normal noise. Its variance is itself drawn, as sum of
+  squares over chi-squared of the degrees of freedom, so that the quantiles for a straight line are exactly those of
+  Student's t. Resampling two or three seeds instead gives intervals that are far too narrow (docs/statistics.md).
 - Where the sizes are further from the law than their seeds explain, the variance is that of the sizes around the law.
 """
 
@@ -82,7 +82,7 @@ class LogSum:
         sigmas: [num_draws], the standard deviations of log y that `draws` were made with.
         sum_of_squares: of the residuals of all runs.
         residual_freedom: runs minus parameters and seeds' shifts.
-        lack_of_fit_p: of the F-test of the sizes' distances from the law against those of the seeds; NaN without replicates.
+        lack_of_fit_p: of the F-test of the sizes' distances from the law against the seeds' spread; NaN without seeds.
     """
 
     theta: np.ndarray
@@ -120,9 +120,8 @@ def fit(cells: Cells, terms: Terms, starts: np.ndarray, *, num_draws: int = NUM_
         spread, used_freedom = _between(cells, residuals), cells.num_cells - len(theta)
     if used_freedom < 1:
         return LogSum(theta, np.empty((0, len(theta))), 0, np.empty(0), squares, freedom, p)
-    random = np.random.default_rng(seed)
-    sigmas = np.sqrt(spread / random.chisquare(used_freedom, num_draws))
-    drawn = fitted + sigmas[:, None] * random.standard_normal((num_draws, len(fitted)))
+    sigmas = np.sqrt(spread / chi_squared(used_freedom, num_draws, seed))
+    drawn = fitted + sigmas[:, None] * both_ways(num_draws, len(fitted), seed)
     draws = refit(drawn, terms, np.vstack([theta, starts]))
     return LogSum(theta, draws, used_freedom, sigmas, squares, freedom, p)
 
@@ -194,6 +193,21 @@ def interval(draws: np.ndarray, estimate: np.ndarray | float, level: float = 0.9
     at = [np.take_along_axis(ordered, index.reshape(2, *ordered.shape[1:]), axis=0) for index in (low, high)]
     part = part.reshape(at[0].shape)
     return at[0] * (1 - part) + at[1] * part
+
+
+def chi_squared(freedom: int, num_draws: int, seed: int) -> np.ndarray:
+    """Draw chi-squared numbers, one from each quantile: [num_draws], each twice, a half apart."""
+    from scipy.stats import chi2
+
+    half = (num_draws + 1) // 2
+    quantiles = chi2.ppf((np.arange(half) + 0.5) / half, freedom)
+    return np.tile(np.random.default_rng(seed).permutation(quantiles), 2)[:num_draws]
+
+
+def both_ways(num_draws: int, n: int, seed: int) -> np.ndarray:
+    """Draw standard normal numbers, [num_draws, n], the second half the first with the other sign."""
+    half = np.random.default_rng([seed, n]).standard_normal(((num_draws + 1) // 2, n))
+    return np.concatenate([half, -half])[:num_draws]
 
 
 def f_test(smaller: LogSum, larger: LogSum) -> float:

@@ -21,6 +21,7 @@ import pandas as pd
 from harness.analysis import (
     claims,
     data_notes,
+    fig_allocation,
     fig_alpha_bar,
     fig_beta_ratio,
     fig_forward_noising,
@@ -72,6 +73,7 @@ OF_A_STUDY: dict[str, ModuleType] = {
     "L_t": fig_L_t,
     "sampling_steps": fig_sampling_steps,
     "scaling": fig_scaling,
+    "allocation": fig_allocation,
     "mixture": fig_mixture,
     "game": fig_game,
     "trajectories": fig_trajectories,

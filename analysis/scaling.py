@@ -2,9 +2,9 @@
 
     value = a + (b C)^-c                                                                          (IDDPM, figure 10)
 
-`analysis/log_sums.py` fits them and says what the intervals rest on. Of the two forms the one is chosen that, fitted without the
-largest size, predicts it better. An interval covers both unless the data rule a = 0 out: what is beyond the measured range
-depends more on the form than on the noise.
+`analysis/log_sums.py` fits them and says what the intervals rest on. Of the two forms the one is chosen that, fitted
+without the largest size, predicts it better. An interval covers both unless the data rule a = 0 out: what is beyond the
+measured range depends more on the form than on the noise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from harness.analysis.log_sums import NUM_DRAWS, Cells, LogSum, Terms, cells_of, f_test, fit, interval, log_sum
+from harness.analysis.log_sums import (
+    NUM_DRAWS,
+    Cells,
+    LogSum,
+    Terms,
+    both_ways,
+    cells_of,
+    f_test,
+    fit,
+    interval,
+    log_sum,
+)
 
 Form = Literal["power law", "power law with asymptote"]
 POWER: Form = "power law"
@@ -238,9 +249,7 @@ def _hold_out(form: Form, sizes: np.ndarray, values: Sequence[dict[int, float]],
     largest = [value for of, keep in zip(values, rest, strict=True) if not keep for value in of.values()]
     predicted, low, high = float(np.exp(kept.log_value(sizes[-1])[0])), math.nan, math.nan
     if len(kept.law.draws):
-        noises = (
-            kept.law.sigmas / math.sqrt(len(largest)) * np.random.default_rng(1).standard_normal(len(kept.law.sigmas))
-        )
+        noises = kept.law.sigmas * both_ways(len(kept.law.sigmas), 1, seed=1)[:, 0] / math.sqrt(len(largest))
         drawn = kept.log_value(sizes[-1], kept.law.draws)[:, 0] + noises
         low, high = np.exp(interval(drawn, math.log(predicted)))
     measured = float(np.exp(np.mean(np.log(largest))))

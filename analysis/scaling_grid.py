@@ -3,15 +3,15 @@
     L(N, D) = E + A / N^alpha + B / D^beta                                     (Hoffmann et al. 2022, approach 3)
     log L = parabola in log N at equal compute; its minimum is the best size         (Hoffmann et al. 2022, approach 2)
 
-N is the number of parameters and D the number of examples that the training sees. What compute is best spent on follows from
-both: N ~ C^(beta / (alpha + beta)) where compute is proportional to N D.
+N is the number of parameters and D the number of examples that the training sees. What compute is best spent on follows
+from both: N ~ C^(beta / (alpha + beta)) where compute is proportional to N D.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,14 +19,12 @@ import numpy as np
 
 from harness.analysis.log_sums import LogSum, Terms, cells_of, fit, interval, log_sum
 from harness.analysis.scaling import Interval
-from harness.analysis.scaling_series import Size
+from harness.analysis.scaling_series import Size, by_compute
 
 MIN_VALUES = 3
 """Of N and of D."""
 MIN_ARMS = 8
 """Five parameters and some to judge them by."""
-SAME_COMPUTE = 1.1
-"""Ratio of neighbouring amounts of compute that count as one budget."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class SizeAndLength:
         """The exponent of compute in the best N: beta / (alpha + beta)."""
         return self._interval(lambda theta: theta[..., 4] / (theta[..., 2] + theta[..., 4]))
 
-    def _interval(self, of) -> Interval:  # type: ignore[no-untyped-def]
+    def _interval(self, of: Callable[[np.ndarray], np.ndarray]) -> Interval:
         estimate = float(of(self.law.theta))
         if not len(self.law.draws):
             return Interval(estimate, math.nan, math.nan)
@@ -146,19 +144,13 @@ class IsoFlop:
 
 def iso_flops(sizes: Sequence[Size]) -> list[IsoFlop]:
     """Return a parabola for each amount of compute with at least three sizes of the model, by ascending compute."""
-    known = sorted((s for s in sizes if s.parameters > 0 and min(s.values.values()) > 0), key=lambda s: s.compute)
-    budgets: list[list[Size]] = []
-    for size in known:
-        if budgets and size.compute <= SAME_COMPUTE * budgets[-1][-1].compute:
-            budgets[-1].append(size)
-        else:
-            budgets.append([size])
-    usable = [budget for budget in budgets if _distinct(budget, "parameters") >= MIN_VALUES]
+    known = [size for size in sizes if size.parameters > 0 and min(size.values.values()) > 0]
+    usable = [budget for budget in by_compute(known) if _distinct(budget, "parameters") >= MIN_VALUES]
     return [_iso_flop(tuple(budget), seed) for seed, budget in enumerate(usable)]
 
 
 def best_size_exponent(budgets: Sequence[IsoFlop]) -> Interval | None:
-    """Return the exponent of compute in the best N, from the minima that lie between trained sizes; None of fewer than two."""
+    """Return the exponent of compute in the best N, from minima between trained sizes; None of fewer than two."""
     inner = [budget for budget in budgets if not budget.at_edge]
     if len(inner) < 2:
         return None

@@ -1,9 +1,9 @@
 """The scaling series of a study: arms that differ in nothing but size and length of training, and what they are worth.
 
-The compute multiplier of a series over another is the factor in compute at which it reaches the same value: at factor 1.7 it
-needs 1 / 1.7 of the compute. Both are fitted together with one exponent (and one asymptote), so that the factor is the same at
-every value. Where the data contradict one exponent (F-test), each has its own, and the factor is that at the
-baseline's value at its largest compute.
+The compute multiplier of a series over another is the factor in compute at which it reaches the same value: at factor
+1.7 it needs 1 / 1.7 of the compute. Both are fitted together with one exponent (and one asymptote), so that the factor
+is the same at every value. Where the data contradict one exponent (F-test), each has its own, and the factor is that at
+the other's value at its largest compute.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from harness.spec.metrics import TRAIN_COMPUTE, metric_kind
 KINDS = {"nll": metric_kind("nll_bpd"), "fid": metric_kind("fid")}
 PARAMETERS = "compute/parameters"
 LEAST_RATIO = 1.5  # of compute within a series; less is another number of output channels, not scale
+SAME_COMPUTE = 1.1  # ratio of neighbouring amounts of compute that count as one
 _MAX_RISING_DRAWS = 0.01
 
 
@@ -83,13 +84,14 @@ class Series:
     def fitted(self) -> tuple[Size, ...]:
         """The sizes that the law in compute is fitted to.
 
-        All of them, or, where size and length of training both vary, those than which no cheaper one is better: the
-        others are not what their compute can give.
+        All of them, or, where size and length of training both vary, the best of each amount of compute, as far as no
+        cheaper one is better: the others are not what their compute can give.
         """
         if len({size.model for size in self.sizes}) < 2 or len({size.examples for size in self.sizes}) < 2:
             return self.sizes
-        best = np.minimum.accumulate([size.mean for size in self.sizes])
-        return tuple(size for size, least in zip(self.sizes, best, strict=True) if size.mean <= least)
+        best_of = [min(budget, key=lambda size: size.mean) for budget in by_compute(self.sizes)]
+        least = np.minimum.accumulate([size.mean for size in best_of])
+        return tuple(size for size, lowest in zip(best_of, least, strict=True) if size.mean <= lowest)
 
     @cached_property
     def scaling(self) -> Scaling | None:
@@ -104,14 +106,14 @@ class Series:
         notes = []
         rates = {size.learning_rates for size in self.sizes}
         models = {size.model for size in self.sizes}
-        if len(models) > 1 and len(rates) == 1:
+        if len(models) > 1 and len(rates) == 1 and all(rates):
             notes.append(
-                f"{next(iter(rates))} for all {len(models)} sizes of the model: the learning rate was not retuned by size, so "
-                "the law may be that of a learning rate that suits one size"
+                f"{next(iter(rates))} for all {len(models)} sizes of the model: the learning rate was not retuned by "
+                "size, so the law may be that of a learning rate that suits one of them"
             )
         if self.scaling and self.scaling.chosen.law.lacks_fit:
             notes.append(
-                "the sizes are further from the law than their seeds explain, so the interval rests on the sizes' distances"
+                "the sizes are further from the law than their seeds explain, so the interval rests on how far they are"
             )
         if self.scaling and len(self.scaling.fits) == 1:
             notes.append(
@@ -140,6 +142,17 @@ def series_of(runs: Sequence[RunRecord]) -> list[Series]:
         if len(sizes) > 1 and sizes[-1].compute >= LEAST_RATIO * sizes[0].compute:
             result.append(Series(name_texts[name], metric, protocol_texts[protocol], tuple(sizes)))
     return result
+
+
+def by_compute(sizes: Sequence[Size]) -> list[list[Size]]:
+    """Return the sizes in groups of the same amount of compute, ascending."""
+    budgets: list[list[Size]] = []
+    for size in sorted(sizes, key=lambda size: size.compute):
+        if budgets and size.compute <= SAME_COMPUTE * budgets[-1][-1].compute:
+            budgets[-1].append(size)
+        else:
+            budgets.append([size])
+    return budgets
 
 
 def _size(arm: str, members: list[tuple[RunRecord, float]]) -> Size:
@@ -205,20 +218,22 @@ class Multiplier:
             if math.isnan(factor.low)
             else f"{factor.low:.2g} to {factor.high:.2g}"
         )
-        return f"{self.ours} is worth {factor.value:.2g}x the compute of {self.other}, {span} ({KINDS[self.metric].label}{where})"
+        quantity = f"{KINDS[self.metric].label}{where}"
+        return f"{self.ours} is worth {factor.value:.2g}x the compute of {self.other}, {span} ({quantity})"
 
 
-def multipliers(series: Sequence[Series]) -> list[Multiplier]:
-    """Return what each series is worth in compute of the first one of its metric and protocol."""
-    first: dict[tuple[str, str], Series] = {}
-    result = []
-    for each in series:
-        if each.scaling is None:
-            continue
-        other = first.setdefault((each.metric, each.protocol), each)
-        if other is not each:
-            result.append(multiplier(each, other))
-    return result
+def multipliers(series: Sequence[Series], baseline: str | None = None) -> list[Multiplier]:
+    """Return what each series is worth in compute of another of its metric and protocol.
+
+    Args:
+        baseline: an arm of the series that the others are compared with; by default the first series.
+    """
+    with_law = [each for each in series if each.scaling]
+    others: dict[tuple[str, str], Series] = {}
+    for each in sorted(with_law, key=lambda each: all(size.arm != baseline for size in each.sizes)):
+        others.setdefault((each.metric, each.protocol), each)
+    pairs = ((each, others[each.metric, each.protocol]) for each in with_law)
+    return [multiplier(each, other) for each, other in pairs if each is not other]
 
 
 def multiplier(ours: Series, other: Series) -> Multiplier:

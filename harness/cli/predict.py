@@ -35,6 +35,7 @@ def predict(study: str, compute: float, metric: str | None, output: Output, runs
     [{"ours", "other", "metric", "protocol", "factor", "low", "high", "shared_exponent", "shared_exponent_p",
     "at_value"}]}; what is not known is null.
     """
+    from harness.analysis.presentation import presentation_of
     from harness.analysis.runs import load_records
     from harness.analysis.scaling_series import multipliers, series_of
     from harness.text import count
@@ -53,7 +54,7 @@ def predict(study: str, compute: float, metric: str | None, output: Output, runs
             "the size of the model or the length of training, and values that fall with it; it has "
             f"{count(longest, 'such arm')}"
         )
-    worth = multipliers(series)
+    worth = multipliers(series, presentation_of(runs_folder, str(name)).compare.baseline)
     output.document({
         "study": name,
         "compute_multiply_adds": compute,
@@ -138,8 +139,8 @@ def _show(series: list[Series], worth: list[Multiplier], compute: float) -> None
     ]
     Table(("metric", "series", "predicted", "95 %", "law", "held out, largest size"), rows).show()
     click.echo()
-    for each in worth:
-        click.echo(f"{each.sentence}.")
+    for multiplier in worth:
+        click.echo(f"{multiplier.sentence}.")
     notes: dict[str, list[str]] = {}
     for each in series:
         for note in _warnings(each, compute):
