@@ -17,6 +17,7 @@ A power law is one term, with an asymptote two, and L(N, D) = E + A / N^alpha + 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,10 +26,11 @@ import numpy as np
 Terms = tuple[np.ndarray, ...]
 """For each term its columns, [n, q]; the parameters of a law are those of its terms, one after the other."""
 
-NUM_DRAWS = 1000
+NUM_DRAWS = 2048
 LACK_OF_FIT_P = 0.1
 _HUBER_DEVIATIONS = 2.0
 _ITERATIONS = 60
+_SCALE_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,31 @@ class Cells:
     """Values of runs: of each its cell (a size, an amount of compute) and its seed.
 
     Attributes:
-        logs: [n], of the values, without what the runs of one seed have in common.
+        logs: [n], of the values.
         cell: [n], in 0 .. num_cells - 1.
-        lost_freedom: degrees of freedom that taking the seeds' shifts out has cost.
+        seeds: [n, num_seeds - 1], columns whose coefficients are what the runs of a seed have in common; they sum to
+            zero over the seeds. No columns for one seed, or where seeds cannot be told from cells.
     """
 
     logs: np.ndarray
     cell: np.ndarray
-    lost_freedom: int
+    seeds: np.ndarray
 
     @property
     def num_cells(self) -> int:
         """The number of cells."""
         return int(self.cell.max()) + 1
+
+    @property
+    def lost_freedom(self) -> int:
+        """The degrees of freedom that the shifts of the seeds cost."""
+        return self.seeds.shape[1]
+
+    def shifts(self) -> np.ndarray:
+        """Return the coefficients of `seeds` by least squares, whatever the law: [num_seeds - 1]."""
+        in_cell = (self.cell[:, None] == np.arange(self.num_cells)).astype(float)
+        both = np.hstack([in_cell, self.seeds])
+        return np.linalg.lstsq(both, self.logs, rcond=None)[0][self.num_cells :]
 
 
 def cells_of(values: Sequence[dict[int, float]]) -> Cells:
@@ -66,9 +80,8 @@ def cells_of(values: Sequence[dict[int, float]]) -> Cells:
     shifts = in_seed[:, 1:] - in_seed[:, :1]  # they sum to zero
     both = np.hstack([in_cell, shifts])
     if len(names) < 2 or np.linalg.matrix_rank(both) < both.shape[1]:
-        return Cells(logs, cell, 0)  # one seed, or seeds that cannot be told from sizes
-    solution, *_ = np.linalg.lstsq(both, logs, rcond=None)
-    return Cells(logs - shifts @ solution[len(values) :], cell, len(names) - 1)
+        return Cells(logs, cell, np.empty((len(logs), 0)))
+    return Cells(logs, cell, shifts)
 
 
 @dataclass(frozen=True)
@@ -111,17 +124,18 @@ def fit(cells: Cells, terms: Terms, starts: np.ndarray, *, num_draws: int = NUM_
         terms: a row for each run.
         starts: [s, p]; the best end is taken.
     """
-    theta = _robust(cells, terms, starts)
+    theta, shifts = _robust(cells, terms, starts)
     fitted = log_sum(theta, terms)
-    residuals = cells.logs - fitted
+    residuals = cells.logs - fitted - cells.seeds @ shifts
     squares, freedom = float(residuals @ residuals), len(residuals) - len(theta) - cells.lost_freedom
     p, spread, used_freedom = _lack_of_fit(cells, residuals, len(theta)), squares, freedom
     if p < LACK_OF_FIT_P:
         spread, used_freedom = _between(cells, residuals), cells.num_cells - len(theta)
     if used_freedom < 1:
         return LogSum(theta, np.empty((0, len(theta))), 0, np.empty(0), squares, freedom, p)
-    sigmas = np.sqrt(spread / chi_squared(used_freedom, num_draws, seed))
-    drawn = fitted + sigmas[:, None] * both_ways(num_draws, len(fitted), seed)
+    squares_drawn, noise = draw_noise(used_freedom, len(fitted), num_draws, seed)
+    sigmas = np.sqrt(spread / squares_drawn)
+    drawn = fitted + sigmas[:, None] * noise
     draws = refit(drawn, terms, np.vstack([theta, starts]))
     return LogSum(theta, draws, used_freedom, sigmas, squares, freedom, p)
 
@@ -195,19 +209,23 @@ def interval(draws: np.ndarray, estimate: np.ndarray | float, level: float = 0.9
     return at[0] * (1 - part) + at[1] * part
 
 
-def chi_squared(freedom: int, num_draws: int, seed: int) -> np.ndarray:
-    """Draw chi-squared numbers, one from each quantile: [num_draws], each twice, a half apart."""
-    from scipy.stats import chi2
+def draw_noise(freedom: int, n: int, num_draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw chi-squared numbers, [num_draws], and standard normal ones, [num_draws, n], evenly spread (Sobol).
 
-    half = (num_draws + 1) // 2
-    quantiles = chi2.ppf((np.arange(half) + 0.5) / half, freedom)
-    return np.tile(np.random.default_rng(seed).permutation(quantiles), 2)[:num_draws]
+    The second half has the normal ones of the first with the other sign. Independent draws would leave the quantiles
+    several per cent off, in all fits of one design by the same factor.
 
+    Args:
+        num_draws: a power of two.
+    """
+    from scipy.stats import chi2, norm, qmc
 
-def both_ways(num_draws: int, n: int, seed: int) -> np.ndarray:
-    """Draw standard normal numbers, [num_draws, n], the second half the first with the other sign."""
-    half = np.random.default_rng([seed, n]).standard_normal(((num_draws + 1) // 2, n))
-    return np.concatenate([half, -half])[:num_draws]
+    even = qmc.Sobol(n + 1, rng=np.random.default_rng(seed)).random(num_draws // 2)
+    even = np.clip(even, 1e-9, 1 - 1e-9)
+    squares, normal = chi2.ppf(even[:, 0], freedom), norm.ppf(even[:, 1:])
+    if len(normal) > 5 * n:  # no correlation, and variance 1, not only nearly
+        normal = normal @ np.linalg.inv(np.linalg.cholesky(normal.T @ normal / len(normal))).T
+    return np.tile(squares, 2), np.concatenate([normal, -normal])
 
 
 def f_test(smaller: LogSum, larger: LogSum) -> float:
@@ -233,24 +251,30 @@ def _with_shares(theta: np.ndarray, terms: Terms) -> tuple[np.ndarray, np.ndarra
     return total, np.concatenate(shares, -1)
 
 
-def _robust(cells: Cells, terms: Terms, starts: np.ndarray) -> np.ndarray:
+def _robust(cells: Cells, terms: Terms, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the parameters and the seeds' shifts, by least squares and from there by Huber's loss."""
     from scipy.optimize import least_squares
 
-    theta = refit(cells.logs[None], terms, starts)[0]
-    residuals = cells.logs - log_sum(theta, terms)
-    freedom = len(residuals) - len(theta) - cells.lost_freedom
-    scale = 1.4826 * float(np.median(abs(residuals))) * np.sqrt(len(residuals) / max(freedom, 1))
-    if freedom < 4 or scale < 1e-9 or abs(residuals).max() < _HUBER_DEVIATIONS * scale:
-        return theta  # too few for a robust scale, exact, or the loss is that of least squares
-    columns = np.hstack(terms)
-    return least_squares(
-        lambda at: log_sum(at, terms) - cells.logs,
-        theta,
-        jac=lambda at: _with_shares(at, terms)[1] * columns,
-        loss="huber",
-        f_scale=_HUBER_DEVIATIONS * scale,
-        x_scale="jac",
-    ).x
+    shifts = cells.shifts()
+    theta = refit((cells.logs - cells.seeds @ shifts)[None], terms, starts)[0]
+    columns, p = np.hstack(terms), len(theta)
+    freedom = len(cells.logs) - p - cells.lost_freedom
+    both = np.concatenate([theta, shifts])
+
+    def residuals(at: np.ndarray) -> np.ndarray:
+        return log_sum(at[:p], terms) + cells.seeds @ at[p:] - cells.logs
+
+    def jacobian(at: np.ndarray) -> np.ndarray:
+        return np.hstack([_with_shares(at[:p], terms)[1] * columns, cells.seeds])
+
+    for _ in range(_SCALE_ROUNDS):  # one outlier is in the scale of the first round
+        distances = abs(residuals(both))
+        scale = 1.4826 * float(np.median(distances)) * math.sqrt(len(distances) / max(freedom, 1))
+        if freedom < 4 or scale < 1e-9 or distances.max() < _HUBER_DEVIATIONS * scale:
+            break  # too few for a robust scale, exact, or the loss is that of least squares
+        cut = _HUBER_DEVIATIONS * scale
+        both = least_squares(residuals, both, jac=jacobian, loss="huber", f_scale=cut, x_scale="jac").x
+    return both[:p], both[p:]
 
 
 def _between(cells: Cells, residuals: np.ndarray) -> float:

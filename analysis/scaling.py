@@ -22,7 +22,6 @@ from harness.analysis.log_sums import (
     Cells,
     LogSum,
     Terms,
-    both_ways,
     cells_of,
     f_test,
     fit,
@@ -237,7 +236,7 @@ def _fit(form: Form, sizes: np.ndarray, values: Sequence[dict[int, float]], num_
 def _starts(form: Form, terms: Terms, cells: Cells) -> np.ndarray:
     if form == ASYMPTOTE:
         return starts_of_asymptotes(terms, cells.logs)
-    return np.linalg.lstsq(terms[0], cells.logs, rcond=None)[0][None]
+    return np.zeros((1, 2))  # a line needs none
 
 
 def _hold_out(form: Form, sizes: np.ndarray, values: Sequence[dict[int, float]], num_draws: int) -> HeldOut | None:
@@ -249,9 +248,9 @@ def _hold_out(form: Form, sizes: np.ndarray, values: Sequence[dict[int, float]],
     largest = [value for of, keep in zip(values, rest, strict=True) if not keep for value in of.values()]
     predicted, low, high = float(np.exp(kept.log_value(sizes[-1])[0])), math.nan, math.nan
     if len(kept.law.draws):
-        noises = kept.law.sigmas * both_ways(len(kept.law.sigmas), 1, seed=1)[:, 0] / math.sqrt(len(largest))
-        drawn = kept.log_value(sizes[-1], kept.law.draws)[:, 0] + noises
+        noise = kept.law.sigmas * np.random.default_rng(1).standard_normal(len(kept.law.sigmas))
+        drawn = kept.log_value(sizes[-1], kept.law.draws)[:, 0] + noise / math.sqrt(len(largest))
         low, high = np.exp(interval(drawn, math.log(predicted)))
     measured = float(np.exp(np.mean(np.log(largest))))
-    noise = kept.law.sigma / math.sqrt(len(largest))
-    return HeldOut(float(sizes[-1]), measured, Interval(predicted, float(low), float(high)), noise)
+    error = kept.law.sigma / math.sqrt(len(largest))
+    return HeldOut(float(sizes[-1]), measured, Interval(predicted, float(low), float(high)), error)

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import linregress, t
 
 from harness.analysis import fig_allocation, fig_scaling
-from harness.analysis.log_sums import both_ways, cells_of, chi_squared, interval
+from harness.analysis.log_sums import cells_of, draw_noise, interval
 from harness.analysis.runs import load_records
 from harness.analysis.scaling import ASYMPTOTE, POWER, PowerLaw, fit_scaling
 from harness.analysis.scaling_grid import best_size_exponent, fit_size_and_length, iso_flops
@@ -68,14 +68,14 @@ def test_the_interval_of_a_straight_line_is_students():
     exponent = fit_scaling(compute, values).exponent
     half_width = t.ppf(0.975, 2) * line.stderr
     assert exponent.value == pytest.approx(-line.slope)
-    assert (exponent.value - exponent.low, exponent.high - exponent.value) == pytest.approx([half_width] * 2, rel=0.1)
+    assert (exponent.value - exponent.low, exponent.high - exponent.value) == pytest.approx([half_width] * 2, rel=0.02)
 
 
 def test_the_draws_have_their_distributions_moments():
-    assert chi_squared(3, 1000, 0).mean() == pytest.approx(3, rel=0.01)
-    noise = both_ways(1000, 2, 0)
-    assert noise.mean(0) == pytest.approx([0, 0], abs=1e-12)
-    assert noise.std(0) == pytest.approx([1, 1], abs=0.06)
+    squares, normal = draw_noise(3, 2, 1024, seed=0)
+    assert (squares.mean(), squares.var()) == pytest.approx((3, 6), rel=0.03)
+    assert normal.mean(0) == pytest.approx([0, 0], abs=1e-12)
+    assert normal.T @ normal / 1024 == pytest.approx(np.eye(2))
 
 
 def test_an_interval_of_draws_that_are_off_to_one_side_is_shifted_back():
@@ -108,7 +108,7 @@ def test_what_the_runs_of_a_seed_have_in_common_widens_no_exponent():
 def test_seeds_that_cannot_be_told_from_sizes_stay_in():
     cells = cells_of([{0: 1.0, 1: 2.0}, {2: 3.0, 3: 4.0}])
     assert cells.lost_freedom == 0
-    assert np.exp(cells.logs) == pytest.approx([1, 2, 3, 4])
+    assert cells_of([{0: 1.0, 1: 2.0}, {0: 3.0, 1: 4.0}]).lost_freedom == 1
 
 
 def test_one_run_that_went_wrong_bends_the_law_little_and_widens_its_interval():
@@ -117,8 +117,9 @@ def test_one_run_that_went_wrong_bends_the_law_little_and_widens_its_interval():
     clean = fit_scaling(compute, values).fits[0].law
     values[-1][0] *= 3
     robust = fit_scaling(compute, values).fits[0].law
-    x, y = (np.repeat(np.log(compute), 3), np.log([value for of_size in values for value in of_size.values()]))
-    assert abs(robust.theta[-1] - 0.3) < 0.4 * abs(-linregress(x, y).slope - 0.3)
+    x, y = np.repeat(np.log(compute), 3), np.log([value for of_size in values for value in of_size.values()])
+    off_by_least_squares = abs(-linregress(x, y).slope - 0.3)
+    assert abs(robust.theta[-1] - 0.3) < off_by_least_squares / 3
     assert robust.sigma > 5 * clean.sigma
 
 
@@ -168,25 +169,25 @@ def test_sizes_off_the_law_by_more_than_their_seeds_explain_are_said_so_and_wide
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("law", "num_sizes", "num_seeds", "noise", "shared"),
+    ("law", "num_sizes", "num_seeds", "noise", "shared", "trials"),
     [
-        (PowerLaw(0.0, 1e-12, 0.25), 3, 2, 0.02, 0.0),
-        (PowerLaw(0.0, 1e-12, 0.25), 4, 3, 0.02, 0.04),
-        (PowerLaw(0.0, 1e-12, 0.25), 5, 2, 0.02, 0.0),
-        (PowerLaw(0.5, 1e-12, 0.25), 5, 2, 0.005, 0.0),
-        (PowerLaw(0.5, 1e-12, 0.25), 8, 3, 0.01, 0.0),
+        (PowerLaw(0.0, 1e-12, 0.25), 3, 2, 0.02, 0.0, 1000),
+        (PowerLaw(0.0, 1e-12, 0.25), 4, 3, 0.02, 0.04, 1000),
+        (PowerLaw(0.0, 1e-12, 0.25), 5, 2, 0.02, 0.0, 100),
+        (PowerLaw(0.5, 1e-12, 0.25), 5, 2, 0.005, 0.0, 100),
+        (PowerLaw(0.5, 1e-12, 0.25), 8, 3, 0.01, 0.0, 100),
     ],
 )
-def test_planted_laws_are_within_their_intervals_in_93_of_100_trials(law, num_sizes, num_seeds, noise, shared):
-    draw, covered, predicted = np.random.default_rng(14), 0, 0
-    for _ in range(100):
+def test_planted_laws_are_within_their_intervals_in_93_of_100_trials(law, num_sizes, num_seeds, noise, shared, trials):
+    draw, covered, predicted = np.random.default_rng(1), 0, 0
+    for _ in range(trials):
         compute, values = planted(draw, law, num_sizes, num_seeds, noise, shared)
-        scaling = fit_scaling(compute, values, num_draws=400)
+        scaling = fit_scaling(compute, values, num_draws=2048 if num_sizes < 5 else 512)
         covered += scaling.exponent.low <= law.c <= scaling.exponent.high
         at = scaling.predict(1e15)
         predicted += at.low <= law(1e15) <= at.high
-    assert covered >= 93
-    assert predicted >= 93 or shared, "the level is that of the seeds that were run"
+    assert covered >= 0.93 * trials
+    assert predicted >= 0.93 * trials or shared, "the level is that of the seeds that were run"
 
 
 # -- compute multipliers
@@ -256,9 +257,9 @@ def test_a_learning_rate_for_each_size_is_not_warned_of():
 # -- grids
 
 
-def grid_sizes(noise=0.0, num_seeds=2):
+def grid_sizes(noise=0.0, num_seeds=2, seed=1):
     """Return a grid on Hoffmann's law: L = 1.7 + 60 / N^0.34 + 9 / D^0.28, with equal compute along its diagonals."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     return [
         Size(
             f"{parameters:g} {examples:g}", 3 * parameters * examples, parameters, examples, f"{parameters}", "lr",

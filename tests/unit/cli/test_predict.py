@@ -70,7 +70,7 @@ def test_series_are_compared_by_the_compute_that_they_save(predict):
 
 
 def test_a_metric_that_was_not_measured_is_refused_with_the_choices(predict):
-    with pytest.raises(LaunchError, match="--metric recall: not measured over compute; choices: nll, fid"):
+    with pytest.raises(LaunchError, match=r"--metric recall: not measured over compute; choices: nll, fid"):
         predict("--compute", "1e13", "--metric", "recall")
 
 
@@ -81,11 +81,11 @@ def test_an_amount_of_compute_that_is_none_is_refused(predict, compute):
 
 
 def test_a_study_without_a_law_is_told_what_it_takes(predict):
-    with pytest.raises(LaunchError, match="it takes three amounts of compute .* it has 2 such arms"):
+    with pytest.raises(LaunchError, match=r"it takes three amounts of compute .* it has 2 such arms"):
         predict("--compute", "1e13", extra=WIDTHS.replace("[8, 16, 32, 64]", "[8, 16]"))
 
 
 def test_a_study_that_there_is_not_is_refused_with_the_choices(study_runs):
     runs = study_runs(WIDTHS, on_a_law)
-    with pytest.raises(LaunchError, match="no study 'smal'.*choices: small"):
+    with pytest.raises(LaunchError, match=r"no study 'smal'.*choices: small"):
         CliRunner().invoke(cli, ["predict", "smal", "--compute", "1", "--runs", str(runs)], catch_exceptions=False)
