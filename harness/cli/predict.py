@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @json_option
 @runs_folder_option
 def predict(study: str, compute: float, metric: str | None, output: Output, runs_folder: Path) -> None:
-    """Predict a measurement at an amount of compute.
+    """Predict what more compute gives.
 
     A law is fitted to arms that differ in nothing but size and length of training, three at least. The interval is
     95 %, of the mean over the seeds that were run. Held out: the largest size, predicted from the others.

@@ -78,7 +78,7 @@ def drawn(some_runs, tmp_path_factory):
 
 def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_claims(some_runs, drawn):
     out, said = drawn
-    names = set(OF_A_STUDY) - OF_OTHER_STUDIES - {"scaling", "trajectories", "nearest_training_images"}
+    names = set(OF_A_STUDY) - OF_OTHER_STUDIES - {"scaling", "allocation", "trajectories", "nearest_training_images"}
     stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names}
     assert set(files(out)) == (
         {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
@@ -88,6 +88,8 @@ def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_cl
     assert said.splitlines() == [
         "small: no nearest_training_images figure: it needs an evaluation with fidelity.metrics: [memorisation]",
         "small: no scaling figure: it needs arms that differ in size or length of training, and their measurements",
+        "small: no allocation figure: it needs a grid of at least three sizes of the model and three lengths of training, "
+        "or three sizes at equal compute",
         "small: no mixture figure: it needs an evaluation with modes",
         "small: no game figure: it needs a method that trains a discriminator",
         "small: no trajectories figure: it needs an evaluation with trajectories",
