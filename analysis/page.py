@@ -16,7 +16,17 @@ import pandas as pd
 from markupsafe import Markup
 
 from harness import __version__
-from harness.analysis import claims, html, style, tab_contrasts, tab_mixture, tab_noise, tab_results
+from harness.analysis import (
+    claims,
+    claims_card,
+    html,
+    style,
+    tab_contrasts,
+    tab_mixture,
+    tab_noise,
+    tab_published,
+    tab_results,
+)
 from harness.analysis.contrasts import Contrast, deciding
 from harness.analysis.runs import RunRecord, by_arm, count_states
 from harness.spec.presentation import Presentation
@@ -65,13 +75,23 @@ class Section:
     contrasts: list[Contrast] = field(default_factory=list)
     mixture: pd.DataFrame | None = None
     noise: pd.DataFrame | None = None
-    claims: list[claims.Claim] = field(default_factory=list)
+    published: pd.DataFrame | None = None
+    claims: list[claims.JudgedClaim] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def render(sections: Sequence[Section], schedules: Sequence[Shown]) -> str:
+@dataclass
+class Card:
+    """The papers' claims on the page, over all studies: their table and their figure."""
+
+    rows: list[claims_card.Row]
+    figure: Shown
+
+
+def render(sections: Sequence[Section], schedules: Sequence[Shown], card: Card | None = None) -> str:
     """Return the page as HTML."""
     shown = [*schedules, *(figure for section in sections for figure in section.figures)]
+    shown += [card.figure] if card else []
     colours = [style.arm_style(index)["color"] for index in range(len(style.COLOURS) * 4)]
     widths = sorted({figure.width_pixels for figure in shown})
     css = html.render("report.css", arm_colours=colours, widths=widths)
@@ -84,6 +104,7 @@ def render(sections: Sequence[Section], schedules: Sequence[Shown]) -> str:
         summary=_summary(sections),
         sections=[_section(section) for section in sections],
         schedules=schedules,
+        card=None if card is None else _card(card),
         names=_NAMES,
         state_colours=_STATE_COLOURS,
         verdict_colours=_VERDICT_COLOURS,
@@ -91,6 +112,11 @@ def render(sections: Sequence[Section], schedules: Sequence[Shown]) -> str:
         notes=_notes,
         version=__version__,
     )
+
+
+def _card(card: Card) -> dict[str, Any]:
+    lead = f"{claims_card.counts(card.rows)}, over all studies on this page."
+    return {"title": claims_card.TITLE, "lead": lead, "table": claims_card.as_html(card.rows), "figure": card.figure}
 
 
 def _section(section: Section) -> dict[str, Any]:
@@ -112,6 +138,10 @@ def _section(section: Section) -> dict[str, Any]:
         else {"tables": tab_mixture.as_html(mixture), "title": tab_mixture.TITLE}
         | {"caption": tab_mixture.caption(mixture)},
         "noise": None if section.noise is None else _noise(section.noise),
+        "published": None
+        if section.published is None
+        else {"tables": tab_published.as_html(section.published), "title": tab_published.TITLE}
+        | {"caption": tab_published.caption(section.published)},
         "claims": section.claims,
         "rule": " ".join(filter(None, [claims.RULE, section.data_note])),
         "figures": section.figures,

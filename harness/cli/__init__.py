@@ -13,6 +13,7 @@ import click
 from harness import __version__
 from harness.cli import (
     checkpoints,
+    claims,
     cluster,
     compare,
     earlier,
@@ -27,6 +28,7 @@ from harness.cli import (
     schema,
     search,
     studies,
+    trace,
     verify,
 )
 from harness.errors import HarnessError
@@ -42,7 +44,9 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
         runs.logs,
         compare.compare,
         predict.predict,
+        claims.claims,
         figures.figures,
+        trace.trace,
         runs.sample,
         evaluations.score,
     ),

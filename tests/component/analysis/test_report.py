@@ -38,7 +38,9 @@ def test_captions_and_the_table_say_what_was_ignored_of_the_data(study_runs, tmp
 
 
 def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """The files that people see in a folder, by their names."""
+    paths = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 class Links(HTMLParser):
@@ -78,22 +80,16 @@ def drawn(some_runs, tmp_path_factory):
 
 def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_claims(some_runs, drawn):
     out, said = drawn
-    names = set(OF_A_STUDY) - OF_OTHER_STUDIES - {"scaling", "allocation", "trajectories", "nearest_training_images"}
-    stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names}
+    names = {"samples", "learning_curves", "L_t", "sampling_steps"}
+    stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names} | {"claims"}
     assert set(files(out)) == (
         {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
         | {"index.html", "small/claims.csv"}
         | {f"small/{name}.{kind}" for name in ("contrasts", "results") for kind in ("csv", "md", "tex")}
     )
-    assert said.splitlines() == [
-        "small: no nearest_training_images figure: it needs an evaluation with fidelity.metrics: [memorisation]",
-        "small: no scaling figure: it needs arms that differ in size or length of training, and their measurements",
-        "small: no allocation figure: it needs a grid of at least three sizes of the model and three lengths of training, "
-        "or three sizes at equal compute",
-        "small: no mixture figure: it needs an evaluation with modes",
-        "small: no game figure: it needs a method that trains a discriminator",
-        "small: no trajectories figure: it needs an evaluation with trajectories",
-    ]
+    without = {name: module.NEEDS for name, module in OF_A_STUDY.items() if name not in names}
+    assert said.splitlines() == [f"small: no {name} figure: it needs {needs}" for name, needs in without.items()]
+    assert without["trajectories"] == "an evaluation with trajectories"
     text = (out / "index.html").read_text()
     for run in some_runs.glob("[!.]*"):
         assert run.name in text
@@ -240,7 +236,12 @@ grid: {model.channels: [8, 16]}
 evaluate:
   - {name: eval, nll: {num_images: 16, evaluations_per_image: 8}, every: 6, grid: 36, trajectories: {num_steps: 6},
      fidelity: {num_samples: 64, num_steps: 5, metrics: [fid, precision, recall, memorisation]}}
-  - {name: eval, sweep: {num_samples: 32, num_steps: [2, 5]}}
+  - {name: eval, sweep: {num_samples: 32, num_steps: [2, 5]}, interpolation: {num_pairs: 1},
+     skip: {num_samples: 32, num_steps: 4, fractions: [0, 0.5]},
+     progressive: {num_samples: 32, num_steps: 4, num_frames: 3},
+     rate_distortion: {num_images: 4, num_steps: 5}, reconstruction: {num_images: 4, num_steps: [2, 5]}}
+  - {name: eval_few, fidelity: {num_samples: 64, num_steps: 3, metrics: [fid]}}
+  - {name: eval_raw, weights: raw, noise_scale: {batch_size: 4, small_per_big: 2, num_big: 2}}
   - {name: eval_untrained, weights: untrained, nll: {num_images: 16, evaluations_per_image: 8}}
 """
     )
