@@ -86,6 +86,7 @@ def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_cl
         {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
         | {"index.html", "small/claims.csv"}
         | {f"small/{name}.{kind}" for name in ("contrasts", "results") for kind in ("csv", "md", "tex")}
+        | {f"small/{name}" for name in ("macros.tex", "reproducibility.md", "reproducibility.tex")}
     )
     without = {name: module.NEEDS for name, module in OF_A_STUDY.items() if name not in names}
     assert said.splitlines() == [f"small: no {name} figure: it needs {needs}" for name, needs in without.items()]
