@@ -50,6 +50,7 @@ from harness.analysis import (
     fig_skip,
     fig_trajectories,
     for_papers,
+    page_curves,
     parallel,
     results,
     style,
@@ -63,6 +64,7 @@ from harness.analysis.contrasts import Contrast, contrasts_of
 from harness.analysis.drawing import Picture, Planned, write_text
 from harness.analysis.drawn import Drawn, DrawnStudy, read_drawn
 from harness.analysis.page import Section, render
+from harness.analysis.page_differences import differences
 from harness.analysis.presentation import presentation_of
 from harness.analysis.provenance import Provenance
 from harness.analysis.publishing import (
@@ -254,6 +256,7 @@ def contents(runs_folder: Path, study: str, look: FigureStyle | None = None) -> 
         _add_noise(content, _result(data[NOISE]))
         _add_published(content, _result(data[PUBLISHED]))
         compared = _result(data[CONTRASTS])
+        section.differences = differences(section.runs, data[RESULTS], presentation.compare, compared)
         content.tables |= for_papers.texts(section, runs_folder, data[RESULTS], compared, _origin(section))
     except Exception as error:
         section.left_out[tab_results.TITLE] = f"cannot be shown: {describe(error)}"
@@ -281,7 +284,7 @@ def _add_figure(content: Content, name: str, picture: Picture, frame: pd.DataFra
     section = content.section
     sentences = [f"The study has {count_states(section.runs)}.", section.data_note]
     caption = " ".join(filter(None, [picture.caption(frame), *sentences]))
-    section.frames[name] = frame
+    section.curves[name] = page_curves.panels(name, frame, section.runs)
     content.figures.append(Planned(f"{section.name}/{name}", picture, frame, caption, content.made_of, _look(section)))
 
 
