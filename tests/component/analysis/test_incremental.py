@@ -32,8 +32,8 @@ def records_of_module(study_runs_of_module):
 
 
 @pytest.fixture(scope="module")
-def figures_of_module(records_of_module, tmp_path_factory):
-    out = tmp_path_factory.mktemp("drawn") / "figures"
+def figures_of_module(records_of_module):
+    out = records_of_module.parent / "figures"  # the page links to the runs as seen from its folder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "WITHOUT_RUNS", {})
         report.report(records_of_module, out)
