@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -268,6 +268,7 @@ def _pairs(ours: _Arm, other: _Arm) -> tuple[tuple[tuple[float, float], ...], fl
     return tuple((ours.values[seed], other.values[seed]) for seed in seeds), 0.0 if np.isnan(error) else error
 
 
+@cache
 def _is_below(path: str, parts: tuple[str, ...]) -> bool:
     return any(path == part or path.startswith(f"{part}.") for part in parts)
 
