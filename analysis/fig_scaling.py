@@ -116,9 +116,8 @@ def draw(frame: pd.DataFrame) -> Figure:
                 )  # fmt: skip
             for row in part.itertuples() if not several and len(part) < 8 else ():
                 position = (row.compute_multiply_adds, row.mean)
-                axes.annotate(
-                    style.arm_label(row.arm), position, (5, 5), textcoords="offset points", fontsize=6.5, color=style.INK
-                )
+                name = style.arm_label(row.arm)
+                axes.annotate(name, position, (5, 5), textcoords="offset points", fontsize=6.5, color=style.INK)
         label = KINDS[metric].label
         axes.set(xscale="log", yscale="log", xlabel=COMPUTE.axis, title=label)
         axes.set_ylabel(style.label(f"{label} ({protocol})"))
