@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from harness.analysis import parallel, report
+from harness.analysis import claims_report, parallel, report
 from harness.analysis.drawing import USUAL, inputs_of
 from harness.analysis.drawn import Drawn, Output, file_digest, read_drawn
 from harness.analysis.missing import MissingCell, missing_cells
@@ -79,8 +79,9 @@ def check(
     for name, (stale, missing) in zip(names, parallel.results(calls, num_processes if many else 1), strict=True):
         result.stale += stale
         result.missing[name] = missing
-    if why := damage(drawn.outputs.get(PAGE), out):
-        result.stale.append(Stale("", PAGE, why))
+    for name in (claims_report.STEM, PAGE):  # what they show is in the studies' files, too
+        if (name == PAGE or name in drawn.outputs) and (why := damage(drawn.outputs.get(name), out)):
+            result.stale.append(Stale("", name, why))
     return result
 
 

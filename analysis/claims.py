@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from harness import text
+from harness.analysis.claim import Between, Claim, Metric, Side, Values
 from harness.analysis.comparison import MIN_PAIRS, Comparison, compare, correct
 from harness.analysis.mixture import CHAIN, distance_scale
 from harness.analysis.noise import sampling_error
-from harness.analysis.papers_claims import CLAIMS, Between, Claim, Metric, Side, Values
+from harness.analysis.papers_claims import CLAIMS
 from harness.analysis.runs import Measurement, RunRecord
 from harness.analysis.settings import Labels, flatten, measured_weights, settings_of
 from harness.spec.base import canonical_json, digest

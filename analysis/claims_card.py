@@ -18,8 +18,9 @@ from typing import Any
 from markupsafe import Markup
 
 from harness.analysis import html
+from harness.analysis.claim import Claim
 from harness.analysis.claims import Contrast, JudgedClaim, judge
-from harness.analysis.papers_claims import CLAIMS, Claim
+from harness.analysis.papers_claims import CLAIMS
 from harness.analysis.runs import RunRecord, load_records, study_names
 from harness.text import count
 

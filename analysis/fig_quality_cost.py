@@ -73,12 +73,16 @@ def draw(frame: pd.DataFrame) -> Figure:
         curves.draw_curves(axes, ours[ours["protocol"] == protocol], COST)
         for line in axes.lines:
             line.set_linestyle("")  # points: other chains and other trainings, not one curve
-        _draw_published(axes, frame[(frame["source"] != MEASURED) & (frame["protocol"] == protocol)])
+        published = frame[(frame["source"] != MEASURED) & (frame["protocol"] == protocol)]
+        _draw_published(axes, published)
         axes.set(xscale="log", yscale="log", xlabel="network evaluations for a sample", ylabel=FID)
         axes.set_title(style.label(protocol), fontsize=7.5)
         axes.margins(x=0.12, y=0.1)
         style.plain_log_numbers(axes)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(lambda *_: "")
+        if published.empty:
+            axes.set_xticks(sorted(ours.loc[ours["protocol"] == protocol, COST].unique()))
     curves.legend(figure, ours)
     return figure
 

@@ -181,9 +181,10 @@ def _draw_history(frame: pd.DataFrame) -> Figure:
             best = whole.loc[whole["value"].idxmin() if direction == "minimize" else whole["value"].idxmax()]
             axes.plot(best["order"], best["value"], "*", color=style.COLOURS[1], markersize=10, zorder=4)
             edge = high + margin if direction == "minimize" else low - margin
-            axes.plot(whole["order"][~inside], np.full((~inside).sum(), edge), "^" if direction == "minimize" else "v",
-                      color=style.COLOURS[5], clip_on=False,
-                      label=None if inside.all() else "beyond the axis")  # fmt: skip
+            if not inside.all():  # a line without points and without a clip would count as one at the figure's corner
+                axes.plot(whole["order"][~inside], np.full((~inside).sum(), edge),
+                          "^" if direction == "minimize" else "v", color=style.COLOURS[5], clip_on=False,
+                          label="beyond the axis")  # fmt: skip
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="trials that have ended", ylabel=metric, title=metric if len(metrics) > 1 else "")
     style.legend_below(figure, panels[0])

@@ -6,6 +6,7 @@ columns, and go below the panels where they would take too much of the width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,21 +21,24 @@ SMALLEST_LETTERS = 4.5  # points
 ROUNDS = 8
 BESIDE = 0.34  # of the width, at most, for a legend beside the panels; in a narrow figure there is none
 NARROW = 4.5  # inches
+TICKS = 0.5  # of a panel's width, at most, for the labels of its y axis
 EDGE = 1.0  # pixels that a text may come near to another panel
 
 
 def fit(figure: Figure) -> None:
     """Lay a figure out, and change what does not fit until all does, or letters are at their smallest.
 
-    Ticks may change with the layout, and the layout with them, so what still does not fit is laid out once more.
+    Ticks may change with the layout, and the layout with them, so what still does not fit is laid out once more. Then
+    the layout stays, in all formats that the figure is saved in.
     """
     unchanged = 0
     for _ in range(ROUNDS):
         figure.draw_without_rendering()
-        changed = any([_fit_legends(figure), _fit_labels(figure), _fit_others(figure)])
+        changed = any([_fit_legends(figure), _fit_ticks(figure), _fit_labels(figure), _fit_others(figure)])
         unchanged = 0 if changed else unchanged + 1
         if not changed and (unchanged == 3 or not outside(figure)):
-            return
+            break
+    figure.set_layout_engine("none")
 
 
 def outside(figure: Figure) -> list[str]:
@@ -104,6 +108,38 @@ def _overlap(first: BboxBase, other: BboxBase) -> float:
 # -- changes: each returns whether it has changed something
 
 
+def _fit_ticks(figure: Figure) -> bool:
+    """Make the labels of y ticks smaller where they take too much of a panel, as long names do."""
+    changed = False
+    for axes in figure.axes:
+        box = _box(axes.yaxis) if axes.axison else None
+        room = TICKS * figure.bbox.width / _grid(axes)[0]
+        labels = axes.get_yticklabels()
+        if box is not None and labels and box.width > room:
+            size = float(labels[0].get_fontsize())
+            smaller = max(SMALLEST_LETTERS, size * min(0.97, room / box.width))
+            axes.tick_params(axis="y", labelsize=smaller)
+            changed |= smaller < size
+    return changed | any([_drop_minor_numbers(axes) for axes in figure.axes if axes.axison])
+
+
+def _drop_minor_numbers(axes: Axes) -> bool:
+    """Leave the numbers between the powers of ten of an x axis out where they would lie on each other."""
+    from matplotlib.ticker import NullFormatter
+
+    minor, major = (
+        [box for label in axes.get_xticklabels(which=which) if label.get_text() and (box := _box(label)) is not None]
+        for which in ("minor", "major")
+    )
+    seen = [box for box in (*minor, *major) if axes.bbox.x0 - EDGE <= (box.x0 + box.x1) / 2 <= axes.bbox.x1 + EDGE]
+    ordered = sorted(seen, key=lambda box: box.x0)
+    crowded = any(_overlap(first, after) > 0 for first, after in itertools.pairwise(ordered))
+    if not (minor and crowded and any(box in seen for box in major)):
+        return False
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    return True
+
+
 def _fit_labels(figure: Figure) -> bool:
     """Fit titles and labels of axes to the room of their panel."""
     changed = False
@@ -119,28 +155,25 @@ def _lengths(figure: Figure, axes: Axes) -> Iterator[tuple[Text, float, float]]:
     from matplotlib.text import Text
 
     columns, rows = _grid(axes)
-    beside = sum(_box_width(legend) for legend in figure.legends if _is_beside(legend))
-    slot_width, slot_height = (figure.bbox.width - beside) / columns, figure.bbox.height / rows
+    slot_width, slot_height = figure.bbox.width / columns, figure.bbox.height / rows
     for title in axes.get_children():
         if isinstance(title, Text) and title not in axes.texts and title.get_text().strip():
             box = _box(title)
             if box is not None:
-                from_edge = (
-                    min(box.x0, figure.bbox.x1 - box.x1) if title.get_horizontalalignment() == "center" else None
-                )
-                room = slot_width - (box.x0 - axes.bbox.x0) - _left_of(axes)
-                if from_edge is not None and from_edge < 0:
-                    room = box.width + 2 * from_edge
+                room = _end_of_room(figure, axes) - box.x0
+                if title.get_horizontalalignment() == "center":
+                    room = min(slot_width, box.width - 2 * max(0.0, _overhang(box, figure.bbox)))
                 yield title, box.width, max(room, 0.3 * slot_width)
     if axes.axison:
-        for label, length, room in (
-            (axes.xaxis.label, "width", slot_width),
-            (axes.yaxis.label, "height", slot_height),
+        for label, side, ends, room in (
+            (axes.xaxis.label, "width", "x", slot_width),
+            (axes.yaxis.label, "height", "y", slot_height),
         ):
             box = _box(label) if label.get_visible() and label.get_text().strip() else None
             if box is not None:
-                cut = _overhang(box, figure.bbox)
-                size = getattr(box, length)
+                low, high = (getattr(box, f"{ends}{end}") for end in (0, 1))
+                cut = max(getattr(figure.bbox, f"{ends}0") - low, high - getattr(figure.bbox, f"{ends}1"))
+                size = getattr(box, side)
                 yield label, size, min(room, size - 2 * cut if cut > EDGE else room)
 
 
@@ -153,10 +186,18 @@ def _grid(axes: Axes) -> tuple[int, int]:
     return grid.ncols, grid.nrows
 
 
-def _left_of(axes: Axes) -> float:
-    """Return how much room the y axis takes to the left of a panel, in pixels."""
-    box = _box(axes.yaxis) if axes.axison else None
-    return max(0.0, axes.bbox.x0 - box.x0) if box is not None else 0.0
+def _end_of_room(figure: Figure, axes: Axes) -> float:
+    """Return where the room of a panel ends on its right, in pixels: at the next panel, at a legend, or at the edge."""
+    ends = [figure.bbox.x1]
+    neighbours = [other.yaxis for other in figure.axes if other.bbox.x0 > axes.bbox.x1 and _side_by_side(axes, other)]
+    for artist in [*neighbours, *filter(_is_beside, figure.legends)]:
+        box = _box(artist)
+        ends += [box.x0 - EDGE] if box is not None else []
+    return min(ends)
+
+
+def _side_by_side(axes: Axes, other: Axes) -> bool:
+    return bool(min(axes.bbox.y1, other.bbox.y1) > max(axes.bbox.y0, other.bbox.y0))
 
 
 def _shorten(text: Text, factor: float) -> bool:
@@ -207,11 +248,6 @@ def _fit_legends(figure: Figure) -> bool:
 
 def _is_beside(legend: Any) -> bool:
     return legend._outside_loc in ("left", "right")
-
-
-def _box_width(legend: Legend) -> float:
-    box = _box(legend)
-    return 0.0 if box is None else box.width
 
 
 def _replace(figure: Figure, legend: Legend, columns: int) -> None:

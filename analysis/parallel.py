@@ -6,7 +6,10 @@ import logging
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
+
+from harness.errors import HarnessError
 
 Result = TypeVar("Result")
 
@@ -18,6 +21,9 @@ def results(calls: Sequence[Callable[[], Result]], num_processes: int) -> list[R
 
     Args:
         calls: with one process they are made here; else they and their results are pickled.
+
+    Raises:
+        HarnessError: a process was killed.
     """
     num_processes = min(num_processes, len(calls))
     if num_processes < 2:
@@ -25,14 +31,22 @@ def results(calls: Sequence[Callable[[], Result]], num_processes: int) -> list[R
     # Not forked: a library's threads would not be in the copies.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
-        outcomes = []
-        for future in [pool.submit(_call, call) for call in calls]:
-            result, messages = future.result()
-            for message in messages:
-                if _LOGGER.isEnabledFor(message.levelno):
-                    logging.getLogger(message.name).handle(message)
-            outcomes.append(result)
-        return outcomes
+        futures = [pool.submit(_call, call) for call in calls]
+        try:
+            return [_logged(*future.result()) for future in futures]
+        except BrokenProcessPool as error:
+            raise HarnessError(
+                f"one of {num_processes} processes was killed, perhaps since there is too little memory for them; "
+                "--jobs 1 does with one"
+            ) from error
+
+
+def _logged(result: Result, messages: list[logging.LogRecord]) -> Result:
+    """Log the messages of a call, and return its result."""
+    for message in messages:
+        if _LOGGER.isEnabledFor(message.levelno):
+            logging.getLogger(message.name).handle(message)
+    return result
 
 
 def _call(call: Callable[[], Result]) -> tuple[Result, list[logging.LogRecord]]:

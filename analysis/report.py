@@ -2,6 +2,7 @@
 
     figures/index.html                       all figures, with the runs that they were drawn from
     figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
+    figures/<study>/<study>.html             with --one-file: the study's page with its pictures inside
     figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md,tex}, claims.csv,
                                              contrasts.{csv,md,tex}, of a mixture mixture_by_steps.{csv,md,tex}, of the
                                              papers' data published.{csv,md}
@@ -83,6 +84,7 @@ from harness.analysis.runs import (
     with_arms,
 )
 from harness.analysis.stamps import Stamps, made_with, on_the_page
+from harness.records.files import replace_file
 from harness.spec.presentation import FigureStyle, Presentation
 
 logger = logging.getLogger(__name__)
@@ -118,10 +120,16 @@ MANY_RUNS = 50  # are drawn sooner by several processes, although each takes a s
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a report has done: the page, and the names of the figures and tables that it has written."""
+    """What a report has done.
+
+    Attributes:
+        made: names of the figures and tables that it has written.
+        files: pages with their pictures inside.
+    """
 
     page: Path
     made: list[str]
+    files: list[Path]
 
 
 def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
@@ -137,6 +145,7 @@ def draw_report(
     fresh: bool = False,
     num_processes: int = 1,
     look: FigureStyle | None = None,
+    one_file: bool = False,
 ) -> Outcome:
     """Draw all figures and write the page; log a line for each figure without data.
 
@@ -151,6 +160,7 @@ def draw_report(
         fresh: draw everything again.
         look: of all figures; what it says counts more than what the studies say.
         num_processes: that draw, each one study at a time; of fewer than `MANY_RUNS` runs one does.
+        one_file: whether each study that is drawn also gets a page of its own with its pictures inside.
 
     Raises:
         RecordError: a study has no runs; the message lists the studies that have.
@@ -181,9 +191,17 @@ def draw_report(
     after.outputs[PAGE], _ = write_text(out, PAGE, text, "", before.outputs.get(PAGE))
     remove_what_is_no_longer_made(out, before, after, asked)
     after.write(out)
+    in_one_file = [_one_file(out, section) for section in sections if one_file and section.name in asked]
     made = [name for part in (first, *published) for name in part.made]
     made += [CLAIMS] if card and after.outputs[CLAIMS] != before.outputs.get(CLAIMS) else []
-    return Outcome(out / PAGE, made)
+    return Outcome(out / PAGE, made, in_one_file)
+
+
+def _one_file(out: Path, section: Section) -> Path:
+    """Write a study's page with its pictures inside, and return its path."""
+    path = out / section.name / f"{section.name}.html"
+    replace_file(path, str(render([section], [], pictures_from=out)), durable=False)
+    return path
 
 
 def _of_schedules(out: Path, before: Drawn, *, fresh: bool, look: FigureStyle) -> Published:
@@ -193,7 +211,9 @@ def _of_schedules(out: Path, before: Drawn, *, fresh: bool, look: FigureStyle) -
 def _of_a_study(
     runs_folder: Path, study: str, asked: bool, out: Path, before: Drawn, *, fresh: bool, look: FigureStyle | None
 ) -> Published:
-    return publish(contents(runs_folder, study, look), out, before, asked=asked, fresh=fresh)
+    content = contents(runs_folder, study, look)
+    content.section.folder = out
+    return publish(content, out, before, asked=asked, fresh=fresh)
 
 
 # ---------------------------------------------------------------------------------------------- what a study shows
@@ -261,6 +281,7 @@ def _add_figure(content: Content, name: str, picture: Picture, frame: pd.DataFra
     section = content.section
     sentences = [f"The study has {count_states(section.runs)}.", section.data_note]
     caption = " ".join(filter(None, [picture.caption(frame), *sentences]))
+    section.frames[name] = frame
     content.figures.append(Planned(f"{section.name}/{name}", picture, frame, caption, content.made_of, _look(section)))
 
 

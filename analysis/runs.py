@@ -374,15 +374,10 @@ def arm_index(runs: Sequence[RunRecord]) -> dict[str, int]:
 
 
 def with_arms(runs: Sequence[RunRecord], arms: Sequence[str]) -> list[RunRecord]:
-    """Return the runs of some arms in that order, with the numbers that the arms have among all; all if there are none.
-
-    Names of arms that the study does not have are ignored: its runs may be older than its file.
-    """
+    """Return the runs of those arms that are there, in that order, numbered as among all; all if none of them is."""
     numbers, members = arm_index(runs), by_arm(runs)
-    shown = [arm for arm in arms if arm in members]
-    if not shown:
-        return list(runs)
-    return [replace(run, arm_number=numbers[arm]) for arm in shown for run in members[arm]]
+    shown = [replace(run, arm_number=numbers[arm]) for arm in arms for run in members.get(arm, ())]
+    return shown or list(runs)
 
 
 def count_states(runs: Sequence[RunRecord]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -52,6 +52,7 @@ def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
             row |= {"best": set(), "undecided": set(), "cells": {}}
             row |= {"replicates": "" if model in (GAUSSIAN, NOT_OURS, PAPER) else f"{n}{missing}"}
             notes = [str(evaluation) if several and model == TRAINED else ""]
+            row |= {"evaluation": str(evaluation), "means": dict(zip(part["metric"], part["mean"], strict=True))}
             row["note"] = " · ".join(
                 filter(None, notes + (list(part["protocol"].unique()) if model == NOT_OURS else []))
             )
@@ -297,7 +298,12 @@ def latex(frame: pd.DataFrame, comment: str = "", labels: Mapping[str, str] = NO
     for number, (heading, titles, members) in enumerate(tables(frame)):
         columns = [Column("l", "arm"), Column("r", "runs")]
         columns += [
-            number_column(title, [row["cells"].get(metric) for row in members]) for metric, title in titles.items()
+            number_column(
+                title,
+                [row["cells"].get(metric) for row in members],
+                mark=LATEX_DAGGER if any(metric in row["undecided"] for row in members) else "",
+            )
+            for metric, title in titles.items()
         ]
         lines = [
             [_latex_label(row, labels), escape(row["replicates"]), *(_latex_cell(row, metric) for metric in titles)]
@@ -325,10 +331,14 @@ def _latex_cell(row: dict, metric: str) -> str:
     return number_cell(row["cells"].get(metric), bold=metric in row["best"], mark=mark)
 
 
-def as_html(frame: pd.DataFrame) -> Markup:
-    """Return the table as HTML, styled by the page; one for each of several protocols."""
+def as_html(frame: pd.DataFrame, below: Callable[[dict[str, Any], str], Any] = lambda row, metric: None) -> Markup:
+    """Return the table as HTML, styled by the page; one for each of several protocols.
+
+    Args:
+        below: the difference that stands below the value of a row and a metric, as in `page_differences`; None if none.
+    """
     shown = [
         (heading, titles, [row | {"label": _label(row), "trained": row["model"] == TRAINED} for row in members])
         for heading, titles, members in tables(frame)
     ]
-    return html.render("results.html", tables=shown)
+    return html.render("results.html", tables=shown, below=below)

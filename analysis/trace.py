@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from harness.analysis.check import CHANGED, Stale, stale_outputs, stale_schedules
+from harness.analysis import claims_report
+from harness.analysis.check import CHANGED, Stale, damage, stale_outputs, stale_schedules
+from harness.analysis.drawing import USUAL
 from harness.analysis.drawn import RECORD, Drawn, file_digest, read_drawn
 from harness.analysis.provenance import METADATA, Provenance, provenance_from
 from harness.analysis.publishing import Content
@@ -90,6 +92,12 @@ def trace(file: Path, runs_folder: Path, out: Path) -> Trace:
         assert embedded is not None
         return Trace(file, "", embedded.title, [_by_metadata(runs_folder, embedded)])
     stem, output = owner
+    if stem == claims_report.STEM:
+        studies = [study for study in drawn.page if study in _studies(output.study)]
+        of_studies = [_traced(runs_folder, folder, drawn, study, f"{study}/claims.csv") for study in studies]
+        why = damage(output, folder)
+        of_studies = [replace(study, why_stale=why or study.why_stale) for study in of_studies]
+        return Trace(file, stem, output.title, of_studies)
     return Trace(file, stem, output.title, [_traced(runs_folder, folder, drawn, output.study, stem, file)])
 
 
@@ -140,11 +148,19 @@ def _by_metadata(runs_folder: Path, made_of: Provenance) -> TracedStudy:
     """Trace a copy of a figure by what stands in it."""
     if made_of.study == SCHEDULES:
         return TracedStudy(made_of, [], "")
-    content = _contents(runs_folder, made_of.study)
-    if content is None:
+    found = [content for study in _studies(made_of.study) if (content := _contents(runs_folder, study))]
+    if not found:
         return TracedStudy(made_of, _runs(made_of, []), f"{runs_folder} has no run of study {made_of.study}")
-    current = {planned.records for planned in content.figures}
-    return TracedStudy(made_of, _runs(made_of, content.section.runs), "" if made_of.records in current else CHANGED)
+    card = claims_report.planned_card([content.section for content in found], USUAL)
+    planned = [*(figure for content in found for figure in content.figures), *([card[1]] if card else [])]
+    current = made_of.records in {figure.records for figure in planned}
+    runs = [run for content in found for run in content.section.runs]
+    return TracedStudy(made_of, _runs(made_of, runs), "" if current else CHANGED)
+
+
+def _studies(text: str) -> list[str]:
+    """Return the studies of a figure: one, but for the card of claims, which names several."""
+    return text.split(", ")
 
 
 def _contents(runs_folder: Path, study: str) -> Content | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.cli.common import Output, json_option, members, runs_folder_option, same_runs
+from harness.errors import LaunchError
 
 if TYPE_CHECKING:
     from harness.analysis.missing import MissingCell
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--jobs", type=click.IntRange(1), show_default="one a core", help="Processes that draw, of 50 runs or more."
 )
+@click.option("--one-file", is_flag=True, help="Also write OUT/STUDY/STUDY.html: a page with its pictures inside.")
 @json_option
 @runs_folder_option
 def figures(
@@ -39,6 +41,7 @@ def figures(
     fresh: bool,
     check: bool,
     jobs: int | None,
+    one_file: bool,
     output: Output,
     runs_folder: Path,
 ) -> None:
@@ -51,27 +54,36 @@ def figures(
     records say now, or if a metric that a study asks for has no value. What fills it stands beside it.
 
     With --json: {"page": FILE, "studies": [NAME of each requested study], "made": [NAME of each figure or table that
-    was written]}; with --check {"studies", "stale": [{"study", "name", "why"}], "missing": {STUDY: [{"arm",
-    "replicate", "seed", "run_key", "evaluation", "metric", "state", "command"}]}}.
+    was written]}, with --one-file and "files": [FILE of each study drawn]; with --check {"studies", "stale": [{"study",
+    "name", "why"}], "missing": {STUDY: [{"arm", "replicate", "seed", "run_key", "evaluation", "metric", "state",
+    "command"}]}}.
     """
     from harness.analysis.stamps import nothing_has_changed
 
     names = [str(members(study, runs_folder)[0]) for study in studies]
     look = _read_style(style_file) if style_file else None
+    if check and look:
+        raise LaunchError("--check compares with what the studies say of their figures; leave --style out")
     if check:
         _check(names, out, look, jobs, output, runs_folder)
         return
     made: list[str] = []
-    if fresh or not nothing_has_changed(runs_folder, out, names, look):
+    files: list[Path] = []
+    if fresh or one_file or not nothing_has_changed(runs_folder, out, names, look):
         from harness.analysis.report import draw_report
         from harness.launch.processes import available_cores
 
         processes = jobs or available_cores()
-        made = draw_report(runs_folder, out, names, fresh=fresh, num_processes=processes, look=look).made
+        outcome = draw_report(
+            runs_folder, out, names, fresh=fresh, num_processes=processes, look=look, one_file=one_file
+        )
+        made, files = outcome.made, outcome.files
     page = out / "index.html"
-    click.echo(page)
+    for path in (page, *files):
+        click.echo(path)
     click.echo(f"{len(made)} figures and tables are new" if made else "nothing has changed")
-    output.document({"page": str(page), "studies": names, "made": made})
+    document = {"page": str(page), "studies": names, "made": made}
+    output.document(document | ({"files": list(map(str, files))} if one_file else {}))
 
 
 def _read_style(path: Path) -> FigureStyle:

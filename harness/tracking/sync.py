@@ -38,6 +38,7 @@ from harness.tracking.store import (
     initialise_store,
     param_name,
     read_cursor,
+    server_address,
     store_errors,
     store_uri,
     tag_text,
@@ -181,7 +182,11 @@ class _StudySyncer:
         self._send_artifacts()
         self._send_status(stored, status)
         self._save_cursor(
-            stamps=stamps, state=status.state, num_rows_waiting=num_waiting, problems=self.report.problems
+            stamps=stamps,
+            state=status.state,
+            num_rows_waiting=num_waiting,
+            problems=self.report.problems,
+            server=server_address(self.uri),
         )
 
     def _find_run(self) -> Any:

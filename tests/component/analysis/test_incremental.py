@@ -12,6 +12,7 @@ import pytest
 from harness.analysis import drawing, drawn, parallel, report, stamps
 from harness.analysis.drawn import RECORD, read_drawn
 from harness.analysis.stamps import Stamps, nothing_has_changed
+from harness.errors import HarnessError
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
 
@@ -229,3 +230,8 @@ def test_several_processes_draw_the_same_bytes_and_their_messages_are_logged_her
 
 def test_results_of_several_processes_come_back_in_their_order():
     assert parallel.results([partial(sum, [number, 1]) for number in range(5)], 2) == [1, 2, 3, 4, 5]
+
+
+def test_a_process_that_is_killed_is_an_error_that_says_what_to_do():
+    with pytest.raises(HarnessError, match=r"one of 2 processes was killed, .* --jobs 1"):
+        parallel.results([partial(os._exit, 9), partial(sum, [1])], 2)

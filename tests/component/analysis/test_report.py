@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.report import OF_A_STUDY, WITHOUT_RUNS, report
+from harness.analysis.report import OF_A_STUDY, WITHOUT_RUNS, draw_report, report
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
 
@@ -85,8 +85,10 @@ def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_cl
     stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names} | {"claims"}
     assert set(files(out)) == (
         {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
-        | {"index.html", "small/claims.csv"}
+        | {"index.html", "small/claims.csv", "small/macros.tex"}
+        | {f"small/reproducibility.{kind}" for kind in ("md", "tex")}
         | {f"small/{name}.{kind}" for name in ("contrasts", "results") for kind in ("csv", "md", "tex")}
+        | {f"small/{name}" for name in ("macros.tex", "reproducibility.md", "reproducibility.tex")}
     )
     without = {name: module.NEEDS for name, module in OF_A_STUDY.items() if name not in names}
     assert said.splitlines() == [f"small: no {name} figure: it needs {needs}" for name, needs in without.items()]
@@ -108,7 +110,8 @@ def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
             assert link[1:] in links.ids
         else:
             assert (out / link).is_file(), link
-    assert "://" not in text
+    assert "://" not in text.replace("http://www.w3.org/2000/svg", "")  # a name, which nothing loads
+    assert sum(link.startswith("../") for link in links.found) >= 6 * 2  # each run's spec and samples
 
 
 @pytest.mark.slow
@@ -191,18 +194,35 @@ def test_a_picture_that_was_deleted_since_is_not_linked(two_studies, tmp_path):
     assert "tiny/learning_curves.png" in Links(page.read_text()).found
 
 
-def test_the_page_runs_nothing_and_its_style_sheet_is_the_one_that_its_policy_allows(drawn):
+def test_one_style_sheet_and_one_script_are_on_the_page_and_only_these_are_allowed_by_its_policy(drawn):
     import base64
     import hashlib
     import re
 
     text = (drawn[0] / "index.html").read_text()
     policy = re.search('http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
-    style = re.search("<style>(.*?)</style>", text, re.DOTALL)[1]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert policy == f"default-src 'none'; img-src 'self' file: data:; style-src 'sha256-{digest}'; base-uri 'none'"
+    (style,), (script,) = (re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL) for tag in ("style", "script"))
+    of_style, of_script = (
+        base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script)
+    )
+    assert policy == (
+        f"default-src 'none'; img-src 'self' file: data:; style-src 'sha256-{of_style}'; "
+        f"script-src 'sha256-{of_script}'; base-uri 'none'"
+    )
     assert text.index("Content-Security-Policy") < text.index("<style>")
-    assert not re.search(r"<script|\bon\w+=|\bstyle=|javascript:", text, re.IGNORECASE)
+    rest = text.replace(script, "").replace(style, "").replace('<script type="application/json"', "")
+    assert re.findall(r"<script", rest) == ["<script"]
+    assert not re.search(r"\bon\w+=|\bstyle=|javascript:", rest, re.IGNORECASE)
+
+
+def test_a_page_in_one_file_has_its_pictures_inside_and_leads_nowhere(two_studies, tmp_path, without_closed_forms):
+    (file,) = draw_report(two_studies, tmp_path / "figures", ["other"], one_file=True).files
+    assert file == tmp_path / "figures" / "other" / "other.html"
+    links = Links(file.read_text())
+    pictures = [link for link in links.found if not link.startswith("#")]
+    assert len(pictures) == file.read_text().count("<img ") > 0
+    assert all(link.startswith("data:image/png;base64,iVBOR") for link in pictures)
+    assert links.ids == {"study-other"}
 
 
 def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_are_drawn(two_studies, tmp_path, monkeypatch, caplog):

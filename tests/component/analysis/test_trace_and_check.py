@@ -123,6 +123,16 @@ def test_the_page_is_traced_to_every_study_on_it(runs, out):
     assert len(traced.studies[0].runs) == 4
 
 
+def test_the_card_of_claims_and_a_copy_of_it_are_traced_to_the_runs_of_its_studies(runs, out, tmp_path):
+    copy = Path(shutil.copy(out / "claims.png", tmp_path / "card.png"))
+    for file, folder in ((out / "claims.csv", out), (copy, tmp_path / "none")):
+        [study] = trace(file, runs, folder).studies
+        assert (study.made_of.study, len(study.runs), study.why_stale) == ("tiny", 4, "")
+    for run in runs.glob("[!.]*"):
+        shutil.rmtree(run / "evaluations")
+    assert trace(out / "claims.csv", runs, out).studies[0].why_stale
+
+
 def test_a_file_that_was_edited_or_whose_records_changed_is_not_true_any_more(runs, out):
     path = out / "tiny" / "learning_curves.csv"
     path.write_text(path.read_text() + "1,2,3\n")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from harness.analysis import claims, claims_card
-from harness.analysis.papers_claims import CLAIMS, Between
+from harness.analysis.claim import Between
+from harness.analysis.papers_claims import CLAIMS
 from harness.analysis.runs import Measurement, RunRecord
 from harness.analysis.settings import flatten
 from harness.records.status import Status

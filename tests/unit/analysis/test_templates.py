@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[3]
 TEMPLATES = (
     "report.html",
     "report.css",
+    "report.js",
     "results.html",
     "contrasts.html",
     "mixture.html",
