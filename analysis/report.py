@@ -215,8 +215,23 @@ def _of_a_study(
     runs_folder: Path, study: str, asked: bool, out: Path, before: Drawn, *, fresh: bool, look: FigureStyle | None
 ) -> Published:
     content = contents(runs_folder, study, look)
-    content.section.folder = out
+    try:
+        _add_for_the_page(content, out)
+    except Exception as error:  # the figures are shown as pictures, and the tables as they are
+        content.section.left_out["Curves and differences"] = f"cannot be shown: {describe(error)}"
     return publish(content, out, before, asked=asked, fresh=fresh)
+
+
+def _add_for_the_page(content: Content, out: Path) -> None:
+    """Add what the page's script shows: curves, and the differences from every arm."""
+    section = content.section
+    section.folder = out
+    for planned in content.figures:
+        name = planned.stem.rpartition("/")[2]
+        section.curves[name] = page_curves.panels(name, planned.frame, section.runs)
+    if section.results is not None:
+        compare = section.presentation.compare
+        section.differences = differences(section.runs, section.results, compare, section.contrasts)
 
 
 # ---------------------------------------------------------------------------------------------- what a study shows
@@ -257,7 +272,6 @@ def contents(runs_folder: Path, study: str, look: FigureStyle | None = None) -> 
         _add_noise(content, _result(data[NOISE]))
         _add_published(content, _result(data[PUBLISHED]))
         compared = _result(data[CONTRASTS])
-        section.differences = differences(section.runs, data[RESULTS], presentation.compare, compared)
         content.tables |= for_papers.texts(section, runs_folder, data[RESULTS], compared, _origin(section))
     except Exception as error:
         section.left_out[tab_results.TITLE] = f"cannot be shown: {describe(error)}"
@@ -285,7 +299,6 @@ def _add_figure(content: Content, name: str, picture: Picture, frame: pd.DataFra
     section = content.section
     sentences = [f"The study has {count_states(section.runs)}.", section.data_note]
     caption = " ".join(filter(None, [picture.caption(frame), *sentences]))
-    section.curves[name] = page_curves.panels(name, frame, section.runs)
     content.figures.append(Planned(f"{section.name}/{name}", picture, frame, caption, content.made_of, _look(section)))
 
 
