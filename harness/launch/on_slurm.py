@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from harness.records import snapshot
 from harness.records.files import replace_file
 from harness.records.layout import SubmissionLayout
 from harness.slurm.cluster import max_array_size
-from harness.slurm.jobs import login_environment
-from harness.slurm.profile import Profile, slurm_parameters
+from harness.slurm.jobs import ignored_defaults, login_environment
+from harness.slurm.profile import Profile, python_command, slurm_parameters
 from harness.spec.resources import Resources
 
 
@@ -49,12 +50,13 @@ def launch_slurm(
         pack = profile.resolve(resources, "pack") if resources.num_processes == 1 else 1
         threads = max(1, parameters["cpus_per_task"] // pack)
         task = Task(folder, threads, preemption_cancels=profile.preempt_mode == "cancel", **options)
-        parameters["name"] = f"harness-{plan.study.name}"
+        parameters |= {"name": f"harness-{plan.study.name}", "python": python_command(profile)}
         canary = resources.canary and len(members) > 1
         packs = [members[first : first + pack] for first in range(0, len(members), pack)]
         arrays = [packs[first : first + largest] for first in range(0, len(packs), largest)]
         parallel = parameters["slurm_array_parallelism"]
-        with process_environment(_outer_job_variables() | thread_environment(threads) | variables):
+        unset = _unset_variables(parameters["slurm_additional_parameters"])
+        with process_environment(unset | thread_environment(threads) | variables):
             if canary:
                 job = _submit_array(submission, replace(task, canary=True), [members[:1]], parameters)[0]
                 after = {"dependency": f"afterok:{job.job_id}", "kill-on-invalid-dep": "yes"}
@@ -70,6 +72,8 @@ def launch_slurm(
                 shared = f"{size} runs" if pack == 1 else f"{size} runs, {pack} to a job"
                 cores = "1 core" if threads == 1 else f"{threads} cores"
                 submission.notes.append(f"job {number}: {shared}, {cores} each")
+    if ignored := ignored_defaults(parameters["slurm_additional_parameters"]):
+        submission.notes.append(f"not used, since the study and the profile say it: {', '.join(ignored)}")
     submission.notes.append(f"logs: {folder}")
     return submission
 
@@ -105,6 +109,6 @@ def _note_canary(folder: Path, number: str, run_key: str) -> None:
     replace_file(path, json.dumps(description, indent=1), durable=False)
 
 
-def _outer_job_variables() -> dict[str, str | None]:
-    """Return the variables to unset: those by which an outer job, such as an interactive one, would affect sbatch."""
-    return dict.fromkeys(os.environ.keys() - login_environment().keys())
+def _unset_variables(options: Iterable[str]) -> dict[str, str | None]:
+    """Return the variables to unset: by which an outer job or the user's shell would change what the options say."""
+    return dict.fromkeys(os.environ.keys() - login_environment(options).keys())
