@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from harness.errors import LaunchError
 from harness.launch.claims import is_cancelled
 from harness.launch.processes import process_environment, thread_environment, visible_gpus
-from harness.launch.requeue import given_up, given_up_before_attempt, requeue_action, reset_starts
+from harness.launch.requeue import attempt_began, given_up, given_up_before_attempt, requeue_action, reset_starts
 from harness.launch.worker import execute_run, next_log, open_log
 from harness.messages import show_messages
 from harness.records.directory import RunDirectory
@@ -163,7 +163,7 @@ class Task:
         ended = not end.stopped_by and not end.killed
         if ended or job_id is None or all(is_cancelled(self.folder, path) for path in paths):
             return
-        preempted = bool(end.stopped_by) and _was_preempted(job_id)
+        preempted = self._asks_for_the_reason(end, paths) and _was_preempted(job_id)
         if preempted:
             for path in paths:
                 reset_starts(self._layout, path)
@@ -174,6 +174,17 @@ class Task:
             self._submit_successor(job_id, paths)
         elif action == "requeue":
             patiently(lambda: requeue_job(job_id))
+
+    def _asks_for_the_reason(self, end: _AttemptEnd, paths: list[Path]) -> bool:
+        """Return whether it matters why the job was stopped: SLURM may be slow, and the time limit is near.
+
+        SIGUSR2 requeues the job in any case, unless the cluster cancels what it preempts; and a preemption before the
+        attempt has begun is no failed start.
+        """
+        if not end.stopped_by:
+            return False
+        began = all(attempt_began(self._layout, path) for path in paths)
+        return end.stopped_by != signal.SIGUSR2.name or self.preemption_cancels or not began
 
     def _submit_successor(self, job_id: str, paths: list[Path]) -> None:
         number = job_id.split("_")[0]

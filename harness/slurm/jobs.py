@@ -52,7 +52,12 @@ class JobInfo:
 
     @property
     def waits(self) -> bool:
-        return self.live and self.state not in ("RUNNING", "COMPLETING")
+        return self.live and self.state not in ("RUNNING", "COMPLETING") and not self.is_suspended
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether its processes are stopped, and go on later: neither running nor waiting for nodes."""
+        return self.state in ("SUSPENDED", "STOPPED")
 
     def describe_end(self) -> str:
         """Return `OUT_OF_MEMORY on n1`, `CANCELLED by ada`."""
