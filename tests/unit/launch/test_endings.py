@@ -103,9 +103,10 @@ def test_a_job_that_worked_on_a_run_and_was_forgotten_by_slurm_was_killed(tmp_pa
     """Without accounting SLURM forgets a job a few minutes after its end."""
     directory = write(tmp_path, study().runs[0], Status("running", step=30))
     submission_of(tmp_path, directory.key)
-    owner = {"host": "n1", "pid": 1, "started": 1.0, "slurm_job_id": "7_0", "heartbeat": 0.0}
     directory.lock_folder.mkdir(parents=True)
-    (directory.lock_folder / "000001").write_text(json.dumps(owner))
+    lock = directory.lock_folder / "000001"
+    lock.write_text(json.dumps({"host": "n1", "slurm_job_id": "7_0"}))
+    os.utime(lock, (0, 0))
     monkeypatch.setattr(states, "read_queue", lambda jobs: {})
     assert FolderLock(directory.lock_folder, "").slurm_job_id() == "7_0"
     status = states.read_run_states([directory.path])[directory.key].status
