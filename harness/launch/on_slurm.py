@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from harness.slurm.cluster import max_array_size
 from harness.slurm.jobs import ignored_defaults, login_environment
 from harness.slurm.profile import Profile, python_command, slurm_parameters
 from harness.spec.resources import Resources
+from harness.text import count
 
 
 def launch_slurm(
@@ -58,24 +59,68 @@ def launch_slurm(
         unset = _unset_variables(parameters["slurm_additional_parameters"])
         with process_environment(unset | thread_environment(threads) | variables):
             if canary:
-                job = _submit_array(submission, replace(task, canary=True), [members[:1]], parameters)[0]
+                try:
+                    job = _submit_array(submission, replace(task, canary=True), [members[:1]], parameters)[0]
+                except LaunchError:
+                    _take_back(submission, folder)
+                    raise
                 after = {"dependency": f"afterok:{job.job_id}", "kill-on-invalid-dep": "yes"}
                 parameters["slurm_additional_parameters"] = parameters["slurm_additional_parameters"] | after
             for array in arrays:
                 share = max(1, parallel * len(array) // len(packs))  # of what may run at the same time
                 limited = parameters | {"slurm_array_parallelism": share}
-                tasks = _submit_array(submission, task, array, limited)
-                number = tasks[0].job_id.split("_")[0]
-                if canary:
-                    _note_canary(folder, number, members[0].run_key)
-                size = sum(map(len, array))
-                shared = f"{size} runs" if pack == 1 else f"{size} runs, {pack} to a job"
-                cores = "1 core" if threads == 1 else f"{threads} cores"
-                submission.notes.append(f"job {number}: {shared}, {cores} each")
+                for tasks, accepted in _submit_what_fits(submission, task, array, limited):
+                    number = tasks[0].job_id.split("_")[0]
+                    if canary:
+                        _note_canary(folder, number, members[0].run_key)
+                    shared = count(sum(map(len, accepted)), "run") + (f", {pack} to a job" if pack > 1 else "")
+                    submission.notes.append(f"job {number}: {shared}, {count(threads, 'core')} each")
+    _take_back(submission, folder)
+    if submission.left:
+        submission.notes.append(
+            f"{count(len(submission.left), 'run')} not submitted, since SLURM takes no more jobs now: "
+            f"{submission.refusal}; submit again when some have ended, or with --watch"
+        )
     if ignored := ignored_defaults(parameters["slurm_additional_parameters"]):
         submission.notes.append(f"not used, since the study and the profile say it: {', '.join(ignored)}")
     submission.notes.append(f"logs: {folder}")
     return submission
+
+
+def _submit_what_fits(
+    submission: Submission, task: Task, packs: list[list[PlannedRun]], parameters: dict[str, Any]
+) -> Iterator[tuple[list[Any], list[list[PlannedRun]]]]:
+    """Submit packs as one array, or in smaller ones where SLURM refuses it; yield the jobs of each with their packs.
+
+    A limit on the number of jobs is one of many reasons for a refusal, and no program can tell which from its text. So
+    half as many are tried, down to one job.
+
+    Raises:
+        LaunchError: SLURM refused every one, and has taken none of this submission before.
+    """
+    size = len(packs)
+    while packs and size:
+        size = min(size, len(packs))
+        try:
+            jobs = _submit_array(submission, task, packs[:size], parameters)
+        except LaunchError as error:
+            submission.refusal = str(error)
+            size //= 2
+            if not size and not submission.jobs:
+                _take_back(submission, task.folder)
+                raise
+            continue
+        yield jobs, packs[:size]
+        packs = packs[size:]
+
+
+def _take_back(submission: Submission, folder: Path) -> None:
+    """Give runs without a job the state that they had, and note them as left."""
+    for planned in submission.runs:
+        if not SubmissionLayout(folder).claim_path(planned.run_key).exists():
+            planned.directory.set_status(planned.status)
+            submission.left.append(planned)
+    submission.runs = [planned for planned in submission.runs if planned not in submission.left]
 
 
 def _submit_array(
@@ -84,15 +129,12 @@ def _submit_array(
     """Submit one job array, and record which job has which run.
 
     Raises:
-        LaunchError: SLURM refused; runs without a job are left unchanged.
+        LaunchError: SLURM refused.
     """
     try:
         executor = make_executor(task.folder, "slurm", max_time_limits=requeue.MAX_TIME_LIMITS, **parameters)
         array = executor.map_array(task, [tuple(planned.path.absolute() for planned in pack) for pack in packs])
     except Exception as error:
-        for planned in submission.runs:
-            if not SubmissionLayout(task.folder).claim_path(planned.run_key).exists():
-                planned.directory.set_status(planned.status)
         raise LaunchError(f"SLURM did not accept the jobs: {' '.join(str(error).split())[-400:]}") from error
     for pack, job in zip(packs, array, strict=True):
         for planned in pack:

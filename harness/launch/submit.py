@@ -127,6 +127,32 @@ def submit(
     return submission
 
 
+WATCH_SECONDS = 60.0
+
+
+def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[str], None], **options: Any) -> None:
+    """Submit to SLURM, as others end, the runs that it did not take at once; return when it has them all.
+
+    Args:
+        make_plan: plans the study anew.
+        left: how many runs SLURM has not taken yet.
+        options: of `submit`.
+    """
+    refusal = ""
+    while left:
+        time.sleep(WATCH_SECONDS)
+        try:
+            submission = submit(make_plan(), **options)
+        except LaunchError as error:  # no answer, or still not one job more
+            if str(error) != refusal:
+                on_message(f"{count(left, 'run')} to go: {error}")
+            refusal = str(error)
+            continue
+        left = len(submission.left)
+        if submission.runs:
+            on_message(f"submitted: {count(len(submission.runs), 'run')}; {left} to go")
+
+
 def _with_answers(plan: Plan) -> Plan:
     """Return a plan with SLURM's answer on each run that is to be submitted; SLURM is asked again, with pauses.
 
