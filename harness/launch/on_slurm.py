@@ -50,10 +50,19 @@ def launch_slurm(
         parameters["slurm_setup"] = [*requeue.SETUP, *parameters["slurm_setup"]]
         pack = profile.resolve(resources, "pack") if resources.num_processes == 1 else 1
         threads = max(1, parameters["cpus_per_task"] // pack)
-        task = Task(folder, threads, preemption_cancels=profile.preempt_mode == "cancel", **options)
+        chain = profile.chain if resources.num_processes == 1 else 1
+        task = Task(
+            folder,
+            threads,
+            preemption_cancels=profile.preempt_mode == "cancel",
+            at_once=pack,
+            notify=profile.notify or "",
+            **options,
+        )
         parameters |= {"name": f"harness-{plan.study.name}", "python": python_command(profile)}
         canary = resources.canary and len(members) > 1
-        packs = [members[first : first + pack] for first in range(0, len(members), pack)]
+        size = pack * chain
+        packs = [members[first : first + size] for first in range(0, len(members), size)]
         arrays = [packs[first : first + largest] for first in range(0, len(packs), largest)]
         parallel = parameters["slurm_array_parallelism"]
         unset = _unset_variables(parameters["slurm_additional_parameters"])
@@ -73,7 +82,7 @@ def launch_slurm(
                     number = tasks[0].job_id.split("_")[0]
                     if canary:
                         _note_canary(folder, number, members[0].run_key)
-                    shared = count(sum(map(len, accepted)), "run") + (f", {pack} to a job" if pack > 1 else "")
+                    shared = count(sum(map(len, accepted)), "run") + (f", {size} to a job" if size > 1 else "")
                     submission.notes.append(f"job {number}: {shared}, {count(threads, 'core')} each")
     _take_back(submission, folder)
     if submission.left:

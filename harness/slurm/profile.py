@@ -59,6 +59,7 @@ class Profile(SpecModel):
     memory_gib: float | None = Field(None, gt=0)
     memory_request: Literal["mem", "mem-per-cpu", "all", "none"] = "mem"  # all: --mem=0; none: no option
     pack: int | None = Field(None, ge=1)
+    chain: int = Field(1, ge=1)  # runs that one job works on one after another, beside those of `pack`
     max_parallel: int = Field(64, ge=1)  # jobs of one array that run at the same time
     max_array_size: int | None = Field(None, ge=1)  # None: from `scontrol show config`
     signal_lead_seconds: int | None = Field(None, ge=1, le=3600)  # before the time limit, to write a checkpoint
@@ -67,6 +68,7 @@ class Profile(SpecModel):
     scratch: str | None = None  # a folder on the compute node for temporary files; may name $SLURM_JOB_ID
     python: Text | None = None  # of the compute nodes; None: the one that submits
     container: Text | None = None  # what starts a program in a container: apptainer exec --nv image.sif
+    notify: Text | None = None  # a command of shell, run at the first failure and when all runs have ended
     preempt_mode: Literal["requeue", "cancel"] = "requeue"  # cancel: SLURM does not requeue a preempted job
     tracking_uri: str | None = None  # an MLflow server
     compute_nodes_reach_server: bool = False  # else `harness sync --watch` on the login node uploads the records

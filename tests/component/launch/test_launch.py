@@ -304,6 +304,22 @@ def test_slurm_knows_of_a_job_what_the_profile_says_and_not_what_the_shell_says(
 
 
 @pytest.mark.slurm
+def test_a_chain_of_runs_is_one_job_that_works_on_one_after_another_and_tells_when_all_have_ended(
+    tmp_path, study, slurm
+):
+    notify = f'echo "$HARNESS_EVENT $HARNESS_MESSAGE" >>{tmp_path}/told'
+    submission = submit_to_slurm(study("replicates: 3\n"), tmp_path / "runs", chain=3, notify=notify)
+    assert len({job.job_id for job in submission.jobs}) == 1
+    wait_for((tmp_path / "told").exists)
+    assert {planned.state for planned in submission.now()} == {"done"}
+    directories = [planned.directory for planned in submission.runs]
+    begun = [directory.events("started")[0].time_ms for directory in directories]
+    ended = [directory.events("finished")[0].time_ms for directory in directories]
+    assert all(end <= start for end, start in zip(ended, begun[1:], strict=False))
+    assert (tmp_path / "told").read_text() == "ended tiny: all 3 runs have ended, 0 failed\n"
+
+
+@pytest.mark.slurm
 def test_a_thousand_runs_are_a_handful_of_calls_of_sbatch_and_scancel(tmp_path, study, slurm, monkeypatch):
     grid = ", ".join(f"{1e-3 * (1 + index):.3f}" for index in range(100))
     many = study(f"grid: {{optim.lr: [{grid}]}}\nreplicates: 10\n")
