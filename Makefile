@@ -41,7 +41,7 @@ check: setup  ## Format, lint, types and the unit tests: about a minute
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not slurm and not gpu" tests/unit
 
-figures: setup  ## Draw every figure again from the records in runs/
+figures: setup  ## Draw the figures whose records in runs/ have changed
 	$(BIN)/harness figures
 
 ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
@@ -51,6 +51,7 @@ ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
 
 bench: setup  ## Measure what things cost, as ratios
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.report
 
 lowest:  ## Run the unit tests, tracking and search with the lowest versions that pyproject.toml promises
 	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest

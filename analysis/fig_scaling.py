@@ -130,7 +130,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             for row in part.itertuples() if not several else ():
                 position = (row.compute_multiply_adds, row.mean)
                 axes.annotate(
-                    style.label(row.arm), position, (7, 6), textcoords="offset points", fontsize=7, color=style.INK
+                    style.arm_label(row.arm), position, (7, 6), textcoords="offset points", fontsize=7, color=style.INK
                 )
         label = KINDS[metric].label
         axes.set(xscale="log", yscale="log", xlabel=COMPUTE.axis, title=label)

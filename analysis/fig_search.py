@@ -247,7 +247,7 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
     metrics, paths = list(frame["metric"].unique()), list(frame["parameter"].unique())
     width = min(style.TWO_COLUMNS * 1.6, style.ONE_COLUMN * max(len(paths), 1))
     figure, panels = style.subplots(len(metrics), len(paths), width=width, height=2.2 * len(metrics), sharey="row")
-    colours = Normalize(1, frame["order"].max())
+    colours, stacked = Normalize(1, frame["order"].max()), style.is_stacked(panels)
     for row, metric in enumerate(metrics):
         for column, path in enumerate(paths):
             axes = panels[row, column]
@@ -266,8 +266,8 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
                       markeredgecolor="white", markeredgewidth=0.7, zorder=4)  # fmt: skip
             _axis(axes, "x", part.iloc[0])
             axes.set_ylim(low - margin, high + margin)
-            axes.set_xlabel(_name(path) if row == len(metrics) - 1 else "")
-            if column == 0:
+            axes.set_xlabel(_name(path) if stacked or row == len(metrics) - 1 else "")
+            if stacked or column == 0:
                 axes.set_ylabel(metric)
     bar = figure.colorbar(ScalarMappable(colours, "Blues"), ax=panels, pad=0.01, aspect=40,
                           ticks=MaxNLocator(integer=True), label="order of the trials")  # fmt: skip

@@ -16,7 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from harness import __version__
-from harness.analysis import claims, html, style, tab_contrasts, tab_mixture, tab_noise, tab_results
+from harness.analysis import claims, html, style, tab_contrasts, tab_mixture, tab_noise, tab_published, tab_results
 from harness.analysis.contrasts import Contrast, deciding
 from harness.analysis.runs import RunRecord, by_arm, count_states
 from harness.spec.presentation import Presentation
@@ -65,6 +65,7 @@ class Section:
     contrasts: list[Contrast] = field(default_factory=list)
     mixture: pd.DataFrame | None = None
     noise: pd.DataFrame | None = None
+    published: pd.DataFrame | None = None
     claims: list[claims.Claim] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -112,6 +113,10 @@ def _section(section: Section) -> dict[str, Any]:
         else {"tables": tab_mixture.as_html(mixture), "title": tab_mixture.TITLE}
         | {"caption": tab_mixture.caption(mixture)},
         "noise": None if section.noise is None else _noise(section.noise),
+        "published": None
+        if section.published is None
+        else {"tables": tab_published.as_html(section.published), "title": tab_published.TITLE}
+        | {"caption": tab_published.caption(section.published)},
         "claims": section.claims,
         "rule": " ".join(filter(None, [claims.RULE, section.data_note])),
         "figures": section.figures,

@@ -26,6 +26,7 @@ from harness.cli import (
     schema,
     search,
     studies,
+    trace,
     verify,
 )
 from harness.errors import HarnessError
@@ -41,6 +42,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
         runs.logs,
         compare.compare,
         figures.figures,
+        trace.trace,
         runs.sample,
         evaluations.score,
     ),

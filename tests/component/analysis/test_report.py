@@ -38,7 +38,9 @@ def test_captions_and_the_table_say_what_was_ignored_of_the_data(study_runs, tmp
 
 
 def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """The files that people see in a folder, by their names."""
+    paths = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 class Links(HTMLParser):
