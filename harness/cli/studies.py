@@ -12,6 +12,7 @@ from harness.cli.common import (
     Output,
     json_option,
     load,
+    members,
     new_code_option,
     no_sync_option,
     profile_option,
@@ -78,6 +79,7 @@ def submit(
     cluster: str,
     jobs: int | None,
     profile: Path | None,
+    after: str | None,
     watch: bool,
     new_code: bool,
     no_sync: bool,
@@ -100,8 +102,10 @@ def submit(
     slurm_profile = read_profile(profile, cluster)
     require_within_budget(planned, cluster=cluster, profile=slurm_profile, on_progress=click.echo)
     _offer_to_cancel_orphans(planned, runs_folder, ask=sys.stdin.isatty() and not output.as_json)
-    options = {"cluster": cluster, "jobs": jobs, "profile": slurm_profile}
+    options: dict[str, Any] = {"cluster": cluster, "jobs": jobs, "profile": slurm_profile}
     options |= {"sync": not no_sync, "new_code": new_code}
+    if after:
+        _, options["after"] = members(after, runs_folder)
     left = submit_and_follow(planned, runs_folder, output, **options)
     if watch and left:
         from harness.launch.submit import submit_rest

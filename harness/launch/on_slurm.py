@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,14 @@ def launch_slurm(
     *,
     jobs: int | None,
     profile: Profile,
+    after: Sequence[str] = (),
     **options: Any,
 ) -> Submission:
+    """Submit job arrays, one for each class of resources.
+
+    Args:
+        after: numbers of jobs that must have ended before these start.
+    """
     submission = Submission(runs, folder)
     if not runs:
         return submission
@@ -47,6 +53,9 @@ def launch_slurm(
     for (resources, _), members in classes.items():
         variables = snapshot.environment(code[members[0].run_key])
         parameters = slurm_parameters(resources, profile, jobs)
+        if after:
+            dependency = {"dependency": ":".join(["afterany", *after])}
+            parameters["slurm_additional_parameters"] = parameters["slurm_additional_parameters"] | dependency
         parameters["slurm_setup"] = [*requeue.SETUP, *parameters["slurm_setup"]]
         pack = profile.resolve(resources, "pack") if resources.num_processes == 1 else 1
         threads = max(1, parameters["cpus_per_task"] // pack)
@@ -73,8 +82,8 @@ def launch_slurm(
                 except LaunchError:
                     _take_back(submission, folder)
                     raise
-                after = {"dependency": f"afterok:{job.job_id}", "kill-on-invalid-dep": "yes"}
-                parameters["slurm_additional_parameters"] = parameters["slurm_additional_parameters"] | after
+                canary_ends = {"dependency": f"afterok:{job.job_id}", "kill-on-invalid-dep": "yes"}
+                parameters["slurm_additional_parameters"] = parameters["slurm_additional_parameters"] | canary_ends
             for array in arrays:
                 share = max(1, parallel * len(array) // len(packs))  # of what may run at the same time
                 limited = parameters | {"slurm_array_parallelism": share}

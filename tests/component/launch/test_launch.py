@@ -320,6 +320,25 @@ def test_a_chain_of_runs_is_one_job_that_works_on_one_after_another_and_tells_wh
 
 
 @pytest.mark.slurm
+def test_a_study_starts_when_another_has_ended(tmp_path, study, slurm):
+    first = submit_to_slurm(study(), tmp_path / "runs")
+    second = study("seed: 7\n")
+    directories = [planned.directory for planned in first.runs]
+    plan = planning.plan(second, tmp_path / "runs")
+    profile = Profile(time_minutes=20, memory_gib=1.5)
+    later = submit.submit(plan, cluster="slurm", profile=profile, sync=False, after=directories, asks=False)
+    numbers = [submission.jobs[0].job_id.split("_")[0] for submission in (first, later)]
+    shown = subprocess.run(["scontrol", "show", "job", numbers[1]], check=True, capture_output=True, text=True).stdout
+    assert f"Dependency=afterany:{numbers[0]}" in shown
+    wait_for(lambda: not later.unfinished())
+    ended, begun = directories[0].events("finished")[0], later.runs[0].directory.events("started")[0]
+    assert ended.time_ms <= begun.time_ms
+    assert submit.jobs_of(directories) == []
+    with pytest.raises(LaunchError, match="submit one study after the other"):
+        submit.submit(plan, cluster="local", after=directories)
+
+
+@pytest.mark.slurm
 def test_a_thousand_runs_are_a_handful_of_calls_of_sbatch_and_scancel(tmp_path, study, slurm, monkeypatch):
     grid = ", ".join(f"{1e-3 * (1 + index):.3f}" for index in range(100))
     many = study(f"grid: {{optim.lr: [{grid}]}}\nreplicates: 10\n")
