@@ -103,7 +103,7 @@ NAMES = [
     *(
         name
         for name in (*report.WITHOUT_RUNS, *report.OF_A_STUDY)
-        if name not in ("mixture", "nearest_training_images", "quality_cost")
+        if name not in ("allocation", "mixture", "nearest_training_images", "quality_cost")
     ),
     *fig_search.FIGURES,
     *(f"{name} of points" for name in ("mixture", "samples", "trajectories")),
