@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.cli.common import Output, json_option, members, runs_folder_option, same_runs
-from harness.errors import LaunchError
 
 if TYPE_CHECKING:
     from harness.analysis.missing import MissingCell
@@ -62,8 +61,6 @@ def figures(
 
     names = [str(members(study, runs_folder)[0]) for study in studies]
     look = _read_style(style_file) if style_file else None
-    if check and look:
-        raise LaunchError("--check compares with what the studies say of their figures; leave --style out")
     if check:
         _check(names, out, look, jobs, output, runs_folder)
         return
