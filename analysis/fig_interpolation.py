@@ -48,7 +48,7 @@ def draw(frame: pd.DataFrame) -> Figure:
     heights = [size * rows + 0.42 for rows, _ in shapes]
     width = max(size * max(columns for _, columns in shapes) + 0.5, 2.0)
     figure, panels = style.subplots(
-        len(frame), 1, width=width, height=sum(heights) + 0.1, stacks=False, height_ratios=heights
+        len(frame), 1, width=style.full_width(width), height=sum(heights) + 0.1, stacks=False, height_ratios=heights
     )
     several = frame["evaluation"].nunique() > 1
     for axes, (rows, columns), (_, row) in zip(panels[:, 0], shapes, frame.iterrows(), strict=True):

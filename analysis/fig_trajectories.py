@@ -67,7 +67,7 @@ def _draw_pictures(frame: pd.DataFrame) -> Figure:
     heights = [size * 2 * shape[1] + 0.42 for shape in shapes]
     width = max(size * longest + 0.35, 2.0)
     figure, panels = style.subplots(
-        len(frame), 1, width=width, height=sum(heights) + 0.1, stacks=False, height_ratios=heights
+        len(frame), 1, width=style.full_width(width), height=sum(heights) + 0.1, stacks=False, height_ratios=heights
     )
     for axes, (_, row) in zip(panels[:, 0], frame.iterrows(), strict=True):
         x_t, x_0, steps_left = row["x_t"], row["x_0"], row["steps_left"]

@@ -165,14 +165,15 @@ def _lengths(figure: Figure, axes: Axes) -> Iterator[tuple[Text, float, float]]:
                     room = min(slot_width, box.width - 2 * max(0.0, _overhang(box, figure.bbox)))
                 yield title, box.width, max(room, 0.3 * slot_width)
     if axes.axison:
-        for label, length, room in (
-            (axes.xaxis.label, "width", slot_width),
-            (axes.yaxis.label, "height", slot_height),
+        for label, side, ends, room in (
+            (axes.xaxis.label, "width", "x", slot_width),
+            (axes.yaxis.label, "height", "y", slot_height),
         ):
             box = _box(label) if label.get_visible() and label.get_text().strip() else None
             if box is not None:
-                cut = _overhang(box, figure.bbox)
-                size = getattr(box, length)
+                low, high = (getattr(box, f"{ends}{end}") for end in (0, 1))
+                cut = max(getattr(figure.bbox, f"{ends}0") - low, high - getattr(figure.bbox, f"{ends}1"))
+                size = getattr(box, side)
                 yield label, size, min(room, size - 2 * cut if cut > EDGE else room)
 
 

@@ -35,6 +35,7 @@ _LATEX = {
     "<": "$<$",
     ">": "$>$",
     "|": r"$\vert$",
+    "[": "{[}",  # at the start of a row it would be an option of the line break before it
 }
 _MINUS = r"(?<!\w)-(?=\d)"
 _SPECIAL = re.compile("|".join([*map(re.escape, sorted(_LATEX, key=len, reverse=True)), _MINUS]))
@@ -72,7 +73,7 @@ def escape(text: str, *, trusted: bool = False) -> str:
 
 def _escaped(text: str) -> str:
     known = _SPECIAL.sub(lambda match: _LATEX.get(match.group(), "$-$"), printable(text))
-    return "".join(c if c <= _LAST_LETTER else f"[U+{ord(c):04X}]" for c in known)
+    return "".join(c if c <= _LAST_LETTER else f"{{[}}U+{ord(c):04X}]" for c in known)
 
 
 def _is_harmless(formula: str) -> bool:
@@ -97,8 +98,12 @@ class Column(NamedTuple):
     head: str
 
 
-def number_column(title: str, cells: Iterable[Cell | None], *, signed: bool = False) -> Column:
-    """Return a column of siunitx that is as wide as its numbers; the head's part in brackets is on a second line."""
+def number_column(title: str, cells: Iterable[Cell | None], *, signed: bool = False, mark: str = "") -> Column:
+    """Return a column of siunitx that is as wide as its numbers; the head's part in brackets is on a second line.
+
+    Args:
+        mark: LaTeX that may stand after a number.
+    """
     alone = [cell for cell in cells if cell and _is_one_number(cell)]
     numbers = [(value, half) for cell in alone for value, half in cell.values]
     digits = max((cell.digits for cell in alone), default=0)
@@ -106,7 +111,8 @@ def number_column(title: str, cells: Iterable[Cell | None], *, signed: bool = Fa
     sign = "+" if signed else "-" if any(value < 0 for value, _ in numbers) else ""
     halves = [len(f"{half:.{digits}f}".replace(".", "")) for _, half in numbers if half is not None]
     uncertainty = f"({max(halves)})" if halves else ""
-    return Column(f"S[table-format={sign}{before}.{digits}{uncertainty}]", f"{{{_head(title)}}}")
+    after = f", table-space-text-post={{{mark}}}" if mark else ""
+    return Column(f"S[table-format={sign}{before}.{digits}{uncertainty}{after}]", f"{{{_head(title)}}}")
 
 
 def _head(title: str) -> str:
@@ -126,16 +132,28 @@ def number_cell(cell: Cell | None, *, bold: bool = False, mark: str = "", signed
     if cell is None or not (cell.values or cell.note):
         return MISSING
     weight = r"\bfseries " if bold else ""
-    numbers = [number(value, half, cell.digits, signed=signed) for value, half in cell.values]
     if _is_one_number(cell):
-        return f"{weight}{numbers[0]}{f'{{{mark}}}' if mark else ''}"
-    text = " / ".join(rf"\num{{{text}}}" if text[-1].isdigit() else text for text in numbers)
+        [(value, half)] = cell.values
+        return f"{weight}{number(value, half, cell.digits, signed=signed)}{f'{{{mark}}}' if mark else ''}"
+    text = " / ".join(_printed(value, half, cell.digits, signed) for value, half in cell.values)
     text = ", ".join(filter(None, [text, escape(cell.note)]))
     return f"{{{weight}{text}{f' ({escape(cell.source)})' if cell.source else ''}{mark}}}"
 
 
+def _printed(value: float, half: float | None, digits: int, signed: bool) -> str:
+    """Return a number that is printed outside of a column of numbers."""
+    text = number(value, None, digits, signed=signed)
+    if not math.isfinite(value):
+        return text
+    return rf"\num{{{text}}}" + ("" if half is None else rf"\,$\pm$\,\num{{{half:.{digits}f}}}")
+
+
 def _is_one_number(cell: Cell) -> bool:
-    return len(cell.values) == 1 and not (cell.note or cell.source) and math.isfinite(cell.values[0][0])
+    """Return whether a cell is one number that siunitx aligns; it would leave an uncertainty of zero out."""
+    if len(cell.values) != 1 or cell.note or cell.source:
+        return False
+    [(value, half)] = cell.values
+    return math.isfinite(value) and (half is None or float(f"{half:.{cell.digits}f}") > 0)
 
 
 def number(value: float, half: float | None, digits: int, *, signed: bool = False) -> str:

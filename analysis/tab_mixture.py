@@ -167,7 +167,14 @@ def latex(frame: pd.DataFrame, comment: str = "") -> str:
     for metric, shown in zip(METRICS, tables(frame), strict=True):
         steps, rows = shown["steps"], shown["rows"]
         columns = [Column("l", "steps")]
-        columns += [number_column(str(step), [row["cells"].get(step) for row in rows]) for step in steps]
+        columns += [
+            number_column(
+                str(step),
+                [row["cells"].get(step) for row in rows],
+                mark=LATEX_DAGGER if any(step in row["undecided"] for row in rows) else "",
+            )
+            for step in steps
+        ]
         lines = [[escape(row["label"]), *(_latex_cell(row, step) for step in steps)] for row in rows]
         parts.append(latex_table(columns, lines, escape(f"{shown['title']}. {caption(frame)}"), f"mixture-{metric}"))
     return comments(f"needs {PREAMBLE}\n{comment}") + "\n".join(parts)

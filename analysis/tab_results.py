@@ -298,7 +298,12 @@ def latex(frame: pd.DataFrame, comment: str = "", labels: Mapping[str, str] = NO
     for number, (heading, titles, members) in enumerate(tables(frame)):
         columns = [Column("l", "arm"), Column("r", "runs")]
         columns += [
-            number_column(title, [row["cells"].get(metric) for row in members]) for metric, title in titles.items()
+            number_column(
+                title,
+                [row["cells"].get(metric) for row in members],
+                mark=LATEX_DAGGER if any(metric in row["undecided"] for row in members) else "",
+            )
+            for metric, title in titles.items()
         ]
         lines = [
             [_latex_label(row, labels), escape(row["replicates"]), *(_latex_cell(row, metric) for metric in titles)]

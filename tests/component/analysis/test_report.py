@@ -84,7 +84,8 @@ def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_cl
     stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names} | {"claims"}
     assert set(files(out)) == (
         {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
-        | {"index.html", "small/claims.csv"}
+        | {"index.html", "small/claims.csv", "small/macros.tex"}
+        | {f"small/reproducibility.{kind}" for kind in ("md", "tex")}
         | {f"small/{name}.{kind}" for name in ("contrasts", "results") for kind in ("csv", "md", "tex")}
         | {f"small/{name}" for name in ("macros.tex", "reproducibility.md", "reproducibility.tex")}
     )

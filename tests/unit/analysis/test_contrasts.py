@@ -150,9 +150,9 @@ def test_the_table_in_latex_escapes_what_latex_reads(study_runs):
         r"50\_\% \& $L_t$ \textasciitilde{} $\tilde\beta$ $\downarrow$ \#1 \{x\}"
     )
     assert escape(r"$\input{x}$ $L_\mathrm{a}$ $a}b$ 中") == (
-        r"\$\textbackslash{}input\{x\}\$ $L_\mathrm{a}$ \$a\}b\$ [U+4E2D]"
+        r"\$\textbackslash{}input\{x\}\$ $L_\mathrm{a}$ \$a\}b\$ {[}U+4E2D]"
     ), "a formula from records holds no command that does something"
-    assert escape("[-0.5, +1.0] ± 2, linear-simple") == r"[$-$0.5, +1.0] $\pm$ 2, linear-simple"
+    assert escape("[-0.5, +1.0] ± 2, linear-simple") == r"{[}$-$0.5, +1.0] $\pm$ 2, linear-simple"
     runs = runs_of(study_runs, GRID, nll)
     text = latex(contrasts(runs), "harness compare small", {"cosine-simple": r"$L_\mathrm{simple}$"})
     assert text.splitlines()[1] == "% harness compare small" and text.count(r"\begin{tabular}") == 4

@@ -5,9 +5,11 @@ import json
 import matplotlib.colors
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from harness.analysis import fig_search, fitting, report, style
 from harness.analysis.runs import arm_index, load_records, with_arms
+from harness.cli.figures import figures
 from harness.errors import SpecError
 from harness.spec.metrics import OF_THE_GAME
 from harness.spec.presentation import FigureStyle
@@ -101,7 +103,7 @@ NAMES = [
     *(
         name
         for name in (*report.WITHOUT_RUNS, *report.OF_A_STUDY)
-        if name not in ("mixture", "nearest_training_images")
+        if name not in ("mixture", "nearest_training_images", "quality_cost")
     ),
     *fig_search.FIGURES,
     *(f"{name} of points" for name in ("mixture", "samples", "trajectories")),
@@ -116,9 +118,10 @@ def test_no_text_of_a_figure_is_cut_off_or_lies_on_another_at_any_width(frames, 
     with style.chosen(FigureStyle(width=width, labels=LABELS)):
         figure = module.draw(frame)
     assert width is None or figure.get_figwidth() == {"3.25in": 3.25, "neurips": 5.5}[width]
-    figure.draw_without_rendering()
-    assert fitting.outside(figure) == []
-    assert fitting.overlapping(figure) == []
+    with style.style():  # ticks that are made now look as when the figure is saved
+        figure.draw_without_rendering()
+        assert fitting.outside(figure) == []
+        assert fitting.overlapping(figure) == []
 
 
 def test_what_is_cut_off_or_overlaps_is_seen():
@@ -224,3 +227,12 @@ def test_a_file_of_style_is_refused_with_file_and_line(tmp_path):
     lines = str(error.value).splitlines()
     assert [line.split(": ")[0] for line in lines] == [f"{path}:{line}" for line in (1, 4, 3)]
     assert "did you mean 'palette'?" in lines[2]
+
+
+def test_a_label_that_cannot_be_drawn_and_a_check_of_another_style_are_refused(tmp_path):
+    path = tmp_path / "style.yaml"
+    path.write_text("width: icml\nlabels:\n  a: $L_\\mathrm{x$\n")
+    arguments = ["--runs", str(tmp_path), "--style", str(path)]
+    assert f"{path}:3: labels.a: the label cannot be drawn" in str(CliRunner().invoke(figures, arguments).exception)
+    path.write_text("width: icml\n")
+    assert "leave --style out" in str(CliRunner().invoke(figures, [*arguments, "--check"]).exception)

@@ -64,7 +64,10 @@ class TestCells:
     def test_bold_marks_and_what_is_no_single_number(self):
         assert number_cell(Cell(((3.17, 0.02),), 2), bold=True, mark="x") == r"\bfseries 3.17 \pm 0.02{x}"
         assert number_cell(Cell(((3.0, None), (-3.1, None)), 2)) == r"{\num{3.00} / \num{-3.10}}"
-        assert number_cell(Cell(((3.0, 0.1),), 2, "1 NaN", "seeds")) == r"{\num{3.00 \pm 0.10}, 1 NaN (seeds)}"
+        assert (
+            number_cell(Cell(((3.0, 0.1),), 2, "1 NaN", "seeds")) == r"{\num{3.00}\,$\pm$\,\num{0.10}, 1 NaN (seeds)}"
+        )
+        assert number_cell(Cell(((25.0, 0.0),), 1)) == r"{\num{25.0}\,$\pm$\,\num{0.0}}", "siunitx would leave ± 0 out"
         assert number_cell(None) == number_cell(Cell((), 2)) == "{--}"
         assert number_cell(Cell(((float("inf"), None),), 2)) == "{inf}"
 
