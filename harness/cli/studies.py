@@ -66,6 +66,7 @@ def plan(study: Path, output: Output, everything: bool, sets: tuple[str, ...], r
 @click.option("--cluster", default="local", metavar="local|debug|slurm", show_default=True, help="Where to run.")
 @click.option("--jobs", type=click.IntRange(1), help="Workers (local), or runs at a time (slurm).")
 @profile_option
+@click.option("--after", metavar="STUDY", help="On SLURM: start when the jobs of this study have ended.")
 @click.option(
     "--watch", is_flag=True, help="On SLURM: where it takes only some of the jobs, submit the rest as others end."
 )

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from harness.cli import cli
 from harness.errors import DataError, LaunchError
 from harness.launch import claims, local, manage, planning, processes, submit, worker
 from harness.launch.submission import BlockingSubmission, Submission
@@ -446,3 +448,12 @@ def test_every_attempt_has_a_log_of_its_own(tmp_path, study):
     submit.submit(more, cluster="local", sync=False).wait(lambda: None)
     assert [path.name for path in directory.log_paths()] == ["attempt-0001.log", "attempt-0002.log"]
     assert claims.run_log(tmp_path / "runs", directory.key) == directory.log_path(2)
+
+
+def test_to_start_after_another_study_is_slurms(tmp_path, study):
+    runs = tmp_path / "runs"
+    write(runs, study().runs[0], Status("done"))
+    arguments = ["submit", str(tmp_path / "tiny.yaml"), "--runs", str(runs), "--no-sync"]
+    result = CliRunner().invoke(cli, [*arguments, "--after", "tiny"])
+    assert isinstance(result.exception, LaunchError) and "submit one study after the other" in str(result.exception)
+    assert isinstance(CliRunner().invoke(cli, [*arguments, "--after", "nothing"]).exception, LaunchError)
