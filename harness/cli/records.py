@@ -39,6 +39,7 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
     """
     from harness import text
     from harness.tracking.check import check as check_run
+    from harness.tracking.studies import sync_studies
     from harness.tracking.sync import sync_run
 
     output.refuse_with("--watch", watch)
@@ -49,7 +50,8 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
         return
 
     results: list[dict[str, Any]] = []
-    for directory in studies_or_runs(names, runs_folder):
+    directories = studies_or_runs(names, runs_folder)
+    for directory in directories:
         num_rows, problems = 0, directory.damage()
         shown = list(problems)
         try:
@@ -69,6 +71,8 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
         for line in shown:
             click.echo(text.printable(f"{directory.key}: {line}"))
         results.append({"run_key": directory.key, "num_rows": num_rows, "problems": problems})
+    if not check:
+        sync_studies(directories)
     output.document({"runs": results})
     rows = text.count(sum(result["num_rows"] for result in results), "row")
     num_wrong = sum(bool(result["problems"]) for result in results)

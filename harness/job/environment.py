@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
+import logging
+import os
 import platform
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +19,8 @@ from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.spec.resources import Resources
 from harness.training.distributed import ProcessGroup, RankInfo
+
+logger = logging.getLogger(__name__)
 
 # Conditions beyond the spec on which bits depend: with another value of one of these the bits may differ.
 BITS_DEPEND_ON = (
@@ -53,6 +59,8 @@ def describe_environment(
         "harness": __version__,
         "code_version": code_version(),
         "code_snapshot": snapshot.current(),
+        "git": snapshot.origin(PACKAGE_ROOT)["git"],
+        "user": _user(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "host": platform.node(),
@@ -68,6 +76,14 @@ def describe_environment(
         "data_account": dict(data.account),
         "data_padded_share": data.padded_share,
     }
+
+
+def _user() -> str:
+    """Return this user's name; the number where there is no name, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def changed_conditions(directory: RunDirectory, environment: dict[str, Any]) -> list[str]:
@@ -103,8 +119,26 @@ def choose_device(name: str, rank_info: RankInfo = RankInfo()) -> torch.device: 
     return torch.device(name)
 
 
-def gpu_gauges(device: torch.device) -> Any:
-    """Return a function that reads the GPU's gauges, None for a CPU."""
+def gpu_gauges(device: torch.device) -> Callable[[], dict[str, float]] | None:
+    """Return a function that reads the GPU's gauges, None for a CPU.
+
+    How busy the GPU is and how much of its memory all processes take is known where `nvidia-ml-py` is installed.
+    """
     if device.type != "cuda":
         return None
-    return lambda: {"gpu_memory_gib": torch.cuda.memory_allocated(device) / 2**30}
+    allocated = {"gpu_memory_gib": lambda: torch.cuda.memory_allocated(device) / 2**30}
+    of_driver: dict[str, Callable[[], float]] = {
+        "gpu_utilization_percent": lambda: float(torch.cuda.utilization(device)),
+        "gpu_memory_used_gib": lambda: torch.cuda.device_memory_used(device) / 2**30,
+    }
+    gauges = allocated | {name: read for name, read in of_driver.items() if _can_be_read(name, read)}
+    return lambda: {name: read() for name, read in gauges.items()}
+
+
+def _can_be_read(name: str, read: Callable[[], float]) -> bool:
+    try:
+        read()
+    except Exception as error:  # no nvidia-ml-py, a driver without it, or a GPU that does not tell, such as a MIG slice
+        logger.info(f"no system/{name}: {error}")
+        return False
+    return True

@@ -210,9 +210,9 @@ class TestWhatMLflowShows:
         shown.append(mlflow_run(store, run))
         assert [found.info.status for found in shown] == ["RUNNING", "KILLED", "FINISHED"]
         assert [found.data.tags["step"] for found in shown] == ["3", "3", "10"]
-        assert [found.data.tags.get("eta_seconds") for found in shown] == ["12.0", "", ""]
+        assert [found.data.tags.get("eta_seconds") for found in shown] == ["12.0", None, None]
         assert "killed" in shown[1].data.tags["reason"]
-        assert shown[2].data.tags["reason"] == ""
+        assert "reason" not in shown[2].data.tags
         assert len({found.info.run_id for found in shown}) == 1
         assert shown[2].info.end_time == run.events()[-1].time_ms
 
@@ -677,7 +677,7 @@ class TestWhatIsAskedFor:
         run.leave_study("noise-schedule")
         assert sync_run(run).studies == {}
         experiment = client(store).get_experiment_by_name("noise-schedule")
-        assert client(store).search_runs([experiment.experiment_id]) == []
+        assert client(store).search_runs([experiment.experiment_id], "tags.kind = 'run'") == []
 
     def test_a_watching_process_sees_that_a_run_is_no_longer_asked_for(self, run, store):
         attempt(run, 0, range(1, 6), checkpoints=[5])
