@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.records.directory import RunDirectory
+from harness.records.layout import StudyLayout
+from harness.records.lock import FolderLock
 from harness.records.manifest import Manifests
 from harness.text import markdown
-from harness.tracking.store import import_mlflow, initialise_store, store_errors, store_uri
+from harness.tracking.store import experiment_of, import_mlflow, initialise_store, store_errors, store_uri
 from harness.tracking.views import NAMES, VIEW_TAG, Contents, View, page_address, views_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ VERSION = 1  # of what is written; another one writes it again
 MAX_DESCRIPTION_CHARACTERS = 20_000  # MLflow refuses a longer tag of an experiment
 WRITTEN_BY = "*`harness sync` writes this description anew whenever a run ends.*"
 """Its last line. A description without it is somebody's own, and is left alone."""
+
+TRAIN_LOSS = "train/loss"
+MAX_RUNS_IN_TRAINING = 50
+LOCK_WAIT_SECONDS = 60.0
+_TO_DO = ("new", "queued", "running")
 
 DEFAULT_SERVER = "http://127.0.0.1:5000"
 """Where `make ui` serves a local store."""
@@ -59,42 +66,70 @@ class ExperimentPage:
         views = {view.tag: view.tag_value for view in self.views}
         return {KIND_TAG: KIND, DESCRIPTION_TAG: self.description, **views}
 
+    @classmethod
+    def first(cls) -> ExperimentPage:
+        """Return the page of a study of which nothing has been read yet."""
+        return cls(WRITTEN_BY, views_of(Contents(learning=[TRAIN_LOSS])))
 
-def sync_experiments(run_directories: Iterable[RunDirectory], *, tracking_uri: str | None = None) -> int:
+
+def sync_experiments(
+    run_directories: Iterable[RunDirectory], *, tracking_uri: str | None = None, training: bool = False
+) -> int:
     """Bring the experiments of some runs' studies up to date; return how many were changed.
+
+    Args:
+        training: leave out large studies that have runs to do, but for their first views: to read all of their records
+            whenever one run of them ends would be too much beside a training.
 
     Raises:
         TrackingError: the store cannot be reached or refuses.
+        RecordError: another process works on the same study for longer than a minute.
     """
-    uri = initialise_store(tracking_uri)
-    changed = 0
+    uri, changed = initialise_store(tracking_uri), 0
     with store_errors(uri):
         client = import_mlflow().MlflowClient(tracking_uri=uri)
         for runs_folder, study in _studies_of(run_directories):
-            experiment = client.get_experiment_by_name(study)
-            if experiment is not None and experiment.lifecycle_stage == "active":
-                changed += sync_experiment(client, experiment, runs_folder, study)
+            lock = FolderLock(StudyLayout(runs_folder, study).tracking_folder / "page", f"the MLflow page of {study}")
+            lock.acquire(LOCK_WAIT_SECONDS)  # else an older page could be written after a newer one
+            try:
+                changed += _sync_experiment(client, runs_folder, study, training)
+            finally:
+                lock.release()
     return changed
 
 
-def sync_experiment(client: Any, experiment: Any, runs_folder: Path, study: str) -> bool:
+def _sync_experiment(client: Any, runs_folder: Path, study: str, training: bool) -> bool:
     """Write what has changed of a study's description and views; return whether anything has."""
-    stamp, stored = _stamp(runs_folder, study), dict(experiment.tags)
-    if stored.get(STAMP_TAG) == stamp:
+    experiment = experiment_of(client, study)
+    if experiment is None or experiment.lifecycle_stage != "active":
         return False
-    try:
-        tags = page_of(runs_folder, study).tags()
-    except Exception as error:  # whatever an odd record causes in a table that expects a right one
-        logger.warning(f"study {study}: its page in MLflow is not renewed: {type(error).__name__}: {error}")
+    stored = dict(experiment.tags)
+    states = [directory.status().state for directory in Manifests(runs_folder).runs(study)]
+    if training and len(states) > MAX_RUNS_IN_TRAINING and any(state in _TO_DO for state in states):
+        tags = {} if any(name.startswith(VIEW_TAG) for name in stored) else ExperimentPage.first().tags()
+        stamp = stored.get(STAMP_TAG, "")
+    else:
+        stamp = _stamp(runs_folder, study)
+        tags = {} if stored.get(STAMP_TAG) == stamp else _tags(runs_folder, study)
+    if not tags:
         return False
     if WRITTEN_BY not in stored.get(DESCRIPTION_TAG, WRITTEN_BY):
         del tags[DESCRIPTION_TAG]
     for name in {VIEW_TAG + view_id for view_id in NAMES} & stored.keys() - tags.keys():
         client.delete_experiment_tag(experiment.experiment_id, name)
     for name, text in {**tags, STAMP_TAG: stamp}.items():  # the stamp last: a pass that was killed is repeated
-        if stored.get(name) != text:
+        if stored.get(name, "") != text:
             client.set_experiment_tag(experiment.experiment_id, name, text)
     return True
+
+
+def _tags(runs_folder: Path, study: str) -> dict[str, str]:
+    """Return the tags of a study's page; none if it cannot be computed, which is logged."""
+    try:
+        return page_of(runs_folder, study).tags()
+    except Exception as error:  # whatever an odd record causes in a table that expects a right one
+        logger.warning(f"study {study}: its page in MLflow is not renewed: {type(error).__name__}: {error}")
+        return {}
 
 
 def view_addresses(
@@ -114,7 +149,7 @@ def view_addresses(
     with store_errors(uri):
         client = import_mlflow().MlflowClient(tracking_uri=uri)
         for _, study in _studies_of(run_directories):
-            experiment = client.get_experiment_by_name(study)
+            experiment = experiment_of(client, study)
             if experiment is not None and experiment.lifecycle_stage == "active":
                 addresses[study] = _addresses(experiment, server)
     return addresses
@@ -200,7 +235,7 @@ def contents_of(runs: Sequence[RunRecord]) -> Contents:
         results=sorted(results, key=lambda key: evaluated.index(f"{key.rpartition('/')[0]}/")),
         terms_over_t=[key for key in recorded if key.endswith("/L_t_bpd")],
         sweeps=[key for key in recorded if key.startswith("sweep")],
-        learning=[key for key in recorded if key in set(_terms(runs))] or ["train/loss"],
+        learning=[key for key in recorded if key in set(_terms(runs))] or [TRAIN_LOSS],
         speed=[key for key in recorded if key == "perf/images_per_second"],
         images=_images(runs),
         replicate=min((run.replicate for run in runs), default=0),
@@ -243,7 +278,7 @@ def _search(runs: Sequence[RunRecord]) -> tuple[list[str], list[str]]:
     frame = trials(runs) if is_search(runs) else None
     if frame is None or frame.empty:
         return [], []
-    from harness.tracking.sync import params_of
+    from harness.tracking.described import params_of
 
     params = dict.fromkeys(name for run in runs for name in params_of(run.spec))
     paths = list(dict.fromkeys(frame["parameter"]))

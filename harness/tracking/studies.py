@@ -20,6 +20,7 @@ from harness.records.directory import RunDirectory
 from harness.records.layout import SEARCH
 from harness.records.manifest import Manifest, Manifests
 from harness.tracking.arms import ARM, STUDY, Arm, Member, arm_run_id, set_run_status, started_ms, state_of, sync_arm
+from harness.tracking.experiment import sync_experiments
 from harness.tracking.images import is_own_file
 from harness.tracking.store import (
     MAX_TAG_CHARACTERS,
@@ -85,6 +86,7 @@ def sync_studies(
             members = [member for arm in arms.values() for member in arm.asked_for]
             if not (ended_only and any(member.status.state in ("new", "queued", "running") for member in members)):
                 changed += _StudySync(uri, runs_folder, study, manifests.of(study)).update(arms, whole=True)
+    sync_experiments(run_directories, tracking_uri=uri, training=ended_only)
     return changed
 
 

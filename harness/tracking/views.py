@@ -215,7 +215,7 @@ def _state(
     by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}
     return {
         "searchFilter": where,
-        "orderByKey": "attributes.start_time",
+        "orderByKey": "tags.`order`",
         "orderByAsc": True,  # as the file has the arms, nearly: they were started in its order
         "startTime": "ALL",
         "lifecycleFilter": "Active",
