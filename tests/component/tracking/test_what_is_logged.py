@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from harness.records.status import Status
 from harness.tracking.arms import ARM, RUN, STUDY
 from harness.tracking.store import import_mlflow
 from harness.tracking.studies import sync_arms, sync_studies
-from harness.tracking.sync import is_synced, sync_run
+from harness.tracking.sync import is_synced, not_reported, sync_run
 
 SCHEDULES = "noise-schedule"
 
@@ -320,3 +323,37 @@ class TestExperiments:
         sync(study, store)
         assert client(store).get_experiment_by_name(SCHEDULES) is None
         assert runs_in(store, "ours", RUN).keys() == {"cosine r0", "cosine r1", "linear r0", "linear r1"}
+
+
+class TestRunsOfAKilledSubmitter:
+    def end_long_ago(self, run, state="done"):
+        """Write a status as old as those are that nobody will upload any more."""
+        run.set_status(Status(state, step=4, num_steps=4, attempt=1))
+        entry = json.loads(run.status_path.read_text())
+        run.status_path.write_text(json.dumps(entry | {"updated_seconds": 1e9}))
+
+    def test_a_run_that_ended_since_the_last_upload_is_left_over(self, study, store):
+        assert not_reported(study, store) == []  # nothing was ever uploaded, so nobody asked for it
+        sync_run(study[0], tracking_uri=store)
+        for run in study:
+            self.end_long_ago(run)
+        assert not_reported(study, store) == study[1:]
+        study[1].set_status(Status("done", step=4, num_steps=4, attempt=1))  # just now: its job uploads it
+        assert not_reported(study, store) == study[2:]
+        sync(study, store)
+        assert not_reported(study, store) == []
+
+    @pytest.mark.slow
+    def test_the_next_verb_that_touches_the_study_uploads_it(self, study, store):
+        sync(study[:3], store)
+        for run in study:
+            self.end_long_ago(run)
+        command = [sys.executable, "-m", "harness.cli", "status", SCHEDULES, "--runs", str(study[0].path.parent)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        log = study[3].tracking_folder / "sync.log"
+        assert f"1 run has ended since the last upload to MLflow; uploading (log: {log})" in done.stdout
+        deadline = time.monotonic() + 240
+        while not_reported(study, store):
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        assert runs_in(store, kind=RUN)["linear r1"].info.status == "FINISHED"
