@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import Output, json_option, members, runs_folder_option
+from harness.cli.common import Output, json_option, members, runs_folder_option, upload_left_over
 
 
 @click.command()
@@ -23,7 +23,9 @@ def figures(studies: tuple[str, ...], out: Path, output: Output, runs_folder: Pa
     """
     from harness.analysis.report import report
 
-    names = [str(members(study, runs_folder)[0]) for study in studies]
+    asked = [members(study, runs_folder) for study in studies]
+    names = [str(name) for name, _ in asked]
+    upload_left_over([directory for _, directories in asked for directory in directories])
     page = report(runs_folder, out, names)
     click.echo(page)
     output.document({"page": str(page), "studies": names})

@@ -59,7 +59,7 @@ def describe_environment(
         "harness": __version__,
         "code_version": code_version(),
         "code_snapshot": snapshot.current(),
-        "git": snapshot.origin(PACKAGE_ROOT)["git"],
+        "git": _git_origin(),
         "user": _user(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -76,6 +76,14 @@ def describe_environment(
         "data_account": dict(data.account),
         "data_padded_share": data.padded_share,
     }
+
+
+def _git_origin() -> dict[str, Any] | None:
+    """Return the commit and branch of the code, and whether it had uncommitted changes; None if that is not known."""
+    try:
+        return snapshot.origin(PACKAGE_ROOT)["git"]
+    except HarnessError:  # git cannot read the work tree; a job is no place to stop for that
+        return None
 
 
 def _user() -> str:

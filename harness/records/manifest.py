@@ -234,6 +234,10 @@ class Manifests:
     def of(self, study: str) -> Manifest | None:
         return self._by_study.get(study)
 
+    def run_keys(self) -> list[str]:
+        """Return the keys of all runs that are asked for, by study and in its order, each once."""
+        return list(dict.fromkeys(key for manifest in self._by_study.values() for key in manifest.runs))
+
     def memberships(self, directory: RunDirectory, *, complete: bool = False) -> dict[str, Membership]:
         """Return a run's membership in each study that asks for it, by the study's name.
 

@@ -13,6 +13,8 @@ steps threefold (by the interpreter lock). So it is imported inside functions, a
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,6 +151,30 @@ def is_synced(run_directory: RunDirectory, tracking_uri: str | None, manifests: 
         if not _is_current(cursor, _stamps(run_directory, membership, uri), status):
             return False
     return True
+
+
+def not_reported(run_directories: Sequence[RunDirectory], tracking_uri: str | None = None) -> list[RunDirectory]:
+    """Return the runs that have ended and of which MLflow does not know it, looking at cursors and states alone.
+
+    None of runs of which nothing was ever uploaded to this store: then nobody has asked for that. A run that has just
+    ended is still its job's to upload.
+    """
+    suffix, now = _cursor_suffix(store_uri(tracking_uri)), time.time()
+    cursors = {run.key: list(run.tracking_folder.glob(f"[!.]*{suffix}")) for run in run_directories}
+    if not any(cursors.values()):
+        return []
+    left_over = []
+    for run in run_directories:
+        status = run.status()
+        known = {read_cursor(path).get("state") for path in cursors[run.key]}
+        has_ended = status.state in ENDED and now - status.updated_seconds > GRACE_SECONDS and run.attempts()
+        if has_ended and known != {status.state}:
+            left_over.append(run)
+    return left_over
+
+
+ENDED = ("done", "failed", "pruned", "interrupted")
+GRACE_SECONDS = 120.0
 
 
 def _is_current(cursor: dict[str, Any], stamps: dict[str, Any], status: Status) -> bool:
