@@ -41,6 +41,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
         runs.logs,
         compare.compare,
         figures.figures,
+        records.ui,
         runs.sample,
         evaluations.score,
     ),

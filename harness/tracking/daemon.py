@@ -205,7 +205,9 @@ def _sync_until_parent_exits(run_directories: list[RunDirectory], uri: str, ever
         # The parent is checked too: a process that it forked may keep its end of the pipe open.
         ended = ended or bool(select.select([sys.stdin], [], [], every_seconds)[0]) or os.getppid() != parent
         failed = False
-        steps = [partial(sync_run, run_directory, tracking_uri=uri) for run_directory in run_directories]
+        steps: list[Callable[[], object]] = [
+            partial(sync_run, run_directory, tracking_uri=uri) for run_directory in run_directories
+        ]
         steps.append(partial(sync_arms, run_directories, tracking_uri=uri))
         steps.append(partial(sync_experiments, run_directories, tracking_uri=uri, training=True))
         if ended:

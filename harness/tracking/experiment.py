@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from harness.records.layout import StudyLayout
 from harness.records.lock import FolderLock
 from harness.records.manifest import Manifests
 from harness.text import markdown
-from harness.tracking.store import experiment_of, import_mlflow, initialise_store, store_errors, store_uri
+from harness.tracking.store import experiment_of, import_mlflow, initialise_store, sqlite_path, store_errors, store_uri
 from harness.tracking.views import NAMES, VIEW_TAG, Contents, View, page_address, views_of
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ DEFAULT_SERVER = "http://127.0.0.1:5000"
 class ViewAddress:
     """Where a view is opened: its name in MLflow's menu, and its address."""
 
-    view: str
+    name: str
     address: str
 
 
@@ -144,7 +145,10 @@ def view_addresses(
         TrackingError: the store cannot be reached.
     """
     uri = store_uri(tracking_uri)
-    server = server or (uri if uri.startswith("http") else DEFAULT_SERVER)
+    server = re.sub(r"//[^/@]*@", "//", server or (uri if uri.startswith("http") else DEFAULT_SERVER))  # no password
+    path = sqlite_path(uri)
+    if path and not path.exists():
+        return {}
     addresses = {}
     with store_errors(uri):
         client = import_mlflow().MlflowClient(tracking_uri=uri)
@@ -176,14 +180,15 @@ def _studies_of(run_directories: Iterable[RunDirectory]) -> list[tuple[Path, str
 
 
 def _stamp(runs_folder: Path, study: str) -> str:
-    """Return what changes whenever the page is to change: states, evaluations, and how the study is compared."""
+    """Return what changes whenever the page is to change: ends of runs, evaluations, and how the study is compared."""
     from harness.analysis.presentation import presentation_of
 
     runs = []
     for directory in Manifests(runs_folder).runs(study):
         paths = [*directory.evaluations_folder.glob("*.json"), *directory.samples_folder.glob("*.png")]
         files = sorted((path.name, path.stat().st_size) for path in paths)
-        runs.append((directory.key, directory.status().state, files))
+        state = directory.status().state
+        runs.append((directory.key, "" if state in _TO_DO else state, files))
     document = [VERSION, presentation_of(runs_folder, study).model_dump(mode="json"), runs]
     return hashlib.sha256(json.dumps(document).encode()).hexdigest()[:16]
 

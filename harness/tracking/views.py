@@ -57,6 +57,16 @@ class Contents:
     target_names: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class Section:
+    """Charts under a heading, in so many columns."""
+
+    name: str
+    charts: Sequence[Chart]
+    columns: int = 3
+    height_pixels: int = 360
+
+
 NAMES = {
     "search": "Search",
     "arms": "Arms",
@@ -126,13 +136,13 @@ def views_of(contents: Contents) -> list[View]:
 def _arms(contents: Contents) -> State:
     """Mean of each arm; curves with the range of its replicates."""
     sections = [
-        _section("Results: means over replicates", [_bar(key) for key in contents.results[:MAX_RESULTS]]),
-        _section("Terms of the bound over t", [_line(key, log_y=True, points=False) for key in contents.terms_over_t]),
-        _section(
+        Section("Results: means over replicates", [_bar(key) for key in contents.results[:MAX_RESULTS]]),
+        Section("Terms of the bound over t", [_line(key, log_y=True, points=False) for key in contents.terms_over_t]),
+        Section(
             "Against the number of sampling steps",
             [_line(key, log_x=True, log_y=True, points=True) for key in contents.sweeps],
         ),
-        _section("Learning curves", [_line(key, log_y=True, points=False) for key in contents.learning[:MAX_TERMS]]),
+        Section("Learning curves", [_line(key, log_y=True, points=False) for key in contents.learning[:MAX_TERMS]]),
     ]
     columns = [_metric(key) for key in contents.results[:MAX_RESULTS]]
     return _state("arms", RUNS, columns, sections, grouped=True)
@@ -152,7 +162,7 @@ def _samples(contents: Contents) -> State:
         return {}
     charts = [_image(key, step) for key, step in contents.images.items()]
     where = f"{RUNS} and tags.replicate = '{contents.replicate}'"
-    return _state("samples", where, [_tag("arm")], [_section("Samples", charts)])
+    return _state("samples", where, [_tag("arm")], [Section("Samples", charts, columns=1, height_pixels=640)])
 
 
 def _runs(contents: Contents) -> State:
@@ -168,7 +178,7 @@ def _scaling(contents: Contents) -> State:
         return {}
     charts = [_against(key, contents.compute) for key in contents.results[:MAX_RESULTS]]
     columns = [_tag("arm"), *(_metric(key) for key in (contents.compute, *contents.results[:MAX_RESULTS]))]
-    return _state("scaling", RUNS, columns, [_section("Against compute", charts)])
+    return _state("scaling", RUNS, columns, [Section("Against compute", charts)])
 
 
 def _search(contents: Contents) -> State:
@@ -179,7 +189,7 @@ def _search(contents: Contents) -> State:
     charts += [_line(f"best/{name}", points=True) for name in contents.target_names]
     charts += [_scatter(name, "PARAM", key) for key in contents.targets for name in contents.space]
     columns = [_tag("state"), *map(_param, contents.space), *map(_metric, contents.targets)]
-    return _state("search", "", columns, [_section("Trials", charts)])
+    return _state("search", "", columns, [Section("Trials", charts)])
 
 
 # -- MLflow's format
@@ -189,34 +199,27 @@ def _state(
     view: str,
     where: str,
     columns: Sequence[str],
-    sections: Iterable[tuple[str, list[Chart]]] = (),
+    sections: Iterable[Section] = (),
     *,
     grouped: bool = False,
 ) -> State:
     """Return the state of a page: filter, columns, groups and charts."""
     compare_sections, charts = [], []
-    for name, own in sections:
-        if own:
-            section = _identity(view, name)
-            compare_sections.append(
-                {
-                    "uuid": section,
-                    "name": name,
-                    "display": True,
-                    "isReordered": True,
-                    "deleted": False,
-                    "isGenerated": False,
-                }
-            )
+    for section in sections:
+        if section.charts:
+            identity = _identity(view, section.name)
+            shape = {"columns": section.columns, "cardHeight": section.height_pixels}
+            state = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+            compare_sections.append({"uuid": identity, "name": section.name, **shape, **state})
             charts += [
-                chart | {"uuid": _identity(view, json.dumps(chart, sort_keys=True)), "metricSectionId": section}
-                for chart in own
+                chart | {"uuid": _identity(view, json.dumps(chart, sort_keys=True)), "metricSectionId": identity}
+                for chart in section.charts
             ]
     by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}
     return {
         "searchFilter": where,
         "orderByKey": "tags.`order`",
-        "orderByAsc": True,  # as the file has the arms, nearly: they were started in its order
+        "orderByAsc": True,  # as the file has the arms; sorted by time, runs would be folded beneath their arms
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
@@ -241,10 +244,6 @@ def _state(
         "compareRunSections": compare_sections,
         "compareRunCharts": charts,
     }
-
-
-def _section(name: str, charts: list[Chart]) -> tuple[str, list[Chart]]:
-    return name, charts
 
 
 def _identity(view: str, what: str) -> str:
