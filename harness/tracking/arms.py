@@ -18,6 +18,7 @@ from typing import Any
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
 from harness.records.journal import first_time_ms, is_measurement
+from harness.records.manifest import Manifest
 from harness.records.status import STATES, Status
 from harness.tracking.store import MLFLOW_STATUS, tag_text
 from harness.tracking.study_cursor import StudyCursor
@@ -53,6 +54,7 @@ class Arm:
 
     name: str
     members: list[Member] = field(default_factory=list)
+    order: str | None = None
 
     @property
     def asked_for(self) -> list[Member]:
@@ -64,7 +66,15 @@ class Arm:
         for member in sorted(self.members, key=lambda member: member.directory.key):
             sizes = [path.stat().st_size for path in member.directory.journal_paths()] if _has_result(member) else []
             stamps.append([member.directory.key, member.replicate, member.asked_for, member.status.state, sizes])
-        return [VERSION, *stamps]
+        return [VERSION, self.order, *stamps]
+
+
+def order_text(manifest: Manifest, arm: str, replicate: int | None = None) -> str | None:
+    """Return what sorts the arms of a study and their runs as its file does; None of an arm that it has no more."""
+    if arm not in manifest.arms:
+        return None
+    position = list(manifest.arms).index(arm)
+    return f"{position:05d}" if replicate is None else f"{position:05d}.{replicate:05d}"
 
 
 VERSION = 1  # of what is sent: another one sends everything again
@@ -195,12 +205,13 @@ def sync_arm(client: Any, run_id: str, arm: Arm, study: str, asked_ms: int) -> N
         "kind": ARM,
         "study": study,
         "arm": arm.name,
+        "order": arm.order,
         "asked_for": "true" if arm.asked_for else "false",
         "replicates": f"{states['done']} of {len(arm.asked_for)}",
         "state": state_of(states),
         **{key: text_of(of_key) for key, of_key in values.items() if is_result(key)},
     }
-    client.log_batch(run_id, tags=[RunTag(name, tag_text(text)) for name, text in tags.items()])
+    client.log_batch(run_id, tags=[RunTag(name, tag_text(text)) for name, text in tags.items() if text is not None])
     set_run_status(client, run_id, arm.name, states, [final.time_ms for result in results for final in result.values()])
 
 

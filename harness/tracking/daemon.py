@@ -24,6 +24,7 @@ from harness.records.directory import RunDirectory
 from harness.records.layout import STUDIES
 from harness.records.manifest import Manifests
 from harness.records.status import Status
+from harness.tracking.experiment import sync_experiments
 from harness.tracking.store import store_uri
 from harness.tracking.studies import sync_arms, sync_studies
 from harness.tracking.sync import file_stamp, memberships_of, sync_run
@@ -204,8 +205,11 @@ def _sync_until_parent_exits(run_directories: list[RunDirectory], uri: str, ever
         # The parent is checked too: a process that it forked may keep its end of the pipe open.
         ended = ended or bool(select.select([sys.stdin], [], [], every_seconds)[0]) or os.getppid() != parent
         failed = False
-        steps = [partial(sync_run, run_directory, tracking_uri=uri) for run_directory in run_directories]
+        steps: list[Callable[[], object]] = [
+            partial(sync_run, run_directory, tracking_uri=uri) for run_directory in run_directories
+        ]
         steps.append(partial(sync_arms, run_directories, tracking_uri=uri))
+        steps.append(partial(sync_experiments, run_directories, tracking_uri=uri, training=True))
         if ended:
             steps.append(partial(sync_studies, run_directories, tracking_uri=uri, ended_only=True))
         for step in steps:

@@ -19,7 +19,19 @@ from typing import Any
 from harness.records.directory import RunDirectory
 from harness.records.layout import SEARCH
 from harness.records.manifest import Manifest, Manifests
-from harness.tracking.arms import ARM, STUDY, Arm, Member, arm_run_id, set_run_status, started_ms, state_of, sync_arm
+from harness.tracking.arms import (
+    ARM,
+    STUDY,
+    Arm,
+    Member,
+    arm_run_id,
+    order_text,
+    set_run_status,
+    started_ms,
+    state_of,
+    sync_arm,
+)
+from harness.tracking.experiment import sync_experiments
 from harness.tracking.images import is_own_file
 from harness.tracking.store import (
     MAX_TAG_CHARACTERS,
@@ -85,6 +97,7 @@ def sync_studies(
             members = [member for arm in arms.values() for member in arm.asked_for]
             if not (ended_only and any(member.status.state in ("new", "queued", "running") for member in members)):
                 changed += _StudySync(uri, runs_folder, study, manifests.of(study)).update(arms, whole=True)
+    sync_experiments(run_directories, tracking_uri=uri, training=ended_only)
     return changed
 
 
@@ -102,7 +115,11 @@ def _by_folder(run_directories: Iterable[RunDirectory]) -> dict[Path, list[RunDi
 def _arms(runs_folder: Path, manifest: Manifest) -> dict[str, Arm]:
     """Return the arms that a study asks for, without reading any of its runs."""
     return {
-        name: Arm(name, [Member(RunDirectory(runs_folder / key), number, True) for key, number in runs.items()])
+        name: Arm(
+            name,
+            [Member(RunDirectory(runs_folder / key), number, True) for key, number in runs.items()],
+            order_text(manifest, name),
+        )
         for name, runs in manifest.arms.items()
     }
 
@@ -116,7 +133,10 @@ def _all_arms(manifests: Manifests, study: str, known: dict[str, RunDirectory]) 
         place = asked.get(study) or earlier.get(study) or {}
         name = str(place.get("arm", "run"))
         member = Member(directory, int(place.get("replicate", 0)), study in asked)
-        arms.setdefault(name, Arm(name)).members.append(member)
+        if name not in arms:
+            manifest = manifests.of(study)
+            arms[name] = Arm(name, order=order_text(manifest, name) if manifest else None)
+        arms[name].members.append(member)
     return arms
 
 

@@ -27,7 +27,7 @@ from harness.records.journal import Row
 from harness.records.lock import FolderLock
 from harness.records.manifest import Manifests
 from harness.records.status import Status
-from harness.tracking.arms import ARM, RUN, arm_run_id
+from harness.tracking.arms import ARM, RUN, arm_run_id, order_text
 from harness.tracking.described import infinite_values, params_of, source_tags
 from harness.tracking.images import IMAGES, is_own_file, sample_images, upload_image
 from harness.tracking.searches import parent_run_id
@@ -111,6 +111,7 @@ class StudyMembership:
         file: the study's; empty if unknown.
         replaced: whether the study asks for another run as this arm and replicate.
         siblings: the keys of the runs of its arm that the study asks for.
+        order: sorts the runs of a study as its file does; None if unknown.
     """
 
     study: str
@@ -119,6 +120,7 @@ class StudyMembership:
     file: str = ""
     replaced: bool = False
     siblings: tuple[str, ...] = ()
+    order: str | None = None
 
 
 def memberships_of(run_directory: RunDirectory, uri: str, manifests: Manifests | None = None) -> list[StudyMembership]:
@@ -137,9 +139,11 @@ def _membership(manifests: Manifests, study: str, asked_for: bool, values: dict[
     manifest = manifests.of(study)
     if manifest is None:
         return StudyMembership(study, asked_for, values)
-    arm = manifest.arms.get(str(values.get("arm")), {})
-    replaced = not asked_for and values.get("replicate") in arm.values()
-    return StudyMembership(study, asked_for, values, manifest.file, replaced, tuple(arm))
+    name, replicate = str(values.get("arm")), values.get("replicate")
+    arm = manifest.arms.get(name, {})
+    replaced = not asked_for and replicate in arm.values()
+    order = order_text(manifest, name, replicate)
+    return StudyMembership(study, asked_for, values, manifest.file, replaced, tuple(arm), order)
 
 
 def is_synced(run_directory: RunDirectory, tracking_uri: str | None, manifests: Manifests | None = None) -> bool:
@@ -197,6 +201,7 @@ def _stamps(run: RunDirectory, membership: StudyMembership, uri: str) -> dict[st
     ]
     arm = membership.values.get("arm")
     place = [membership.asked_for, arm, membership.values.get("replicate"), membership.replaced, membership.file]
+    place.append(membership.order)
     arms = StudyCursor(run.path.parent, membership.study, uri).known(ARM)
     beside = {"version": VERSION, "membership": place, "parent": arms.get(str(arm))}
     return {str(path.relative_to(run.path)): file_stamp(path) for path in sorted(paths)} | beside
@@ -296,6 +301,7 @@ class _StudySyncer:
             "asked_for": "true" if self.membership.asked_for else "false",
             "arm": self.values.get("arm"),
             "replicate": self.values.get("replicate"),
+            "order": self.membership.order,
             "label": self.values.get("label"),
             "code_version": environment.get("code_version"),
             "state": status.state,
