@@ -9,7 +9,7 @@ PORT   ?= 5000
 STUDY  ?= experiments/laptop/iddpm_digits.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check figures ui bench lowest lock clean
+.PHONY: help setup demo claims test faults check figures ui bench lowest lock clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -28,6 +28,14 @@ demo: setup  ## Run a real ablation on digits, from YAML to figures/index.html (
 	$(BIN)/harness figures
 	@echo "Look at figures/index.html, and compare the runs with: make ui"
 
+# A run that fails is a result, so the next study goes on; a mistake in a file, or Ctrl-C, ends it.
+claims: setup  ## Run the laptop studies behind the papers' claims (about two hours; goes on where it was), and draw the card
+	@for study in experiments/claims/*.yaml; do \
+		$(BIN)/harness submit $$study --cluster local --jobs $(JOBS) || test $$? -eq 1 || exit 1; \
+	done
+	$(BIN)/harness figures
+	$(BIN)/harness claims
+
 test: setup  ## Run all tests
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
@@ -41,7 +49,7 @@ check: setup  ## Format, lint, types and the unit tests: about a minute
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not slurm and not gpu" tests/unit
 
-figures: setup  ## Draw every figure again from the records in runs/
+figures: setup  ## Draw the figures whose records in runs/ have changed
 	$(BIN)/harness figures
 
 ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
@@ -49,6 +57,7 @@ ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
 
 bench: setup  ## Measure what things cost, as ratios
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.report
 
 lowest:  ## Run the unit tests, tracking and search with the lowest versions that pyproject.toml promises
 	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest

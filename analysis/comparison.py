@@ -12,6 +12,7 @@ than each of them. What is said of an arm is said of these differences.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -188,7 +189,9 @@ def _t_test(differences: np.ndarray) -> float:
         return math.nan
     if not differences.std():
         return 1.0 if differences[0] == 0 else 0.0
-    return float(ttest_1samp(differences, 0).pvalue)
+    with warnings.catch_warnings():  # differences that are nearly the same are no mistake
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)
+        return float(ttest_1samp(differences, 0).pvalue)
 
 
 def _bca(differences: np.ndarray) -> tuple[float, float]:

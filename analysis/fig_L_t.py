@@ -53,7 +53,7 @@ def draw(frame: pd.DataFrame) -> Figure:
             low = known["low"].where(known["low"] > 0, known["mean"])
             left.plot(known["t"], known["mean"], color=colour, linestyle=line, linewidth=1.2)
             left.fill_between(known["t"], low, known["high"], color=colour, alpha=0.18, lw=0)
-            right.plot(part["t"], part["share"], color=colour, linestyle=line, label=style.label(arm))
+            right.plot(part["t"], part["share"], color=colour, linestyle=line, label=style.arm_label(arm))
         several = f" ({evaluation})" if len(evaluations) > 1 else ""
         for axes in (left, right):
             axes.set_xscale("log")

@@ -39,8 +39,11 @@ def draw(frame: pd.DataFrame) -> Figure:
     for index, (num_timesteps, part) in enumerate(frame.groupby("num_timesteps")):
         colour = style.COLOURS[index]
         axes.plot(part["u"], part["ratio"], color=colour)
-        middle = part.iloc[(part["ratio"] - 0.3).abs().argmin()]
-        axes.annotate(f"T = {num_timesteps:,}", (middle["u"], 0.3), (6, -4), textcoords="offset points", color=colour)
+        height = 0.14 + 0.2 * index  # so that names do not touch each other in a narrow figure
+        middle = part.iloc[(part["ratio"] - height).abs().argmin()]
+        axes.annotate(
+            f"T = {num_timesteps:,}", (middle["u"], height), (6, -4), textcoords="offset points", color=colour
+        )
         known = part.dropna(subset="reference")
         axes.plot(known["u"], known["reference"], "o", color=colour, markerfacecolor="white", markersize=4)
     axes.set(

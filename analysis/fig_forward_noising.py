@@ -43,7 +43,9 @@ def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
 def draw(frame: pd.DataFrame) -> Figure:
     schedules = list(frame["schedule"].unique())
     columns = len(frame) // len(schedules)
-    figure, axes = style.subplots(len(schedules), columns, width=style.TWO_COLUMNS, height=1.62)
+    figure, axes = style.subplots(
+        len(schedules), columns, width=style.full_width(), height=0.9 + 0.104 * style.full_width(), stacks=False
+    )
     for row, schedule in enumerate(schedules):
         for column, (_, cell) in enumerate(frame[frame["schedule"] == schedule].iterrows()):
             ax = axes[row, column]

@@ -103,17 +103,14 @@ def draw(frame: pd.DataFrame) -> Figure:
                 Line2D([], [], color=style.INK, linestyle=lines[curve], lw=1.1, label=names[curve]) for curve in names
             ]
             axes.legend(handles=handles, loc="best", handlelength=2.2, labelspacing=0.25)
-    arms = frame.drop_duplicates("arm").sort_values("arm_index")
+    arms = frame.drop_duplicates("arm")
     if len(arms) > 1:
         looks = [style.arm_style(index)["color"] for index in arms["arm_index"]]
         handles = [
-            Line2D([], [], color=colour, lw=1.5, label=style.label(arm))
+            Line2D([], [], color=colour, lw=1.5, label=style.arm_label(arm))
             for arm, colour in zip(arms["arm"], looks, strict=True)
         ]
-        longest = max(len(arm) for arm in arms["arm"])
-        figure.legend(
-            handles=handles, loc="outside lower center", ncols=max(1, min(len(arms), int(105 / (longest + 7))))
-        )
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(arms), 6))
     return figure
 
 

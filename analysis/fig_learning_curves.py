@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from harness.analysis import style
+from harness.analysis import papers, style
 from harness.analysis.runs import Measurement, RunRecord, arm_index
 from harness.analysis.style import Figure
 from harness.spec.metrics import METRIC_KINDS, MetricKind, metric_kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TITLE = "Learning curves"
 NEEDS = "a run that has been trained"
@@ -25,7 +29,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
     `curve` is the term's name, or `nll` if evaluations ran during training, with the evaluation's name if there are
     several. A term that is a mean over t of terms that
-    are summed over t is multiplied by the chain's length: `bound` is T times train/vb.
+    are summed over t is multiplied by the chain's length: `bound` is T times train/vb. Where a paper has the NLL of the
+    same training, `paper` is its value and `source` says which paper's.
     """
     index = arm_index(runs)
     several = len({measurement.name for run in runs for measurement in _nll_curves(run)}) > 1
@@ -40,7 +45,24 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     values = pd.DataFrame(rows, columns=[*keys, "value"]).groupby(keys, sort=False)["value"]
     # The range, not an interval: an interval of three replicates is wide, and on a logarithmic axis hides the curves.
     frame = values.agg(["count", "mean", "min", "max"]).reset_index()
-    return frame.rename(columns={"count": "n", "min": "low", "max": "high"})
+    frame = frame.rename(columns={"count": "n", "min": "low", "max": "high"})
+    if published := _published(runs):
+        nlls = [
+            published.get(arm) if _is_nll(curve) else None for curve, arm in zip(frame.curve, frame.arm, strict=True)
+        ]
+        frame["paper"] = [row.values[NLL] if row else "" for row in nlls]
+        frame["source"] = [row.origin if row else "" for row in nlls]
+    return frame
+
+
+def _published(runs: Sequence[RunRecord]) -> dict[str, papers.Published]:
+    """Return by arm what a paper has for its NLL curve."""
+    rows: dict[str, papers.Published] = {}
+    for run in runs:
+        for measurement in _nll_curves(run):
+            for row in papers.of_measurement(run, measurement, NLL):
+                rows.setdefault(run.arm, row)
+    return rows
 
 
 def _nll_curves(run: RunRecord) -> list[Measurement]:
@@ -69,13 +91,15 @@ def draw(frame: pd.DataFrame) -> Figure:
             look = style.arm_style(part["arm_index"].iloc[0])
             marker = look["marker"] if _is_nll(curve) else ""
             axes.plot(
-                part["iteration"], part["mean"], label=style.label(arm), color=look["color"],
+                part["iteration"], part["mean"], label=style.arm_label(arm), color=look["color"],
                 linestyle=look["linestyle"], marker=marker, markersize=3, linewidth=1.2,
             )  # fmt: skip
             axes.fill_between(
                 part["iteration"], part["low"], part["high"],
                 color=look["color"], alpha=0.15, lw=0,
             )  # fmt: skip
+        if _is_nll(curve) and "paper" in frame:
+            _mark_published(axes, frame[(frame["curve"] == curve) & (frame["paper"] != "")])
         kind = _kind(curve)
         unit = f"$T \\times L_t$ ({kind.unit})" if kind.per_timestep else kind.unit or style.label(curve)
         positive = (frame.loc[frame["curve"] == curve, "low"] > 0).all()
@@ -83,8 +107,21 @@ def draw(frame: pd.DataFrame) -> Figure:
         axes.set_title(" ".join([kind.label, *curve.split()[1:]]))
         if positive:
             style.plain_log_numbers(axes)
+        if frame["iteration"].max() >= 100_000:
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     style.legend_below(figure, panels[0])
     return figure
+
+
+def _mark_published(axes: Axes, frame: pd.DataFrame) -> None:
+    """Draw a thin grey line at what a paper reports of the same training, with its name."""
+    for (arm, value, source), _ in frame.groupby(["arm", "paper", "source"], sort=False):
+        axes.axhline(float(value), color=papers.COLOUR, linewidth=0.7, linestyle=(0, (2, 1.5)), zorder=1.5)
+        text = style.title_of(f"{arm}: paper {value}, {source}", arm)
+        axes.annotate(
+            text, (1, float(value)), (0, 1.5), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+            ha="right", va="bottom", fontsize=5.5, color=papers.COLOUR,
+        )  # fmt: skip
 
 
 def _is_nll(curve: str) -> bool:
@@ -110,4 +147,5 @@ def caption(frame: pd.DataFrame) -> str:
         "The bound on training batches is read without clipping and over the timesteps that were drawn, so it compares "
         "arms only where they draw t alike."
     )
-    return f"Training curves are means over bins of iterations. {bands}{note if bound else ''}".strip()
+    paper = " Grey lines: what papers report of the same data, training and split." if "paper" in frame else ""
+    return f"Training curves are means over bins of iterations. {bands}{note if bound else ''}".strip() + paper

@@ -43,13 +43,16 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 @style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
     rows, steps = list(frame["row"].unique()), sorted(frame["num_steps"].unique())
-    size = min(2.0, (style.TWO_COLUMNS - 0.3) / max(3, len(steps)), 9.0 / len(rows))
+    size = min(2.0, (style.full_width() - 0.3) / max(3, len(steps)), 9.0 / len(rows))
     width, height = size * len(steps) + 0.3, (size + 0.2) * len(rows) + 0.25
-    figure, panels = style.subplots(len(rows), len(steps), width=max(width, 1.8), height=height)
+    figure, panels = style.subplots(
+        len(rows), len(steps), width=style.full_width(max(width, 1.8)), height=height, stacks=False
+    )
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.05, wspace=0.02, hspace=0.02)
     cells = {(row["row"], row["num_steps"]): row for _, row in frame.iterrows()}
     for line, name in enumerate(rows):
-        colour = style.arm_style(frame.loc[frame["row"] == name, "arm_index"].iloc[0])["color"]
+        first = frame[frame["row"] == name].iloc[0]
+        colour = style.arm_style(first["arm_index"])["color"]
         for column, num_steps in enumerate(steps):
             axes = panels[line, column]
             cell = cells.get((name, num_steps))
@@ -60,7 +63,9 @@ def draw(frame: pd.DataFrame) -> Figure:
                     textcoords="offset points", ha="center", va="bottom", fontsize=8, fontweight="bold",
                 )  # fmt: skip
         letters = min(8.0, 72 * size / (0.6 * max(len(name), 1)))
-        panels[line, 0].set_ylabel(style.label(name), color=colour, fontsize=letters, fontweight="bold", labelpad=3)
+        panels[line, 0].set_ylabel(
+            style.title_of(name, first["arm"]), color=colour, fontsize=letters, fontweight="bold", labelpad=3
+        )
     return figure
 
 

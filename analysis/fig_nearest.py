@@ -35,7 +35,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
                     first[name] = row | {"run_key": run.run_key} | measured
         rows += first.values()
     names = ["evaluation", "arm", "arm_index", "replicate", "run_key", "memorisation_auc", "picture"]
-    return pd.DataFrame(rows, columns=names).sort_values(["evaluation", "arm_index"], kind="stable")
+    return pd.DataFrame(rows, columns=names).sort_values("evaluation", kind="stable")
 
 
 def _read(path: Path) -> np.ndarray | None:
@@ -51,11 +51,12 @@ def _read(path: Path) -> np.ndarray | None:
 
 @style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
-    columns = min(len(frame), 4)
+    columns = min(len(frame), 4, max(1, int(style.full_width() / 1.5)))
     rows = -(-len(frame) // columns)
     tall = max(picture.shape[0] / picture.shape[1] for picture in frame["picture"])
-    size = min(2.3, style.TWO_COLUMNS / columns)
-    figure, panels = style.subplots(rows, columns, width=size * columns, height=(size * tall + 0.22) * rows)
+    size = min(2.3, style.full_width() / columns)
+    width, height = style.full_width(size * columns), (size * tall + 0.22) * rows
+    figure, panels = style.subplots(rows, columns, width=width, height=height, stacks=False)
     several = frame["evaluation"].nunique() > 1
     for axes in panels.flat:
         axes.set_axis_off()
@@ -64,7 +65,9 @@ def draw(frame: pd.DataFrame) -> Figure:
         name = f"{row['arm']} ({row['evaluation']})" if several else row["arm"]
         title = f"{name}: AUC {row['memorisation_auc']:.3f}"
         letters = min(8.5, size * 72 / (0.68 * len(title)))  # points: a long name still fits its panel
-        axes.set_title(style.label(title), color=style.arm_style(row["arm_index"])["color"], fontsize=letters)
+        axes.set_title(
+            style.title_of(title, row["arm"]), color=style.arm_style(row["arm_index"])["color"], fontsize=letters
+        )
     return figure
 
 

@@ -37,7 +37,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
                     first[name] = row | shown
         rows += first.values()
     names = ["evaluation", "arm", "arm_index", "replicate", "run_key", "columns", "pictures"]
-    return pd.DataFrame(rows, columns=names).sort_values(["evaluation", "arm_index"], kind="stable")
+    return pd.DataFrame(rows, columns=names).sort_values("evaluation", kind="stable")
 
 
 def _columns(run: RunRecord) -> int:
@@ -48,11 +48,12 @@ def _columns(run: RunRecord) -> int:
 
 @style.in_style
 def draw(frame: pd.DataFrame) -> Figure:
-    columns = min(len(frame), 3 if len(frame) in (3, 5, 6, 9) else 4)
+    columns = min(len(frame), 3 if len(frame) in (3, 5, 6, 9) else 4, max(1, int(style.full_width() / 1.5)))
     rows = -(-len(frame) // columns)
-    size = min(2.3, style.TWO_COLUMNS / columns)
+    size = min(2.3, style.full_width() / columns)
     tall = max(min(grid, 6) / grid for grid in frame["columns"])
-    figure, panels = style.subplots(rows, columns, width=size * columns, height=(size * tall + 0.22) * rows)
+    width, height = style.full_width(size * columns), (size * tall + 0.22) * rows
+    figure, panels = style.subplots(rows, columns, width=width, height=height, stacks=False)
     several = frame["evaluation"].nunique() > 1
     for axes in panels.flat:
         axes.set_axis_off()
@@ -64,7 +65,9 @@ def draw(frame: pd.DataFrame) -> Figure:
             axes.imshow(tile(row["pictures"], row["columns"]), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         title = f"{row['arm']} ({row['evaluation']})" if several else row["arm"]
         letters = min(8.5, size * 72 / (0.68 * len(title)))  # points: a long name still fits its panel
-        axes.set_title(style.label(title), color=style.arm_style(row["arm_index"])["color"], fontsize=letters)
+        axes.set_title(
+            style.title_of(title, row["arm"]), color=style.arm_style(row["arm_index"])["color"], fontsize=letters
+        )
     return figure
 
 

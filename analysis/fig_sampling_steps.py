@@ -95,10 +95,10 @@ def sampler_lines(samplers: Iterable[str]) -> dict[str, Any]:
 
 def _handles(frame: pd.DataFrame, lines: dict[str, Any], several_variances: bool) -> list[Line2D]:
     """Return a legend by arm, sampler and, where an arm has both, fixed variance: a + b + c lines, not a x b x c."""
-    arms = frame.drop_duplicates("arm").sort_values("arm_index")
+    arms = frame.drop_duplicates("arm")
     looks = [style.arm_style(index) for index in arms["arm_index"]]
     handles = [
-        Line2D([], [], color=look["color"], marker=look["marker"], linestyle="", label=style.label(arm))
+        Line2D([], [], color=look["color"], marker=look["marker"], linestyle="", label=style.arm_label(arm))
         for arm, look in zip(arms["arm"], looks, strict=True)
     ]
     for name in frame["sampler"].unique():

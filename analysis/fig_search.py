@@ -1,4 +1,4 @@
-"""The figures of a search: history, contour, slices, importances, Pareto front and parallel coordinates.
+"""The figures of a search: history, contour, slices, importances, Pareto front, parallel coordinates and others.
 
 They are drawn from the search's own records, runs/.search/<name>: the point and the result of each trial. The shares of
 importances.json are computed by `harness search`, which has optuna.
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.analysis import style
+from harness.analysis import fig_trials, style
 from harness.analysis.runs import RunRecord, load_records
 from harness.analysis.search_records import importances, is_search, trials
 from harness.analysis.style import Figure, MaxNLocator, Normalize, ScalarMappable
@@ -181,9 +181,10 @@ def _draw_history(frame: pd.DataFrame) -> Figure:
             best = whole.loc[whole["value"].idxmin() if direction == "minimize" else whole["value"].idxmax()]
             axes.plot(best["order"], best["value"], "*", color=style.COLOURS[1], markersize=10, zorder=4)
             edge = high + margin if direction == "minimize" else low - margin
-            axes.plot(whole["order"][~inside], np.full((~inside).sum(), edge), "^" if direction == "minimize" else "v",
-                      color=style.COLOURS[5], clip_on=False,
-                      label=None if inside.all() else "beyond the axis")  # fmt: skip
+            if not inside.all():  # a line without points and without a clip would count as one at the figure's corner
+                axes.plot(whole["order"][~inside], np.full((~inside).sum(), edge),
+                          "^" if direction == "minimize" else "v", color=style.COLOURS[5], clip_on=False,
+                          label="beyond the axis")  # fmt: skip
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="trials that have ended", ylabel=metric, title=metric if len(metrics) > 1 else "")
     style.legend_below(figure, panels[0])
@@ -247,7 +248,7 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
     metrics, paths = list(frame["metric"].unique()), list(frame["parameter"].unique())
     width = min(style.TWO_COLUMNS * 1.6, style.ONE_COLUMN * max(len(paths), 1))
     figure, panels = style.subplots(len(metrics), len(paths), width=width, height=2.2 * len(metrics), sharey="row")
-    colours = Normalize(1, frame["order"].max())
+    colours, stacked = Normalize(1, frame["order"].max()), style.is_stacked(panels)
     for row, metric in enumerate(metrics):
         for column, path in enumerate(paths):
             axes = panels[row, column]
@@ -266,8 +267,8 @@ def _draw_slices(frame: pd.DataFrame) -> Figure:
                       markeredgecolor="white", markeredgewidth=0.7, zorder=4)  # fmt: skip
             _axis(axes, "x", part.iloc[0])
             axes.set_ylim(low - margin, high + margin)
-            axes.set_xlabel(_name(path) if row == len(metrics) - 1 else "")
-            if column == 0:
+            axes.set_xlabel(_name(path) if stacked or row == len(metrics) - 1 else "")
+            if stacked or column == 0:
                 axes.set_ylabel(metric)
     bar = figure.colorbar(ScalarMappable(colours, "Blues"), ax=panels, pad=0.01, aspect=40,
                           ticks=MaxNLocator(integer=True), label="order of the trials")  # fmt: skip
@@ -439,5 +440,19 @@ FIGURES: dict[str, Picture] = {
     ),
     "search_parallel": Picture(
         "Parallel coordinates", "two complete trials", _parallel_data, _draw_parallel, _caption_parallel
+    ),
+    "search_intermediate": Picture(
+        "Values during training",
+        "an evaluation with every, of a metric of the search",
+        fig_trials.intermediate_data,
+        fig_trials.draw_intermediate,
+        fig_trials.caption_intermediate,
+    ),
+    "search_distribution": Picture(
+        "Distribution of the results",
+        "two complete trials",
+        fig_trials.distribution_data,
+        fig_trials.draw_distribution,
+        fig_trials.caption_distribution,
     ),
 }

@@ -42,7 +42,7 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
                 values += [arrays[name][:, :count] for name in ("x_t", "x_0")]
                 first[measurement.name] = dict(zip(COLUMNS, values, strict=True))
         rows += first.values()
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["evaluation", "arm_index"], kind="stable")
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values("evaluation", kind="stable")
 
 
 @style.in_style
@@ -54,17 +54,21 @@ def draw(frame: pd.DataFrame) -> Figure:
 def _title(axes: Axes, frame: pd.DataFrame, row: pd.Series, letters: float = 8.5) -> None:
     several = frame["evaluation"].nunique() > 1
     title = f"{row['arm']} ({row['evaluation']})" if several else row["arm"]
-    axes.set_title(style.label(title), color=style.arm_style(row["arm_index"])["color"], fontsize=letters)
+    axes.set_title(
+        style.title_of(title, row["arm"]), color=style.arm_style(row["arm_index"])["color"], fontsize=letters
+    )
 
 
 def _draw_pictures(frame: pd.DataFrame) -> Figure:
     """Draw a panel for each arm: for each sample a row of x_t and one of the predicted x_0, a column for each frame."""
     shapes = [row["x_t"].shape for _, row in frame.iterrows()]
     longest = max(shape[0] for shape in shapes)
-    size = min(0.62, (style.TWO_COLUMNS - 0.35) / longest)
+    size = min(0.62, (style.full_width() - 0.35) / longest)
     heights = [size * 2 * shape[1] + 0.42 for shape in shapes]
     width = max(size * longest + 0.35, 2.0)
-    figure, panels = style.subplots(len(frame), 1, width=width, height=sum(heights) + 0.1, height_ratios=heights)
+    figure, panels = style.subplots(
+        len(frame), 1, width=style.full_width(width), height=sum(heights) + 0.1, stacks=False, height_ratios=heights
+    )
     for axes, (_, row) in zip(panels[:, 0], frame.iterrows(), strict=True):
         x_t, x_0, steps_left = row["x_t"], row["x_0"], row["steps_left"]
         num_frames, count = x_t.shape[:2]
@@ -87,10 +91,12 @@ def _draw_pictures(frame: pd.DataFrame) -> Figure:
 def _draw_paths(frame: pd.DataFrame) -> Figure:
     """Draw two panels for each arm: the paths of x_t, and those of the predicted x_0."""
     rows = list(frame.iterrows())
-    columns = 2 if len(rows) == 1 else 4
+    columns = 2 if len(rows) == 1 or style.full_width() < 4.5 else 4
     lines = -(-2 * len(rows) // columns)
-    size = style.TWO_COLUMNS / columns
-    figure, panels = style.subplots(lines, columns, width=style.TWO_COLUMNS, height=(size + 0.15) * lines)
+    size = style.full_width() / columns
+    figure, panels = style.subplots(
+        lines, columns, width=style.full_width(), height=(size + 0.15) * lines, stacks=False
+    )
     for axes in panels.flat[2 * len(rows) :]:
         axes.set_axis_off()
     extents = {name: _extent(frame[name]) for name in ("x_t", "x_0")}

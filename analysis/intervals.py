@@ -50,18 +50,6 @@ class Estimate(NamedTuple):
         return _quantile(self.freedom) * self.standard_error
 
 
-def can_be_told_apart(first: Estimate, second: Estimate) -> bool:
-    """Return whether two independent means differ by more than their noise, at 95 %.
-
-    |difference| > q sqrt(se_1^2 + se_2^2), where q is Student's quantile with Welch's degrees of freedom
-    (Welch 1947), and 1.96 where both errors are known.
-    """
-    squares = [estimate.standard_error**2 for estimate in (first, second)]
-    inverse = sum(square**2 / estimate.freedom for square, estimate in zip(squares, (first, second), strict=True))
-    freedom = sum(squares) ** 2 / inverse if inverse else math.inf
-    return abs(first.mean - second.mean) > _quantile(freedom) * math.sqrt(sum(squares))
-
-
 def _quantile(freedom: float, level: float = 0.95) -> float:
     from scipy.stats import norm, t
 
@@ -92,15 +80,39 @@ def summarise_by(frame: pd.DataFrame, keys: list[str], value: str) -> pd.DataFra
     return pd.DataFrame(rows, columns=[*keys, *Summary._fields])
 
 
-def format_values(values: Sequence[float], digits: int) -> str:
-    """Format replicates for a table: `3.17 ± 0.02`, `3.15 / 3.19`, `3.17`, `–`; `3.17, 1 NaN` if one diverged."""
+class Cell(NamedTuple):
+    """The numbers of a table's cell: values, each with half of its interval or None, and what is said of them."""
+
+    values: tuple[tuple[float, float | None], ...]
+    digits: int
+    note: str = ""
+    source: str = ""
+
+    @property
+    def text(self) -> str:
+        """`3.17 ± 0.02`, `3.15 / 3.19`, `3.17`, `3.17 ± 0.02 (seeds)`; `3.17, 1 NaN` if one diverged; `–`."""
+        numbers = " / ".join(
+            f"{value:.{self.digits}f}" + ("" if half is None else f" ± {half:.{self.digits}f}")
+            for value, half in self.values
+        )
+        text = ", ".join(filter(None, [numbers, self.note])) or "–"
+        return f"{text} ({self.source})" if self.source else text
+
+
+def cell_of(values: Sequence[float], digits: int) -> Cell:
+    """Return the cell of replicates: mean and interval from three on, else the values; NaN are counted apart."""
     numbers = [value for value in values if not np.isnan(value)]
     summary = summarise(numbers)
-    text = " / ".join(f"{value:.{digits}f}" for value in numbers)
+    shown: list[tuple[float, float | None]] = [(value, None) for value in numbers]
     if summary.kind == "interval":
-        text = f"{summary.mean:.{digits}f} ± {summary.high - summary.mean:.{digits}f}"
+        shown = [(summary.mean, summary.high - summary.mean)]
     diverged = f"{len(values) - len(numbers)} NaN" if len(numbers) < len(values) else ""
-    return ", ".join(filter(None, [text, diverged])) or "–"
+    return Cell(tuple(shown), digits, diverged)
+
+
+def format_values(values: Sequence[float], digits: int) -> str:
+    """Format replicates for a table: `3.17 ± 0.02`, `3.15 / 3.19`, `3.17`, `–`; `3.17, 1 NaN` if one diverged."""
+    return cell_of(values, digits).text
 
 
 def describe_bands(kinds: Iterable[str]) -> str:

@@ -1,28 +1,48 @@
-"""The page of all figures.
+"""The page of all figures: a section for each study, from its question and answer to its runs.
 
-The page runs no script and loads nothing but pictures beside it: a content security policy says so, and allows one
-style sheet, by its hash.
+It loads nothing but pictures: a content security policy says so, and allows one style sheet and one script, by their
+hashes. The script sorts tables, switches between baselines, draws curves and marks an arm; without it all figures and
+tables are there as they are. Every number on the page was computed in Python.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pandas as pd
 from markupsafe import Markup
 
 from harness import __version__
-from harness.analysis import claims, html, style, tab_contrasts, tab_mixture, tab_noise, tab_results
+from harness.analysis import (
+    claims,
+    claims_card,
+    html,
+    page_curves,
+    page_runs,
+    style,
+    tab_contrasts,
+    tab_mixture,
+    tab_noise,
+    tab_published,
+    tab_results,
+)
 from harness.analysis.contrasts import Contrast, deciding
+from harness.analysis.page_differences import Differences, differences, undecided
 from harness.analysis.runs import RunRecord, by_arm, count_states
-from harness.spec.presentation import Presentation
+from harness.spec.presentation import FigureStyle, Presentation
+from harness.text import printable
 
 _VERDICT_COLOURS = {"reproduced": "good", "suggests": "good", "contradicted": "bad", "suggests the opposite": "bad"}
 _STATE_COLOURS = {"done": "good", "failed": "bad", "interrupted": "bad"}
+USUAL_FIGURES = FigureStyle()
 _NAMES = {"md": "Markdown", "tex": "LaTeX"}
 
 
@@ -52,6 +72,8 @@ class Section:
     Attributes:
         data_note: what a reader must know of the data behind all figures.
         num_earlier: runs that the study no longer asks for.
+        folder: that the page lies in.
+        frames: the data of the figures, by the figure's name.
         left_out: what could not be read or drawn, with the reason, by run_key or by the figure's title.
     """
 
@@ -61,48 +83,118 @@ class Section:
     figures: list[Shown] = field(default_factory=list)
     data_note: str = ""
     num_earlier: int = 0
+    folder: Path = Path()
+    frames: dict[str, pd.DataFrame] = field(default_factory=dict)
     results: pd.DataFrame | None = None
     contrasts: list[Contrast] = field(default_factory=list)
     mixture: pd.DataFrame | None = None
     noise: pd.DataFrame | None = None
-    claims: list[claims.Claim] = field(default_factory=list)
+    published: pd.DataFrame | None = None
+    claims: list[claims.JudgedClaim] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def render(sections: Sequence[Section], schedules: Sequence[Shown]) -> str:
-    """Return the page as HTML."""
-    shown = [*schedules, *(figure for section in sections for figure in section.figures)]
-    colours = [style.arm_style(index)["color"] for index in range(len(style.COLOURS) * 4)]
-    widths = sorted({figure.width_pixels for figure in shown})
-    css = html.render("report.css", arm_colours=colours, widths=widths)
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    policy = Markup(f"default-src 'none'; img-src 'self' file: data:; style-src 'sha256-{digest}'; base-uri 'none'")
+@dataclass
+class Card:
+    """The papers' claims on the page, over all studies: their table and their figure."""
+
+    rows: list[claims_card.Row]
+    figure: Shown
+
+
+def render(
+    sections: Sequence[Section],
+    schedules: Sequence[Shown],
+    card: Card | None = None,
+    *,
+    pictures_from: Path | None = None,
+) -> str:
+    """Return the page as HTML.
+
+    Args:
+        pictures_from: the page's folder, if its pictures are to be inside it, as in a page to send on its own: then it
+            has no links to files.
+    """
+    palettes = [_palette(USUAL_FIGURES), *(_palette(section.presentation.figures) for section in sections)]
+    css = html.render("report.css", palettes=dict(enumerate(palettes, start=-1)))
+    script = html.render("report.js")
+    policy = Markup(
+        f"default-src 'none'; img-src 'self' file: data:; style-src 'sha256-{_sha256(css)}'; "
+        f"script-src 'sha256-{_sha256(script)}'; base-uri 'none'"
+    )
     return html.render(
         "report.html",
         css=css,
+        script=script,
         policy=policy,
         summary=_summary(sections),
-        sections=[_section(section) for section in sections],
-        schedules=schedules,
+        sections=[_section(section, alone=pictures_from is not None) for section in sections],
+        schedules=[_figure(shown, {}) for shown in schedules],
+        card=None if card is None else _card(card),
+        picture=lambda path: _picture(path, pictures_from),
+        alone=pictures_from is not None,
         names=_NAMES,
         state_colours=_STATE_COLOURS,
         verdict_colours=_VERDICT_COLOURS,
-        steps=_steps,
-        notes=_notes,
         version=__version__,
     )
 
 
-def _section(section: Section) -> dict[str, Any]:
-    results, mixture = section.results, section.mixture
-    arms, earlier = len(by_arm(section.runs)), section.num_earlier
+def _palette(figures: FigureStyle) -> list[str]:
+    """Return the colours of a study's arms in their order; what is black is ink, so that it is seen on a dark page."""
+    with style.chosen(figures):
+        colours = [style.arm_style(index)["color"] for index in range(NUM_COLOURS)]
+    return ["currentColor" if colour == "#000000" else colour for colour in colours]
+
+
+NUM_COLOURS = len(style.COLOURS) * 4
+
+
+def _card(card: Card) -> dict[str, Any]:
+    lead = f"{claims_card.counts(card.rows)}, over all studies on this page."
+    table = claims_card.as_html(card.rows)
+    return {"title": claims_card.TITLE, "lead": lead, "table": table, "figure": _figure(card.figure, {})}
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _picture(path: str, folder: Path | None) -> str:
+    """Return the address of a picture: the path that is given, or the picture itself."""
+    if folder is None:
+        return path
+    return f"data:image/png;base64,{base64.b64encode((folder / unquote(path)).read_bytes()).decode()}"
+
+
+def as_json(values: Any) -> Markup:
+    """Return values as JSON that ends no script element and begins no comment."""
+    text = json.dumps(values, separators=(",", ":"), allow_nan=False, default=str)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _section(section: Section, *, alone: bool) -> dict[str, Any]:
+    mixture, compare = section.mixture, section.presentation.compare
+    arms, earlier = by_arm(section.runs), section.num_earlier
     without = f" Without {earlier} earlier run{'s' if earlier != 1 else ''}, no longer asked for." if earlier else ""
+    decided_by = deciding(section.contrasts, compare)
+    compared = Differences() if section.results is None else differences(section.runs, section.results, compare)
+    frames = {name: frame for name, frame in section.frames.items() if len(frame)}
+    looks = _looks(list(arms), section.presentation.figures)
+    curves = {name: page_curves.panels(name, frame, section.runs) for name, frame in frames.items()}
     return {
         "name": section.name,
-        "lead": f"{arms} arm{'s' if arms != 1 else ''}, {count_states(section.runs)}.{without}",
-        "results": None if results is None else _results(results, section.data_note),
+        "lead": f"{len(arms)} arm{'s' if len(arms) != 1 else ''}, {count_states(section.runs)}.{without}",
+        "results": None if section.results is None else _results(section.results, compared, section.data_note),
         "question": section.presentation.question,
-        "answers": tab_contrasts.answers(deciding(section.contrasts, section.presentation.compare)),
+        "answers": tab_contrasts.answers(decided_by),
+        "undecided": undecided(decided_by),
+        "missing": page_runs.missing(section.runs, section.name),
+        "arms": list(arms),
+        "settings": page_runs.what_every_arm_is(section.runs, compared.baseline),
+        "baseline": compared.baseline,
+        "baselines": list(compared.others),
+        "data": as_json({"arms": looks, "against": compared.for_the_script(), "colours": _DIFFERENCES}),
         "contrasts": None
         if not section.contrasts
         else {"tables": tab_contrasts.as_html(section.contrasts), "title": tab_contrasts.TITLE}
@@ -112,17 +204,42 @@ def _section(section: Section) -> dict[str, Any]:
         else {"tables": tab_mixture.as_html(mixture), "title": tab_mixture.TITLE}
         | {"caption": tab_mixture.caption(mixture)},
         "noise": None if section.noise is None else _noise(section.noise),
+        "published": None
+        if section.published is None
+        else {"tables": tab_published.as_html(section.published), "title": tab_published.TITLE}
+        | {"caption": tab_published.caption(section.published)},
         "claims": section.claims,
         "rule": " ".join(filter(None, [claims.RULE, section.data_note])),
-        "figures": section.figures,
+        "figures": [_figure(shown, curves, section.presentation.figures) for shown in section.figures],
+        "has_curves": any(curves.values()),
+        "samples": page_runs.samples(section.runs, section.folder),
         "left_out": section.left_out,
-        "runs": section.runs,
+        "runs": [_run(run, section.folder, alone=alone) for run in section.runs],
     }
 
 
-def _results(frame: pd.DataFrame, data_note: str) -> dict[str, Any]:
+_DIFFERENCES = tab_contrasts.COLOURS
+
+
+def _looks(arms: Sequence[str], figures: FigureStyle) -> list[dict[str, Any]]:
+    """Return the arms' names and colours for the script."""
+    colours = itertools.cycle(_palette(figures))
+    return [{"name": printable(arm), "colour": colour} for arm, colour in zip(arms, colours, strict=False)]
+
+
+def _figure(
+    shown: Shown, curves: dict[str, list[dict[str, Any]]], figures: FigureStyle = USUAL_FIGURES
+) -> dict[str, Any]:
+    panels = curves.get(shown.stem.rpartition("/")[2])
+    of_seeds = any("seed" in curve for panel in panels or () for curve in panel["curves"])
+    return {"shown": shown, "panels": as_json(panels) if panels else None, "of_seeds": of_seeds} | {
+        "kinds": ["png", *(name for name in ("pdf", "svg") if name in figures.formats), "csv"]
+    }
+
+
+def _results(frame: pd.DataFrame, compared: Differences, data_note: str) -> dict[str, Any]:
     caption = " ".join(filter(None, [tab_results.caption(frame), data_note]))
-    return {"table": tab_results.as_html(frame), "caption": caption}
+    return {"table": tab_results.as_html(frame, compared.cell), "caption": caption}
 
 
 def _noise(frame: pd.DataFrame) -> dict[str, Any]:
@@ -137,9 +254,15 @@ def _summary(sections: Sequence[Section]) -> str:
     return f"{studies}, {count_states(runs)}."
 
 
-def _steps(run: RunRecord) -> str:
-    return f"{run.status.step:,} of {run.spec['train']['steps']:,}"
-
-
-def _notes(run: RunRecord) -> str:
-    return "; ".join(filter(None, [run.status.reason, *run.collapses, *run.problems]))
+def _run(run: RunRecord, folder: Path, *, alone: bool) -> dict[str, Any]:
+    return {
+        "run_key": run.run_key,
+        "arm": run.arm,
+        "replicate": run.replicate,
+        "seed": run.spec["seed"],
+        "state": run.state,
+        "steps": f"{run.status.step:,} of {run.spec['train']['steps']:,}",
+        "code_version": run.code_version,
+        "notes": "; ".join(filter(None, [run.status.reason, *run.collapses, *run.problems])),
+        "links": [] if alone else page_runs.links(run, folder),
+    }

@@ -13,14 +13,27 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from harness.records.manifest import read_manifest
-from harness.spec.presentation import Presentation
+from harness.spec.presentation import FigureStyle, Presentation
 from harness.study.presentation import presentation_of_file
 
 logger = logging.getLogger(__name__)
 
 
-def presentation_of(runs_folder: Path, study: str) -> Presentation:
-    """Return a study's question, what decides it, and how its figures look."""
+def presentation_of(runs_folder: Path, study: str, given: FigureStyle | None = None) -> Presentation:
+    """Return a study's question, what decides it, and how its figures look.
+
+    Args:
+        given: of a file of its own; what it says of figures counts more than what the study says.
+    """
+    presentation = _presentation_of(runs_folder, study)
+    if given is None:
+        return presentation
+    changes = {name: getattr(given, name) for name in given.model_fields_set}
+    changes["labels"] = presentation.figures.labels | given.labels
+    return presentation.model_copy(update={"figures": presentation.figures.model_copy(update=changes)})
+
+
+def _presentation_of(runs_folder: Path, study: str) -> Presentation:
     manifest = read_manifest(runs_folder, study)
     if manifest is None:
         return Presentation()

@@ -2,16 +2,22 @@
 
     figures/index.html                       all figures, with the runs that they were drawn from
     figures/schedules/<name>.{png,pdf,csv}   figures that need no runs
+    figures/<study>/<study>.html             with --one-file: the study's page with its pictures inside
     figures/<study>/<name>.{png,pdf,csv}     figures that a study has data for; results.{csv,md,tex}, claims.csv,
-                                             contrasts.{csv,md,tex}, and of a mixture mixture_by_steps.{csv,md}
+                                             contrasts.{csv,md,tex}, of a mixture mixture_by_steps.{csv,md,tex}, of the
+                                             papers' data published.{csv,md}
+    figures/claims.{png,pdf,csv}             the papers' claims, over all studies on the page
+    figures/.drawn.json                      what each file was made of (drawn.py)
 
-The same records give the same bytes, independent of time and machine.
+The same records give the same bytes, independent of time and machine, and of what was drawn before.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,30 +26,53 @@ import pandas as pd
 
 from harness.analysis import (
     claims,
+    claims_report,
     data_notes,
+    fig_allocation,
     fig_alpha_bar,
     fig_beta_ratio,
     fig_forward_noising,
     fig_game,
+    fig_interpolation,
     fig_L_t,
     fig_learning_curves,
     fig_mixture,
     fig_nearest,
+    fig_noise_scale,
+    fig_progressive,
+    fig_quality_cost,
+    fig_rate_distortion,
+    fig_reconstruction,
     fig_samples,
     fig_sampling_steps,
     fig_scaling,
     fig_search,
+    fig_skip,
     fig_trajectories,
+    for_papers,
+    parallel,
     results,
     style,
     tab_contrasts,
     tab_mixture,
     tab_noise,
+    tab_published,
     tab_results,
 )
 from harness.analysis.contrasts import Contrast, contrasts_of
-from harness.analysis.page import Section, Shown, render
+from harness.analysis.drawing import Picture, Planned, write_text
+from harness.analysis.drawn import Drawn, DrawnStudy, read_drawn
+from harness.analysis.page import Section, render
 from harness.analysis.presentation import presentation_of
+from harness.analysis.provenance import Provenance
+from harness.analysis.publishing import (
+    Content,
+    Published,
+    describe,
+    publish,
+    publish_schedules,
+    remove_what_is_no_longer_made,
+)
 from harness.analysis.runs import (
     RunRecord,
     count_earlier,
@@ -52,14 +81,15 @@ from harness.analysis.runs import (
     require_study,
     study_names,
     unreadable_runs,
+    with_arms,
 )
-from harness.errors import HarnessError
+from harness.analysis.stamps import Stamps, made_with, on_the_page
 from harness.records.files import replace_file
-from harness.spec.presentation import Presentation
-from harness.text import printable
+from harness.spec.presentation import FigureStyle, Presentation
 
 logger = logging.getLogger(__name__)
 
+SCHEDULES = "schedules"
 WITHOUT_RUNS: dict[str, ModuleType] = {
     "beta_ratio": fig_beta_ratio,
     "alpha_bar": fig_alpha_bar,
@@ -71,27 +101,66 @@ OF_A_STUDY: dict[str, ModuleType] = {
     "learning_curves": fig_learning_curves,
     "L_t": fig_L_t,
     "sampling_steps": fig_sampling_steps,
+    "quality_cost": fig_quality_cost,
+    "skip": fig_skip,
+    "progressive": fig_progressive,
+    "rate_distortion": fig_rate_distortion,
+    "reconstruction": fig_reconstruction,
+    "noise_scale": fig_noise_scale,
     "scaling": fig_scaling,
+    "allocation": fig_allocation,
     "mixture": fig_mixture,
     "game": fig_game,
     "trajectories": fig_trajectories,
+    "interpolation": fig_interpolation,
 }
-Picture = ModuleType | fig_search.Picture
+PAGE = "index.html"
+MANY_RUNS = 50  # are drawn sooner by several processes, although each takes a second to start
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a report has done.
+
+    Attributes:
+        made: names of the figures and tables that it has written.
+        files: pages with their pictures inside.
+    """
+
+    page: Path
+    made: list[str]
+    files: list[Path]
 
 
 def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
+    """Draw figures as `draw_report` does, and return the page."""
+    return draw_report(runs_folder, out, studies).page
+
+
+def draw_report(
+    runs_folder: Path,
+    out: Path,
+    studies: Sequence[str] = (),
+    *,
+    fresh: bool = False,
+    num_processes: int = 1,
+    look: FigureStyle | None = None,
+    one_file: bool = False,
+) -> Outcome:
     """Draw all figures and write the page; log a line for each figure without data.
 
-    Other studies that earlier reports have drawn stay on the page, as long as they have runs. What cannot be read or
-    drawn is named on the page and logged, and ends no other figure.
+    A figure that is there is drawn again if its data, its code or its files have changed. Other studies that earlier
+    reports have drawn stay on the page, as long as they have runs. What cannot be read or drawn is named on the page
+    and logged, and ends no other figure.
 
     Args:
         runs_folder: contains the run directories; if it is missing, only figures that need no runs are drawn.
         out: folder for the figures; files of an earlier report are replaced.
         studies: names; if empty, all studies that have runs.
-
-    Returns:
-        the page.
+        fresh: draw everything again.
+        look: of all figures; what it says counts more than what the studies say.
+        num_processes: that draw, each one study at a time; of fewer than `MANY_RUNS` runs one does.
+        one_file: whether each study that is drawn also gets a page of its own with its pictures inside.
 
     Raises:
         RecordError: a study has no runs; the message lists the studies that have.
@@ -101,75 +170,138 @@ def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
         require_study(runs_folder, name)
     if not known:
         logger.info(f"{runs_folder}: no runs yet, so only the figures that need none are drawn")
-    schedules = [_drawn(out, "schedules", name, module, [], module.data([])) for name, module in WITHOUT_RUNS.items()]
-    sections = []
-    for name in known:
-        if not studies or name in studies:
-            sections.append(_section(runs_folder, out, name))
-        elif any((out / name).glob("*.png")):
-            sections.append(_section(runs_folder, out, name, draw=False))
-    out.mkdir(parents=True, exist_ok=True)
-    page = out / "index.html"
-    replace_file(page, render(sections, schedules), durable=False)
-    return page
+    before = read_drawn(out)
+    page = on_the_page(known, studies, before, out)
+    files = Stamps(runs_folder, look)
+    stamps = {name: files.of(name) for name in page}  # before the records are read: a change meanwhile is seen later
+    asked = {name for name in page if not studies or name in studies}
+    common: dict[str, Any] = {"out": out, "before": before, "fresh": fresh}
+    schedules = partial(_of_schedules, **common, look=look or FigureStyle())
+    of_studies = [partial(_of_a_study, runs_folder, name, name in asked, **common, look=look) for name in page]
+    first, *published = parallel.results([schedules, *of_studies], num_processes if files.num_runs >= MANY_RUNS else 1)
+    after = Drawn(made_with(look), page, {}, {**first.outputs})
+    for name, part in zip(page, published, strict=True):
+        current = name in asked or (name in before.studies and stamps[name] == before.studies[name].stamp)
+        after.studies[name] = DrawnStudy(stamps[name] if current and part.is_complete else "", part.provenance)
+        after.outputs |= part.outputs
+    sections = [part.section for part in published if part.section]
+    card = claims_report.draw_card(sections, out, before.outputs.get(CLAIMS), look or FigureStyle(), fresh=fresh)
+    text = str(render(sections, first.shown, card[0] if card else None))
+    after.outputs |= {CLAIMS: card[1]} if card else {}
+    after.outputs[PAGE], _ = write_text(out, PAGE, text, "", before.outputs.get(PAGE))
+    remove_what_is_no_longer_made(out, before, after, asked)
+    after.write(out)
+    in_one_file = [_one_file(out, section) for section in sections if one_file and section.name in asked]
+    made = [name for part in (first, *published) for name in part.made]
+    made += [CLAIMS] if card and after.outputs[CLAIMS] != before.outputs.get(CLAIMS) else []
+    return Outcome(out / PAGE, made, in_one_file)
 
 
-def _section(runs_folder: Path, out: Path, study: str, *, draw: bool = True) -> Section:
-    """Draw the figures of a study, or only describe those that an earlier report has drawn."""
-    presentation = presentation_of(runs_folder, study)
+def _one_file(out: Path, section: Section) -> Path:
+    """Write a study's page with its pictures inside, and return its path."""
+    path = out / section.name / f"{section.name}.html"
+    replace_file(path, str(render([section], [], pictures_from=out)), durable=False)
+    return path
+
+
+def _of_schedules(out: Path, before: Drawn, *, fresh: bool, look: FigureStyle) -> Published:
+    return publish_schedules(WITHOUT_RUNS, SCHEDULES, out, before, fresh=fresh, look=look)
+
+
+def _of_a_study(
+    runs_folder: Path, study: str, asked: bool, out: Path, before: Drawn, *, fresh: bool, look: FigureStyle | None
+) -> Published:
+    content = contents(runs_folder, study, look)
+    content.section.folder = out
+    return publish(content, out, before, asked=asked, fresh=fresh)
+
+
+# ---------------------------------------------------------------------------------------------- what a study shows
+
+
+def contents(runs_folder: Path, study: str, look: FigureStyle | None = None) -> Content:
+    """Read the records of a study, and return what it shows.
+
+    Args:
+        look: of its figures; what it says counts more than what the study says.
+    """
+    presentation = presentation_of(runs_folder, study, look)
+    presentation, unusable_labels = style.with_usable_labels(presentation)
     runs, data, unusable = _read(load_records(runs_folder, study), presentation)
-    shown = {run.run_key for run in runs}  # by its manifest a study may know a run whose membership is damaged
-    unreadable = {name: why for name, why in unreadable_runs(runs_folder, study).items() if name not in shown}
+    keys = {run.run_key for run in runs}  # by its manifest a study may know a run whose membership is damaged
+    unreadable = {name: why for name, why in unreadable_runs(runs_folder, study).items() if name not in keys}
     left_out = unreadable | unusable
     section = Section(study, runs, presentation, data_note=data_notes.data_sentence(runs), left_out=left_out)
     section.num_earlier = count_earlier(runs_folder, study)
-    figures: dict[str, Picture] = {**OF_A_STUDY}
+    section.left_out |= {f"label of {arm}": f"cannot be drawn: {why}" for arm, why in unusable_labels.items()}
+    content = Content(section, _provenance(study, runs))
+    pictures: dict[str, Picture] = {**OF_A_STUDY}
     if fig_search.is_search(runs):
-        figures |= fig_search.FIGURES
+        pictures |= fig_search.FIGURES
         data |= _read_all({name: picture.data for name, picture in fig_search.FIGURES.items()}, runs)
-    for name, module in figures.items():
+    if presentation.figures.arms:
+        few = with_arms(runs, presentation.figures.arms)
+        data |= _read_all({name: module.data for name, module in OF_A_STUDY.items()}, few)
+    for name, picture in pictures.items():
         try:
-            _add_figure(section, out, name, module, _result(data[name]), draw=draw)
+            _add_figure(content, name, picture, _result(data[name]))
         except Exception as error:  # of one figure: the others are drawn
-            section.left_out[module.TITLE] = f"cannot be drawn: {_describe(error)}"
+            section.left_out[picture.TITLE] = f"cannot be drawn: {describe(error)}"
     try:
-        _add_tables(section, out, _result(data[RESULTS]), _result(data[CLAIMS]), draw=draw)
-        _add_contrasts(section, out / study, _result(data[CONTRASTS]), draw=draw)
-        _add_mixture(section, out / study, _result(data[MIXTURE]), draw=draw)
-        _add_noise(section, out / study, _result(data[NOISE]), draw=draw)
+        _add_results(content, _result(data[RESULTS]), _result(data[CLAIMS]))
+        _add_contrasts(content, _result(data[CONTRASTS]))
+        _add_mixture(content, _result(data[MIXTURE]))
+        _add_noise(content, _result(data[NOISE]))
+        _add_published(content, _result(data[PUBLISHED]))
+        compared = _result(data[CONTRASTS])
+        content.tables |= for_papers.texts(section, runs_folder, data[RESULTS], compared, _origin(section))
     except Exception as error:
-        section.left_out[tab_results.TITLE] = f"cannot be shown: {_describe(error)}"
-    for name, reason in section.left_out.items():
-        logger.warning(printable(f"{study}: left out: {name}: {reason}"))
-    return section
+        section.left_out[tab_results.TITLE] = f"cannot be shown: {describe(error)}"
+    return content
 
 
-def _add_figure(section: Section, out: Path, name: str, module: Picture, frame: pd.DataFrame, *, draw: bool) -> None:
+def _provenance(study: str, runs: Sequence[RunRecord]) -> Provenance:
+    protocols = [measurement.protocol.get("protocol_id") for run in runs for measurement in run.measurements]
+    digests = [run.environment.get("data_digest") for run in runs]
+    return Provenance(
+        title="",
+        study=study,
+        run_keys=tuple(run.run_key for run in runs),
+        code_versions=tuple(sorted({run.code_version for run in runs})),
+        command=f"harness figures {study}",
+        data_digests=tuple(sorted({digest for digest in digests if isinstance(digest, str)})),
+        protocols=tuple(sorted({protocol for protocol in protocols if isinstance(protocol, str)})),
+    )
+
+
+def _add_figure(content: Content, name: str, picture: Picture, frame: pd.DataFrame) -> None:
     if frame.empty:
-        if draw:
-            logger.info(f"{section.name}: no {name} figure: it needs {module.NEEDS}")
-    elif draw:
-        section.figures.append(_drawn(out, section.name, name, module, section.runs, frame))
-    elif width := style.width_inches(out / section.name / f"{name}.png"):
-        stem = f"{section.name}/{name}"
-        section.figures.append(Shown(stem, module.TITLE, _caption(module, frame, section.runs), width))
+        content.without_data[f"{name} figure"] = picture.NEEDS
+        return
+    section = content.section
+    sentences = [f"The study has {count_states(section.runs)}.", section.data_note]
+    caption = " ".join(filter(None, [picture.caption(frame), *sentences]))
+    section.frames[name] = frame
+    content.figures.append(Planned(f"{section.name}/{name}", picture, frame, caption, content.made_of, _look(section)))
 
 
-def _add_tables(section: Section, out: Path, frame: pd.DataFrame, judged: list[claims.Claim], *, draw: bool) -> None:
-    folder = out / section.name
-    if draw and not len(frame):
-        logger.info(f"{section.name}: no results table: it needs {tab_results.NEEDS}")
-    if draw and len(frame):
-        folder.mkdir(parents=True, exist_ok=True)
-        style.write_csv(frame, folder / "results.csv")
+def _add_results(content: Content, frame: pd.DataFrame, judged: list[claims.JudgedClaim]) -> None:
+    section, tables = content.section, content.tables
+    if len(frame):
         note = f"\n{section.data_note}\n" if section.data_note else ""
-        (folder / "results.md").write_text(tab_results.markdown(frame) + note, encoding="utf-8")
-        (folder / "results.tex").write_text(tab_results.latex(frame, _origin(section)), encoding="utf-8")
-    if draw and judged:
-        folder.mkdir(parents=True, exist_ok=True)
-        style.write_csv(claims.table(judged), folder / "claims.csv")
-    section.results = frame if (folder / "results.csv").is_file() and len(frame) else None
-    section.claims = judged if (folder / "claims.csv").is_file() else []
+        tables["results.csv"] = style.csv_text(frame)
+        tables["results.md"] = tab_results.markdown(frame) + note
+        tables["results.tex"] = tab_results.latex(frame, _origin(section), _look(section).labels)
+        section.results = frame
+    else:
+        content.without_data["results table"] = tab_results.NEEDS
+    if judged:
+        tables["claims.csv"] = style.csv_text(claims.table(judged))
+        section.claims = judged
+
+
+def _look(section: Section) -> FigureStyle:
+    return section.presentation.figures
 
 
 def _origin(section: Section) -> str:
@@ -177,58 +309,53 @@ def _origin(section: Section) -> str:
     return f"runs: {' '.join(sorted(run.run_key for run in section.runs))}\nharness figures {section.name}"
 
 
-def _add_contrasts(section: Section, folder: Path, compared: list[Contrast], *, draw: bool) -> None:
-    """Write the differences between the arms, where the study has several."""
-    if draw and compared:
-        folder.mkdir(parents=True, exist_ok=True)
-        style.write_csv(tab_contrasts.data(compared), folder / "contrasts.csv")
-        (folder / "contrasts.md").write_text(tab_contrasts.markdown(compared), encoding="utf-8")
-        (folder / "contrasts.tex").write_text(tab_contrasts.latex(compared, _origin(section)), encoding="utf-8")
-    section.contrasts = compared if (folder / "contrasts.csv").is_file() else []
+def _add_contrasts(content: Content, compared: list[Contrast]) -> None:
+    """Add the differences between the arms, where the study has several."""
+    if compared:
+        content.tables["contrasts.csv"] = style.csv_text(tab_contrasts.data(compared))
+        content.tables["contrasts.md"] = tab_contrasts.markdown(compared)
+        content.tables["contrasts.tex"] = tab_contrasts.latex(
+            compared, _origin(content.section), _look(content.section).labels
+        )
+        content.section.contrasts = compared
 
 
-def _add_mixture(section: Section, folder: Path, frame: pd.DataFrame, *, draw: bool) -> None:
-    """Write the table of a mixture by number of steps, where the study has one."""
-    if draw and len(frame):
-        folder.mkdir(parents=True, exist_ok=True)
-        style.write_csv(frame, folder / "mixture_by_steps.csv")
-        (folder / "mixture_by_steps.md").write_text(tab_mixture.markdown(frame), encoding="utf-8")
-    section.mixture = frame if (folder / "mixture_by_steps.csv").is_file() and len(frame) else None
+def _add_mixture(content: Content, frame: pd.DataFrame) -> None:
+    """Add the table of a mixture by number of steps, where the study has one."""
+    if len(frame):
+        content.tables["mixture_by_steps.csv"] = style.csv_text(frame)
+        content.tables["mixture_by_steps.md"] = tab_mixture.markdown(frame)
+        content.tables["mixture_by_steps.tex"] = tab_mixture.latex(frame, _origin(content.section))
+        content.section.mixture = frame
 
 
-def _add_noise(section: Section, folder: Path, frame: pd.DataFrame, *, draw: bool) -> None:
-    """Write the table of the two sources of variance, where an evaluation has several sampling seeds."""
-    if draw and len(frame):
-        folder.mkdir(parents=True, exist_ok=True)
-        style.write_csv(frame, folder / "noise.csv")
-        (folder / "noise.md").write_text(tab_noise.markdown(frame), encoding="utf-8")
-    section.noise = frame if (folder / "noise.csv").is_file() and len(frame) else None
+def _add_noise(content: Content, frame: pd.DataFrame) -> None:
+    """Add the table of the two sources of variance, where an evaluation has several sampling seeds."""
+    if len(frame):
+        content.tables["noise.csv"] = style.csv_text(frame)
+        content.tables["noise.md"] = tab_noise.markdown(frame)
+        content.section.noise = frame
 
 
-def _drawn(out: Path, folder: str, name: str, module: Picture, runs: list[RunRecord], frame: pd.DataFrame) -> Shown:
-    command = f"harness figures{f' {folder}' if runs else ''}"
-    versions = tuple(sorted({run.code_version for run in runs}))
-    keys = tuple(run.run_key for run in runs)
-    provenance = style.Provenance(module.TITLE, folder, keys, versions, command)
-    figure = module.draw(frame)
-    style.save(figure, frame, out / folder / name, provenance)
-    return Shown(f"{folder}/{name}", module.TITLE, _caption(module, frame, runs), figure.get_figwidth())
-
-
-def _caption(module: Picture, frame: pd.DataFrame, runs: list[RunRecord]) -> str:
-    sentences = [f"The study has {count_states(runs)}.", data_notes.data_sentence(runs)] if runs else []
-    return " ".join(filter(None, [module.caption(frame), *sentences]))
+def _add_published(content: Content, frame: pd.DataFrame) -> None:
+    """Add the papers' tables, where they report on the study's data."""
+    if len(frame):
+        content.tables["published.csv"] = style.csv_text(frame)
+        content.tables["published.md"] = tab_published.markdown(frame)
+        content.section.published = frame
 
 
 # --------------------------------------------------------------------------------------------------- what is readable
 
 RESULTS, CLAIMS, CONTRASTS, MIXTURE, NOISE = "results", "claims", "contrasts", "mixture_by_steps", "noise"
+PUBLISHED = "published"
 _READERS: dict[str, Callable[[list[RunRecord]], Any]] = {
     **{name: module.data for name, module in OF_A_STUDY.items()},
     RESULTS: results.data,
     CLAIMS: claims.judge,
     MIXTURE: tab_mixture.data,
     NOISE: tab_noise.data,
+    PUBLISHED: tab_published.data,
 }
 
 
@@ -244,7 +371,7 @@ def _read(runs: list[RunRecord], presentation: Presentation) -> tuple[list[RunRe
     unusable: dict[str, str] = {}
     for read in failing.values():
         failures = {run.run_key: _attempt(read, [run]) for run in runs}
-        reasons = {key: _describe(failure) for key, failure in failures.items() if isinstance(failure, Exception)}
+        reasons = {key: describe(failure) for key, failure in failures.items() if isinstance(failure, Exception)}
         if len(reasons) < len(runs) or len(runs) == 1:  # else it is not the runs' fault
             unusable |= {key: f"its records are odd: {reason}" for key, reason in reasons.items()}
     if not unusable:
@@ -270,7 +397,3 @@ def _result(outcome: Any) -> Any:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
-
-
-def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, HarnessError) else f"{type(error).__name__}: {error}"

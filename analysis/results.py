@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from harness.analysis import papers
+from harness.analysis.best import AgainstBest, against_best
 from harness.analysis.intervals import Estimate, summarise
 from harness.analysis.noise import SamplingError, of_features, sampling_error, shared_error
 from harness.analysis.runs import Measurement, RunRecord, arm_index, by_arm
@@ -29,21 +31,24 @@ DIGITS = {
 }  # after the point; of all else 3
 KINDS: dict[str, MetricKind] = {"nll": metric_kind("nll_bpd"), **{kind: metric_kind(kind) for kind in OF_FEATURES}}
 TRAINED, NOT_OURS, UNTRAINED, GAUSSIAN = "trained", "not ours", "untrained network", "Gaussian per pixel"
+PAPER = "paper"
 
 
 def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return one row per model, arm, evaluation and metric: `values` over replicates and their summary.
 
-    `model` is `trained`, `untrained network`, `Gaussian per pixel`, or `not ours` for images from elsewhere that
-    `harness score` has put beside the study's arms; `protocol_id` is the same where values are comparable; `planned` is
-    the study's number of replicates, so that a table can show how many of them are missing. `method` is there if a run
-    has another than the default one.
+    `model` is `trained`, `untrained network`, `Gaussian per pixel`, `not ours` for images from elsewhere that
+    `harness score` has put beside the study's arms, or `paper` for a paper's own number of the same arm and protocol,
+    which has its `source` and is nobody's replicate (n = 0); `protocol_id` is the same where values are comparable;
+    `planned` is the study's number of replicates, so that a table can show how many are missing. `method` is there if
+    a run has another than the default one. `against_best` is the verdict of a trained arm against the best one of its
+    column, in pairs; see `analysis.best`.
     """
     index = arm_index(runs)
     planned = {arm: len(replicates) for arm, replicates in by_arm(runs).items()}
     methods = {run.arm: run.named("method") or "gaussian" for run in runs}
     # By run: no replicate overwrites another.
-    values_of: dict[tuple, dict[str, tuple[float, SamplingError | None]]] = {}
+    values_of: Values = {}
     data_of = data_texts(runs)
     for run in runs:
         for measurement in run.measurements:
@@ -52,25 +57,35 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
                 # Two evaluations of one name in one study have different parts, so no value is overwritten here.
                 name = measurement.name if model != GAUSSIAN else ""
                 error = sampling_error(run, measurement, metric) if of_features and metric in OF_FEATURES else None
-                values_of.setdefault((model, arm, name, metric, *protocol), {})[run.run_key] = value, error
+                of_evaluation = standard_error(run, measurement, metric)
+                values_of.setdefault((model, arm, name, metric, *protocol), {})[run.run_key] = (
+                    value,
+                    error,
+                    of_evaluation,
+                )
     for arm, metric, protocol, value, error in _scored(runs, data_of):
-        values_of[NOT_OURS, arm, "", metric, *protocol] = {"": (value, error)}
+        values_of[NOT_OURS, arm, "", metric, *protocol] = {"": (value, error, 0.0)}
     rows = []
-    for (model, arm, evaluation, metric, extractor, protocol, variance, identity), values in values_of.items():
+    judged = _against_best(runs, values_of)
+    for key, values in values_of.items():
+        model, arm, evaluation, metric, extractor, protocol, variance, identity = key
         row = {"model": model, "arm": arm, "arm_index": index.get(arm, -1), "method": methods.get(arm, "")}
         row["evaluation"] = evaluation
         # The Gaussian is a property of the data: every run must give the same.
-        numbers = [value for value, _ in values.values()]
+        numbers = [value for value, _, _ in values.values()]
         numbers = sorted(set(numbers)) if model == GAUSSIAN else numbers
         row |= {"metric": metric, "extractor": extractor, "protocol": protocol, "protocol_id": identity}
         row |= {"fixed_variance": variance}
         row |= {"planned": planned.get(arm, 0)} | summarise(numbers)._asdict()
-        row |= {"values": " ".join(f"{value:.10g}" for value in numbers)}
-        rows.append(row | _errors([error for _, error in values.values()]))
+        row |= {"values": " ".join(f"{value:.10g}" for value in numbers), "against_best": judged.get(key, "")}
+        rows.append(row | _errors([error for _, error, _ in values.values()]))
+    references = list(_published(runs, data_of))
+    rows += [row | {"arm_index": index[row["arm"]], "method": methods[row["arm"]]} for row in references]
     columns = ["model", "arm", "arm_index", "method", "evaluation", "metric", "extractor", "protocol", "protocol_id"]
-    columns += ["fixed_variance", "planned", "n", "mean", "low", "high", "kind", "values"]
+    columns += ["fixed_variance", "planned", "n", "mean", "low", "high", "kind", "values", "against_best"]
     with_errors = any("sampling_errors" in row for row in rows)
-    frame = pd.DataFrame(rows, columns=[*columns, *SAMPLING_ERRORS] if with_errors else columns)
+    columns += [*SAMPLING_ERRORS] if with_errors else []
+    frame = pd.DataFrame(rows, columns=[*columns, "source"] if references else columns)
     for index, row in frame[frame["kind"] == "interval"].iterrows():
         if (estimate := estimate_of(row)) and not np.isnan(row.get("shared_error", np.nan)):
             half_width = estimate.half_width
@@ -79,9 +94,48 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
         frame["extractor_accuracy"] = frame["extractor"].map(accuracies).fillna("")
     if steps := selected_steps(runs):
         frame["selected_steps"] = frame["evaluation"].map(steps).fillna("")
-    order = frame["model"].map({TRAINED: 0, NOT_OURS: 1, UNTRAINED: 2, GAUSSIAN: 3})
+    if references:
+        frame["source"] = frame["source"].fillna("")
+    order = frame["model"].map({TRAINED: 0, PAPER: 0, NOT_OURS: 1, UNTRAINED: 2, GAUSSIAN: 3})
     unused = ["order"] if set(methods.values()) - {"gaussian"} else ["order", "method"]
     return frame.assign(order=order).sort_values(["order", "arm_index"], kind="stable").drop(columns=unused)
+
+
+Values = dict[tuple, dict[str, tuple[float, SamplingError | None, float]]]
+
+
+def _against_best(runs: Sequence[RunRecord], values_of: Values) -> dict[tuple, AgainstBest]:
+    """Compare the trained sides of each column that has a better direction with the best of them."""
+    seeds = {run.run_key: run.spec["seed"] for run in runs}
+    columns: dict[tuple, dict[tuple, dict[int, tuple[float, float]]]] = {}
+    for key, values in values_of.items():
+        model, _, _, metric, extractor, _, _, identity = key
+        if model == TRAINED and kind_of(metric).direction:
+            by_seed = {seeds[run_key]: (value, error) for run_key, (value, _, error) in values.items()}
+            columns.setdefault((metric, extractor, identity), {})[key] = by_seed
+    result: dict[tuple, AgainstBest] = {}
+    for (metric, _, _), sides in columns.items():
+        result |= against_best(sides, higher_is_better=kind_of(metric).direction == "maximize")
+    return result
+
+
+def _published(runs: Sequence[RunRecord], data_of: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Return a row for each number that a paper has of an arm, in the column of the arm's first fitting measurement."""
+    known: set[tuple[str, str, str]] = set()
+    for run in runs:
+        if not papers.of_training(run.spec):
+            continue
+        for measurement in run.measurements:
+            for model, arm, metric, protocol, _ in measured_values(run, measurement, data_of[run.run_key]):
+                for row in papers.of_measurement(run, measurement, metric) if model == TRAINED else ():
+                    if (key := (arm, metric, row.source)) not in known:
+                        known.add(key)
+                        values = (PAPER, arm, measurement.name, metric, protocol.extractor, protocol.text, protocol.id)
+                        names = ("model", "arm", "evaluation", "metric", "extractor", "protocol", "protocol_id")
+                        yield dict(zip(names, values, strict=True)) | {
+                            "fixed_variance": "", "planned": 0, "n": 0, "mean": float(row.values[metric]),
+                            "kind": PAPER, "values": row.values[metric], "against_best": "", "source": row.origin,
+                        }  # fmt: skip
 
 
 SAMPLING_ERRORS = ("sampling_errors", "sampling_freedom", "sampling_errors_from", "shared_error")

@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from harness.analysis.order import in_order
 from harness.analysis.settings import flatten, settings_of, what_differs
 from harness.errors import RecordError
 from harness.records import layout
@@ -37,8 +39,6 @@ from harness.spec.metrics import (
     sweep_name,
     training_terms,
 )
-from harness.spec.parts import choices
-from harness.spec.run import Objective, Schedule
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class RunRecord:
         problems: of the journals, one line each; a figure that uses the run should not hide them.
         not_asked_for: prefixes of evaluations that the run has, but that the study does not ask for.
         collapses: signs that the model has collapsed, one line each.
+        arm_number: of the arm in the whole study, where the run is one of a few that are shown.
     """
 
     folder: Path
@@ -88,6 +89,7 @@ class RunRecord:
     problems: tuple[str, ...] = ()
     not_asked_for: frozenset[str] = frozenset()
     collapses: tuple[str, ...] = ()
+    arm_number: int | None = None
 
     @property
     def run_key(self) -> str:
@@ -282,12 +284,25 @@ def load_records(runs_folder: Path | str, study: str | None = None) -> list[RunR
     manifests = Manifests(Path(runs_folder))
     directories = manifests.runs(study) if study else map(RunDirectory, layout.run_paths(Path(runs_folder)))
     records: list[RunRecord] = []
-    for directory in directories:
-        asked = manifests.memberships(directory, complete=True)
-        studies = {name: membership for name, membership in asked.items() if study in (None, name)}
-        if studies and not _wrong_spec(directory):
-            records.extend(_read(directory, studies))
-    return _sorted(_with_separate_arms(records), manifests)
+    with _without_garbage_collection():
+        for directory in directories:
+            asked = manifests.memberships(directory, complete=True)
+            studies = {name: membership for name, membership in asked.items() if study in (None, name)}
+            if studies and not _wrong_spec(directory):
+                records.extend(_read(directory, studies))
+    return in_order(_with_separate_arms(records), manifests)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Switch the collector of cycles off: it would look through the millions of rows of journals again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def count_earlier(runs_folder: Path | str, study: str) -> int:
@@ -354,7 +369,15 @@ def by_arm(runs: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
 
 def arm_index(runs: Sequence[RunRecord]) -> dict[str, int]:
     """Number a study's arms; the number determines an arm's colour, the same in all figures of the study."""
-    return {arm: index for index, arm in enumerate(by_arm(runs))}
+    numbers = {arm: members[0].arm_number for arm, members in by_arm(runs).items()}
+    return {arm: index if number is None else number for index, (arm, number) in enumerate(numbers.items())}
+
+
+def with_arms(runs: Sequence[RunRecord], arms: Sequence[str]) -> list[RunRecord]:
+    """Return the runs of those arms that are there, in that order, numbered as among all; all if none of them is."""
+    numbers, members = arm_index(runs), by_arm(runs)
+    shown = [replace(run, arm_number=numbers[arm]) for arm in arms for run in members.get(arm, ())]
+    return shown or list(runs)
 
 
 def count_states(runs: Sequence[RunRecord]) -> str:
@@ -471,29 +494,3 @@ def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.nda
         for key, pairs in points.items()
     }
     return curves, frozenset(curves.keys() - over_others)
-
-
-@cache
-def _ranks() -> tuple[dict[str, int], dict[str, int]]:
-    schedules, objectives = list(choices(Schedule)), list(choices(Objective))
-    return {name: i for i, name in enumerate(schedules)}, {name: i for i, name in enumerate(objectives)}
-
-
-def _sorted(records: list[RunRecord], manifests: Manifests) -> list[RunRecord]:
-    """Sort runs by study, arm and replicate, arms as the study's manifest has them first."""
-    asked = {run.study: manifests.of(run.study) for run in records}
-    places = {study: {key: place for place, key in enumerate(of.runs)} if of else {} for study, of in asked.items()}
-    first: dict[tuple[str, str], int] = {}
-    for run in records:
-        place = places[run.study].get(run.run_key, len(records))
-        first[run.study, run.arm] = min(place, first.get((run.study, run.arm), place))
-    return sorted(records, key=lambda r: (r.study, first[r.study, r.arm], _arm_order(r), r.arm, r.replicate))
-
-
-def _arm_order(run: RunRecord) -> tuple:
-    """Return a sort key for arms as in the papers' tables: schedule, objective, then name with numeric parts."""
-    schedules, objectives = _ranks()
-    words = re.split(r"(\d+(?:\.\d+)?)", run.arm)
-    natural = [(float(word), "") if index % 2 else (0.0, word) for index, word in enumerate(words)]
-    schedule, objective = run.named("diffusion.schedule"), run.named("objective")
-    return schedules.get(schedule, len(schedules)), objectives.get(objective, len(objectives)), natural

@@ -1,4 +1,4 @@
-"""The style of all figures: a colour-blind-safe palette, and files with provenance.
+"""The style of all figures: a colour-blind-safe palette, widths and labels as a study has them, files with provenance.
 
 Figures start from matplotlib's own defaults, not from what a notebook, a matplotlibrc or the environment has set: the
 same records give the same bytes everywhere. Modules that draw import matplotlib's classes from here, because `import
@@ -11,15 +11,18 @@ import functools
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from harness.analysis.fitting import fit
+from harness.analysis.provenance import METADATA, Provenance
 from harness.errors import HarnessError
+from harness.spec.presentation import FigureStyle, Presentation, width_in_inches
 from harness.text import printable, spreadsheet_cell
 
 if TYPE_CHECKING:
@@ -100,6 +103,10 @@ _RC: Any = {
 }
 
 
+NARROWEST_PANEL = 1.65  # inches; below it panels are stacked
+
+_CHOSEN: ContextVar[FigureStyle] = ContextVar("chosen figure style", default=FigureStyle())  # noqa: B039 (it is frozen)
+
 _KEPT = ("backend", "backend_fallback", "interactive", "toolbar", "timezone", "date.epoch", "savefig.directory")
 
 
@@ -120,13 +127,32 @@ def style() -> Iterator[None]:
             os.environ["SOURCE_DATE_EPOCH"] = epoch
 
 
+@contextmanager
+def chosen(figure_style: FigureStyle) -> Iterator[None]:
+    """Draw as a study wants its figures: its width, colours and labels."""
+    token = _CHOSEN.set(figure_style)
+    try:
+        yield
+    finally:
+        _CHOSEN.reset(token)
+
+
+def full_width(default: float = TWO_COLUMNS) -> float:
+    """Return the width that figures are to have, in inches: the study's, else the default."""
+    width = _CHOSEN.get().width
+    return default if width is None else width_in_inches(width)
+
+
 def in_style(draw: Callable[..., Result]) -> Callable[..., Result]:
-    """Decorate a function that draws: it does so in our style, whatever the surroundings have set."""
+    """Decorate a function that draws: it does so in our style, whatever the surroundings have set; no text is cut."""
 
     @functools.wraps(draw)
     def drawn(*arguments: Any, **options: Any) -> Result:
         with style():
-            return draw(*arguments, **options)
+            result = draw(*arguments, **options)
+            if isinstance(result, Figure):
+                fit(result)
+            return result
 
     return drawn
 
@@ -137,18 +163,84 @@ def label(text: object) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
+def arm_label(arm: str) -> str:
+    """Return an arm's name for a figure: the study's label, which may hold formulas, else the escaped name."""
+    return _CHOSEN.get().labels.get(arm) or label(arm)
+
+
+def with_usable_labels(presentation: Presentation) -> tuple[Presentation, dict[str, str]]:
+    """Return a presentation without the labels that cannot be drawn, and why those cannot, by arm."""
+    labels = presentation.figures.labels
+    reasons = unusable_labels(labels)
+    usable = {arm: text for arm, text in labels.items() if arm not in reasons}
+    figures = presentation.figures.model_copy(update={"labels": usable})
+    return presentation.model_copy(update={"figures": figures}), reasons
+
+
+def unusable_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return why labels hold no formula that can be drawn, by arm."""
+    from matplotlib.mathtext import MathTextParser
+
+    reasons = {}
+    for arm, text in labels.items():
+        try:
+            if printable(text) != text or not text.strip():
+                raise ValueError("it is empty, or has characters that cannot be shown")
+            MathTextParser("path").parse(text)
+        except ValueError as error:
+            reasons[arm] = " ".join(str(error).split())
+    return reasons
+
+
+def title_of(text: str, arm: str) -> str:
+    """Return a text that begins with an arm's name for a figure, with the arm's label instead of it."""
+    return arm_label(arm) + label(text.removeprefix(arm)) if text.startswith(arm) else label(text)
+
+
 def subplots(
-    rows: int = 1, columns: int = 1, *, width: float = TWO_COLUMNS, height: float = 2.6, **options: Any
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    width: float = TWO_COLUMNS,
+    height: float = 2.6,
+    stacks: bool = True,
+    **options: Any,
 ) -> tuple[Figure, np.ndarray]:
-    """Return a figure in our style and its axes, [rows, columns]; without pyplot. Call it within `in_style`."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    """Return a figure in our style and its axes, [rows, columns]; without pyplot. Call it within `in_style`.
+
+    Args:
+        width, height: in inches, where the study says nothing of the width.
+        stacks: whether the panels of a row may be put below each other where the study's width is too narrow for them;
+            their heights follow the width. Else width and height are as given.
+        options: of `Figure.subplots`.
+    """
+    if not stacks or _CHOSEN.get().width is None:
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    wanted = full_width()
+    lines = -(-columns // max(1, int(wanted / NARROWEST_PANEL)))
+    per_line = -(-columns // lines)
+    scale = np.clip((wanted / per_line) / (width / columns), 0.75, 1.15)
+    figure = Figure(figsize=(wanted, height * lines * scale), dpi=DPI, layout="constrained")
+    if lines == 1:
+        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    grid = figure.add_gridspec(rows * lines, per_line)
+    axes = np.empty((rows, columns), object)
+    for row, column in np.ndindex(rows, columns):
+        axes[row, column] = figure.add_subplot(grid[row * lines + column // per_line, column % per_line])
+    return figure, axes
+
+
+def is_stacked(axes: np.ndarray) -> bool:
+    """Return whether `subplots` has put the panels of a row below each other."""
+    return axes[0, 0].get_subplotspec().get_gridspec().ncols < axes.shape[1]
 
 
 def arm_style(index: int) -> dict[str, Any]:
     """Return colour, line and marker of the arm with this number; different for up to 147 arms."""
+    colours = _CHOSEN.get().palette or COLOURS
     return {
-        "color": COLOURS[index % len(COLOURS)],
+        "color": colours[index % len(colours)],
         "linestyle": LINES[index % len(LINES)],
         "marker": MARKERS[(index + index // 21) % len(MARKERS)],
     }
@@ -171,47 +263,34 @@ def plain_log_numbers(axes: Axes) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """Add one legend for the curves of all panels, below them, in up to four columns."""
+    """Add one legend for the curves of all panels, below them, in as many columns as there is room for."""
     handles, names = axes.get_legend_handles_labels()
-    longest = max(map(len, names), default=1)
-    columns = max(1, min(4 if len(names) % 4 == 0 else 3, int(figure.get_figwidth() * 15 / (longest + 7)), len(names)))
-    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    columns = 4 if len(names) % 4 == 0 else 3
+    figure.legend(handles, names, loc="outside lower center", ncols=max(1, min(columns, len(names))))
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """The provenance of a figure, stored in the metadata of its PNG and PDF."""
-
-    title: str
-    study: str
-    run_keys: tuple[str, ...]
-    code_versions: tuple[str, ...]
-    command: str
-
-    @property
-    def runs_digest(self) -> str:
-        """Return 12 hex digits of sha256 over the sorted run keys."""
-        return hashlib.sha256("\n".join(sorted(self.run_keys)).encode()).hexdigest()[:12]
-
-    def sentence(self) -> str:
-        if not self.run_keys:
-            return f"closed form, no runs; made by: {self.command}"
-        return (
-            f"study {self.study}; {len(self.run_keys)} runs, digest {self.runs_digest}: "
-            f"{' '.join(sorted(self.run_keys))}; code {', '.join(self.code_versions)}; made by: {self.command}"
-        )
+_CREATOR = {"Creator": "diffusion-harness"}
 
 
 @in_style
-def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance) -> None:
-    """Write `stem`.png, .pdf and .csv; without timestamps, so that the same records give the same bytes."""
+def save(figure: Figure, frame: pd.DataFrame, stem: Path, provenance: Provenance) -> list[Path]:
+    """Write `stem`.png, .csv and the other formats that the study wants, and return them.
+
+    No timestamps: the same records give the same bytes. The PNG is always written, for the page.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    description = provenance.sentence()
-    png = {"Title": provenance.title, "Description": description, "Software": "diffusion-harness"}
+    description, facts = provenance.sentence(), provenance.as_json()
+    png = {"Title": provenance.title, "Description": description, "Software": "diffusion-harness", METADATA: facts}
     figure.savefig(f"{stem}.png", metadata=png)
-    pdf = {"Title": provenance.title, "Subject": description, "Creator": "diffusion-harness", "CreationDate": None}
-    figure.savefig(f"{stem}.pdf", metadata=pdf)
+    formats = [name for name in ("pdf", "svg") if name in _CHOSEN.get().formats]
+    pdf = {"Title": provenance.title, "Subject": description, "Keywords": facts} | _CREATOR
+    if "pdf" in formats:
+        figure.savefig(f"{stem}.pdf", metadata=pdf | {"CreationDate": None})
+    if "svg" in formats:
+        svg = {"Title": provenance.title, "Description": description, "Keywords": [facts]} | _CREATOR
+        figure.savefig(f"{stem}.svg", metadata=svg | {"Date": None})
     write_csv(frame, Path(f"{stem}.csv"))
+    return [Path(f"{stem}.{suffix}") for suffix in ("png", *formats, "csv")]
 
 
 def width_inches(png: Path) -> float | None:
@@ -226,10 +305,15 @@ def width_inches(png: Path) -> float | None:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write the data of a figure; arrays in cells as shape and digest, and no cell that a spreadsheet would run."""
+    """Write the data of a figure as `csv_text` has it."""
+    path.write_bytes(csv_text(frame).encode("utf-8", "replace"))
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return a frame as CSV; arrays in cells as shape and digest, and no cell that a spreadsheet would run."""
     for column in frame.select_dtypes(exclude="number").columns:
         frame = frame.assign(**{column: frame[column].map(_cell)})
-    frame.rename(columns=spreadsheet_cell).to_csv(path, index=False, float_format="%.10g", errors="replace")
+    return str(frame.rename(columns=spreadsheet_cell).to_csv(index=False, float_format="%.10g"))
 
 
 def _cell(value: Any) -> Any:

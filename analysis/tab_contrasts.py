@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -11,7 +11,21 @@ from markupsafe import Markup
 from harness.analysis import html
 from harness.analysis.comparison import MIN_PAIRS
 from harness.analysis.contrasts import Contrast, Quantity, as_values
-from harness.analysis.latex import comments, escape, table
+from harness.analysis.intervals import Cell
+from harness.analysis.latex import (
+    DAGGER,
+    MISSING,
+    NO_LABELS,
+    PREAMBLE,
+    Column,
+    arm_text,
+    comments,
+    escape,
+    number,
+    number_cell,
+    number_column,
+    table,
+)
 from harness.analysis.results import DIGITS, kind_of
 from harness.text import count
 from harness.text import markdown as markdown_text
@@ -21,6 +35,7 @@ if TYPE_CHECKING:
 
 TITLE = "Differences between the arms"
 COLOURS = {"better": "good", "worse": "bad"}
+SMALLEST_P = 0.001
 HEADERS = ("arm", "mean", "seeds", "difference", "95 % interval", "p (Holm)", "effect", "verdict")
 
 RULE = (
@@ -40,9 +55,16 @@ def by_baseline(contrasts: Sequence[Contrast]) -> list[list[Contrast]]:
 
 def heading(group: Sequence[Contrast]) -> str:
     """Return the title of a table with one quantity and one baseline: both, with the evaluation and the protocol."""
-    quantity, means = group[0].quantity, dict.fromkeys(_mean(contrast, contrast.comparison.other) for contrast in group)
-    measured = f"{quantity.label} {kind_of(quantity.metric).arrow}, {quantity.evaluation}: {quantity.protocol}"
-    return f"{measured}; against {group[0].other} ({' or '.join(means)})"
+    return f"{_measured(group)}; against {group[0].other} ({_means_of_other(group)})"
+
+
+def _measured(group: Sequence[Contrast]) -> str:
+    quantity = group[0].quantity
+    return f"{quantity.label} {kind_of(quantity.metric).arrow}, {quantity.evaluation}: {quantity.protocol}"
+
+
+def _means_of_other(group: Sequence[Contrast]) -> str:
+    return " or ".join(dict.fromkeys(_mean(contrast, contrast.comparison.other) for contrast in group))
 
 
 def cells(contrast: Contrast) -> tuple[str, ...]:
@@ -86,22 +108,81 @@ def markdown(contrasts: Sequence[Contrast]) -> str:
     return "\n".join([*lines, markdown_text(caption(contrasts)), ""])
 
 
-def latex(contrasts: Sequence[Contrast], comment: str = "") -> str:
-    """Return the tables for a paper, in the commands of booktabs.
+def latex(contrasts: Sequence[Contrast], comment: str = "", labels: Mapping[str, str] = NO_LABELS) -> str:
+    """Return the tables for a paper, in the commands of booktabs and siunitx.
 
     Args:
         comment: what made them, for the first lines.
+        labels: of arms, LaTeX in dollars.
     """
-    tables = [
-        table(
-            "lrrrlrrl",
-            [*map(escape, HEADERS)],
-            [[*map(escape, cells(contrast))] for contrast in group],
-            f"{heading(group)}. {caption(group)}",
-        )
-        for group in by_baseline(contrasts)
+    tables = [_latex_table(group, place, labels) for place, group in enumerate(by_baseline(contrasts), start=1)]
+    return comments(f"needs {PREAMBLE}\n{comment}") + "\n".join(tables)
+
+
+def _latex_table(group: Sequence[Contrast], place: int, labels: Mapping[str, str]) -> str:
+    """Return one table; its first row is the side that the others are compared with, where its mean is one number."""
+    digits = DIGITS.get(group[0].quantity.metric, 3)
+    cells_of = [_latex_cells(contrast, digits) for contrast in group]
+    others = dict.fromkeys(contrast.comparison.other for contrast in group)
+    means = [Cell(((mean, None),), digits) for mean in others] if len(others) == 1 else []
+    columns = [
+        Column("l", "arm"),
+        number_column("mean", [*means, *(cells["mean"] for cells in cells_of)]),
+        Column("r", "seeds"),
+        number_column("difference", [cells["difference"] for cells in cells_of], signed=True),
+        Column("r", r"95\,\% interval"),
+        Column("r", "$p$ (Holm)"),
+        number_column("effect", [cells["effect"] for cells in cells_of], signed=True),
+        Column("l", "verdict"),
     ]
-    return comments(comment) + "\n".join(tables)
+    rows = [
+        [arm_text(group[0].other, labels), number_cell(mean), "", MISSING, "--", "--", MISSING, ""] for mean in means
+    ]
+    for contrast, cells in zip(group, cells_of, strict=True):
+        comparison, verdict = contrast.comparison, contrast.comparison.verdict
+        decided = verdict in ("better", "worse")
+        rows.append(
+            [
+                arm_text(contrast.ours, labels),
+                number_cell(cells["mean"]),
+                str(comparison.n),
+                number_cell(cells["difference"], bold=decided, signed=True),
+                _latex_interval(comparison.t_low, comparison.t_high, digits),
+                _latex_p(comparison.p_holm),
+                number_cell(cells["effect"], signed=True),
+                f"{verdict}{DAGGER if verdict == 'inconclusive' else ''}",
+            ]
+        )
+    against = f"{arm_text(group[0].other, labels)} ({_means_of_other(group)})"
+    rule = f"{caption(group)} Bold: better or worse."
+    text = f"{escape(_measured(group))}; against {against}. {escape(rule)}{_undecided(group, labels)}"
+    return table(columns, rows, text, f"contrasts-{place}")
+
+
+def _latex_cells(contrast: Contrast, digits: int) -> dict[str, Cell | None]:
+    comparison = contrast.comparison
+    effect = comparison.effect_size
+    return {
+        "mean": Cell(((comparison.ours, None),), digits),
+        "difference": Cell(((comparison.difference, None),), digits),
+        "effect": Cell(((effect, None),), 2) if math.isfinite(effect) else None,
+    }
+
+
+def _latex_interval(low: float, high: float, digits: int) -> str:
+    ends = [rf"\num{{{number(end, None, digits, signed=True)}}}" for end in (low, high)]
+    return "--" if math.isnan(low) else f"[{', '.join(ends)}]"
+
+
+def _latex_p(p: float) -> str:
+    return "--" if math.isnan(p) else rf"$<$\num{{{SMALLEST_P}}}" if p < SMALLEST_P else rf"\num{{{p:.3f}}}"
+
+
+def _undecided(group: Sequence[Contrast], labels: Mapping[str, str]) -> str:
+    """Say what each undecided contrast lacks, in LaTeX; empty where there is none."""
+    undecided = [contrast for contrast in group if contrast.comparison.verdict == "inconclusive"]
+    lacks = [f"{arm_text(contrast.ours, labels)}, {escape(contrast.missing)}" for contrast in undecided]
+    return rf" {DAGGER}: neither shown to differ nor to be equivalent ({'; '.join(lacks)})." if lacks else ""
 
 
 def _mean(contrast: Contrast, value: float) -> str:

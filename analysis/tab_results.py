@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
 from harness.analysis import html
-from harness.analysis.intervals import Estimate, can_be_told_apart, format_values
-from harness.analysis.latex import comments, escape
+from harness.analysis.best import BOLD, DAGGER, LEGEND, UNDECIDED
+from harness.analysis.intervals import Cell, Estimate, cell_of
+from harness.analysis.latex import DAGGER as LATEX_DAGGER
+from harness.analysis.latex import NO_LABELS, PREAMBLE, Column, arm_text, comments, escape, number_cell, number_column
 from harness.analysis.latex import table as latex_table
 from harness.analysis.noise import FEWEST_SEEDS
 from harness.analysis.results import (
@@ -19,9 +21,8 @@ from harness.analysis.results import (
     KINDS,
     NOT_OURS,
     OF_FEATURES,
+    PAPER,
     TRAINED,
-    estimate_of,
-    kind_of,
     others,
     sampling_errors_of,
 )
@@ -35,34 +36,46 @@ NEEDS = "an evaluation with nll, fidelity or metrics"
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the table's rows: one per model, arm and evaluation, with cells as text.
 
-    `best` has the metrics in which the row's mean is the best of the trained ones, or cannot be told from it; `note` is
-    the evaluation's name if the study has several. `block` numbers the tables: values of different protocols are in no
-    column together.
+    `best` has the metrics in which the row's mean is the best of the trained ones, or cannot be told from it, and
+    `undecided` those of them where that is not shown either; `cells` has the numbers. `note` is the evaluation's name
+    if the study has several. `block` numbers the tables: values of different protocols are in no column together.
     """
     trained = frame[frame["model"] == TRAINED]
     several = trained["evaluation"].nunique() > 1
     table: list[dict[str, Any]] = []
     blocks: list[dict[str, str]] = []  # metric -> the protocol of its column
-    for (model, arm, evaluation), whole in frame.groupby(["model", "arm", "evaluation"], sort=False):
+    for (model, arm, evaluation, _), whole in _by_row(frame):
         for part in _without_repeated_metrics(whole):
             row: dict[str, Any] = {"model": model, "arm": arm, "arm_index": int(part["arm_index"].iloc[0])}
             planned, n = int(part["planned"].iloc[0]), int(part["n"].max())
             missing = f" of {planned}" if model == TRAINED and n < planned else ""
-            row |= {"best": set(), "replicates": "" if model in (GAUSSIAN, NOT_OURS) else f"{n}{missing}"}
+            row |= {"best": set(), "undecided": set(), "cells": {}}
+            row |= {"replicates": "" if model in (GAUSSIAN, NOT_OURS, PAPER) else f"{n}{missing}"}
             notes = [str(evaluation) if several and model == TRAINED else ""]
+            row |= {"evaluation": str(evaluation), "means": dict(zip(part["metric"], part["mean"], strict=True))}
             row["note"] = " · ".join(
                 filter(None, notes + (list(part["protocol"].unique()) if model == NOT_OURS else []))
             )
+            row["source"] = part["source"].iloc[0] if model == PAPER else ""
             row["protocols"] = dict(zip(part["metric"], _columns(part), strict=True))
             row["block"] = _block(row["protocols"], blocks)
             for _, cell in part.iterrows():
                 metric = cell["metric"]
-                row[metric] = _cell(cell)
-                column = (trained["metric"] == metric) & (_columns(trained) == row["protocols"][metric])
-                if model == TRAINED and _is_best(cell, trained[column]):
+                row["cells"][metric] = _cell(cell)
+                row[metric] = row["cells"][metric].text
+                if cell["against_best"] in BOLD:
                     row["best"].add(metric)
+                if cell["against_best"] in UNDECIDED:
+                    row["undecided"].add(metric)
             table.append(row)
     return sorted(table, key=lambda row: row["block"])
+
+
+def _by_row(frame: pd.DataFrame) -> Any:
+    """Group by model, arm, evaluation, and the source of what a paper has."""
+    return frame.assign(of_paper=frame.get("source", "")).groupby(
+        ["model", "arm", "evaluation", "of_paper"], sort=False
+    )
 
 
 def _columns(frame: pd.DataFrame) -> pd.Series:
@@ -80,35 +93,24 @@ def _block(protocols: dict[str, str], blocks: list[dict[str, str]]) -> int:
     return len(blocks) - 1
 
 
-def _cell(cell: pd.Series) -> str:
-    """Return the text of a cell: values with an interval, and what that covers if it is not all."""
+def _cell(cell: pd.Series) -> Cell:
+    """Return a cell: values with an interval, and what that covers if it is not all."""
+    if cell["kind"] == PAPER:
+        return cell_of([cell["mean"]], len(cell["values"].partition(".")[2]))  # with the digits that are printed there
     values, digits = [float(value) for value in cell["values"].split()], DIGITS.get(cell["metric"], 3)
-    errors, source = sampling_errors_of(cell), cell.get("sampling_errors_from")
+    errors, source = sampling_errors_of(cell), str(cell.get("sampling_errors_from"))
     if cell["kind"] == "interval":
-        diverged = f", {len(values) - cell['n']} NaN" if cell["n"] < len(values) else ""
-        return f"{cell['mean']:.{digits}f} ± {cell['high'] - cell['mean']:.{digits}f}{diverged}"
+        diverged = f"{len(values) - cell['n']} NaN" if cell["n"] < len(values) else ""
+        return Cell(((cell["mean"], cell["high"] - cell["mean"]),), digits, diverged)
     if cell["n"] < len(values) or not values:
-        return format_values(values, digits)
+        return cell_of(values, digits)
     if not errors:
-        return f"{format_values(values, digits)}{f' ({NO_INTERVAL})' if cell['metric'] == 'fid' else ''}"
+        return cell_of(values, digits)._replace(source=NO_INTERVAL if cell["metric"] == "fid" else "")
     halves = [Estimate(*pair, cell["sampling_freedom"]).half_width for pair in zip(values, errors, strict=True)]
-    pairs = zip(values, halves, strict=True)
-    return f"{' / '.join(f'{value:.{digits}f} ± {half:.{digits}f}' for value, half in pairs)} ({source})"
+    return Cell(tuple(zip(values, halves, strict=True)), digits, source=source)
 
 
 NO_INTERVAL = "no interval"
-
-
-def _is_best(cell: pd.Series, cells: pd.DataFrame) -> bool:
-    """Return whether a trained arm's mean is the best of several, or cannot be told from it."""
-    direction = kind_of(str(cell["metric"])).direction
-    if direction is None or len(cells) == 1 or cells["mean"].isna().all():
-        return False
-    best = cells.loc[cells["mean"].idxmin() if direction == "minimize" else cells["mean"].idxmax()]
-    if cell["mean"] == best["mean"]:
-        return True
-    own, other = estimate_of(cell), estimate_of(best)
-    return own is not None and other is not None and not can_be_told_apart(own, other)
 
 
 def _without_repeated_metrics(part: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -168,11 +170,8 @@ def undefined(frame: pd.DataFrame) -> str:
 
 
 def caption(frame: pd.DataFrame) -> str:
-    return (
-        f"{intervals(frame)} Bold: the best mean, and each that cannot be told from it: where both have an interval, a "
-        "difference below 1.96 (of few values, Welch's t) times the root of both squared standard errors is "
-        f"inconclusive. {protocols(frame)}{selections(frame)}{classifiers(frame)}{undefined(frame)}"
-    )
+    notes = f"{selections(frame)}{classifiers(frame)}{undefined(frame)}{of_papers(frame)}"
+    return f"{intervals(frame)} {LEGEND} {protocols(frame)}{notes}"
 
 
 def intervals(frame: pd.DataFrame) -> str:
@@ -198,11 +197,21 @@ def intervals(frame: pd.DataFrame) -> str:
     sources = few["sampling_errors_from"].dropna().unique() if "sampling_errors_from" in few else []
     if shown := [text for source, text in texts.items() if source in sources]:
         sentences.append(f"{'; '.join(shown)}: samples alone, not other trainings.")
-    if any(_cell(cell).endswith(f"({NO_INTERVAL})") for _, cell in few[few["metric"] == "fid"].iterrows()):
+    if any(_cell(cell).source == NO_INTERVAL for _, cell in few[few["metric"] == "fid"].iterrows()):
         sentences.append("No interval: neither several trainings nor FID's standard error were recorded.")
     if "fid" in set(frame["metric"]):
         sentences.append("No interval covers FID's bias, which depends on the number of samples.")
     return " ".join(sentences)
+
+
+def of_papers(frame: pd.DataFrame) -> str:
+    """Say what the papers' rows are; empty where there are none."""
+    if "source" not in frame:
+        return ""
+    return (
+        " (paper: ...): what a paper reports of the same data, training and protocol, as printed; it is in no mean and "
+        "never the best."
+    )
 
 
 def classifiers(frame: pd.DataFrame) -> str:
@@ -235,11 +244,14 @@ def heads(frame: pd.DataFrame) -> dict[str, str]:
     return titles | {metric: metric for metric in others(frame)}
 
 
-def _label(row: dict) -> str:
-    whose = f" ({row['arm']})" if row["arm"] else ""
-    name = row["arm"] if row["model"] == TRAINED else row["model"] + whose
+def _label(row: dict, arm: str | None = None) -> str:
+    arm = row["arm"] if arm is None else arm
+    whose = f" ({arm})" if arm else ""
+    name = arm if row["model"] == TRAINED else row["model"] + whose
     if row["model"] == NOT_OURS:
-        name = f"{row['arm']} ({NOT_OURS})"
+        name = f"{arm} ({NOT_OURS})"
+    if row["model"] == PAPER:
+        return f"{arm} ({PAPER}: {row['source']})"
     return f"{name} · {row['note']}" if row["note"] else name
 
 
@@ -262,37 +274,71 @@ def markdown(frame: pd.DataFrame) -> str:
         lines.append(f"| arm | runs | {' | '.join(map(markdown_text, titles.values()))} |")
         lines.append("|---|---" + "|---:" * len(titles) + "|")
         for row in members:
-            cells = [f"**{row[metric]}**" if metric in row["best"] else row.get(metric, "–") for metric in titles]
-            lines.append(f"| {markdown_text(_label(row))} | {row['replicates']} | {' | '.join(cells)} |")
+            cells = [
+                (f"**{row[metric]}**" if metric in row["best"] else row.get(metric, "–"))
+                + DAGGER * (metric in row["undecided"])
+                for metric in titles
+            ]
+            label = markdown_text(_label(row))
+            if row["model"] == PAPER:
+                label, cells = f"*{label}*", [cell if cell == "–" else f"*{cell}*" for cell in cells]
+            lines.append(f"| {label} | {row['replicates']} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join([*lines, markdown_text(caption(frame)), ""])
 
 
-def latex(frame: pd.DataFrame, comment: str = "") -> str:
-    """Return the table for a paper, in the commands of booktabs; one for each of several protocols.
+def latex(frame: pd.DataFrame, comment: str = "", labels: Mapping[str, str] = NO_LABELS) -> str:
+    """Return the table for a paper, in the commands of booktabs and siunitx; one for each of several protocols.
 
     Args:
         comment: what made it, for the first lines.
+        labels: of arms, LaTeX in dollars.
     """
     parts = []
-    for heading, titles, members in tables(frame):
-        lines = []
-        for row in members:
-            texts = [escape(row.get(metric, "–")) for metric in titles]
-            values = [
-                rf"\textbf{{{text}}}" if m in row["best"] else text for m, text in zip(titles, texts, strict=True)
-            ]
-            lines.append([escape(_label(row)), escape(row["replicates"]), *values])
-        headers = ["arm", "runs", *map(escape, titles.values())]
-        text = " ".join(filter(None, [heading, caption(frame)]))
-        parts.append(latex_table("lr" + "r" * len(titles), headers, lines, text))
-    return comments(comment) + "\n".join(parts)
+    for number, (heading, titles, members) in enumerate(tables(frame)):
+        columns = [Column("l", "arm"), Column("r", "runs")]
+        columns += [
+            number_column(
+                title,
+                [row["cells"].get(metric) for row in members],
+                mark=LATEX_DAGGER if any(metric in row["undecided"] for row in members) else "",
+            )
+            for metric, title in titles.items()
+        ]
+        lines = [
+            [_latex_label(row, labels), escape(row["replicates"]), *(_latex_cell(row, metric) for metric in titles)]
+            for row in members
+        ]
+        text = escape(" ".join(filter(None, [heading, _replicates(members), caption(frame)])))
+        parts.append(latex_table(columns, lines, text, f"results{f'-{number + 1}' if number else ''}"))
+    return comments(f"needs {PREAMBLE}\n{comment}") + "\n".join(parts)
 
 
-def as_html(frame: pd.DataFrame) -> Markup:
-    """Return the table as HTML, styled by the page; one for each of several protocols."""
+def _replicates(members: Sequence[dict[str, Any]]) -> str:
+    """Say how many replicates the trained rows of a table have."""
+    counts = sorted({row["replicates"] for row in members if row["model"] == TRAINED})
+    return f"n = {' or '.join(counts)} replicates (seeds) of each arm."
+
+
+def _latex_label(row: dict, labels: Mapping[str, str]) -> str:
+    texts = {name: escape(row[name]) for name in ("model", "note", "source")}
+    text = _label(row | texts, arm_text(row["arm"], labels))
+    return rf"\textit{{{text}}}" if row["model"] == PAPER else text
+
+
+def _latex_cell(row: dict, metric: str) -> str:
+    mark = LATEX_DAGGER if metric in row["undecided"] else ""
+    return number_cell(row["cells"].get(metric), bold=metric in row["best"], mark=mark)
+
+
+def as_html(frame: pd.DataFrame, below: Callable[[dict[str, Any], str], Any] = lambda row, metric: None) -> Markup:
+    """Return the table as HTML, styled by the page; one for each of several protocols.
+
+    Args:
+        below: the difference that stands below the value of a row and a metric, as in `page_differences`; None if none.
+    """
     shown = [
         (heading, titles, [row | {"label": _label(row), "trained": row["model"] == TRAINED} for row in members])
         for heading, titles, members in tables(frame)
     ]
-    return html.render("results.html", tables=shown)
+    return html.render("results.html", tables=shown, below=below)

@@ -70,6 +70,7 @@ def make_dataset(data: DataModel, data_root: str | None = None) -> Dataset:
     options = {key: value for key, value in parameters(data).items() if key not in read_elsewhere}
     dataset = implementation("data", data)(data_root, **options)
     facts = {"name": data.name, **asdict(data.facts)}
+    del facts["licence"]  # which no file says
     for fact, declared in facts.items():
         actual = getattr(dataset, fact)
         left_open = declared is None and fact != "levels"

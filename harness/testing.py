@@ -139,6 +139,8 @@ def _write_training(journal: Journal, spec: RunSpec, values: Values) -> None:
     for step in sorted({max(1, steps * tenth // 10) for tenth in range(1, 11)}):
         journal.metrics(step, {"train/mse": 10 / step, "train/vb": 1 / step, "train/loss": 10 / step})
     journal.metrics(steps, {TRAIN_COMPUTE: values["train_multiply_adds"]})
+    if "parameters" in values:
+        journal.metrics(steps, {"compute/parameters": values["parameters"]})
     journal.event("checkpoint", step=steps)
 
 

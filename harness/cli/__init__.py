@@ -13,6 +13,7 @@ import click
 from harness import __version__
 from harness.cli import (
     checkpoints,
+    claims,
     cluster,
     compare,
     earlier,
@@ -20,12 +21,14 @@ from harness.cli import (
     extractors,
     figures,
     listing,
+    predict,
     preflight,
     records,
     runs,
     schema,
     search,
     studies,
+    trace,
     verify,
 )
 from harness.errors import HarnessError
@@ -40,7 +43,10 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
         runs.why,
         runs.logs,
         compare.compare,
+        predict.predict,
+        claims.claims,
         figures.figures,
+        trace.trace,
         records.ui,
         runs.sample,
         evaluations.score,

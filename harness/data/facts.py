@@ -19,6 +19,7 @@ class DatasetFacts:
         num_classes: None where only the files can tell.
         padding: pixels added on each side to reach image_size.
         num_train, num_test: examples of each split, None where only the files can tell.
+        licence: of the data, as their publishers state it; empty where that is not known here.
     """
 
     image_size: int | None
@@ -28,6 +29,7 @@ class DatasetFacts:
     padding: int = 0
     num_train: int | None = None
     num_test: int | None = None
+    licence: str = ""
 
     @property
     def are_points(self) -> bool:
@@ -59,21 +61,64 @@ class Mixture:
 MOG_MIXTURE = Mixture(tuple((x / 11, y / 11) for x in range(-10, 11, 5) for y in range(-10, 11, 5)), std=1 / 33)
 """That of `harness.data.mog`: a grid of 5 x 5 modes 5 apart with a standard deviation of 1 / 3, divided by 11."""
 
+_NONE_STATED = "none is stated by its publishers"
+_OWN = "made by this code"
+
 DATASET_FACTS: dict[str, DatasetFacts] = {
-    "digits": DatasetFacts(8, channels=1, levels=17, num_classes=10, num_train=1_442, num_test=355),
+    "digits": DatasetFacts(
+        image_size=8,
+        channels=1,
+        levels=17,
+        num_classes=10,
+        num_train=1_442,
+        num_test=355,
+        licence="CC BY 4.0 (UCI repository, optical recognition of handwritten digits; copy of scikit-learn)",
+    ),
     "mnist": DatasetFacts(
-        image_size=32, channels=1, levels=256, num_classes=10, padding=2, num_train=60_000, num_test=10_000
+        image_size=32,
+        channels=1,
+        levels=256,
+        num_classes=10,
+        padding=2,
+        num_train=60_000,
+        num_test=10_000,
+        licence=_NONE_STATED,
     ),
     "fashion_mnist": DatasetFacts(
-        image_size=32, channels=1, levels=256, num_classes=10, padding=2, num_train=60_000, num_test=10_000
+        image_size=32,
+        channels=1,
+        levels=256,
+        num_classes=10,
+        padding=2,
+        num_train=60_000,
+        num_test=10_000,
+        licence="MIT",
     ),
-    "cifar10": DatasetFacts(32, channels=3, levels=256, num_classes=10, num_train=50_000, num_test=10_000),
+    "cifar10": DatasetFacts(
+        image_size=32, channels=3, levels=256, num_classes=10, num_train=50_000, num_test=10_000, licence=_NONE_STATED
+    ),
     "imagenet64": DatasetFacts(
-        image_size=64, channels=3, levels=256, num_classes=1000, num_train=1_281_167, num_test=50_000
+        image_size=64,
+        channels=3,
+        levels=256,
+        num_classes=1000,
+        num_train=1_281_167,
+        num_test=50_000,
+        licence="ImageNet's terms of access: non-commercial research and education only",
     ),
     "image_folder": DatasetFacts(None, channels=3, levels=256, num_classes=None),
-    "mog": DatasetFacts(1, channels=2, levels=None, num_classes=25, num_train=250_000, num_test=50_000),
+    "mog": DatasetFacts(1, channels=2, levels=None, num_classes=25, num_train=250_000, num_test=50_000, licence=_OWN),
 }
+
+EXTRACTOR_LICENCES: dict[str, str] = {
+    "inception": "Apache 2.0 (TensorFlow's graph of 2015-12-05, ported by torch-fidelity, Apache 2.0)",
+    "clip": "MIT (OpenAI)",
+    "dinov2": "Apache 2.0 (Meta)",
+    "classifier": _OWN,
+    "coordinates": _OWN,
+    "random_features": _OWN,
+}
+"""Licences of the weights that features come from, where they are known here."""
 
 
 def usual_extractor(*, continuous: bool, pixels: int, labelled: bool, inception: bool) -> str:

@@ -71,6 +71,7 @@ class RunDirectory(RunLayout):
     path: Path
     _attempts: dict[str, AttemptFile] = field(default_factory=dict, repr=False, compare=False)
     _lock: FolderLock | None = field(default=None, repr=False, compare=False)
+    _current: tuple[tuple, list[Row], list[str]] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.path = Path(self.path)
@@ -374,7 +375,7 @@ class RunDirectory(RunLayout):
         A result that was computed twice (an evaluation that was killed and repeated) is returned once: the first is
         kept, and a different second one is listed by `problems`. Timings and system metrics may repeat.
         """
-        return self._current_rows()[0]
+        return list(self._current_rows()[0])
 
     def problems(self) -> list[str]:
         """List problems of the journals: torn and damaged lines, missing entries and attempts, contradictions."""
@@ -457,27 +458,34 @@ class RunDirectory(RunLayout):
         return last_steps[::-1]
 
     def _current_rows(self) -> tuple[list[Row], list[str]]:
+        """Return the rows that are not superseded, and contradictions between them; computed once for what was read."""
         attempts = self._read_attempts()
+        read = tuple((attempt.attempt, attempt.num_lines) for attempt in attempts)
+        if self._current is None or self._current[0] != read:
+            self._current = read, *self._combine(attempts)
+        return self._current[1:]
+
+    def _combine(self, attempts: list[AttemptFile]) -> tuple[list[Row], list[str]]:
         kept: list[Row] = []
         conflicts: list[str] = []
         first_made: dict[tuple[str, int, str], int] = {}
         standing: dict[tuple[str, int], Row] = {}
+        alone = len(attempts) == 1
         for attempt, last_step in zip(attempts, self._last_standing_steps(attempts), strict=True):
             for row in attempt.rows:
                 if is_measurement(row.key):
                     if row.train_step <= last_step:
                         kept.append(row)
                     continue
-                # A repeated result keeps the time of the first one. If the first one was uploaded to MLflow before its
-                # checkpoint was found damaged, sending it again is then the same row, not a second one.
-                time_ms = first_made.setdefault((row.key, row.x, repr(row.value)), row.time_ms)
-                if row.train_step > last_step:
-                    continue
-                other = standing.get((row.key, row.x))
-                if other is None:
-                    if time_ms != row.time_ms:
-                        row = Row(row.key, row.value, row.x, row.train_step, time_ms, row.attempt, row.seq)
-                    standing[row.key, row.x] = row
+                if not alone:
+                    # A repeated result keeps the time of the first one. If the first one was uploaded to MLflow before
+                    # its checkpoint was found damaged, sending it again is then the same row, not a second one.
+                    time_ms = first_made.setdefault((row.key, row.x, repr(row.value)), row.time_ms)
+                    row = row._replace(time_ms=time_ms) if time_ms != row.time_ms else row
+                    if row.train_step > last_step:
+                        continue
+                other = standing.setdefault((row.key, row.x), row)
+                if other is row:
                     kept.append(row)
                 elif repr(other.value) != repr(row.value):
                     conflicts.append(

@@ -10,16 +10,16 @@ import threading
 import time
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.errors import RecordError
 from harness.records.lock import FolderLock
 from harness.records.reading import MAX_INTEGER, MAX_SECONDS, Fields, as_number, parse_json, read_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One value of one metric; `x` is its MLflow step (t for `eval/L_t_bpd`), `train_step` when it was made."""
 
     key: str
@@ -43,6 +43,7 @@ class Event:
     superseded: bool = False
 
 
+@lru_cache(maxsize=4096)
 def is_measurement(key: str) -> bool:
     """Return whether a metric is a timing or a system metric, which differ each time, unlike results."""
     return key.startswith(("system/", "perf/")) or key.endswith("_seconds")
@@ -151,13 +152,13 @@ class AttemptFile:
         self.damage: list[str] = []
         self.torn_bytes = 0
         self._offset = 0
-        self._num_lines = 0
+        self.num_lines = 0
         self._seq = 0
 
     @property
     def resumed_from_step(self) -> int | None:
         """The step of the checkpoint that the attempt resumed from; None if it ended before it wrote a line."""
-        if not self._num_lines:
+        if not self.num_lines:
             return None
         if not self.events or self.events[0].seq != 1 or "resumed_from_step" not in self.events[0].fields:
             raise RecordError(f"{self.path}: the header line is damaged, so its rows cannot be placed")
@@ -177,11 +178,11 @@ class AttemptFile:
             self._read(line)
 
     def _read(self, line: bytes) -> None:
-        self._num_lines += 1
+        self.num_lines += 1
         try:
             entry = _entry(line)
         except RecordError as error:
-            self.damage.append(f"{self.path.name}: line {self._num_lines} is damaged ({error})")
+            self.damage.append(f"{self.path.name}: line {self.num_lines} is damaged ({error})")
             self._seq += 1
             return
         seq, time_ms = entry["seq"], entry["ms"]
@@ -271,6 +272,8 @@ def _entry(line: bytes) -> dict:
     if len(checksum) != 8 or checksum != b"%08x" % zlib.crc32(body):
         raise RecordError("its checksum does not fit")
     entry = parse_json(body, "its content")
+    if _is_plain(entry):
+        return entry
     fields = Fields(entry, "its content")
     fields.integer("seq", low=1)
     fields.integer("ms", high=1000 * MAX_SECONDS)
@@ -291,6 +294,23 @@ def _entry(line: bytes) -> dict:
     return entry
 
 
+def _is_plain(entry: Any) -> bool:
+    """Return whether an entry is as nearly all of a journal: numbers of known metrics, which need no further check."""
+    if type(entry) is not dict or entry.keys() != _OF_METRICS:
+        return False
+    seq, ms, step, at, metrics = (entry[name] for name in ("seq", "ms", "step", "at", "metrics"))
+    return (
+        type(seq) is type(ms) is type(step) is type(at) is int
+        and 1 <= seq <= MAX_INTEGER
+        and 0 <= ms <= 1000 * MAX_SECONDS
+        and -MAX_INTEGER <= step <= MAX_INTEGER
+        and -MAX_INTEGER <= at <= MAX_INTEGER
+        and type(metrics) is dict
+        and _KNOWN_KEYS.issuperset(metrics)
+        and all(type(value) is float for value in metrics.values())
+    )
+
+
 def _checked_value(key: str, value: Any) -> float:
     number = value if type(value) is float else as_number(value)
     if number is None:
@@ -304,3 +324,4 @@ def _checked_value(key: str, value: Any) -> float:
 
 
 _KNOWN_KEYS: set[str] = set()
+_OF_METRICS = {"seq", "ms", "step", "at", "metrics"}

@@ -257,7 +257,7 @@ def parse_yaml(text: str, file: str) -> tuple[Any, dict[Keys, SourceLocation]]:
             loader.dispose()
 
 
-def _read(path: Path, referrer: SourceLocation | None = None) -> Document:
+def read_file(path: Path, referrer: SourceLocation | None = None) -> Document:
     file = str(path)
     try:
         if path.exists() and not path.is_file():  # a device could be read endlessly
@@ -292,7 +292,7 @@ def merge(base: Any, over: Any) -> Any:
 
 
 def resolve_extends(path: Path, chain: tuple[Path, ...] = (), referrer: SourceLocation | None = None) -> Document:
-    document = _read(path, referrer)
+    document = read_file(path, referrer)
     resolved = path.resolve()
     if resolved in chain:
         raise SpecError(f"{referrer}: extends: {path} extends itself")

@@ -10,7 +10,7 @@ from harness.errors import SpecError
 from harness.spec.evaluation import Evaluation
 from harness.spec.fidelity_metrics import FIDELITY_METRICS
 from harness.spec.presentation import Compare, FigureStyle, Presentation
-from harness.study.document import Document, Keys, Mistakes
+from harness.study.document import Document, Keys, Mistakes, read_file
 from harness.study.validate import validate
 from harness.text import did_you_mean
 
@@ -41,6 +41,16 @@ def read_presentation(document: Document, path: Path, arms: Collection[str] | No
         mistakes.add(document.fail(("compare", "pairs"), "either a baseline or pairs"))
     mistakes.raise_any()
     return Presentation(question=question or question_of(path), compare=compare, figures=figures)
+
+
+def read_figure_style(path: Path) -> tuple[FigureStyle, Document]:
+    """Return what a file of its own says of figures, with the keys that `figures` has in a study's file.
+
+    Raises:
+        SpecError: one line per mistake.
+    """
+    document = read_file(path)
+    return validate(FigureStyle, document.value, document.locator(())), document
 
 
 def question_of(path: Path) -> str:

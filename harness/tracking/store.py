@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from harness.errors import RecordError, TrackingError
 from harness.records.reading import Fields, read_json
@@ -203,6 +204,14 @@ def store_errors(uri: str) -> Iterator[None]:
         if "MLFLOW_" in str(error):
             raise _variable_refused(error) from error
         raise
+
+
+def server_address(uri: str) -> str:
+    """Return the address at which a browser finds a store, without a password; empty if no server has it."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def without_password(text: str) -> str:

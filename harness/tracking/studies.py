@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.errors import RecordError
 from harness.records.directory import RunDirectory
 from harness.records.layout import SEARCH
 from harness.records.manifest import Manifest, Manifests
@@ -227,8 +228,8 @@ class _StudySync:
                     client.log_artifact(run_id, str(path), str(Path(name).parent) if "/" in name else None)
                     files = {**files, name: digest}
                     self.cursor.save_sent({**sent, run_id: {"files": files}})
-        ends = [member.directory.events()[-1].time_ms for member in members if member.asked_for and member.began]
-        set_run_status(client, run_id, self.study, states, ends)
+        ends = [_last_time_ms(member.directory) for member in members if member.asked_for]
+        set_run_status(client, run_id, self.study, states, [end for end in ends if end is not None])
         self.cursor.save_sent({**sent, run_id: {"files": files, "stamp": stamp}})
         return True
 
@@ -242,6 +243,14 @@ class _StudySync:
         except Exception as error:  # whatever an odd record causes in a table that expects a right one
             logger.warning(f"study {self.study}: its tables are not in MLflow: {type(error).__name__}: {error}")
             return {}
+
+
+def _last_time_ms(directory: RunDirectory) -> int | None:
+    """Return when something happened last to a run; None if nothing did, or if its journals cannot be read."""
+    try:
+        return max((event.time_ms for event in directory.events()), default=None)
+    except RecordError:
+        return None
 
 
 def _write_tables(runs_folder: Path, study: str, folder: Path) -> dict[str, str]:

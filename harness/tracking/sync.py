@@ -41,6 +41,7 @@ from harness.tracking.store import (
     import_mlflow,
     initialise_store,
     read_cursor,
+    server_address,
     store_digest,
     store_errors,
     store_uri,
@@ -244,7 +245,11 @@ class _StudySyncer:
         self._send_images()
         self._send_status(stored, status)
         self._save_cursor(
-            stamps=stamps, state=status.state, num_rows_waiting=num_waiting, problems=self.report.problems
+            stamps=stamps,
+            state=status.state,
+            num_rows_waiting=num_waiting,
+            problems=self.report.problems,
+            server=server_address(self.uri),
         )
 
     def _find_run(self) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.report import OF_A_STUDY, WITHOUT_RUNS, report
+from harness.analysis.report import OF_A_STUDY, WITHOUT_RUNS, draw_report, report
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
 
@@ -38,7 +38,9 @@ def test_captions_and_the_table_say_what_was_ignored_of_the_data(study_runs, tmp
 
 
 def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """The files that people see in a folder, by their names."""
+    paths = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 class Links(HTMLParser):
@@ -78,20 +80,18 @@ def drawn(some_runs, tmp_path_factory):
 
 def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_claims(some_runs, drawn):
     out, said = drawn
-    names = set(OF_A_STUDY) - OF_OTHER_STUDIES - {"scaling", "trajectories", "nearest_training_images"}
-    stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names}
+    names = {"samples", "learning_curves", "L_t", "sampling_steps"}
+    stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names} | {"claims"}
     assert set(files(out)) == (
         {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf", "csv")}
-        | {"index.html", "small/claims.csv"}
+        | {"index.html", "small/claims.csv", "small/macros.tex"}
+        | {f"small/reproducibility.{kind}" for kind in ("md", "tex")}
         | {f"small/{name}.{kind}" for name in ("contrasts", "results") for kind in ("csv", "md", "tex")}
+        | {f"small/{name}" for name in ("macros.tex", "reproducibility.md", "reproducibility.tex")}
     )
-    assert said.splitlines() == [
-        "small: no nearest_training_images figure: it needs an evaluation with fidelity.metrics: [memorisation]",
-        "small: no scaling figure: it needs arms that differ in size or length of training, and their measurements",
-        "small: no mixture figure: it needs an evaluation with modes",
-        "small: no game figure: it needs a method that trains a discriminator",
-        "small: no trajectories figure: it needs an evaluation with trajectories",
-    ]
+    without = {name: module.NEEDS for name, module in OF_A_STUDY.items() if name not in names}
+    assert said.splitlines() == [f"small: no {name} figure: it needs {needs}" for name, needs in without.items()]
+    assert without["trajectories"] == "an evaluation with trajectories"
     text = (out / "index.html").read_text()
     for run in some_runs.glob("[!.]*"):
         assert run.name in text
@@ -109,7 +109,8 @@ def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
             assert link[1:] in links.ids
         else:
             assert (out / link).is_file(), link
-    assert "://" not in text
+    assert "://" not in text.replace("http://www.w3.org/2000/svg", "")  # a name, which nothing loads
+    assert sum(link.startswith("../") for link in links.found) >= 6 * 2  # each run's spec and samples
 
 
 @pytest.mark.slow
@@ -192,18 +193,35 @@ def test_a_picture_that_was_deleted_since_is_not_linked(two_studies, tmp_path):
     assert "tiny/learning_curves.png" in Links(page.read_text()).found
 
 
-def test_the_page_runs_nothing_and_its_style_sheet_is_the_one_that_its_policy_allows(drawn):
+def test_one_style_sheet_and_one_script_are_on_the_page_and_only_these_are_allowed_by_its_policy(drawn):
     import base64
     import hashlib
     import re
 
     text = (drawn[0] / "index.html").read_text()
     policy = re.search('http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
-    style = re.search("<style>(.*?)</style>", text, re.DOTALL)[1]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert policy == f"default-src 'none'; img-src 'self' file: data:; style-src 'sha256-{digest}'; base-uri 'none'"
+    (style,), (script,) = (re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL) for tag in ("style", "script"))
+    of_style, of_script = (
+        base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script)
+    )
+    assert policy == (
+        f"default-src 'none'; img-src 'self' file: data:; style-src 'sha256-{of_style}'; "
+        f"script-src 'sha256-{of_script}'; base-uri 'none'"
+    )
     assert text.index("Content-Security-Policy") < text.index("<style>")
-    assert not re.search(r"<script|\bon\w+=|\bstyle=|javascript:", text, re.IGNORECASE)
+    rest = text.replace(script, "").replace(style, "").replace('<script type="application/json"', "")
+    assert re.findall(r"<script", rest) == ["<script"]
+    assert not re.search(r"\bon\w+=|\bstyle=|javascript:", rest, re.IGNORECASE)
+
+
+def test_a_page_in_one_file_has_its_pictures_inside_and_leads_nowhere(two_studies, tmp_path, without_closed_forms):
+    (file,) = draw_report(two_studies, tmp_path / "figures", ["other"], one_file=True).files
+    assert file == tmp_path / "figures" / "other" / "other.html"
+    links = Links(file.read_text())
+    pictures = [link for link in links.found if not link.startswith("#")]
+    assert len(pictures) == file.read_text().count("<img ") > 0
+    assert all(link.startswith("data:image/png;base64,iVBOR") for link in pictures)
+    assert links.ids == {"study-other"}
 
 
 def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_are_drawn(two_studies, tmp_path, monkeypatch, caplog):
@@ -238,7 +256,12 @@ grid: {model.channels: [8, 16]}
 evaluate:
   - {name: eval, nll: {num_images: 16, evaluations_per_image: 8}, every: 6, grid: 36, trajectories: {num_steps: 6},
      fidelity: {num_samples: 64, num_steps: 5, metrics: [fid, precision, recall, memorisation]}}
-  - {name: eval, sweep: {num_samples: 32, num_steps: [2, 5]}}
+  - {name: eval, sweep: {num_samples: 32, num_steps: [2, 5]}, interpolation: {num_pairs: 1},
+     skip: {num_samples: 32, num_steps: 4, fractions: [0, 0.5]},
+     progressive: {num_samples: 32, num_steps: 4, num_frames: 3},
+     rate_distortion: {num_images: 4, num_steps: 5}, reconstruction: {num_images: 4, num_steps: [2, 5]}}
+  - {name: eval_few, fidelity: {num_samples: 64, num_steps: 3, metrics: [fid]}}
+  - {name: eval_raw, weights: raw, noise_scale: {batch_size: 4, small_per_big: 2, num_big: 2}}
   - {name: eval_untrained, weights: untrained, nll: {num_images: 16, evaluations_per_image: 8}}
 """
     )

@@ -3,7 +3,6 @@
 import http.server
 import json
 import math
-import os
 import shutil
 import signal
 import socket
@@ -12,8 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -537,49 +534,13 @@ class TestWatch:
         assert check(run).ok
 
 
-class Server:
-    """MLflow's own server on a port of loopback, without workers for jobs."""
-
-    def __init__(self, folder, port):
-        self.folder, self.port = folder, port
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self):
-        arguments = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
-        arguments += ["--artifacts-destination", f"{self.folder}/served", "--host", "127.0.0.1"]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *arguments, "--port", str(self.port)],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # so that its workers end with it
-                env={key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-                | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
-                return
-            except (urllib.error.URLError, OSError):
-                assert self.process.poll() is None and time.monotonic() < deadline, (
-                    self.folder / "server.log"
-                ).read_text()
-                time.sleep(0.2)
-
-    def kill(self):
-        os.killpg(self.process.pid, 9)
-        self.process.wait()
-
-
 @pytest.mark.slow
 def test_nothing_is_lost_when_the_server_is_killed_and_started_again(
-    run, tmp_path, fresh_database, monkeypatch, free_ports
+    run, tmp_path, fresh_database, monkeypatch, free_ports, start_server
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     shutil.copy(fresh_database, tmp_path / "server.db")
-    server = Server(tmp_path, free_ports(1))
+    server = start_server(tmp_path, free_ports(1))
     try:
         (run.path / "samples").mkdir()
         (run.path / "samples" / "grid.png").write_bytes(b"png")

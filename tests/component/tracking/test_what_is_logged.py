@@ -1,16 +1,23 @@
 """What is logged beside rows: images, arms, the study, sources. Each exactly once, in any store, after any loss."""
 
+import base64
+import http.server
 import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from harness.errors import TrackingError
 from harness.records.directory import RunDirectory
 from harness.records.manifest import ask_for
 from harness.records.status import Status
@@ -357,3 +364,65 @@ class TestRunsOfAKilledSubmitter:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         assert runs_in(store, kind=RUN)["linear r1"].info.status == "FINISHED"
+
+
+class Guarded(http.server.BaseHTTPRequestHandler):
+    """A proxy that lets only one user through to the server behind it, by basic authentication."""
+
+    behind = ""
+    refused: ClassVar[list[str]] = []
+
+    def pass_on(self):
+        if self.headers.get("Authorization") != "Basic " + base64.b64encode(b"ada:geheim").decode():
+            self.refused.append(self.path)
+            self.send_error(401)
+            return
+        length = int(self.headers.get("Content-Length") or 0)
+        headers = {name: value for name, value in self.headers.items() if name not in ("Host", "Authorization")}
+        request = urllib.request.Request(
+            self.behind + self.path, self.rfile.read(length) or None, headers, method=self.command
+        )
+        try:
+            answer = urllib.request.urlopen(request)
+        except urllib.error.HTTPError as error:
+            answer = error
+        body = answer.read()
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = pass_on
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_a_server_that_asks_for_a_user_has_the_same_content_as_a_file_and_a_replay_adds_nothing(
+    study, store, tmp_path, fresh_database, start_server, free_ports, monkeypatch
+):
+    sync(study, store)
+    shutil.copy(fresh_database, tmp_path / "server.db")
+    server = start_server(tmp_path, free_ports(1))
+    Guarded.behind = server.uri
+    guard = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
+    threading.Thread(target=guard.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{guard.server_port}"
+    try:
+        with pytest.raises(TrackingError, match="401"):
+            sync(study, uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "geheim")
+        Guarded.refused.clear()
+        sync(study, uri)
+        assert content(uri) == content(store)
+        forget_cursors(study)
+        sync(study, uri)
+        assert content(uri) == content(store)
+        assert Guarded.refused == []
+    finally:
+        guard.shutdown()
+        guard.server_close()
+        server.kill()

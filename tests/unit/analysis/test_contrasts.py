@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -148,12 +149,16 @@ def test_the_table_in_latex_escapes_what_latex_reads(study_runs):
     assert escape("50_% & $L_t$ ~ β̃ ↓ #1 {x}") == (
         r"50\_\% \& $L_t$ \textasciitilde{} $\tilde\beta$ $\downarrow$ \#1 \{x\}"
     )
-    assert escape("[-0.5, +1.0] ± 2, linear-simple") == r"[$-$0.5, +1.0] $\pm$ 2, linear-simple"
+    assert escape(r"$\input{x}$ $L_\mathrm{a}$ $a}b$ 中") == (
+        r"\$\textbackslash{}input\{x\}\$ $L_\mathrm{a}$ \$a\}b\$ {[}U+4E2D]"
+    ), "a formula from records holds no command that does something"
+    assert escape("[-0.5, +1.0] ± 2, linear-simple") == r"{[}$-$0.5, +1.0] $\pm$ 2, linear-simple"
     runs = runs_of(study_runs, GRID, nll)
-    text = latex(contrasts(runs), "harness compare small")
-    assert text.startswith("% harness compare small\n") and text.count(r"\begin{tabular}") == 4
+    text = latex(contrasts(runs), "harness compare small", {"cosine-simple": r"$L_\mathrm{simple}$"})
+    assert text.splitlines()[1] == "% harness compare small" and text.count(r"\begin{tabular}") == 4
     lines = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.count(" & ") for line in lines} == {len(HEADERS) - 1}
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {len(HEADERS) - 1}
+    assert r"$L_\mathrm{simple}$ & 4.002 & 4 & \bfseries -0.498" in text
     assert markdown(contrasts(runs, metric="nll")).count("\n| ") == 4
 
 

@@ -1,6 +1,7 @@
 """The figures of a search, from records with planted numbers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ TRIALS = [
     (1e-2, 1e-3, 3, 3.6, 0.4, "complete"),
     (1e-1, 1e-1, 2, None, None, "failed"),
 ]
+WITHOUT_DATA = "search_intermediate"  # nothing is measured during these trainings
 
 
 @pytest.fixture
@@ -63,6 +65,33 @@ def test_the_front_holds_what_nothing_beats_though_one_metric_is_maximised(searc
     assert frame.loc[frame["on_front"], "trial"].tolist() == [1, 3]
 
 
+def test_the_distribution_has_the_share_of_trials_that_are_as_good_the_best_first(searched):
+    frame = frame_of("search_distribution", searched)
+    nll, recall = (frame[frame["metric"] == one["name"]] for one in METRICS)
+    assert nll["value"].tolist() == [3.0, 3.5, 3.6, 4.0] and nll["share"].tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert recall["value"].tolist() == [0.6, 0.5, 0.4, 0.2]
+    first, second = fig_search.FIGURES["search_distribution"].draw(frame).axes
+    assert not first.xaxis_inverted() and second.xaxis_inverted(), "better values are on the left"
+
+
+def test_values_during_training_are_curves_the_best_done_run_stands_out_and_pruned_ones_end_early(searched):
+    (run,) = load_records(searched, "small")
+    metric, runs = METRICS[0]["name"], []
+    for number, values in enumerate(([5.0, 4.0, 3.0], [5.0, 4.5, 3.5], [6.0, 2.0])):
+        status = replace(run.status, state="pruned" if number == 2 else "done")
+        curve = np.arange(1, len(values) + 1) * 10, np.array(values)
+        changed = {"curves": {metric: curve}, "over_training": frozenset({metric}), "status": status}
+        runs.append(replace(run, folder=run.folder.with_name(f"run{number}"), **changed))
+    picture = fig_search.FIGURES["search_intermediate"]
+    frame = picture.data(runs)
+    assert frame.groupby("run_key")["value"].last().to_dict() == {"run0": 3.0, "run1": 3.5, "run2": 2.0}
+    (axes,) = picture.draw(frame).axes
+    widths = [line.get_linewidth() for line in axes.lines if len(line.get_xdata()) > 1]
+    assert widths[0] > widths[1] == widths[2], "the pruned run is lower, but was not trained to its end"
+    assert "the 1 that were pruned" in picture.caption(frame)
+    assert picture.data([run]).empty
+
+
 def test_the_contour_takes_the_two_numbers_of_each_complete_trial(searched):
     frame = frame_of("search_contour", searched)
     assert frame["parameter_x"].unique().tolist() == ["objective.lambda_vlb"]
@@ -93,6 +122,8 @@ def test_a_choice_stands_at_its_place_and_a_parameter_that_takes_no_part_nowhere
 def test_the_report_shows_the_figures_of_a_search_and_of_a_study_none_of_them(searched, study_runs, tmp_path, capsys):
     page = report(searched, tmp_path / "figures").read_text()
     for name, picture in fig_search.FIGURES.items():
+        if name == WITHOUT_DATA:
+            continue
         for kind in ("png", "pdf", "csv"):
             assert (tmp_path / "figures" / "small" / f"{name}.{kind}").stat().st_size > 50
         assert picture.TITLE in page
@@ -106,7 +137,7 @@ def test_the_report_shows_the_figures_of_a_search_and_of_a_study_none_of_them(se
 def test_the_pictures_of_a_search_are_drawn_into_its_folder(searched):
     out = searched / ".search" / "small" / "figures"
     drawn = fig_search.draw_all(searched, "small", out)
-    assert [path.stem for path in drawn] == list(fig_search.FIGURES)
+    assert [path.stem for path in drawn] == [name for name in fig_search.FIGURES if name != WITHOUT_DATA]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ import pandas as pd
 import pytest
 
 from harness.analysis.intervals import (
-    Estimate,
-    can_be_told_apart,
     describe_bands,
     format_values,
     summarise,
@@ -53,16 +51,3 @@ def test_a_caption_says_what_the_bars_are():
     assert describe_bands(["interval", "interval"]) == "mean and 95 % t-interval over replicates"
     assert describe_bands(["value"]) == "one replicate"
     assert "range of two" in describe_bands(["range", "value"])
-
-
-def test_two_means_can_be_told_apart_beyond_the_root_of_both_squared_errors():
-    first, known = Estimate(0.0, 0.3, math.inf), [Estimate(mean, 0.4, math.inf) for mean in (0.97, 0.99)]
-    assert [can_be_told_apart(first, other) for other in known] == [False, True]  # 1.96 * 0.5 = 0.98
-    # Of three values each, equal errors: Welch's degrees of freedom are 4, and t 2.776.
-    few = [Estimate(mean, 0.3, 2) for mean in (0.0, 1.17, 1.19)]  # 2.776 * 0.3 * sqrt(2) = 1.178
-    assert [can_be_told_apart(few[0], other) for other in few[1:]] == [False, True]
-
-
-def test_equal_means_without_noise_cannot_be_told_apart_and_different_ones_can():
-    exact = [Estimate(mean, 0.0, 2) for mean in (1.0, 1.0, 1.1)]
-    assert [can_be_told_apart(exact[0], other) for other in exact[1:]] == [False, True]

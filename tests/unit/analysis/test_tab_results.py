@@ -340,17 +340,25 @@ def test_three_trainings_have_the_interval_over_them_and_with_several_seeds_it_c
     assert high - low == pytest.approx(2 * 0.286, abs=0.001), "the table's numbers are those of the cell"
 
 
-def test_bold_are_the_best_and_what_cannot_be_told_from_it(study_runs):
-    def bold(measured, folder, **options):
-        return [
-            "fid" in row["best"] for row in tab_results.rows(fid_table(study_runs, measured, folder=folder, **options))
-        ]
+def test_bold_are_the_best_and_what_is_not_worse_in_pairs_and_a_dagger_marks_what_is_undecided(study_runs):
+    def marks(measured, folder, **options):
+        rows = tab_results.rows(fid_table(study_runs, measured, folder=folder, **options))
+        return [("bold" * ("fid" in row["best"]), "†" * ("fid" in row["undecided"])) for row in rows]
 
-    assert bold(fid(5, 4, 0.1), "conclusive") == [False, True]
-    assert bold(fid(5, 4.9, 0.1), "inconclusive") == [True, True]
-    assert bold(fid(5, 4.9), "trainings", replicates=3) == [True, True]
-    assert bold(fid(5, 4), "apart", replicates=3) == [False, True]
-    assert bold(fid(5, 4.9), "unknown") == [False, True], "without intervals the best mean alone"
+    assert marks(fid(5, 4, 0.01), "apart", replicates=4) == [("", ""), ("bold", "")]
+
+    def crossing(run):
+        value = 5 + 0.1 * run.replicate - (run.arm == "cosine") * (run.replicate - 1.4)
+        return {"fid": value, "fid_standard_error": 0.01}
+
+    assert marks(crossing, "crossing", replicates=4) == [("bold", "†"), ("bold", "")]
+    assert marks(fid(5, 4), "few", replicates=3) == [("", "†"), ("bold", "")], "three seeds decide nothing"
+    # Differences of 0.01 +- 0.005 where the evaluation alone has an error of 0.1 on each side.
+    near = {"fid_standard_error": 0.1}
+    equal = marks(
+        lambda run: {"fid": 5 - 0.01 * (run.arm == "cosine") * (1 + run.replicate % 2)} | near, "equal", replicates=4
+    )
+    assert equal == [("bold", ""), ("bold", "")]
 
 
 def test_images_from_elsewhere_have_the_error_that_was_scored(study_runs):

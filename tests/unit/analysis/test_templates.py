@@ -10,7 +10,17 @@ import harness.analysis
 from harness.records import snapshot
 
 ROOT = Path(__file__).parents[3]
-TEMPLATES = ("report.html", "report.css", "results.html", "contrasts.html", "mixture.html", "noise.html")
+TEMPLATES = (
+    "report.html",
+    "report.css",
+    "report.js",
+    "results.html",
+    "contrasts.html",
+    "mixture.html",
+    "noise.html",
+    "published.html",
+    "claims.html",
+)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -225,9 +225,12 @@ def test_json_is_refused_with_what_never_ends(tmp_path, arguments):
 
 @pytest.mark.slow
 def test_figures_are_drawn_where_they_are_asked_for(tmp_path):
-    drawn = document("figures", "--out", tmp_path / "figures", "--runs", tmp_path / "runs")
-    assert drawn == {"page": str(tmp_path / "figures" / "index.html"), "studies": []}
+    arguments = ("figures", "--out", tmp_path / "figures", "--runs", tmp_path / "runs")
+    made = ["schedules/beta_ratio", "schedules/alpha_bar", "schedules/forward_noising"]
+    page = str(tmp_path / "figures" / "index.html")
+    assert document(*arguments) == {"page": page, "studies": [], "made": made}
     assert (tmp_path / "figures" / "schedules" / "alpha_bar.pdf").is_file()
+    assert document(*arguments) == {"page": page, "studies": [], "made": []}
 
 
 def test_figures_of_a_study_without_runs_are_refused_with_the_choices(tmp_path, runs):

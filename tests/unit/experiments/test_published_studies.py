@@ -363,10 +363,12 @@ def test_every_laptop_study_is_planned_without_data_and_without_a_warning(path):
     assert all(run.resources.gpus_per_node == 0 for run in study.runs)
 
 
-def test_the_laptop_scaling_study_has_three_widths_at_equal_data_and_two_replicates():
+def test_the_laptop_scaling_study_has_five_widths_at_equal_data_two_replicates_and_a_learning_rate_for_each():
     runs = load("laptop/scaling_digits.yaml").runs
     widths = {run.spec.model.channels for run in runs}
-    assert len(widths) == 3 and len(runs) == 6
+    assert len(widths) == 5 and len(runs) == 10
+    for run in runs:
+        assert run.spec.optim.lr == pytest.approx(2e-3 * (32 / run.spec.model.channels) ** 0.5, rel=0.003)
     assert len({(run.spec.train.steps, run.spec.train.batch_size) for run in runs}) == 1
     for run in runs:
         assert run.evaluations[0].nll and run.evaluations[0].fidelity
