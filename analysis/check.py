@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.analysis import claims_report, parallel, report
 from harness.analysis.drawing import USUAL, inputs_of
-from harness.analysis.drawn import Drawn, Output, file_digest, read_drawn
+from harness.analysis.drawn import Drawn, Output, file_digest, one_file_name, read_drawn
 from harness.analysis.missing import MissingCell, missing_cells
 from harness.analysis.publishing import Content
 from harness.analysis.report import MANY_RUNS, PAGE, SCHEDULES, contents
@@ -127,7 +127,10 @@ def stale_outputs(content: Content, out: Path, drawn: Drawn) -> Iterator[Stale]:
         if why:
             yield Stale(study, name, why)
     for name, output in drawn.outputs.items():
-        if output.study == study and name not in expected and output.is_whole(out):
+        if name == one_file_name(study):
+            if why := damage(output, out) or (CHANGED if output.records != drawn.digest_of(study) else ""):
+                yield Stale(study, name, why)
+        elif name.startswith(f"{study}/") and name not in expected and output.is_whole(out):
             yield Stale(study, name, "its study has no data for it any more")
 
 

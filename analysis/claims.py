@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -219,10 +219,10 @@ def _contexts(claim: Claim, observations: Sequence[_Observation]) -> list[_Conte
     contexts: dict[str, _Context] = {}
     for observation in observations:
         settings = observation.settings
-        sides = [side for side in (*claim.ours, *claim.others) if _matches(settings, side.values)]
-        if not sides or not _matches(settings, claim.where):
+        sides = [side for side in (*claim.ours, *claim.others) if matches(settings, side.values)]
+        if not sides or not matches(settings, claim.where):
             continue
-        varied = {path: value for path, value in settings.items() if _is_below(path, claim.varies)}
+        varied = {path: value for path, value in settings.items() if is_below(path, claim.varies)}
         shared = {path: value for path, value in settings.items() if path not in varied}
         name = observation.arm if claim.named_by == "arm" else str(settings.get(claim.named_by, ""))
         name = f"T = {name}" if claim.named_by == CHAIN else name
@@ -268,17 +268,21 @@ def _pairs(ours: _Arm, other: _Arm) -> tuple[tuple[tuple[float, float], ...], fl
     return tuple((ours.values[seed], other.values[seed]) for seed in seeds), 0.0 if np.isnan(error) else error
 
 
-def _is_below(path: str, parts: tuple[str, ...]) -> bool:
+@cache
+def is_below(path: str, parts: tuple[str, ...]) -> bool:
+    """Return whether a dotted path is one of several parts of a spec, or within one."""
     return any(path == part or path.startswith(f"{part}.") for part in parts)
 
 
-def _matches(settings: Mapping[str, Any], values: Values) -> bool:
-    return all(path in settings and _fits(settings[path], value) for path, value in values.items())
+def matches(settings: Mapping[str, Any], values: Values) -> bool:
+    """Return whether settings have all of these values."""
+    return all(path in settings and fits(settings[path], value) for path, value in values.items())
 
 
-def _fits(actual: Any, value: Any) -> bool:
+def fits(actual: Any, value: Any) -> bool:
+    """Return whether a resolved value is the one of a side: equal, any of several, or in the range."""
     if isinstance(value, tuple):
-        return any(_fits(actual, choice) for choice in value)
+        return any(fits(actual, choice) for choice in value)
     if isinstance(value, Between):
         return isinstance(actual, int | float) and value.low <= actual < value.high
     return bool(actual == value)
@@ -363,7 +367,7 @@ def _curves(
     for sampler in sweep["samplers"]:
         curve = curves.get(("fid", sampler["name"]))
         values = dict(zip(*curve, strict=True)) if curve else {}
-        steps = sorted(count for count in values if _fits(int(count), num_steps))
+        steps = sorted(count for count in values if fits(int(count), num_steps))
         if steps:
             value = float(np.exp(np.mean(np.log([values[count] for count in steps]))))
             label = f"{FID} ({run.extractor(sweep)})"

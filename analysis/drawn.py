@@ -98,6 +98,11 @@ class Drawn:
         """Return the name of the output that a file belongs to, and the output."""
         return next(((name, output) for name, output in self.outputs.items() if file in output.files), None)
 
+    def digest_of(self, study: str) -> str:
+        """Return a digest of all figures and tables of a study, which its page in one file shows."""
+        own = {name: output.inputs for name, output in self.outputs.items() if name.startswith(f"{study}/")}
+        return text_digest(*(f"{name} {own[name]}" for name in sorted(own) if name != one_file_name(study)))
+
     def write(self, out: Path) -> None:
         document = {
             "format": FORMAT,
@@ -110,6 +115,11 @@ class Drawn:
         path = out / RECORD
         if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
             replace_file(path, text, durable=False)
+
+
+def one_file_name(study: str) -> str:
+    """Return the name of a study's page with its pictures inside."""
+    return f"{study}/{study}.html"
 
 
 def read_drawn(out: Path) -> Drawn:

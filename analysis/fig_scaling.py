@@ -112,13 +112,12 @@ def draw(frame: pd.DataFrame) -> Figure:
                     points["compute_multiply_adds"], points["mean"],
                     [points["mean"] - points["low"], points["high"] - points["mean"]],
                     color=look["color"], marker=look["marker"], linestyle="", elinewidth=0.9, capsize=2.5,
-                    alpha=1 if fitted else 0.35, label=style.label(series) if several and fitted else None,
+                    alpha=1 if fitted else 0.35, label=_label(series if several else "", law) if fitted else None,
                 )  # fmt: skip
             for row in part.itertuples() if not several and len(part) < 8 else ():
                 position = (row.compute_multiply_adds, row.mean)
-                axes.annotate(
-                    style.arm_label(row.arm), position, (5, 5), textcoords="offset points", fontsize=6.5, color=style.INK
-                )
+                name = style.arm_label(row.arm)
+                axes.annotate(name, position, (5, 5), textcoords="offset points", fontsize=6.5, color=style.INK)
         label = KINDS[metric].label
         axes.set(xscale="log", yscale="log", xlabel=COMPUTE.axis, title=label)
         axes.set_ylabel(style.label(f"{label} ({protocol})"))
@@ -126,7 +125,7 @@ def draw(frame: pd.DataFrame) -> Figure:
         _limit(axes, shown)
         style.plain_log_numbers(axes)
         if axes.get_legend_handles_labels()[1]:
-            axes.legend(loc="upper right")
+            axes.legend(loc="upper left", bbox_to_anchor=(-0.12, -0.2))
     return figure
 
 
@@ -136,10 +135,7 @@ def _draw_law(axes: style.Axes, law: pd.DataFrame, largest: float, colour: str) 
     for inside, line in ((x <= largest * 1.001, "-"), (x >= largest * 0.999, "--")):
         # Both parts have the point at the border in common.
         chosen = inside | inside.shift(1, fill_value=False) if line == "-" else inside
-        axes.plot(
-            x[chosen], law["mean"][chosen], color=colour, linewidth=1, linestyle=line,
-            label=_formula(law.iloc[0]) if line == "-" else None,
-        )  # fmt: skip
+        axes.plot(x[chosen], law["mean"][chosen], color=colour, linewidth=1, linestyle=line)
 
 
 def _limit(axes: style.Axes, shown: pd.DataFrame) -> None:
@@ -151,6 +147,11 @@ def _limit(axes: style.Axes, shown: pd.DataFrame) -> None:
     room = max(most / least, 1.02)
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, least / room**0.8), min(high, most * room**0.5))
+
+
+def _label(series: str, law: pd.DataFrame) -> str | None:
+    """Return series and law for the legend; None if there is nothing to say."""
+    return ":  ".join(filter(None, [series and style.label(series), _formula(law.iloc[0]) if len(law) else ""])) or None
 
 
 def _formula(row: pd.Series) -> str:

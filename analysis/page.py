@@ -25,7 +25,6 @@ from harness.analysis import (
     claims,
     claims_card,
     html,
-    page_curves,
     page_runs,
     style,
     tab_contrasts,
@@ -35,7 +34,7 @@ from harness.analysis import (
     tab_results,
 )
 from harness.analysis.contrasts import Contrast, deciding
-from harness.analysis.page_differences import Differences, differences, undecided
+from harness.analysis.page_differences import Differences, undecided
 from harness.analysis.runs import RunRecord, by_arm, count_states
 from harness.spec.presentation import FigureStyle, Presentation
 from harness.text import printable
@@ -73,7 +72,7 @@ class Section:
         data_note: what a reader must know of the data behind all figures.
         num_earlier: runs that the study no longer asks for.
         folder: that the page lies in.
-        frames: the data of the figures, by the figure's name.
+        curves: what the script draws in the place of a figure, by the figure's name.
         left_out: what could not be read or drawn, with the reason, by run_key or by the figure's title.
     """
 
@@ -84,9 +83,10 @@ class Section:
     data_note: str = ""
     num_earlier: int = 0
     folder: Path = Path()
-    frames: dict[str, pd.DataFrame] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     results: pd.DataFrame | None = None
     contrasts: list[Contrast] = field(default_factory=list)
+    differences: Differences = field(default_factory=Differences)
     mixture: pd.DataFrame | None = None
     noise: pd.DataFrame | None = None
     published: pd.DataFrame | None = None
@@ -178,10 +178,8 @@ def _section(section: Section, *, alone: bool) -> dict[str, Any]:
     arms, earlier = by_arm(section.runs), section.num_earlier
     without = f" Without {earlier} earlier run{'s' if earlier != 1 else ''}, no longer asked for." if earlier else ""
     decided_by = deciding(section.contrasts, compare)
-    compared = Differences() if section.results is None else differences(section.runs, section.results, compare)
-    frames = {name: frame for name, frame in section.frames.items() if len(frame)}
+    compared = section.differences
     looks = _looks(list(arms), section.presentation.figures)
-    curves = {name: page_curves.panels(name, frame, section.runs) for name, frame in frames.items()}
     return {
         "name": section.name,
         "lead": f"{len(arms)} arm{'s' if len(arms) != 1 else ''}, {count_states(section.runs)}.{without}",
@@ -194,7 +192,7 @@ def _section(section: Section, *, alone: bool) -> dict[str, Any]:
         "settings": page_runs.what_every_arm_is(section.runs, compared.baseline),
         "baseline": compared.baseline,
         "baselines": list(compared.others),
-        "data": as_json({"arms": looks, "against": compared.for_the_script(), "colours": _DIFFERENCES}),
+        "data": as_json({"arms": looks, "against": compared.for_the_script, "colours": _DIFFERENCES}),
         "contrasts": None
         if not section.contrasts
         else {"tables": tab_contrasts.as_html(section.contrasts), "title": tab_contrasts.TITLE}
@@ -210,8 +208,8 @@ def _section(section: Section, *, alone: bool) -> dict[str, Any]:
         | {"caption": tab_published.caption(section.published)},
         "claims": section.claims,
         "rule": " ".join(filter(None, [claims.RULE, section.data_note])),
-        "figures": [_figure(shown, curves, section.presentation.figures) for shown in section.figures],
-        "has_curves": any(curves.values()),
+        "figures": [_figure(shown, section.curves, section.presentation.figures) for shown in section.figures],
+        "has_curves": any(section.curves.values()),
         "samples": page_runs.samples(section.runs, section.folder),
         "left_out": section.left_out,
         "runs": [_run(run, section.folder, alone=alone) for run in section.runs],

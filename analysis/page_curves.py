@@ -77,8 +77,9 @@ def panels(name: str, frame: pd.DataFrame, runs: Sequence[RunRecord]) -> list[di
         return []
     read, split = _FIGURES[name]
     index = arm_index(runs)
+    runs = [run for run in runs if run.arm in set(frame["arm"])]  # a study may leave arms out of its figures
     plots = list(split(frame))
-    if 1 < len(index) * _num_replicates(runs) <= MAX_CURVES_OF_SEEDS or len(index) == 1 < len(runs):
+    if len(set(frame["arm"])) * _num_replicates(runs) <= MAX_CURVES_OF_SEEDS:
         for note, of_seed in _by_seed(runs).items():
             single = {(plot.title, plot.y_label): plot for plot in split(read(of_seed))}
             for plot in plots:

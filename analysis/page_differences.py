@@ -17,7 +17,7 @@ from harness.analysis.results import TRAINED
 from harness.analysis.runs import RunRecord
 from harness.spec.presentation import Compare
 
-MAX_ROWS = 2000
+MAX_ROWS = 400
 """Most differences on the page; of a study with many arms only the first baselines can be chosen."""
 MAX_NAMED = 3
 """Most undecided differences that are named."""
@@ -31,16 +31,38 @@ class Differences:
         baseline: what the page shows before another is chosen; empty where the study names pairs.
         own: the contrasts against it.
         others: against each other arm that can be chosen.
+        quantities: what is compared, in order: a cell has the number of its quantity.
+        for_the_script: the tables and the cells of these, as plain values: computed at once, in whose process it is.
     """
 
     baseline: str = ""
     own: list[Contrast] = field(default_factory=list)
     others: dict[str, list[Contrast]] = field(default_factory=dict)
+    quantities: list[Quantity] = field(init=False)
+    for_the_script: list[dict[str, Any]] = field(init=False)
 
-    def quantities(self) -> list[Quantity]:
-        """Return what is compared, in order: a cell's number of a quantity is its place here."""
+    def __post_init__(self) -> None:
         every = [*self.own, *(contrast for contrasts in self.others.values() for contrast in contrasts)]
-        return list(dict.fromkeys(contrast.quantity for contrast in every))
+        self.quantities = list(dict.fromkeys(contrast.quantity for contrast in every))
+        self._below = [
+            {arm: (text, verdict) for arm, text, verdict in _cells(self.own, quantity, self.baseline)}
+            for quantity in self.quantities
+        ]
+        self.for_the_script = [
+            {
+                "baseline": baseline,
+                "tables": [
+                    {"heading": tab_contrasts.heading(group), "rows": [_row(contrast) for contrast in group]}
+                    for group in tab_contrasts.by_baseline(compared)
+                ],
+                "cells": [
+                    [number, *cell]
+                    for number, quantity in enumerate(self.quantities)
+                    for cell in _cells(compared, quantity, baseline)
+                ],
+            }
+            for baseline, compared in self.others.items()
+        ]
 
     def cell(self, row: dict[str, Any], metric: str) -> dict[str, Any] | None:
         """Return what stands below a value of the results table; None if nothing is compared with it.
@@ -50,55 +72,38 @@ class Differences:
         """
         if row["model"] != TRAINED:
             return None
-        for number, quantity in enumerate(self.quantities()):
+        for number, quantity in enumerate(self.quantities):
             place = (quantity.metric, quantity.evaluation) == (metric, row["evaluation"])
             if place and f"{row['protocols'].get(metric, '')} ".startswith(f"{quantity.protocol_id} "):
-                shown = {arm: (text, verdict) for arm, text, verdict in _cells(self.own, quantity, self.baseline)}
-                text, verdict = shown.get(row["arm"], ("", ""))
+                text, verdict = self._below[number].get(row["arm"], ("", ""))
                 return {"quantity": number, "text": text, "verdict": verdict}
         return None
 
-    def for_the_script(self) -> list[dict[str, Any]]:
-        """Return the tables and the cells against each other arm."""
-        quantities = self.quantities()
-        return [
-            {
-                "baseline": baseline,
-                "tables": [
-                    {"heading": tab_contrasts.heading(group), "rows": [_row(contrast) for contrast in group]}
-                    for group in tab_contrasts.by_baseline(compared)
-                ],
-                "cells": [
-                    [number, *cell]
-                    for number, quantity in enumerate(quantities)
-                    for cell in _cells(compared, quantity, baseline)
-                ],
-            }
-            for baseline, compared in self.others.items()
-        ]
 
-
-def differences(runs: Sequence[RunRecord], results: pd.DataFrame, compare: Compare) -> Differences:
-    """Compare the measured arms of a study with its baseline and with each other.
+def differences(
+    runs: Sequence[RunRecord], results: pd.DataFrame, compare: Compare, compared: Sequence[Contrast]
+) -> Differences:
+    """Compare the measured arms of a study with each other, beside its own baseline.
 
     Args:
         results: the study's results table, which has the arms that were measured.
+        compared: what the study compares.
     """
     arms = list(results.loc[results["model"] == TRAINED, "arm"].unique())
     if len(arms) < 2:
         return Differences()
     first = compare.baseline if compare.baseline in arms else arms[0]
     baseline = "" if compare.pairs or first is None else first
-    own = contrasts(runs, baseline=baseline) if baseline else []
-    rows, others = len(own), {}
+    own = [contrast for contrast in compared if not contrast.factors and contrast.other == baseline]
+    rows, others = 0, {}
     for arm in arms:
         if arm == baseline:
             continue
-        compared = contrasts(runs, baseline=arm)
-        rows += len(compared)
+        against = contrasts(runs, baseline=arm)
+        rows += len(against)
         if rows > MAX_ROWS:
             break
-        others[arm] = compared
+        others[arm] = against
     return Differences(baseline, own, others)
 
 

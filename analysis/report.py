@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +50,7 @@ from harness.analysis import (
     fig_skip,
     fig_trajectories,
     for_papers,
+    page_curves,
     parallel,
     results,
     style,
@@ -61,8 +62,9 @@ from harness.analysis import (
 )
 from harness.analysis.contrasts import Contrast, contrasts_of
 from harness.analysis.drawing import Picture, Planned, write_text
-from harness.analysis.drawn import Drawn, DrawnStudy, read_drawn
+from harness.analysis.drawn import Drawn, DrawnStudy, one_file_name, read_drawn
 from harness.analysis.page import Section, render
+from harness.analysis.page_differences import differences
 from harness.analysis.presentation import presentation_of
 from harness.analysis.provenance import Provenance
 from harness.analysis.publishing import (
@@ -84,7 +86,6 @@ from harness.analysis.runs import (
     with_arms,
 )
 from harness.analysis.stamps import Stamps, made_with, on_the_page
-from harness.records.files import replace_file
 from harness.spec.presentation import FigureStyle, Presentation
 
 logger = logging.getLogger(__name__)
@@ -179,7 +180,7 @@ def draw_report(
     schedules = partial(_of_schedules, **common, look=look or FigureStyle())
     of_studies = [partial(_of_a_study, runs_folder, name, name in asked, **common, look=look) for name in page]
     first, *published = parallel.results([schedules, *of_studies], num_processes if files.num_runs >= MANY_RUNS else 1)
-    after = Drawn(made_with(look), page, {}, {**first.outputs})
+    after = Drawn(made_with(look, runs_folder, out), page, {}, {**first.outputs})
     for name, part in zip(page, published, strict=True):
         current = name in asked or (name in before.studies and stamps[name] == before.studies[name].stamp)
         after.studies[name] = DrawnStudy(stamps[name] if current and part.is_complete else "", part.provenance)
@@ -189,19 +190,21 @@ def draw_report(
     text = str(render(sections, first.shown, card[0] if card else None))
     after.outputs |= {CLAIMS: card[1]} if card else {}
     after.outputs[PAGE], _ = write_text(out, PAGE, text, "", before.outputs.get(PAGE))
+    in_one_file = []
+    for section in sections:
+        file = one_file_name(section.name)
+        if one_file and section.name in asked:
+            text = str(render([section], [], pictures_from=out))
+            output, _ = write_text(out, file, text, section.name, before.outputs.get(file))
+            after.outputs[file] = replace(output, title="Figures", records=after.digest_of(section.name))
+            in_one_file.append(out / file)
+        elif file in before.outputs:
+            after.outputs[file] = before.outputs[file]
     remove_what_is_no_longer_made(out, before, after, asked)
     after.write(out)
-    in_one_file = [_one_file(out, section) for section in sections if one_file and section.name in asked]
     made = [name for part in (first, *published) for name in part.made]
     made += [CLAIMS] if card and after.outputs[CLAIMS] != before.outputs.get(CLAIMS) else []
     return Outcome(out / PAGE, made, in_one_file)
-
-
-def _one_file(out: Path, section: Section) -> Path:
-    """Write a study's page with its pictures inside, and return its path."""
-    path = out / section.name / f"{section.name}.html"
-    replace_file(path, str(render([section], [], pictures_from=out)), durable=False)
-    return path
 
 
 def _of_schedules(out: Path, before: Drawn, *, fresh: bool, look: FigureStyle) -> Published:
@@ -212,8 +215,23 @@ def _of_a_study(
     runs_folder: Path, study: str, asked: bool, out: Path, before: Drawn, *, fresh: bool, look: FigureStyle | None
 ) -> Published:
     content = contents(runs_folder, study, look)
-    content.section.folder = out
+    try:
+        _add_for_the_page(content, out)
+    except Exception as error:  # the figures are shown as pictures, and the tables as they are
+        content.section.left_out["Curves and differences"] = f"cannot be shown: {describe(error)}"
     return publish(content, out, before, asked=asked, fresh=fresh)
+
+
+def _add_for_the_page(content: Content, out: Path) -> None:
+    """Add what the page's script shows: curves, and the differences from every arm."""
+    section = content.section
+    section.folder = out
+    for planned in content.figures:
+        name = planned.stem.rpartition("/")[2]
+        section.curves[name] = page_curves.panels(name, planned.frame, section.runs)
+    if section.results is not None:
+        compare = section.presentation.compare
+        section.differences = differences(section.runs, section.results, compare, section.contrasts)
 
 
 # ---------------------------------------------------------------------------------------------- what a study shows
@@ -281,7 +299,6 @@ def _add_figure(content: Content, name: str, picture: Picture, frame: pd.DataFra
     section = content.section
     sentences = [f"The study has {count_states(section.runs)}.", section.data_note]
     caption = " ".join(filter(None, [picture.caption(frame), *sentences]))
-    section.frames[name] = frame
     content.figures.append(Planned(f"{section.name}/{name}", picture, frame, caption, content.made_of, _look(section)))
 
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from harness.spec.presentation import FigureStyle
 
 SETTLED_SECONDS = 2.0
-READ = ("", "studies", "evaluations", "arrays", "samples")
-"""The folders of a run directory with files that figures read."""
+READ = ("", "studies", "evaluations", "arrays", "samples", "logs", "tracking")
+"""The folders of a run directory with files that figures and the page read or link to."""
 
 Entry = tuple[str, int, int, int, int]
 
@@ -105,15 +105,19 @@ def on_the_page(known: Iterable[str], asked: Sequence[str], drawn: Drawn, out: P
     return [name for name in known if not asked or name in asked or name in drawn.studies or has_pictures(name)]
 
 
-def made_with(look: FigureStyle | None) -> str:
-    """Return a digest of what all outputs depend on: the code, the libraries, and a look that all figures get."""
-    return text_digest(surroundings(), look.model_dump_json() if look else "")
+def made_with(look: FigureStyle | None, runs_folder: Path, out: Path) -> str:
+    """Return a digest of what all outputs depend on: code, libraries, a look of all figures, and where the runs are.
+
+    The page links to the runs' files, as seen from its own folder.
+    """
+    way = os.path.relpath(runs_folder.resolve(), out.resolve())
+    return text_digest(surroundings(), look.model_dump_json() if look else "", way)
 
 
 def nothing_has_changed(runs_folder: Path, out: Path, studies: Sequence[str], look: FigureStyle | None = None) -> bool:
     """Return whether a report would write what is there: the same records, look, code, libraries and files."""
     drawn = read_drawn(out)
-    if not drawn.outputs or drawn.surroundings != made_with(look):
+    if not drawn.outputs or drawn.surroundings != made_with(look, runs_folder, out):
         return False
     if drawn.page != on_the_page(layout.study_names(runs_folder), studies, drawn, out):
         return False

@@ -76,7 +76,7 @@ def coverage() -> None:
         draw, rows = np.random.default_rng(index), []
         for _ in range(STUDIES):
             compute, values = plan.compute(), plan.values(draw)
-            scaling = fit_scaling(compute, values, num_draws=1024)
+            scaling = fit_scaling(compute.tolist(), values, num_draws=1024)
             if scaling is None:
                 continue
             exponent, far = scaling.exponent, scaling.predict(10 * compute[-1])

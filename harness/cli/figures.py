@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.cli.common import Output, json_option, members, runs_folder_option, same_runs, upload_left_over
-from harness.errors import LaunchError
 
 if TYPE_CHECKING:
     from harness.analysis.missing import MissingCell
@@ -63,8 +62,6 @@ def figures(
     asked = [members(study, runs_folder) for study in studies]
     names = [str(name) for name, _ in asked]
     look = _read_style(style_file) if style_file else None
-    if check and look:
-        raise LaunchError("--check compares with what the studies say of their figures; leave --style out")
     if check:
         _check(names, out, look, jobs, output, runs_folder)
         return

@@ -13,6 +13,7 @@ from harness.cli.common import (
     Output,
     json_option,
     load,
+    members,
     new_code_option,
     no_sync_option,
     profile_option,
@@ -67,6 +68,9 @@ def plan(study: Path, output: Output, everything: bool, sets: tuple[str, ...], r
 @click.option("--cluster", default="local", metavar="local|debug|slurm", show_default=True, help="Where to run.")
 @click.option("--jobs", type=click.IntRange(1), help="Workers (local), or runs at a time (slurm).")
 @profile_option
+@click.option(
+    "--watch", is_flag=True, help="On SLURM: where it takes only some of the jobs, submit the rest as others end."
+)
 @new_code_option
 @no_sync_option
 @set_option
@@ -77,6 +81,8 @@ def submit(
     cluster: str,
     jobs: int | None,
     profile: Path | None,
+    after: str | None,
+    watch: bool,
     new_code: bool,
     no_sync: bool,
     sets: tuple[str, ...],
@@ -98,12 +104,19 @@ def submit(
     slurm_profile = read_profile(profile, cluster)
     require_within_budget(planned, cluster=cluster, profile=slurm_profile, on_progress=click.echo)
     _offer_to_cancel_orphans(planned, runs_folder, ask=sys.stdin.isatty() and not output.as_json)
-    options = {"cluster": cluster, "jobs": jobs, "profile": slurm_profile}
-    submit_and_follow(planned, runs_folder, output, **options, sync=not no_sync, new_code=new_code)
+    options: dict[str, Any] = {"cluster": cluster, "jobs": jobs, "profile": slurm_profile}
+    options |= {"sync": not no_sync, "new_code": new_code}
+    if after:
+        _, options["after"] = members(after, runs_folder)
+    left = submit_and_follow(planned, runs_folder, output, **options)
+    if watch and left:
+        from harness.launch.submit import submit_rest
+
+        submit_rest(lambda: planning.plan(load(study, sets), runs_folder), left, click.echo, **options)
 
 
-def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **options: Any) -> None:
-    """Submit what a plan has left to do, and follow it if it runs on this machine."""
+def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **options: Any) -> int:
+    """Submit what a plan has left to do, and follow it if it runs on this machine; return how many runs were left."""
     from harness import text
     from harness.cli import status_view, tables
     from harness.launch.submission import BlockingSubmission
@@ -141,6 +154,7 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
         _show_views(planned, options.get("profile"), blocking=isinstance(submission, BlockingSubmission))
     if submission.runs and isinstance(submission, BlockingSubmission):
         _report_end(submission, study, runs_folder, ended_by_itself)
+    return len(submission.left)
 
 
 def _show_views(planned: Plan, profile: Profile | None, *, blocking: bool) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from harness.doctor.findings import Finding, ok, one_line, problem, warning
 from harness.errors import LaunchError
@@ -63,8 +62,15 @@ def check_path(runs_folder: Path, cluster: str) -> Iterator[Finding]:
 
 def check_partition(slurm: ClusterInfo, profile: Profile, classes: Mapping[str, Resources]) -> Iterator[Finding]:
     """Check the partition and its nodes against the request of each class of runs."""
-    name = profile.partition or slurm.default_partition
-    if name is None or name not in slurm.partitions:
+    several = (profile.partition or slurm.default_partition or "").split(",")
+    for name in several:
+        yield from _check_one_partition(slurm, profile, classes, name)
+
+
+def _check_one_partition(
+    slurm: ClusterInfo, profile: Profile, classes: Mapping[str, Resources], name: str
+) -> Iterator[Finding]:
+    if name not in slurm.partitions:
         why = f"there is no partition {name}" if name else "no partition is given and this cluster has no default"
         yield problem(f"{why}; set partition: in the profile; choices: {', '.join(slurm.partitions)}")
         return
@@ -86,7 +92,7 @@ def check_partition(slurm: ClusterInfo, profile: Profile, classes: Mapping[str, 
                 f"{arms}: time_minutes {parameters['timeout_min']} is over {name}'s limit of {limit}; set "
                 f"{parse_time_limit(limit):.0f} or less: runs resume after each time limit"
             )
-        yield _check_nodes(name, members, arms, resources, parameters)
+        yield _check_nodes(name, members, arms, resources, profile)
 
 
 def _check_is_up(name: str, slurm: ClusterInfo, profile: Profile) -> Finding:
@@ -102,13 +108,13 @@ def _check_nodes(
     members: Sequence[Mapping[str, str]],
     arms: str,
     resources: Resources,
-    parameters: Mapping[str, Any],
+    profile: Profile,
 ) -> Finding:
     processes_per_node = resources.num_processes // resources.nodes
     needed = {
-        "core": parameters["cpus_per_task"] * processes_per_node,
-        "GPU": parameters["gpus_per_node"] or 0,
-        "GiB": parameters["mem_gb"],
+        "core": slurm_parameters(resources, profile)["cpus_per_task"] * processes_per_node,
+        "GPU": profile.gpus(resources)[0],
+        "GiB": profile.resolve(resources, "memory_gib"),
     }
     fitting = [node for node in members if all(_capacity(node)[unit] >= number for unit, number in needed.items())]
     usable = [node for node in fitting if is_usable(node["State"])]
@@ -175,12 +181,7 @@ def check_arrays(slurm: ClusterInfo, profile: Profile) -> Finding:
 
 def check_preemption(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:
     """Report what happens to a preempted job, and whether it gets a signal beforehand."""
-    if slurm.config.get("JobRequeue") == "0":
-        yield warning(
-            "JobRequeue is 0: SLURM does not restart jobs by itself; `export SBATCH_REQUEUE=1` before submitting "
-            "requests it, else submit again after an interruption"
-        )
-    name = profile.partition or slurm.default_partition or "?"
+    name = (profile.partition or slurm.default_partition or "?").split(",")[0]
     partition = slurm.partitions.get(name, {})
     preempt_type = slurm.config.get("PreemptType", "preempt/none")
     mode = partition.get("PreemptMode", "OFF")

@@ -34,7 +34,7 @@ SLOW_IMPORT_SECONDS = 60
 def run_node_probe(profile: Profile, plan: Plan | None, runs_folder: Path, timeout_seconds: float) -> Iterator[Finding]:
     """Submit a job of a few seconds with the settings of the real jobs, and check what it reports of its node."""
     # Like a real job: the first class of the study with the most GPUs.
-    resources = max(resource_classes(plan).values(), key=lambda resources: profile.resolve(resources, "gpus_per_node"))
+    resources = max(resource_classes(plan).values(), key=lambda resources: profile.gpus(resources)[0])
     uri = store_uri(profile.tracking_uri)
     roots = {planned.run.data_root or os.environ.get("HARNESS_DATA") for planned in plan.runs} if plan else set()
     weights = [os.environ.get(published.variable) for published in WEIGHTS.values()]
@@ -96,7 +96,7 @@ def check_answer(
     host = answer["host"]
     yield ok(f"probe job: answered from {host} after {window[1] - window[0]:.0f} s; it can write the runs folder")
     yield from _check_clock(answer, window)
-    yield from _check_torch(answer, profile.resolve(resources, "gpus_per_node"))
+    yield from _check_torch(answer, profile.gpus(resources)[0])
     for path in answer["missing"]:
         yield problem(f"{host} does not see {path}: copy it to the shared file system")
     if answer["server_error"] and profile.compute_nodes_reach_server:

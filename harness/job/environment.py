@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,8 +31,12 @@ BITS_DEPEND_ON = (
     "num_processes",
     "microbatch",
     "deterministic",
+    "tf32",
     "data_digest",
 )
+
+ORIGINAL_TF32 = {"matmul": False, "convolutions": True}
+"""TF32 in runs that an earlier version began, whose environment has no `tf32`: what torch allows by default."""
 
 
 def code_version() -> str:
@@ -71,6 +75,7 @@ def describe_environment(
         "threads": torch.get_num_threads(),
         "microbatch": resources.microbatch,
         "deterministic": resources.deterministic,
+        "tf32": tf32(),
         "data_digest": data.digest,
         "data_files": dict(data.files),
         "data_account": dict(data.account),
@@ -92,6 +97,26 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
+
+
+def set_tf32(precision: str, environments: Sequence[Mapping[str, Any]]) -> None:
+    """Allow or forbid TF32, on GPUs that have it, in matrix products and convolutions: for all but `fp32`.
+
+    `fp32` meant torch's default before, which is TF32 in convolutions. A run that was begun so goes on so.
+
+    Args:
+        environments: of the run's attempts so far.
+    """
+    old = bool(environments) and "tf32" not in environments[0]
+    allowed = ORIGINAL_TF32 if old else dict.fromkeys(ORIGINAL_TF32, precision != "fp32")
+    torch.backends.cuda.matmul.allow_tf32 = allowed["matmul"]
+    torch.backends.cudnn.allow_tf32 = allowed["convolutions"]
+
+
+def tf32() -> str:
+    """Return where TF32 is allowed now: `matmul, convolutions`, one of the two, or `nowhere`."""
+    allowed = {"matmul": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32}
+    return ", ".join(name for name, is_allowed in allowed.items() if is_allowed) or "nowhere"
 
 
 def changed_conditions(directory: RunDirectory, environment: dict[str, Any]) -> list[str]:

@@ -28,7 +28,7 @@ from harness.evaluation.keeping import Keeping
 from harness.evaluation.measured import measured_weights
 from harness.job.compute import training_compute
 from harness.job.endings import describe_failure, record_failure, write_failure
-from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges
+from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges, set_tf32
 from harness.job.request import RunRequest
 from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
 from harness.job.writer import record_evaluation
@@ -223,6 +223,7 @@ class _Job:
         """Return the training restored from the newest intact checkpoint, the same on every process."""
         resources, spec = self.request.resources, self.spec
         torch.use_deterministic_algorithms(resources.deterministic)
+        set_tf32(spec.train.precision, self.directory.environments())
         if resources.deterministic:
             os.environ.setdefault(
                 "CUBLAS_WORKSPACE_CONFIG", ":4096:8"

@@ -6,12 +6,12 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 SIGNAL_NAMES = tuple(number.name for number in STOP_SIGNALS)
 PRUNED = "pruning"  # instead of a signal's name
 
 # Numbers that the processes of a run exchange; the largest wins.
-_NUMBERS = {"": 0, **{number.name: int(number) for number in STOP_SIGNALS}, PRUNED: 1000}
+_NUMBERS = {"": 0, **{name: index for index, name in enumerate(SIGNAL_NAMES, 1)}, PRUNED: 1000}
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 
 
@@ -29,7 +29,8 @@ class StopSignals:
     """Record a stop signal, so that the loop can stop after its current step.
 
     Attributes:
-        received: the name of the last signal, empty before.
+        received: the name of the last signal, empty before. SIGUSR2 stays: it comes ahead of a time limit, and the
+            SIGTERM that follows it at the limit is nobody's wish to end the run.
     """
 
     def __init__(self) -> None:
@@ -40,7 +41,8 @@ class StopSignals:
         """Handle stop signals within a block, in the main thread only."""
 
         def stop(number: int, _: object) -> None:
-            self.received = signal.Signals(number).name
+            if self.received != signal.SIGUSR2.name:
+                self.received = signal.Signals(number).name
 
         # A worker that was started with SIGINT ignored must not react to Ctrl-C: its parent does, and sends SIGTERM.
         ignored = {number for number in [signal.SIGINT] if signal.getsignal(number) == signal.SIG_IGN}

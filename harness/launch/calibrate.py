@@ -101,7 +101,7 @@ def target_device(planned: PlannedRun, cluster: str, profile: Profile | None = N
     if resources.device != "auto":
         return resources.device
     if cluster == "slurm":
-        return "cuda" if (profile or Profile()).resolve(resources, "gpus_per_node") else "cpu"
+        return "cuda" if (profile or Profile()).gpus(resources)[0] else "cpu"
     return "cuda" if visible_gpus() else "cpu"
 
 

@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import Any
 
 
-def make_executor(folder: Path, cluster: str, *, max_time_limits: int | None = None, **parameters: Any) -> Any:
+def make_executor(
+    folder: Path, cluster: str, *, max_time_limits: int | None = None, python: str | None = None, **parameters: Any
+) -> Any:
     """Return submitit's executor.
 
     Args:
         max_time_limits: how often a job of SLURM may reach its time limit and be requeued; None: submitit's default.
+        python: how a job of SLURM starts Python, as words of shell; None: this interpreter.
     """
     import submitit
 
-    limits = {"slurm_max_num_timeout": max_time_limits} if max_time_limits else {}
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **limits)
+    options = {"slurm_max_num_timeout": max_time_limits, "slurm_python": python}
+    given = {name: value for name, value in options.items() if value is not None}
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **given)
     executor.update_parameters(stderr_to_stdout=True, **parameters)
     return executor
 

@@ -93,6 +93,13 @@ def given_up_before_attempt(submission: SubmissionLayout, path: Path, host: str)
     return None
 
 
+def attempt_began(submission: SubmissionLayout, path: Path) -> bool:
+    """Return whether a run's attempt has begun since `given_up_before_attempt` counted this start."""
+    begun = submission.starts_path(path.name)
+    counted = begun.read_text().split() if begun.exists() else []
+    return bool(counted) and counted[-1] != str(len(RunDirectory(path).attempts()))
+
+
 def reset_starts(submission: SubmissionLayout, path: Path) -> None:
     """Reset the count of starts: the job was preempted, not killed."""
     submission.starts_path(path.name).unlink(missing_ok=True)

@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from harness.errors import LaunchError
 from harness.launch.claims import is_cancelled
+from harness.launch.notifications import notify_once
 from harness.launch.processes import process_environment, thread_environment, visible_gpus
-from harness.launch.requeue import given_up, given_up_before_attempt, requeue_action, reset_starts
+from harness.launch.requeue import attempt_began, given_up, given_up_before_attempt, requeue_action, reset_starts
 from harness.launch.worker import execute_run, next_log, open_log
 from harness.messages import show_messages
 from harness.records.directory import RunDirectory
@@ -58,6 +60,8 @@ class Task:
     tracking_uri: str | None = None
     canary: bool = False
     preemption_cancels: bool = False
+    at_once: int = 1  # of several runs; the others wait for their turn
+    notify: str = ""
 
     def __call__(self, paths: tuple[Path, ...]) -> None:
         show_messages("stdout")
@@ -65,14 +69,15 @@ class Task:
             options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
             execute_run(paths[0], self.threads, False, None, logged=False, **options)
             return
-        end = _AttemptEnd()
-        to_do = [path for path in paths if self._is_to_do(path)]
-        if len(paths) == 1 and to_do:
-            end = self._work_in_process(to_do[0])
-        elif to_do:
-            end = self._work_in_parallel(to_do)
+        if len(paths) > 1:
+            end, to_do = self._work_in_parallel(paths)
+        else:
+            to_do = [path for path in paths if self._is_to_do(path)]
+            end = self._work_in_process(to_do[0]) if to_do else _AttemptEnd()
         if self.canary:
             self._release_array(paths[0])
+        if self.notify:
+            notify_once(self._layout, self.notify)
         self._requeue_if_needed(end, to_do)
 
     @property
@@ -110,35 +115,40 @@ class Task:
             _AttemptEnd(stopped_by=RunDirectory(path).status().stopped_by) if state == "interrupted" else _AttemptEnd()
         )
 
-    def _work_in_parallel(self, paths: list[Path]) -> _AttemptEnd:
+    def _work_in_parallel(self, paths: Sequence[Path]) -> tuple[_AttemptEnd, list[Path]]:
+        """Work on runs in processes of their own, `at_once` at a time; return also which of them were to do."""
         signals: list[signal.Signals] = []
         for number in _STOP_SIGNALS:
             signal.signal(number, lambda number, _: signals.append(signal.Signals(number)))
-        gpus = visible_gpus()
-        processes = {}
-        for index, path in enumerate(paths):
-            gpu = gpus[index % len(gpus)] if gpus else os.environ.get("CUDA_VISIBLE_DEVICES")
-            with process_environment(thread_environment(self.threads) | {"CUDA_VISIBLE_DEVICES": gpu}):
-                processes[path] = self._begin(path)
-        while alive := {path: process for path, process in processes.items() if process.poll() is None}:
-            for path, process in alive.items():
+        waiting, begun = list(paths), list[Path]()
+        slots: list[tuple[Path, subprocess.Popen] | None] = [None] * min(self.at_once, len(paths))
+        killed = False
+        while True:
+            for slot, entry in enumerate(slots):
+                if entry and entry[1].poll() is not None:
+                    killed |= _note_kill(*entry)
+                    slots[slot] = None
+                while waiting and not slots[slot] and not signals:
+                    path = waiting.pop(0)
+                    if self._is_to_do(path):
+                        begun.append(path)
+                        slots[slot] = path, self._begin(path, slot)
+            for path, process in filter(None, slots):
                 if signals or is_cancelled(self.folder, path):
                     # Repeatedly, since a process that was just starting may have missed the first one.
                     process.send_signal(signals[-1] if signals else signal.SIGTERM)
+            if not any(slots):
+                return _AttemptEnd(_strongest(signals), killed), [*begun, *waiting]
             time.sleep(0.5)
-        killed = {path: process.returncode for path, process in processes.items() if process.returncode < 0}
-        for path, code in killed.items():
-            directory = RunDirectory(path)
-            reason = f"killed by {signal.Signals(-code).name}"
-            status = replace(directory.status(), state="interrupted", cause="killed", reason=reason, stopped_by="")
-            directory.set_status(status)
-        return _AttemptEnd(signals[0].name if signals else "", bool(killed))
 
-    def _begin(self, path: Path) -> subprocess.Popen:
-        """Start a process for one run, with its own log; it ignores signals until the run handles them."""
+    def _begin(self, path: Path, slot: int) -> subprocess.Popen:
+        """Start a process for one run, with its own log and a GPU; it ignores signals until the run handles them."""
+        gpus = visible_gpus()
+        gpu = gpus[slot % len(gpus)] if gpus else os.environ.get("CUDA_VISIBLE_DEVICES")
+        environment = process_environment(thread_environment(self.threads) | {"CUDA_VISIBLE_DEVICES": gpu})
         program = "import sys; from harness.launch.slurm_job import work_alone; work_alone(*sys.argv[1:])"
         options = {"threads": self.threads, "sync": self.sync, "tracking_uri": self.tracking_uri}
-        with open_log(next_log(path)) as log:
+        with open_log(next_log(path)) as log, environment:
             before = {number: signal.signal(number, signal.SIG_IGN) for number in _STOP_SIGNALS}
             try:
                 return subprocess.Popen(
@@ -163,7 +173,7 @@ class Task:
         ended = not end.stopped_by and not end.killed
         if ended or job_id is None or all(is_cancelled(self.folder, path) for path in paths):
             return
-        preempted = bool(end.stopped_by) and _was_preempted(job_id)
+        preempted = self._asks_for_the_reason(end, paths) and _was_preempted(job_id)
         if preempted:
             for path in paths:
                 reset_starts(self._layout, path)
@@ -175,6 +185,17 @@ class Task:
         elif action == "requeue":
             patiently(lambda: requeue_job(job_id))
 
+    def _asks_for_the_reason(self, end: _AttemptEnd, paths: list[Path]) -> bool:
+        """Return whether it matters why the job was stopped: SLURM may be slow, and the time limit is near.
+
+        SIGUSR2 requeues the job in any case, unless the cluster cancels what it preempts; and a preemption before the
+        attempt has begun is no failed start.
+        """
+        if not end.stopped_by:
+            return False
+        began = all(attempt_began(self._layout, path) for path in paths)
+        return end.stopped_by != signal.SIGUSR2.name or self.preemption_cancels or not began
+
     def _submit_successor(self, job_id: str, paths: list[Path]) -> None:
         number = job_id.split("_")[0]
         successor = patiently(lambda: resubmit_job(self.folder / f"{number}_submission.sh", job_id))
@@ -184,6 +205,21 @@ class Task:
             with self._layout.claim_path(path.name).open("a") as claim:
                 claim.write(f"\n{successor}")
         logger.info(f"preempted and cancelled; job {successor} continues")
+
+
+def _note_kill(path: Path, process: subprocess.Popen) -> bool:
+    """Write into the status of a run whose process has ended that it was killed; return whether it was."""
+    if process.returncode >= 0:
+        return False
+    directory = RunDirectory(path)
+    reason = f"killed by {signal.Signals(-process.returncode).name}"
+    directory.set_status(replace(directory.status(), state="interrupted", cause="killed", reason=reason, stopped_by=""))
+    return True
+
+
+def _strongest(signals: Sequence[signal.Signals]) -> str:
+    """Return the signal that decides: SIGUSR2, which comes ahead of a time limit, if there is one, else the first."""
+    return signal.SIGUSR2.name if signal.SIGUSR2 in signals else signals[0].name if signals else ""
 
 
 def _was_preempted(job_id: str) -> bool:

@@ -98,7 +98,7 @@ def _combine_with_slurm(
         status = replace(status, state="queued", reason=reason, cause="", stopped_by="")
         return RunState(status, job, live[-1] if live else newest, tuple(live))
     job = answer.jobs.get(newest.job_id) if newest else answer.jobs.get(holder)
-    return RunState(_not_in_queue(status, key, newest, job), job, newest)
+    return RunState(_not_in_queue(status, key, newest, job, holder), job, newest)
 
 
 def _running(status: Status, key: str, claims: Sequence[Claim], holder: str, answer: QueueAnswer) -> RunState:
@@ -108,20 +108,23 @@ def _running(status: Status, key: str, claims: Sequence[Claim], holder: str, ans
         return RunState(status, None, newest, unanswered=answer.failure if newest and newest.on_slurm else "")
     live = tuple(claim for claim in claims if claim.live_job(answer))
     job = answer.jobs.get(holder)
+    if job and job.is_suspended:  # its heartbeat is not stale yet
+        status = replace(status, state="queued", reason=_pending_reason(newest, job), cause="", stopped_by="")
+        return RunState(status, job, newest, live)
     if job and job.end and not job.live and not live:
         # SLURM knows the holder's end already; its heartbeat would still look fresh for a while.
-        return RunState(_not_in_queue(status, key, newest, job), job, newest)
+        return RunState(_not_in_queue(status, key, newest, job, holder), job, newest)
     return RunState(status, job or (live[-1].live_job(answer) if live else None), newest, live)
 
 
-def _not_in_queue(status: Status, key: str, newest: Claim | None, job: JobInfo | None) -> Status:
+def _not_in_queue(status: Status, key: str, newest: Claim | None, job: JobInfo | None, holder: str) -> Status:
     """Return the status of an unfinished run of which SLURM has no job in its queue."""
     if newest and (cancellation := newest.cancellation(key)):
         return _ended(status, "interrupted", Ending("cancelled", f"cancelled by {cancellation.by}"))
     left_a_checkpoint = status.state == "interrupted" and status.cause in ("signal", "step_limit")
     if left_a_checkpoint or not (newest and newest.on_slurm):
         return status
-    return _ended(status, "interrupted", _ending_of_job(newest, job))
+    return _ended(status, "interrupted", _ending_of_job(newest, job, holder))
 
 
 def _without_slurm(status: Status, newest: Claim | None, key: str) -> Status:
@@ -135,6 +138,8 @@ def _ended(status: Status, state: str, ending: Ending) -> Status:
 
 
 def _pending_reason(claim: Claim | None, job: JobInfo) -> str:
+    if job.is_suspended:
+        return f"suspended on {job.node}"
     if not job.waits:
         return f"starting on {job.node}" if job.state == "RUNNING" else f"ending on {job.node}"
     if job.reason in ("Dependency", "None") and claim and _canary(claim, job.job_id):
@@ -142,12 +147,16 @@ def _pending_reason(claim: Claim | None, job: JobInfo) -> str:
     return f"({job.reason})"
 
 
-def _ending_of_job(claim: Claim, job: JobInfo | None) -> Ending:
+def _ending_of_job(claim: Claim, job: JobInfo | None, holder: str) -> Ending:
     if canary := _canary(claim, claim.job_id):
         status = RunDirectory(SubmissionLayout(claim.folder).runs_folder / canary).status()
         if status.state == "failed" and (job is None or job.state == "CANCELLED"):
             return Ending("canary", f"its canary failed: {status.reason or status.state}")
     if job is None:
+        if (
+            holder and holder in claim.jobs
+        ):  # it worked on the run; without accounting SLURM forgets a job a few minutes after its end
+            return Ending("killed", f"killed: SLURM no longer knows its job {claim.job_id}")
         return Ending("not_begun", f"SLURM no longer knows its job {claim.job_id}: cancelled before it started")
     if job.state == "COMPLETED":
         return Ending("not_begun", f"job {job.job_id} finished but never ran this run")

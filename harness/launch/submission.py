@@ -14,12 +14,19 @@ from harness.launch.states import read_run_states
 
 @dataclass
 class Submission:
-    """What was submitted: the runs, and the folder of logs and jobs."""
+    """What was submitted: the runs, and the folder of logs and jobs.
+
+    Attributes:
+        left: runs that SLURM did not accept, because it takes no more jobs at present.
+        refusal: what SLURM said when it refused.
+    """
 
     runs: list[PlannedRun]
     folder: Path
     jobs: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left: list[PlannedRun] = field(default_factory=list)
+    refusal: str = ""
 
     def now(self) -> list[PlannedRun]:
         """Return each submitted run with its current state."""

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
@@ -22,6 +22,7 @@ from harness.launch.requeue import given_up
 from harness.launch.states import read_run_states
 from harness.launch.submission import Submission
 from harness.records import snapshot
+from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.layout import CODE, JOBS, SubmissionLayout
 from harness.records.manifest import Manifests, ask_for
@@ -42,6 +43,7 @@ def submit(
     tracking_uri: str | None = None,
     new_code: bool = False,
     asks: bool = True,
+    after: Sequence[RunDirectory] = (),
 ) -> Submission:
     """Submit all that is left to do, and record what the study asks for from now on; safe to repeat.
 
@@ -55,6 +57,7 @@ def submit(
         new_code: whether runs that have a checkpoint resume with the current code instead of that of their first start.
         asks: whether the study asks for its runs and no others from now on. A trial of a search does not, since the
             search keeps the list of its trials, nor does a retry.
+        after: runs whose jobs on SLURM must have ended before these start, however they end.
 
     Returns:
         The submission; call `wait()` on it unless it is on SLURM.
@@ -65,6 +68,8 @@ def submit(
     """
     if cluster not in CLUSTERS:
         raise LaunchError(f"no cluster {cluster!r}; the choices are {', '.join(CLUSTERS)}")
+    if after and cluster != "slurm":
+        raise LaunchError("to start after other runs is SLURM's: on this machine, submit one study after the other")
     if reason := unusable_path(plan.runs_folder, cluster):
         raise LaunchError(reason)
     profile = profile or Profile()
@@ -116,7 +121,9 @@ def submit(
         if plan.study.path.suffix == ".py":  # a study in Python is kept with its submission
             shutil.copyfile(plan.study.path, folder / plan.study.path.name)
     launch = CLUSTERS[cluster]
-    options = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
+    options: dict[str, Any] = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
+    if after:
+        options["after"] = jobs_of(after)
     submission = launch(plan, runs, folder, code, **options)
     if old := sum(run_snapshot.id != current_id for run_snapshot in code.values()):
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
@@ -125,6 +132,45 @@ def submit(
         notes.append(f"records: `harness sync {shell_word(plan.study.path)} --watch` uploads them to MLflow")
     submission.notes.extend(notes)
     return submission
+
+
+WATCH_SECONDS = 60.0
+
+
+def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[str], None], **options: Any) -> None:
+    """Submit to SLURM, as others end, the runs that it did not take at once; return when it has them all.
+
+    Args:
+        make_plan: plans the study anew.
+        left: how many runs SLURM has not taken yet.
+        options: of `submit`.
+    """
+    refusal = ""
+    while left:
+        time.sleep(WATCH_SECONDS)
+        try:
+            submission = submit(make_plan(), **options)
+        except LaunchError as error:  # no answer, or still not one job more
+            if str(error) != refusal:
+                on_message(f"{count(left, 'run')} to go: {error}")
+            refusal = str(error)
+            continue
+        left = len(submission.left)
+        if submission.runs:
+            on_message(f"submitted: {count(len(submission.runs), 'run')}; {left} to go")
+
+
+def jobs_of(directories: Sequence[RunDirectory]) -> list[str]:
+    """Return the numbers of the jobs that SLURM has in its queue for some runs, of an array its own.
+
+    Raises:
+        NoAnswer: SLURM does not answer.
+    """
+    states = read_run_states([directory.path for directory in directories], wait=True)
+    if failure := next((state.unanswered for state in states.values() if state.unanswered), ""):
+        raise NoAnswer(f"SLURM does not answer: {failure}. Nothing was submitted")
+    jobs = [state.job for state in states.values() if state.job and state.job.live]
+    return sorted({job.job_id.split("_")[0] for job in jobs}, key=int)
 
 
 def _with_answers(plan: Plan) -> Plan:

@@ -52,7 +52,12 @@ class JobInfo:
 
     @property
     def waits(self) -> bool:
-        return self.live and self.state not in ("RUNNING", "COMPLETING")
+        return self.live and self.state not in ("RUNNING", "COMPLETING") and not self.is_suspended
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether its processes are stopped, and go on later: neither running nor waiting for nodes."""
+        return self.state in ("SUSPENDED", "STOPPED")
 
     def describe_end(self) -> str:
         """Return `OUT_OF_MEMORY on n1`, `CANCELLED by ada`."""
@@ -285,24 +290,46 @@ def requeue_job(job_id: str) -> None:
     run_slurm("scontrol", "requeue", job_id)
 
 
-_HARMFUL = (
-    *("SBATCH_EXPORT", "SLURM_EXPORT_ENV", "SBATCH_GET_USER_ENV"),  # the job would not import the frozen code
-    *("SBATCH_ARRAY_INX", "SBATCH_JOB_ID", "SBATCH_WAIT"),  # other tasks than ours; a wait until all have ended
-    "SBATCH_CLUSTERS",  # of another cluster than the one whose queue is read
-    *("SLURM_STDOUTMODE", "SLURM_STDERRMODE", "SLURM_UNBUFFEREDIO"),  # where srun writes is in the batch script
+_LEFT_TO_THE_USER = ("account", "partition", "qos", "reservation", "wckey", "constraint")
+"""Options of sbatch whose default in the shell (SBATCH_ACCOUNT) counts where neither study nor profile gives one."""
+
+_OF_SRUN = (
+    "SLURM_EXPORT_ENV",
+    "SLURM_STDOUTMODE",
+    "SLURM_STDERRMODE",
+    "SLURM_UNBUFFEREDIO",
+    "SLURM_HINT",
+    "SLURM_WAIT",
 )
+_OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "PMI")
 
 
-def login_environment() -> dict[str, str]:
+def login_environment(options: Iterable[str] = ()) -> dict[str, str]:
     """Return the environment without the variables that would change what a job is.
 
-    Those of the job that this process belongs to would become options of a job that it submits. Of a user's own
-    defaults for sbatch, such as an account, only those are left out that contradict what the harness relies on.
+    Those of the job that this process belongs to would become options of a job that it submits. A user's defaults for
+    sbatch would overrule the batch script: only those stay that say what the script does not.
+
+    Args:
+        options: of sbatch that the batch script has, such as account.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in _HARMFUL}
+    given = set(options)
+    kept = {f"SBATCH_{name.upper()}" for name in _LEFT_TO_THE_USER if name not in given}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _OF_SRUN and (name in kept or not name.startswith("SBATCH_"))
+    }
     if "SLURM_JOB_ID" not in environment:
         return environment
-    of_the_job = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "PMI")
     return {
-        name: value for name, value in environment.items() if name == "SLURM_CONF" or not name.startswith(of_the_job)
+        name: value
+        for name, value in environment.items()
+        if name == "SLURM_CONF" or not name.startswith((*_OF_A_JOB, "SBATCH_"))
     }
+
+
+def ignored_defaults(options: Iterable[str]) -> list[str]:
+    """Return the user's defaults for sbatch that do not count beside these options, by name."""
+    kept = login_environment(options)
+    return sorted(name for name in os.environ if name.startswith("SBATCH_") and name not in kept)

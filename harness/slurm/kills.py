@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from harness.slurm.profile import REMOVE_SCRATCH
+
 _OUT_OF_MEMORY = re.compile(r"[Ee]xceeded (job|step) memory|[Ee]xceeded memory limit|oom[-_ ]kill|OUT_OF_MEMORY")
 
 
@@ -21,13 +23,14 @@ def reports_out_of_memory(job_log: str) -> bool:
 # job. A job that SLURM is ending already is no longer RUNNING. The last task of an array has the id of the whole array,
 # which must not be requeued for it.
 REQUEUE_WHEN_KILLED = (
-    "harness_requeue_the_killed() {",
+    "harness_at_the_end() {",
     "    local code=$? job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
     "    job=${job:-$SLURM_JOB_ID}",
     '    if [ "$code" -gt 128 ] && scontrol show job "$job" | grep -q "JobState=RUNNING"; then',
     '        echo "killed (exit code $code): requeued" && scontrol requeue "$job"',
     "    fi",
+    f"    {REMOVE_SCRATCH}",
     "}",
-    "trap harness_requeue_the_killed EXIT",
+    "trap harness_at_the_end EXIT",
 )
-"""Shell lines of a batch script that requeue the job if its task was ended by a signal."""
+"""Shell lines of a batch script that requeue the job if its task was ended by a signal, and remove its scratch."""

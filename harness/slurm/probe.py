@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness import PACKAGE_ROOT
 from harness.errors import LaunchError
 from harness.slurm.jobs import cancel_jobs, live_jobs, submit_script
-from harness.slurm.profile import Profile, slurm_parameters
+from harness.slurm.profile import REMOVE_SCRATCH, Profile, python_command, slurm_parameters
 from harness.spec.resources import Resources
 
 ANSWER = "answer.json"
@@ -49,14 +47,11 @@ def sbatch_options(resources: Resources, profile: Profile, *, minutes: int | Non
         "nodes": 1,
         "ntasks": 1,
         "cpus-per-task": parameters["cpus_per_task"],
-        "gpus-per-node": parameters["gpus_per_node"],
-        "mem": f"{round(1024 * parameters['mem_gb'])}M",
-        "partition": parameters["slurm_partition"],
-        "account": parameters["slurm_account"],
-        "qos": parameters["slurm_qos"],
-        "constraint": parameters["slurm_constraint"],
+        "wckey": parameters["slurm_wckey"],
+        **parameters["slurm_additional_parameters"],
     }
-    return [f"--{name}={value}" for name, value in values.items() if value is not None]
+    given = {name: value for name, value in values.items() if value not in (None, False)}
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
 def run_probe_job(
@@ -82,7 +77,7 @@ def run_probe_job(
     """
     folder = folder.absolute()
     log, answer = folder / "log.txt", folder / ANSWER
-    script = _write_script(module, folder, slurm_parameters(resources, profile))
+    script = _write_script(module, folder, resources, profile)
     options = [*sbatch_options(resources, profile, minutes=minutes), f"--output={log}", f"--job-name={module}"]
     job_id = submit_script(script, *options)
     last_state, deadline = "", time.monotonic() + timeout_seconds
@@ -103,13 +98,15 @@ def run_probe_job(
     return ProbeResult(job_id, answer.read_text(), log=_read(log))
 
 
-def _write_script(module: str, folder: Path, parameters: dict[str, Any]) -> Path:
-    srun = ["srun", *parameters["slurm_srun_args"], sys.executable, "-m", module, str(folder)]
+def _write_script(module: str, folder: Path, resources: Resources, profile: Profile) -> Path:
+    parameters = slurm_parameters(resources, profile)
+    srun = shlex.join(["srun", *parameters["slurm_srun_args"]])
     lines = [
         "#!/bin/bash",
         *parameters["slurm_setup"],
         f"export PYTHONPATH={shlex.quote(str(PACKAGE_ROOT))}:$PYTHONPATH",
-        shlex.join(srun),
+        f"trap {shlex.quote(REMOVE_SCRATCH)} EXIT",
+        f"{srun} {python_command(profile)} -m {module} {shlex.quote(str(folder))}",
     ]
     script = folder / "job.sh"
     script.write_text("\n".join(lines) + "\n")

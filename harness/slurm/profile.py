@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import shlex
+import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from harness.errors import LaunchError
 from harness.spec.base import SpecModel
@@ -13,27 +16,81 @@ from harness.spec.resources import Resources
 from harness.study.document import SourceLocation, parse_yaml
 from harness.text import did_you_mean
 
+_GPUS = r"^([A-Za-z0-9_.-]+:)?[0-9]+$"  # 4, h100:4
+_PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
+_OPTION = r"^[a-z][a-z0-9-]*$"
+Text = Annotated[str, Field(pattern=_PRINTABLE)]
+Options = dict[Annotated[str, Field(pattern=_OPTION)], bool | int | float | Text]
+
+OF_THE_HARNESS = {
+    **dict.fromkeys(("array", "job-name", "output", "error", "open-mode", "signal", "requeue", "no-requeue"), ""),
+    **dict.fromkeys(("wrap", "parsable", "test-only", "wait", "export", "export-file", "dependency", "chdir"), ""),
+    **{"time": "time_minutes", "nodes": "resources.nodes", "cpus-per-task": "cpus", "ntasks": "resources.nodes"},
+    **{"ntasks-per-node": "resources.processes_per_node", "input": "", "kill-on-bad-exit": "", "unbuffered": ""},
+}
+"""Options of sbatch and srun that a profile cannot give -> the field that says it; empty: the harness needs its own."""
+
 
 class Profile(SpecModel):
     """What jobs request on a cluster, and how it treats them. A study's `resources` override these values."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    partition: Text | None = None  # or several, a,b: SLURM takes the first that is free
+    account: Text | None = None
+    qos: Text | None = None
+    constraint: Text | None = None
+    reservation: Text | None = None
+    nodelist: Text | None = None
+    exclude: Text | None = None  # nodes
+    exclusive: bool | Literal["user", "mcs"] = False
+    licenses: Text | None = None
+    wckey: Text | None = None
+    comment: Text | None = None
+    mail_user: Text | None = None
+    mail_type: Text | None = None
+    nice: int | None = None
+    begin: Text | None = None  # not before: 20:00, now+1hour
+    hint: Literal["compute_bound", "memory_bound", "multithread", "nomultithread"] | None = None
+    sbatch: Options = Field(default_factory=dict)  # any other option: {switches: 1}
+    srun: Options = Field(default_factory=dict)  # {container-image: ...}
     time_minutes: int | None = Field(None, ge=1)
-    gpus_per_node: int | None = Field(None, ge=0)
+    gpus_per_node: Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=_GPUS)] | None = None
+    gpu_request: Literal["gpus-per-node", "gres", "gpus-per-task"] = "gpus-per-node"  # the option that asks for GPUs
     cpus: int | None = Field(None, ge=1)
     memory_gib: float | None = Field(None, gt=0)
+    memory_request: Literal["mem", "mem-per-cpu", "all", "none"] = "mem"  # all: --mem=0; none: no option
     pack: int | None = Field(None, ge=1)
+    chain: int = Field(1, ge=1)  # runs that one job works on one after another, beside those of `pack`
     max_parallel: int = Field(64, ge=1)  # jobs of one array that run at the same time
     max_array_size: int | None = Field(None, ge=1)  # None: from `scontrol show config`
-    modules: tuple[str, ...] = ()  # loaded before the job: cuda/12.4
+    signal_lead_seconds: int | None = Field(None, ge=1, le=3600)  # before the time limit, to write a checkpoint
+    modules: tuple[Text, ...] = ()  # loaded before the job: cuda/12.4
     setup: tuple[str, ...] = ()  # more shell lines before the job
     scratch: str | None = None  # a folder on the compute node for temporary files; may name $SLURM_JOB_ID
+    python: Text | None = None  # of the compute nodes; None: the one that submits
+    container: Text | None = None  # what starts a program in a container: apptainer exec --nv image.sif
+    notify: Text | None = None  # a command of shell, run at the first failure and when all runs have ended
     preempt_mode: Literal["requeue", "cancel"] = "requeue"  # cancel: SLURM does not requeue a preempted job
     tracking_uri: str | None = None  # an MLflow server
     compute_nodes_reach_server: bool = False  # else `harness sync --watch` on the login node uploads the records
+
+    @field_validator("sbatch", "srun")
+    @classmethod
+    def _leave_ours(cls, options: Options) -> Options:
+        for name in options:
+            field_name = name.replace("-", "_")
+            if name in OF_THE_HARNESS:
+                instead = OF_THE_HARNESS[name]
+                raise ValueError(f"{name}: " + (f"set {instead} instead" if instead else "the harness sets it itself"))
+            if field_name in cls.model_fields and field_name not in ("sbatch", "srun"):
+                raise ValueError(f"{name}: set {field_name} instead")
+        return options
+
+    def gpus(self, resources: Resources) -> tuple[int, str]:
+        """Return the number of GPUs of each node, and their type where the profile gives one: `h100:4`."""
+        kind, _, number = str(self.gpus_per_node or 0).rpartition(":")
+        if "gpus_per_node" in resources.model_fields_set or self.gpus_per_node is None:
+            return resources.gpus_per_node, kind
+        return int(number), kind
 
     def resolve(self, resources: Resources, name: str) -> Any:
         """Return the study's value, else this profile's, else the default."""
@@ -61,6 +118,8 @@ def load_profile(path: Path) -> Profile:
         for problem in error.errors():
             key = problem["loc"][0]
             message = problem["msg"][0].lower() + problem["msg"][1:]
+            if problem["type"] == "value_error":
+                message = str(problem["ctx"]["error"])
             if problem["type"] == "extra_forbidden":
                 message = f"unknown key; {did_you_mean(str(key), list(Profile.model_fields))}"
             lines.append(f"{locations.get((key,), SourceLocation(str(path), 1))}: {key}: {message}")
@@ -74,24 +133,88 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
         jobs: how many jobs of an array run at a time; None takes the profile's max_parallel.
     """
     cpus = max(profile.resolve(resources, "cpus"), resources.threads or 1)
-    gpus, minutes = profile.resolve(resources, "gpus_per_node"), profile.resolve(resources, "time_minutes")
-    scratch = [f'export TMPDIR="{profile.scratch}"', 'mkdir -p "$TMPDIR"'] if profile.scratch else []
-    setup = [*(f"module load {module}" for module in profile.modules), *scratch, *profile.setup]
+    minutes = profile.resolve(resources, "time_minutes")
+    tasks_per_node = resources.num_processes // resources.nodes
     return {
         "timeout_min": minutes,
         "nodes": resources.nodes,
-        "tasks_per_node": resources.num_processes // resources.nodes,
+        "tasks_per_node": tasks_per_node,
         "cpus_per_task": cpus,
-        "gpus_per_node": gpus or None,
-        "mem_gb": profile.resolve(resources, "memory_gib"),
-        "slurm_partition": profile.partition,
-        "slurm_account": profile.account,
-        "slurm_qos": profile.qos,
-        "slurm_constraint": profile.constraint,
-        "slurm_signal_delay_s": min(90, 6 * minutes),  # signal before the time limit, to write a checkpoint
+        "slurm_signal_delay_s": profile.signal_lead_seconds or min(90, 6 * minutes),
         "slurm_array_parallelism": jobs or profile.max_parallel,
-        "slurm_setup": setup,
-        # Since 22.05 srun does not inherit the number from sbatch, and the task would be bound to one core.
-        "slurm_srun_args": [f"--cpus-per-task={cpus}"],
-        "slurm_additional_parameters": {"requeue": True},  # after a node failure, whatever the cluster's default is
+        "slurm_setup": _setup(profile),
+        "slurm_wckey": profile.wckey,  # submitit's own would be refused where wckeys are enforced
+        "slurm_srun_args": [
+            f"--cpus-per-task={cpus}",  # since 22.05 srun does not inherit it, and a task would be bound to one core
+            "--wait=0",  # the first process evaluates for long after the others have left
+            *_as_options(profile.srun),
+        ],
+        "slurm_additional_parameters": {
+            **_requests(resources, profile, cpus * tasks_per_node, tasks_per_node),
+            "requeue": True,  # after a node failure, whatever the cluster's default is
+        },
     }
+
+
+SCRATCH = """\
+mkdir -p "{folder}"
+export TMPDIR="$(mktemp -d -p "{folder}" harness-XXXXXXXX)"
+harness_scratch="$TMPDIR"
+"""
+"""Shell lines that make a folder of the job's own, which `REMOVE_SCRATCH` removes at its end."""
+REMOVE_SCRATCH = '[ -z "${harness_scratch:-}" ] || rm -rf -- "$harness_scratch"'
+
+NAMED_OPTIONS = (
+    *("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude", "licenses"),
+    *("comment", "mail_user", "mail_type", "nice", "begin", "hint"),
+)
+"""Fields of a profile that are options of sbatch, by the same name."""
+
+
+def _requests(resources: Resources, profile: Profile, cores: int, tasks_per_node: int) -> dict[str, Any]:
+    """Return the options of sbatch that the harness leaves to the profile.
+
+    Args:
+        cores, tasks_per_node: of each node.
+    """
+    options = {name.replace("_", "-"): getattr(profile, name) for name in NAMED_OPTIONS}
+    options["exclusive"] = profile.exclusive or None
+    number, kind = profile.gpus(resources)
+    if number:
+        of_kind = f"{kind}:" if kind else ""
+        match profile.gpu_request:
+            case "gres":
+                options["gres"] = f"gpu:{of_kind}{number}"
+            case "gpus-per-task":
+                options["gpus-per-task"] = f"{of_kind}{max(1, number // tasks_per_node)}"
+            case "gpus-per-node":
+                options["gpus-per-node"] = f"{of_kind}{number}"
+    mib = math.ceil(1024 * profile.resolve(resources, "memory_gib"))
+    options |= {
+        "mem": {"mem": f"{mib}M"},
+        "mem-per-cpu": {"mem-per-cpu": f"{math.ceil(mib / cores)}M"},
+        "all": {"mem": "0"},
+        "none": {},
+    }[profile.memory_request]
+    return {name: value for name, value in options.items() if value is not None} | profile.sbatch
+
+
+def _setup(profile: Profile) -> list[str]:
+    """Return the lines of shell that come before the job's Python."""
+    modules = [
+        f"module load {module} || {{ echo 'module load {module} failed' >&2; exit 1; }}" for module in profile.modules
+    ]
+    scratch = SCRATCH.format(folder=profile.scratch).splitlines() if profile.scratch else []
+    return [*modules, *scratch, *profile.setup]
+
+
+def python_command(profile: Profile) -> str:
+    """Return how a compute node starts Python, as words of shell."""
+    python = profile.python or shlex.quote(sys.executable)
+    return f"{profile.container} {python}" if profile.container else python
+
+
+def _as_options(options: Options) -> list[str]:
+    return [
+        f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value is not False
+    ]

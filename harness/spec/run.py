@@ -272,7 +272,10 @@ class Train(SpecModel):
     steps: int = Field(ge=1)
     batch_size: int = Field(128, ge=1)  # global: over all processes and accumulated microbatches
     ema_rate: float = Field(0.9999, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="Arithmetic of a GPU: float32; float32 with TF32's 10 bits in products; or bfloat16 by autocast.",
+    )
     ema: Annotated[Ema, YOUNGER] = Field(
         None,
         description="Several averages of the weights in place of ema_rate; the first is what `weights: ema` means.",

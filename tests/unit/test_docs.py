@@ -116,10 +116,14 @@ CLUSTERS = ROOT / "docs" / "howto" / "describe_a_cluster.md"
 PROFILES = re.findall(r"```yaml\n(.*?)```", CLUSTERS.read_text(), re.DOTALL)
 
 
-def test_the_example_of_a_cluster_is_a_profile_that_shows_every_field():
+def test_the_example_of_a_cluster_is_a_profile_that_shows_every_field(tmp_path):
     profile = load_profile(ROOT / "slurm/clusters/example.yaml")
     assert profile.partition == "gpu"
-    assert profile.model_fields_set == set(Profile.model_fields)
+    # Those that few sites need stand in comments, each as a line that would do.
+    text = re.sub(r"^# (?=[a-z_]+: )", "", (ROOT / "slurm/clusters/example.yaml").read_text(), flags=re.MULTILINE)
+    (tmp_path / "all.yaml").write_text(text)
+    assert load_profile(tmp_path / "all.yaml").model_fields_set == set(Profile.model_fields)
+    assert profile.model_fields_set < set(Profile.model_fields)
 
 
 @pytest.mark.parametrize("number", range(2))

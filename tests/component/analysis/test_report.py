@@ -54,7 +54,8 @@ class Links(HTMLParser):
         self.ids |= {value for name, value in attrs if name == "id"}
 
 
-OF_OTHER_STUDIES = {"mixture", "game"}  # whose data are a mixture, or whose method has a discriminator
+# Whose data are a mixture, whose method has a discriminator, or that have a grid of sizes and lengths of training.
+OF_OTHER_STUDIES = {"mixture", "game", "allocation"}
 
 
 @pytest.fixture(scope="module")

@@ -223,3 +223,16 @@ def test_the_verb_fails_when_something_is_stale_or_missing(runs, out):
     document = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
     assert {cell["metric"] for cell in document["missing"]["tiny"]} == {"nll", "fid", "precision", "recall"}
     assert {entry["study"] for entry in document["stale"]} == {"tiny"}
+
+
+def test_a_page_in_one_file_is_traced_and_is_stale_once_its_figures_were_drawn_again(runs, out):
+    report.draw_report(runs, out, one_file=True)
+    page = out / "tiny" / "tiny.html"
+    assert check(runs, out).stale == []
+    [study] = trace(page, runs, out).studies
+    assert (study.made_of.study, len(study.runs), study.why_stale) == ("tiny", 4, "")
+    change(runs)
+    report.report(runs, out)
+    assert page.is_file()
+    assert [(entry.name, entry.why) for entry in check(runs, out).stale] == [("tiny/tiny.html", CHANGED)]
+    assert trace(page, runs, out).studies[0].why_stale == CHANGED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -247,6 +248,94 @@ def test_what_slurm_refuses_leaves_the_states_as_they_were(tmp_path, study, slur
     with pytest.raises(LaunchError, match=r"SLURM did not accept the jobs: .*nvalid partition"):
         submit_to_slurm(tiny, tmp_path / "runs", partition="no_such_partition")
     assert planning.plan(tiny, tmp_path / "runs").runs[0].state == "interrupted"
+
+
+@pytest.mark.slurm
+def test_slurm_gets_as_many_jobs_as_it_takes_and_the_rest_when_others_have_ended(tmp_path, study, slurm, monkeypatch):
+    """A limit of two jobs, as of MaxSubmitJobs: an array that goes over it is refused as a whole."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "sbatch").write_text(
+        "#!/bin/bash\n"
+        'last=$(sed -n "s/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p" "${@: -1}")\n'
+        "queued=$(squeue --me --noheader --array | wc -l)\n"
+        "if [ $((queued + last + 1)) -gt 2 ]; then echo 'QOSMaxSubmitJobPerUserLimit' >&2; exit 1; fi\n"
+        f'exec {shutil.which("sbatch")} "$@"\n'
+    )
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    three = study("replicates: 3\n")
+    submission = submit_to_slurm(three, tmp_path / "runs")
+    states = [planned.state for planned in planning.plan(three, tmp_path / "runs").runs]
+    assert (len(submission.runs), len(submission.left), states.count("new")) == (2, 1, 1)
+    (note,) = [note for note in submission.notes if note.startswith("1 run not submitted")]
+    assert "QOSMaxSubmitJobPerUserLimit" in note
+    monkeypatch.setattr(submit, "WATCH_SECONDS", 1.0)
+    messages: list[str] = []
+    options = {"cluster": "slurm", "profile": Profile(time_minutes=20, memory_gib=1.5), "sync": False}
+    submit.submit_rest(lambda: planning.plan(three, tmp_path / "runs"), 1, messages.append, **options)
+    assert messages[-1] == "submitted: 1 run; 0 to go"
+    wait_for(lambda: all(planned.state == "done" for planned in planning.plan(three, tmp_path / "runs").runs))
+    claims = [path for path in (tmp_path / "runs" / ".jobs").glob("**/claims/*") if path.read_text().strip()]
+    assert len(claims) == 3  # none was submitted twice
+
+
+@pytest.mark.slurm
+def test_slurm_knows_of_a_job_what_the_profile_says_and_not_what_the_shell_says(tmp_path, study, slurm, monkeypatch):
+    for name, value in {"TIMELIMIT": "1", "NO_REQUEUE": "1", "PARTITION": "nowhere", "MEM_PER_CPU": "7"}.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    said = {"partition": "main", "comment": "for the paper", "nice": 10, "begin": "now+1hour", "exclusive": "user"}
+    options = {"sbatch": {"switches": 1}, "memory_request": "mem-per-cpu", "mail_user": "ada@example.org", "cpus": 2}
+    submission = submit_to_slurm(study(), tmp_path / "runs", **said, **options, mail_type="END")
+    number = submission.jobs[0].job_id.split("_")[0]
+    try:
+        shown = subprocess.run(["scontrol", "show", "job", number], check=True, capture_output=True, text=True).stdout
+    finally:
+        subprocess.run(["scancel", number], check=True)
+    expected = (
+        "Partition=main Comment=for the paper TimeLimit=00:20:00 MinMemoryCPU=768M Requeue=1 MailUser=ada@example.org"
+    )
+    for part in re.split(r" (?=[A-Z])", expected):
+        assert part in shown
+    assert "Switches=1" in shown and "Nice=10" in shown and "WCKey" not in shown
+    note = "not used, since the study and the profile say it: "
+    names = ", ".join(f"SBATCH_{name}" for name in ("MEM_PER_CPU", "NO_REQUEUE", "PARTITION", "TIMELIMIT"))
+    assert note + names in submission.notes
+
+
+@pytest.mark.slurm
+def test_a_chain_of_runs_is_one_job_that_works_on_one_after_another_and_tells_when_all_have_ended(
+    tmp_path, study, slurm
+):
+    notify = f'echo "$HARNESS_EVENT $HARNESS_MESSAGE" >>{tmp_path}/told'
+    submission = submit_to_slurm(study("replicates: 3\n"), tmp_path / "runs", chain=3, notify=notify)
+    assert len({job.job_id for job in submission.jobs}) == 1
+    wait_for((tmp_path / "told").exists)
+    assert {planned.state for planned in submission.now()} == {"done"}
+    directories = [planned.directory for planned in submission.runs]
+    begun = [directory.events("started")[0].time_ms for directory in directories]
+    ended = [directory.events("finished")[0].time_ms for directory in directories]
+    assert all(end <= start for end, start in zip(ended, begun[1:], strict=False))
+    assert (tmp_path / "told").read_text() == "ended tiny: all 3 runs have ended, 0 failed\n"
+
+
+@pytest.mark.slurm
+def test_a_study_starts_when_another_has_ended(tmp_path, study, slurm):
+    first = submit_to_slurm(study(), tmp_path / "runs")
+    second = study("seed: 7\n")
+    directories = [planned.directory for planned in first.runs]
+    plan = planning.plan(second, tmp_path / "runs")
+    profile = Profile(time_minutes=20, memory_gib=1.5)
+    later = submit.submit(plan, cluster="slurm", profile=profile, sync=False, after=directories, asks=False)
+    numbers = [submission.jobs[0].job_id.split("_")[0] for submission in (first, later)]
+    shown = subprocess.run(["scontrol", "show", "job", numbers[1]], check=True, capture_output=True, text=True).stdout
+    assert f"Dependency=afterany:{numbers[0]}" in shown
+    wait_for(lambda: not later.unfinished())
+    ended, begun = directories[0].events("finished")[0], later.runs[0].directory.events("started")[0]
+    assert ended.time_ms <= begun.time_ms
+    assert submit.jobs_of(directories) == []
+    with pytest.raises(LaunchError, match="submit one study after the other"):
+        submit.submit(plan, cluster="local", after=directories)
 
 
 @pytest.mark.slurm

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from harness.analysis import fig_learning_curves, page_curves, page_runs, results
-from harness.analysis.contrasts import contrasts
-from harness.analysis.page import Section, as_json, render
-from harness.analysis.page_differences import MAX_ROWS, differences, undecided
+from harness.analysis.contrasts import contrasts, contrasts_of
+from harness.analysis.page import Section, Shown, as_json, render
+from harness.analysis.page_differences import differences, undecided
 from harness.analysis.runs import load_records
 from harness.analysis.tab_results import tables
 from harness.records.directory import RunDirectory
@@ -63,8 +63,12 @@ class Elements(HTMLParser):
 # -- differences
 
 
+def compared_of(runs, compare):
+    return differences(runs, results.data(runs), compare, contrasts_of(runs, compare))
+
+
 def test_the_differences_against_every_arm_are_those_of_its_contrasts(runs):
-    shown = differences(runs, results.data(runs), Compare())
+    shown = compared_of(runs, Compare())
     assert shown.baseline == "linear"
     assert shown.own == contrasts(runs, baseline="linear")
     assert shown.others == {arm: contrasts(runs, baseline=arm) for arm in ("cosine", "vp")}
@@ -72,12 +76,12 @@ def test_the_differences_against_every_arm_are_those_of_its_contrasts(runs):
 
 def test_a_cell_has_the_difference_and_the_verdict_of_its_arm_and_metric(runs):
     frame = results.data(runs)
-    shown = differences(runs, frame, Compare(baseline="cosine"))
+    shown = compared_of(runs, Compare(baseline="cosine"))
     rows = {row["arm"]: row for _, _, members in tables(frame) for row in members if row["model"] == results.TRAINED}
     assert shown.cell(rows["linear"], "nll") == {"quantity": 0, "text": "+0.499 worse", "verdict": "worse"}
     assert shown.cell(rows["cosine"], "nll") == {"quantity": 0, "text": "baseline", "verdict": ""}
     assert shown.cell({**rows["linear"], "model": results.UNTRAINED}, "nll") is None
-    against = {entry["baseline"]: entry for entry in json.loads(as_json(shown.for_the_script()))}
+    against = {entry["baseline"]: entry for entry in json.loads(as_json(shown.for_the_script))}
     assert set(against) == {"linear", "vp"}
     assert [0, "cosine", "-0.499 better", "better"] in against["linear"]["cells"]
     assert [0, "linear", "baseline", ""] in against["linear"]["cells"]
@@ -85,15 +89,14 @@ def test_a_cell_has_the_difference_and_the_verdict_of_its_arm_and_metric(runs):
 
 
 def test_a_study_that_names_pairs_shows_no_difference_before_a_baseline_is_chosen(runs):
-    shown = differences(runs, results.data(runs), Compare(pairs="all"))
+    shown = compared_of(runs, Compare(pairs="all"))
     assert (shown.baseline, shown.own, list(shown.others)) == ("", [], list(OFFSETS))
 
 
 def test_of_many_arms_only_the_first_baselines_can_be_chosen(runs, monkeypatch):
-    assert MAX_ROWS >= 1000
     rows_of_one_baseline = len(contrasts(runs, baseline="linear"))
-    monkeypatch.setattr("harness.analysis.page_differences.MAX_ROWS", 2 * rows_of_one_baseline)
-    assert list(differences(runs, results.data(runs), Compare()).others) == ["cosine"]
+    monkeypatch.setattr("harness.analysis.page_differences.MAX_ROWS", 2 * rows_of_one_baseline - 1)
+    assert list(compared_of(runs, Compare()).others) == ["cosine"]
 
 
 def test_what_is_undecided_is_named_with_what_it_lacks_and_counted_where_it_is_much(study_runs):
@@ -153,7 +156,7 @@ class _Run:
     """What numbering arms reads of a run."""
 
     def __init__(self, arm, replicate=0):
-        self.arm, self.replicate, self.spec = arm, replicate, {"seed": replicate}
+        self.arm, self.replicate, self.spec, self.arm_number = arm, replicate, {"seed": replicate}, None
 
 
 def test_a_value_that_is_no_number_is_left_out_of_a_curve():
@@ -242,12 +245,15 @@ def test_no_text_from_records_becomes_markup_or_ends_the_data_of_the_script(runs
     frame = results.data(odd)
     section = Section("small", odd, Presentation(question=EVIL), results=frame, left_out={EVIL: EVIL})
     section.contrasts = contrasts(odd)
-    section.frames = {"learning_curves": fig_learning_curves.data(odd)}
+    section.differences = differences(odd, frame, Compare(), section.contrasts)
+    curves = page_curves.panels("learning_curves", fig_learning_curves.data(odd), odd)
+    section.curves = {"learning_curves": curves}
+    section.figures = [Shown("small/learning_curves", EVIL, EVIL, 6.9)]
     page = render([section], [])
     elements = Elements(page)
     assert elements.handlers == []
-    assert elements.scripts == ["application/json", "program"]
-    assert elements.tags.count("img") == len(odd)  # the sample grids
+    assert elements.scripts == ["application/json", "application/json", "program"]  # the curves, the study, the script
+    assert elements.tags.count("img") == 1 + len(odd)  # the figure and the sample grids
     assert page.count("<!--") == 0 and "\u2028" not in page
     data = re.search(r'<script type="application/json" class="study-data">(.*?)</script>', page, re.DOTALL)[1]
     assert json.loads(data)["arms"][1]["name"].startswith("</script><!--<script>alert(1)")

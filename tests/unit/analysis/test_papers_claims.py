@@ -52,7 +52,7 @@ def records_with(claim, ours, others):
 
     def factor(settings):
         factors = [(ours, claim.ours), (others, claim.others)]
-        own = [factor for factor, sides in factors if any(claims._matches(settings, side.values) for side in sides)]
+        own = [factor for factor, sides in factors if any(claims.matches(settings, side.values) for side in sides)]
         return float(np.prod(own)) ** (1 / max(1, len(own)))  # a width that is on both sides is between the others
 
     records = []
@@ -74,7 +74,7 @@ def is_near(claim, spec):
     settings = flatten(spec)
     sides = [{path: v for path, v in side.values.items() if path in settings} for side in (*claim.ours, *claim.others)]
     where = {path: value for path, value in claim.where.items() if path in settings}
-    return any(claims._matches(settings, values | where) for values in sides)
+    return any(claims.matches(settings, values | where) for values in sides)
 
 
 def verdicts(judged):
@@ -110,7 +110,7 @@ def test_what_tells_the_sides_apart_is_what_the_claim_varies(claim):
     constant = {
         path for path in paths if len({repr(side.values.get(path)) for side in (*claim.ours, *claim.others)}) == 1
     }
-    assert all(claims._is_below(path, claim.varies) for path in paths - constant)
+    assert all(claims.is_below(path, claim.varies) for path in paths - constant)
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_what_tells_the_sides_apart_is_what_the_claim_varies(claim):
     ],
 )
 def test_a_value_of_a_side_is_one_value_any_of_several_or_a_range(actual, value, fits):
-    assert claims._fits(actual, value) == fits
+    assert claims.fits(actual, value) == fits

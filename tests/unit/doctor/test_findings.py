@@ -187,11 +187,6 @@ def test_a_partition_that_is_never_preempted_needs_no_signal():
     assert [finding.level for finding in findings] == ["ok"]
 
 
-def test_a_cluster_that_does_not_requeue_is_a_warning():
-    slurm = a_slurm(config=CONFIG.replace("JobRequeue              = 1", "JobRequeue              = 0"))
-    assert "SBATCH_REQUEUE=1" in messages(cluster.check_preemption(slurm, Profile()), "warning")
-
-
 def test_limits_of_ten_minutes_and_less_are_a_warning():
     for minutes, warned in ((10, True), (11, False)):
         findings = cluster.check_time_limits(Profile(), {"the runs": Resources(time_minutes=minutes)})

@@ -372,3 +372,20 @@ def test_the_laptop_scaling_study_has_five_widths_at_equal_data_two_replicates_a
     assert len({(run.spec.train.steps, run.spec.train.batch_size) for run in runs}) == 1
     for run in runs:
         assert run.evaluations[0].nll and run.evaluations[0].fidelity
+
+
+@pytest.mark.parametrize(
+    ("study", "trained_by"),
+    [
+        ("iddpm/fig4_skipped_steps.yaml", "iddpm/table1_imagenet64.yaml"),
+        ("ddpm/reverse_process.yaml", "ddpm/cifar10.yaml"),
+        ("laptop/reverse_process.yaml", "laptop/iddpm_digits.yaml"),
+    ],
+)
+def test_a_study_of_the_reverse_process_only_evaluates_what_another_has_trained(study, trained_by):
+    keys = [{run.run_key for run in load(name).runs} for name in (study, trained_by)]
+    assert keys[0] and keys[0] <= keys[1]
+    measured = {part for run in load(study).runs for evaluation in run.evaluations for part in evaluation.parts}
+    assert measured <= {
+        "skip", "rate_distortion", "progressive", "trajectories", "interpolation", "noise_scale"
+    }  # fmt: skip

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from harness.job.signals import StopSignals, stop_number
 from harness.launch import manage, planning, requeue, states, worker
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
+from harness.records.lock import FolderLock
 from harness.records.status import Status
 from harness.slurm.jobs import JobInfo
 from harness.study.expand import load_study
@@ -79,6 +82,7 @@ BEGUN = "2026-01-01T00:00:00"
         (Status("running"), JobInfo("7_0", "OUT_OF_MEMORY", "n1", start=BEGUN), "interrupted", "out_of_memory"),
         (Status("running"), JobInfo("7_0", "NODE_FAIL", "n1", start=BEGUN), "interrupted", "killed"),
         (Status("running"), JobInfo("7_0", "PENDING", live=True), "queued", ""),
+        (Status("running"), JobInfo("7_0", "SUSPENDED", "n1", live=True), "queued", ""),
         (Status("interrupted", cause="signal", stopped_by="SIGTERM"), None, "interrupted", "signal"),
         (Status("interrupted", cause="step_limit"), None, "interrupted", "step_limit"),
         (Status("interrupted", cause="killed"), JobInfo("7_0", "TIMEOUT", start=BEGUN), "interrupted", "killed"),
@@ -93,6 +97,44 @@ def test_what_slurm_says_completes_what_the_run_directory_says(tmp_path, study, 
     planned = planning.plan(tiny, tmp_path / "runs").runs[0]
     assert (planned.state, planned.status.cause) == (state, cause)
     assert bool(planned.status.stopped_by) == (cause == "signal")
+
+
+def test_a_job_that_worked_on_a_run_and_was_forgotten_by_slurm_was_killed(tmp_path, study, monkeypatch):
+    """Without accounting SLURM forgets a job a few minutes after its end."""
+    directory = write(tmp_path, study().runs[0], Status("running", step=30))
+    submission_of(tmp_path, directory.key)
+    directory.lock_folder.mkdir(parents=True)
+    lock = directory.lock_folder / "000001"
+    lock.write_text(json.dumps({"host": "n1", "slurm_job_id": "7_0"}))
+    os.utime(lock, (0, 0))
+    monkeypatch.setattr(states, "read_queue", lambda jobs: {})
+    assert FolderLock(directory.lock_folder, "").slurm_job_id() == "7_0"
+    status = states.read_run_states([directory.path])[directory.key].status
+    assert (status.state, status.cause) == ("interrupted", "killed")
+
+
+def test_a_job_that_is_suspended_is_neither_running_nor_waiting_for_nodes():
+    suspended, running, pending = (JobInfo("7", state, live=True) for state in ("SUSPENDED", "RUNNING", "PENDING"))
+    assert [job.is_suspended for job in (suspended, running, pending)] == [True, False, False]
+    assert [job.waits for job in (suspended, running, pending)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("received", "stays"),
+    [
+        (["SIGUSR2", "SIGTERM"], "SIGUSR2"),
+        (["SIGTERM", "SIGUSR2"], "SIGUSR2"),
+        (["SIGINT", "SIGTERM"], "SIGTERM"),
+        (["SIGUSR2", "SIGINT"], "SIGUSR2"),
+    ],
+)
+def test_the_signal_ahead_of_a_time_limit_outlasts_the_one_at_the_limit(received, stays):
+    signals = StopSignals()
+    with signals.caught():
+        for name in received:
+            signal.raise_signal(signal.Signals[name])
+    assert signals.received == stays
+    assert stop_number("SIGUSR2") > stop_number("SIGTERM") > stop_number("SIGINT") > stop_number("")
 
 
 def test_a_run_whose_canary_failed_says_so(tmp_path, study, monkeypatch):

@@ -10,7 +10,7 @@ from harness.cli.common import same_runs
 from harness.doctor import cluster
 from harness.errors import LaunchError
 from harness.launch import planning, submit
-from harness.launch.on_slurm import _outer_job_variables
+from harness.launch.on_slurm import _unset_variables
 from harness.launch.processes import unusable_path
 from harness.study.expand import load_study
 
@@ -48,7 +48,7 @@ def test_a_users_default_that_would_change_what_a_job_is_does_not_reach_it(monke
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setenv(variable, "NONE")
     monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
-    assert _outer_job_variables() == {variable: None}
+    assert _unset_variables([]) == {variable: None}
 
 
 def test_a_debugged_run_imports_no_frozen_code_but_has_submitits_file_names():

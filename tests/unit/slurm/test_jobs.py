@@ -109,10 +109,15 @@ def test_a_job_that_submits_another_passes_on_nothing_of_its_own_but_where_slurm
     assert not {"SLURM_JOB_ID", "SLURM_MEM_PER_CPU", "SBATCH_PARTITION"} & set(kept)
 
 
-def test_on_a_login_node_the_users_own_settings_of_sbatch_count(monkeypatch):
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    monkeypatch.setenv("SBATCH_REQUEUE", "1")
-    assert jobs.login_environment()["SBATCH_REQUEUE"] == "1"
+def test_a_users_defaults_for_sbatch_fill_in_what_the_profile_leaves_open_and_overrule_nothing(monkeypatch):
+    for name in [name for name in jobs.os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
+        monkeypatch.delenv(name)
+    for name in ("ACCOUNT", "PARTITION", "TIMELIMIT", "GRES", "NO_REQUEUE", "MEM_PER_CPU", "EXPORT", "ARRAY_INX"):
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    kept = jobs.login_environment(["partition", "mem"])
+    assert [name for name in kept if name.startswith("SBATCH_")] == ["SBATCH_ACCOUNT"]
+    ignored = ["ARRAY_INX", "EXPORT", "GRES", "MEM_PER_CPU", "NO_REQUEUE", "PARTITION", "TIMELIMIT"]
+    assert jobs.ignored_defaults(["partition", "mem"]) == [f"SBATCH_{name}" for name in ignored]
 
 
 def test_a_job_that_is_submitted_again_is_named_as_slurm_names_it(fake_program, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from harness.cli import status_view
 from harness.errors import LaunchError
 from harness.launch import claims, manage, planning, states, submit
+from harness.launch.requeue import given_up_before_attempt
 from harness.launch.slurm_job import Task, _AttemptEnd
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
@@ -320,6 +321,26 @@ def test_a_job_near_its_time_limit_is_requeued_though_slurm_does_not_say_whether
     folder = tmp_path / "runs" / ".jobs" / "tiny" / "20260101"
     Task(folder, 1)._requeue_if_needed(_AttemptEnd(stopped_by=signal.SIGUSR2.name), [requeued.path])
     assert (tmp_path / "calls").read_text() == "requeue 17\n"
+
+
+def test_a_run_whose_attempt_has_begun_is_requeued_at_its_time_limit_without_a_question(
+    fake_program, monkeypatch, tmp_path, requeued
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    fake_program("scontrol", f"echo $@ >>{tmp_path}/calls")
+    folder = tmp_path / "runs" / ".jobs" / "tiny" / "20260101"
+    assert given_up_before_attempt(SubmissionLayout(folder), requeued.path, "n1") is None  # counts this start
+    end = _AttemptEnd(stopped_by=signal.SIGUSR2.name)
+    Task(folder, 1)._requeue_if_needed(end, [requeued.path])
+    assert (tmp_path / "calls").read_text() == "--oneliner show job 17\nrequeue 17\n"  # stopped before it began
+    with requeued.lock(), requeued.open_journal(resumed_from_step=0):
+        pass
+    (tmp_path / "calls").unlink()
+    Task(folder, 1)._requeue_if_needed(end, [requeued.path])
+    assert (tmp_path / "calls").read_text() == "requeue 17\n"
+    (tmp_path / "calls").unlink()
+    Task(folder, 1, preemption_cancels=True)._requeue_if_needed(end, [requeued.path])
+    assert (tmp_path / "calls").read_text() == "--oneliner show job 17\nrequeue 17\n"  # its answer decides
 
 
 def test_a_requeue_that_slurm_does_not_hear_is_asked_for_again(fake_program, monkeypatch, tmp_path, requeued):

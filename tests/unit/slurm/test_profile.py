@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from harness.errors import LaunchError, SpecError
-from harness.slurm.profile import Profile, load_profile, slurm_parameters
+from harness.slurm.kills import REQUEUE_WHEN_KILLED
+from harness.slurm.profile import Profile, load_profile, python_command, slurm_parameters
 from harness.spec.resources import Resources
 
 
@@ -22,10 +25,11 @@ def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp
     )
     parameters = slurm_parameters(Resources(cpus=2), gpu_cluster)
     assert parameters["cpus_per_task"] == 2  # the study
-    assert parameters["gpus_per_node"] == 1  # the cluster
-    assert parameters["mem_gb"] == 4.0  # the default
+    options = parameters["slurm_additional_parameters"]
+    assert options["gpus-per-node"] == "1"  # the cluster
+    assert options["mem"] == "4096M"  # the default
     assert parameters["timeout_min"] == 240
-    assert parameters["slurm_partition"] == "gpu"
+    assert options["partition"] == "gpu"
     assert parameters["slurm_setup"] == ["module load cuda"]
     assert parameters["slurm_array_parallelism"] == 64
     assert slurm_parameters(Resources(), gpu_cluster, jobs=3)["slurm_array_parallelism"] == 3
@@ -40,7 +44,7 @@ def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp
             LaunchError,
             r"cluster.yaml:2: partiton: unknown key; did you mean 'partition'\?",
         ),
-        ("gpus_per_node: many\n", LaunchError, r"cluster.yaml:1: gpus_per_node: input should be a valid integer"),
+        ("gpus_per_node: many\n", LaunchError, r"cluster.yaml:1: gpus_per_node: .*"),
         ("- gpu\n", LaunchError, r"cluster.yaml:1: a profile is a mapping, such as partition: gpu"),
         ("a: [\n", SpecError, r"cluster.yaml:2: not YAML"),
     ],
@@ -59,11 +63,111 @@ def test_an_empty_profile_is_a_cluster_without_peculiarities(tmp_path):
     assert write_profile(tmp_path, "") == Profile()
 
 
-def test_scratch_and_modules_come_before_lines_of_ones_own():
-    profile = Profile(scratch="/scratch/$SLURM_JOB_ID", modules=("cuda/12.4",), setup=("export A=1",))
-    assert slurm_parameters(Resources(), profile)["slurm_setup"] == [
-        "module load cuda/12.4",
-        'export TMPDIR="/scratch/$SLURM_JOB_ID"',
-        'mkdir -p "$TMPDIR"',
-        "export A=1",
+def script_of(profile: Profile, resources: Resources | None = None, tmp_path: Path = Path("/shared")) -> list[str]:
+    """Return the lines of the batch script that submitit makes of it."""
+    from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+
+    given = slurm_parameters(resources or Resources(), profile)
+    names = SlurmExecutor._equivalence_dict() or {}
+    renamed = {names.get(name, name.removeprefix("slurm_")): value for name, value in given.items()}
+    return _make_sbatch_string(command=python_command(profile), folder=tmp_path, map_count=3, **renamed).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("partition: fast,slow\naccount: lab\nqos: high\n", ["--account=lab", "--partition=fast,slow", "--qos=high"]),
+        ("constraint: a100|h100\n", ["--constraint='a100|h100'"]),
+        ("reservation: course\nexclude: n[1-3]\nnodelist: n4\n", ["--exclude='n[1-3]'", "--nodelist=n4"]),
+        ("exclusive: true\n", ["--exclusive"]),
+        ("exclusive: user\n", ["--exclusive=user"]),
+        (
+            "wckey: thesis\ncomment: for the paper\nnice: 10\n",
+            ["--comment='for the paper'", "--nice=10", "--wckey=thesis"],
+        ),
+        ("mail_user: ada@example.org\nmail_type: END,FAIL\n", ["--mail-type=END,FAIL", "--mail-user=ada@example.org"]),
+        ("licenses: fs:1\nbegin: now+1hour\nhint: nomultithread\n", ["--begin=now+1hour", "--hint=nomultithread"]),
+        ("gpus_per_node: h100:4\n", ["--gpus-per-node=h100:4"]),
+        ("gpus_per_node: 4\ngpu_request: gres\n", ["--gres=gpu:4"]),
+        ("gpus_per_node: a100:2\ngpu_request: gres\n", ["--gres=gpu:a100:2"]),
+        ("gpus_per_node: 4\ngpu_request: gpus-per-task\n", ["--gpus-per-task=4"]),
+        ("memory_gib: 6\ncpus: 4\nmemory_request: mem-per-cpu\n", ["--mem-per-cpu=1536M"]),
+        ("memory_request: all\n", ["--mem=0"]),
+        ("signal_lead_seconds: 300\n", ["--signal=USR2@300"]),
+        ("sbatch: {switches: 1@30, spread-job: true, tres-per-task: cpu=2}\n", ["--spread-job", "--switches=1@30"]),
+    ],
+)
+def test_what_a_profile_says_stands_in_the_batch_script(tmp_path, text, lines):
+    script = script_of(write_profile(tmp_path, text))
+    assert {f"#SBATCH {line}" for line in lines} <= set(script)
+    assert "#SBATCH --requeue" in script
+
+
+def test_a_script_says_nothing_that_neither_profile_nor_study_says(tmp_path):
+    names = {line.removeprefix("#SBATCH --").partition("=")[0] for line in script_of(Profile()) if "SBATCH" in line}
+    of_the_harness = {"array", "cpus-per-task", "error", "job-name", "nodes", "ntasks-per-node", "open-mode", "output"}
+    assert names == of_the_harness | {"mem", "requeue", "signal", "time"}  # no wckey, no partition, no GPUs
+    assert not [line for line in script_of(Profile(memory_request="none")) if "--mem" in line]
+
+
+def test_a_study_says_how_many_gpus_and_the_profile_which():
+    profile = Profile(gpus_per_node="h100:4")
+    assert profile.gpus(Resources(gpus_per_node=2)) == (2, "h100")
+    assert profile.gpus(Resources()) == (4, "h100")
+    assert Profile().gpus(Resources(gpus_per_node=1)) == (1, "")
+    assert "#SBATCH --gpus-per-node=h100:2" in script_of(profile, Resources(gpus_per_node=2))
+    assert not [line for line in script_of(profile, Resources(gpus_per_node=0)) if "gpus" in line]
+
+
+def test_srun_gets_its_options_and_python_its_container():
+    profile = Profile(
+        srun={"container-image": "img.sqsh", "mpi": "none", "overlap": True}, container="apptainer exec i.sif"
+    )
+    (line,) = [line for line in script_of(profile) if "srun" in line]
+    assert "--cpus-per-task=1 --wait=0 --container-image=img.sqsh --mpi=none --overlap apptainer exec i.sif " in line
+    assert python_command(Profile(python="/opt/py/bin/python")) == "/opt/py/bin/python"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sbatch: {array: 1-3}", "cluster.yaml:1: sbatch: array: the harness sets it itself"),
+        ("srun: {cpus-per-task: 3}", "cluster.yaml:1: srun: cpus-per-task: set cpus instead"),
+        ("sbatch: {partition: x}", "cluster.yaml:1: sbatch: partition: set partition instead"),
+        ("sbatch: {mail-user: x}", "cluster.yaml:1: sbatch: mail-user: set mail_user instead"),
+        ('sbatch: {"bad name": x}', "cluster.yaml:1: sbatch"),
+        ('comment: "a\\nb"', "cluster.yaml:1: comment"),
+        ("gpus_per_node: h100:many", "cluster.yaml:1: gpus_per_node"),
+        ("signal_lead_seconds: 0", "cluster.yaml:1: signal_lead_seconds"),
+    ],
+)
+def test_what_would_break_a_job_is_refused(tmp_path, text, message):
+    with pytest.raises(LaunchError) as caught:
+        write_profile(tmp_path, text + "\n")
+    assert message in str(caught.value)
+
+
+@pytest.mark.process
+def test_scratch_is_a_folder_of_the_jobs_own_and_is_gone_at_its_end(tmp_path):
+    profile = Profile(scratch=f"{tmp_path}/$USER_FOLDER", setup=("export A=1",))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "kept").touch()
+    body = [
+        *REQUEUE_WHEN_KILLED,
+        *slurm_parameters(Resources(), profile)["slurm_setup"],
+        'touch "$TMPDIR/x" && echo $TMPDIR',
     ]
+    script = "\n".join(body)
+    environment = {**os.environ, "USER_FOLDER": "theirs"}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().startswith(f"{tmp_path}/theirs/harness-") and done.stderr == ""
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["kept"]
+
+
+@pytest.mark.process
+def test_a_module_that_does_not_load_ends_the_job_with_its_name():
+    script = "\n".join(
+        ["module() { return 1; }", *slurm_parameters(Resources(), Profile(modules=("cuda/12.4",)))["slurm_setup"]]
+    )
+    done = subprocess.run(["bash", "-c", f"{script}\necho reached"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "module load cuda/12.4 failed\n")
