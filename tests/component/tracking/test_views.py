@@ -57,7 +57,9 @@ def numbers(run):
 def write_study(text, folder, *, finished=True):
     """Write a study's runs as jobs do, and what it asks for; return their directories."""
     runs = tiny_study(folder, study=text)
-    ask_for(folder / "runs", runs[0].study, {run.run_key: run.membership() for run in runs}, file=folder / "tiny.yaml")
+    file = folder / f"{runs[0].study}.yaml"
+    file.write_text(text)
+    ask_for(folder / "runs", runs[0].study, {run.run_key: run.membership() for run in runs}, file=file)
     if finished:
         return [write_finished_run(run, folder / "runs", numbers(run)) for run in runs]
     return [write_run(run, folder / "runs") for run in runs]
@@ -263,6 +265,7 @@ PLOTS = """return [...document.querySelectorAll('.js-plotly-plot')].filter(plot 
         kinds: [...new Set(plot.data.map(trace => trace.type))],
         traces: plot.data.length,
         x: (plot.layout.xaxis || {}).type,
+        label: ((plot.layout.xaxis || {}).title || {}).text || (plot.layout.xaxis || {}).title,
         y: (plot.layout.yaxis || {}).type,
     }))"""
 
@@ -328,7 +331,8 @@ class TestInChromium:
     def test_samples_of_the_arms_are_side_by_side(self, driver, addresses):
         open_view(driver, addresses["ablation", "Samples"])
         wait_for_text(driver, "eval_samples", "linear r0", "cosine r0")
-        grids = "return [...document.querySelectorAll('img')].filter(image => image.naturalWidth > 30).length"
+        grids = """return [...document.querySelectorAll('img')].filter(
+            image => image.src.includes('get-artifact') && image.naturalWidth > 30).length"""
         wait_for(driver, lambda: driver.execute_script(grids) == 2)
 
     def test_runs_are_rows_in_the_files_order(self, driver, addresses):
@@ -352,8 +356,8 @@ class TestInChromium:
 
     def test_a_search_has_parallel_coordinates_and_each_parameter_against_the_target(self, driver, addresses):
         open_view(driver, addresses["hunt", "Search"])
-        wait_for_text(driver, "Trials (", "optim.lr")
-        wait_for(driver, lambda: any("scatter" in plot["kinds"][0] for plot in driver.execute_script(PLOTS)))
+        wait_for_text(driver, "Trials (", "Parallel")
+        wait_for(driver, lambda: any(plot["label"] == "optim.lr" for plot in driver.execute_script(PLOTS)))
 
 
 def test_a_run_that_nobody_asked_for_has_no_page(store, tmp_path):
