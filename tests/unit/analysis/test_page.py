@@ -156,7 +156,8 @@ class _Run:
     """What numbering arms reads of a run."""
 
     def __init__(self, arm, replicate=0):
-        self.arm, self.replicate, self.spec, self.arm_number = arm, replicate, {"seed": replicate}, None
+        self.arm, self.replicate, self.spec = arm, replicate, {"seed": replicate}
+        self.arm_number = None
 
 
 def test_a_value_that_is_no_number_is_left_out_of_a_curve():
