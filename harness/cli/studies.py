@@ -150,7 +150,7 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
             "runs": [_run_json(run) for run in (*skipped, *submission.now())],
         }
     )
-    if options.get("sync"):
+    if submission.runs and options.get("sync"):
         _show_views(planned, options.get("profile"), blocking=isinstance(submission, BlockingSubmission))
     if submission.runs and isinstance(submission, BlockingSubmission):
         _report_end(submission, study, runs_folder, ended_by_itself)
