@@ -108,7 +108,7 @@ def show_views(
 @click.option("--no-browser", is_flag=True, help="Print the addresses only.")
 @runs_folder_option
 def ui(names: tuple[str, ...], port: int, no_browser: bool, runs_folder: Path) -> None:
-    """Open MLflow's pages at the first view of a study.
+    """Open MLflow's pages at a study's first view.
 
     Uploads what is missing, prints the address of each view, and opens a browser where there is a display. Of a store
     that is a file the pages are served here until Ctrl-C; a server serves its own.
