@@ -53,9 +53,7 @@ figures: setup  ## Draw the figures whose records in runs/ have changed
 	$(BIN)/harness figures
 
 ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
-	$(BIN)/harness sync
-	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-		$(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db} --host 127.0.0.1 --port $(PORT)
+	$(BIN)/harness ui --port $(PORT)
 
 bench: setup  ## Measure what things cost, as ratios
 	$(BIN)/python -m benchmarks.run

@@ -47,6 +47,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
         claims.claims,
         figures.figures,
         trace.trace,
+        records.ui,
         runs.sample,
         evaluations.score,
     ),

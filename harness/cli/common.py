@@ -243,10 +243,14 @@ def same_runs(runs_folder: Path) -> str:
 
 
 def all_runs(runs_folder: Path) -> list[RunDirectory]:
+    """Return all runs: those that studies ask for by study and in its order, then the others by their keys."""
     from harness.records.directory import RunDirectory
     from harness.records.layout import run_paths
+    from harness.records.manifest import Manifests
 
-    return [RunDirectory(path) for path in run_paths(runs_folder)]
+    keys = [path.name for path in run_paths(runs_folder)]
+    order = {key: place for place, key in enumerate(Manifests(runs_folder).run_keys())}
+    return [RunDirectory(runs_folder / key) for key in sorted(keys, key=lambda key: (order.get(key, len(order)), key))]
 
 
 def show_damage(runs_folder: Path, directories: Sequence[RunDirectory] = ()) -> None:
@@ -294,6 +298,25 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
     if not directories:
         raise LaunchError(f"no study {name!r} in {runs_folder}; {_choices(study_names(runs_folder), 'it is empty')}")
     return name, directories
+
+
+def upload_left_over(directories: Sequence[RunDirectory]) -> None:
+    """Upload runs that ended after their submitter was killed, in the background; nothing of a study without MLflow."""
+    from harness.errors import TrackingError
+    from harness.text import count, printable
+    from harness.tracking.daemon import BackgroundSync
+    from harness.tracking.sync import not_reported
+
+    try:
+        left_over = not_reported(directories)
+        if not left_over:
+            return
+        log_folder = left_over[0].tracking_folder
+        BackgroundSync(left_over, log_folder)  # makes its last pass when this command has ended
+    except (TrackingError, OSError):
+        return  # `sync` says what is wrong with the store
+    runs = f"{count(len(left_over), 'run')} {'has' if len(left_over) == 1 else 'have'}"
+    click.echo(printable(f"{runs} ended since the last upload to MLflow; uploading (log: {log_folder / 'sync.log'})"))
 
 
 def study_name(study: str) -> str:
@@ -365,12 +388,22 @@ def is_run_name(name: str) -> bool:
 def runs_named(name: str, runs_folder: Path) -> tuple[str, list[RunDirectory]]:
     """Return a study's name and its runs that STUDY/ARM or STUDY/ARM/REPLICATE names, such as digits/cosine/0.
 
+    The study may be left out where one study alone has such an arm: cosine/0.
+
     Raises:
         LaunchError: there is no such study, or no such run in it; the message lists those that there are.
     """
+    from harness.records.layout import study_names
     from harness.records.manifest import Manifests
 
     given, _, place = name.partition("/")
+    if given not in study_names(runs_folder) and not is_study_file(given):
+        studies = _studies_with_arm(name, runs_folder)
+        if len(studies) > 1:
+            raise LaunchError(
+                f"{name!r} is in {len(studies)} studies; {_choices((f'{s}/{name}' for s in studies), '')}"
+            )
+        given, place = (studies[0], name) if studies else (given, place)
     study, directories = members(given, runs_folder)
     manifests = Manifests(runs_folder)
     places = {directory.key: _place(manifests.memberships(directory).get(str(study), {})) for directory in directories}
@@ -382,6 +415,25 @@ def runs_named(name: str, runs_folder: Path) -> tuple[str, list[RunDirectory]]:
         names = [f"{study}/{of_run}" for of_run in places.values()]
         raise LaunchError(f"no run {name!r} in {runs_folder}; {_choices(names, 'it is empty')}")
     return str(study), matches
+
+
+def _studies_with_arm(name: str, runs_folder: Path) -> list[str]:
+    """Return the studies that ask for an arm, or for a run as ARM/REPLICATE."""
+    from harness.records.layout import study_names
+    from harness.records.manifest import Manifests
+
+    arm, _, replicate = name.rpartition("/")
+    exact = (arm, replicate.removeprefix("r"))
+    manifests = Manifests(runs_folder)
+    return [
+        study
+        for study in study_names(runs_folder)
+        if (manifest := manifests.of(study))
+        and any(
+            (of_arm == exact[0] and exact[1] in map(str, runs.values())) or of_arm == name
+            for of_arm, runs in manifest.arms.items()
+        )
+    ]
 
 
 def _place(membership: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from harness.cli.common import Output, json_option, members, runs_folder_option, show_damage
+from harness.cli.common import Output, json_option, members, runs_folder_option, show_damage, upload_left_over
 from harness.errors import LaunchError
 
 
@@ -73,6 +73,7 @@ def compare(
         raise LaunchError("either --all-pairs or a --baseline or --by")
     name, directories = members(study, runs_folder)
     show_damage(runs_folder, directories)
+    upload_left_over(directories)
     chosen = {directory.path for directory in directories}
     runs = [run for run in load_records(runs_folder, str(name)) if run.folder in chosen]
     asked = presentation_of(runs_folder, str(name)).compare

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harness.cli.common import Output, json_option, members, runs_folder_option, same_runs
+from harness.cli.common import Output, json_option, members, runs_folder_option, same_runs, upload_left_over
 
 if TYPE_CHECKING:
     from harness.analysis.missing import MissingCell
@@ -59,11 +59,13 @@ def figures(
     """
     from harness.analysis.stamps import nothing_has_changed
 
-    names = [str(members(study, runs_folder)[0]) for study in studies]
+    asked = [members(study, runs_folder) for study in studies]
+    names = [str(name) for name, _ in asked]
     look = _read_style(style_file) if style_file else None
     if check:
         _check(names, out, look, jobs, output, runs_folder)
         return
+    upload_left_over([directory for _, directories in asked for directory in directories])
     made: list[str] = []
     files: list[Path] = []
     if fresh or one_file or not nothing_has_changed(runs_folder, out, names, look):

@@ -15,6 +15,7 @@ from harness.errors import LaunchError, RecordError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.records.directory import RunDirectory
     from harness.records.disk import Removable
 
 figures_option = click.option(
@@ -39,6 +40,7 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
     """
     from harness import text
     from harness.tracking.check import check as check_run
+    from harness.tracking.studies import sync_studies
     from harness.tracking.sync import sync_run
 
     output.refuse_with("--watch", watch)
@@ -49,7 +51,8 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
         return
 
     results: list[dict[str, Any]] = []
-    for directory in studies_or_runs(names, runs_folder):
+    directories = studies_or_runs(names, runs_folder)
+    for directory in directories:
         num_rows, problems = 0, directory.damage()
         shown = list(problems)
         try:
@@ -69,13 +72,64 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
         for line in shown:
             click.echo(text.printable(f"{directory.key}: {line}"))
         results.append({"run_key": directory.key, "num_rows": num_rows, "problems": problems})
+    if not check:
+        sync_studies(directories)
     output.document({"runs": results})
     rows = text.count(sum(result["num_rows"] for result in results), "row")
     num_wrong = sum(bool(result["problems"]) for result in results)
     verb = "compared" if check else "sent"
     click.echo(f"{text.count(len(results), 'run')}, {rows} {verb}, {num_wrong} with problems")
+    if not check:
+        show_views(directories)
     if num_wrong:
         sys.exit(1)
+
+
+def show_views(
+    directories: Sequence[RunDirectory], *, tracking_uri: str | None = None, server: str | None = None
+) -> str | None:
+    """Print where each study's views are opened in MLflow; return the first one's address, None if there is none."""
+    from harness import text
+    from harness.tracking.experiment import view_addresses
+
+    first = None
+    for study, views in view_addresses(directories, tracking_uri=tracking_uri, server=server).items():
+        click.echo(text.printable(f"{study} in MLflow:"))
+        width = max(len(view.name) for view in views)
+        for view in views:
+            click.echo(f"  {view.name:{width}}  {view.address}")
+            first = first or view.address
+    return first
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[STUDY|RUN]...")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="On this machine.")
+@click.option("--no-browser", is_flag=True, help="Print the addresses only.")
+@runs_folder_option
+def ui(names: tuple[str, ...], port: int, no_browser: bool, runs_folder: Path) -> None:
+    """Open MLflow's pages at a study's first view.
+
+    Uploads what is missing, prints the address of each view, and opens a browser where there is a display. Of a store
+    that is a file the pages are served here until Ctrl-C; a server serves its own.
+    """
+    from harness.tracking.pages import open_when_served, serve
+    from harness.tracking.store import initialise_store
+    from harness.tracking.studies import sync_studies
+    from harness.tracking.sync import sync_run
+
+    directories = studies_or_runs(names, runs_folder)
+    for directory in directories:
+        sync_run(directory)
+    sync_studies(directories)
+    uri = initialise_store()
+    is_server = uri.startswith("http")
+    server = uri if is_server else f"http://127.0.0.1:{port}"
+    first = show_views(directories, server=server) or server
+    if not no_browser:
+        open_when_served(first, server)
+    if not is_server:
+        sys.exit(serve(uri, port))
 
 
 def _watch(names: tuple[str, ...], every: float, runs_folder: Path) -> None:

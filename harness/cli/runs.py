@@ -18,6 +18,7 @@ from harness.cli.common import (
     runs_folder_option,
     sampler_named,
     show_damage,
+    upload_left_over,
     weights_option,
 )
 from harness.errors import LaunchError
@@ -37,7 +38,7 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
     Those of a study, given by file or name, or all.
 
     With --json: [{"run_key", "studies", "arm", "replicate", "state", "step", "num_steps", "steps_per_second",
-    "eta_seconds", "loss", "nll_bpd", "reason", "run_dir", "job", "node", "evaluation", "evaluation_done",
+    "eta_seconds", "loss", "nll_bpd", "fid", "reason", "run_dir", "job", "node", "evaluation", "evaluation_done",
     "evaluation_total", "asked_for", "collapse": [SIGN]}]. Of a study these are the runs that it asks for; without STUDY
     all, and "asked_for" is false where no study asks for the run any more.
     """
@@ -50,6 +51,7 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
     name, directories = members(study, runs_folder)
 
     show_damage(runs_folder)
+    upload_left_over(directories)
 
     def gather() -> list[StatusRow]:
         return status_view.status_rows(directories, name)
@@ -66,7 +68,7 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
     rows = gather()
     earlier = [row for row in rows if not row.asked_for]
     rows = [row for row in rows if row.asked_for]
-    status_view.status_table(rows).show()
+    status_view.status_table(rows, study=name is None).show()
     click.echo(f"{text.count(len(rows), 'run')}: {tables.state_counts(row.state for row in rows)}")
     if name:
         earlier = status_view.status_rows(Manifests(runs_folder).earlier_runs(name), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from harness.records.directory import RunDirectory
 from harness.records.journal import events_in, last_value
 from harness.records.manifest import Manifests
 from harness.records.reading import read_bytes
+from harness.spec.metrics import METRIC_KINDS, by_seed_kind, metric_kind
 from harness.text import count, printable
 
 NEWS_EVERY_SECONDS = 60.0
@@ -41,6 +43,7 @@ class StatusRow:
     nll_bpd: float | None  # of the last evaluation
     reason: str
     run_dir: str
+    fid: float | None = None  # of the last evaluation
     job: str = ""  # SLURM's, as squeue writes it
     node: str = ""
     cause: str = ""  # why it is interrupted, failed or pruned, for programs
@@ -51,11 +54,12 @@ class StatusRow:
     evaluation_total: int | None = None
     collapse: tuple[str, ...] = ()  # signs that the model has collapsed
 
-    def row(self, *, slurm: bool = False) -> tuple[str, ...]:
-        """Return the cells of `status`; SLURM's two only on request."""
+    def row(self, *, slurm: bool = False, study: bool = False) -> tuple[str, ...]:
+        """Return the cells of `status`; SLURM's two, and the study, only on request."""
         running = self.state == "running"
         return (
             self.run_key,
+            *((", ".join(self.studies) or "-",) if study else ()),
             f"{self.arm} r{self.replicate}",
             self.state,
             f"{self.step}/{self.num_steps}",
@@ -63,6 +67,7 @@ class StatusRow:
             duration(self.eta_seconds) if self.has_eta and self.eta_seconds is not None else "-",
             "-" if self.loss is None else f"{self.loss:.4f}",
             "-" if self.nll_bpd is None else f"{self.nll_bpd:.4f}",
+            "-" if self.fid is None else f"{self.fid:.2f}",
             *((self.job or "-", self.node or "-") if slurm else ()),
             self.note,
         )
@@ -82,7 +87,7 @@ class StatusRow:
         return "; ".join(filter(None, [note, f"collapse: {', '.join(self.collapse)}" if self.collapse else ""]))
 
 
-STATUS_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd", "why")
+STATUS_HEADERS = ("run", "arm", "state", "step", "it/s", "ETA", "loss", "nll_bpd", "fid", "why")
 
 
 def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -> list[StatusRow]:
@@ -102,12 +107,14 @@ def _status_row(
     studies = asked or earlier
     membership = asked.get(study, earlier.get(study, {})) if study else next(iter(studies.values()), {})
     problems = directory.read_studies()[1]
-    num_steps, batch_size, nll_bpd = 0, 0, None
+    num_steps, batch_size, nll_bpd, fid = 0, 0, None, None
     collapse: tuple[str, ...] = ()
     try:
         num_steps, batch_size = _size_of(directory.path)
         journals = [read_bytes(path) for path in directory.journal_paths()] if status.attempt else []
-        nll_bpd = last_nll(journals, membership.get("evaluation_keys"))
+        prefixes = evaluation_prefixes(journals, membership.get("evaluation_keys"))
+        nll_bpd = last_result(journals, [f"{prefix}/nll_bpd" for prefix in prefixes])
+        fid = last_result(journals, _fid_names(journals, prefixes))
         collapse = signs(collapses(directory, journals))
     except RecordError as error:
         problems.append(str(error).removeprefix(f"{directory.path}/"))
@@ -124,6 +131,7 @@ def _status_row(
         eta_seconds=status.eta_seconds,
         loss=status.loss,
         nll_bpd=nll_bpd,
+        fid=fid,
         reason="; ".join(filter(None, [status.reason, *problems])),
         run_dir=str(directory.path),
         job=job.job_id if job else "",
@@ -143,32 +151,52 @@ def _size_of(run_directory: Path) -> tuple[int, int]:
     return RunDirectory(run_directory).training_size()
 
 
-def last_nll(journals: Sequence[bytes], evaluation_keys: Sequence[str] | None = None) -> float | None:
-    """Return the newest NLL of the evaluation `eval`, searched in the journals from their ends without parsing them.
+def evaluation_prefixes(journals: Sequence[bytes], evaluation_keys: Sequence[str] | None = None) -> list[str]:
+    """Return the prefixes that results of the evaluation `eval` may have, without parsing the journals.
 
     Args:
         journals: their contents, the oldest first.
         evaluation_keys: of the protocols that the study asks for; None if unknown, and then any protocol counts.
     """
     if evaluation_keys is None:
-        newest_first = reversed(journals)
-        return next((value for data in newest_first if (value := last_value(data, "eval/nll_bpd")) is not None), None)
-    others: set[str] = set()  # prefixes of protocols that are no longer asked for
+        return ["eval"]
+    others = {  # of protocols that are no longer asked for
+        event.fields.get("prefix", "")
+        for data in journals
+        for event in events_in(data, 0, "evaluation")
+        if event.fields.get("evaluation") == "eval" and event.fields.get("key") not in evaluation_keys
+    }
+    prefixes = ["eval", *(f"eval_{key[:6]}" for key in evaluation_keys)]  # as a job forms them
+    return [prefix for prefix in prefixes if prefix not in others]
+
+
+def last_result(journals: Sequence[bytes], names: Sequence[str]) -> float | None:
+    """Return the newest value of the first metric that there is, searched in the journals from their ends."""
+    values = (last_value(data, name) for data in reversed(journals) for name in names)
+    return next((value for value in values if value is not None), None)
+
+
+def _fid_names(journals: Sequence[bytes], prefixes: Sequence[str]) -> list[str]:
+    """Return the names of the FIDs in some journals, the newest first; they have extractor, samples and sampler."""
+    names: list[str] = []
     for data in reversed(journals):
-        prefixes = ["eval", *(f"eval_{key[:6]}" for key in evaluation_keys)]  # as a job forms them
-        for event in events_in(data, 0, "evaluation"):
-            if event.fields.get("evaluation") == "eval" and event.fields.get("key") not in evaluation_keys:
-                others.add(event.fields.get("prefix", ""))
-        values = (last_value(data, f"{prefix}/nll_bpd") for prefix in prefixes if prefix not in others)
-        if (value := next((value for value in values if value is not None), None)) is not None:
-            return value
-    return None
+        for prefix in prefixes:
+            found = re.findall(rb'"(' + re.escape(prefix).encode() + rb"/fid_[\w.-]+)\": ", data)
+            names += [name.decode() for name in reversed(dict.fromkeys(found))]
+    by_seed = f"/{by_seed_kind('fid')}_"
+    return [name for name in names if metric_kind(name) is METRIC_KINDS["fid"] and by_seed not in name]
 
 
-def status_table(rows: Sequence[StatusRow]) -> Table:
+def status_table(rows: Sequence[StatusRow], *, study: bool = False) -> Table:
+    """Return the table of `status`.
+
+    Args:
+        study: with a column that names each run's studies.
+    """
     slurm = any(row.job for row in rows)
-    headers = [*STATUS_HEADERS[:-1], *(("job", "node") if slurm else ()), STATUS_HEADERS[-1]]
-    return Table(headers, [row.row(slurm=slurm) for row in rows])
+    first, *others, why = STATUS_HEADERS
+    headers = [first, *(("study",) if study else ()), *others, *(("job", "node") if slurm else ()), why]
+    return Table(headers, [row.row(slurm=slurm, study=study) for row in rows])
 
 
 class Follower:
@@ -223,6 +251,8 @@ class Follower:
             parts.append(f"loss {row.loss:.4f}")
         if row.state == "done" and row.nll_bpd is not None:
             parts.append(f"nll {row.nll_bpd:.4f} bits/dim")
+        if row.state == "done" and row.fid is not None:
+            parts.append(f"fid {row.fid:.2f}")
         if row.note:
             parts.append(row.note)
         name = f"{row.run_key} {row.arm} r{row.replicate}"

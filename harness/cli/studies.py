@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from harness.cli.common import (
 if TYPE_CHECKING:
     from harness.launch.planning import Plan, PlannedRun
     from harness.launch.submission import BlockingSubmission
+    from harness.slurm.profile import Profile
 
 INTERRUPTED_EXIT_CODE = 130
 
@@ -149,9 +151,24 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
             "runs": [_run_json(run) for run in (*skipped, *submission.now())],
         }
     )
+    if submission.runs and options.get("sync"):
+        _show_views(planned, options.get("profile"), blocking=isinstance(submission, BlockingSubmission))
     if submission.runs and isinstance(submission, BlockingSubmission):
         _report_end(submission, study, runs_folder, ended_by_itself)
     return len(submission.left)
+
+
+def _show_views(planned: Plan, profile: Profile | None, *, blocking: bool) -> None:
+    """Print where the study is seen in MLflow, where jobs upload to it themselves."""
+    from harness.cli.records import show_views
+    from harness.errors import TrackingError
+
+    uri = (profile.tracking_uri if profile else None) or os.environ.get("MLFLOW_TRACKING_URI")
+    if blocking or (uri or "").startswith("http"):
+        try:
+            show_views([run.directory for run in planned.runs], tracking_uri=uri)
+        except TrackingError as error:
+            click.echo(str(error), err=True)
 
 
 def _run_json(planned: PlannedRun) -> dict[str, Any]:

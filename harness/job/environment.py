@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
+import logging
+import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +19,8 @@ from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.spec.resources import Resources
 from harness.training.distributed import ProcessGroup, RankInfo
+
+logger = logging.getLogger(__name__)
 
 # Conditions beyond the spec on which bits depend: with another value of one of these the bits may differ.
 BITS_DEPEND_ON = (
@@ -58,6 +63,8 @@ def describe_environment(
         "harness": __version__,
         "code_version": code_version(),
         "code_snapshot": snapshot.current(),
+        "git": _git_origin(),
+        "user": _user(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "host": platform.node(),
@@ -74,6 +81,22 @@ def describe_environment(
         "data_account": dict(data.account),
         "data_padded_share": data.padded_share,
     }
+
+
+def _git_origin() -> dict[str, Any] | None:
+    """Return the commit and branch of the code, and whether it had uncommitted changes; None if that is not known."""
+    try:
+        return snapshot.origin(PACKAGE_ROOT)["git"]
+    except HarnessError:  # git cannot read the work tree; a job is no place to stop for that
+        return None
+
+
+def _user() -> str:
+    """Return this user's name; the number where there is no name, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def set_tf32(precision: str, environments: Sequence[Mapping[str, Any]]) -> None:
@@ -129,8 +152,26 @@ def choose_device(name: str, rank_info: RankInfo = RankInfo()) -> torch.device: 
     return torch.device(name)
 
 
-def gpu_gauges(device: torch.device) -> Any:
-    """Return a function that reads the GPU's gauges, None for a CPU."""
+def gpu_gauges(device: torch.device) -> Callable[[], dict[str, float]] | None:
+    """Return a function that reads the GPU's gauges, None for a CPU.
+
+    How busy the GPU is and how much of its memory all processes take is known where `nvidia-ml-py` is installed.
+    """
     if device.type != "cuda":
         return None
-    return lambda: {"gpu_memory_gib": torch.cuda.memory_allocated(device) / 2**30}
+    allocated = {"gpu_memory_gib": lambda: torch.cuda.memory_allocated(device) / 2**30}
+    of_driver: dict[str, Callable[[], float]] = {
+        "gpu_utilization_percent": lambda: float(torch.cuda.utilization(device)),
+        "gpu_memory_used_gib": lambda: torch.cuda.device_memory_used(device) / 2**30,
+    }
+    gauges = allocated | {name: read for name, read in of_driver.items() if _can_be_read(name, read)}
+    return lambda: {name: read() for name, read in gauges.items()}
+
+
+def _can_be_read(name: str, read: Callable[[], float]) -> bool:
+    try:
+        read()
+    except Exception as error:  # no nvidia-ml-py, a driver without it, or a GPU that does not tell, such as a MIG slice
+        logger.info(f"no system/{name}: {error}")
+        return False
+    return True

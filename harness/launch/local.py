@@ -112,12 +112,14 @@ class LocalSubmission(BlockingSubmission):
 
     def _final_sync(self, syncing: BackgroundSync) -> None:
         """Finish the upload to MLflow at normal priority: the background process has the lowest, on a busy machine."""
+        from harness.tracking.studies import sync_studies
         from harness.tracking.sync import sync_run
 
         syncing.kill()
         try:
             for planned in self.runs:
                 sync_run(planned.directory, tracking_uri=self.tracking_uri)
+            sync_studies([planned.directory for planned in self.runs], tracking_uri=self.tracking_uri)
         except HarnessError as error:
             logger.warning(f"not all records have reached MLflow; `harness sync` uploads the rest: {error}")
 

@@ -245,6 +245,7 @@ def _sync_ended_runs(others: list[PlannedRun], plan: Plan, uri: str) -> list[str
     That is a run that ended before the study asked for it, one whose submitter was killed before it was uploaded, and
     that a run is no longer asked for.
     """
+    from harness.tracking.studies import sync_studies
     from harness.tracking.sync import is_synced, sync_run
 
     ended = [planned.directory for planned in others if planned.state not in ("new", "queued", "running")]
@@ -253,6 +254,8 @@ def _sync_ended_runs(others: list[PlannedRun], plan: Plan, uri: str) -> list[str
         for directory in (*ended, *plan.earlier):
             if not is_synced(directory, uri, manifests):
                 sync_run(directory, tracking_uri=uri)
+        if not plan.to_do:  # else after them
+            sync_studies([*ended, *plan.earlier], tracking_uri=uri)
     except TrackingError as error:
         return [f"{error}; `harness sync` will upload the runs that were done before"]
     return []

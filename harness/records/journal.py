@@ -207,6 +207,15 @@ def read_events(path: Path, name: str) -> list[Event]:
     return events_in(read_bytes(path), attempt_number(path), name)
 
 
+def first_time_ms(path: Path) -> int | None:
+    """Return the Unix time in ms of a journal's first line, parsing no other; None if it is torn or cannot be read."""
+    try:
+        entry = parse_line(read_bytes(path).partition(b"\n")[0])
+    except (FileNotFoundError, RecordError):
+        return None
+    return entry["ms"] if entry else None
+
+
 def events_in(data: bytes, attempt: int, name: str) -> list[Event]:
     """Return the complete events of one name in a journal's content, parsing no other lines."""
     mark = json.dumps({"event": name}).encode()[1:-1]

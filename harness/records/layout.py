@@ -182,6 +182,11 @@ class StudyLayout:
     def lock_folder(self) -> Path:
         return self.folder / "lock"
 
+    @property
+    def tracking_folder(self) -> Path:
+        """What MLflow has of its arms and of itself."""
+        return self.folder / "tracking"
+
 
 class SubmissionLayout:
     """The files and folders of one submission."""

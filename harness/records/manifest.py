@@ -31,7 +31,7 @@ from harness.records.documents import membership_from
 from harness.records.files import replace_file, safe_name
 from harness.records.layout import ASKED, StudyLayout, members_of
 from harness.records.lock import FolderLock
-from harness.records.reading import read_json
+from harness.records.reading import Fields, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Manifest:
         generation: from 1; one more whenever the study asks for something else.
         file: the study's file at that time, absolute; empty if unknown.
         presentation: its question, comparison and figures (`spec.Presentation`) as plain values; empty if unknown.
+        written_seconds: Unix time of the last change; 0 if unknown.
         runs: run_key -> `arm`, `replicate`, `evaluations` (protocols) and `evaluation_keys`, in the study's order.
     """
 
@@ -57,6 +58,15 @@ class Manifest:
     file: str
     runs: Mapping[str, Membership]
     presentation: Mapping[str, Any] = field(default_factory=dict)
+    written_seconds: float = 0.0
+
+    @cached_property
+    def arms(self) -> dict[str, dict[str, int]]:
+        """The replicate of each run by its key, by arm, in the study's order."""
+        arms: dict[str, dict[str, int]] = {}
+        for run_key, membership in self.runs.items():
+            arms.setdefault(membership["arm"], {})[run_key] = membership["replicate"]
+        return arms
 
 
 def read_manifest(runs_folder: Path, study: str) -> Manifest | None:
@@ -98,7 +108,8 @@ def _manifest_from(stored: dict[str, Any]) -> Manifest:
     presentation = stored.get("presentation", {})
     if type(presentation) is not dict:
         raise ValueError("presentation")
-    return Manifest(str(stored["study"]), int(stored["generation"]), str(stored["file"]), runs, presentation)
+    written = Fields(stored, "manifest.json").seconds("written_seconds", 0.0)
+    return Manifest(str(stored["study"]), int(stored["generation"]), str(stored["file"]), runs, presentation, written)
 
 
 def ask_for(
@@ -192,8 +203,8 @@ def _write(
         if same and unchanged and list(before.runs) == list(manifest.runs):
             return before
         stored["generation"] = before.generation + (not same)
-    text = json.dumps({**stored, "written_seconds": time.time()}, indent=1)
-    replace_file(StudyLayout(runs_folder, study).manifest_path, text, durable=True)
+    stored["written_seconds"] = time.time()
+    replace_file(StudyLayout(runs_folder, study).manifest_path, json.dumps(stored, indent=1), durable=True)
     return _manifest_from(stored)
 
 
@@ -222,6 +233,10 @@ class Manifests:
 
     def of(self, study: str) -> Manifest | None:
         return self._by_study.get(study)
+
+    def run_keys(self) -> list[str]:
+        """Return the keys of all runs that are asked for, by study and in its order, each once."""
+        return list(dict.fromkeys(key for manifest in self._by_study.values() for key in manifest.runs))
 
     def memberships(self, directory: RunDirectory, *, complete: bool = False) -> dict[str, Membership]:
         """Return a run's membership in each study that asks for it, by the study's name.

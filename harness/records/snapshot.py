@@ -164,7 +164,7 @@ def _stage(store: Path, root: Path, apart: list[str], files: Files) -> Snapshot:
                 return snapshot
             copied = _read(root, apart, copy_to=staging)
             if copied == files:
-                return _finish(staging, store, files, _origin(root))
+                return _finish(staging, store, files, origin(root))
             changed = [path for path in {**files, **copied} if files.get(path) != copied.get(path)]
             files = copied
             shutil.rmtree(staging)
@@ -389,7 +389,7 @@ def _in_git(root: Path) -> bool:
     return (root / ".git").exists() or bool(_git(root, "ls-files", "harness"))
 
 
-def _origin(root: Path) -> dict:
+def origin(root: Path) -> dict:
     """Return the tree's origin: its root, commit and branch, and whether it had uncommitted changes."""
     if snapshot := find(root.parent, root.name):
         return {key: snapshot.manifest[key] for key in ("root", "git")}

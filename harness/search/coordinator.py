@@ -369,6 +369,7 @@ class Coordinator:
         """Upload the search and the runs of a trial that has ended; an unreachable store is only reported."""
         if not self.sync:
             return
+        from harness.tracking.experiment import sync_experiments
         from harness.tracking.searches import sync_search
         from harness.tracking.sync import is_synced, sync_run
 
@@ -390,6 +391,8 @@ class Coordinator:
             for directory in (RunDirectory(self.runs_folder / key) for key in run_keys):
                 if not is_synced(directory, self.tracking_uri):
                     sync_run(directory, tracking_uri=self.tracking_uri)
+            computed = [RunDirectory(self.runs_folder / key) for trial in trials for key in trial.run_keys]
+            sync_experiments(computed[:1], tracking_uri=self.tracking_uri, training=state == "running")
         except TrackingError as error:
             if not self._store_is_unreachable:
                 self.on_message(f"{error}; `harness sync` uploads the runs later")

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.records.directory import RunDirectory
 from harness.records.journal import Row, is_measurement
-from harness.tracking.store import import_mlflow, initialise_store, store_errors
+from harness.tracking.store import experiment_of, import_mlflow, initialise_store, store_errors
 from harness.tracking.sync import StudyMembership, durable_rows, memberships_of
 
 
@@ -77,7 +77,7 @@ def _check_study(
     client: Any, run_directory: RunDirectory, membership: StudyMembership, rows: list[Row], report: CheckReport
 ) -> None:
     study = membership.study
-    experiment = client.get_experiment_by_name(study)
+    experiment = experiment_of(client, study)
     query = f"tags.run_key = '{run_directory.key}'"
     runs = client.search_runs([experiment.experiment_id], query) if experiment else []
     if not runs and not membership.values:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from harness.records.directory import RunDirectory
 from harness.records.layout import STUDIES
 from harness.records.manifest import Manifests
 from harness.records.status import Status
+from harness.tracking.experiment import sync_experiments
 from harness.tracking.store import store_uri
+from harness.tracking.studies import sync_arms, sync_studies
 from harness.tracking.sync import file_stamp, memberships_of, sync_run
 
 logger = logging.getLogger(__name__)
@@ -84,6 +87,7 @@ class _SyncLoop:
         states: Counter[str] = Counter()
         self.left_to_do = False
         manifests = Manifests(run_directories[0].path.parent) if run_directories else None
+        news = False
         for run_directory in run_directories:
             status = run_directory.status()
             states[status.state] += 1
@@ -104,9 +108,16 @@ class _SyncLoop:
                 self.left_to_do = True
                 lines.append(f"{run_directory.key} is postponed to the next pass: {refusal}")
             else:
-                self._synced[run_directory.key] = seen
+                self._synced[run_directory.key], news = seen, True
                 num_rows += sum(study.num_rows_sent for study in report.studies.values())
                 lines.extend(f"{run_directory.key}: {problem}" for problem in report.problems)
+        if news and not error:
+            try:
+                sync_studies(run_directories, tracking_uri=self.tracking_uri)
+            except TrackingError as away:
+                error = away
+            except HarnessError as refusal:
+                lines.append(str(refusal))
         counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no runs yet"
         return num_rows, "\n".join([*lines, counts]), error
 
@@ -194,16 +205,23 @@ def _sync_until_parent_exits(run_directories: list[RunDirectory], uri: str, ever
         # The parent is checked too: a process that it forked may keep its end of the pipe open.
         ended = ended or bool(select.select([sys.stdin], [], [], every_seconds)[0]) or os.getppid() != parent
         failed = False
-        for run_directory in run_directories:
+        steps: list[Callable[[], object]] = [
+            partial(sync_run, run_directory, tracking_uri=uri) for run_directory in run_directories
+        ]
+        steps.append(partial(sync_arms, run_directories, tracking_uri=uri))
+        steps.append(partial(sync_experiments, run_directories, tracking_uri=uri, training=True))
+        if ended:
+            steps.append(partial(sync_studies, run_directories, tracking_uri=uri, ended_only=True))
+        for step in steps:
             try:
-                sync_run(run_directory, tracking_uri=uri)
+                step()
             except HarnessError as error:
                 logger.warning(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {error}")
                 failed = True
                 if isinstance(error, TrackingError):
                     break  # the store is unreachable for the others too
             except Exception:
-                logger.exception(f"{run_directory.key}: its records were not uploaded")
+                logger.exception("records were not uploaded")
                 failed = True
         if ended:
             return int(failed)

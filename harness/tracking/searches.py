@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,12 @@ from harness.tracking.store import (
     MAX_PARAM_CHARACTERS,
     MAX_PARAMS_PER_BATCH,
     MLFLOW_STATUS,
+    active_run,
     experiment_id_of,
     import_mlflow,
     initialise_store,
     read_cursor,
+    store_digest,
     store_errors,
 )
 
@@ -67,7 +68,8 @@ def sync_search(
         ]
         for start in range(0, len(rows), MAX_METRICS_PER_BATCH):
             client.log_batch(run_id, metrics=rows[start : start + MAX_METRICS_PER_BATCH])
-        client.log_batch(run_id, tags=[RunTag(name, text[:5000]) for name, text in (tags | {"state": state}).items()])
+        texts = tags | {"kind": "search", "state": state}
+        client.log_batch(run_id, tags=[RunTag(name, text[:5000]) for name, text in texts.items()])
         for picture in sorted((folder / "figures").glob("*.png")):
             client.log_artifact(run_id, str(picture), "figures")
         client.update_run(run_id, status=MLFLOW_STATUS[state])
@@ -83,16 +85,16 @@ def parent_run_id(client: Any, uri: str, run_directory: RunDirectory, study: str
 
 
 def _search_run_id(client: Any, uri: str, folder: Path) -> str:
-    """Return the search's run in this store; the first caller creates it."""
+    """Return the search's run in this store; the first caller makes it, also where it was deleted."""
     path = _search_cursor(folder, uri)
-    if "run_id" not in read_cursor(path):
+    if not _is_in_store(client, path):
         lock = FolderLock(folder / "tracking", f"the MLflow record of search {folder.name}")
         lock.acquire(60.0)
         try:
-            if "run_id" not in read_cursor(path):
+            if not _is_in_store(client, path):
                 experiment_id = experiment_id_of(client, uri, folder.name)
                 runs = client.search_runs([experiment_id], f"tags.search = '{folder.name}'")
-                tags = {"search": folder.name, "study": folder.name}
+                tags = {"kind": "search", "search": folder.name, "study": folder.name}
                 run = runs[0] if runs else client.create_run(experiment_id, None, tags, f"search {folder.name}")
                 replace_file(path, json.dumps({"run_id": run.info.run_id}), durable=False)
         finally:
@@ -100,5 +102,10 @@ def _search_run_id(client: Any, uri: str, folder: Path) -> str:
     return read_cursor(path)["run_id"]
 
 
+def _is_in_store(client: Any, path: Path) -> bool:
+    cursor = read_cursor(path)
+    return "run_id" in cursor and active_run(client, cursor["run_id"]) is not None
+
+
 def _search_cursor(folder: Path, uri: str) -> Path:
-    return folder / f"tracking-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.json"
+    return folder / f"tracking-{store_digest(uri)}.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -253,22 +254,68 @@ MLFLOW_STATUS = {
 }
 
 
+STUDY_TAG = "study"
+"""Of an experiment: the study that it is of, whatever the experiment is called in MLflow since."""
+
+
+def experiment_of(client: Any, study: str) -> Any:
+    """Return the experiment of a study, also one that was renamed in MLflow or deleted there; None if there is none."""
+    experiment = client.get_experiment_by_name(study)
+    if experiment is not None and experiment.tags.get(STUDY_TAG, study) == study:
+        if experiment.lifecycle_stage == "active":
+            return experiment
+        deleted = experiment
+    else:
+        deleted = None
+    renamed = client.search_experiments(filter_string=f"tags.{STUDY_TAG} = '{study}'")
+    return renamed[0] if renamed else deleted
+
+
 def experiment_id_of(client: Any, uri: str, study: str) -> str:
+    """Return the id of a study's experiment; make it if the store has none.
+
+    Raises:
+        TrackingError: it was deleted in MLflow, or another study's experiment was given its name there.
+    """
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(study)
+    experiment = experiment_of(client, study)
     if experiment is None:
         path = sqlite_path(uri)
         location = (artifact_root(path) / study).as_uri() if path else None
         try:
-            return client.create_experiment(study, artifact_location=location)
+            return client.create_experiment(study, artifact_location=location, tags={STUDY_TAG: study})
         except MlflowException:  # another process was faster
-            experiment = client.get_experiment_by_name(study)
+            experiment = experiment_of(client, study)
+            if experiment is None and client.get_experiment_by_name(study) is not None:
+                raise TrackingError(
+                    f"the experiment {study!r} is another study's, which was renamed in MLflow; rename it again"
+                ) from None
             if experiment is None:
                 raise
     if experiment.lifecycle_stage != "active":
         raise TrackingError(f"the experiment {study!r} was deleted in MLflow; restore it or rename the study")
+    if STUDY_TAG not in experiment.tags:  # of an earlier version
+        client.set_experiment_tag(experiment.experiment_id, STUDY_TAG, study)
     return experiment.experiment_id
+
+
+def active_run(client: Any, run_id: str) -> Any:
+    """Return a run; None if the store has none, or it was deleted there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def store_digest(uri: str) -> str:
+    """Return 12 hex digits of a store's URI, for names of files."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:12]
 
 
 def read_cursor(path: Path) -> dict:

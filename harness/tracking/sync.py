@@ -12,13 +12,14 @@ steps threefold (by the interpreter lock). So it is imported inside functions, a
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.errors import RecordError
 from harness.records.collapse import collapses, signs
 from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
@@ -26,23 +27,29 @@ from harness.records.journal import Row
 from harness.records.lock import FolderLock
 from harness.records.manifest import Manifests
 from harness.records.status import Status
+from harness.tracking.arms import ARM, RUN, arm_run_id, order_text
+from harness.tracking.described import infinite_values, params_of, source_tags
+from harness.tracking.images import IMAGES, is_own_file, sample_images, upload_image
 from harness.tracking.searches import parent_run_id
 from harness.tracking.store import (
     MAX_METRICS_PER_BATCH,
-    MAX_PARAM_CHARACTERS,
     MAX_PARAMS_PER_BATCH,
     MAX_TAG_CHARACTERS,
     MLFLOW_STATUS,
+    active_run,
     experiment_id_of,
     import_mlflow,
     initialise_store,
-    param_name,
     read_cursor,
     server_address,
+    store_digest,
     store_errors,
     store_uri,
     tag_text,
 )
+from harness.tracking.study_cursor import StudyCursor
+
+PARENT_TAG = "mlflow.parentRunId"
 
 
 @dataclass
@@ -101,22 +108,42 @@ class StudyMembership:
     Attributes:
         asked_for: whether the study still asks for the run; a tag in MLflow, by which its pages are filtered.
         values: arm, replicate, ...; empty for a run that a study has forgotten, whose tags then stay as they are.
+        file: the study's; empty if unknown.
+        replaced: whether the study asks for another run as this arm and replicate.
+        siblings: the keys of the runs of its arm that the study asks for.
+        order: sorts the runs of a study as its file does; None if unknown.
     """
 
     study: str
     asked_for: bool
     values: dict[str, Any]
+    file: str = ""
+    replaced: bool = False
+    siblings: tuple[str, ...] = ()
+    order: str | None = None
 
 
 def memberships_of(run_directory: RunDirectory, uri: str, manifests: Manifests | None = None) -> list[StudyMembership]:
     """Return a run's place in each study that has it in this store, or is to have it."""
-    asked, earlier = (manifests or Manifests(run_directory.path.parent)).split(run_directory)
+    manifests = manifests or Manifests(run_directory.path.parent)
+    asked, earlier = manifests.split(run_directory)
     forgotten = _studies_with_cursors(run_directory, uri) - asked.keys() - earlier.keys()
     return [
-        *(StudyMembership(study, True, values) for study, values in sorted(asked.items())),
-        *(StudyMembership(study, False, values) for study, values in sorted(earlier.items())),
+        *(_membership(manifests, study, True, values) for study, values in sorted(asked.items())),
+        *(_membership(manifests, study, False, values) for study, values in sorted(earlier.items())),
         *(StudyMembership(study, False, {}) for study in sorted(forgotten)),
     ]
+
+
+def _membership(manifests: Manifests, study: str, asked_for: bool, values: dict[str, Any]) -> StudyMembership:
+    manifest = manifests.of(study)
+    if manifest is None:
+        return StudyMembership(study, asked_for, values)
+    name, replicate = str(values.get("arm")), values.get("replicate")
+    arm = manifest.arms.get(name, {})
+    replaced = not asked_for and replicate in arm.values()
+    order = order_text(manifest, name, replicate)
+    return StudyMembership(study, asked_for, values, manifest.file, replaced, tuple(arm), order)
 
 
 def is_synced(run_directory: RunDirectory, tracking_uri: str | None, manifests: Manifests | None = None) -> bool:
@@ -126,16 +153,43 @@ def is_synced(run_directory: RunDirectory, tracking_uri: str | None, manifests: 
     status, uri = run_directory.status(), store_uri(tracking_uri)
     for membership in memberships_of(run_directory, uri, manifests):
         cursor = read_cursor(_cursor_path(run_directory, membership.study, uri))
-        if not _is_current(cursor, _stamps(run_directory, membership), status):
+        if not _is_current(cursor, _stamps(run_directory, membership, uri), status):
             return False
     return True
+
+
+def not_reported(run_directories: Sequence[RunDirectory], tracking_uri: str | None = None) -> list[RunDirectory]:
+    """Return the runs that have ended and of which MLflow does not know it, looking at cursors and states alone.
+
+    None of runs of which nothing was ever uploaded to this store: then nobody has asked for that. A run that has just
+    ended is still its job's to upload.
+    """
+    suffix, now = _cursor_suffix(store_uri(tracking_uri)), time.time()
+    cursors = {run.key: list(run.tracking_folder.glob(f"[!.]*{suffix}")) for run in run_directories}
+    if not any(cursors.values()):
+        return []
+    left_over = []
+    for run in run_directories:
+        status = run.status()
+        known = {read_cursor(path).get("state") for path in cursors[run.key]}
+        has_ended = status.state in ENDED and now - status.updated_seconds > GRACE_SECONDS and run.attempts()
+        if has_ended and known != {status.state}:
+            left_over.append(run)
+    return left_over
+
+
+ENDED = ("done", "failed", "pruned", "interrupted")
+GRACE_SECONDS = 120.0
 
 
 def _is_current(cursor: dict[str, Any], stamps: dict[str, Any], status: Status) -> bool:
     return bool(cursor.get("stamps") == stamps and cursor.get("state") == status.state)
 
 
-def _stamps(run: RunDirectory, membership: StudyMembership) -> dict[str, Any]:
+VERSION = 2  # of what is sent of a run; with another one, all but its rows is sent again
+
+
+def _stamps(run: RunDirectory, membership: StudyMembership, uri: str) -> dict[str, Any]:
     """Return what changes whenever there is something new to upload."""
     single = [run.status_path, run.spec_path, run.spec_yaml_path, run.environment_path]
     single.append(run.study_path(membership.study))
@@ -145,8 +199,12 @@ def _stamps(run: RunDirectory, membership: StudyMembership) -> dict[str, Any]:
         *filter(Path.exists, single),
         *(path for folder in folders for path in folder.glob("*")),
     ]
-    place = [membership.asked_for, membership.values.get("arm"), membership.values.get("replicate")]
-    return {str(path.relative_to(run.path)): file_stamp(path) for path in sorted(paths)} | {"membership": place}
+    arm = membership.values.get("arm")
+    place = [membership.asked_for, arm, membership.values.get("replicate"), membership.replaced, membership.file]
+    place.append(membership.order)
+    arms = StudyCursor(run.path.parent, membership.study, uri).known(ARM)
+    beside = {"version": VERSION, "membership": place, "parent": arms.get(str(arm))}
+    return {str(path.relative_to(run.path)): file_stamp(path) for path in sorted(paths)} | beside
 
 
 class _StudySyncer:
@@ -163,7 +221,7 @@ class _StudySyncer:
 
     def run(self) -> None:
         # Taken first: changes while we read are read next time.
-        stamps = _stamps(self.run_directory, self.membership)
+        stamps = _stamps(self.run_directory, self.membership, self.uri)
         status = self.run_directory.status()
         stored = self._find_run() or (self._create_run() if self.membership.values else None)
         if stored is None:
@@ -176,10 +234,15 @@ class _StudySyncer:
         rows, num_waiting = durable_rows(self.run_directory, status)
         self.report.num_rows_waiting = num_waiting
         self.report.problems = self.run_directory.problems()
-        self._send_params_and_tags(rows, status)
+        parent = self._parent_run_id()
+        stamps = _stamps(self.run_directory, self.membership, self.uri) | {
+            name: stamp for name, stamp in stamps.items() if name != "parent"
+        }
+        self._send_params_and_tags(stored.data.tags, rows, status, parent)
         self._send_dataset()
         self._send_rows(rows)
         self._send_artifacts()
+        self._send_images()
         self._send_status(stored, status)
         self._save_cursor(
             stamps=stamps,
@@ -191,17 +254,7 @@ class _StudySyncer:
 
     def _find_run(self) -> Any:
         """Return the run in the cursor; None if there is none, or it was deleted."""
-        from mlflow.exceptions import MlflowException
-
-        if "run_id" in self.cursor:
-            try:
-                run = self.client.get_run(self.cursor["run_id"])
-                if run.info.lifecycle_stage == "active":
-                    return run
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-        return None
+        return active_run(self.client, self.cursor["run_id"]) if "run_id" in self.cursor else None
 
     def _create_run(self) -> Any:
         """Return the run with our run_key, else a new one."""
@@ -215,9 +268,23 @@ class _StudySyncer:
         return run
 
     def _run_name(self) -> str:
-        return f"{self.values.get('arm', 'run')} r{self.values.get('replicate', 0)}"
+        name = f"{self.values.get('arm', 'run')} r{self.values.get('replicate', 0)}"
+        return f"{name} ({self.run_directory.key[:8]})" if self.membership.replaced else name
 
-    def _send_params_and_tags(self, rows: list[Row], status: Status) -> None:
+    def _parent_run_id(self) -> str | None:
+        """Return the run beneath which MLflow shows this one: its search's, or its arm's."""
+        if search := parent_run_id(self.client, self.uri, self.run_directory, self.study):
+            return search
+        if not self.membership.values:
+            return self.cursor.get("tags", {}).get(PARENT_TAG)
+        runs_folder = self.run_directory.path.parent
+        members = [RunDirectory(runs_folder / key) for key in self.membership.siblings] or [self.run_directory]
+        cursor = StudyCursor(runs_folder, self.study, self.uri)
+        return arm_run_id(self.client, cursor, str(self.values.get("arm", "run")), members)
+
+    def _send_params_and_tags(
+        self, stored: dict[str, str], rows: list[Row], status: Status, parent: str | None
+    ) -> None:
         from mlflow.entities import Param, RunTag
 
         run_id = self.outcome.run_id
@@ -227,12 +294,14 @@ class _StudySyncer:
                 self.client.log_batch(run_id, params=params[start : start + MAX_PARAMS_PER_BATCH])
             self._save_cursor(params_sent=True)
         environment = (self.run_directory.environments() or [{}])[-1]
-        tags = {
+        tags: dict[str, Any] = {
+            "kind": RUN,
             "run_key": self.run_directory.key,
             "study": self.study,
             "asked_for": "true" if self.membership.asked_for else "false",
             "arm": self.values.get("arm"),
             "replicate": self.values.get("replicate"),
+            "order": self.membership.order,
             "label": self.values.get("label"),
             "code_version": environment.get("code_version"),
             "state": status.state,
@@ -244,15 +313,18 @@ class _StudySyncer:
             "loss": status.loss,
             "images_per_second": status.images_per_second,
             "eta_seconds": status.eta_seconds if status.state == "running" else None,
-            "mlflow.parentRunId": parent_run_id(self.client, self.uri, self.run_directory, self.study),
+            "infinite_values": infinite_values(rows) or None,
+            PARENT_TAG: parent,
         }
-        # A tag whose value was removed must not remain; a value that never existed makes no tag.
-        before = self.cursor.get("tags", {})
-        texts = {name: "" if value is None else tag_text(value)[:MAX_TAG_CHARACTERS] for name, value in tags.items()}
-        texts["infinite_values"] = _infinite_values(rows)
-        changed = {name: text for name, text in texts.items() if before.get(name, "") != text}
+        own = tags.keys()
+        tags = tags | source_tags(self.run_directory, environment, self.membership.file)
+        texts = {name: tag_text(value)[:MAX_TAG_CHARACTERS] for name, value in tags.items() if value not in (None, "")}
+        changed = {name: text for name, text in texts.items() if stored.get(name) != text}
         if changed:
             self.client.log_batch(run_id, tags=[RunTag(name, text) for name, text in changed.items()])
+        for name in own & stored.keys() - texts.keys():  # a value that was removed must not remain
+            self.client.delete_tag(run_id, name)
+        if texts != self.cursor.get("tags"):
             self._save_cursor(tags=texts)
 
     def _send_dataset(self) -> None:
@@ -301,8 +373,8 @@ class _StudySyncer:
             *sorted(run.samples_folder.glob("*.png")),
         ]
         for path in paths:
-            if path.is_symlink() or not path.is_file():
-                continue  # a link could publish any file of this machine
+            if not is_own_file(path):
+                continue
             name, stamp = str(path.relative_to(run.path)), file_stamp(path)
             if sent.get(name) != stamp:
                 parent = path.parent.name if path.parent != run.path else None
@@ -310,6 +382,21 @@ class _StudySyncer:
                 self.outcome.num_artifacts_sent += 1
                 sent = {**sent, name: stamp}
                 self._save_cursor(artifacts=sent)
+
+    def _send_images(self) -> None:
+        """Send the sample grids once more as MLflow's images, which its pages show side by side."""
+        sent = self.cursor.get("artifacts", {})
+        for image in sample_images(self.run_directory):
+            name, stamp = f"{IMAGES}/{image.key}", [*file_stamp(image.path), image.step, image.time_ms]
+            if sent.get(name) == stamp:
+                continue
+            try:
+                upload_image(self.client, self.outcome.run_id, image, self.run_directory.key)
+            except RecordError as error:
+                self.report.problems.append(str(error))
+                continue
+            sent = {**sent, name: stamp}
+            self._save_cursor(artifacts=sent)
 
     def _send_status(self, stored: Any, status: Status) -> None:
         mlflow_status = MLFLOW_STATUS[status.state]
@@ -334,7 +421,7 @@ def _cursor_path(run_directory: RunDirectory, study: str, uri: str) -> Path:
 
 
 def _cursor_suffix(uri: str) -> str:
-    return f"-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.json"
+    return f"-{store_digest(uri)}.json"
 
 
 def _studies_with_cursors(run_directory: RunDirectory, uri: str) -> set[str]:
@@ -359,31 +446,3 @@ def durable_rows(run_directory: RunDirectory, status: Status) -> tuple[list[Row]
     end = run_directory.durable_step()
     durable = [row for row in rows if row.train_step <= end]
     return durable, len(rows) - len(durable)
-
-
-def params_of(spec: dict) -> dict[str, str]:
-    """Flatten a resolved spec to MLflow params: dotted names, strings unchanged, other values as JSON."""
-    flat: dict[str, str] = {}
-
-    def visit(value: Any, path: str) -> None:
-        if isinstance(value, dict) and value:
-            for key, item in value.items():
-                visit(item, f"{path}.{key}" if path else str(key))
-            return
-        text = tag_text(value) if isinstance(value, str) else json.dumps(value)
-        if len(text) > MAX_PARAM_CHARACTERS:
-            note = f" ... ({len(text)} characters; whole in spec.yaml)"
-            text = text[: MAX_PARAM_CHARACTERS - len(note)] + note
-        flat[param_name(path)] = text
-
-    visit(spec, "")
-    return flat
-
-
-def _infinite_values(rows: list[Row]) -> str:
-    """List the infinite values, which MLflow silently stores as the largest float; it keeps NaN."""
-    infinite = [f"{row.key} at step {row.x}: {row.value}" for row in rows if math.isinf(row.value)]
-    if not infinite:
-        return ""
-    more = f"; and {len(infinite) - 20} more" if len(infinite) > 20 else ""
-    return "; ".join(infinite[:20]) + more + " (MLflow shows them as 1.8e308)"

@@ -231,6 +231,7 @@ def test_status_as_json_has_every_field(tmp_path, runs):
         "nll_bpd": 3.25,
         "reason": "the disk is full",
         "run_dir": str(runs[0].path),
+        "fid": None,
         "job": "",
         "node": "",
         "cause": "error",

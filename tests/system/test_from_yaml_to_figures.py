@@ -60,7 +60,9 @@ def test_a_study_goes_from_yaml_to_runs_to_mlflow_to_figures_and_the_second_time
 
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("whole-way")
-    runs = client.search_runs([experiment.experiment_id])
+    kinds = Counter(run.data.tags["kind"] for run in client.search_runs([experiment.experiment_id]))
+    assert (kinds["run"], kinds["study"]) == (8, 1) and kinds["arm"] > 0
+    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'run'")
     assert Counter(run.info.status for run in runs) == {"FINISHED": 8}
     assert len({run.data.tags["run_key"] for run in runs}) == 8
     for run in runs:

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "spec": {"data", "diffusion", "text", "errors"},
     "study": {"spec", "text", "errors"},
     "records": {"spec", "text", "errors"},
-    "tracking": {"records", "messages", "text", "errors"},
+    "tracking": {"analysis", "records", "spec", "messages", "text", "errors"},
     "slurm": {"study", "spec", "text", "errors"},
     # names become objects, and a run is worked on
     "registry": {"spec", "diffusion", "models", "data", "methods", "randomness", "errors"},

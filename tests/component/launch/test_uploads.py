@@ -47,7 +47,7 @@ def present_in_mlflow(uri: str, study: str) -> set[tuple[str, str]]:
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(study)
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.asked_for = 'true'")
+    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'run' and tags.asked_for = 'true'")
     return {(run.data.tags["run_key"], run.info.run_name) for run in runs}
 
 

@@ -3,7 +3,6 @@
 import http.server
 import json
 import math
-import os
 import shutil
 import signal
 import socket
@@ -12,8 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -27,29 +24,6 @@ from harness.tracking.check import check
 from harness.tracking.daemon import BackgroundSync, _SyncLoop, watch
 from harness.tracking.store import initialise_store, store_uri
 from harness.tracking.sync import is_synced, sync_run
-
-
-@pytest.fixture(scope="module")
-def first_contact(tmp_path_factory):
-    """Initialise a store in a process of its own; return the database and what the process printed."""
-    path = tmp_path_factory.mktemp("store") / "new" / "mlflow.db"
-    code = f"from harness.tracking.store import initialise_store; print(initialise_store('sqlite:///{path}'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return path, done.stdout, done.stderr
-
-
-@pytest.fixture(scope="module")
-def fresh_database(first_contact):
-    return first_contact[0]
-
-
-@pytest.fixture
-def store(fresh_database, tmp_path, monkeypatch):
-    """A fresh SQLite store, set as the one to use."""
-    shutil.copy(fresh_database, tmp_path / "mlflow.db")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    return uri
 
 
 @pytest.fixture
@@ -210,9 +184,9 @@ class TestWhatMLflowShows:
         shown.append(mlflow_run(store, run))
         assert [found.info.status for found in shown] == ["RUNNING", "KILLED", "FINISHED"]
         assert [found.data.tags["step"] for found in shown] == ["3", "3", "10"]
-        assert [found.data.tags.get("eta_seconds") for found in shown] == ["12.0", "", ""]
+        assert [found.data.tags.get("eta_seconds") for found in shown] == ["12.0", None, None]
         assert "killed" in shown[1].data.tags["reason"]
-        assert shown[2].data.tags["reason"] == ""
+        assert "reason" not in shown[2].data.tags
         assert len({found.info.run_id for found in shown}) == 1
         assert shown[2].info.end_time == run.events()[-1].time_ms
 
@@ -560,49 +534,13 @@ class TestWatch:
         assert check(run).ok
 
 
-class Server:
-    """MLflow's own server on a port of loopback, without workers for jobs."""
-
-    def __init__(self, folder, port):
-        self.folder, self.port = folder, port
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self):
-        arguments = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
-        arguments += ["--artifacts-destination", f"{self.folder}/served", "--host", "127.0.0.1"]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *arguments, "--port", str(self.port)],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # so that its workers end with it
-                env={key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-                | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
-                return
-            except (urllib.error.URLError, OSError):
-                assert self.process.poll() is None and time.monotonic() < deadline, (
-                    self.folder / "server.log"
-                ).read_text()
-                time.sleep(0.2)
-
-    def kill(self):
-        os.killpg(self.process.pid, 9)
-        self.process.wait()
-
-
 @pytest.mark.slow
 def test_nothing_is_lost_when_the_server_is_killed_and_started_again(
-    run, tmp_path, fresh_database, monkeypatch, free_ports
+    run, tmp_path, fresh_database, monkeypatch, free_ports, start_server
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     shutil.copy(fresh_database, tmp_path / "server.db")
-    server = Server(tmp_path, free_ports(1))
+    server = start_server(tmp_path, free_ports(1))
     try:
         (run.path / "samples").mkdir()
         (run.path / "samples" / "grid.png").write_bytes(b"png")
@@ -677,7 +615,7 @@ class TestWhatIsAskedFor:
         run.leave_study("noise-schedule")
         assert sync_run(run).studies == {}
         experiment = client(store).get_experiment_by_name("noise-schedule")
-        assert client(store).search_runs([experiment.experiment_id]) == []
+        assert client(store).search_runs([experiment.experiment_id], "tags.kind = 'run'") == []
 
     def test_a_watching_process_sees_that_a_run_is_no_longer_asked_for(self, run, store):
         attempt(run, 0, range(1, 6), checkpoints=[5])

@@ -19,6 +19,10 @@ from harness.records.status import Status
 from harness.study.expand import load_study
 
 
+def last_nll(directory):
+    return status_view.last_result([path.read_bytes() for path in directory.journal_paths()], ["eval/nll_bpd"])
+
+
 def a_standing(**facts) -> status_view.StatusRow:
     known: dict[str, Any] = {
         "run_key": "a" * 16,
@@ -165,7 +169,27 @@ def test_the_newest_likelihood_is_found_behind_long_curves(tiny_run):
             journal.metrics(12, {"perf/steps_per_second": 1.0, "eval/nll_bpd": value, "eval/L_T_bpd": 0.1})
             for t in range(300):
                 journal.metrics(t, {"eval/L_t_bpd": 0.5}, train_step=12)
-    assert status_view.last_nll([path.read_bytes() for path in directory.journal_paths()]) == 3.0
+    assert last_nll(directory) == 3.0
+
+
+def test_the_fid_beside_the_likelihood_is_the_evaluation_s_own_and_no_other_metric_of_features(tiny_run):
+    directory = RunDirectory(tiny_run())
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        others = {"eval/fid_infinity_digitsnet_500_ddim50": 1.0, "eval/precision_digitsnet_500_ddim50": 0.5}
+        journal.metrics(
+            12, {"eval/fid_digitsnet_500_ddim50": 7.25, "eval_other/fid_digitsnet_500_ddim50": 9.0, **others}
+        )
+        journal.metrics(0, {"eval/fid_by_seed_digitsnet_500_ddim50": 8.0}, train_step=12)
+        directory.set_status(Status("done", 12, 12, 1))
+    [row] = status_view.status_rows([directory])
+    assert row.fid == 7.25
+    assert dict(zip(status_view.STATUS_HEADERS, row.row(), strict=True))["fid"] == "7.25"
+
+
+def test_the_studies_of_a_run_are_a_column_on_request():
+    table = status_view.status_table([a_standing(studies=("digits", "scaling"))], study=True)
+    assert table.plain().splitlines()[0].split()[:3] == ["run", "study", "arm"]
+    assert "digits, scaling" in table.plain()
 
 
 def test_a_torn_line_has_no_likelihood(tiny_run):
@@ -174,7 +198,7 @@ def test_a_torn_line_has_no_likelihood(tiny_run):
         journal.metrics(12, {"eval/nll_bpd": 3.0})
     path = directory.path / "journal-0001.jsonl"
     path.write_bytes(path.read_bytes()[:-1])
-    assert status_view.last_nll([path.read_bytes() for path in directory.journal_paths()]) is None
+    assert last_nll(directory) is None
 
 
 def test_without_a_terminal_a_line_is_said_when_a_state_changes(capsys):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from harness.tracking.described import params_of
 from harness.tracking.store import param_name, read_cursor, tag_text
-from harness.tracking.sync import params_of
 
 
 def test_a_param_that_is_too_long_for_mlflow_is_cut_visibly():
