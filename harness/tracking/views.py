@@ -279,7 +279,7 @@ def _line(key: str, *, log_x: bool = False, log_y: bool = False, points: bool, x
 
 
 def _against(key: str, compute: str) -> Chart:
-    """A metric against compute, both on log axes: of points alone, since each run has one."""
+    """A metric against compute: of points alone, since each run has one. MLflow 3.17 draws compute on a linear axis."""
     return _line(key, log_x=True, log_y=True, points=True, x_metric=compute)
 
 
