@@ -452,7 +452,8 @@ def test_every_attempt_has_a_log_of_its_own(tmp_path, study):
 
 def test_to_start_after_another_study_is_slurms(tmp_path, study):
     runs = tmp_path / "runs"
-    write(runs, study().runs[0], Status("done"))
+    run = study().runs[0]
+    write(runs, run, Status("done")).register(run)
     arguments = ["submit", str(tmp_path / "tiny.yaml"), "--runs", str(runs), "--no-sync"]
     result = CliRunner().invoke(cli, [*arguments, "--after", "tiny"])
     assert isinstance(result.exception, LaunchError) and "submit one study after the other" in str(result.exception)
