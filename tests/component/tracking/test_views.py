@@ -355,10 +355,11 @@ class TestInChromium:
         )
         assert plots[0]["y"] == "log" and plots[0]["traces"] >= 3
 
-    def test_a_search_has_parallel_coordinates_and_each_parameter_against_the_target(self, driver, addresses):
+    def test_a_search_has_each_parameter_against_the_target(self, driver, addresses):
         open_view(driver, addresses["hunt", "Search"])
-        wait_for_text(driver, "Trials (", "Parallel")
-        wait_for(driver, lambda: any(plot["label"] == "optim.lr" for plot in driver.execute_script(PLOTS)))
+        wait_for_text(driver, "Trials (")
+        # All trials are one trace there; each of the curves that MLflow adds by itself has several.
+        wait_for(driver, lambda: any(plot["traces"] == 1 for plot in driver.execute_script(PLOTS)))
 
 
 def test_a_run_that_nobody_asked_for_has_no_page(store, tmp_path):
