@@ -106,29 +106,42 @@ def show_views(
 @click.argument("names", nargs=-1, metavar="[STUDY|RUN]...")
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="On this machine.")
 @click.option("--no-browser", is_flag=True, help="Print the addresses only.")
+@json_option
 @runs_folder_option
-def ui(names: tuple[str, ...], port: int, no_browser: bool, runs_folder: Path) -> None:
+def ui(names: tuple[str, ...], port: int, no_browser: bool, output: Output, runs_folder: Path) -> None:
     """Open MLflow's pages at a study's first view.
 
     Uploads what is missing, prints the address of each view, and opens a browser where there is a display. Of a store
     that is a file the pages are served here until Ctrl-C; a server serves its own.
+
+    With --json: {"server", "served": BOOL, "studies": {NAME: [{"name", "address"}]}}, and nothing is opened or served.
     """
+    from harness import text
+    from harness.tracking.experiment import view_addresses
     from harness.tracking.pages import open_when_served, serve
-    from harness.tracking.store import initialise_store
+    from harness.tracking.store import initialise_store, server_address
     from harness.tracking.studies import sync_studies
     from harness.tracking.sync import sync_run
 
     directories = studies_or_runs(names, runs_folder)
     for directory in directories:
-        sync_run(directory)
+        try:
+            sync_run(directory)
+        except RecordError as error:
+            click.echo(text.printable(f"{directory.key}: not uploaded: {error}"), err=True)
     sync_studies(directories)
     uri = initialise_store()
-    is_server = uri.startswith("http")
-    server = uri if is_server else f"http://127.0.0.1:{port}"
+    own = server_address(uri)
+    server = own or f"http://127.0.0.1:{port}"
+    addresses = view_addresses(directories, server=server)
+    studies = {study: [asdict(view) for view in views] for study, views in addresses.items()}
+    output.document({"server": server, "served": bool(own), "studies": studies})
+    if output.as_json:
+        return
     first = show_views(directories, server=server) or server
     if not no_browser:
         open_when_served(first, server)
-    if not is_server:
+    if not own:
         sys.exit(serve(uri, port))
 
 
