@@ -7,6 +7,7 @@ columns, and go below the panels where they would take too much of the width.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,9 @@ def fit(figure: Figure) -> None:
     """
     unchanged = 0
     for _ in range(ROUNDS):
-        figure.draw_without_rendering()
+        with warnings.catch_warnings():  # what does not fit in the first round is what is changed then
+            warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
+            figure.draw_without_rendering()
         changed = any([_fit_legends(figure), _fit_ticks(figure), _fit_labels(figure), _fit_others(figure)])
         unchanged = 0 if changed else unchanged + 1
         if not changed and (unchanged == 3 or not outside(figure)):

@@ -20,6 +20,7 @@ from harness.errors import HarnessError
 from harness.records import layout
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
+from harness.spec.presentation import Presentation
 from harness.testing import TINY_STUDY, tiny_study, write_finished_run
 from harness.tracking.sync import sync_run
 
@@ -205,7 +206,7 @@ def test_a_damaged_run_is_named_with_a_reason_and_the_others_are_read(runs, dama
 
     records = {record.run_key: record for record in load_records(runs, "tiny")}
     assert {keys[0], keys[2]} <= records.keys()
-    usable, data, unusable = report._read(list(records.values()))
+    usable, data, unusable = report._read(list(records.values()), Presentation())
     assert {keys[0], keys[2]} <= {record.run_key for record in usable}
     assert not [outcome for outcome in data.values() if isinstance(outcome, Exception)]
     reasons = [*unreadable_runs(runs, "tiny").values(), *unusable.values()]

@@ -39,6 +39,7 @@ from harness.records.archive import export_study, import_study
 from harness.records.directory import RunDirectory
 from harness.records.layout import StudyLayout
 from harness.records.manifest import ask_for
+from harness.spec.presentation import Presentation
 from harness.testing import tiny_study, write_finished_run
 
 pytestmark = pytest.mark.slow
@@ -230,7 +231,7 @@ def test_every_reader_reads_the_other_runs_whatever_is_done_to_one(intact, tmp_p
             or not (runs / victim / "studies" / "tiny.json").is_file()
         ), case
         if case % 40 == 0:
-            usable, data, _ = attempt(case, lambda records=records: report._read(records))
+            usable, data, _ = attempt(case, lambda records=records: report._read(records, Presentation()))
             assert other in {record.run_key for record in usable}, case
             assert not [outcome for outcome in data.values() if isinstance(outcome, Exception)], case
         try:

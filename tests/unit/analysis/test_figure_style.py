@@ -231,10 +231,8 @@ def test_a_file_of_style_is_refused_with_file_and_line(tmp_path):
     assert "did you mean 'palette'?" in lines[2]
 
 
-def test_a_label_that_cannot_be_drawn_and_a_check_of_another_style_are_refused(tmp_path):
+def test_a_label_that_cannot_be_drawn_is_refused_with_its_line(tmp_path):
     path = tmp_path / "style.yaml"
     path.write_text("width: icml\nlabels:\n  a: $L_\\mathrm{x$\n")
     arguments = ["--runs", str(tmp_path), "--style", str(path)]
     assert f"{path}:3: labels.a: the label cannot be drawn" in str(CliRunner().invoke(figures, arguments).exception)
-    path.write_text("width: icml\n")
-    assert "leave --style out" in str(CliRunner().invoke(figures, [*arguments, "--check"]).exception)
