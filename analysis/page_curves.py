@@ -77,9 +77,10 @@ def panels(name: str, frame: pd.DataFrame, runs: Sequence[RunRecord]) -> list[di
         return []
     read, split = _FIGURES[name]
     index = arm_index(runs)
-    runs = [run for run in runs if run.arm in set(frame["arm"])]  # a study may leave arms out of its figures
+    shown = set(frame["arm"].unique())  # a study may leave arms out of its figures
+    runs = [run for run in runs if run.arm in shown]
     plots = list(split(frame))
-    if len(set(frame["arm"])) * _num_replicates(runs) <= MAX_CURVES_OF_SEEDS:
+    if len(shown) * _num_replicates(runs) <= MAX_CURVES_OF_SEEDS:
         for note, of_seed in _by_seed(runs).items():
             single = {(plot.title, plot.y_label): plot for plot in split(read(of_seed))}
             for plot in plots:

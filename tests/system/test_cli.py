@@ -208,7 +208,7 @@ def test_an_unknown_cluster_is_refused_with_the_choices(tmp_path, tiny_study):
 def test_status_says_where_each_run_stands(tmp_path, runs):
     shown = invoke("status", "tiny", "--runs", tmp_path / "runs").output
     assert re.search(
-        rf"^{runs[0].key} +slow r0 +failed +7/12 +- +- +0.5000 +3.2500 +the disk is full$", shown, re.MULTILINE
+        rf"^{runs[0].key} +slow r0 +failed +7/12 +- +- +0.5000 +3.2500 +- +the disk is full$", shown, re.MULTILINE
     )
     assert shown.endswith("2 runs: 2 failed\n")
     by_file = invoke("status", tmp_path / "tiny.yaml", "--runs", tmp_path / "runs").output

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from harness.job.job import run_job
+from harness.job.signals import stop_number
 from harness.launch.planning import plan
 from harness.launch.submit import submit
 from harness.records.directory import RunDirectory
@@ -188,7 +189,7 @@ def test_a_signal_that_comes_after_the_exchange_waits_for_the_next(run_of, monke
     monkeypatch.setattr(ProcessGroup, "all_reduce_max", exchange_and_be_signalled)
     folder = run_of(1)
     assert run_job(folder, sync=False, show_progress=False) == "interrupted"
-    assert exchanged == [-1, 0, 0, 0, int(signal.SIGUSR2)]
+    assert exchanged == [-1, 0, 0, 0, stop_number("SIGUSR2")]
     assert RunDirectory(folder).durable_step() == 4
 
 

@@ -185,9 +185,12 @@ def kill_once(
 def stored_results(database: Path) -> list[tuple[str, int, float]]:
     """Read MLflow's history past MLflow, from its table."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
-        (runs,) = connection.execute("SELECT count(*) FROM runs").fetchone()
+        of_runs = (
+            "SELECT run_uuid FROM tags WHERE key = 'kind' AND value = 'run'"  # beside those of the arm and the study
+        )
+        (runs,) = connection.execute(f"SELECT count(*) FROM ({of_runs})").fetchone()
         assert runs == 1
-        found = connection.execute("SELECT key, step, value FROM metrics").fetchall()
+        found = connection.execute(f"SELECT key, step, value FROM metrics WHERE run_uuid IN ({of_runs})").fetchall()
     return [row for row in found if not is_measurement(row[0])]
 
 
