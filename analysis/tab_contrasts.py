@@ -267,8 +267,8 @@ def _difference(contrast: Contrast, word: str) -> str:
     ends = sorted((abs(comparison.t_low), abs(comparison.t_high)))
     one_sided = comparison.t_low * comparison.t_high > 0
     interval = f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})" if one_sided else ""
-    link = "than" if word in ("better", "worse") else "of"
-    return f"{contrast.ours} is {word} {link} {contrast.other} by {abs(comparison.difference):.{digits}f}{interval}"
+    word = {"better": "better than", "worse": "worse than", "ahead": "ahead of"}.get(word, word)
+    return f"{contrast.ours} is {word} {contrast.other} by {abs(comparison.difference):.{digits}f}{interval}"
 
 
 def data(contrasts: Sequence[Contrast]) -> pd.DataFrame:
