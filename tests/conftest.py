@@ -207,3 +207,14 @@ def slurm(start_slurm: Callable[..., DevCluster]) -> Iterator[DevCluster]:
         for name, value in cluster.env.items():
             patch.setenv(name, value)
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def browser_programs() -> dict[str, str | None]:
+    """Return the paths of a browser and its driver; without them the test is skipped, or fails where they must be."""
+    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    missing = [name for name, path in programs.items() if path is None]
+    if missing:
+        complain = pytest.fail if os.environ.get("HARNESS_REQUIRE_BROWSER") == "1" else pytest.skip
+        complain(f"no {' and no '.join(missing)} here (Debian's packages chromium and chromium-driver)")
+    return programs

@@ -1,8 +1,6 @@
 """The page as a reader meets it: clicked through in Chromium, wide, narrow, dark, without its script, and printed."""
 
 import base64
-import os
-import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -27,16 +25,6 @@ def numbers(run):
     jitter = [0.0, 0.01, -0.02, 0.015][run.replicate] * (run.arm == "cosine")
     nll = 3.0 + run.replicate / 10 - (run.arm == "cosine") / 2 + jitter
     return {"nll": nll, "nll_standard_error_bpd": 0.001}
-
-
-@pytest.fixture(scope="module")
-def browser_programs():
-    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    missing = [name for name, path in programs.items() if path is None]
-    if missing:
-        complain = pytest.fail if os.environ.get("HARNESS_REQUIRE_BROWSER") == "1" else pytest.skip
-        complain(f"no {' and no '.join(missing)} here (Debian's packages chromium and chromium-driver)")
-    return programs
 
 
 @pytest.fixture(scope="module")

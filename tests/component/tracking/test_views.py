@@ -205,16 +205,6 @@ def experiment_id(uri, study="ablation"):
 
 
 @pytest.fixture(scope="module")
-def browser_programs():
-    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    missing = [name for name, path in programs.items() if path is None]
-    if missing:
-        complain = pytest.fail if os.environ.get("HARNESS_REQUIRE_BROWSER") == "1" else pytest.skip
-        complain(f"no {' and no '.join(missing)} here (Debian's packages chromium and chromium-driver)")
-    return programs
-
-
-@pytest.fixture(scope="module")
 def addresses(tmp_path_factory, fresh_database, free_ports):
     """Serve three studies by `harness ui` from a fresh store; return the address of each view, by study and name."""
     folder, port = tmp_path_factory.mktemp("pages"), free_ports(1)
