@@ -329,10 +329,8 @@ class TestInChromium:
     def test_runs_are_rows_in_the_files_order(self, driver, addresses):
         open_view(driver, addresses["ablation", "Runs"])
         wait_for_text(driver, "linear r0", "cosine r2")
-        shown = headers(driver)
-        assert [name for name in shown if name in ("arm", "replicate", "state", "eval/nll_bpd", FID)] == [
-            *("arm", "replicate", "state", "eval/nll_bpd", FID)
-        ]
+        columns = ["arm", "replicate", "state", "eval/nll_bpd", FID]  # which come after the rows, and in this order
+        wait_for(driver, lambda: [name for name in headers(driver) if name in columns] == columns)
         names = [f"{arm} r{number}" for arm in ("linear", "cosine") for number in range(3)]
         text = driver.find_element("tag name", "body").text
         assert sorted(names, key=text.index) == names
