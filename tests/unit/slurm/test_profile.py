@@ -69,7 +69,7 @@ def script_of(profile: Profile, resources: Resources | None = None, tmp_path: Pa
 
     given = slurm_parameters(resources or Resources(), profile)
     names = SlurmExecutor._equivalence_dict() or {}
-    renamed = {names.get(name, name.removeprefix("slurm_")): value for name, value in given.items()}
+    renamed = {str(names.get(name, name.removeprefix("slurm_"))): value for name, value in given.items()}
     return _make_sbatch_string(command=python_command(profile), folder=tmp_path, map_count=3, **renamed).splitlines()
 
 
