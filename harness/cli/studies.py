@@ -54,7 +54,7 @@ def plan(study: Path, output: Output, everything: bool, sets: tuple[str, ...], r
 
         show_plan(study, sets, runs_folder, output)
         return
-    planned = planning.plan(load(study, sets), runs_folder)
+    planned = planning.plan(load(study, sets), runs_folder, recent=True)
     if output.as_json:
         output.document(planned.as_json())
         return

@@ -45,5 +45,5 @@ class BlockingSubmission(Submission, ABC):
     """A submission that `submit` waits for."""
 
     @abstractmethod
-    def wait(self, tick: Callable[[], None]) -> bool:
+    def wait(self, tick: Callable[[], object]) -> bool:
         """Wait until the work has ended; return False if it was asked to stop."""
