@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.report import OF_A_STUDY, WITHOUT_RUNS, draw_report, report
+from harness.analysis.report.report import OF_A_STUDY, WITHOUT_RUNS, draw_report, report
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
 
@@ -226,7 +226,7 @@ def test_a_page_in_one_file_has_its_pictures_inside_and_leads_nowhere(two_studie
 
 
 def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_are_drawn(two_studies, tmp_path, monkeypatch, caplog):
-    from harness.analysis import fig_learning_curves
+    from harness.analysis.figures import fig_learning_curves
 
     def fail(frame):
         raise ValueError("<b>odd</b>")
