@@ -117,7 +117,7 @@ def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
 @pytest.mark.slow
 def test_another_process_draws_the_same_bytes_without_torch_mlflow_or_pyplot(some_runs, drawn, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from harness.analysis.report import report\n"
+        "import sys; from pathlib import Path; from harness.analysis.report.report import report\n"
         "report(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "print(*({'torch', 'mlflow', 'optuna', 'submitit', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
