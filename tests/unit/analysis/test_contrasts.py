@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from harness.analysis.comparison import compare, holm
-from harness.analysis.contrasts import as_values, changes_along, contrasts, contrasts_of, deciding
-from harness.analysis.latex import escape
+from harness.analysis.answers.contrasts import as_values, changes_along, contrasts, contrasts_of, deciding
 from harness.analysis.runs import load_records
-from harness.analysis.tab_contrasts import HEADERS, answers, cells, latex, markdown, notes, rows
+from harness.analysis.statistics.comparison import compare, holm
+from harness.analysis.tables.latex import escape
+from harness.analysis.tables.tab_contrasts import HEADERS, answers, cells, latex, markdown, notes, rows
 from harness.errors import RecordError
 from harness.spec.presentation import Compare
 
