@@ -8,8 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.errors import LaunchError
 from harness.launch.planning import PlannedRun, planned_run
 from harness.launch.states import read_run_states
+
+
+class Refused(LaunchError):
+    """SLURM refused jobs: for a limit, or for good."""
 
 
 @dataclass

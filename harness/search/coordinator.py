@@ -202,7 +202,11 @@ class Coordinator:
         number, point, optuna_trial = suggest(self.search, self.study, running)
         study = self.search.trial(number, point)
         keys = [run.run_key for run in study.runs]
-        done = {planned.run_key for planned in planning.plan(study, self.runs_folder, recent=True).runs if planned.state == "done"}
+        done = {
+            planned.run_key
+            for planned in planning.plan(study, self.runs_folder, recent=True).runs
+            if planned.state == "done"
+        }
         record = TrialRecord(number, point, keys, [key for key in keys if key in done])
         optuna_trial.set_user_attr("run_keys", keys)
         record.write(self.folder)
