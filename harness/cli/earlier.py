@@ -51,7 +51,9 @@ def forget(study: str, dry_run: bool, output: Output, runs_folder: Path) -> None
 
     name = study_name(study)
     if name not in study_names(runs_folder):
-        raise LaunchError(f"no study {name!r} in {runs_folder}; harness list shows the studies")
+        raise LaunchError(
+            f"no study {name!r} in {runs_folder}; {text.harness_command('list', runs_folder=runs_folder)} shows them"
+        )
     earlier = manifest.Manifests(runs_folder).earlier_runs(name)
     active = {directory.key for directory in manage.active(earlier)}
     leaving = [directory for directory in earlier if directory.key not in active]
@@ -69,6 +71,7 @@ def forget(study: str, dry_run: bool, output: Output, runs_folder: Path) -> None
     verb = "would be forgotten" if dry_run else "forgotten"
     click.echo(f"{text.count(len(leaving), 'run')} {verb}" if leaving else f"nothing to forget in study {name}")
     if leaving and not dry_run:
-        click.echo("their records stay; harness sync marks them in MLflow, where a submission has not")
+        sync = text.harness_command("sync", runs_folder=runs_folder)
+        click.echo(f"their records stay; {sync} marks them in MLflow, where a submission has not")
     if active:
         click.echo(f"kept, since queued or running: harness cancel {' '.join(sorted(active))}{same_runs(runs_folder)}")

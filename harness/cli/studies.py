@@ -132,7 +132,7 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
     from harness.launch.submission import BlockingSubmission
     from harness.launch.submit import submit as submit_plan
 
-    study, name = planned.study.path, planned.study.name
+    name = planned.study.name
     submission = submit_plan(planned, **options)
     submitted = {run.run_key for run in submission.runs}
     skipped = [run for run in planned.runs if run.run_key not in submitted]
@@ -150,7 +150,7 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
         with status_view.Follower(lambda: status_view.status_rows(directories, name)) as follower:
             ended_by_itself = submission.wait(follower.tick)
     else:
-        click.echo(f"follow: harness status {text.shell_word(study)}{same_runs(runs_folder)} --watch")
+        click.echo(f"follow: {text.harness_command('status', name, '--watch', runs_folder=runs_folder)}")
     output.document(
         {
             "study": name,
@@ -163,7 +163,7 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
     if submission.runs and options.get("sync"):
         _show_views(planned, options.get("profile"), blocking=isinstance(submission, BlockingSubmission))
     if submission.runs and isinstance(submission, BlockingSubmission):
-        _report_end(submission, study, runs_folder, ended_by_itself)
+        _report_end(submission, planned, ended_by_itself)
     return len(submission.left)
 
 
@@ -206,7 +206,7 @@ def _offer_to_cancel_orphans(planned: Plan, runs_folder: Path, *, ask: bool) -> 
         manage.cancel(orphans)
 
 
-def _report_end(submission: BlockingSubmission, study: Path, runs_folder: Path, ended_by_itself: bool) -> None:
+def _report_end(submission: BlockingSubmission, plan: Plan, ended_by_itself: bool) -> None:
     from harness import text
 
     unfinished = submission.unfinished()
@@ -220,6 +220,7 @@ def _report_end(submission: BlockingSubmission, study: Path, runs_folder: Path, 
         click.echo(f"a worker was killed (out of memory?); its log: {log}", err=True)
     if not unfinished:
         return
-    first, option = unfinished[0].run_key, same_runs(runs_folder)
-    click.echo(f"details: harness why {first}{option}; to resume: harness submit {text.shell_word(study)}{option}")
+    why = text.harness_command("why", unfinished[0].run_key, runs_folder=plan.runs_folder)
+    resume = text.harness_command("submit", plan.study.path, runs_folder=plan.runs_folder, sets=plan.study.sets)
+    click.echo(f"details: {why}; to resume: {resume}")
     sys.exit(1 if ended_by_itself else INTERRUPTED_EXIT_CODE)

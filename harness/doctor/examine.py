@@ -14,7 +14,6 @@ from harness.doctor.cluster import (
     ask_slurm,
     check_account,
     check_arrays,
-    check_jobs,
     check_partition,
     check_path,
     check_preemption,
@@ -23,6 +22,7 @@ from harness.doctor.cluster import (
 )
 from harness.doctor.findings import Finding, problem
 from harness.doctor.machine import (
+    check_cache,
     check_cores_and_memory,
     check_data,
     check_extractors,
@@ -33,6 +33,7 @@ from harness.doctor.machine import (
 )
 from harness.doctor.probe import run_node_probe
 from harness.doctor.store import check_local_store, check_store
+from harness.doctor.submission import check_jobs, check_limits, check_modules
 from harness.launch.planning import Plan
 from harness.slurm.commands import missing_programs
 from harness.slurm.profile import Profile
@@ -46,6 +47,7 @@ def examine_machine(plan: Plan | None, runs_folder: Path) -> Iterator[Finding]:
     yield check_cores_and_memory(plan)
     yield from check_path(runs_folder, "local")
     yield from check_runs_folder(runs_folder, plan)
+    yield from check_cache()
     yield from check_local_store()
     if plan:
         yield from check_data(plan)
@@ -72,15 +74,18 @@ def examine_cluster(
             *check_partition(slurm, profile, classes),
             *check_account(slurm, profile),
             check_arrays(slurm, profile),
+            *check_limits(slurm, profile, plan),
             *check_preemption(slurm, profile),
             *check_time_limits(profile, classes),
         ]
         yield from findings
         if all(finding.level != "problem" for finding in findings):  # else it would report the same problem again
             yield from check_jobs(profile, classes, plan)
+    yield from check_modules(profile)
     unusable = list(check_path(runs_folder, "slurm"))
     yield from unusable
     yield from check_runs_folder(runs_folder, plan)
+    yield from check_cache()
     yield from check_store(profile, store_uri(profile.tracking_uri), file_system)
     if plan:
         yield from check_data(plan)

@@ -57,7 +57,7 @@ def launch_slurm(
     classes: dict[tuple[Resources, str], list[PlannedRun]] = {}
     for planned in runs:
         classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)
-    sizes = {key: _runs_of_a_job(key[0], profile) for key in classes}
+    sizes = {key: runs_of_a_job(key[0], profile) for key in classes}
     num_jobs = sum(math.ceil(len(members) / sizes[key]) for key, members in classes.items())
     queue = _Queue(submission, _lanes(plan, jobs or profile.max_parallel), profile, num_jobs, at_once or num_jobs)
     for key, members in classes.items():
@@ -120,21 +120,22 @@ def job_parameters(resources: Resources, profile: Profile, study: str) -> dict[s
     return parameters | limits | {"name": f"harness-{study}", "python": python_command(profile)}
 
 
-def check_accepted(resources: Resources, profile: Profile, study: str, num_jobs: int) -> None:
+def check_accepted(resources: Resources, profile: Profile, study: str) -> None:
     """Let SLURM check the script by which such jobs are submitted; nothing is.
 
     Raises:
         LaunchError: SLURM would not accept it; with its reason.
     """
-    parameters = job_parameters(resources, profile, study) | {"slurm_array_parallelism": num_jobs}
+    parameters = job_parameters(resources, profile, study) | {"slurm_array_parallelism": 1}
     options = parameters["slurm_additional_parameters"]
     with tempfile.TemporaryDirectory(prefix="harness-doctor-") as name:
         script = Path(name) / "job.sh"
-        script.write_text(batch_script(Path(name), num_jobs, **parameters))
+        script.write_text(batch_script(Path(name), 1, **parameters))
         check_script(script, options)
 
 
-def _runs_of_a_job(resources: Resources, profile: Profile) -> int:
+def runs_of_a_job(resources: Resources, profile: Profile) -> int:
+    """Return how many runs share a job: those at the same time and those one after another."""
     return profile.resolve(resources, "pack") * profile.chain if resources.num_processes == 1 else 1
 
 
@@ -223,6 +224,10 @@ def _set_aside(submission: Submission) -> None:
     submission.left = [planned for planned in submission.runs if not layout.claim_path(planned.run_key).exists()]
     left = {planned.run_key for planned in submission.left}
     submission.runs = [planned for planned in submission.runs if planned.run_key not in left]
+    if left:  # its jobs tell when all of its runs have ended
+        description = json.loads(layout.submission_path.read_text())
+        description["runs"] = [planned.run_key for planned in submission.runs]
+        replace_file(layout.submission_path, json.dumps(description, indent=1), durable=False)
 
 
 def _submit_array(

@@ -31,7 +31,7 @@ from harness.slurm.jobs import current_user, live_jobs
 from harness.slurm.limits import room_for_jobs
 from harness.slurm.profile import Profile
 from harness.study.model import Study
-from harness.text import count, shell_word
+from harness.text import count, harness_command
 
 
 def submit(
@@ -104,7 +104,8 @@ def submit(
         notes += _sync_ended_runs([planned for planned in plan.runs if planned.run_key not in worked_on], plan, uri)
     if no_more:
         notes.append(
-            f"{len(no_more)} remain failed after repeated kills: harness retry {shell_word(plan.study.path)} --failed"
+            f"{count(len(no_more), 'run')} {'remains' if len(no_more) == 1 else 'remain'} failed after repeated kills: "
+            + harness_command("retry", plan.study.path, "--failed", runs_folder=plan.runs_folder, sets=plan.study.sets)
         )
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
     folder = (plan.runs_folder / JOBS / plan.study.name / stamp).absolute()
@@ -134,7 +135,8 @@ def submit(
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
         notes.append(f"{resume} with the code snapshot from the first start (--new-code uses the current code)")
     if runs and synced_later:
-        notes.append(f"records: `harness sync {shell_word(plan.study.path)} --watch` uploads them to MLflow")
+        upload = harness_command("sync", plan.study.name, "--watch", runs_folder=plan.runs_folder)
+        notes.append(f"records: `{upload}` uploads them to MLflow")
     submission.notes.extend(notes)
     return submission
 
@@ -273,7 +275,8 @@ def _sync_ended_runs(others: list[PlannedRun], plan: Plan, uri: str) -> list[str
         if not plan.to_do:  # else after them
             sync_studies([*ended, *plan.earlier], tracking_uri=uri)
     except TrackingError as error:
-        return [f"{error}; `harness sync` will upload the runs that were done before"]
+        upload = harness_command("sync", runs_folder=plan.runs_folder)
+        return [f"{error}; `{upload}` will upload the runs that were done before"]
     return []
 
 

@@ -77,6 +77,7 @@ class Study:
     runs: tuple[Run, ...]
     budget_gpu_hours: float | None = None
     presentation: Presentation = field(default_factory=Presentation)
+    sets: tuple[str, ...] = ()  # overrides that it was loaded with, path=value
 
     def warnings(self) -> list[str]:
         """Return each warning once, with the arms that it concerns."""

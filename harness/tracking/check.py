@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.records.directory import RunDirectory
 from harness.records.journal import Row, is_measurement
+from harness.text import count
 from harness.tracking.store import experiment_of, import_mlflow, initialise_store, store_errors
 from harness.tracking.sync import StudyMembership, durable_rows, memberships_of
 
@@ -40,8 +41,8 @@ class CheckReport:
         lines = self.lines()
         if self.absent:
             others = len(lines) - len(self.gaps)
-            more = f"; and {others} other differences" if others else ""
-            return f"not in MLflow: {len(self.gaps)} rows of {', '.join(self.absent)}: harness sync{more}"
+            more = f"; and {count(others, 'other difference')}" if others else ""
+            return f"not in MLflow: {count(len(self.gaps), 'row')} of {', '.join(self.absent)}: harness sync{more}"
         if len(lines) < 2:
             return "".join(lines)
         kinds = {
@@ -101,16 +102,16 @@ def _compare(study: str, rows: list[Row], stored: Counter, report: CheckReport) 
     journalled = Counter((row.key, row.x, _comparable(row.value)) for row in rows)
     journalled_points = {(key, step) for key, step, _ in journalled}
     report.num_rows_compared += len(journalled)
-    for (key, step, value), count in journalled.items():
-        if stored[key, step, value] < count:
+    for (key, step, value), times in journalled.items():
+        if stored[key, step, value] < times:
             report.gaps.append(f"{study}: {key} at step {step}: {value} is not in MLflow")
-    for (key, step, value), count in stored.items():
+    for (key, step, value), times in stored.items():
         expected = journalled[key, step, value]
-        if is_measurement(key) or count == expected:
+        if is_measurement(key) or times == expected:
             continue
         point = f"{study}: {key} at step {step}: MLflow has {value}"
         if expected:
-            report.duplicates.append(f"{point} {count} times")
+            report.duplicates.append(f"{point} {times} times")
         elif (key, step) in journalled_points:
             report.conflicts.append(f"{point}, the journal another value")
         else:
