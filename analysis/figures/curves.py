@@ -11,8 +11,9 @@ import pandas as pd
 from harness.analysis.figures import style
 from harness.analysis.figures.style import Figure, Line2D
 from harness.analysis.runs import Measurement, RunRecord, arm_index
-from harness.analysis.settings import Labels
+from harness.analysis.settings import Labels, sampling_protocol
 from harness.analysis.statistics.intervals import summarise_by
+from harness.spec.metrics import curve_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +47,24 @@ def collect(runs: Sequence[RunRecord], part: str, read: Read) -> pd.DataFrame:
         return pd.DataFrame(columns=[*KEYS, "run_key"])
     frame = pd.concat(parts, ignore_index=True)
     return frame.assign(protocol=frame["protocol"].map(protocols.texts()))
+
+
+def fid_along_the_chain(
+    run: RunRecord, measurement: Measurement, part: str, name_of: Callable[[str, int, str, int], str], points: str
+) -> tuple[str, dict[str, Any], np.ndarray, np.ndarray]:
+    """Return the short and the full protocol, and the curve, of FID at points along the reverse process.
+
+    Args:
+        name_of: the curve's name, from extractor, number of samples, sampler and number of steps.
+        points: the parameter that says where, which is no part of the protocol.
+    """
+    parameters = measurement.evaluation[part]
+    extractor, sampler = run.extractor(parameters), parameters["sampler"]["name"]
+    name = name_of(extractor, parameters["num_samples"], sampler, parameters["num_steps"])
+    steps, values = run.history(curve_name(measurement.prefix, part, name))
+    protocol = sampling_protocol(measurement, part)
+    protocol[part] = {key: value for key, value in parameters.items() if key not in (points, "num_steps")}
+    return f"{extractor}, {parameters['num_samples']} samples, {sampler}", protocol, steps, finite(values)
 
 
 def over_replicates(frame: pd.DataFrame, x: str, value: str) -> pd.DataFrame:

@@ -10,9 +10,8 @@ import pandas as pd
 from harness.analysis.figures import curves, style
 from harness.analysis.figures.style import Figure
 from harness.analysis.runs import Measurement, RunRecord
-from harness.analysis.settings import sampling_protocol
 from harness.analysis.statistics.intervals import describe_bands
-from harness.spec.metrics import curve_name, metric_kind, progressive_name
+from harness.spec.metrics import metric_kind, progressive_name
 
 TITLE = "Quality along the reverse process"
 NEEDS = "an evaluation with progressive"
@@ -25,14 +24,11 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 
 def _read(run: RunRecord, measurement: Measurement) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    part = measurement.evaluation["progressive"]
-    extractor, sampler, num_steps = run.extractor(part), part["sampler"]["name"], part["num_steps"]
-    name = progressive_name(extractor, part["num_samples"], sampler, num_steps)
-    made, values = run.history(curve_name(measurement.prefix, "progressive", name))
-    protocol = sampling_protocol(measurement, "progressive")
-    protocol["progressive"] = {key: value for key, value in part.items() if key not in ("num_frames", "num_steps")}
-    text = f"{extractor}, {part['num_samples']} samples, {sampler}"
-    return text, protocol, {"made_percent": 100 * made / num_steps, "fid": curves.finite(values)}
+    text, protocol, made, fid = curves.fid_along_the_chain(
+        run, measurement, "progressive", progressive_name, "num_frames"
+    )
+    num_steps = measurement.evaluation["progressive"]["num_steps"]
+    return text, protocol, {"made_percent": 100 * made / num_steps, "fid": fid}
 
 
 @style.in_style

@@ -10,9 +10,8 @@ import pandas as pd
 from harness.analysis.figures import curves, style
 from harness.analysis.figures.style import Figure
 from harness.analysis.runs import Measurement, RunRecord
-from harness.analysis.settings import sampling_protocol
 from harness.analysis.statistics.intervals import describe_bands
-from harness.spec.metrics import curve_name, metric_kind, skip_name
+from harness.spec.metrics import metric_kind, skip_name
 
 TITLE = "Skipping the start of the reverse process"
 NEEDS = "an evaluation with skip"
@@ -25,14 +24,8 @@ def data(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 
 def _read(run: RunRecord, measurement: Measurement) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    part = measurement.evaluation["skip"]
-    extractor, sampler, num_steps = run.extractor(part), part["sampler"]["name"], part["num_steps"]
-    name = skip_name(extractor, part["num_samples"], sampler, num_steps)
-    percent, values = run.history(curve_name(measurement.prefix, "skip", name))
-    protocol = sampling_protocol(measurement, "skip")
-    protocol["skip"] = {key: value for key, value in part.items() if key not in ("fractions", "num_steps")}
-    text = f"{extractor}, {part['num_samples']} samples, {sampler}"
-    return text, protocol, {"skipped_percent": percent, "fid": curves.finite(values)}
+    text, protocol, percent, fid = curves.fid_along_the_chain(run, measurement, "skip", skip_name, "fractions")
+    return text, protocol, {"skipped_percent": percent, "fid": fid}
 
 
 @style.in_style

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from markupsafe import Markup
 
@@ -202,57 +202,78 @@ def _number(value: float, digits: int, *, signed: bool = False) -> str:
     return f"{value:{'+' if signed else ''}.{digits}f}"
 
 
+class _Answer(NamedTuple):
+    """What is said of some contrasts, and the one of them that is undecided, where it is."""
+
+    text: str
+    undecided: Contrast | None = None
+
+
 def answers(contrasts: Sequence[Contrast]) -> list[str]:
     """Answer a study's question in a sentence for each quantity: which arm is better, by how much, or what is missing.
 
-    Of several arms that are better, the one with the largest difference is named.
+    What parts of the spec do, where the study asks for that, comes before what single arms do. Of several arms that are
+    better, the one with the largest difference is named.
     """
-    groups: dict[tuple[Quantity, tuple[str, ...]], list[Contrast]] = {}
+    quantities: dict[Quantity, dict[tuple[str, ...], list[Contrast]]] = {}
     for contrast in contrasts:
-        groups.setdefault((contrast.quantity, contrast.factors), []).append(contrast)
-    sentences = (
-        _answer(quantity, group) if len(factors) < 2 else _interaction(quantity, group)
-        for (quantity, factors), group in groups.items()
-    )
+        quantities.setdefault(contrast.quantity, {}).setdefault(contrast.factors, []).append(contrast)
+    sentences = (_sentence(quantity, groups) for quantity, groups in quantities.items())
     return [sentence for sentence in sentences if sentence]
 
 
-def _start(quantity: Quantity) -> str:
-    return f"{quantity.label}, {quantity.evaluation}:" if quantity.evaluation != "eval" else f"{quantity.label}:"
+def _sentence(quantity: Quantity, groups: Mapping[tuple[str, ...], Sequence[Contrast]]) -> str:
+    in_order = sorted(groups.items(), key=lambda group: not group[0])  # arms have no factors
+    given = [_answer(group) if len(factors) < 2 else _interaction(group) for factors, group in in_order]
+    answered = [answer for answer in given if answer]
+    decided = [answer.text for answer in answered if answer.undecided is None]
+    ahead = [answer.text for answer in answered if answer.undecided is not None]
+    start = f"{quantity.label}, {quantity.evaluation}" if quantity.evaluation != "eval" else quantity.label
+    sentences = [f"{start}: {'; '.join(decided)}."] if decided else []
+    if ahead:
+        hardest = max((answer.undecided for answer in answered if answer.undecided), key=_pairs_to_decide)
+        sentences += [
+            f"{'Undecided' if decided else f'{start}, undecided'}: {'; '.join(ahead)}.",
+            f"{hardest.missing.capitalize()}.",
+        ]
+    return " ".join(sentences)
 
 
-def _interaction(quantity: Quantity, group: Sequence[Contrast]) -> str:
-    """Say which effects depend on what else is changed; empty if that is not known of any."""
+def _pairs_to_decide(contrast: Contrast) -> float:
+    pairs = contrast.comparison.pairs_to_decide
+    return math.inf if pairs is None else pairs
+
+
+def _interaction(group: Sequence[Contrast]) -> _Answer | None:
+    """Say which effects depend on what else is changed; nothing if that is not known of any."""
     decided = [contrast for contrast in group if contrast.comparison.verdict in ("better", "worse")]
-    digits = DIGITS.get(quantity.metric, 3)
+    digits = DIGITS.get(group[0].quantity.metric, 3)
     effects = [
         f"{contrast.ours} ({contrast.comparison.ours:+.{digits}f}), is not {contrast.other} "
         f"({contrast.comparison.other:+.{digits}f})"
         for contrast in decided
     ]
-    return f"{_start(quantity)} the effects depend on each other: {'; '.join(effects)}." if effects else ""
+    return _Answer(f"the effects depend on each other: {'; '.join(effects)}") if effects else None
 
 
-def _answer(quantity: Quantity, group: Sequence[Contrast]) -> str:
+def _answer(group: Sequence[Contrast]) -> _Answer:
     verdicts = [contrast.comparison.verdict for contrast in group]
     better = [contrast for contrast, verdict in zip(group, verdicts, strict=True) if verdict == "better"]
-    start = _start(quantity)
     others = {contrast.other for contrast in group}
     if better:
         best = max(better, key=lambda contrast: abs(contrast.comparison.difference))
         more = f"; {count(len(better) - 1, 'more arm')} better than it" if len(better) > 1 and len(others) == 1 else ""
-        return f"{start} {_difference(best, 'better')}{more}."
+        return _Answer(f"{_difference(best, 'better')}{more}")
     if verdicts.count("worse") == len(group):
         nearest = min(group, key=lambda contrast: abs(contrast.comparison.difference))
-        return (
-            f"{start} {' and '.join(others)} is better than all others; the nearest: {_difference(nearest, 'worse')}."
+        return _Answer(
+            f"{' and '.join(others)} is better than all others; the nearest: {_difference(nearest, 'worse')}"
         )
-    open_ = [contrast for contrast, verdict in zip(group, verdicts, strict=True) if verdict == "inconclusive"]
-    if not open_:
-        return f"{start} no arm is better than {' or '.join(others)}."
-    likely = max(open_, key=_gain)
-    side = "ahead" if _gain(likely) > 0 else "behind"
-    return f"{start} undecided. {_difference(likely, side)}; {likely.missing}."
+    undecided = [contrast for contrast, verdict in zip(group, verdicts, strict=True) if verdict == "inconclusive"]
+    if not undecided:
+        return _Answer(f"no arm is better than {' or '.join(others)}")
+    likely = max(undecided, key=_gain)
+    return _Answer(_difference(likely, "ahead" if _gain(likely) > 0 else "behind"), likely)
 
 
 def _gain(contrast: Contrast) -> float:
