@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import Output, json_option, runs_folder_option, same_runs, study_name
+from harness.cli.common import Output, json_option, runs_folder_option, study_name
 
 
 def earlier_lines(study: str | None, keys: Sequence[str], active: Sequence[str], runs_folder: Path) -> list[str]:
@@ -18,14 +18,16 @@ def earlier_lines(study: str | None, keys: Sequence[str], active: Sequence[str],
         keys: of these runs.
         active: the keys of those that are queued or running.
     """
-    from harness.text import count
+    from harness.text import count, harness_command
 
     if not keys:
         return []
-    verb, whose, option = "is" if len(keys) == 1 else "are", " of this study" if study else "", same_runs(runs_folder)
-    lines = [f"{count(len(keys), 'run')}{whose} {verb} no longer asked for: harness forget {study or 'STUDY'}{option}"]
+    verb, whose = "is" if len(keys) == 1 else "are", " of this study" if study else ""
+    forget = harness_command("forget", study or "STUDY", runs_folder=runs_folder)
+    lines = [f"{count(len(keys), 'run')}{whose} {verb} no longer asked for: {forget}"]
     if active:
-        lines.append(f"of them queued or running: {len(active)}; to cancel: harness cancel {' '.join(active)}{option}")
+        cancel = harness_command("cancel", *active, runs_folder=runs_folder)
+        lines.append(f"of them queued or running: {len(active)}; to cancel: {cancel}")
     return lines
 
 
@@ -74,4 +76,5 @@ def forget(study: str, dry_run: bool, output: Output, runs_folder: Path) -> None
         sync = text.harness_command("sync", runs_folder=runs_folder)
         click.echo(f"their records stay; {sync} marks them in MLflow, where a submission has not")
     if active:
-        click.echo(f"kept, since queued or running: harness cancel {' '.join(sorted(active))}{same_runs(runs_folder)}")
+        cancel = text.harness_command("cancel", *sorted(active), runs_folder=runs_folder)
+        click.echo(f"kept, since queued or running: {cancel}")

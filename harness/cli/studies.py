@@ -19,7 +19,6 @@ from harness.cli.common import (
     profile_option,
     read_profile,
     runs_folder_option,
-    same_runs,
     set_option,
     study_file,
 )
@@ -199,10 +198,10 @@ def _offer_to_cancel_orphans(planned: Plan, runs_folder: Path, *, ask: bool) -> 
     if not orphans:
         return
     message = f"{text.count(len(orphans), 'run')} of this study queued or running, but no longer in its file"
-    keys = " ".join(directory.key for directory in orphans)
+    keys = [directory.key for directory in orphans]
     if not ask:
-        click.echo(f"{message}; to cancel: harness cancel {keys}{same_runs(runs_folder)}")
-    elif click.confirm(f"{message}: {keys}. Cancel?"):
+        click.echo(f"{message}; to cancel: {text.harness_command('cancel', *keys, runs_folder=runs_folder)}")
+    elif click.confirm(f"{message}: {' '.join(keys)}. Cancel?"):
         manage.cancel(orphans)
 
 
