@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -12,14 +11,12 @@ from torch import nn
 
 from harness.data.base import Dataset
 from harness.data.facts import DatasetFacts
-from harness.data.folder import describe
 from harness.data.sources import DATASETS
 from harness.diffusion.objectives import OBJECTIVES
 from harness.diffusion.process import GaussianDiffusion, VarType
 from harness.diffusion.samplers import SAMPLERS
 from harness.diffusion.schedules import SCHEDULES
 from harness.diffusion.timesteps import TIMESTEP_SAMPLERS
-from harness.errors import DataError
 from harness.methods.adversarial import AdversarialMethod
 from harness.methods.averages import Move, exponential, power_function
 from harness.methods.base import Method
@@ -36,7 +33,7 @@ from harness.spec.methods import Adversarial, Siddm
 from harness.spec.networks import MLP, NetworkModel, UNet
 from harness.spec.parts import NamedModel, plugin_implementation
 from harness.spec.resources import Resources
-from harness.spec.run import LEARNED, DataModel, Diffusion, ImageFolder, RunSpec, Train
+from harness.spec.run import LEARNED, DataModel, Diffusion, RunSpec, Train
 
 BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
     "schedule": SCHEDULES,
@@ -58,26 +55,6 @@ def implementation(kind: str, part: NamedModel | DataModel | UNet | MLP) -> Call
 def parameters(part: SpecModel) -> dict:
     """Return a part's fields without its name: the keyword arguments of its implementation."""
     return part.model_dump(exclude={"name"})
-
-
-def make_dataset(data: DataModel, data_root: str | None = None) -> Dataset:
-    """Load the data set that a spec names.
-
-    Raises:
-        DataError: its files are missing or damaged, or hold other data than the spec says.
-    """
-    read_elsewhere = {"horizontal_flip"} | ({"num_classes"} if isinstance(data, ImageFolder) else set())
-    options = {key: value for key, value in parameters(data).items() if key not in read_elsewhere}
-    dataset = implementation("data", data)(data_root, **options)
-    facts = {"name": data.name, **asdict(data.facts)}
-    del facts["licence"]  # which no file says
-    for fact, declared in facts.items():
-        actual = getattr(dataset, fact)
-        left_open = declared is None and fact != "levels"
-        if actual != declared and not left_open:
-            account = f" ({describe(dataset.account)})" if isinstance(data, ImageFolder) else ""
-            raise DataError(f"{data.name}: the spec says {fact} {declared}, the files have {actual}{account}")
-    return dataset
 
 
 def make_process(

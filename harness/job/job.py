@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.data.base import Dataset
+from harness.datasets import make_dataset
 from harness.errors import CheckpointError, RecordError, TrackingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.ensembles import with_middle
@@ -43,7 +44,7 @@ from harness.records.plugins import read_spec
 from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
-from harness.registry import make_dataset, make_method
+from harness.registry import make_method
 from harness.spec.evaluation import WITH_FEATURES, Evaluation
 from harness.spec.metrics import metric_name, recorded_name
 from harness.training.checkpoints import Checkpoints
