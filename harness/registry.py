@@ -23,6 +23,7 @@ from harness.methods.base import Method
 from harness.methods.ddgan import DenoisingGan
 from harness.methods.gaussian import GaussianMethod
 from harness.methods.learning_rate import learning_rate
+from harness.methods.optimizer import AdamW
 from harness.methods.siddm import SemiImplicit
 from harness.models import DISCRIMINATORS, MODELS, SuperResUNet
 from harness.models.layers import Latent
@@ -165,7 +166,7 @@ def make_gaussian(
         make_process(spec.diffusion, data.levels).to(device),
         partial(implementation("objective", spec.objective), **parameters(spec.objective)),
         implementation("timestep_sampler", sampler)(spec.diffusion.num_timesteps, **parameters(sampler), device=device),
-        torch.optim.AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
+        AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
         learning_rate=make_learning_rate(spec),
         averages=make_averages(spec.train),
         timestep_scale=1000 / spec.diffusion.num_timesteps if spec.model.rescale_timesteps else 1.0,
@@ -212,9 +213,7 @@ def make_adversarial(
     discriminator = make_discriminator(spec, data, pair=method.sees_pair).to(device)
 
     def adam(network: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            network.parameters(), lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
-        )
+        return AdamW(network.parameters(), lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
 
     def scale(rescale: bool) -> float:
         return 1000 / spec.diffusion.num_timesteps if rescale else 1.0

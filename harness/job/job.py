@@ -223,7 +223,8 @@ class _Job:
     def _restore(self, data: Dataset, device: torch.device, group: ProcessGroup) -> tuple[Training, Checkpoints]:
         """Return the training restored from the newest intact checkpoint, the same on every process."""
         resources, spec = self.request.resources, self.spec
-        torch.use_deterministic_algorithms(resources.deterministic)
+        if torch.are_deterministic_algorithms_enabled() != resources.deterministic:  # to set it imports torch._inductor
+            torch.use_deterministic_algorithms(resources.deterministic)
         set_tf32(spec.train.precision, self.directory.environments())
         if resources.deterministic:
             os.environ.setdefault(
