@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "study": {"spec", "text", "errors"},
     "records": {"spec", "text", "errors"},
     "tracking": {"analysis", "records", "spec", "messages", "text", "errors"},
-    "slurm": {"study", "spec", "text", "errors"},
+    "slurm": {"study", "spec", "data", "text", "errors"},
     "datasets": {"spec", "data", "errors"},
     # names become objects, and a run is worked on
     "registry": {"spec", "diffusion", "models", "data", "methods", "randomness", "errors"},
