@@ -42,7 +42,7 @@ def calls(tmp_path, fake_program, monkeypatch) -> list[str]:
             path = tmp_path / "calls"
             return (path.read_text().split() if path.exists() else []) == other
 
-        __hash__ = None  # type: ignore[assignment]
+        __hash__ = None
 
     answer(fake_program, tmp_path, f"echo '{PENDING}'; echo '{RUNNING}'")
     return Calls()
