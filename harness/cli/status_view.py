@@ -110,10 +110,10 @@ def _status_row(
     directory: RunDirectory, study: str | None, run_state: states.RunState, manifests: Manifests
 ) -> StatusRow:
     status, job = run_state.status, run_state.job
-    asked, earlier = manifests.split(directory)
+    memberships, problems = directory.read_studies()
+    asked, earlier = manifests.split(directory, memberships)
     studies = asked or earlier
     membership = asked.get(study, earlier.get(study, {})) if study else next(iter(studies.values()), {})
-    problems = directory.read_studies()[1]
     num_steps, batch_size, nll_bpd, fid = 0, 0, None, None
     collapse: tuple[str, ...] = ()
     try:

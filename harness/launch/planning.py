@@ -107,9 +107,12 @@ class Plan:
         self, planned: PlannedRun, evaluation: Evaluation, device: str | None = None
     ) -> float | None:
         """Estimate the time of an evaluation from that of a training step; None if that or its work is unknown."""
-        measured, counts = self.measured(planned, device), network_evaluations(evaluation, planned.run.spec).values()
+        measured = self.measured(planned, device)
+        if measured is None:
+            return None
+        counts = network_evaluations(evaluation, planned.run.spec).values()
         known = [number for number in counts if number is not None]
-        if measured is None or len(known) < len(counts):
+        if len(known) < len(counts):
             return None
         per_image = measured.seconds_per_step / planned.run.spec.train.batch_size / FORWARD_AND_BACKWARD
         return per_image * sum(known)

@@ -128,7 +128,7 @@ def test_srun_gets_its_options_and_python_its_container(script_of):
     profile = Profile(
         srun={"container-image": "img.sqsh", "mpi": "none", "overlap": True}, container="apptainer exec i.sif"
     )
-    (line,) = [line for line in script_of(profile) if "srun" in line]
+    (line,) = [line for line in script_of(profile) if line.startswith("srun ")]
     assert "--cpus-per-task=1 --wait=0 --container-image=img.sqsh --mpi=none --overlap apptainer exec i.sif " in line
     assert python_command(Profile(python="/opt/py/bin/python")) == "/opt/py/bin/python"
 
