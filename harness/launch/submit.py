@@ -45,7 +45,7 @@ def submit(
     new_code: bool = False,
     asks: bool = True,
     after: Sequence[RunDirectory] = (),
-    at_once: int | None = None,
+    at_most: int | None = None,
 ) -> Submission:
     """Submit all that is left to do, and record what the study asks for from now on; safe to repeat.
 
@@ -60,7 +60,7 @@ def submit(
         asks: whether the study asks for its runs and no others from now on. A trial of a search does not, since the
             search keeps the list of its trials, nor does a retry.
         after: runs whose jobs on SLURM must have ended before these start, however they end.
-        at_once: how many jobs SLURM is asked to take first; None: all.
+        at_most: how many jobs SLURM is asked to take; None: all.
 
     Returns:
         The submission; call `wait()` on it unless it is on SLURM.
@@ -128,8 +128,8 @@ def submit(
     options: dict[str, Any] = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
     if after:
         options["after"] = jobs_of(after)
-    if at_once:
-        options["at_once"] = at_once
+    if at_most:
+        options["at_most"] = at_most
     submission = launch(plan, runs, folder, code, **options)
     if old := sum(run_snapshot.id != current_id for run_snapshot in code.values()):
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
@@ -148,7 +148,7 @@ MAX_REFUSALS_IN_A_ROW = 3  # with nothing in the queue that would explain them
 def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[str], None], **options: Any) -> None:
     """Submit to SLURM, as others end, the runs that it did not take at once; return when it has them all.
 
-    SLURM is asked to take as many as there is room for below the limits that are known, else as many as it took last.
+    SLURM is asked to take as many as there is room for below the limits that are known, else twice as many as last.
 
     Args:
         make_plan: plans the study anew.
@@ -163,7 +163,7 @@ def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[
         time.sleep(WATCH_SECONDS)
         try:
             room = room_for_jobs(options.get("profile") or Profile())
-            submission = submit(make_plan(), at_once=max(1, taken if room is None else room), **options)
+            submission = submit(make_plan(), at_most=max(1, 2 * taken if room is None else room), **options)
         except LaunchError as error:  # no answer, or still not one job more
             refusals += isinstance(error, Refused)
             if refusals >= MAX_REFUSALS_IN_A_ROW and isinstance(error, Refused) and not live_jobs():
