@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -98,7 +97,6 @@ def launch_slurm(
                     shared = count(sum(map(len, accepted)), "run") + (f", {size} to a job" if size > 1 else "")
                     submission.notes.append(f"job {number}: {shared}, {count(threads, 'core')} each")
     if not submission.jobs:
-        shutil.rmtree(folder, ignore_errors=True)  # nothing of it is in the queue
         raise Refused(submission.refusal)
     _set_aside(submission)
     if submission.left and submission.refusal:

@@ -130,7 +130,12 @@ def submit(
         options["after"] = jobs_of(after)
     if at_most:
         options["at_most"] = at_most
-    submission = launch(plan, runs, folder, code, **options)
+    try:
+        submission = launch(plan, runs, folder, code, **options)
+    except LaunchError:
+        if runs and not any(SubmissionLayout(folder).claims_folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)  # nothing of it is in the queue
+        raise
     if old := sum(run_snapshot.id != current_id for run_snapshot in code.values()):
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
         notes.append(f"{resume} with the code snapshot from the first start (--new-code uses the current code)")

@@ -379,7 +379,8 @@ class Coordinator:
     def _report(self, trial: _Trial) -> None:
         """Report a trial's result to Optuna, to `on_message`, and to MLflow."""
         record = trial.record
-        self._pause_ends = 0.0  # its jobs have ended, so there may be room
+        # Its jobs have ended or are about to, so there may be room: it is tried at once, and soon again.
+        self._pause_ends, self._refusals = 0.0, min(self._refusals, 1)
         values = [record.values[metric.name] for metric in self.search.metrics] if record.state == "complete" else None
         report_end(self.study, record.number, record.state, values)
         self.running.remove(trial)
