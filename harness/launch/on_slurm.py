@@ -58,7 +58,9 @@ def launch_slurm(
         classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)
     sizes = {key: runs_of_a_job(key[0], profile) for key in classes}
     num_jobs = sum(math.ceil(len(members) / sizes[key]) for key, members in classes.items())
-    queue = _Queue(submission, _lanes(plan, jobs or profile.max_parallel), profile, num_jobs, at_most or num_jobs)
+    queue = _Queue(
+        submission, _lanes(plan, folder, jobs or profile.max_parallel), profile, num_jobs, at_most or num_jobs
+    )
     for key, members in classes.items():
         queue.begin_class()
         resources, size = key[0], sizes[key]
@@ -137,13 +139,13 @@ def runs_of_a_job(resources: Resources, profile: Profile) -> int:
     return profile.resolve(resources, "pack") * profile.chain if resources.num_processes == 1 else 1
 
 
-def _lanes(plan: Plan, limit: int) -> Lanes:
+def _lanes(plan: Plan, folder: Path, limit: int) -> Lanes:
     """Return the lanes of a study, of which its earlier submissions may have some.
 
     Raises:
         LaunchError: SLURM does not answer.
     """
-    arrays = earlier_arrays(plan.runs_folder, plan.study.name)
+    arrays = earlier_arrays(plan.runs_folder, plan.study.name, folder)
     queued = count_arrays(live_jobs()) if arrays else {}
     return lanes_of(arrays, queued, limit)
 
