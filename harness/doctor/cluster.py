@@ -6,6 +6,7 @@ All but `ask_slurm` and `check_accepted` are pure functions of SLURM's output.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from harness.doctor.findings import Finding, ok, one_line, problem, warning
@@ -142,6 +143,12 @@ def _describe(amounts: Mapping[str, float]) -> str:
     """Return `8 cores, 2 GPUs, 4 GiB of memory`."""
     units = [count(int(amounts[unit]), unit) for unit in ("core", "GPU") if amounts[unit]]
     return ", ".join([*units, f"{amounts['GiB']:.3g} GiB of memory"])
+
+
+def check_idle_gpus(profile: Profile, plan: Plan | None) -> Iterator[Finding]:
+    """Find GPUs that jobs ask for and that no process of theirs would use."""
+    if plan:
+        yield from map(warning, replace(plan, profile=profile).idle_gpus())
 
 
 def check_account(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:

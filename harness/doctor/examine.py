@@ -15,6 +15,7 @@ from harness.doctor.cluster import (
     check_accepted,
     check_account,
     check_arrays,
+    check_idle_gpus,
     check_partition,
     check_path,
     check_preemption,
@@ -74,6 +75,7 @@ def examine_cluster(
             check_arrays(slurm, profile),
             *check_preemption(slurm, profile),
             *check_time_limits(profile, classes),
+            *check_idle_gpus(profile, plan),
         ]
         yield from findings
         if all(finding.level != "problem" for finding in findings):  # else it would report the same problem again

@@ -20,7 +20,7 @@ from harness.records.files import replace_file
 from harness.records.layout import SubmissionLayout
 from harness.slurm.cluster import max_array_size
 from harness.slurm.jobs import ignored_defaults, login_environment
-from harness.slurm.profile import Profile, python_command, slurm_parameters
+from harness.slurm.profile import Profile, pack_of, python_command, slurm_parameters
 from harness.spec.resources import Resources
 from harness.text import count
 
@@ -57,7 +57,7 @@ def launch_slurm(
             dependency = {"dependency": ":".join(["afterany", *after])}
             parameters["slurm_additional_parameters"] = parameters["slurm_additional_parameters"] | dependency
         parameters["slurm_setup"] = [*requeue.SETUP, *parameters["slurm_setup"]]
-        pack = profile.resolve(resources, "pack") if resources.num_processes == 1 else 1
+        pack = pack_of(resources, profile)
         threads = max(1, parameters["cpus_per_task"] // pack)
         chain = profile.chain if resources.num_processes == 1 else 1
         task = Task(

@@ -98,6 +98,37 @@ class Profile(SpecModel):
         return value if value is not None and name not in resources.model_fields_set else getattr(resources, name)
 
 
+def pack_of(resources: Resources, profile: Profile) -> int:
+    """Return how many runs a job works on at a time: one, unless each has one process."""
+    return profile.resolve(resources, "pack") if resources.num_processes == 1 else 1
+
+
+def gpus_of_run(resources: Resources, profile: Profile) -> float:
+    """Return how many GPUs a run holds: those of its nodes, used or not; of a pack its share."""
+    return profile.gpus(resources)[0] * resources.nodes / pack_of(resources, profile)
+
+
+def runs_per_gpu(resources: Resources, profile: Profile) -> int:
+    """Return how many runs of a job share a GPU; 1 without GPUs."""
+    return (
+        math.ceil(pack_of(resources, profile) / max(1, profile.gpus(resources)[0]))
+        if _computes_on_gpus(resources, profile)
+        else 1
+    )
+
+
+def idle_gpus(resources: Resources, profile: Profile) -> int:
+    """Return how many GPUs of each node a job holds that none of its processes uses."""
+    number = profile.gpus(resources)[0]
+    if not _computes_on_gpus(resources, profile):
+        return number
+    return max(0, number - resources.num_processes // resources.nodes * pack_of(resources, profile))
+
+
+def _computes_on_gpus(resources: Resources, profile: Profile) -> bool:
+    return resources.device != "cpu" and profile.gpus(resources)[0] > 0
+
+
 def load_profile(path: Path) -> Profile:
     """Read a profile from its YAML file.
 
