@@ -6,12 +6,11 @@ All but `ask_slurm` and `check_accepted` are pure functions of SLURM's output.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from harness.doctor.findings import Finding, ok, one_line, problem, warning
 from harness.errors import LaunchError
-from harness.launch.planning import Plan
+from harness.launch.planning import Plan, on_cluster
 from harness.launch.processes import unusable_path
 from harness.slurm.cluster import ClusterInfo, count_gpus, is_usable, parse_time_limit, read_cluster_info
 from harness.slurm.jobs import check_submission, current_user, live_jobs, read_accounting
@@ -148,7 +147,7 @@ def _describe(amounts: Mapping[str, float]) -> str:
 def check_idle_gpus(profile: Profile, plan: Plan | None) -> Iterator[Finding]:
     """Find GPUs that jobs ask for and that no process of theirs would use."""
     if plan:
-        yield from map(warning, replace(plan, profile=profile).idle_gpus())
+        yield from map(warning, on_cluster(plan, profile).idle_gpus())
 
 
 def check_account(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from harness import PACKAGE_ROOT
 from harness.errors import HarnessError, LaunchError
-from harness.launch.planning import Plan, PlannedRun
+from harness.launch.planning import Plan, PlannedRun, on_cluster
 from harness.launch.processes import available_cores, thread_environment, visible_gpus
 from harness.records import throughput
 from harness.records.directory import RunDirectory
@@ -74,7 +74,7 @@ def calibrate(
         LaunchError: SLURM does not accept the job, or it does not end in time or ends without an answer.
     """
     if cluster == "slurm":
-        plan = replace(plan, profile=profile or Profile())
+        plan = on_cluster(plan, profile or Profile())
     classes: dict[Resources, dict[str, list[PlannedRun]]] = {}
     for planned in plan.runs:
         left = plan.training_seconds(planned, target_device(planned, cluster, profile))
@@ -293,7 +293,7 @@ def require_within_budget(
     budget = plan.study.budget_gpu_hours
     if budget is None:
         return
-    plan = replace(plan, profile=profile or Profile()) if cluster == "slurm" else plan
+    plan = on_cluster(plan, profile or Profile()) if cluster == "slurm" else plan
 
     def hours_left(plan: Plan) -> list[float | None]:
         return [plan.device_hours(planned, target_device(planned, cluster, profile)) for planned in plan.runs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from harness.records.throughput import Throughput
 from harness.slurm.jobs import JobInfo
 from harness.slurm.profile import Profile, gpus_of_run, idle_gpus, runs_per_gpu
 from harness.spec.averages import PowerAverages
+from harness.spec.cards import Card, find_card
 from harness.spec.costs import FORWARD_AND_BACKWARD, network_evaluations
 from harness.spec.evaluation import Evaluation
 from harness.study.expand import name_of_study
@@ -57,6 +58,7 @@ class Plan:
         earlier: the runs that were in the study before, and that its file no longer asks for.
         other_file: another file that asked for runs under this study's name, and that still does.
         profile: of the cluster that the cost is asked for; None: what the study's own resources say.
+        card: that the cost is asked for; None: the newest measurement's.
     """
 
     study: Study
@@ -65,6 +67,7 @@ class Plan:
     earlier: tuple[RunDirectory, ...] = ()
     other_file: Path | None = None
     profile: Profile | None = None
+    card: Card | None = None
 
     @property
     def to_do(self) -> list[PlannedRun]:
@@ -77,8 +80,8 @@ class Plan:
     def measured(self, planned: PlannedRun, device: str | None = None) -> Throughput | None:
         """Return the measured cost of a step with this network, image size, batch size and precision.
 
-        The newest measurement is used. Those on another kind of device than the run requests, with another number of
-        processes, or where more or fewer runs shared a GPU, are ignored.
+        The newest measurement is used. Those on another kind of device or card than the run requests, with another
+        number of processes, or where more or fewer runs shared a GPU, are ignored.
 
         Args:
             device: cpu or cuda; None means the run's resources.device, either if that is auto.
@@ -94,9 +97,16 @@ class Plan:
                 measured.device == (device or measured.device)
                 and measured.num_processes == resources.num_processes
                 and measured.runs_per_gpu == sharing
+                and self._is_of_card(measured)
             ):
                 return measured
         return None
+
+    def _is_of_card(self, measured: Throughput) -> bool:
+        if self.card is None or measured.device != "cuda":
+            return True
+        card = find_card(measured.device_name)
+        return card is not None and card.family == self.card.family
 
     def training_seconds(self, planned: PlannedRun, device: str | None = None) -> float | None:
         """Estimate the remaining training time, without evaluations; None if no similar run has been measured."""
@@ -228,6 +238,16 @@ class Plan:
                 "the other's runs in tables and figures; rename one of them"
             )
         return notes
+
+
+def on_cluster(plan: Plan, profile: Profile, card: Card | None = None) -> Plan:
+    """Return a plan whose cost is that on a cluster.
+
+    Args:
+        card: of its GPUs; None: the one that the profile names, if it names one.
+    """
+    kind = str(profile.gpus_per_node or "").rpartition(":")[0]
+    return replace(plan, profile=profile, card=card or find_card(kind) or find_card(profile.constraint))
 
 
 def plan(study: Study, runs_folder: Path) -> Plan:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from harness.doctor.cluster import check_idle_gpus
 from harness.launch import planning
 from harness.records import throughput
 from harness.records.throughput import Throughput
@@ -134,3 +135,5 @@ def test_gpus_that_no_process_would_use_are_named_with_what_to_change(plan):
     assert idle(four, "resources.device=cuda", "resources.processes_per_node=4") == []
     assert idle(Profile(gpus_per_node=4, pack=4), "resources.device=cuda") == []
     assert idle(Profile(), "resources.device=cuda", "resources.gpus_per_node=2") == []
+    [finding] = check_idle_gpus(four, plan("", "resources.device=cuda"))
+    assert finding.level == "warning" and "3 of the 4 GPUs" in finding.message
