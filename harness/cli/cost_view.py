@@ -104,7 +104,7 @@ def _cells(costs: Sequence[RunCost]) -> tuple[str, ...]:
     evaluations = total(_hours(cost.evaluation_seconds, cost) for cost in costs)
     return (
         str(sum(cost.is_left for cost in costs)),
-        _range([cost.arithmetic and cost.arithmetic.parameters for cost in costs], rounded_count),
+        _range([cost.arithmetic.parameters if cost.arithmetic else None for cost in costs], rounded_count),
         _range([_step_multiply_adds(cost) for cost in costs], rounded_count),
         rounded_count(sum(cost.steps for cost in costs)),
         _range([cost.step_seconds for cost in costs], lambda seconds: f"{seconds:.3g}"),
@@ -120,7 +120,8 @@ def _hours(seconds: float | None, cost: RunCost) -> float | None:
 
 
 def _step_multiply_adds(cost: RunCost) -> float | None:
-    return cost.arithmetic and cost.arithmetic.step_multiply_adds * cost.planned.run.spec.train.batch_size
+    batch_size = cost.planned.run.spec.train.batch_size
+    return cost.arithmetic.step_multiply_adds * batch_size if cost.arithmetic else None
 
 
 def _range(values: Sequence[float | None], format_amount: Callable[[float], str]) -> str:

@@ -57,6 +57,7 @@ class Profile(SpecModel):
     gpu_request: Literal["gpus-per-node", "gres", "gpus-per-task"] = "gpus-per-node"  # the option that asks for GPUs
     cpus: int | None = Field(None, ge=1)
     memory_gib: float | None = Field(None, gt=0)
+    max_memory_gib: float | None = Field(None, gt=0)  # up to which a run asks for more after a kill for memory
     memory_request: Literal["mem", "mem-per-cpu", "all", "none"] = "mem"  # all: --mem=0; none: no option
     pack: int | None = Field(None, ge=1)
     chain: int = Field(1, ge=1)  # runs that one job works on one after another, beside those of `pack`
