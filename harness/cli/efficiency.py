@@ -27,8 +27,8 @@ def efficiency(study: str, output: Output, runs_folder: Path) -> None:
 
     With --json: {"study", "requests": [{"arms", "request": {"time_minutes", "memory_gib", "cores", "gpus", "nodes",
     "processes", "pack"}, "jobs", "device_hours", "longest_seconds", "peak_memory_gib", "cores", "gpu_percent",
-    "gpu_memory_gib", "memory_kills", "source": "accounting"|"gauges", "fits": {FIELD: VALUE}}], "notes": [TEXT]}; memory,
-    cores and GPUs of a node.
+    "gpu_memory_gib", "memory_kills", "source": "accounting"|"gauges", "fits": {FIELD: VALUE}}], "notes": [TEXT]};
+    memory, cores and GPUs of a node.
     """
     from harness.cli.tables import Table
     from harness.launch.efficiency import efficiency as uses_of

@@ -25,6 +25,8 @@ from harness.cli.common import (
     study_file,
 )
 
+from harness.errors import LaunchError
+
 if TYPE_CHECKING:
     from harness.launch.planning import Plan, PlannedRun
     from harness.launch.submission import BlockingSubmission
@@ -68,6 +70,8 @@ def plan(
     from harness.study.expand import is_search
 
     if is_search(study):
+        if profile or card or parallel or utilisation or as_markdown:
+            raise LaunchError(f"{study} is a search, whose trials are not known before: ask for the cost of a study")
         from harness.cli.search import show_plan
 
         show_plan(study, sets, runs_folder, output)
