@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -125,14 +126,12 @@ def test_memory_is_raised_by_half_after_a_kill_for_it_up_to_the_limit_and_stays_
         run = killed if again else replace(killed, status=Status("interrupted"))
         asking = profile.model_copy(update={"memory_gib": said})
         requests = memory_requests([run, calm], asking)
-        nonlocal last
-        last += 1
-        submitted([killed, calm], str(last), **requests.record())
+        submitted([killed, calm], str(next(numbers)), **requests.record())
         resources = requests.applied_to(run).run.resources
         assert asking.resolve(resources, "memory_gib") == requests.asked[run.run_key]
         return requests.asked[killed.run_key], requests.asked[calm.run_key]
 
-    last = 100
+    numbers = itertools.count(100)
     assert ask() == (6.0, 4.0)
     assert ask() == (9.0, 4.0)
     assert ask(again=False) == (9.0, 4.0)
