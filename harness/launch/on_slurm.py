@@ -136,7 +136,7 @@ def check_accepted(resources: Resources, profile: Profile, study: str) -> None:
 
 def runs_of_a_job(resources: Resources, profile: Profile) -> int:
     """Return how many runs share a job: those at the same time and those one after another."""
-    return profile.resolve(resources, "pack") * profile.chain if resources.num_processes == 1 else 1
+    return pack_of(resources, profile) * (profile.chain if resources.num_processes == 1 else 1)
 
 
 def _lanes(plan: Plan, folder: Path, limit: int) -> Lanes:

@@ -16,7 +16,7 @@ QOS = "normal|\nhigh|20\nshort|3\n"
 
 @pytest.fixture
 def sacctmgr(fake_program):
-    table = f"case $2 in assoc) printf '{ASSOCIATIONS}';; qos) printf '{QOS}';; user) echo lab;; esac"
+    table = f"case $4 in assoc) printf '{ASSOCIATIONS}';; qos) printf '{QOS}';; user) echo lab;; esac"
     fake_program("sacctmgr", table)
     fake_program("scontrol", "echo PartitionName=main QoS=N/A; echo PartitionName=few QoS=short")
     fake_program("squeue", 'for task in 1 2 3 4; do echo "7_$task|PENDING||Priority|N/A|1$task"; done')
