@@ -27,10 +27,10 @@ from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.keeping import Keeping
 from harness.evaluation.measured import measured_weights
 from harness.job.compute import training_compute
-from harness.job.endings import describe_failure, record_failure, write_failure
+from harness.job.endings import describe_failure, ending_of_stop, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges, set_tf32
 from harness.job.request import RunRequest
-from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
+from harness.job.signals import PAUSED, PRUNED, StopSignals, stop_name, stop_number
 from harness.job.writer import record_evaluation
 from harness.metrics.weights import WEIGHTS, require_weights_file
 from harness.progress import Pace, Progress
@@ -78,8 +78,8 @@ def run_job(
         stop_after_steps: interrupt the training after this many steps of this attempt, with a checkpoint.
 
     Returns:
-        the final state of the run: done, failed, pruned or interrupted. For a process that only trains: done if it
-        succeeded.
+        the final state of the run: done, failed, paused, pruned or interrupted. For a process that only trains: done if
+        it succeeded.
 
     Raises:
         RecordError: another process is working on this run.
@@ -105,11 +105,8 @@ def run_job(
         try:
             job.run()
         except Interrupted:
-            if job.stop_signal == PRUNED:
-                job.finish("pruned", run_directory.pruning_requested(), cause="pruned")
-                return job.state
-            cause: Cause = "signal" if job.stop_signal in SIGNAL_NAMES else "step_limit"
-            job.finish("interrupted", f"stopped by {job.stop_signal}; resubmit to resume", cause=cause)
+            state, reason, cause = ending_of_stop(job.stop_signal, job.step, run_directory)
+            job.finish(state, reason, cause=cause)
         except Exception as error:
             reason, trace = describe_failure(error)
             job.finish("failed", reason, cause="error", trace=trace)
@@ -177,7 +174,7 @@ class _Job:
 
     @property
     def stop_signal(self) -> str:
-        """Why the run was asked to stop: a signal's name, pruning, or a number of steps; empty before."""
+        """Why the run was asked to stop: a signal's name, pruning, a rung, or a number of steps; empty before."""
         return self.signals.received
 
     @stop_signal.setter
@@ -269,6 +266,11 @@ class _Job:
         if training.step >= self.spec.train.steps:
             return
         began, first = time.monotonic(), training.step
+        # The first process's word: another one may have read what the studies ask for a moment later.
+        until = group.all_reduce_max((self.request.until or self.spec.train.steps) if group.is_first else 0)
+        if training.step >= until:
+            self.stop_signal = PAUSED
+            raise Interrupted
 
         def on_log(step: int, values: dict[str, float]) -> None:
             self.step, self._loss = step, values["train/loss"]
@@ -288,6 +290,9 @@ class _Job:
                 self.stop_signal = PRUNED
             if number := group.all_reduce_max(stop_number(self.stop_signal)):
                 self.stop_signal = stop_name(number)
+                return True
+            if until <= training.step < self.spec.train.steps:
+                self.stop_signal = PAUSED
                 return True
             if self.stop_after_steps and training.step - first >= self.stop_after_steps:  # the same step for all
                 self.stop_signal = f"request after {self.stop_after_steps} steps"

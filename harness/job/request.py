@@ -22,6 +22,7 @@ class RunRequest:
     records: Records
     data_root: str | None
     scored_by: Evaluation | None = None  # measures records.best, during training and at the end
+    until: int | None = None  # the step at which the run pauses, if all that ask for it have rungs
 
     @classmethod
     def of(cls, run_directory: RunDirectory) -> RunRequest:
@@ -38,4 +39,6 @@ class RunRequest:
         repeated = (entry for entry in candidates if entry.every)
         scored_by = next((entry for entry in repeated if records.best in outputs(entry, spec).during_training), None)
         resources = Resources.model_validate(last.get("resources", {}))
-        return cls(tuple(evaluations.values()), resources, records, last.get("data_root"), scored_by)
+        limits = [study.get("until") for study in studies]
+        until = None if None in limits else max(limits, default=None)
+        return cls(tuple(evaluations.values()), resources, records, last.get("data_root"), scored_by, until)

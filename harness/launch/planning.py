@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.launch.rungs import state_at_rung, with_rungs
 from harness.launch.states import RunState, read_run_states
 from harness.records import throughput
 from harness.records.directory import RunDirectory
@@ -92,10 +93,10 @@ class Plan:
 
     def training_seconds(self, planned: PlannedRun, device: str | None = None) -> float | None:
         """Estimate the remaining training time, without evaluations; None if no similar run has been measured."""
-        if planned.state in ("done", "evaluate", "pruned"):
+        if planned.state in ("done", "evaluate", "paused", "pruned"):
             return 0.0
         measured = self.measured(planned, device)
-        steps_left = planned.run.spec.train.steps - planned.status.step
+        steps_left = max(0, (planned.run.until or planned.run.spec.train.steps) - planned.status.step)
         return measured.seconds_per_step * steps_left if measured else None
 
     def device_hours(self, planned: PlannedRun, device: str | None = None) -> float | None:
@@ -116,7 +117,7 @@ class Plan:
 
     def evaluation_hours(self, planned: PlannedRun, device: str | None = None) -> float:
         """Estimate what is left to evaluate in hours of one device, as far as its work is known."""
-        if not planned.run.evaluations or planned.state == "pruned":
+        if not planned.run.evaluations or planned.state in ("paused", "pruned"):
             return 0.0
         evaluated = planned.directory.evaluated_keys() if planned.state != "new" else set()
         left = [evaluation for evaluation in planned.run.evaluations if evaluation.key not in evaluated]
@@ -129,7 +130,7 @@ class Plan:
         A checkpoint has five copies of the network or more: weights, two averages and Adam's two moments. A snapshot
         has two in half the precision.
         """
-        if planned.state in ("done", "evaluate", "pruned"):
+        if planned.state in ("done", "evaluate", "paused", "pruned"):
             return 0
         sizes = [measured.checkpoint_bytes for measured in self._throughput.get(planned.run.spec.cost_key, ())]
         num_bytes = next(filter(None, sizes), None)  # the same on every device
@@ -184,6 +185,9 @@ def plan(study: Study, runs_folder: Path) -> Plan:
     present = set(os.listdir(runs_folder)) if runs_folder.is_dir() else set()  # noqa: PTH208 (one call for all runs)
     states = read_run_states([runs_folder / run.run_key for run in study.runs if run.run_key in present])
     runs = tuple(planned_run(run, runs_folder / run.run_key, states) for run in study.runs)
+    if study.rungs:
+        runs = tuple(with_rungs(study, study.rungs, runs, runs_folder))
+        study = replace(study, runs=tuple(planned.run for planned in runs))
     for planned in runs:
         if planned.run.spec.continue_from and planned.state == "new":
             parent_of(planned.run.spec, runs_folder)
@@ -216,7 +220,7 @@ def _other_file(study: Study, runs_folder: Path) -> Path | None:
 
 def planned_run(run: Run, path: Path, states: dict[str, RunState]) -> PlannedRun:
     run_state = states.get(run.run_key, RunState())
-    state = run_state.status.state
+    state = state_at_rung(run, run_state.status)
     if state == "done" and run.evaluations:
         evaluated = RunDirectory(path).evaluated_keys()
         if any(evaluation.key not in evaluated for evaluation in run.evaluations):

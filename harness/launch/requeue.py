@@ -71,7 +71,7 @@ def given_up(path: Path) -> Ending | None:
     except RecordError:  # its next attempt says what is wrong
         return None
     started = [event for event in events if event.name == "started"]
-    progress = {"checkpoint", "evaluation", "interrupted", "failed", "finished", "pruned"}
+    progress = {"checkpoint", "evaluation", "interrupted", "paused", "failed", "finished", "pruned"}
     if len({event.fields["resumed_from_step"] for event in started}) != 1 or any(e.name in progress for e in events):
         return None
     last = started[-1].fields

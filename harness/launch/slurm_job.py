@@ -94,7 +94,7 @@ class Task:
             status = replace(directory.status(), state="failed", cause=ending.cause, reason=ending.reason)
             directory.set_status(replace(status, stopped_by=""))
             return False
-        return directory.status().state not in ("done", "failed", "pruned")
+        return directory.status().state not in ("done", "failed", "paused", "pruned")
 
     def _work_in_process(self, path: Path) -> _AttemptEnd:
         def stop(number: int, _: object) -> NoReturn:

@@ -19,6 +19,7 @@ from harness.launch.on_slurm import launch_slurm
 from harness.launch.planning import Plan, PlannedRun, planned_run
 from harness.launch.processes import unusable_path
 from harness.launch.requeue import given_up
+from harness.launch.rungs import drop, unsettled
 from harness.launch.states import read_run_states
 from harness.launch.submission import Submission
 from harness.records import snapshot
@@ -30,6 +31,7 @@ from harness.slurm.commands import NoAnswer
 from harness.slurm.jobs import current_user
 from harness.slurm.profile import Profile
 from harness.study.model import Study
+from harness.study.rungs import asked_for
 from harness.text import count, shell_word
 
 
@@ -96,6 +98,9 @@ def submit(
         ask_for(plan.runs_folder, plan.study.name, memberships, file=plan.study.path, presentation=presentation)
         notes += plan.notes()
     _register_runs(plan)
+    for planned in plan.runs if plan.study.rungs else ():
+        if planned.state == "pruned":
+            drop(planned.directory, planned.status.reason)
     if sync and uri:
         worked_on = {planned.run_key for planned in runs}
         notes += _sync_ended_runs([planned for planned in plan.runs if planned.run_key not in worked_on], plan, uri)
@@ -138,7 +143,9 @@ WATCH_SECONDS = 60.0
 
 
 def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[str], None], **options: Any) -> None:
-    """Submit to SLURM, as others end, the runs that it did not take at once; return when it has them all.
+    """Submit to SLURM, as others end, the runs that it did not take at once, or that a rung lets on.
+
+    It returns when SLURM has them all and no rung is left to be decided.
 
     Args:
         make_plan: plans the study anew.
@@ -146,7 +153,7 @@ def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[
         options: of `submit`.
     """
     refusal = ""
-    while left:
+    while left or unsettled(make_plan()):
         time.sleep(WATCH_SECONDS)
         try:
             submission = submit(make_plan(), **options)
@@ -230,7 +237,7 @@ def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[st
 
 
 def _memberships(study: Study) -> dict[str, dict[str, Any]]:
-    return {run.run_key: run.membership() for run in study.runs}
+    return {run.run_key: asked_for(run) for run in study.runs}
 
 
 def _register_runs(plan: Plan) -> None:
