@@ -27,7 +27,7 @@ def ending_of_stop(request: str, step: int, directory: RunDirectory) -> tuple[st
     if request == PRUNED:
         return "pruned", directory.pruning_requested(), "pruned"
     if request == PAUSED:
-        return "paused", f"at step {step}, until its study lets it go on", "rung"
+        return "paused", f"waits at the rung of step {step} until its study lets it go on", "rung"
     cause: Cause = "signal" if request in SIGNAL_NAMES else "step_limit"
     return "interrupted", f"stopped by {request}; resubmit to resume", cause
 

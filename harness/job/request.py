@@ -39,6 +39,6 @@ class RunRequest:
         repeated = (entry for entry in candidates if entry.every)
         scored_by = next((entry for entry in repeated if records.best in outputs(entry, spec).during_training), None)
         resources = Resources.model_validate(last.get("resources", {}))
-        limits = [study.get("until") for study in studies]
-        until = None if None in limits else max(limits, default=None)
+        limits = [study["until"] for study in studies if "until" in study]
+        until = max(limits) if limits and len(limits) == len(studies) else None
         return cls(tuple(evaluations.values()), resources, records, last.get("data_root"), scored_by, until)

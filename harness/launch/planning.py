@@ -24,6 +24,7 @@ from harness.spec.costs import FORWARD_AND_BACKWARD, network_evaluations
 from harness.spec.evaluation import Evaluation
 from harness.study.expand import name_of_study
 from harness.study.model import Run, Study
+from harness.study.rungs import numbers_at_rungs
 from harness.text import count
 
 TO_DO = ("new", "interrupted", "failed", "evaluate")
@@ -162,6 +163,12 @@ class Plan:
     def notes(self) -> list[str]:
         """Say what this study asked for before and no longer does, and who else asks under its name."""
         notes = []
+        if rungs := self.study.rungs:
+            numbers = numbers_at_rungs(
+                len({run.arm for run in self.study.runs}), len(rungs.steps), rungs.reduction_factor
+            )
+            shown = [f"{number} to {step}" for number, step in zip(numbers, rungs.steps, strict=True)]
+            notes.append(f"rungs by {rungs.metric}, arms to steps: {', '.join(shown)}; costs are up to the next rung")
         if self.earlier:
             verb = "is" if len(self.earlier) == 1 else "are"
             notes.append(
