@@ -99,7 +99,7 @@ def study_runs_of_module(tmp_path_factory: pytest.TempPathFactory) -> StudyRuns:
 @pytest.fixture
 def without_closed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let reports draw the figures of studies alone: those that need no runs take 3 s, and are the same each time."""
-    monkeypatch.setattr("harness.analysis.report.WITHOUT_RUNS", {})
+    monkeypatch.setattr("harness.analysis.report.report.WITHOUT_RUNS", {})
 
 
 @pytest.fixture(scope="session")

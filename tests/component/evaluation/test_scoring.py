@@ -8,8 +8,9 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from harness.analysis import results, tab_results
+from harness.analysis.answers import results
 from harness.analysis.runs import load_records
+from harness.analysis.tables import tab_results
 from harness.cli import cli
 from harness.errors import DataError, SpecError
 from harness.evaluation.scoring import read_images, read_labels, score
