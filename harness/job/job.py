@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.data.base import Dataset
+from harness.data.staging import staged
 from harness.errors import CheckpointError, RecordError, TrackingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.ensembles import with_middle
@@ -189,7 +190,7 @@ class _Job:
         cuda = self.request.resources.device != "cpu" and torch.cuda.is_available()
         with process_group(self.rank_info, cuda=cuda, command=self._worker_command()) as group:
             device = choose_device(self.request.resources.device, self.rank_info)
-            data = make_dataset(self.spec.data, self.request.data_root)
+            data = staged(make_dataset(self.spec.data, self.request.data_root))
             require_same_data(self.directory, data.digest)
             self._require_weights()
             training, checkpoints = self._restore(data, device, group)
