@@ -32,6 +32,16 @@ def ending_of_stop(request: str, step: int, directory: RunDirectory) -> tuple[st
     return "interrupted", f"stopped by {request}; resubmit to resume", cause
 
 
+def ending_of_error(error: BaseException, directory: RunDirectory) -> tuple[str, str, Cause, str]:
+    """Return the state, the reason, the cause and the traceback of a run that an error has ended."""
+    from harness.job.device_probe import fault_of  # loads torch
+
+    if fault := fault_of(error, directory.path.parent):
+        return "interrupted", fault, "device", ""
+    reason, trace = describe_failure(error)
+    return "failed", reason, "error", trace
+
+
 def record_failure(path: Path, error: BaseException, *, attempt: bool = True, wait_seconds: float = 0.0) -> None:
     """Record that a run failed, unless another process works on it; then the error is only logged.
 

@@ -28,7 +28,8 @@ from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.keeping import Keeping
 from harness.evaluation.measured import measured_weights
 from harness.job.compute import training_compute
-from harness.job.endings import describe_failure, ending_of_stop, record_failure, write_failure
+from harness.job.device_probe import sound_device
+from harness.job.endings import ending_of_error, ending_of_stop, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges, set_tf32
 from harness.job.request import RunRequest
 from harness.job.signals import PAUSED, PRUNED, StopSignals, stop_name, stop_number
@@ -109,8 +110,8 @@ def run_job(
             state, reason, cause = ending_of_stop(job.stop_signal, job.step, run_directory)
             job.finish(state, reason, cause=cause)
         except Exception as error:
-            reason, trace = describe_failure(error)
-            job.finish("failed", reason, cause="error", trace=trace)
+            state, reason, cause, trace = ending_of_error(error, run_directory)
+            job.finish(state, reason, cause=cause, trace=trace)
         else:
             job.finish("done", "")
     return job.state
@@ -189,7 +190,7 @@ class _Job:
         self._set_threads()
         cuda = self.request.resources.device != "cpu" and torch.cuda.is_available()
         with process_group(self.rank_info, cuda=cuda, command=self._worker_command()) as group:
-            device = choose_device(self.request.resources.device, self.rank_info)
+            device = sound_device(choose_device(self.request.resources.device, self.rank_info), group, self.directory)
             data = staged(make_dataset(self.spec.data, self.request.data_root))
             require_same_data(self.directory, data.digest)
             self._require_weights()
@@ -407,12 +408,12 @@ class _Job:
         self.state = state
         if trace:
             logger.error(trace)
-        fields = {"reason": reason, "traceback": trace} if trace else {"reason": reason}
+        extra = {"traceback": trace} if trace else {"cause": cause} if cause == "device" else {}
         try:
             if self.journal is None:  # it failed before the journal was opened
                 self.journal = self.directory.open_journal(resumed_from_step=self.directory.durable_step())
             with self.journal:
-                self.journal.event("finished" if state == "done" else state, **fields)
+                self.journal.event("finished" if state == "done" else state, reason=reason, **extra)
             self._write_status(state, reason, cause=cause, force=True)
         except RecordError as error:
             self.state = "failed"

@@ -121,7 +121,7 @@ def _not_in_queue(status: Status, key: str, newest: Claim | None, job: JobInfo |
     """Return the status of an unfinished run of which SLURM has no job in its queue."""
     if newest and (cancellation := newest.cancellation(key)):
         return _ended(status, "interrupted", Ending("cancelled", f"cancelled by {cancellation.by}"))
-    left_a_checkpoint = status.state == "interrupted" and status.cause in ("signal", "step_limit")
+    left_a_checkpoint = status.state == "interrupted" and status.cause in ("signal", "step_limit", "device")
     if left_a_checkpoint or not (newest and newest.on_slurm):
         return status
     return _ended(status, "interrupted", _ending_of_job(newest, job, holder))

@@ -18,6 +18,7 @@ Cause = Literal[
     "signal",  # interrupted: stopped by the signal that `stopped_by` names, with a checkpoint
     "step_limit",  # interrupted: after the requested number of steps, with a checkpoint
     "killed",  # interrupted: its process or job was killed
+    "device",  # interrupted: the device of its node is broken
     "out_of_memory",  # interrupted or, after three times, failed: killed for taking too much memory
     "cancelled",  # interrupted: by a user
     "canary",  # interrupted: the canary that it waited for failed
