@@ -21,6 +21,7 @@ import torch
 
 from harness.data.base import Dataset
 from harness.data.staging import staged
+from harness.datasets import make_dataset
 from harness.errors import CheckpointError, RecordError, TrackingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.ensembles import with_middle
@@ -45,7 +46,7 @@ from harness.records.plugins import read_spec
 from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
 from harness.records.throughput import Throughput, cpu_name, record
-from harness.registry import make_dataset, make_method
+from harness.registry import make_method
 from harness.spec.evaluation import WITH_FEATURES, Evaluation
 from harness.spec.metrics import metric_name, recorded_name
 from harness.training.checkpoints import Checkpoints
@@ -221,7 +222,8 @@ class _Job:
     def _restore(self, data: Dataset, device: torch.device, group: ProcessGroup) -> tuple[Training, Checkpoints]:
         """Return the training restored from the newest intact checkpoint, the same on every process."""
         resources, spec = self.request.resources, self.spec
-        torch.use_deterministic_algorithms(resources.deterministic)
+        if torch.are_deterministic_algorithms_enabled() != resources.deterministic:  # to set it imports torch._inductor
+            torch.use_deterministic_algorithms(resources.deterministic)
         set_tf32(spec.train.precision, self.directory.environments())
         if resources.deterministic:
             os.environ.setdefault(

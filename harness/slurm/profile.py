@@ -66,7 +66,7 @@ class Profile(SpecModel):
     memory_request: Literal["mem", "mem-per-cpu", "all", "none"] = "mem"  # all: --mem=0; none: no option
     pack: int | None = Field(None, ge=1)
     chain: int = Field(1, ge=1)  # runs that one job works on one after another, beside those of `pack`
-    max_parallel: int = Field(64, ge=1)  # jobs of one array that run at the same time
+    max_parallel: int = Field(64, ge=1)  # jobs of a study that run at the same time
     max_array_size: int | None = Field(None, ge=1)  # None: from `scontrol show config`
     signal_lead_seconds: int | None = Field(None, ge=1, le=3600)  # before the time limit, to write a checkpoint
     modules: tuple[Text, ...] = ()  # loaded before the job: cuda/12.4
@@ -133,12 +133,8 @@ def load_profile(path: Path) -> Profile:
         raise LaunchError("\n".join(lines)) from None
 
 
-def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = None) -> dict[str, Any]:
-    """Return submitit's parameters for one class of resources.
-
-    Args:
-        jobs: how many jobs of an array run at a time; None takes the profile's max_parallel.
-    """
+def slurm_parameters(resources: Resources, profile: Profile) -> dict[str, Any]:
+    """Return submitit's parameters for one class of resources."""
     cpus = max(profile.resolve(resources, "cpus"), resources.threads or 1)
     minutes = profile.resolve(resources, "time_minutes")
     tasks_per_node = resources.num_processes // resources.nodes
@@ -148,7 +144,6 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
         "tasks_per_node": tasks_per_node,
         "cpus_per_task": cpus,
         "slurm_signal_delay_s": profile.signal_lead_seconds or min(90, 6 * minutes),
-        "slurm_array_parallelism": jobs or profile.max_parallel,
         "slurm_setup": _setup(profile),
         "slurm_wckey": profile.wckey,  # submitit's own would be refused where wckeys are enforced
         "slurm_srun_args": [

@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "study": {"spec", "text", "errors"},
     "records": {"spec", "text", "errors"},
     "tracking": {"analysis", "records", "spec", "messages", "text", "errors"},
-    "slurm": {"study", "spec", "text", "errors"},
+    "slurm": {"study", "spec", "data", "text", "errors"},
+    "datasets": {"spec", "data", "errors"},
     # names become objects, and a run is worked on
     "registry": {"spec", "diffusion", "models", "data", "methods", "randomness", "errors"},
     "training": {"slurm", "records", "spec", "diffusion", "data", "methods", "randomness", "errors"},
@@ -46,15 +47,15 @@ MAY_IMPORT = {
     },
     "interop": {"evaluation", "training", "registry", "records", "models", "metrics", "spec", "errors"},
     "job": {
-        *("training", "evaluation", "registry", "tracking", "records", "study", "spec"),
+        *("training", "evaluation", "registry", "datasets", "tracking", "records", "study", "spec"),
         *("data", "metrics", "progress", "messages", "errors"),
     },
     # runs are handed out, followed and searched over
     "launch": {
-        *("job", "training", "registry", "slurm", "tracking", "records", "study", "spec"),
+        *("job", "training", "registry", "datasets", "slurm", "tracking", "records", "study", "spec"),
         *("data", "metrics", "messages", "text", "errors"),
     },
-    "doctor": {"launch", "slurm", "registry", "tracking", "records", "data", "metrics", "spec", "text", "errors"},
+    "doctor": {"launch", "slurm", "datasets", "tracking", "records", "data", "metrics", "spec", "text", "errors"},
     "search": {"launch", "slurm", "tracking", "records", "study", "spec", "text", "errors"},
     "analysis": {"records", "study", "spec", "diffusion", "data", "text", "errors"},
     # what others import: for plugins' files, and for notebooks
