@@ -270,9 +270,7 @@ class _Job:
         if training.step >= self.spec.train.steps:
             return
         began, first = time.monotonic(), training.step
-        # The first process's word: another one may have read what the studies ask for a moment later.
-        until = group.all_reduce_max((self.request.until or self.spec.train.steps) if group.is_first else 0)
-        if training.step >= until:
+        if training.step >= (until := self.request.last_step(self.spec, group.is_first, group.all_reduce_max)):
             self.stop_signal = PAUSED
             raise Interrupted
 

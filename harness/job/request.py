@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +12,7 @@ from harness.records.plugins import read_evaluation, read_spec
 from harness.spec.evaluation import Evaluation
 from harness.spec.metrics import outputs
 from harness.spec.resources import Records, Resources
+from harness.spec.run import RunSpec
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,13 @@ class RunRequest:
     data_root: str | None
     scored_by: Evaluation | None = None  # measures records.best, during training and at the end
     until: int | None = None  # the step at which the run pauses, if all that ask for it have rungs
+
+    def last_step(self, spec: RunSpec, is_first: bool, all_reduce_max: Callable[[int], int]) -> int:
+        """Return the step at which all processes of a run stop for now.
+
+        It is the first one's word: another one may have read a moment later what the studies ask for.
+        """
+        return all_reduce_max((self.until or spec.train.steps) if is_first else 0)
 
     @classmethod
     def of(cls, run_directory: RunDirectory) -> RunRequest:

@@ -150,13 +150,11 @@ class Coordinator:
         replace_file(stored, json.dumps(content, indent=2), durable=True)
         self.study = open_study(self.search, self.folder)
         records = {record.number: record for record in read_trials(self.folder)}
-        manifest = Manifests(self.runs_folder).of(self.search.name)
-        asked_for = manifest.runs if manifest else {}
+        manifests = Manifests(self.runs_folder)
         for trial_record in records.values():
             for directory in (RunDirectory(self.runs_folder / key) for key in trial_record.run_keys):
                 if membership := directory.studies().get(self.search.name):
-                    until = asked_for.get(directory.key, {}).get("until")
-                    self._asked[directory.key] = membership | ({"until": until} if until else {})
+                    self._asked[directory.key] = membership | manifests.memberships(directory).get(self.search.name, {})
         self._ask_for(())
         for frozen in self.study.get_trials(deepcopy=False):
             record = records.get(frozen.number)
