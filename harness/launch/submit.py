@@ -27,7 +27,7 @@ from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.layout import CODE, JOBS, SubmissionLayout
 from harness.records.manifest import Manifests, ask_for
-from harness.slurm.commands import NoAnswer
+from harness.slurm.commands import NoAnswer, addressing
 from harness.slurm.jobs import current_user, live_jobs
 from harness.slurm.limits import room_for_jobs
 from harness.slurm.profile import Profile
@@ -134,7 +134,8 @@ def submit(
         options["after"] = jobs_of(after)
     if at_once:
         options["at_once"] = at_once
-    submission = launch(plan, runs, folder, code, **options)
+    with addressing(profile.clusters):
+        submission = launch(plan, runs, folder, code, **options)
     if old := sum(run_snapshot.id != current_id for run_snapshot in code.values()):
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
         notes.append(f"{resume} with the code snapshot from the first start (--new-code uses the current code)")
@@ -167,7 +168,9 @@ def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[
     while left or unsettled(make_plan()):
         time.sleep(WATCH_SECONDS)
         try:
-            room = room_for_jobs(options.get("profile") or Profile())
+            profile = options.get("profile") or Profile()
+            with addressing(profile.clusters):
+                room = room_for_jobs(profile)
             submission = submit(make_plan(), at_once=max(1, taken if room is None else room), **options)
         except LaunchError as error:  # no answer, or still not one job more
             refusals += isinstance(error, Refused)

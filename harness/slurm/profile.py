@@ -40,6 +40,7 @@ class Stage(SpecModel):
 class Profile(SpecModel):
     """What jobs request on a cluster, and how it treats them. A study's `resources` override these values."""
 
+    clusters: Text | None = None  # other clusters than the login node's own: a,b
     partition: Text | None = None  # or several, a,b: SLURM takes the first that is free
     account: Text | None = None
     qos: Text | None = None
@@ -180,7 +181,7 @@ REMOVE_STAGE = (
 REMOVE_SCRATCH = '[ -z "${harness_scratch:-}" ] || rm -rf -- "$harness_scratch"'
 
 NAMED_OPTIONS = (
-    *("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude", "licenses"),
+    *("clusters", "partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude", "licenses"),
     *("comment", "mail_user", "mail_type", "nice", "begin", "hint"),
 )
 """Fields of a profile that are options of sbatch, by the same name."""

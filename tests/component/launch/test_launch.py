@@ -24,6 +24,7 @@ from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.records.nodes import bad_nodes
 from harness.records.status import Status
+from harness.slurm.cluster import read_config
 from harness.slurm.jobs import live_jobs
 from harness.slurm.profile import Profile
 from harness.spec.base import SCHEMA_VERSION
@@ -237,6 +238,11 @@ def submit_to_slurm(study: Study, runs_folder: Path, **settings) -> Submission:
     return submit.submit(planning.plan(study, runs_folder), cluster="slurm", profile=profile, sync=False)
 
 
+def batch_script_of(submission: Submission) -> str:
+    (script,) = submission.folder.glob("*_submission.sh")
+    return script.read_text()
+
+
 def wait_for(done: Callable[[], object], seconds: float = 480) -> None:
     deadline = time.monotonic() + seconds
     while not done():
@@ -297,12 +303,18 @@ def test_slurm_knows_of_a_job_what_the_profile_says_and_not_what_the_shell_says(
         monkeypatch.setenv(f"SBATCH_{name}", value)
     said = {"partition": "main", "comment": "for the paper", "nice": 10, "begin": "now+1hour", "exclusive": "user"}
     options = {"sbatch": {"switches": 1}, "memory_request": "mem-per-cpu", "mail_user": "ada@example.org", "cpus": 2}
+    said["clusters"] = read_config()["ClusterName"]  # its own, by the name that the accounting has for it
     submission = submit_to_slurm(study(), tmp_path / "runs", **said, **options, mail_type="END")
     number = submission.jobs[0].job_id.split("_")[0]
     try:
         shown = subprocess.run(["scontrol", "show", "job", number], check=True, capture_output=True, text=True).stdout
+        assert planning.plan(study(), tmp_path / "runs").runs[0].state == "queued"
     finally:
-        subprocess.run(["scancel", number], check=True)
+        manage.cancel([run.directory for run in submission.runs])
+    (cancelled,) = planning.plan(study(), tmp_path / "runs").runs
+    assert (cancelled.state, cancelled.status.cause) == ("interrupted", "cancelled")
+    wait_for(lambda: number not in {job.split("_")[0] for job in live_jobs()})
+    assert f"#SBATCH --clusters={said['clusters']}\n" in batch_script_of(submission)
     expected = (
         "Partition=main Comment=for the paper TimeLimit=00:20:00 MinMemoryCPU=768M Requeue=1 MailUser=ada@example.org"
     )
