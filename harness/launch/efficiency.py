@@ -91,7 +91,12 @@ class Use:
     source: str
 
     def fits(self) -> dict[str, float]:
-        """Return the fields of `resources`, or of a profile, that should change, with the values that would fit."""
+        """Return the fields of `resources`, or of a profile, that should change, with the values that would fit.
+
+        Of jobs that were killed for their memory no more than the memory is known to be wrong.
+        """
+        if self.memory_kills:
+            return {"memory_gib": memory} if (memory := self._memory()) else {}
         return {
             name: value
             for name, value in (
@@ -245,7 +250,7 @@ def _by_accounting(usages: Sequence[JobUsage], by_job: Mapping[str, Sequence[_Ru
                 _mean(run.gauges.gpu_percent for run in runs),
                 _largest(run.gauges.gpu_memory_gib for run in runs),
                 max(
-                    sum(usage.out_of_memory for usage in members),
+                    sum(usage.killed_for_memory for usage in members),
                     sum(run.directory.status().cause == "out_of_memory" for run in runs),
                 ),
                 "accounting",

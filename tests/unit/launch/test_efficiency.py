@@ -63,7 +63,7 @@ def test_what_would_fit_is_what_was_used_and_some_room():
 
 def test_little_room_and_kills_for_memory_ask_for_more_and_a_run_that_reaches_its_limit_for_no_less():
     assert replace(USE, peak_memory_gib=31.0).fits()["memory_gib"] == 41
-    assert replace(USE, memory_kills=1).fits()["memory_gib"] == 48
+    assert replace(USE, memory_kills=1).fits() == {"memory_gib": 48}
     assert "time_minutes" not in replace(USE, longest_seconds=1380 * 60.0).fits()
     unknown = replace(USE, peak_memory_gib=None, cores=None, gpu_percent=None, longest_seconds=0.0)
     assert unknown.fits() == {}
@@ -96,7 +96,7 @@ def test_jobs_are_grouped_by_what_they_asked_for_and_a_shared_job_counts_once(tm
     usages = [
         small,
         replace(small, job_id="7_1", elapsed_seconds=1800, peak_memory_gib=3.0),
-        replace(small, job_id="8_0", memory_gib=32.0, state="FAILED", out_of_memory=True),
+        replace(small, job_id="8_0", memory_gib=32.0, state="REQUEUED", peak_memory_gib=32.0),
         replace(small, job_id="8_0", memory_gib=32.0, state="RUNNING"),
     ]
     asked: list[set[str]] = []
