@@ -24,6 +24,7 @@ from harness.cli import (
     listing,
     predict,
     preflight,
+    profile,
     records,
     runs,
     schema,
@@ -58,7 +59,7 @@ GROUPS: dict[str, tuple[click.Command, ...]] = {
         *(checkpoints.import_checkpoint, checkpoints.export_checkpoint),
     ),
     "Check": (
-        *(preflight.doctor, preflight.calibrate, verify.verify_resume, schema.schema),
+        *(preflight.doctor, preflight.calibrate, profile.profile, verify.verify_resume, schema.schema),
         *(extractors.reference, extractors.probe_extractor),
     ),
 }
