@@ -117,6 +117,19 @@ def test_replicates_of_an_arm_on_different_cards_are_named(tmp_path, plan):
     assert mixed_devices([directories[0], directories[2]], "tiny") == []
 
 
+@pytest.mark.slow
+def test_compare_warns_of_replicates_on_different_cards(tmp_path, tiny_study):
+    runs = tiny_study("arms: {a: {}, b: {optim.lr: 0.01}}\nreplicates: 2\nevaluate: [{nll: {}}]\n")
+    for run in runs:
+        directory = write_finished_run(run, tmp_path / "runs", {"nll_bpd": 3.0 + run.replicate})
+        card = f"NVIDIA A{100 - 60 * run.replicate * (run.arm == 'b')}"
+        directory.write_environment(1, {"harness": "1.2.3", "threads": 1, "device": card})
+    shown = CliRunner().invoke(cli, ["compare", "tiny", "--runs", str(tmp_path / "runs")], catch_exceptions=False)
+    warnings = [line for line in shown.output.splitlines() if line.startswith("warning: ")]
+    assert [line.split(": its")[0] for line in warnings] == ["warning: b"]
+    assert "NVIDIA A100 (0), NVIDIA A40 (1)" in warnings[0]
+
+
 def test_memory_is_raised_by_half_after_a_kill_for_it_up_to_the_limit_and_stays_raised(plan):
     profile = Profile(memory_gib=4, max_memory_gib=10)
     killed, calm, _ = plan().runs

@@ -27,10 +27,15 @@ from harness.spec.resources import Resources
 from harness.study.expand import load_study
 
 
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count each network once for the tests of this file."""
+    monkeypatch.setenv("HARNESS_CACHE", str(shared_cache))
 
 
 @pytest.fixture
@@ -78,14 +83,16 @@ def test_jobs_start_in_their_order_as_soon_as_a_place_is_free():
     assert makespan([], 4) == 0.0
 
 
-def test_the_arithmetic_is_that_of_the_real_network_and_is_counted_once(plan, cache):
+@pytest.mark.slow
+def test_the_arithmetic_is_that_of_the_real_network_and_is_counted_once(tmp_path, plan, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     spec = plan().runs[0].run.spec
     counted = arithmetic.arithmetic_of(spec)
     method = make_method(spec, spec.data.facts, Resources(device="cpu"), torch.device("cpu"))
     of_a_step = step_compute(method, spec.data.facts)
     forward = forward_compute(method.network, torch.empty(1, 1, 8, 8), torch.empty(1))
     assert counted == arithmetic.Arithmetic(of_a_step.parameters, of_a_step.multiply_adds, forward.multiply_adds)
-    (kept,) = (cache / "arithmetic").iterdir()
+    (kept,) = (tmp_path / "cache" / "arithmetic").iterdir()
     kept.write_text(json.dumps({"parameters": 7, "step_multiply_adds": 1.0, "forward_multiply_adds": 1.0}))
     assert arithmetic.arithmetic_of(spec).parameters == 7
     kept.write_text("{")
