@@ -71,6 +71,12 @@ def test_a_card_is_known_by_the_name_that_torch_or_a_cluster_gives_it(text, name
     assert (card and card.name) == name
 
 
+def test_a_variant_or_a_slice_of_a_card_is_of_its_family():
+    assert CARDS["h100"].is_family_of("NVIDIA H100 PCIe") and CARDS["4090"].is_family_of("NVIDIA GeForce RTX 4090")
+    assert CARDS["a100"].is_family_of("NVIDIA A100-SXM4-40GB MIG 1g.5gb")
+    assert not CARDS["a10"].is_family_of("NVIDIA A100-SXM4-40GB")
+
+
 def test_peaks_are_dense_and_fall_from_bf16_to_fp32():
     for card in CARDS.values():
         assert card.peak_tflops("fp32") <= card.peak_tflops("tf32")
