@@ -83,6 +83,7 @@ def read_submission(folder: Path) -> dict[str, Any]:
         fields = Fields(submission, str(path))
         fields.seconds("time", 0.0)
         fields.fields("canaries", {})
+        fields.fields("memory_gib", {})
     except FileNotFoundError:
         return {}
     except RecordError as error:

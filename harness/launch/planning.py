@@ -105,10 +105,7 @@ class Plan:
         return None
 
     def _is_of_card(self, measured: Throughput) -> bool:
-        if self.card is None or measured.device != "cuda":
-            return True
-        card = find_card(measured.device_name)
-        return card is not None and card.family == self.card.family
+        return self.card is None or measured.device != "cuda" or self.card.is_family_of(measured.device_name)
 
     def training_seconds(self, planned: PlannedRun, device: str | None = None) -> float | None:
         """Estimate the remaining training time, without evaluations; None if no similar run has been measured."""
