@@ -20,7 +20,7 @@ from harness.records.directory import RunDirectory
 from harness.records.journal import first_time_ms, is_measurement
 from harness.records.manifest import Manifest
 from harness.records.status import STATES, Status
-from harness.tracking.store import MLFLOW_STATUS, tag_text
+from harness.tracking.store import MAX_METRICS_PER_BATCH, MLFLOW_STATUS, tag_text
 from harness.tracking.study_cursor import StudyCursor
 
 ARM, STUDY, RUN = "arm", "study", "run"
@@ -181,10 +181,18 @@ def text_of(values: Sequence[float]) -> str:
     return f"{format_values(sorted(values), digits)} (n = {len(values)})"
 
 
-def sync_arm(client: Any, run_id: str, arm: Arm, study: str, asked_ms: int) -> None:
-    """Send an arm's means, state and description to its run in MLflow."""
-    from mlflow.entities import Metric, RunTag
+@dataclass(frozen=True)
+class ArmContent:
+    """What an arm's run in MLflow has: the means' rows, tags, the states of its replicates, and when they ended."""
 
+    rows: list[MeanRow]
+    tags: dict[str, str]
+    states: Counter[str]
+    ends_ms: list[int]
+
+
+def content_of_arm(arm: Arm, study: str, asked_ms: int) -> ArmContent:
+    """Return what an arm's run in MLflow has, from the records of its replicates."""
     results = []
     for member in arm.asked_for:
         if _has_result(member):
@@ -192,10 +200,6 @@ def sync_arm(client: Any, run_id: str, arm: Arm, study: str, asked_ms: int) -> N
                 results.append(final_metrics(member.directory))
             except RecordError:
                 continue  # the run itself names what is wrong
-    rows = mean_rows(results, asked_ms=asked_ms)
-    for start in range(0, len(rows), 1000):
-        metrics = [Metric(row.key, row.value, row.time_ms, 0) for row in rows[start : start + 1000]]
-        client.log_batch(run_id, metrics=metrics)
     values: dict[str, list[float]] = {}
     for result in results:
         for key, final in result.items():
@@ -211,8 +215,21 @@ def sync_arm(client: Any, run_id: str, arm: Arm, study: str, asked_ms: int) -> N
         "state": state_of(states),
         **{key: text_of(of_key) for key, of_key in values.items() if is_result(key)},
     }
-    client.log_batch(run_id, tags=[RunTag(name, tag_text(text)) for name, text in tags.items() if text is not None])
-    set_run_status(client, run_id, arm.name, states, [final.time_ms for result in results for final in result.values()])
+    texts = {name: tag_text(text) for name, text in tags.items() if text is not None}
+    ends_ms = [final.time_ms for result in results for final in result.values()]
+    return ArmContent(mean_rows(results, asked_ms=asked_ms), texts, states, ends_ms)
+
+
+def sync_arm(client: Any, run_id: str, arm: Arm, study: str, asked_ms: int) -> None:
+    """Send an arm's means, state and description to its run in MLflow."""
+    from mlflow.entities import Metric, RunTag
+
+    content = content_of_arm(arm, study, asked_ms)
+    metrics = [Metric(row.key, row.value, row.time_ms, 0) for row in content.rows]
+    for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_BATCH])
+    client.log_batch(run_id, tags=[RunTag(name, text) for name, text in content.tags.items()])
+    set_run_status(client, run_id, arm.name, content.states, content.ends_ms)
 
 
 def is_result(key: str) -> bool:
