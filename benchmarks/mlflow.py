@@ -1,4 +1,5 @@
-"""What it costs to bring a study into MLflow: `python -m benchmarks.mlflow [RUNS ROWS]`, by default 200 runs of 500 rows.
+"""What it costs to bring a study into MLflow: `python -m benchmarks.mlflow [RUNS ROWS]`, 200 of 500 unless told.
+
 
 Writes the records of a study with four replicates an arm, uploads them to a new SQLite store, and prints processor time
 and wall time of the first sync, of its repetition and of one after a single run has changed; beside them, what MLflow

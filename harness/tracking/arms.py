@@ -20,6 +20,7 @@ from harness.records.directory import RunDirectory
 from harness.records.journal import first_time_ms, is_measurement
 from harness.records.manifest import Manifest
 from harness.records.status import STATES, Status
+from harness.tracking.described import is_constant, number_text
 from harness.tracking.store import MAX_METRICS_PER_BATCH, MLFLOW_STATUS, tag_text
 from harness.tracking.study_cursor import StudyCursor
 
@@ -77,7 +78,7 @@ def order_text(manifest: Manifest, arm: str, replicate: int | None = None) -> st
     return f"{position:05d}" if replicate is None else f"{position:05d}.{replicate:05d}"
 
 
-VERSION = 1  # of what is sent: another one sends everything again
+VERSION = 2  # of what is sent: another one sends everything again
 
 
 def _has_result(member: Member) -> bool:
@@ -150,6 +151,8 @@ def mean_rows(results: Iterable[Mapping[str, Final]], *, asked_ms: int = 0) -> l
             values.setdefault(key, []).append(final)
     rows = []
     for key, finals in values.items():
+        if is_constant(key):
+            continue
         finals.sort(key=lambda final: (final.time_ms, final.value))
         for time_ms, n in _times(finals, asked_ms):
             # In an order that does not depend on which run ended first, since a sum of floats does.
@@ -175,6 +178,8 @@ def text_of(values: Sequence[float]) -> str:
     """Return replicates' values as `1.941 ± 0.012 (n = 3)`, with as many digits as the mean needs."""
     from harness.analysis.intervals import format_values
 
+    if len(set(values)) == 1 < len(values):
+        return f"{number_text(values[0])} (n = {len(values)})"
     numbers = [abs(value) for value in values if math.isfinite(value)]
     largest = max(numbers, default=0.0)
     digits = min(_MAX_DIGITS, max(0, 3 - math.floor(math.log10(largest)))) if largest > 0 else 3
@@ -213,7 +218,7 @@ def content_of_arm(arm: Arm, study: str, asked_ms: int) -> ArmContent:
         "asked_for": "true" if arm.asked_for else "false",
         "replicates": f"{states['done']} of {len(arm.asked_for)}",
         "state": state_of(states),
-        **{key: text_of(of_key) for key, of_key in values.items() if is_result(key)},
+        **{key: text_of(of_key) for key, of_key in values.items() if is_result(key) or is_constant(key)},
     }
     texts = {name: tag_text(text) for name, text in tags.items() if text is not None}
     ends_ms = [final.time_ms for result in results for final in result.values()]

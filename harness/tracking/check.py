@@ -13,6 +13,7 @@ from harness.records.directory import RunDirectory
 from harness.records.journal import Row, is_measurement
 from harness.records.manifest import Manifests
 from harness.tracking.arms import ARM, STUDY, Arm, MeanRow, content_of_arm
+from harness.tracking.described import constants_of, is_constant
 from harness.tracking.memberships import StudyMembership, memberships_of
 from harness.tracking.store import experiment_of, import_mlflow, initialise_store, search_runs, store_errors
 from harness.tracking.studies import arms_of, asked_ms, is_search, state_tags
@@ -96,6 +97,9 @@ def _check_study(
         tag, asked_for = run.data.tags.get("asked_for", "true"), "true" if membership.asked_for else "false"
         if tag != asked_for:
             report.gaps.append(f"{study}: the tag asked_for is {tag} in MLflow, not {asked_for}")
+        for name, text in constants_of(rows).items():
+            if (there := run.data.tags.get(name)) != text:
+                report.gaps.append(f"{study}: the tag {name} is {there!r} in MLflow, not {text!r}")
         for key in run.data.metrics:
             history = client.get_metric_history(run.info.run_id, key)
             stored.update((key, metric.step, _comparable(metric.value)) for metric in history)
@@ -103,7 +107,7 @@ def _check_study(
 
 
 def _compare(study: str, rows: list[Row], stored: Counter, report: CheckReport) -> None:
-    journalled = Counter((row.key, row.x, _comparable(row.value)) for row in rows)
+    journalled = Counter((row.key, row.x, _comparable(row.value)) for row in rows if not is_constant(row.key))
     journalled_points = {(key, step) for key, step, _ in journalled}
     report.num_rows_compared += len(journalled)
     for (key, step, value), count in journalled.items():
@@ -111,7 +115,7 @@ def _compare(study: str, rows: list[Row], stored: Counter, report: CheckReport) 
             report.gaps.append(f"{study}: {key} at step {step}: {value} is not in MLflow")
     for (key, step, value), count in stored.items():
         expected = journalled[key, step, value]
-        if is_measurement(key) or count == expected:
+        if is_measurement(key) or is_constant(key) or count == expected:  # earlier versions sent constants too
             continue
         point = f"{study}: {key} at step {step}: MLflow has {value}"
         if expected:

@@ -28,7 +28,7 @@ from harness.records.lock import FolderLock
 from harness.records.manifest import Manifests
 from harness.records.status import Status
 from harness.tracking.arms import ARM, RUN, arm_run_id
-from harness.tracking.described import infinite_values, params_of, source_tags
+from harness.tracking.described import constants_of, infinite_values, is_constant, params_of, source_tags
 from harness.tracking.images import IMAGES, is_own_file, sample_images, upload_image
 from harness.tracking.memberships import StudyMembership, cursor_path, cursor_suffix, memberships_of
 from harness.tracking.searches import parent_run_id
@@ -94,7 +94,8 @@ class Pass:
             cursor = read_cursor(cursor_path(run_directory, membership.study, self.uri))
             if not _is_current(cursor, _stamps(run_directory, membership, self.uri), status):
                 return None
-            if not self.has(membership.study, cursor["run_id"]):
+            parent = cursor.get("tags", {}).get(PARENT_TAG, cursor["run_id"])
+            if not (self.has(membership.study, cursor["run_id"]) and self.has(membership.study, parent)):
                 return None
             report.studies[membership.study] = StudySync(cursor["run_id"])
             report.num_rows_waiting, report.problems = cursor["num_rows_waiting"], cursor["problems"]
@@ -154,8 +155,7 @@ def sync_run(
         with store_errors(uri):
             client = mlflow.MlflowClient(tracking_uri=uri)
             for membership in memberships:
-                active = shared.active if shared else set[str]()
-                _StudySyncer(client, uri, run_directory, membership, report, active).run()
+                _StudySyncer(client, uri, run_directory, membership, report, shared).run()
     finally:
         lock.release()
     return report
@@ -201,7 +201,7 @@ def _is_current(cursor: dict[str, Any], stamps: dict[str, Any], status: Status) 
     return bool(cursor.get("stamps") == stamps and cursor.get("state") == status.state)
 
 
-VERSION = 2  # of what is sent of a run; with another one, all but its rows is sent again
+VERSION = 3  # of what is sent of a run; with another one, all but its rows is sent again
 
 
 def _stamps(run: RunDirectory, membership: StudyMembership, uri: str) -> dict[str, Any]:
@@ -232,10 +232,10 @@ class _StudySyncer:
         run_directory: RunDirectory,
         membership: StudyMembership,
         report: SyncReport,
-        active: set[str],
+        shared: Pass | None,
     ):
         self.client, self.uri, self.run_directory, self.report = client, uri, run_directory, report
-        self.study, self.membership, self.active = membership.study, membership, active
+        self.study, self.membership, self.shared = membership.study, membership, shared
         self.cursor_path = cursor_path(run_directory, self.study, uri)
         self.cursor = read_cursor(self.cursor_path)
         self.values = membership.values or self.cursor.get("tags", {})  # a run that was forgotten keeps its name
@@ -248,7 +248,7 @@ class _StudySyncer:
         if stored is None:
             return  # it was forgotten, and is not in MLflow
         self.outcome = self.report.studies[self.study] = StudySync(stored.info.run_id)
-        if _is_current(self.cursor, stamps, status):
+        if _is_current(self.cursor, stamps, status) and self._has_parent():
             self.report.num_rows_waiting = self.cursor["num_rows_waiting"]
             self.report.problems = self.cursor["problems"]
             return
@@ -261,7 +261,7 @@ class _StudySyncer:
         }
         self._send_params_and_tags(stored.data.tags, rows, status, parent)
         self._send_dataset()
-        self._send_rows(rows)
+        self._send_rows([row for row in rows if not is_constant(row.key)])
         self._send_artifacts()
         self._send_images()
         self._send_status(stored, status)
@@ -292,6 +292,11 @@ class _StudySyncer:
         name = f"{self.values.get('arm', 'run')} r{self.values.get('replicate', 0)}"
         return f"{name} ({self.run_directory.key[:8]})" if self.membership.replaced else name
 
+    def _has_parent(self) -> bool:
+        """Return whether the run beneath which this one is shown is there, as far as that is known."""
+        parent = self.cursor.get("tags", {}).get(PARENT_TAG)
+        return not (self.shared and parent) or self.shared.has(self.study, parent)
+
     def _parent_run_id(self) -> str | None:
         """Return the run beneath which MLflow shows this one: its search's, or its arm's."""
         if search := parent_run_id(self.client, self.uri, self.run_directory, self.study):
@@ -300,7 +305,7 @@ class _StudySyncer:
             return self.cursor.get("tags", {}).get(PARENT_TAG)
         runs_folder = self.run_directory.path.parent
         members = [RunDirectory(runs_folder / key) for key in self.membership.siblings] or [self.run_directory]
-        cursor = StudyCursor(runs_folder, self.study, self.uri, self.active)
+        cursor = StudyCursor(runs_folder, self.study, self.uri, self.shared.active if self.shared else None)
         return arm_run_id(self.client, cursor, str(self.values.get("arm", "run")), members)
 
     def _send_params_and_tags(
@@ -338,7 +343,7 @@ class _StudySyncer:
             PARENT_TAG: parent,
         }
         own = tags.keys()
-        tags = tags | source_tags(self.run_directory, environment, self.membership.file)
+        tags = tags | source_tags(self.run_directory, environment, self.membership.file) | constants_of(rows)
         texts = {name: tag_text(value)[:MAX_TAG_CHARACTERS] for name, value in tags.items() if value not in (None, "")}
         changed = {name: text for name, text in texts.items() if stored.get(name) != text}
         if changed:
