@@ -431,6 +431,6 @@ def test_a_server_with_users_has_the_same_content_as_a_file_and_a_replay_adds_no
     driver.get(server.uri.replace("//", "//admin:geheim-geheim@"))  # the browser keeps them for this server
     driver.get(views["Results"])
     deadline = time.monotonic() + 240
-    while not all(text in driver.find_element("tag name", "body").text for text in ("cosine", "2.000 / 2.500")):
+    while not all(text in driver.find_element("tag name", "body").text for text in ("cosine", "linear", "2 of 2")):
         assert time.monotonic() < deadline, driver.find_element("tag name", "body").text
         time.sleep(0.3)
