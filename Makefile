@@ -58,6 +58,7 @@ ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
 bench: setup  ## Measure what things cost, as ratios
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.mlflow
 
 lowest:  ## Run the unit tests, tracking and search with the lowest versions that pyproject.toml promises
 	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
