@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.peers import environment
 from benchmarks.peers.tables import Row, Table, replace_section
-from benchmarks.peers.timing import in_turns
+from benchmarks.peers.timing import in_turns, timed
+
+if TYPE_CHECKING:
+    from benchmarks.peers.settings import Setting
 
 RESULTS = environment.ROOT / "benchmarks" / "RESULTS.md"
 REFERENCE = "ours, default"
@@ -45,11 +48,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def measure(parts: Sequence[str], rounds: int) -> list[Table]:
     """Measure parts of the bench, setting by setting."""
-    import torch
-
     from benchmarks.peers.settings import SETTINGS
 
-    torch.set_num_threads(1)
     tables = []
     for setting in SETTINGS:
         if {"training", "sampling"} & set(parts):
@@ -61,68 +61,35 @@ def measure(parts: Sequence[str], rounds: int) -> list[Table]:
     return tables
 
 
-def _networks(setting: Any, parts: Sequence[str], rounds: int) -> list[Table]:
-    import torch
-
+def _networks(setting: Setting, parts: Sequence[str], rounds: int) -> list[Table]:
     from benchmarks.peers.ours import OURS
-    from benchmarks.peers.settings import SAMPLING_STEPS, num_parameters
+    from benchmarks.peers.settings import SAMPLING_STEPS
     from benchmarks.peers.theirs import THEIRS
+    from benchmarks.peers.worker import measures, workers
 
-    built = {}
-    for name, build in {**OURS, **THEIRS}.items():
-        torch.manual_seed(0)
-        built[name] = build(setting)
-    sizes = {name: num_parameters(candidate.network) for name, candidate in built.items()}
-    work = {name: _gflop(candidate, setting) for name, candidate in built.items()}
+    of = {
+        "training": ("a step", setting.steps),
+        "sampling": ("an evaluation of the network", SAMPLING_STEPS),
+    }
     tables = []
-    if "training" in parts:
-        times = in_turns(
-            {name: partial(_repeat, candidate.train, setting.steps) for name, candidate in built.items()},
-            rounds=rounds,
-            units=dict.fromkeys(built, float(setting.steps)),
-        )
-        rows = tuple(Row(name, times[name], sizes[name], work[name]) for name in built)
-        tables.append(Table(f"Training, {setting.name}, batch {setting.batch_size}", "a step", REFERENCE, rows))
-    if "sampling" in parts:
-        same_loss = {name: candidate for name, candidate in built.items() if not candidate.objective}
-        times = in_turns(
-            {name: partial(candidate.sample, SAMPLING_STEPS) for name, candidate in same_loss.items()},
-            rounds=rounds,
-            units=dict.fromkeys(same_loss, float(SAMPLING_STEPS)),
-        )
-        rows = tuple(Row(name, times[name], sizes[name], work[name]) for name in same_loss)
-        title = f"Sampling, {setting.name}, batch {setting.batch_size}"
-        tables.append(Table(title, "an evaluation of the network", REFERENCE, rows))
+    with workers("networks", [*OURS, *THEIRS], setting) as started:
+        for part in [part for part in of if part in parts]:
+            unit, units = of[part]
+            times = in_turns(measures(started, part), rounds=rounds, units=dict.fromkeys(started, float(units)))
+            rows = tuple(Row(name, times[name], **started[name].facts) for name in started)
+            title = f"{part.capitalize()}, {setting.name}, batch {setting.batch_size}"
+            tables.append(Table(title, unit, REFERENCE, rows))
     return tables
 
 
-def _repeat(action: Any, count: int) -> None:
-    for _ in range(count):
-        action()
+def _likelihoods(setting: Setting, rounds: int) -> Table:
+    from benchmarks.peers.ours import LIKELIHOODS
+    from benchmarks.peers.worker import measures, workers
 
-
-def _gflop(candidate: Any, setting: Any) -> float:
-    """Count a forward pass of one image, attention by its matrix products."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    x, t = torch.zeros(1, setting.image_channels, setting.image_size, setting.image_size), torch.zeros(1)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        candidate.network(*((t, x) if candidate.name == "torchcfm" else (x, t)))
-    return counter.get_total_flops() / 1e9
-
-
-def _likelihoods(setting: Any, rounds: int) -> Table:
-    from benchmarks.peers.ours import likelihoods
-
-    ways = likelihoods(setting)
-    times = in_turns(
-        {name: action for name, (action, _) in ways.items()},
-        rounds=rounds,
-        units={name: evaluations for name, (_, evaluations) in ways.items()},
-    )
-    rows = tuple(Row(name, times[name]) for name in ways)
+    with workers("nll", list(LIKELIHOODS), setting) as started:
+        units = {name: float(worker.facts["units"]) for name, worker in started.items()}
+        times = in_turns(measures(started, "nll"), rounds=rounds, units=units)
+    rows = tuple(Row(name, times[name]) for name in times)
     return Table(f"Full NLL, {setting.name}", "an image at a timestep", rows[0].name, rows)
 
 
@@ -131,19 +98,19 @@ def _start(rounds: int) -> Table:
     from benchmarks.peers.theirs import THEIRS
 
     names = ["torch", REFERENCE, *THEIRS]
-    command = (sys.executable, "-m", "benchmarks.peers.first_step")
-    times = in_turns(
-        {name: partial(subprocess.run, [*command, name], check=True, capture_output=True) for name in names},
-        rounds=rounds,
-        units=dict.fromkeys(names, 1.0),
-        clock=_clock_of_children,
-    )
+    processes = {name: (sys.executable, "-m", "benchmarks.peers.first_step", name) for name in names}
+    measures = {
+        name: partial(timed, partial(subprocess.run, command, check=True, capture_output=True), clock_of_children)
+        for name, command in processes.items()
+    }
+    times = in_turns(measures, rounds=rounds, units=dict.fromkeys(names, 1.0))
     labels = {"torch": "import of torch alone"}
     rows = tuple(Row(labels.get(name, name), times[name]) for name in names)
     return Table("From the start of Python to the first step, digits", "a process", REFERENCE, rows)
 
 
-def _clock_of_children() -> tuple[float, float]:
+def clock_of_children() -> tuple[float, float]:
+    """Return the processor time of the processes that have ended, and the time on the wall."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime, time.perf_counter()
 
@@ -155,10 +122,11 @@ def markdown(tables: Sequence[Table], machine: dict[str, Any], rounds: int) -> s
     peers = ", ".join(f"{name} {version(name)}" for name in ("diffusers", "denoising-diffusion-pytorch", "torchcfm"))
     lines = [
         "## Beside other libraries",
-        f"`make bench-peers`, {time.strftime('%Y-%m-%d')}: {machine['cpu']}, {machine['cores']} cores, one thread, load "
-        f"{machine['load']}, {machine['system']}, Python {machine['python']}, torch {machine['torch']}; {peers}. Medians of "
-        f"{rounds} interleaved rounds (lowest to highest). The last two columns are ratios to the row in bold within each "
-        "round: above 1 is slower than ours.",
+        f"`make bench-peers`, {time.strftime('%Y-%m-%d')}: {machine['cpu']}, {machine['cores']} cores, one thread "
+        f"each, load {machine['load']}, {machine['system']}, Python {machine['python']}, torch {machine['torch']}; "
+        f"{peers}.",
+        f"Medians of {rounds} interleaved rounds (lowest to highest); GFLOP are of a forward pass of one image. The "
+        "last two columns are ratios to the row in bold within each round: above 1 is slower than that.",
     ]
     for table in tables:
         lines += [f"### {table.title}", table.markdown()]

@@ -18,16 +18,13 @@ class Candidate:
     """A library's network with its training step and sampling loop, written as the library's own examples do.
 
     Attributes:
-        train: takes one optimizer step on a batch of the setting: data, noise, forward, backward, clipping, optimizer, EMA.
+        train: takes one optimizer step: data, noise, forward, backward, clipping, optimizer, EMA.
         sample: draws a batch of images with a number of evaluations of the network.
-        objective: what is minimised, where it is not the noise's squared error alone.
     """
 
-    name: str
     network: nn.Module
     train: Train
     sample: Sample
-    objective: str = ""
 
 
 Build = Callable[[Setting], Candidate]

@@ -67,10 +67,7 @@ def _cpu_model() -> str:
     file = Path("/proc/cpuinfo")
     if not file.is_file():
         return platform.processor() or platform.machine()
-    fields = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in file.read_text().split("\n\n")[0].splitlines()
-        if ":" in line
-    )
+    lines = file.read_text().split("\n\n")[0].splitlines()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     name = fields.get("model name", platform.machine())
     return f"{name}, family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else name

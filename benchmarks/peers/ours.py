@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +21,9 @@ from harness.data.base import Dataset, Split
 from harness.diffusion.process import GaussianDiffusion
 from harness.diffusion.respacing import space_timesteps
 from harness.diffusion.samplers import ancestral
+from harness.methods.base import Predict
 from harness.methods.gaussian import GaussianMethod
+from harness.metrics.likelihood import full_nll
 from harness.randomness import Streams
 from harness.registry import implementation, make_method, make_network, make_process, parameters
 from harness.spec.resources import Resources
@@ -30,6 +31,7 @@ from harness.spec.run import RunSpec
 from harness.training.batches import Batches
 from harness.training.distributed import ProcessGroup
 from harness.training.loop import Training
+from harness.job.kernels import keep_freed_memory, prepare_compiler
 
 CPU = torch.device("cpu")
 
@@ -89,19 +91,18 @@ def _parameter_by_parameter(averages: Sequence[Tensor], weights: Sequence[Tensor
         average.mul_(EMA_RATE).add_(weight, alpha=1 - EMA_RATE)
 
 
-def default_method(spec: RunSpec, data: Dataset) -> GaussianMethod:
-    """Build the method as a study's runs have it."""
-    method = make_method(spec, data, Resources(device="cpu"), CPU)
+def method_of_a_job(spec: RunSpec, data: Dataset, *, kernels: str = "") -> GaussianMethod:
+    """Build the method in a process that is prepared as a job prepares its own; kernels: "" is the default."""
+    keep_freed_memory()
+    resources = Resources.model_validate({"device": "cpu", **({"kernels": kernels} if kernels else {})})
+    prepare_compiler(resources.kernels, CPU)
+    method = make_method(spec, data, resources, CPU)
     assert isinstance(method, GaussianMethod)
     return method
 
 
 def candidate(
-    setting: Setting,
-    *,
-    name: str,
-    build: Callable[[RunSpec, Dataset], GaussianMethod],
-    hybrid: bool = False,
+    setting: Setting, *, build: Callable[[RunSpec, Dataset], GaussianMethod], hybrid: bool = False
 ) -> Candidate:
     """Make a candidate whose step is what the training loop does between two log lines."""
     spec, data = spec_of(setting, hybrid=hybrid), dataset_of(setting)
@@ -122,47 +123,52 @@ def candidate(
         shape = (setting.batch_size, setting.image_channels, setting.image_size, setting.image_size)
         return ancestral(denoise, torch.randn(shape, generator=generator), process, generator=generator)
 
-    objective = "L_hybrid, learned variance" if hybrid else ""
-    return Candidate(name, method.network, step, sample, objective)
+    return Candidate(method.network, step, sample)
 
 
 OURS: dict[str, Build] = {
-    "ours, plain": partial(candidate, name="ours, plain", build=plain_method),
-    "ours, default": partial(candidate, name="ours, default", build=default_method),
-    "ours, default, L_hybrid": partial(candidate, name="ours, default, L_hybrid", build=default_method, hybrid=True),
+    "ours, plain": partial(candidate, build=plain_method),
+    "ours, reference kernels": partial(candidate, build=partial(method_of_a_job, kernels="reference")),
+    "ours, default": partial(candidate, build=method_of_a_job),
+    "ours, compiled": partial(candidate, build=partial(method_of_a_job, kernels="compiled")),
+    "ours, default, L_hybrid": partial(candidate, build=method_of_a_job, hybrid=True),
 }
 
 
 # -- the full NLL ------------------------------------------------------------------------------------------------------
 
 NLL_TIMESTEPS = 10
+Likelihood = tuple[Callable[[], object], int]
+"""What computes the bound of some images, and how many evaluations of an image at a timestep that takes."""
 
 
-def likelihoods(setting: Setting) -> dict[str, tuple[Callable[[], Any], float]]:
-    """Return ways to compute the bound of a batch of images: name -> (action, evaluations of an image at a timestep)."""
-    from harness.metrics.likelihood import full_nll
+def batched_likelihood(setting: Setting) -> Likelihood:
+    """Compute it as the harness does: images and timesteps in one batch; 16 images twice, for a standard error."""
+    process, predict, x_0 = _model(setting, method_of_a_job)
+    evaluations = NLL_TIMESTEPS * (len(x_0) + min(16, len(x_0)))
+    return partial(full_nll, process, predict, x_0, seed=0, batch_size=setting.batch_size), evaluations
 
+
+def plain_likelihood(setting: Setting, *, num_images: int) -> Likelihood:
+    """Compute it as improved-diffusion does, a timestep at a time for a batch of images."""
+    process, predict, x_0 = _model(setting, plain_method)
+    return partial(_one_timestep_at_a_time, process, predict, x_0[:num_images]), NLL_TIMESTEPS * num_images
+
+
+def _model(
+    setting: Setting, build: Callable[[RunSpec, Dataset], GaussianMethod]
+) -> tuple[GaussianDiffusion, Predict, Tensor]:
     spec, data = spec_of(setting, hybrid=True), dataset_of(setting)
-    method = default_method(spec, data)
+    method = build(spec, data)
     process = method.process.respaced(space_timesteps(NUM_TIMESTEPS, str(NLL_TIMESTEPS)))
-    x_0 = data.to_unit(setting.images(setting.batch_size))
-    predict = method.predict("ema")
+    return process, method.predict("ema"), data.to_unit(setting.images(setting.batch_size))
 
-    def ours() -> object:
-        return full_nll(process, predict, x_0, seed=0, batch_size=setting.batch_size)
 
-    repeated = min(16, len(x_0))  # full_nll evaluates these twice, for its standard error
-    return {
-        "ours, images and timesteps in one batch": (ours, NLL_TIMESTEPS * (len(x_0) + repeated)),
-        f"plain, a timestep at a time, {len(x_0)} images": (
-            partial(_one_timestep_at_a_time, process, predict, x_0),
-            NLL_TIMESTEPS * len(x_0),
-        ),
-        "plain, a timestep at a time, 1 image": (
-            partial(_one_timestep_at_a_time, process, predict, x_0[:1]),
-            NLL_TIMESTEPS,
-        ),
-    }
+LIKELIHOODS: dict[str, Callable[[Setting], Likelihood]] = {
+    "ours, images and timesteps in one batch": batched_likelihood,
+    "plain, one timestep of 16 images": partial(plain_likelihood, num_images=16),
+    "plain, one timestep of one image": partial(plain_likelihood, num_images=1),
+}
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ def diffusers(setting: Setting) -> Candidate:
         return x
 
     step = _stepping(setting, network, loss, lambda: ema.step(network.parameters()))
-    return Candidate("diffusers", network, step, sample)
+    return Candidate(network, step, sample)
 
 
 def denoising_diffusion_pytorch(setting: Setting) -> Candidate:
@@ -126,7 +126,7 @@ def denoising_diffusion_pytorch(setting: Setting) -> Candidate:
         return short.sample(setting.batch_size)
 
     step = _stepping(setting, network, lambda x_0: diffusion((x_0 + 1) / 2), ema.update)
-    return Candidate("denoising-diffusion-pytorch", network, step, sample)
+    return Candidate(network, step, sample)
 
 
 def torchcfm(setting: Setting) -> Candidate:
@@ -168,7 +168,7 @@ def torchcfm(setting: Setting) -> Candidate:
             x = x + network(torch.full((len(x),), i / num_steps), x) / num_steps
         return x
 
-    return Candidate("torchcfm", network, _stepping(setting, network, loss, average), sample)
+    return Candidate(network, _stepping(setting, network, loss, average), sample)
 
 
 THEIRS = {

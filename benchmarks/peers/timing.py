@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-Action = Callable[[], object]
+Measure = Callable[[], tuple[float, float]]
+"""Does some work; returns its seconds of processor and of wall time."""
 
 
 class Times(NamedTuple):
@@ -35,33 +36,33 @@ def ratio(times: Sequence[float], reference: Sequence[float]) -> Ratio:
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
 
-def in_turns(
-    actions: Mapping[str, Action],
-    *,
-    rounds: int,
-    units: Mapping[str, float],
-    clock: Callable[[], tuple[float, float]] = lambda: (time.process_time(), time.perf_counter()),
-) -> dict[str, Times]:
-    """Time each action once a round, after a call that is not counted.
+def clock() -> tuple[float, float]:
+    """Return this process's time on a processor, and the time on the wall."""
+    return time.process_time(), time.perf_counter()
+
+
+def timed(action: Callable[[], object], clock: Callable[[], tuple[float, float]] = clock) -> tuple[float, float]:
+    began = clock()
+    action()
+    ended = clock()
+    return ended[0] - began[0], ended[1] - began[1]
+
+
+def in_turns(candidates: Mapping[str, Measure], *, rounds: int, units: Mapping[str, float]) -> dict[str, Times]:
+    """Measure each candidate once a round, after a round that is not counted.
 
     Each round begins with the next candidate, so that none always follows the same one.
 
     Args:
-        actions: name -> what is timed.
-        units: name -> units of work of a call; seconds are of one unit.
-        clock: gives processor and wall time in seconds.
+        candidates: name -> what measures it.
+        units: name -> units of work of a measurement; the times are of one.
     """
-    for action in actions.values():
-        action()
-    names = list(actions)
+    names = list(candidates)
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for number in range(rounds):
+    for number in range(rounds + 1):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            began = clock()
-            actions[name]()
-            ended = clock()
-            measured[name].append(
-                ((ended[0] - began[0]) / units[name], (ended[1] - began[1]) / units[name]),
-            )
+            processor, wall = candidates[name]()
+            if number > 0:
+                measured[name].append((processor / units[name], wall / units[name]))
     return {name: Times(*(tuple(column) for column in zip(*rows, strict=True))) for name, rows in measured.items()}

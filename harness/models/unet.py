@@ -11,6 +11,7 @@ Beyond the published networks it can be a generator, conditioned on a latent z, 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,6 +133,29 @@ class ResBlock(Block):
         return self.skip_connection(x) + h
 
 
+class WeightedSum(torch.autograd.Function):
+    """v weights^T of v [B, c, N] and weights [B, N, N], whose gradient has the order in memory that softmax reads.
+
+    Autograd's own gives that of the transpose, which softmax's backward pass copies: a tenth of attention's time. On a
+    CPU the values are the same, bit for bit.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(v: Tensor, weights: Tensor) -> Tensor:
+        return torch.bmm(v, weights.mT)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        v, weights = ctx.saved_tensors
+        return torch.bmm(gradient, weights), torch.bmm(gradient.mT, v)
+
+
 class AttentionBlock(Block):
     """Multi-head self-attention over the pixels, added to its input.
 
@@ -160,7 +184,8 @@ class AttentionBlock(Block):
         q, k, v = qkv.reshape(batch * self.num_heads, 3 * head_width, -1).split(head_width, dim=1)  # [B heads, c, N]
         s = head_width**-0.25  # on both factors: their product cannot overflow half precision
         weights = torch.softmax(torch.bmm((q * s).mT, k * s).float(), dim=-1).to(v.dtype)  # [B heads, N, N]
-        h = torch.bmm(v, weights.mT).reshape(batch, channels, -1)  # [B, C, N]
+        h = WeightedSum.apply(v, weights) if v.is_cpu else torch.bmm(v, weights.mT)  # [B heads, c, N]
+        h = h.reshape(batch, channels, -1)  # [B, C, N]
         return (flat + self.proj_out(h)).reshape(x.shape)
 
 
