@@ -29,6 +29,7 @@ from harness.evaluation.measured import measured_weights
 from harness.job.compute import training_compute
 from harness.job.endings import describe_failure, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges, set_tf32
+from harness.job.kernels import keep_freed_memory, prepare_compiler
 from harness.job.request import RunRequest
 from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
 from harness.job.writer import record_evaluation
@@ -189,6 +190,7 @@ class _Job:
     def run(self) -> None:
         """Load, train and evaluate."""
         self._set_threads()
+        keep_freed_memory()
         cuda = self.request.resources.device != "cpu" and torch.cuda.is_available()
         with process_group(self.rank_info, cuda=cuda, command=self._worker_command()) as group:
             device = choose_device(self.request.resources.device, self.rank_info)
@@ -224,6 +226,7 @@ class _Job:
         resources, spec = self.request.resources, self.spec
         torch.use_deterministic_algorithms(resources.deterministic)
         set_tf32(spec.train.precision, self.directory.environments())
+        prepare_compiler(resources.kernels, device)
         if resources.deterministic:
             os.environ.setdefault(
                 "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
@@ -343,7 +346,8 @@ class _Job:
             if self.stop_signal:
                 raise Interrupted
             best = self.request.records.best
-            method, selection = measured_weights(evaluation, training, data, checkpoints, best)
+            resources = self.request.resources
+            method, selection = measured_weights(evaluation, training, data, checkpoints, best, resources)
             method = with_middle(method, evaluation, self.spec, self.directory.path.parent, data, training.device)
             if selection and (by := self.request.scored_by):
                 selection["checkpoint"] |= {"split": by.split, "seed": by.seed}

@@ -40,6 +40,7 @@ class GaussianMethod:
         autocast: the dtype of the forward pass, None for that of the weights.
         num_classes: of labels, None where the network takes none; the class after the last means "not told".
         terms: names of what the objective gives of each example.
+        compiler: compiles the network for training, where all batches have one shape; evaluations run it as it is.
     """
 
     terms_logged: tuple[str, ...]
@@ -61,6 +62,7 @@ class GaussianMethod:
         autocast: torch.dtype | None = None,
         num_classes: int | None = None,
         terms: tuple[str, ...] = ("loss", "mse", "vb"),
+        compiler: Callable[[nn.Module], nn.Module] | None = None,
     ):
         self.terms_logged = terms
         self.network, self.process, self.objective, self.optimizer = network, process, objective, optimizer
@@ -69,7 +71,8 @@ class GaussianMethod:
         self.ema, self._learning_rate = self._averages.networks["ema"], learning_rate
         self._timestep_scale, self._grad_clip, self._microbatch = timestep_scale, grad_clip, microbatch
         self._autocast, self.num_classes = autocast, num_classes
-        self._replica, self._num_processes = network, 1
+        self._compiler = compiler
+        self.distribute(1)
 
     def distribute(self, num_processes: int) -> None:
         """Train with the other processes of torch's default group from now on, or alone again (1).
@@ -79,6 +82,7 @@ class GaussianMethod:
         self._num_processes = num_processes
         # It broadcasts the first process's weights; norms without running statistics leave no buffers to do so for.
         self._replica = DistributedDataParallel(self.network) if num_processes > 1 else self.network
+        self._trained = self._replica if self._compiler is None else self._compiler(self._replica)  # at its first call
 
     def step(self, step: int, batch: Batch, streams: Streams, group: Group) -> StepOutput:
         """Take one optimizer step on a batch; each process passes its rows of the global batch."""
@@ -112,7 +116,8 @@ class GaussianMethod:
         divisor = batch.size / self._num_processes
         for rows in _slices(len(x_0), self._microbatch):
             with self._without_all_reduce(unless=rows.stop >= len(x_0)):
-                terms = self.terms(x_0[rows], None if y is None else y[rows], t[rows], noise[rows])
+                of_rows = x_0[rows], None if y is None else y[rows], t[rows], noise[rows]
+                terms = self._terms(self._trained, *of_rows)
                 (terms["loss"] * weight[rows]).sum().div(divisor).backward()
             parts.append({name: term.detach() for name, term in terms.items()})
         weights = list(self.network.parameters())
@@ -131,8 +136,11 @@ class GaussianMethod:
         Raises:
             TrainingError: they have other names or another shape than declared.
         """
+        return self._terms(self._replica, x_0, y, t, noise)
+
+    def _terms(self, network: nn.Module, x_0: Tensor, y: Tensor | None, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         x_t = self.process.q_sample(x_0, t, noise)
-        terms = self.objective(self.process, self._forward(self._replica, x_t, t, y), x_0, x_t, t, noise)
+        terms = self.objective(self.process, self._forward(network, x_t, t, y), x_0, x_t, t, noise)
         if terms.keys() != set(self.terms_logged):
             raise TrainingError(f"the objective gives {sorted(terms)}, but declares {sorted(self.terms_logged)}")
         if any(term.shape != t.shape for term in terms.values()):
@@ -217,9 +225,16 @@ class GaussianMethod:
         """Load the state of `state_dict`; strict in names and shapes."""
         self.network.load_state_dict(state["method"]["network"])
         self._averages.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["method"]["optimizer"])
+        load_optimizer(self.optimizer, state["method"]["optimizer"])
         self.timesteps.load_state_dict(state["timesteps"])
         self._was_warm = state["was_warm"]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimizer's state, but keep how this one computes: the state may be of another implementation."""
+    own = optimizer.param_groups[0]
+    kept = {name: own[name] for name in ("foreach", "fused") if name in own}
+    optimizer.load_state_dict({**state, "param_groups": [group | kept for group in state["param_groups"]]})
 
 
 def guided_denoiser(

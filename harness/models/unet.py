@@ -162,7 +162,13 @@ class AttentionBlock(Block):
         out = x + proj_out(v softmax((q s)^T (k s))^T),  s = head_width^(-1/4)
 
     The heads are split before q, k and v: channels of `qkv` are ordered head by head, each with its own three thirds.
+
+    Attributes:
+        fused: compute it by torch's scaled_dot_product_attention, which keeps no [N, N] weights for the backward pass,
+            and cannot be differentiated twice.
     """
+
+    fused = False
 
     def __init__(self, channels: int, num_heads: int, use_checkpoint: bool):
         super().__init__()
@@ -181,12 +187,24 @@ class AttentionBlock(Block):
         flat = x.reshape(batch, channels, height * width)  # [B, C, N]
         qkv = self.qkv(self.norm(flat))  # [B, 3C, N]
         head_width = channels // self.num_heads
+        if self.fused:
+            heads = qkv.reshape(batch, self.num_heads, 3, head_width, -1)
+            q, k, v = heads.permute(2, 0, 1, 4, 3).contiguous().unbind()  # [B, heads, N, c]; slower on strided ones
+            h = F.scaled_dot_product_attention(q, k, v).mT.reshape(batch, channels, -1)  # [B, C, N]
+            return (flat + self.proj_out(h)).reshape(x.shape)
         q, k, v = qkv.reshape(batch * self.num_heads, 3 * head_width, -1).split(head_width, dim=1)  # [B heads, c, N]
         s = head_width**-0.25  # on both factors: their product cannot overflow half precision
         weights = torch.softmax(torch.bmm((q * s).mT, k * s).float(), dim=-1).to(v.dtype)  # [B heads, N, N]
         h = WeightedSum.apply(v, weights) if v.is_cpu else torch.bmm(v, weights.mT)  # [B heads, c, N]
         h = h.reshape(batch, channels, -1)  # [B, C, N]
         return (flat + self.proj_out(h)).reshape(x.shape)
+
+
+def fuse_attention(network: nn.Module) -> None:
+    """Compute the attention of a network's blocks by fused kernels; its weights and their names stay."""
+    for module in network.modules():
+        if isinstance(module, AttentionBlock):
+            module.fused = True
 
 
 class Downsample(nn.Module):
