@@ -28,13 +28,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument("--rounds", type=int, default=6, help="each candidate is measured once a round (default 6)")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure this part alone; may be repeated")
+    parser.add_argument("--compiled", action="store_true", help="also measure ours compiled, which takes minutes")
     parser.add_argument("--json", action="store_true", help="print all rounds and the machine as JSON")
     parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/RESULTS.md")
     options = parser.parse_args(arguments)
     if not environment.is_active():
         environment.prepare()
         return environment.enter(list(arguments))
-    measured = measure(options.only or PARTS, options.rounds)
+    measured = measure(options.only or PARTS, options.rounds, compiled=options.compiled)
     machine = environment.describe_machine()
     if options.json:
         print(json.dumps({"machine": machine, "tables": [table.values() for table in measured]}, indent=2))
@@ -46,14 +47,17 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def measure(parts: Sequence[str], rounds: int) -> list[Table]:
+def measure(parts: Sequence[str], rounds: int, *, compiled: bool = False) -> list[Table]:
     """Measure parts of the bench, setting by setting."""
+    from benchmarks.peers.ours import OURS
     from benchmarks.peers.settings import SETTINGS
+    from benchmarks.peers.theirs import THEIRS
 
     tables = []
     for setting in SETTINGS:
         if {"training", "sampling"} & set(parts):
-            tables += _networks(setting, parts, rounds)
+            names = [name for name in [*OURS, *THEIRS] if compiled or name != "ours, compiled"]
+            tables += _networks(setting, names, parts, rounds)
         if "nll" in parts:
             tables.append(_likelihoods(setting, rounds))
     if "start" in parts:
@@ -61,10 +65,8 @@ def measure(parts: Sequence[str], rounds: int) -> list[Table]:
     return tables
 
 
-def _networks(setting: Setting, parts: Sequence[str], rounds: int) -> list[Table]:
-    from benchmarks.peers.ours import OURS
+def _networks(setting: Setting, names: Sequence[str], parts: Sequence[str], rounds: int) -> list[Table]:
     from benchmarks.peers.settings import SAMPLING_STEPS
-    from benchmarks.peers.theirs import THEIRS
     from benchmarks.peers.worker import measures, workers
 
     of = {
@@ -72,7 +74,7 @@ def _networks(setting: Setting, parts: Sequence[str], rounds: int) -> list[Table
         "sampling": ("an evaluation of the network", SAMPLING_STEPS),
     }
     tables = []
-    with workers("networks", [*OURS, *THEIRS], setting) as started:
+    with workers("networks", names, setting) as started:
         for part in [part for part in of if part in parts]:
             unit, units = of[part]
             times = in_turns(measures(started, part), rounds=rounds, units=dict.fromkeys(started, float(units)))

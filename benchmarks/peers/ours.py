@@ -21,6 +21,7 @@ from harness.data.base import Dataset, Split
 from harness.diffusion.process import GaussianDiffusion
 from harness.diffusion.respacing import space_timesteps
 from harness.diffusion.samplers import ancestral
+from harness.job.kernels import keep_freed_memory, prepare_compiler
 from harness.methods.base import Predict
 from harness.methods.gaussian import GaussianMethod
 from harness.metrics.likelihood import full_nll
@@ -31,7 +32,6 @@ from harness.spec.run import RunSpec
 from harness.training.batches import Batches
 from harness.training.distributed import ProcessGroup
 from harness.training.loop import Training
-from harness.job.kernels import keep_freed_memory, prepare_compiler
 
 CPU = torch.device("cpu")
 
@@ -137,7 +137,7 @@ OURS: dict[str, Build] = {
 
 # -- the full NLL ------------------------------------------------------------------------------------------------------
 
-NLL_TIMESTEPS = 10
+NLL_TIMESTEPS = 5
 Likelihood = tuple[Callable[[], object], int]
 """What computes the bound of some images, and how many evaluations of an image at a timestep that takes."""
 

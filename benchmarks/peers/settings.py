@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 NUM_TIMESTEPS = 1000
 LEARNING_RATE, BETAS, GRADIENT_CLIP, EMA_RATE = 1e-4, (0.9, 0.999), 1.0, 0.9999
-SAMPLING_STEPS = 10
+SAMPLING_STEPS = 5
 """Evaluations of a network in one measurement of sampling."""
 
 
