@@ -48,20 +48,25 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measure(parts: Sequence[str], rounds: int, *, compiled: bool = False) -> list[Table]:
-    """Measure parts of the bench, setting by setting."""
+    """Measure parts of the bench, setting by setting; tables go to stderr as they come."""
     from benchmarks.peers.ours import OURS
     from benchmarks.peers.settings import SETTINGS
     from benchmarks.peers.theirs import THEIRS
 
-    tables = []
+    tables: list[Table] = []
+
+    def add(measured: Sequence[Table]) -> None:
+        tables.extend(measured)
+        print(*(table.markdown() for table in measured), sep="\n\n", file=sys.stderr, flush=True)
+
     for setting in SETTINGS:
         if {"training", "sampling"} & set(parts):
             names = [name for name in [*OURS, *THEIRS] if compiled or name != "ours, compiled"]
-            tables += _networks(setting, names, parts, rounds)
+            add(_networks(setting, names, parts, rounds))
         if "nll" in parts:
-            tables.append(_likelihoods(setting, rounds))
+            add([_likelihoods(setting, rounds)])
     if "start" in parts:
-        tables.append(_start(max(3, rounds // 2)))
+        add([_start(max(3, rounds // 2))])
     return tables
 
 

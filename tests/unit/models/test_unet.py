@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.metrics.flops import training_step_compute
 from harness.models import MODELS, SuperResUNet, UNet
-from harness.models.unet import ResBlock, WeightedSum, fuse_attention, norm_groups, timestep_embedding
+from harness.models.attention import WeightedSum
+from harness.models.unet import ResBlock, fuse_attention, norm_groups, timestep_embedding
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TINY = dict(
