@@ -11,6 +11,7 @@ Beyond the published networks it can be a generator, conditioned on a latent z, 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from harness.models.attention import fused_attention, published_attention
 from harness.models.layers import Latent, check_latent, mapping_network
 
 MAX_NORM_GROUPS = 32
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -62,7 +64,7 @@ class GroupNorm(nn.GroupNorm):
         return normed.to(x.dtype)
 
 
-def zeroed(layer: nn.Module) -> nn.Module:
+def zeroed(layer: Layer) -> Layer:
     """Zero a layer's parameters, so that its residual branch starts at zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
