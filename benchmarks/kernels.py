@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from harness.datasets import make_dataset
 from harness.job.kernels import keep_freed_memory, prepare_compiler
 from harness.randomness import Streams
-from harness.registry import make_dataset, make_method
+from harness.registry import make_method
 from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
 from harness.study.expand import load_study

@@ -64,10 +64,11 @@ def compare(
             raise LaunchError(f"{given} is for the arms of one study; of two, only their runs are compared")
         _compare_studies(study, other, output, runs_folder)
         return
-    from harness.analysis import contrasts as analysis
-    from harness.analysis import tab_contrasts
+    from harness.analysis.answers import contrasts as analysis
     from harness.analysis.presentation import presentation_of
     from harness.analysis.runs import load_records
+    from harness.analysis.tables import tab_contrasts
+    from harness.records.devices import mixed_devices
 
     if all_pairs and (baseline or by):
         raise LaunchError("either --all-pairs or a --baseline or --by")
@@ -97,13 +98,15 @@ def compare(
         click.echo(tab_contrasts.latex(contrasts, f"harness compare {name}"))
     else:
         _show(contrasts)
+        for note in mixed_devices(directories, name):
+            click.echo(f"warning: {note}.")
         for path in by or asked.by:
             if along := analysis.changes_along(runs, path):
                 click.echo(f"{', '.join(along)} change along with {path}: their effects cannot be told apart.")
 
 
 def _show(contrasts: Any) -> None:
-    from harness.analysis import tab_contrasts
+    from harness.analysis.tables import tab_contrasts
     from harness.cli.tables import Table
 
     for heading, rows in tab_contrasts.rows(contrasts):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.data.base import Dataset
+from harness.datasets import make_dataset
 from harness.errors import CheckpointError, RecordError, TrackingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.ensembles import with_middle
@@ -43,8 +44,8 @@ from harness.records.lineage import parent_of
 from harness.records.plugins import read_spec
 from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
-from harness.records.throughput import Throughput, cpu_name, record
-from harness.registry import make_dataset, make_method
+from harness.records.throughput import Throughput, cpu_name, record, runs_sharing_gpu
+from harness.registry import make_method
 from harness.spec.evaluation import WITH_FEATURES, Evaluation
 from harness.spec.metrics import metric_name, recorded_name
 from harness.training.checkpoints import Checkpoints
@@ -224,7 +225,8 @@ class _Job:
     def _restore(self, data: Dataset, device: torch.device, group: ProcessGroup) -> tuple[Training, Checkpoints]:
         """Return the training restored from the newest intact checkpoint, the same on every process."""
         resources, spec = self.request.resources, self.spec
-        torch.use_deterministic_algorithms(resources.deterministic)
+        if torch.are_deterministic_algorithms_enabled() != resources.deterministic:  # to set it imports torch._inductor
+            torch.use_deterministic_algorithms(resources.deterministic)
         set_tf32(spec.train.precision, self.directory.environments())
         prepare_compiler(resources.kernels, device)
         if resources.deterministic:
@@ -464,6 +466,7 @@ class _Job:
             device_name=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
             threads=torch.get_num_threads(),
             num_processes=self.request.resources.num_processes,
+            runs_per_gpu=runs_sharing_gpu() if device.type == "cuda" else 1,
             precision=self.spec.train.precision,
             checkpoint_bytes=max((path.stat().st_size for path in checkpoints), default=None),
         )
@@ -474,7 +477,7 @@ class _Job:
         assert self.journal is not None
         if self.directory.history("compute/parameters")[0]:
             return
-        compute, reason = training_compute(self.spec, training, data)
+        compute, reason = training_compute(self.spec, training.method, data)
         if reason:
             logger.warning(f"run {self.directory.key}: the arithmetic of its training {reason}")
             self.journal.event("compute_not_counted", step=self.step, reason=reason)

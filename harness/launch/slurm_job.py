@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import signal
@@ -24,6 +25,7 @@ from harness.launch.worker import execute_run, next_log, open_log
 from harness.messages import show_messages
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
+from harness.records.throughput import RUNS_PER_GPU
 from harness.slurm.commands import patiently
 from harness.slurm.jobs import current_job_id, requeue_job, resubmit_job, was_preempted
 
@@ -145,7 +147,9 @@ class Task:
         """Start a process for one run, with its own log and a GPU; it ignores signals until the run handles them."""
         gpus = visible_gpus()
         gpu = gpus[slot % len(gpus)] if gpus else os.environ.get("CUDA_VISIBLE_DEVICES")
-        environment = process_environment(thread_environment(self.threads) | {"CUDA_VISIBLE_DEVICES": gpu})
+        sharing = str(math.ceil(self.at_once / len(gpus)) if gpus else 1)
+        variables = {"CUDA_VISIBLE_DEVICES": gpu, RUNS_PER_GPU: sharing}
+        environment = process_environment(thread_environment(self.threads) | variables)
         program = "import sys; from harness.launch.slurm_job import work_alone; work_alone(*sys.argv[1:])"
         options = {"threads": self.threads, "sync": self.sync, "tracking_uri": self.tracking_uri}
         with open_log(next_log(path)) as log, environment:

@@ -57,10 +57,11 @@ class Profile(SpecModel):
     gpu_request: Literal["gpus-per-node", "gres", "gpus-per-task"] = "gpus-per-node"  # the option that asks for GPUs
     cpus: int | None = Field(None, ge=1)
     memory_gib: float | None = Field(None, gt=0)
+    max_memory_gib: float | None = Field(None, gt=0)  # up to which a run asks for more after a kill for memory
     memory_request: Literal["mem", "mem-per-cpu", "all", "none"] = "mem"  # all: --mem=0; none: no option
     pack: int | None = Field(None, ge=1)
     chain: int = Field(1, ge=1)  # runs that one job works on one after another, beside those of `pack`
-    max_parallel: int = Field(64, ge=1)  # jobs of one array that run at the same time
+    max_parallel: int = Field(64, ge=1)  # jobs of a study that run at the same time
     max_array_size: int | None = Field(None, ge=1)  # None: from `scontrol show config`
     signal_lead_seconds: int | None = Field(None, ge=1, le=3600)  # before the time limit, to write a checkpoint
     modules: tuple[Text, ...] = ()  # loaded before the job: cuda/12.4
@@ -98,6 +99,37 @@ class Profile(SpecModel):
         return value if value is not None and name not in resources.model_fields_set else getattr(resources, name)
 
 
+def pack_of(resources: Resources, profile: Profile) -> int:
+    """Return how many runs a job works on at a time: one, unless each has one process."""
+    return profile.resolve(resources, "pack") if resources.num_processes == 1 else 1
+
+
+def gpus_of_run(resources: Resources, profile: Profile) -> float:
+    """Return how many GPUs a run holds: those of its nodes, used or not; of a pack its share."""
+    return profile.gpus(resources)[0] * resources.nodes / pack_of(resources, profile)
+
+
+def runs_per_gpu(resources: Resources, profile: Profile) -> int:
+    """Return how many runs of a job share a GPU; 1 without GPUs."""
+    return (
+        math.ceil(pack_of(resources, profile) / max(1, profile.gpus(resources)[0]))
+        if _computes_on_gpus(resources, profile)
+        else 1
+    )
+
+
+def idle_gpus(resources: Resources, profile: Profile) -> int:
+    """Return how many GPUs of each node a job holds that none of its processes uses."""
+    number = profile.gpus(resources)[0]
+    if not _computes_on_gpus(resources, profile):
+        return number
+    return max(0, number - resources.num_processes // resources.nodes * pack_of(resources, profile))
+
+
+def _computes_on_gpus(resources: Resources, profile: Profile) -> bool:
+    return resources.device != "cpu" and profile.gpus(resources)[0] > 0
+
+
 def load_profile(path: Path) -> Profile:
     """Read a profile from its YAML file.
 
@@ -126,12 +158,8 @@ def load_profile(path: Path) -> Profile:
         raise LaunchError("\n".join(lines)) from None
 
 
-def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = None) -> dict[str, Any]:
-    """Return submitit's parameters for one class of resources.
-
-    Args:
-        jobs: how many jobs of an array run at a time; None takes the profile's max_parallel.
-    """
+def slurm_parameters(resources: Resources, profile: Profile) -> dict[str, Any]:
+    """Return submitit's parameters for one class of resources."""
     cpus = max(profile.resolve(resources, "cpus"), resources.threads or 1)
     minutes = profile.resolve(resources, "time_minutes")
     tasks_per_node = resources.num_processes // resources.nodes
@@ -141,7 +169,6 @@ def slurm_parameters(resources: Resources, profile: Profile, jobs: int | None = 
         "tasks_per_node": tasks_per_node,
         "cpus_per_task": cpus,
         "slurm_signal_delay_s": profile.signal_lead_seconds or min(90, 6 * minutes),
-        "slurm_array_parallelism": jobs or profile.max_parallel,
         "slurm_setup": _setup(profile),
         "slurm_wckey": profile.wckey,  # submitit's own would be refused where wckeys are enforced
         "slurm_srun_args": [

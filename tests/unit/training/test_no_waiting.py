@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from harness.datasets import make_dataset
 from harness.randomness import Streams
-from harness.registry import make_dataset, make_method
+from harness.registry import make_method
 from harness.spec.methods import METHODS
 from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
