@@ -32,6 +32,7 @@ from harness.job.compute import training_compute
 from harness.job.device_probe import sound_device
 from harness.job.endings import ending_of_error, ending_of_stop, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges, set_tf32
+from harness.job.kernels import keep_freed_memory, prepare_compiler
 from harness.job.request import RunRequest
 from harness.job.signals import PAUSED, PRUNED, StopSignals, stop_name, stop_number
 from harness.job.writer import record_evaluation
@@ -189,6 +190,7 @@ class _Job:
     def run(self) -> None:
         """Load, train and evaluate."""
         self._set_threads()
+        keep_freed_memory()
         cuda = self.request.resources.device != "cpu" and torch.cuda.is_available()
         with process_group(self.rank_info, cuda=cuda, command=self._worker_command()) as group:
             device = sound_device(choose_device(self.request.resources.device, self.rank_info), group, self.directory)
@@ -225,6 +227,7 @@ class _Job:
         if torch.are_deterministic_algorithms_enabled() != resources.deterministic:  # to set it imports torch._inductor
             torch.use_deterministic_algorithms(resources.deterministic)
         set_tf32(spec.train.precision, self.directory.environments())
+        prepare_compiler(resources.kernels, device)
         if resources.deterministic:
             os.environ.setdefault(
                 "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
@@ -350,7 +353,8 @@ class _Job:
             if self.stop_signal:
                 raise Interrupted
             best = self.request.records.best
-            method, selection = measured_weights(evaluation, training, data, checkpoints, best)
+            resources = self.request.resources
+            method, selection = measured_weights(evaluation, training, data, checkpoints, best, resources)
             method = with_middle(method, evaluation, self.spec, self.directory.path.parent, data, training.device)
             if selection and (by := self.request.scored_by):
                 selection["checkpoint"] |= {"split": by.split, "seed": by.seed}

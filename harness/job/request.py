@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from harness.records.directory import RunDirectory
 from harness.records.manifest import Manifests
@@ -47,7 +48,18 @@ class RunRequest:
         spec = read_spec(run_directory.path, run_directory.spec())
         repeated = (entry for entry in candidates if entry.every)
         scored_by = next((entry for entry in repeated if records.best in outputs(entry, spec).during_training), None)
-        resources = Resources.model_validate(last.get("resources", {}))
+        resources = as_begun(Resources.model_validate(last.get("resources", {})), run_directory.environments())
         limits = [study["until"] for study in studies if "until" in study]
         until = max(limits) if limits and len(limits) == len(studies) else None
         return cls(tuple(evaluations.values()), resources, records, last.get("data_root"), scored_by, until)
+
+
+def as_begun(resources: Resources, environments: Sequence[Mapping[str, Any]]) -> Resources:
+    """Return the resources of a run, with the kernels that it was begun with if that was before they were a choice.
+
+    Args:
+        environments: of the run's attempts so far.
+    """
+    if not environments or "kernels" in environments[0]:
+        return resources
+    return resources.model_copy(update={"kernels": "reference"})

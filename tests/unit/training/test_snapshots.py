@@ -32,8 +32,8 @@ class Walk:
             with torch.no_grad():
                 for weight in self.network.parameters():
                     weight.add_(0.1 * torch.randn(weight.shape, generator=self.generator))
-            self.averages.update(self.network, step)
-            self.directly.update(self.network, step)
+            self.averages.update(step)
+            self.directly.update(step)
             if (step + 1) % EVERY == 0:
                 save_snapshot(folder, step + 1, self.sampling_network, TRAIN)
 
