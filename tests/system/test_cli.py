@@ -263,7 +263,8 @@ def test_a_study_that_was_never_submitted_says_how(tmp_path, tiny_study):
     tiny_study()
     refused = invoke("status", tmp_path / "tiny.yaml", "--runs", tmp_path / "runs").exception
     assert str(refused) == (
-        f"study tiny has no runs in {tmp_path / 'runs'} yet: harness submit {tmp_path / 'tiny.yaml'}"
+        f"study tiny has no runs in {tmp_path / 'runs'} yet: "
+        f"harness submit {tmp_path / 'tiny.yaml'} --runs {tmp_path / 'runs'}"
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import TrackingError
+from harness.launch.states import shown_states
 from harness.records.directory import RunDirectory
 from harness.records.lock import FolderLock
 from harness.records.manifest import ask_for
@@ -441,7 +442,7 @@ class TestBackground:
 class TestWatch:
     """`watch` itself, in this process; what it says is also where these tests step in."""
 
-    def watched(self, run, act=lambda line: None, **options):
+    def watched(self, run, act=lambda line: None, states_of=shown_states, **options):
         """Watch until it ends by itself, calling `act` with each line that it says; return the lines."""
         lines = []
 
@@ -449,7 +450,7 @@ class TestWatch:
             lines.extend(text.splitlines())
             act(text)
 
-        watch(lambda: [run], say, every_seconds=0.01, **options)
+        watch(lambda: [run], states_of, say, every_seconds=0.01, **options)
         return lines
 
     def test_it_ends_when_all_is_carried_and_nothing_is_left_to_run(self, run, store):
@@ -495,15 +496,22 @@ class TestWatch:
 
         monkeypatch.setattr("harness.tracking.daemon.time.sleep", sleep)
         with pytest.raises(KeyboardInterrupt):
-            watch(lambda: [run], lambda text: None, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", every_seconds=30)
+            uri = f"sqlite:///{tmp_path}/mlflow.db"
+            watch(lambda: [run], shown_states, lambda text: None, tracking_uri=uri, every_seconds=30)
         assert pauses == [30, 60, 120, 240, 480, 600, 600]
 
     def test_a_run_that_slurm_requeues_is_waited_for_and_one_that_was_cancelled_is_not(self, run, store):
         attempt(run, 0, range(1, 11), checkpoints=[10], state="interrupted")
         assert self.watched(run) == ["20 rows uploaded", "1 interrupted"]
-        run.set_status(Status("interrupted", 10, 20, 1, cause="signal", stopped_by="SIGUSR2"))
-        lines = self.watched(run, lambda _: attempt(run, 10, range(11, 21), checkpoints=[20]))
-        assert lines[-1] == "1 done"
+        shown = ["queued", "unknown"]  # as `status` shows it: its job is requeued, then SLURM does not answer
+        run.set_status(Status("interrupted", 10, 20, 1, cause="killed"))
+
+        def act(text):
+            if shown and text == f"1 {shown.pop(0)}" and not shown:
+                attempt(run, 10, range(11, 21), checkpoints=[20])
+
+        lines = self.watched(run, act, lambda runs: {run.key: shown[0] if shown else run.status().state})
+        assert lines == ["1 queued", "1 unknown", "20 rows uploaded", "1 done"]
 
     @pytest.mark.slow
     def test_a_run_that_another_process_carries_is_left_to_it_and_looked_at_again(self, run, store):
