@@ -58,6 +58,7 @@ ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
 bench: setup  ## Measure what things cost, as ratios
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.mlflow
 
 bench-peers: setup  ## Measure training, sampling, NLL and start beside other libraries, into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.peers --write

@@ -77,7 +77,8 @@ def curves(arguments: argparse.Namespace) -> None:
 
 def steps(arguments: argparse.Namespace) -> None:
     """Print processor milliseconds a step of each."""
-    steppers, taken = {}, {kernels: [] for kernels in arguments.kernels}
+    steppers: dict[str, Stepper] = {}
+    taken: dict[str, list[float]] = {kernels: [] for kernels in arguments.kernels}
     for kernels in arguments.kernels:
         began, steppers[kernels] = time.perf_counter(), Stepper(specs(arguments)[0], kernels)
         for _ in range(3):

@@ -156,7 +156,7 @@ def make_averages(train: Train) -> dict[str, Move]:
     return dict(zip(train.averages, moves, strict=True))
 
 
-COMPILERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+COMPILERS: dict[str, Callable[..., Any]] = {
     "compiled": partial(torch.compile, dynamic=False),
     "cuda_graphs": partial(torch.compile, dynamic=False, mode="reduce-overhead"),
 }
