@@ -250,7 +250,7 @@ def state_of(states: Mapping[str, int]) -> str:
 def set_run_status(client: Any, run_id: str, name: str, states: Mapping[str, int], ends_ms: Iterable[int]) -> None:
     """Set a run's name, and MLflow's state for several runs: running while one is, failed if one has."""
     present = {state for state, number in states.items() if number}
-    order = ("running", "queued", "new", "failed", "interrupted", "pruned", "done")
+    order = ("running", "queued", "new", "failed", "interrupted", "paused", "pruned", "done")
     status = MLFLOW_STATUS[next((state for state in order if state in present), "done")]
     if status in ("RUNNING", "SCHEDULED"):
         client.update_run(run_id, status=status, name=name)

@@ -248,6 +248,7 @@ MLFLOW_STATUS = {
     "queued": "SCHEDULED",
     "running": "RUNNING",
     "interrupted": "KILLED",
+    "paused": "SCHEDULED",  # at a rung: perhaps it goes on
     "pruned": "KILLED",
     "failed": "FAILED",
     "done": "FINISHED",

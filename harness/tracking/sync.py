@@ -193,7 +193,7 @@ def not_reported(run_directories: Sequence[RunDirectory], tracking_uri: str | No
     return left_over
 
 
-ENDED = ("done", "failed", "pruned", "interrupted")
+ENDED = ("done", "failed", "pruned", "interrupted", "paused")
 GRACE_SECONDS = 120.0
 
 
