@@ -105,11 +105,11 @@ def _make(folder: Path) -> None:
 
 
 def _draw(result: Profile, name: str, picture: Path) -> Path:
-    from harness.analysis.profile_picture import draw_profile
+    from harness.analysis.figures.profile_picture import draw_profile
 
     parts = [(part.name, part.host_ms, part.device_ms) for part in result.parts]
     figure = draw_profile(
-        f"{name}: {result.step_ms:.3g} ms a step on {result.device_name}",
+        f"{name}: {_milliseconds(result.step_ms)} a step on {result.device_name}",
         parts,
         [(operator.name, operator.self_ms) for operator in result.operators],
     )
@@ -126,18 +126,23 @@ def _show(result: Profile, name: str, picture: Path) -> None:
     speed = result.batch_size / result.step_ms * 1e3
     click.echo(printable(f"{name} on {result.device_name}{threads}"))
     click.echo(
-        f"{result.step_ms:.4g} ms a step, {speed:.4g} images a second; "
-        f"{result.profiled_step_ms:.4g} ms under the profiler, which these are parts of\n"
+        f"{_milliseconds(result.step_ms)} a step, {speed:,.1f} images a second; "
+        f"{_milliseconds(result.profiled_step_ms)} under the profiler, which these are parts of\n"
     )
     headers = ("part", "ms a step", "share", *(("on the GPU, ms", "of the GPU's time") if on_device else ()))
     total, of_device = result.profiled_step_ms, sum(part.device_ms or 0 for part in result.parts)
     Table(headers, [_cells(part, total, of_device) for part in result.parts]).show()
     if on_device:
-        click.echo(f"\nthe GPU is busy for {of_device:.4g} of {total:.4g} ms")
+        click.echo(f"\nthe GPU is busy for {_milliseconds(of_device)} of {_milliseconds(total)}")
     click.echo("")
     rows = [(each.name, f"{each.calls:g}", f"{each.self_ms:.3f}") for each in result.operators]
     Table(("operator", "calls a step", "ms of its own"), rows).show()
     click.echo(f"\n{picture}\n{result.trace} for https://ui.perfetto.dev\n")
+
+
+def _milliseconds(value: float) -> str:
+    """Return three digits at least: `3,050 ms`, `0.123 ms`."""
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def _cells(part: Any, total: float, of_device: float) -> tuple[str, ...]:

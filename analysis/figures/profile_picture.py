@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.analysis.style import Figure, arm_style, in_style, label, subplots
+from harness.analysis.figures.style import Figure, arm_style, in_style, label, subplots
 
 
 @in_style
