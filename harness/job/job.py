@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.data.base import Dataset
+from harness.data.staging import staged
 from harness.datasets import make_dataset
 from harness.errors import CheckpointError, RecordError, TrackingError
 from harness.evaluation.context import EvaluationContext
@@ -28,11 +29,12 @@ from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.keeping import Keeping
 from harness.evaluation.measured import measured_weights
 from harness.job.compute import training_compute
-from harness.job.endings import describe_failure, record_failure, write_failure
+from harness.job.device_probe import sound_device
+from harness.job.endings import ending_of_error, ending_of_stop, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges, set_tf32
 from harness.job.kernels import keep_freed_memory, prepare_compiler
 from harness.job.request import RunRequest
-from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
+from harness.job.signals import PAUSED, PRUNED, StopSignals, stop_name, stop_number
 from harness.job.writer import record_evaluation
 from harness.metrics.weights import WEIGHTS, require_weights_file
 from harness.progress import Pace, Progress
@@ -80,8 +82,8 @@ def run_job(
         stop_after_steps: interrupt the training after this many steps of this attempt, with a checkpoint.
 
     Returns:
-        the final state of the run: done, failed, pruned or interrupted. For a process that only trains: done if it
-        succeeded.
+        the final state of the run: done, failed, paused, pruned or interrupted. For a process that only trains: done if
+        it succeeded.
 
     Raises:
         RecordError: another process is working on this run.
@@ -107,14 +109,11 @@ def run_job(
         try:
             job.run()
         except Interrupted:
-            if job.stop_signal == PRUNED:
-                job.finish("pruned", run_directory.pruning_requested(), cause="pruned")
-                return job.state
-            cause: Cause = "signal" if job.stop_signal in SIGNAL_NAMES else "step_limit"
-            job.finish("interrupted", f"stopped by {job.stop_signal}; resubmit to resume", cause=cause)
+            state, reason, cause = ending_of_stop(job.stop_signal, job.step, run_directory)
+            job.finish(state, reason, cause=cause)
         except Exception as error:
-            reason, trace = describe_failure(error)
-            job.finish("failed", reason, cause="error", trace=trace)
+            state, reason, cause, trace = ending_of_error(error, run_directory)
+            job.finish(state, reason, cause=cause, trace=trace)
         else:
             job.finish("done", "")
     return job.state
@@ -179,7 +178,7 @@ class _Job:
 
     @property
     def stop_signal(self) -> str:
-        """Why the run was asked to stop: a signal's name, pruning, or a number of steps; empty before."""
+        """Why the run was asked to stop: a signal's name, pruning, a rung, or a number of steps; empty before."""
         return self.signals.received
 
     @stop_signal.setter
@@ -194,8 +193,8 @@ class _Job:
         keep_freed_memory()
         cuda = self.request.resources.device != "cpu" and torch.cuda.is_available()
         with process_group(self.rank_info, cuda=cuda, command=self._worker_command()) as group:
-            device = choose_device(self.request.resources.device, self.rank_info)
-            data = make_dataset(self.spec.data, self.request.data_root)
+            device = sound_device(choose_device(self.request.resources.device, self.rank_info), group, self.directory)
+            data = staged(make_dataset(self.spec.data, self.request.data_root))
             require_same_data(self.directory, data.digest)
             self._require_weights()
             training, checkpoints = self._restore(data, device, group)
@@ -274,6 +273,9 @@ class _Job:
         if training.step >= self.spec.train.steps:
             return
         began, first = time.monotonic(), training.step
+        if training.step >= (until := self.request.last_step(self.spec, group.is_first, group.all_reduce_max)):
+            self.stop_signal = PAUSED
+            raise Interrupted
 
         def on_log(step: int, values: dict[str, float]) -> None:
             self.step, self._loss = step, values["train/loss"]
@@ -293,6 +295,9 @@ class _Job:
                 self.stop_signal = PRUNED
             if number := group.all_reduce_max(stop_number(self.stop_signal)):
                 self.stop_signal = stop_name(number)
+                return True
+            if until <= training.step < self.spec.train.steps:
+                self.stop_signal = PAUSED
                 return True
             if self.stop_after_steps and training.step - first >= self.stop_after_steps:  # the same step for all
                 self.stop_signal = f"request after {self.stop_after_steps} steps"
@@ -407,12 +412,12 @@ class _Job:
         self.state = state
         if trace:
             logger.error(trace)
-        fields = {"reason": reason, "traceback": trace} if trace else {"reason": reason}
+        extra = {"traceback": trace} if trace else {"cause": cause} if cause == "device" else {}
         try:
             if self.journal is None:  # it failed before the journal was opened
                 self.journal = self.directory.open_journal(resumed_from_step=self.directory.durable_step())
             with self.journal:
-                self.journal.event("finished" if state == "done" else state, **fields)
+                self.journal.event("finished" if state == "done" else state, reason=reason, **extra)
             self._write_status(state, reason, cause=cause, force=True)
         except RecordError as error:
             self.state = "failed"

@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 
 _CPU_COMPILERS = ("g++", "clang++", "c++")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_LARGEST_MMAP_THRESHOLD = 32 << 20  # more is refused
+_MMAP_THRESHOLDS = (1 << 30, 32 << 20)  # bytes; glibc before 2.35 refuses more than the second
 
 
 def prepare_compiler(kernels: str, device: torch.device) -> None:
@@ -43,5 +43,5 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
-    mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+    any(mallopt(_M_MMAP_THRESHOLD, threshold) for threshold in _MMAP_THRESHOLDS)  # the first that is taken
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -8,18 +8,19 @@ import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.errors import LaunchError
-from harness.launch.claims import claims_of, mark_cancelled, read_submission
+from harness.launch.claims import claims_of, jobs_by_clusters, mark_cancelled, read_submission
 from harness.launch.planning import TO_DO, Plan
 from harness.launch.requeue import reset_kills
 from harness.launch.states import read_run_states
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout, submission_folders
 from harness.records.manifest import Manifests
-from harness.slurm.commands import patiently
+from harness.slurm.commands import addressing, patiently
 from harness.slurm.jobs import cancel_jobs, current_user
 from harness.slurm.profile import Profile
 from harness.slurm.recent import forget_recent_queue
@@ -85,7 +86,11 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(owner["pid"], signal.SIGTERM)
     needed = {job_id for folder in folders for job_id in _needed(folder)}
-    patiently(lambda: cancel_jobs(sorted(job_ids - needed)))
+    known = jobs_by_clusters(claim for of_run in claims.values() for claim in of_run)
+    elsewhere = set().union(*(jobs for clusters, jobs in known.items() if clusters))
+    for clusters, jobs in {**known, "": job_ids - elsewhere}.items():
+        with addressing(clusters):
+            patiently(partial(cancel_jobs, sorted((jobs & job_ids) - needed)))
     forget_recent_queue()
     return live
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.launch import requeue
 from harness.launch.lanes import Lanes, count_arrays, earlier_arrays, lanes_of
+from harness.launch.nodes import exclude_option, excluded, note_failed_nodes
 from harness.launch.planning import Plan, PlannedRun
 from harness.launch.processes import batch_script, make_executor, process_environment, thread_environment
 from harness.launch.slurm_job import Task
@@ -54,6 +55,10 @@ def launch_slurm(
     if not runs:
         return submission
     largest = max_array_size(profile)
+    note_failed_nodes(plan.runs_folder, [planned.job for planned in plan.runs])
+    broken = excluded(plan.runs_folder)
+    profile = profile.model_copy(update={"exclude": exclude_option(profile.exclude, broken)})
+    submission.notes += [entry.describe() for entry in broken]
     classes: dict[tuple[Resources, str], list[PlannedRun]] = {}
     for planned in runs:
         classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)
@@ -73,6 +78,7 @@ def launch_slurm(
             preemption_cancels=profile.preempt_mode == "cancel",
             at_once=pack,
             notify=profile.notify or "",
+            exclude=profile.exclude or "",
             **options,
         )
         packs = [members[first : first + size] for first in range(0, len(members), size)]

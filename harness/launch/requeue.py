@@ -9,6 +9,7 @@ SIGTERM alone                                   is not requeued: a user's scance
 its one process is killed (usually memory)      is requeued by its batch script (`SETUP`), which outlives the process
 one of several processes is killed              is requeued when the others have ended
 the node fails                                  is requeued by SLURM (`--requeue`, in harness/slurm/profile.py)
+the device of its node is broken                submits its own successor, which excludes the node
 all its runs are cancelled, done or failed      is not requeued
 the canary has made its steps                   ends, and its array starts; the array's first task finishes the run
 
@@ -39,7 +40,9 @@ SETUP = REQUEUE_WHEN_KILLED  # the first lines of every batch script
 RequeueAction = Literal["none", "requeue", "resubmit"]
 
 
-def requeue_action(stopped_by: str, *, killed: bool, preempted: bool, preemption_cancels: bool) -> RequeueAction:
+def requeue_action(
+    stopped_by: str, *, killed: bool, preempted: bool, preemption_cancels: bool, device_broken: bool = False
+) -> RequeueAction:
     """Return how to requeue a job that ended with some of its runs unfinished and not cancelled.
 
     Args:
@@ -47,7 +50,10 @@ def requeue_action(stopped_by: str, *, killed: bool, preempted: bool, preemption
         killed: whether one of its several processes was killed.
         preempted: whether SLURM reports a preemption.
         preemption_cancels: whether the cluster cancels preempted jobs instead of requeueing them.
+        device_broken: whether the device of its node ended one of its runs.
     """
+    if device_broken:  # only a new job can exclude the node
+        return "resubmit"
     if preempted and stopped_by:
         return "resubmit" if preemption_cancels else "requeue"
     if stopped_by:
@@ -71,8 +77,9 @@ def given_up(path: Path) -> Ending | None:
     except RecordError:  # its next attempt says what is wrong
         return None
     started = [event for event in events if event.name == "started"]
-    progress = {"checkpoint", "evaluation", "interrupted", "failed", "finished", "pruned"}
-    if len({event.fields["resumed_from_step"] for event in started}) != 1 or any(e.name in progress for e in events):
+    progress = {"checkpoint", "evaluation", "interrupted", "paused", "failed", "finished", "pruned"}
+    came_further = [event for event in events if event.name in progress and event.fields.get("cause") != "device"]
+    if len({event.fields["resumed_from_step"] for event in started}) != 1 or came_further:
         return None
     last = started[-1].fields
     return _killed_repeatedly(path, f"at step {last['resumed_from_step']} without progress", last["host"])

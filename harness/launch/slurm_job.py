@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from harness.errors import LaunchError
 from harness.launch.claims import is_cancelled
+from harness.launch.nodes import exclude_option, excluded, note_failures_of
 from harness.launch.notifications import notify_once
 from harness.launch.processes import process_environment, thread_environment, visible_gpus
 from harness.launch.requeue import attempt_began, given_up, given_up_before_attempt, requeue_action, reset_starts
@@ -46,6 +47,7 @@ class _AttemptEnd:
 
     stopped_by: str = ""  # a signal's name
     killed: bool = False  # one of its several processes was killed
+    device_broken: bool = False  # its node's
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Task:
     preemption_cancels: bool = False
     at_once: int = 1  # of several runs; the others wait for their turn
     notify: str = ""
+    exclude: str = ""  # nodes, as the job's script excludes them
 
     def __call__(self, paths: tuple[Path, ...]) -> None:
         show_messages("stdout")
@@ -71,6 +74,8 @@ class Task:
             options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
             execute_run(paths[0], self.threads, False, None, logged=False, **options)
             return
+        if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+            note_failures_of(self._layout.runs_folder, current_job_id() or "")
         if len(paths) > 1:
             end, to_do = self._work_in_parallel(paths)
         else:
@@ -96,7 +101,7 @@ class Task:
             status = replace(directory.status(), state="failed", cause=ending.cause, reason=ending.reason)
             directory.set_status(replace(status, stopped_by=""))
             return False
-        return directory.status().state not in ("done", "failed", "pruned")
+        return directory.status().state not in ("done", "failed", "paused", "pruned")
 
     def _work_in_process(self, path: Path) -> _AttemptEnd:
         def stop(number: int, _: object) -> NoReturn:
@@ -113,9 +118,9 @@ class Task:
         finally:
             for number in _STOP_SIGNALS:  # further signals change nothing
                 signal.signal(number, signal.SIG_IGN)
-        return (
-            _AttemptEnd(stopped_by=RunDirectory(path).status().stopped_by) if state == "interrupted" else _AttemptEnd()
-        )
+        status = RunDirectory(path).status()
+        ended = _AttemptEnd(status.stopped_by, device_broken=status.cause == "device")
+        return ended if state == "interrupted" else _AttemptEnd()
 
     def _work_in_parallel(self, paths: Sequence[Path]) -> tuple[_AttemptEnd, list[Path]]:
         """Work on runs in processes of their own, `at_once` at a time; return also which of them were to do."""
@@ -140,7 +145,8 @@ class Task:
                     # Repeatedly, since a process that was just starting may have missed the first one.
                     process.send_signal(signals[-1] if signals else signal.SIGTERM)
             if not any(slots):
-                return _AttemptEnd(_strongest(signals), killed), [*begun, *waiting]
+                broken = any(RunDirectory(path).status().cause == "device" for path in begun)
+                return _AttemptEnd(_strongest(signals), killed, broken), [*begun, *waiting]
             time.sleep(0.5)
 
     def _begin(self, path: Path, slot: int) -> subprocess.Popen:
@@ -174,7 +180,7 @@ class Task:
     def _requeue_if_needed(self, end: _AttemptEnd, paths: list[Path]) -> None:
         """Requeue this job, or submit its successor, if the policy says so."""
         job_id = current_job_id()
-        ended = not end.stopped_by and not end.killed
+        ended = not end.stopped_by and not end.killed and not end.device_broken
         if ended or job_id is None or all(is_cancelled(self.folder, path) for path in paths):
             return
         preempted = self._asks_for_the_reason(end, paths) and _was_preempted(job_id)
@@ -182,7 +188,11 @@ class Task:
             for path in paths:
                 reset_starts(self._layout, path)
         action = requeue_action(
-            end.stopped_by, killed=end.killed, preempted=preempted, preemption_cancels=self.preemption_cancels
+            end.stopped_by,
+            killed=end.killed,
+            preempted=preempted,
+            preemption_cancels=self.preemption_cancels,
+            device_broken=end.device_broken,
         )
         if action == "resubmit":
             self._submit_successor(job_id, paths)
@@ -202,13 +212,15 @@ class Task:
 
     def _submit_successor(self, job_id: str, paths: list[Path]) -> None:
         number = job_id.split("_")[0]
-        successor = patiently(lambda: resubmit_job(self.folder / f"{number}_submission.sh", job_id))
+        nodes = patiently(lambda: exclude_option(self.exclude, excluded(self._layout.runs_folder)))
+        options = [f"--exclude={nodes}"] if nodes else []
+        successor = patiently(lambda: resubmit_job(self.folder / f"{number}_submission.sh", job_id, *options))
         pickle, successor_pickle = (self.folder / f"{job}_submitted.pkl" for job in (job_id, successor))
         os.link(pickle, successor_pickle)
         for path in paths:
             with self._layout.claim_path(path.name).open("a") as claim:
                 claim.write(f"\n{successor}")
-        logger.info(f"preempted and cancelled; job {successor} continues")
+        logger.info(f"job {successor} continues" + (f" without {nodes}" if nodes else ""))
 
 
 def _note_kill(path: Path, process: subprocess.Popen) -> bool:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.metrics.flops import training_step_compute
 from harness.models import MODELS, SuperResUNet, UNet
+from harness.models.attention import WeightedSum
 from harness.models.unet import ResBlock, fuse_attention, norm_groups, timestep_embedding
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -156,6 +157,32 @@ def test_activation_checkpointing_gives_the_same_output_and_gradients_with_dropo
         output.square().mean().backward()
         results.append([output] + [parameter.grad for parameter in unet.parameters()])
     assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("num_pixels", [16, 64, 256])
+def test_weighted_sums_have_the_bits_and_the_gradients_of_autograds_own_product(num_pixels):
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(8, 16, num_pixels, generator=generator)
+    logits = torch.randn(8, num_pixels, num_pixels, generator=generator)
+    gradient = torch.randn(8, 16, num_pixels, generator=generator)
+
+    results = []
+    for weighted_sum in (WeightedSum.apply, lambda v, weights: torch.bmm(v, weights.mT)):
+        inputs = [tensor.clone().requires_grad_() for tensor in (v, logits)]
+        output = weighted_sum(inputs[0], inputs[1].softmax(dim=-1))
+        results.append((output, *torch.autograd.grad(output, inputs, gradient)))
+
+    assert all(map(torch.equal, *results))
+
+
+def test_weighted_sums_can_be_differentiated_twice():
+    generator = torch.Generator().manual_seed(0)
+    v, weights = (
+        torch.rand(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, 3, 4), (2, 4, 4))
+    )
+
+    assert torch.autograd.gradgradcheck(WeightedSum.apply, (v, weights))
 
 
 def test_fused_attention_gives_the_output_the_gradients_and_the_arithmetic_of_the_published_one():

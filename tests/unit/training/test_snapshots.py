@@ -78,7 +78,7 @@ def test_a_snapshot_that_is_written_again_replaces_the_one_of_its_step(tmp_path)
     walk.train(tmp_path, 20)
     ((_, first),) = snapshot_files(tmp_path)
     assert save_snapshot(tmp_path, 20, walk.sampling_network, TRAIN) == first
-    torch.nn.init.ones_(walk.network.weight)
+    walk.network.load_state_dict(nn.Linear(8, 4).state_dict())
     walk.averages.update(20)
     other = save_snapshot(tmp_path, 20, walk.sampling_network, TRAIN)
     assert snapshot_files(tmp_path) == [(20, other)] and other != first
