@@ -8,8 +8,8 @@ from harness.data.base import Dataset
 from harness.data.folder import describe
 from harness.data.sources import DATASETS
 from harness.errors import DataError
+from harness.spec.data import DataModel, ImageFolder
 from harness.spec.parts import plugin_implementation
-from harness.spec.run import DataModel, ImageFolder
 
 
 def make_dataset(data: DataModel, data_root: str | None = None) -> Dataset:

@@ -16,12 +16,13 @@ SCHEDULES = {"sigmoid": (Sigmoid, sigmoid)}
 from pydantic import Field, field_validator, model_validator
 
 from harness.data.facts import DatasetFacts
+from harness.spec.data import DataModel
 from harness.spec.discriminators import DiscriminatorModel
 from harness.spec.evaluation import MetricModel, SamplerModel
 from harness.spec.methods import MethodSpec
 from harness.spec.networks import NetworkModel
 from harness.spec.parts import NamedModel
-from harness.spec.run import DataModel, ObjectiveModel
+from harness.spec.run import ObjectiveModel
 
 ScheduleModel = NamedModel
 TimestepSamplerModel = NamedModel

@@ -31,11 +31,12 @@ from harness.models.unet import fuse_attention
 from harness.randomness import derive_seed
 from harness.spec.averages import PowerAverages
 from harness.spec.base import SpecModel
+from harness.spec.data import DataModel
 from harness.spec.methods import Adversarial, Siddm
 from harness.spec.networks import MLP, NetworkModel, UNet
 from harness.spec.parts import NamedModel, plugin_implementation
 from harness.spec.resources import Resources
-from harness.spec.run import LEARNED, DataModel, Diffusion, RunSpec, Train
+from harness.spec.run import LEARNED, Diffusion, RunSpec, Train
 
 BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
     "schedule": SCHEDULES,

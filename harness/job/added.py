@@ -16,9 +16,10 @@ from harness.records.directory import RunDirectory
 from harness.records.manifest import Manifests
 from harness.records.plugins import read_spec
 from harness.spec.averages import EmaOfWidth
+from harness.spec.data import DataModel
 from harness.spec.evaluation import AnySampler, Evaluation, Fidelity
 from harness.spec.protocols import ProtocolError, compared, difference, expand, protocol_id
-from harness.spec.run import DataModel, RunSpec
+from harness.spec.run import RunSpec
 
 
 def fidelity_protocols(

@@ -11,8 +11,8 @@ from harness.errors import DataError, HarnessError
 from harness.launch.planning import Plan, PlannedRun
 from harness.metrics.weights import WEIGHTS, require_weights_file, weights_file
 from harness.records.data_digest import changed_data
+from harness.spec.data import DataModel, ImageFolder
 from harness.spec.evaluation import WITH_FEATURES, extractor_name
-from harness.spec.run import DataModel, ImageFolder
 from harness.text import count, harness_command
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.errors import RecordError
-from harness.records.documents import JOINED, check_spec, environments_from, membership_from, training_size
+from harness.records.documents import JOINED, as_yaml, check_spec, environments_from, membership_from, training_size
 from harness.records.files import differences, replace_file, safe_name, sync_folder
 from harness.records.journal import (
     AttemptFile,
@@ -112,14 +112,9 @@ class RunDirectory(RunLayout):
             if changes:
                 raise RecordError("\n  ".join([f"{self.path} belongs to another spec:", *changes]))
             return self
-        import yaml  # 20 ms that readers save
-
         self.path.mkdir(parents=True, exist_ok=True)
         self._freeze_plugins(document["spec"])
-        # libyaml's, where PyYAML has it, is ten times as fast.
-        dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-        text = yaml.dump(document["spec"], Dumper=dumper, sort_keys=False, allow_unicode=True)
-        replace_file(self.spec_yaml_path, text, durable=True)
+        replace_file(self.spec_yaml_path, as_yaml(document["spec"]), durable=True)
         # Last, because a spec.json means that the directory is complete.
         replace_file(self.spec_path, json.dumps(document, indent=2), durable=True)
         return self

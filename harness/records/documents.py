@@ -87,3 +87,11 @@ def training_size(document: Any, place: str, *, complete: bool = True) -> tuple[
     train = Fields(document, place).fields("spec").fields("train")
     default = {} if complete else {"default": 1}
     return train.integer("steps", low=1, **default), train.integer("batch_size", low=1, **default)
+
+
+def as_yaml(spec: dict[str, Any]) -> str:
+    """Return a spec as YAML for people; by libyaml, which is ten times as fast, where PyYAML has it."""
+    import yaml  # 20 ms that readers save
+
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return str(yaml.dump(spec, Dumper=dumper, sort_keys=False, allow_unicode=True))

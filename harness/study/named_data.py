@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.spec.base import SpecModel
-from harness.spec.run import Data, DataModel
+from harness.spec.data import Data, DataModel
 from harness.study.document import SourceLocation, parse_yaml
 from harness.study.validate import validate
 

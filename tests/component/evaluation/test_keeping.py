@@ -179,7 +179,7 @@ def test_the_first_of_many_samples_are_drawn_without_the_others(context_of):
 
 @pytest.fixture(scope="module")
 def points():
-    from harness.spec.run import Mog
+    from harness.spec.data import Mog
 
     return make_dataset(Mog())
 

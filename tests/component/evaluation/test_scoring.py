@@ -18,8 +18,8 @@ from harness.evaluation.scoring import read_images, read_labels, score
 from harness.job.job import run_job
 from harness.records.directory import RunDirectory
 from harness.records.manifest import ask_for
+from harness.spec.data import Cifar10, Digits, Mog
 from harness.spec.evaluation import Fidelity
-from harness.spec.run import Cifar10, Digits, Mog
 from harness.testing import tiny_study, write_run
 
 FIDELITY = """

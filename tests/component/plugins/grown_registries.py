@@ -5,9 +5,10 @@ from typing import Literal
 from harness.data import DATASETS
 from harness.data.facts import DATASET_FACTS
 from harness.diffusion import OBJECTIVES, SAMPLERS, SCHEDULES, TIMESTEP_SAMPLERS
+from harness.spec.data import DataModel
 from harness.spec.evaluation import SamplerModel
 from harness.spec.parts import KINDS, NamedModel
-from harness.spec.run import DataModel, ObjectiveModel
+from harness.spec.run import ObjectiveModel
 
 
 class Plain(NamedModel):

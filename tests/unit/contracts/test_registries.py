@@ -16,7 +16,7 @@ from harness.diffusion import MEAN_TYPES, OBJECTIVES, SAMPLERS, SCHEDULES, TIMES
 from harness.methods.base import HasGradientNoise, HasLikelihood, Method
 from harness.models import DISCRIMINATORS, MODELS
 from harness.registry import METHODS, make_method, make_network, make_process
-from harness.spec import discriminators, evaluation, networks, parts, run
+from harness.spec import data, discriminators, evaluation, networks, parts, run
 from harness.spec.resources import Resources
 
 KINDS = {
@@ -26,7 +26,7 @@ KINDS = {
     "sampler": (evaluation.Sampler, SAMPLERS),
     "model": (run.Model, MODELS),
     "discriminator": (discriminators.Discriminator, DISCRIMINATORS),
-    "data": (run.Data, DATASETS),
+    "data": (data.Data, DATASETS),
 }
 
 

@@ -7,7 +7,7 @@ from harness.data.base import stamp
 from harness.data.folder import describe
 from harness.datasets import make_dataset
 from harness.errors import DataError
-from harness.spec.run import ImageFolder
+from harness.spec.data import ImageFolder
 
 
 def write_images(folder, names, size=(20, 12)):
