@@ -207,6 +207,7 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
         num_processes=processes,
         precision=spec.train.precision,
         checkpoint_bytes=checkpoint.stat().st_size,
+        checkpoint_seconds=checkpoints.slowest_seconds,
     )
 
 

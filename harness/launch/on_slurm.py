@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from harness.launch.planning import Plan, PlannedRun
 from harness.launch.processes import make_executor, process_environment, thread_environment
 from harness.launch.slurm_job import Task
 from harness.launch.submission import Submission
-from harness.records import snapshot
+from harness.records import snapshot, throughput
 from harness.records.files import replace_file
 from harness.records.layout import SubmissionLayout
 from harness.slurm.cluster import max_array_size
@@ -45,6 +45,7 @@ def launch_slurm(
     if not runs:
         return submission
     largest = max_array_size(profile)
+    measured = throughput.load(plan.runs_folder)
     classes: dict[tuple[Resources, str], list[PlannedRun]] = {}
     for planned in runs:
         classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)
@@ -52,7 +53,7 @@ def launch_slurm(
         planned.directory.set_status(replace(planned.status, state="queued", reason="", cause="", stopped_by=""))
     for (resources, _), members in classes.items():
         variables = snapshot.environment(code[members[0].run_key])
-        parameters = slurm_parameters(resources, profile, jobs)
+        parameters = slurm_parameters(resources, profile, jobs, _checkpoint_seconds(members, measured))
         if after:
             dependency = {"dependency": ":".join(["afterany", *after])}
             parameters["slurm_additional_parameters"] = parameters["slurm_additional_parameters"] | dependency
@@ -66,6 +67,8 @@ def launch_slurm(
             preemption_cancels=profile.preempt_mode == "cancel",
             at_once=pack,
             notify=profile.notify or "",
+            limit_seconds=60.0 * parameters["timeout_min"],
+            lead_seconds=parameters["slurm_signal_delay_s"],
             **options,
         )
         parameters |= {"name": f"harness-{plan.study.name}", "python": python_command(profile)}
@@ -103,6 +106,14 @@ def launch_slurm(
         submission.notes.append(f"not used, since the study and the profile say it: {', '.join(ignored)}")
     submission.notes.append(f"logs: {folder}")
     return submission
+
+
+def _checkpoint_seconds(
+    members: Sequence[PlannedRun], measured: Mapping[str, Sequence[throughput.Throughput]]
+) -> float | None:
+    """Return the longest that a checkpoint of such runs took on any device; None if none was measured."""
+    facts = (fact for planned in members for fact in measured.get(planned.run.spec.cost_key, ()))
+    return max((fact.checkpoint_seconds for fact in facts if fact.checkpoint_seconds is not None), default=None)
 
 
 def _submit_what_fits(

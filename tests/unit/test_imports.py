@@ -46,7 +46,7 @@ MAY_IMPORT = {
     },
     "interop": {"evaluation", "training", "registry", "records", "models", "metrics", "spec", "errors"},
     "job": {
-        *("training", "evaluation", "registry", "tracking", "records", "study", "spec"),
+        *("training", "evaluation", "registry", "slurm", "tracking", "records", "study", "spec"),
         *("data", "metrics", "progress", "messages", "errors"),
     },
     # runs are handed out, followed and searched over

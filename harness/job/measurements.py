@@ -1,0 +1,44 @@
+"""What a training measures of itself for later submissions: how long a step takes, and a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from harness.records import throughput
+from harness.records.throughput import Throughput, cpu_name
+from harness.spec.resources import Resources
+from harness.spec.run import RunSpec
+
+SLOW_CHECKPOINT_SECONDS = 10.0
+"""A checkpoint that takes longer is recorded at once, since its job may not live until the end of the training."""
+
+
+def record_throughput(
+    path: Path,
+    spec: RunSpec,
+    resources: Resources,
+    seconds_per_step: float,
+    device: torch.device,
+    checkpoint_seconds: float | None,
+) -> None:
+    """Record the duration of a step, and the duration and size of a checkpoint, for `plan` and `submit`.
+
+    Args:
+        path: of the run directory.
+        checkpoint_seconds: of the slowest one.
+    """
+    checkpoints = path.glob("checkpoints/step-*.pt")
+    measured = Throughput(
+        spec.cost_key,
+        seconds_per_step,
+        device=device.type,
+        device_name=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
+        threads=torch.get_num_threads(),
+        num_processes=resources.num_processes,
+        precision=spec.train.precision,
+        checkpoint_bytes=max((checkpoint.stat().st_size for checkpoint in checkpoints), default=None),
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    throughput.record(path.parent, measured)
