@@ -35,6 +35,7 @@ from torch import Tensor
 from harness.errors import LaunchError, TrainingError
 from harness.records.meeting import Meeting, meeting_name
 from harness.slurm.cluster import first_node_address
+from harness.slurm.commands import patiently
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # until all processes of a run have started
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the others wait while the first process evaluates during training
@@ -59,7 +60,7 @@ class RankInfo:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # on its node
-    address: str = "127.0.0.1"
+    address: str = "127.0.0.1"  # empty: it stands in the file of the meeting
     port: int = 0  # 0: nobody has started the others yet, or the first one says it at the meeting
     meeting: str = ""  # the name of the file by which processes that srun has started meet
 
@@ -94,7 +95,7 @@ def detect_rank(num_processes: int, environment: Mapping[str, str] = os.environ)
     if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
         rank, size, local, _ = _numbers(names, environment, "SLURM_STEP_NUM_TASKS is set, as by srun")
-        address = _first_address(environment.get("SLURM_STEP_NODELIST", ""))
+        address = "" if rank else _first_address(environment.get("SLURM_STEP_NODELIST", ""))
         return RankInfo(rank, size, local, address, meeting=meeting_name(environment))
     return RankInfo(size=num_processes)
 
@@ -117,7 +118,7 @@ def _numbers(names: Sequence[str], environment: Mapping[str, str], why: str) -> 
 
 def _first_address(nodes: str) -> str:
     try:
-        return first_node_address(nodes)
+        return patiently(lambda: first_node_address(nodes))
     except LaunchError as error:
         raise LaunchError(f"the processes of this run on {nodes} cannot meet: {error}") from error
 
