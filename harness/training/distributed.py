@@ -130,6 +130,7 @@ class ProcessGroup:
     rank: int = 0
     size: int = 1
     hosts: tuple[str, ...] = field(default_factory=lambda: (platform.node(),))  # by rank
+    nodes: tuple[str, ...] = ()  # by rank, by SLURM's names
 
     @property
     def is_first(self) -> bool:
@@ -203,7 +204,7 @@ def process_group(
         if rank_info.starts_others:
             children += [_start(command, rank, rank_info.size, store.port) for rank in range(1, rank_info.size)]
         with alive:
-            group.hosts = _rendezvous(rank_info, store, children)
+            group.hosts, group.nodes = _rendezvous(rank_info, store, children)
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(
                 backend, store=store, rank=rank_info.rank, world_size=rank_info.size, timeout=COLLECTIVE_TIMEOUT
@@ -256,8 +257,15 @@ def _start(command: Sequence[str], rank: int, size: int, port: int) -> subproces
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
-def _rendezvous(rank_info: RankInfo, store: dist.Store, children: Sequence[subprocess.Popen]) -> tuple[str, ...]:
-    """Wait until every process has published its host name."""
+def _node_name() -> str:
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def _rendezvous(
+    rank_info: RankInfo, store: dist.Store, children: Sequence[subprocess.Popen]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Wait until every process has published its host's name and its node's; return all of both."""
+    store.set(f"node/{rank_info.rank}", _node_name())
     store.set(f"host/{rank_info.rank}", platform.node())
     names = [f"host/{rank}" for rank in range(rank_info.size)]
     end = time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
@@ -270,7 +278,8 @@ def _rendezvous(rank_info: RankInfo, store: dist.Store, children: Sequence[subpr
         if time.monotonic() > end:
             raise ProcessLost(f"{missing} of {rank_info.size} processes of this run did not start in time")
         time.sleep(0.02)
-    return tuple(store.get(name).decode() for name in names)
+    nodes = tuple(store.get(f"node/{rank}").decode() for rank in range(rank_info.size))
+    return tuple(store.get(name).decode() for name in names), nodes
 
 
 @contextmanager
@@ -300,13 +309,13 @@ def _depart(store: dist.Store, group: ProcessGroup, error: Exception) -> int:
     Raises:
         ProcessLost: the first process, which holds the store, is gone.
     """
-    place = f"process {group.rank} of {group.size} on {platform.node()}"
+    place = f"process {group.rank} of {group.size} on {_node_name()}"
     try:
         number = store.add("departures", 1)
         store.set(f"left/{group.rank}", f"{number} {place}: {type(error).__name__}: {error}")
     except RuntimeError:
         if isinstance(error, RuntimeError):
-            raise ProcessLost(_describe_loss(0, group.hosts, ())) from error
+            raise ProcessLost(_describe_loss(0, group.nodes, ())) from error
         return 1
     return number
 
@@ -333,7 +342,7 @@ def _reason_to_part(
             break
         time.sleep(0.1)
     if lost:
-        return ProcessLost("; ".join(_describe_loss(rank, group.hosts, children) for rank in lost))
+        return ProcessLost("; ".join(_describe_loss(rank, group.nodes, children) for rank in lost))
     words = [store.get(f"left/{rank}").decode().partition(" ") for rank in beats if rank not in silent]
     departures = sorted((int(number), text) for number, _, text in words)
     return TrainingError(departures[0][1]) if departures and departures[0][0] < own_number else None
@@ -345,9 +354,9 @@ def _is_lost(rank: int, last_beat_seconds: float, children: Sequence[subprocess.
     return time.monotonic() - last_beat_seconds > LOST_SECONDS
 
 
-def _describe_loss(rank: int, hosts: Sequence[str], children: Sequence[subprocess.Popen]) -> str:
+def _describe_loss(rank: int, nodes: Sequence[str], children: Sequence[subprocess.Popen]) -> str:
     """Return `process 1 on n2 was lost`, with the signal that ended it where that is known."""
-    place = f" on {hosts[rank]}" if rank < len(hosts) > 1 else ""
+    place = f" on {nodes[rank]}" if nodes else ""
     code = children[rank - 1].poll() if children else None
     how = (
         "" if code is None else f": killed by {signal.Signals(-code).name}" if code < 0 else f": it exited with {code}"
