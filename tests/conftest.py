@@ -145,6 +145,15 @@ class DevCluster:
         """Bring `node` back, and wait until it takes jobs."""
         self._command("revive", node)
 
+    @contextlib.contextmanager
+    def outage(self) -> Iterator[None]:
+        """Let SLURM answer nobody within a block; what runs goes on."""
+        self._command("halt")
+        try:
+            yield
+        finally:
+            self._command("resume")
+
     def stop(self) -> None:
         """Cancel the jobs, end the daemons and delete the database, which is large."""
         self._command("stop")

@@ -8,6 +8,8 @@
 #   devcluster.sh env    [DIR]              eval "$(devcluster.sh env)" makes sbatch, squeue and harness use it
 #   devcluster.sh crash  DIR NODE           kill a node with its jobs, like a power failure
 #   devcluster.sh revive DIR NODE           start the node again
+#   devcluster.sh halt   [DIR]              stop slurmctld: SLURM answers nobody, and what runs goes on
+#   devcluster.sh resume [DIR]              start it again
 #
 # Partitions: `high` preempts `main` (the default) and `cancel`; their jobs are requeued and cancelled, respectively.
 # Settings of `start` are the environment variables below. Clusters with different DIR and PORT can run side by side.
@@ -263,8 +265,7 @@ start() {
     sacctmgr --noheader list cluster format=cluster | grep -qw devcluster ||
         sacctmgr --immediate add cluster devcluster >/dev/null
 
-    spawn slurmctld slurmctld -D
-    wait_for slurmctld scontrol ping
+    resume
     for i in $(seq "$NODES"); do start_node "n$i"; done
     for i in $(seq "$NODES"); do wait_for "slurmd-n$i" node_is_up "n$i"; done
     trap - EXIT
@@ -296,6 +297,15 @@ status() {
     return $up
 }
 
+halt() {
+    end slurmctld
+}
+
+resume() {
+    spawn slurmctld slurmctld -D
+    wait_for slurmctld scontrol ping
+}
+
 crash() {
     # Not only by `scontrol update state=down`: a running slurmd would start the job again on the same node.
     kill_node "$NODE"
@@ -308,11 +318,11 @@ revive() {
 }
 
 case $VERB in
-    start | stop | status) $VERB ;;
+    start | stop | status | halt | resume) $VERB ;;
     env) echo "export SLURM_CONF=$(printf %q "$SLURM_CONF")" ;;
     crash | revive)
         nodes | grep -qx "$NODE" || die "no node '$NODE' in $DIR: usage: $0 $VERB DIR NODE"
         $VERB
         ;;
-    *) die "usage: $0 start|stop|status|env [DIR], or $0 crash|revive DIR NODE" ;;
+    *) die "usage: $0 start|stop|status|env|halt|resume [DIR], or $0 crash|revive DIR NODE" ;;
 esac

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -236,11 +238,11 @@ def submit_to_slurm(study: Study, runs_folder: Path, **settings) -> Submission:
     return submit.submit(planning.plan(study, runs_folder), cluster="slurm", profile=profile, sync=False)
 
 
-def wait_for(done: Callable[[], object], seconds: float = 480) -> None:
+def wait_for(done: Callable[[], object], seconds: float = 480, pause_seconds: float = 0.2) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.2)
+        time.sleep(pause_seconds)
 
 
 @pytest.mark.slurm
@@ -378,18 +380,44 @@ def test_an_array_waits_its_turn_is_not_submitted_twice_and_is_again_after_a_can
     assert not again.unfinished()
 
 
+@contextlib.contextmanager
+def held(directory: RunDirectory, until: Callable[[], object]) -> Iterator[int]:
+    """Let the process that works on a run stand still within a block, from when a condition holds; yield its pid."""
+    wait_for(until, pause_seconds=0.02)
+    writer = directory.writer()
+    assert writer is not None, "it ended before it could be held"
+    os.kill(writer["pid"], signal.SIGSTOP)
+    yield writer["pid"]
+    os.kill(writer["pid"], signal.SIGCONT)
+
+
+def asks_to_be_requeued(job_id: str) -> bool:
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return any(command[-2:] == ["requeue", job_id] for command in commands)
+
+
 @pytest.mark.slurm
-def test_a_job_that_is_told_to_leave_writes_a_checkpoint_and_comes_back(tmp_path, study, slurm):
-    tiny = study("", "train.steps=600")
+def test_a_job_that_is_told_to_leave_comes_back_when_slurm_does_not_answer_and_from_an_evaluation(
+    tmp_path, study, slurm
+):
+    tiny = study("evaluate: [{batch_size: 16, nll: {num_images: 300}}]\n", "train.steps=600")
     submission = submit_to_slurm(tiny, tmp_path / "runs")
-    directory = submission.runs[0].directory
-    wait_for(lambda: directory.latest())
-    subprocess.run(["scancel", "--signal=USR2", submission.jobs[0].job_id], check=True)
+    directory, job_id = submission.runs[0].directory, submission.jobs[0].job_id
+    with held(directory, until=directory.latest) as pid, slurm.outage():
+        os.kill(pid, signal.SIGUSR2)  # as slurmstepd does ahead of a time limit
+        os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: asks_to_be_requeued(job_id))
+        os.kill(pid, signal.SIGTERM)  # as at the time limit
+    with held(directory, until=directory.num_kept_batches):
+        subprocess.run(["scancel", "--signal=USR2", job_id], check=True)
+    wait_for(lambda: len(directory.attempts()) == 3)
+    kept = directory.events("started")[2].fields["kept_batches"]
     wait_for(lambda: not submission.unfinished())
-    assert len(directory.events("interrupted")) == 1
+    assert [planned.state for planned in submission.now()] == ["done"]
+    assert kept > 0
     resumed = [event.fields["resumed_from_step"] for event in directory.events("started")]
-    assert len(resumed) == 2
-    assert resumed[1] > 0
+    assert resumed[0] == 0 and 0 < resumed[1] <= 600 and resumed[2] == 600
+    assert [event.fields["stopped_by"] for event in directory.events("interrupted")] == ["SIGUSR2"] * 2
 
 
 # ------------------------------------------------------------------------------------------------ where a run stands
