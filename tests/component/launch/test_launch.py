@@ -400,7 +400,7 @@ def asks_to_be_requeued(job_id: str) -> bool:
 def test_a_job_that_is_told_to_leave_comes_back_when_slurm_does_not_answer_and_from_an_evaluation(
     tmp_path, study, slurm
 ):
-    tiny = study("evaluate: [{batch_size: 16, nll: {num_images: 300}}]\n", "train.steps=600")
+    tiny = study("evaluate: [{batch_size: 16, nll: {num_images: 300}}]\n", "train.steps=200")
     submission = submit_to_slurm(tiny, tmp_path / "runs")
     directory, job_id = submission.runs[0].directory, submission.jobs[0].job_id
     with held(directory, until=directory.latest) as pid, slurm.outage():
@@ -416,7 +416,7 @@ def test_a_job_that_is_told_to_leave_comes_back_when_slurm_does_not_answer_and_f
     assert [planned.state for planned in submission.now()] == ["done"]
     assert kept > 0
     resumed = [event.fields["resumed_from_step"] for event in directory.events("started")]
-    assert resumed[0] == 0 and 0 < resumed[1] <= 600 and resumed[2] == 600
+    assert resumed[0] == 0 and 0 < resumed[1] <= 200 and resumed[2] == 200
     assert [event.fields["stopped_by"] for event in directory.events("interrupted")] == ["SIGUSR2"] * 2
 
 
