@@ -54,9 +54,10 @@ def records(folder: Path) -> None:
     """The journal, beside a training step of the laptop's network."""
     import torch
 
+    from harness.datasets import make_dataset
     from harness.randomness import Streams
     from harness.records.directory import RunDirectory
-    from harness.registry import make_dataset, make_method
+    from harness.registry import make_method
     from harness.spec.resources import Resources
     from harness.study.expand import load_study
     from harness.training.batches import Batches

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.analysis.scaling import ASYMPTOTE, POWER, PowerLaw, fit_scaling
-from harness.analysis.scaling_series import Series, Size, multiplier
+from harness.analysis.statistics.scaling import ASYMPTOTE, POWER, PowerLaw, fit_scaling
+from harness.analysis.statistics.scaling_series import Series, Size, multiplier
 
 STUDIES = 200
 EXPONENT = 0.25

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harness.analysis.comparison import Comparison, compare, correct
+from harness.analysis.statistics.comparison import Comparison, compare, correct
 
 STUDIES = 1000
 SHARED, OWN = 3.0, 1.0  # standard deviations: between seeds, and of the differences within them

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -12,20 +11,19 @@ from torch import nn
 
 from harness.data.base import Dataset
 from harness.data.facts import DatasetFacts
-from harness.data.folder import describe
 from harness.data.sources import DATASETS
 from harness.diffusion.objectives import OBJECTIVES
 from harness.diffusion.process import GaussianDiffusion, VarType
 from harness.diffusion.samplers import SAMPLERS
 from harness.diffusion.schedules import SCHEDULES
 from harness.diffusion.timesteps import TIMESTEP_SAMPLERS
-from harness.errors import DataError
 from harness.methods.adversarial import AdversarialMethod
 from harness.methods.averages import Move, exponential, power_function
 from harness.methods.base import Method
 from harness.methods.ddgan import DenoisingGan
 from harness.methods.gaussian import GaussianMethod
 from harness.methods.learning_rate import learning_rate
+from harness.methods.optimizer import AdamW
 from harness.methods.siddm import SemiImplicit
 from harness.models import DISCRIMINATORS, MODELS, SuperResUNet
 from harness.models.layers import Latent
@@ -36,7 +34,7 @@ from harness.spec.methods import Adversarial, Siddm
 from harness.spec.networks import MLP, NetworkModel, UNet
 from harness.spec.parts import NamedModel, plugin_implementation
 from harness.spec.resources import Resources
-from harness.spec.run import LEARNED, DataModel, Diffusion, ImageFolder, RunSpec, Train
+from harness.spec.run import LEARNED, DataModel, Diffusion, RunSpec, Train
 
 BUILT_IN: dict[str, Mapping[str, Callable[..., Any]]] = {
     "schedule": SCHEDULES,
@@ -58,26 +56,6 @@ def implementation(kind: str, part: NamedModel | DataModel | UNet | MLP) -> Call
 def parameters(part: SpecModel) -> dict:
     """Return a part's fields without its name: the keyword arguments of its implementation."""
     return part.model_dump(exclude={"name"})
-
-
-def make_dataset(data: DataModel, data_root: str | None = None) -> Dataset:
-    """Load the data set that a spec names.
-
-    Raises:
-        DataError: its files are missing or damaged, or hold other data than the spec says.
-    """
-    read_elsewhere = {"horizontal_flip"} | ({"num_classes"} if isinstance(data, ImageFolder) else set())
-    options = {key: value for key, value in parameters(data).items() if key not in read_elsewhere}
-    dataset = implementation("data", data)(data_root, **options)
-    facts = {"name": data.name, **asdict(data.facts)}
-    del facts["licence"]  # which no file says
-    for fact, declared in facts.items():
-        actual = getattr(dataset, fact)
-        left_open = declared is None and fact != "levels"
-        if actual != declared and not left_open:
-            account = f" ({describe(dataset.account)})" if isinstance(data, ImageFolder) else ""
-            raise DataError(f"{data.name}: the spec says {fact} {declared}, the files have {actual}{account}")
-    return dataset
 
 
 def make_process(
@@ -188,7 +166,7 @@ def make_gaussian(
         make_process(spec.diffusion, data.levels).to(device),
         partial(implementation("objective", spec.objective), **parameters(spec.objective)),
         implementation("timestep_sampler", sampler)(spec.diffusion.num_timesteps, **parameters(sampler), device=device),
-        torch.optim.AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
+        AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
         learning_rate=make_learning_rate(spec),
         averages=make_averages(spec.train),
         timestep_scale=1000 / spec.diffusion.num_timesteps if spec.model.rescale_timesteps else 1.0,
@@ -235,9 +213,7 @@ def make_adversarial(
     discriminator = make_discriminator(spec, data, pair=method.sees_pair).to(device)
 
     def adam(network: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            network.parameters(), lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
-        )
+        return AdamW(network.parameters(), lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
 
     def scale(rescale: bool) -> float:
         return 1000 / spec.diffusion.num_timesteps if rescale else 1.0

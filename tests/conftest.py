@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import os
 import random
@@ -99,7 +100,7 @@ def study_runs_of_module(tmp_path_factory: pytest.TempPathFactory) -> StudyRuns:
 @pytest.fixture
 def without_closed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let reports draw the figures of studies alone: those that need no runs take 3 s, and are the same each time."""
-    monkeypatch.setattr("harness.analysis.report.WITHOUT_RUNS", {})
+    monkeypatch.setattr("harness.analysis.report.report.WITHOUT_RUNS", {})
 
 
 @pytest.fixture(scope="session")
@@ -210,12 +211,44 @@ def start_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 
 @pytest.fixture(scope="session")
 def slurm(start_slurm: Callable[..., DevCluster]) -> Iterator[DevCluster]:
-    """Start the SLURM of this session at the first test that wants it, and point everything at it."""
-    cluster = start_slurm()
+    """Start the SLURM of this session at the first test that wants it, and point everything at it.
+
+    Its accounting refuses unknown accounts and wckeys, and jobs over a limit; `submit_limit` sets one.
+    """
+    cluster = start_slurm(ENFORCE="associations,limits,qos,wckeys")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cluster.env.items():
             patch.setenv(name, value)
         yield cluster
+
+
+@pytest.fixture
+def submit_limit(slurm: DevCluster) -> Iterator[Callable[[int], None]]:
+    """Return a function that lets this user have only so many jobs in the queue, until the test ends."""
+
+    def limit(jobs: int) -> None:
+        command = ["sacctmgr", "--immediate", "modify", "user", getpass.getuser(), "set", f"maxsubmitjobs={jobs}"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    yield limit
+    limit(-1)
+
+
+@pytest.fixture
+def calls_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Callable[[], list[str]]]:
+    """Return a function that puts a wrapper before programs, and returns one that lists their calls so far."""
+
+    def wrap(*programs: str) -> Callable[[], list[str]]:
+        folder = tmp_path / "wrappers"
+        folder.mkdir()
+        for name in programs:
+            real = shutil.which(name)
+            (folder / name).write_text(f'#!/bin/sh\necho {name} >>{folder}/calls\nexec {real} "$@"\n')
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        return lambda: (folder / "calls").read_text().split() if (folder / "calls").exists() else []
+
+    return wrap
 
 
 @pytest.fixture(scope="session")

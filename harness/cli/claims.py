@@ -25,8 +25,8 @@ def claims(show_all: bool, output: Output, runs_folder: Path) -> None:
     "study", "context", "metric", "ours", "other", "pairs": [[ours, other]], "p_holm", "verdict"}]}]}; the verdict is
     reproduced, contradicted, mixed, suggests, suggests the opposite, inconclusive or not run.
     """
-    from harness.analysis import claims_card
-    from harness.analysis.claims import RULE
+    from harness.analysis.claims import claims_card
+    from harness.analysis.claims.verdicts import RULE
 
     _, directories = members(None, runs_folder)
     show_damage(runs_folder, directories)
@@ -46,7 +46,7 @@ def claims(show_all: bool, output: Output, runs_folder: Path) -> None:
 
 
 def _show(rows: list[Any], each_contrast: bool) -> None:
-    from harness.analysis import claims_card
+    from harness.analysis.claims import claims_card
     from harness.cli.tables import Table
 
     if not rows:

@@ -64,10 +64,10 @@ def compare(
             raise LaunchError(f"{given} is for the arms of one study; of two, only their runs are compared")
         _compare_studies(study, other, output, runs_folder)
         return
-    from harness.analysis import contrasts as analysis
-    from harness.analysis import tab_contrasts
+    from harness.analysis.answers import contrasts as analysis
     from harness.analysis.presentation import presentation_of
     from harness.analysis.runs import load_records
+    from harness.analysis.tables import tab_contrasts
 
     if all_pairs and (baseline or by):
         raise LaunchError("either --all-pairs or a --baseline or --by")
@@ -103,7 +103,7 @@ def compare(
 
 
 def _show(contrasts: Any) -> None:
-    from harness.analysis import tab_contrasts
+    from harness.analysis.tables import tab_contrasts
     from harness.cli.tables import Table
 
     for heading, rows in tab_contrasts.rows(contrasts):

@@ -112,8 +112,8 @@ def probe_extractor(data: str, num_images: int, extractor: str, data_root: Path 
 
 
 def _load(data: str, root: Path | None, name: str) -> tuple[Dataset, Extractor]:
+    from harness.datasets import make_dataset
     from harness.metrics.features import load_extractor
-    from harness.registry import make_dataset
     from harness.spec.evaluation import extractor_name
     from harness.study.named_data import data_named
 

@@ -12,7 +12,7 @@ import click
 from harness.cli.common import Output, json_option, members, runs_folder_option, same_runs, upload_left_over
 
 if TYPE_CHECKING:
-    from harness.analysis.missing import MissingCell
+    from harness.analysis.answers.missing import MissingCell
     from harness.spec.presentation import FigureStyle
 
 
@@ -57,7 +57,7 @@ def figures(
     "name", "why"}], "missing": {STUDY: [{"arm", "replicate", "seed", "run_key", "evaluation", "metric", "state",
     "command"}]}}.
     """
-    from harness.analysis.stamps import nothing_has_changed
+    from harness.analysis.report.stamps import nothing_has_changed
 
     asked = [members(study, runs_folder) for study in studies]
     names = [str(name) for name, _ in asked]
@@ -69,7 +69,7 @@ def figures(
     made: list[str] = []
     files: list[Path] = []
     if fresh or one_file or not nothing_has_changed(runs_folder, out, names, look):
-        from harness.analysis.report import draw_report
+        from harness.analysis.report.report import draw_report
         from harness.launch.processes import available_cores
 
         processes = jobs or available_cores()
@@ -87,7 +87,7 @@ def figures(
 
 def _read_style(path: Path) -> FigureStyle:
     """Read a file of style; a label whose formula cannot be drawn is a mistake in it, too."""
-    from harness.analysis.style import unusable_labels
+    from harness.analysis.figures.style import unusable_labels
     from harness.study.presentation import read_figure_style
 
     look, document = read_figure_style(path)
@@ -99,7 +99,7 @@ def _read_style(path: Path) -> FigureStyle:
 def _check(
     names: list[str], out: Path, look: FigureStyle | None, jobs: int | None, output: Output, runs_folder: Path
 ) -> None:
-    from harness.analysis.check import check
+    from harness.analysis.report.check import check
     from harness.cli.tables import Table
     from harness.launch.processes import available_cores
     from harness.text import count, printable

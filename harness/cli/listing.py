@@ -62,7 +62,7 @@ def _studies(directories: Sequence[RunDirectory], runs_folder: Path) -> list[dic
     from harness.launch.states import read_run_states
     from harness.records.manifest import Manifests
 
-    run_states = read_run_states([directory.path for directory in directories])
+    run_states = read_run_states([directory.path for directory in directories], recent=True)
     manifests = Manifests(runs_folder)
     statuses: dict[str, list[Any]] = {}
     num_earlier: Counter[str] = Counter()
@@ -89,7 +89,7 @@ def _runs(directories: Sequence[RunDirectory], study: str) -> list[dict[str, Any
     from harness.launch.states import read_run_states
     from harness.records.manifest import Manifests
 
-    run_states = read_run_states([directory.path for directory in directories])
+    run_states = read_run_states([directory.path for directory in directories], recent=True)
     manifests = Manifests(directories[0].path.parent)
     runs = []
     for directory in directories:

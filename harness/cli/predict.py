@@ -12,7 +12,7 @@ from harness.cli.common import Output, json_option, members, runs_folder_option,
 from harness.errors import LaunchError
 
 if TYPE_CHECKING:
-    from harness.analysis.scaling_series import Multiplier, Series
+    from harness.analysis.statistics.scaling_series import Multiplier, Series
 
 
 @click.command()
@@ -37,7 +37,7 @@ def predict(study: str, compute: float, metric: str | None, output: Output, runs
     """
     from harness.analysis.presentation import presentation_of
     from harness.analysis.runs import load_records
-    from harness.analysis.scaling_series import multipliers, series_of
+    from harness.analysis.statistics.scaling_series import multipliers, series_of
     from harness.text import count
 
     if not (math.isfinite(compute) and compute > 0):
@@ -129,7 +129,7 @@ def _as_values(worth: Multiplier) -> dict[str, Any]:
 
 
 def _show(series: list[Series], worth: list[Multiplier], compute: float) -> None:
-    from harness.analysis.scaling_series import KINDS
+    from harness.analysis.statistics.scaling_series import KINDS
     from harness.cli.tables import Table
 
     click.echo(f"at {compute:g} multiply-adds of training")

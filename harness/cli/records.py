@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,6 +150,7 @@ def _watch(names: tuple[str, ...], every: float, runs_folder: Path) -> None:
     import time
 
     from harness import text
+    from harness.launch.states import shown_states
     from harness.tracking import daemon
 
     def show(message: str) -> None:
@@ -156,7 +158,8 @@ def _watch(names: tuple[str, ...], every: float, runs_folder: Path) -> None:
             click.echo(f"{time.strftime('%H:%M:%S')} {text.printable(line)}")
 
     try:
-        daemon.watch(lambda: studies_or_runs(names, runs_folder), show, every_seconds=every, for_ever=not names)
+        runs = partial(studies_or_runs, names, runs_folder)
+        daemon.watch(runs, shown_states, show, every_seconds=every, for_ever=not names)
     except KeyboardInterrupt:
         click.echo("stopped; the next `harness sync` uploads what is left")
 

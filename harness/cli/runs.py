@@ -39,8 +39,9 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
 
     With --json: [{"run_key", "studies", "arm", "replicate", "state", "step", "num_steps", "steps_per_second",
     "eta_seconds", "loss", "nll_bpd", "fid", "reason", "run_dir", "job", "node", "evaluation", "evaluation_done",
-    "evaluation_total", "asked_for", "collapse": [SIGN]}]. Of a study these are the runs that it asks for; without STUDY
-    all, and "asked_for" is false where no study asks for the run any more.
+    "evaluation_total", "asked_for", "unanswered", "collapse": [SIGN]}]. Of a study these are the runs that it asks for;
+    without STUDY all, and "asked_for" is false where no study asks for the run any more; "unanswered" is true where the
+    state depends on SLURM, which does not answer.
     """
     from harness import text
     from harness.cli import status_view, tables
@@ -84,10 +85,8 @@ def _watch(gather: Any) -> None:
     from harness.cli import status_view
 
     with contextlib.suppress(KeyboardInterrupt), status_view.Follower(gather) as follower:
-        follower.tick()
-        while any(row.state in ("new", "queued", "running") for row in gather()):
+        while any(row.is_active for row in follower.tick()):
             time.sleep(1.0)
-            follower.tick()
 
 
 @click.command()

@@ -242,7 +242,7 @@ def _draw(search: Search, runs_folder: Path) -> None:
     folder = search.folder(runs_folder)
     try:
         write_importances(search, folder)
-        from harness.analysis.fig_search import draw_all  # importing matplotlib may fail as well
+        from harness.analysis.figures.fig_search import draw_all  # importing matplotlib may fail as well
 
         draw_all(runs_folder, search.name, folder / "figures")
     except (HarnessError, OSError) as error:

@@ -20,6 +20,7 @@ from harness.records.directory import RunDirectory
 from harness.records.journal import events_in, last_value
 from harness.records.manifest import Manifests
 from harness.records.reading import read_bytes
+from harness.records.status import is_active
 from harness.spec.metrics import METRIC_KINDS, by_seed_kind, metric_kind
 from harness.text import count, printable
 
@@ -52,6 +53,7 @@ class StatusRow:
     evaluation: str = ""  # that is being measured
     evaluation_done: int | None = None
     evaluation_total: int | None = None
+    unanswered: bool = False  # SLURM does not say whether it has a job of the run
     collapse: tuple[str, ...] = ()  # signs that the model has collapsed
 
     def row(self, *, slurm: bool = False, study: bool = False) -> tuple[str, ...]:
@@ -71,6 +73,11 @@ class StatusRow:
             *((self.job or "-", self.node or "-") if slurm else ()),
             self.note,
         )
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the run is expected to go on by itself."""
+        return self.unanswered or is_active(self.state)
 
     @property
     def has_eta(self) -> bool:
@@ -94,7 +101,7 @@ def status_rows(directories: Sequence[RunDirectory], study: str | None = None) -
     """Gather the rows of `status`; arm and replicate are those of `study`, else of a run's first study."""
     if not directories:
         return []
-    run_states = states.read_run_states([directory.path for directory in directories])
+    run_states = states.read_run_states([directory.path for directory in directories], recent=True)
     manifests = Manifests(directories[0].path.parent)
     return [_status_row(directory, study, run_states[directory.key], manifests) for directory in directories]
 
@@ -103,10 +110,10 @@ def _status_row(
     directory: RunDirectory, study: str | None, run_state: states.RunState, manifests: Manifests
 ) -> StatusRow:
     status, job = run_state.status, run_state.job
-    asked, earlier = manifests.split(directory)
+    memberships, problems = directory.read_studies()
+    asked, earlier = manifests.split(directory, memberships)
     studies = asked or earlier
     membership = asked.get(study, earlier.get(study, {})) if study else next(iter(studies.values()), {})
-    problems = directory.read_studies()[1]
     num_steps, batch_size, nll_bpd, fid = 0, 0, None, None
     collapse: tuple[str, ...] = ()
     try:
@@ -142,6 +149,7 @@ def _status_row(
         evaluation=status.evaluation if status.state == "running" else "",
         evaluation_done=status.evaluation_done if status.state == "running" else None,
         evaluation_total=status.evaluation_total if status.state == "running" else None,
+        unanswered=bool(run_state.unanswered),
         collapse=collapse,
     )
 
@@ -226,12 +234,12 @@ class Follower:
         if self._live:
             self._live.stop()
 
-    def tick(self) -> None:
-        """Read the states again and show what changed."""
+    def tick(self) -> Sequence[StatusRow]:
+        """Read the states again and show what changed; return the rows."""
         rows = self._gather()
         if self._live:
             self._live.update(self._picture(rows), refresh=True)
-            return
+            return rows
         for row in rows:
             before = self._states[row.run_key]
             if row.state != before:
@@ -242,6 +250,7 @@ class Follower:
             for row in rows:
                 if row.state == "running":
                     self._say(row, "running")
+        return rows
 
     def _say(self, row: StatusRow, message: str) -> None:
         parts = [f"step {row.step}/{row.num_steps}"]

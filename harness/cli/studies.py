@@ -54,7 +54,7 @@ def plan(study: Path, output: Output, everything: bool, sets: tuple[str, ...], r
 
         show_plan(study, sets, runs_folder, output)
         return
-    planned = planning.plan(load(study, sets), runs_folder)
+    planned = planning.plan(load(study, sets), runs_folder, recent=True)
     if output.as_json:
         output.document(planned.as_json())
         return
@@ -98,8 +98,11 @@ def submit(
     With --json: {"study", "submitted": [RUN_KEY], "skipped": [RUN_KEY], "notes": [TEXT], "runs": [{"run_key", "state",
     "arm", "replicate", "reason"}]}, the runs as they stand when the command returns.
     """
+    from harness import text
     from harness.launch import planning
     from harness.launch.calibrate import require_within_budget
+    from harness.launch.submission import Refused
+    from harness.slurm.jobs import live_jobs
 
     planned = planning.plan(load(study, sets), runs_folder)
     slurm_profile = read_profile(profile, cluster)
@@ -109,7 +112,13 @@ def submit(
     options |= {"sync": not no_sync, "new_code": new_code}
     if after:
         _, options["after"] = members(after, runs_folder)
-    left = submit_and_follow(planned, runs_folder, output, **options)
+    try:
+        left = submit_and_follow(planned, runs_folder, output, **options)
+    except Refused as refusal:
+        if not (watch and live_jobs()):  # else jobs of other studies may be at the limit
+            raise
+        left = len(planned.to_do)
+        click.echo(text.printable(f"{text.count(left, 'run')} to go: {refusal}"))
     if watch and left:
         from harness.launch.submit import submit_rest
 

@@ -10,7 +10,8 @@ from harness.launch.claims import Claim, claims_of
 from harness.records import collapse
 from harness.records.directory import RunDirectory
 from harness.records.journal import Event
-from harness.slurm.jobs import JobInfo, read_queue
+from harness.slurm.jobs import JobInfo
+from harness.slurm.recent import read_recent_queue
 from harness.text import printable
 
 
@@ -28,7 +29,7 @@ def timeline(directory: RunDirectory) -> list[str]:
     ]
     claims = claims_of(directory.path.parent, [directory.key]).get(directory.key, [])
     try:
-        jobs = read_queue(job for claim in claims if claim.on_slurm for job in claim.jobs)
+        jobs = read_recent_queue(job for claim in claims if claim.on_slurm for job in claim.jobs)
     except LaunchError:
         jobs = {}
     for claim in claims:

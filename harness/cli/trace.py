@@ -10,7 +10,7 @@ import click
 from harness.cli.common import Output, json_option, runs_folder_option
 
 if TYPE_CHECKING:
-    from harness.analysis.trace import TracedStudy
+    from harness.analysis.report.trace import TracedStudy
 
 
 @click.command()
@@ -28,8 +28,8 @@ def trace(file: Path, out: Path, output: Output, runs_folder: Path) -> None:
     "data_digests", "protocols", "runs": [{"run_key", "arm", "replicate", "seed", "state", "run_dir", "code_version",
     "data_digest"}]}]}.
     """
-    from harness.analysis.trace import as_values
-    from harness.analysis.trace import trace as trace_file
+    from harness.analysis.report.trace import as_values
+    from harness.analysis.report.trace import trace as trace_file
 
     traced = trace_file(file, runs_folder, out)
     output.document(as_values(traced))

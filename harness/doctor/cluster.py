@@ -1,6 +1,6 @@
 """Check SLURM's description of a cluster (harness.slurm.cluster) against a profile and the runs' resources.
 
-All but `ask_slurm` and `check_accepted` are pure functions of SLURM's output.
+All but `ask_slurm`, `check_submit_limit` and `check_jobs` are pure functions of SLURM's output.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from harness.doctor.findings import Finding, ok, one_line, problem, warning
 from harness.errors import LaunchError
+from harness.launch.on_slurm import check_accepted
 from harness.launch.planning import Plan
 from harness.launch.processes import unusable_path
 from harness.slurm.cluster import ClusterInfo, count_gpus, is_usable, parse_time_limit, read_cluster_info
-from harness.slurm.jobs import check_submission, current_user, live_jobs, read_accounting
-from harness.slurm.probe import sbatch_options
+from harness.slurm.jobs import current_user, live_jobs, read_accounting
 from harness.slurm.profile import Profile, slurm_parameters
 from harness.spec.resources import Resources
 from harness.text import count
@@ -220,13 +220,13 @@ def check_time_limits(profile: Profile, classes: Mapping[str, Resources]) -> Ite
             )
 
 
-def check_accepted(profile: Profile, classes: Mapping[str, Resources]) -> Iterator[Finding]:
-    """Let SLURM itself check such jobs, since it has rules that no table shows; nothing is submitted."""
+def check_jobs(profile: Profile, classes: Mapping[str, Resources], plan: Plan | None) -> Iterator[Finding]:
+    """Let SLURM itself check the script of the jobs, since it has rules that no table shows; nothing is submitted."""
+    study = plan.study.name if plan else "doctor"
     for arms, resources in classes.items():
-        options = sbatch_options(resources, profile)
         try:
-            check_submission(*options)
+            check_accepted(resources, profile, study, num_jobs=1)
         except LaunchError as error:
-            yield problem(
-                f"{arms}: SLURM would not accept such a job: {one_line(str(error))}; options: {' '.join(options)}"
-            )
+            options = slurm_parameters(resources, profile)["slurm_additional_parameters"]
+            shown = " ".join(f"--{name}={value}" for name, value in options.items())
+            yield problem(f"{arms}: SLURM would not accept such a job: {one_line(str(error))}; options: {shown}")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from harness.doctor.cluster import (
     ask_slurm,
-    check_accepted,
     check_account,
     check_arrays,
+    check_jobs,
     check_partition,
     check_path,
     check_preemption,
@@ -77,7 +77,7 @@ def examine_cluster(
         ]
         yield from findings
         if all(finding.level != "problem" for finding in findings):  # else it would report the same problem again
-            yield from check_accepted(profile, classes)
+            yield from check_jobs(profile, classes, plan)
     unusable = list(check_path(runs_folder, "slurm"))
     yield from unusable
     yield from check_runs_folder(runs_folder, plan)

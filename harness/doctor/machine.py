@@ -112,7 +112,7 @@ def file_system(path: Path) -> str:
 
 def check_data(plan: Plan) -> Iterator[Finding]:
     """Load each data set of a study, and account for what it holds."""
-    from harness.registry import make_dataset
+    from harness.datasets import make_dataset
 
     yield from check_cache()
     for data, root in dict.fromkeys((planned.run.spec.data, planned.run.data_root) for planned in plan.runs):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.base import Dataset
+from harness.datasets import make_dataset
 from harness.errors import LaunchError, SpecError
 from harness.job.request import RunRequest
 from harness.records import manifest
@@ -14,7 +15,6 @@ from harness.records.data_digest import require_same_data
 from harness.records.directory import RunDirectory
 from harness.records.manifest import Manifests
 from harness.records.plugins import read_spec
-from harness.registry import make_dataset
 from harness.spec.averages import EmaOfWidth
 from harness.spec.evaluation import AnySampler, Evaluation, Fidelity
 from harness.spec.protocols import ProtocolError, compared, difference, expand, protocol_id

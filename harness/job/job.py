@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.data.base import Dataset
+from harness.datasets import make_dataset
 from harness.errors import CheckpointError, RecordError, TrackingError
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.ensembles import with_middle
@@ -43,7 +44,7 @@ from harness.records.lineage import parent_of
 from harness.records.plugins import read_spec
 from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
-from harness.registry import make_dataset, make_method
+from harness.registry import make_method
 from harness.slurm.time_limit import TIME_LIMIT_SIGNAL, TimeLimit
 from harness.spec.evaluation import WITH_FEATURES
 from harness.spec.metrics import metric_name, recorded_name
@@ -238,7 +239,8 @@ class _Job:
     def _restore(self, data: Dataset, device: torch.device, group: ProcessGroup) -> tuple[Training, Checkpoints]:
         """Return the training restored from the newest intact checkpoint, the same on every process."""
         resources, spec = self.request.resources, self.spec
-        torch.use_deterministic_algorithms(resources.deterministic)
+        if torch.are_deterministic_algorithms_enabled() != resources.deterministic:  # to set it imports torch._inductor
+            torch.use_deterministic_algorithms(resources.deterministic)
         set_tf32(spec.train.precision, self.directory.environments())
         if resources.deterministic:
             os.environ.setdefault(
@@ -292,7 +294,7 @@ class _Job:
             progress.update(step, self.spec.train.steps, f"loss {self._loss:.4f}")
             self._write_status("running")
             if checkpoints.slowest_seconds > max(SLOW_CHECKPOINT_SECONDS, self._checkpoint_seconds):
-                self._record_throughput(training, checkpoints, 1 / self._speed)
+                self._record_throughput(training, checkpoints, (time.monotonic() - began) / (step - first))
 
         def measure(step: int) -> float | None:
             return self._evaluate_during(training, data, step) if step < self.spec.train.steps else None

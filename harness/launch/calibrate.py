@@ -169,8 +169,9 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
     """
     import torch
 
+    from harness.datasets import make_dataset
     from harness.job.environment import choose_device
-    from harness.registry import make_dataset, make_method
+    from harness.registry import make_method
     from harness.training.checkpoints import Checkpoints
     from harness.training.loop import Training, train
 

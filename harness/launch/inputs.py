@@ -87,7 +87,7 @@ def require_inputs(runs: Sequence[PlannedRun]) -> Datasets:
     datasets: Datasets = {}
     keys = {(planned.run.spec.data, planned.run.data_root) for planned in runs}
     if keys:
-        from harness.registry import make_dataset
+        from harness.datasets import make_dataset
 
         datasets = {(data, root): make_dataset(data, root) for data, root in keys}
     if extractors := extractors_with_weights(runs):

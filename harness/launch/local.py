@@ -61,7 +61,7 @@ class LocalSubmission(BlockingSubmission):
     tracking_uri: str | None = None
     _syncing: BackgroundSync | None = None
 
-    def wait(self, tick: Callable[[], None]) -> bool:
+    def wait(self, tick: Callable[[], object]) -> bool:
         """Wait for the workers, calling `tick` twice a second; return False if they were asked to stop.
 
         Ctrl-C and SIGTERM ask the workers to stop at the next step, with a checkpoint; a second Ctrl-C stops at once.
@@ -77,7 +77,7 @@ class LocalSubmission(BlockingSubmission):
                 if self._syncing:
                     self._final_sync(self._syncing)
 
-    def _follow(self, tick: Callable[[], None]) -> bool:
+    def _follow(self, tick: Callable[[], object]) -> bool:
         try:
             self.start()
             while self.alive() or any(slot.workers for slot in self.slots):
@@ -150,7 +150,7 @@ class LocalSubmission(BlockingSubmission):
     def alive(self) -> list[Any]:
         return [job for job in self.jobs if not job.done()]
 
-    def stop(self, tick: Callable[[], None] = lambda: None) -> None:
+    def stop(self, tick: Callable[[], object] = lambda: None) -> None:
         """Ask the workers to write a checkpoint and exit, and wait until they have."""
         with contextlib.suppress(KeyboardInterrupt):
             while alive := self.alive():
@@ -173,7 +173,7 @@ def _has_failed(job: Any) -> bool:
 class DebugSubmission(BlockingSubmission):
     """One worker in this process, for the user's own debugger."""
 
-    def wait(self, tick: Callable[[], None]) -> bool:
+    def wait(self, tick: Callable[[], object]) -> bool:
         """Work in this process, showing progress; return False if it was asked to stop.
 
         Raises:

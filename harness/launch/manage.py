@@ -22,6 +22,7 @@ from harness.records.manifest import Manifests
 from harness.slurm.commands import patiently
 from harness.slurm.jobs import cancel_jobs, current_user
 from harness.slurm.profile import Profile
+from harness.slurm.recent import forget_recent_queue
 from harness.text import count
 
 
@@ -85,6 +86,7 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
                 os.kill(owner["pid"], signal.SIGTERM)
     needed = {job_id for folder in folders for job_id in _needed(folder)}
     patiently(lambda: cancel_jobs(sorted(job_ids - needed)))
+    forget_recent_queue()
     return live
 
 

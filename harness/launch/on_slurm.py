@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.errors import LaunchError
 from harness.launch import requeue
+from harness.launch.lanes import Lanes, count_arrays, earlier_arrays, lanes_of
 from harness.launch.planning import Plan, PlannedRun
-from harness.launch.processes import make_executor, process_environment, thread_environment
+from harness.launch.processes import batch_script, make_executor, process_environment, thread_environment
 from harness.launch.slurm_job import Task
-from harness.launch.submission import Submission
+from harness.launch.submission import Refused, Submission
 from harness.records import snapshot, throughput
 from harness.records.files import replace_file
 from harness.records.layout import SubmissionLayout
 from harness.slurm.cluster import max_array_size
-from harness.slurm.jobs import ignored_defaults, login_environment
+from harness.slurm.jobs import check_script, ignored_defaults, live_jobs, login_environment
+from harness.slurm.limits import room_for_jobs
 from harness.slurm.profile import Profile, python_command, slurm_parameters
 from harness.spec.resources import Resources
 from harness.text import count
@@ -34,12 +38,17 @@ def launch_slurm(
     jobs: int | None,
     profile: Profile,
     after: Sequence[str] = (),
+    at_once: int | None = None,
     **options: Any,
 ) -> Submission:
     """Submit job arrays, one for each class of resources.
 
     Args:
         after: numbers of jobs that must have ended before these start.
+        at_once: how many jobs are tried first; None tries all.
+
+    Raises:
+        Refused: SLURM takes not one job.
     """
     submission = Submission(runs, folder)
     if not runs:
@@ -49,18 +58,16 @@ def launch_slurm(
     classes: dict[tuple[Resources, str], list[PlannedRun]] = {}
     for planned in runs:
         classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)
-        # Before sbatch: a job may start and write its status at once.
-        planned.directory.set_status(replace(planned.status, state="queued", reason="", cause="", stopped_by=""))
-    for (resources, _), members in classes.items():
+    sizes = {key: _runs_of_a_job(key[0], profile) for key in classes}
+    num_jobs = sum(math.ceil(len(members) / sizes[key]) for key, members in classes.items())
+    queue = _Queue(submission, _lanes(plan, jobs or profile.max_parallel), profile, num_jobs, at_once or num_jobs)
+    for key, members in classes.items():
+        queue.begin_class()
+        resources, size = key[0], sizes[key]
         variables = snapshot.environment(code[members[0].run_key])
-        parameters = slurm_parameters(resources, profile, jobs, _checkpoint_seconds(members, measured))
-        if after:
-            dependency = {"dependency": ":".join(["afterany", *after])}
-            parameters["slurm_additional_parameters"] = parameters["slurm_additional_parameters"] | dependency
-        parameters["slurm_setup"] = [*requeue.SETUP, *parameters["slurm_setup"]]
+        parameters = job_parameters(resources, profile, plan.study.name, _checkpoint_seconds(members, measured))
         pack = profile.resolve(resources, "pack") if resources.num_processes == 1 else 1
         threads = max(1, parameters["cpus_per_task"] // pack)
-        chain = profile.chain if resources.num_processes == 1 else 1
         task = Task(
             folder,
             threads,
@@ -71,32 +78,32 @@ def launch_slurm(
             lead_seconds=parameters["slurm_signal_delay_s"],
             **options,
         )
-        parameters |= {"name": f"harness-{plan.study.name}", "python": python_command(profile)}
-        canary = resources.canary and len(members) > 1
-        size = pack * chain
         packs = [members[first : first + size] for first in range(0, len(members), size)]
-        arrays = [packs[first : first + largest] for first in range(0, len(packs), largest)]
-        parallel = parameters["slurm_array_parallelism"]
+        conditions = [":".join(["afterany", *after])] if after else []
         unset = _unset_variables(parameters["slurm_additional_parameters"])
         with process_environment(unset | thread_environment(threads) | variables):
-            if canary:
+            canary = ""
+            if resources.canary and len(members) > 1:
                 try:
-                    job = _submit_array(submission, replace(task, canary=True), [members[:1]], parameters)[0]
-                except LaunchError:
-                    _take_back(submission, folder)
-                    raise
-                canary_ends = {"dependency": f"afterok:{job.job_id}", "kill-on-invalid-dep": "yes"}
-                parameters["slurm_additional_parameters"] = parameters["slurm_additional_parameters"] | canary_ends
-            for array in arrays:
-                share = max(1, parallel * len(array) // len(packs))  # of what may run at the same time
-                limited = parameters | {"slurm_array_parallelism": share}
-                for tasks, accepted in _submit_what_fits(submission, task, array, limited):
+                    alone = _with_options(parameters, dependency=",".join(conditions))
+                    canary = _submit_array(submission, replace(task, canary=True), [members[:1]], alone)[0].job_id
+                except Refused as error:
+                    queue.refused(error)
+                    continue
+                conditions = [f"afterok:{canary}"]
+                parameters = _with_options(parameters, **{"kill-on-invalid-dep": "yes"})
+            for first in range(0, len(packs), largest):
+                array = packs[first : first + largest]
+                for tasks, accepted in queue.submit_what_fits(task, array, parameters, conditions):
                     number = tasks[0].job_id.split("_")[0]
                     if canary:
-                        _note_canary(folder, number, members[0].run_key)
+                        _describe(folder, "canaries", number, members[0].run_key)
                     shared = count(sum(map(len, accepted)), "run") + (f", {size} to a job" if size > 1 else "")
                     submission.notes.append(f"job {number}: {shared}, {count(threads, 'core')} each")
-    _take_back(submission, folder)
+    if not submission.jobs:
+        shutil.rmtree(folder, ignore_errors=True)  # nothing of it is in the queue
+        raise Refused(submission.refusal)
+    _set_aside(submission)
     if submission.left:
         submission.notes.append(
             f"{count(len(submission.left), 'run')} not submitted, since SLURM takes no more jobs now: "
@@ -116,40 +123,119 @@ def _checkpoint_seconds(
     return max((fact.checkpoint_seconds for fact in facts if fact.checkpoint_seconds is not None), default=None)
 
 
-def _submit_what_fits(
-    submission: Submission, task: Task, packs: list[list[PlannedRun]], parameters: dict[str, Any]
-) -> Iterator[tuple[list[Any], list[list[PlannedRun]]]]:
-    """Submit packs as one array, or in smaller ones where SLURM refuses it; yield the jobs of each with their packs.
+def job_parameters(
+    resources: Resources, profile: Profile, study: str, checkpoint_seconds: float | None = None
+) -> dict[str, Any]:
+    """Return the parameters of `make_executor` for the jobs of one class of resources."""
+    parameters = slurm_parameters(resources, profile, checkpoint_seconds)
+    parameters["slurm_setup"] = [*requeue.SETUP, *parameters["slurm_setup"]]
+    limits = {"max_time_limits": requeue.MAX_TIME_LIMITS}
+    return parameters | limits | {"name": f"harness-{study}", "python": python_command(profile)}
 
-    A limit on the number of jobs is one of many reasons for a refusal, and no program can tell which from its text. So
-    half as many are tried, down to one job.
+
+def check_accepted(resources: Resources, profile: Profile, study: str, num_jobs: int) -> None:
+    """Let SLURM check the script by which such jobs are submitted; nothing is.
 
     Raises:
-        LaunchError: SLURM refused every one, and has taken none of this submission before.
+        LaunchError: SLURM would not accept it; with its reason.
     """
-    size = len(packs)
-    while packs and size:
-        size = min(size, len(packs))
-        try:
-            jobs = _submit_array(submission, task, packs[:size], parameters)
-        except LaunchError as error:
-            submission.refusal = str(error)
-            size //= 2
-            if not size and not submission.jobs:
-                _take_back(submission, task.folder)
-                raise
-            continue
-        yield jobs, packs[:size]
-        packs = packs[size:]
+    parameters = job_parameters(resources, profile, study) | {"slurm_array_parallelism": num_jobs}
+    options = parameters["slurm_additional_parameters"]
+    with tempfile.TemporaryDirectory(prefix="harness-doctor-") as name:
+        script = Path(name) / "job.sh"
+        script.write_text(batch_script(Path(name), num_jobs, **parameters))
+        check_script(script, options)
 
 
-def _take_back(submission: Submission, folder: Path) -> None:
-    """Give runs without a job the state that they had, and note them as left."""
-    for planned in submission.runs:
-        if not SubmissionLayout(folder).claim_path(planned.run_key).exists():
-            planned.directory.set_status(planned.status)
-            submission.left.append(planned)
-    submission.runs = [planned for planned in submission.runs if planned not in submission.left]
+def _runs_of_a_job(resources: Resources, profile: Profile) -> int:
+    return profile.resolve(resources, "pack") * profile.chain if resources.num_processes == 1 else 1
+
+
+def _lanes(plan: Plan, limit: int) -> Lanes:
+    """Return the lanes of a study, of which its earlier submissions may have some.
+
+    Raises:
+        LaunchError: SLURM does not answer.
+    """
+    arrays = earlier_arrays(plan.runs_folder, plan.study.name)
+    queued = count_arrays(live_jobs()) if arrays else {}
+    return lanes_of(arrays, queued, limit)
+
+
+@dataclass
+class _Queue:
+    """What SLURM takes of one submission.
+
+    Attributes:
+        num_left: jobs that SLURM has not taken yet.
+        size: how many jobs are tried next.
+        room: for how many more there is room below the limits that are known; None if there is none, or before the
+            first refusal.
+    """
+
+    submission: Submission
+    lanes: Lanes
+    profile: Profile
+    num_left: int
+    size: int
+    room: int | None = None
+
+    def begin_class(self) -> None:
+        """After a refusal, try again with the next class: another reason than a limit may not hold for it."""
+        if self.submission.refusal:
+            self.size = self.num_left if self.room is None else max(1, self.room)
+
+    def submit_what_fits(
+        self, task: Task, packs: list[list[PlannedRun]], parameters: dict[str, Any], conditions: Sequence[str]
+    ) -> Iterator[tuple[list[Any], list[list[PlannedRun]]]]:
+        """Submit packs as one array, or in smaller ones where SLURM refuses it; yield each one's jobs with their packs.
+
+        A limit on the number of jobs is one of many reasons for a refusal, and no program can tell which from its text.
+        So half as many are tried, or as many as there is room for below the limits that are known, down to one job.
+
+        Args:
+            conditions: dependencies of the jobs.
+        """
+        while packs and self.size:
+            size = min(self.size, len(packs))
+            lane = self.lanes.place(size, size if self.submission.refusal else max(size, self.num_left))
+            before = lane.last
+            depends = [*conditions, *([f"afterany:{before}"] if before else [])]
+            limited = _with_options(parameters | {"slurm_array_parallelism": lane.share}, dependency=",".join(depends))
+            try:
+                jobs = _submit_array(self.submission, task, packs[:size], limited)
+            except Refused as error:
+                self.refused(error, size)
+                continue
+            number = jobs[0].job_id.split("_")[0]
+            self.lanes.add(lane, number, size)
+            _describe(task.folder, "arrays", number, [lane.share, before])
+            yield jobs, packs[:size]
+            packs, self.num_left = packs[size:], self.num_left - size
+            self.room = None if self.room is None else max(0, self.room - size)
+
+    def refused(self, error: Refused, size: int = 1) -> None:
+        """Choose how many jobs are tried next: none after a single one was refused."""
+        first = not self.submission.refusal
+        self.submission.refusal = str(error)
+        self.size = size // 2
+        if first and self.size:
+            self.room = room_for_jobs(self.profile)
+            self.size = self.size if self.room is None else max(1, min(self.room, size - 1))
+
+
+def _with_options(parameters: dict[str, Any], **options: str) -> dict[str, Any]:
+    """Return parameters with more options of sbatch, those that are not empty."""
+    given = {name: value for name, value in options.items() if value}
+    return parameters | {"slurm_additional_parameters": parameters["slurm_additional_parameters"] | given}
+
+
+def _set_aside(submission: Submission) -> None:
+    """Note as left the runs without a job."""
+    layout = SubmissionLayout(submission.folder)
+    submission.left = [planned for planned in submission.runs if not layout.claim_path(planned.run_key).exists()]
+    left = {planned.run_key for planned in submission.left}
+    submission.runs = [planned for planned in submission.runs if planned.run_key not in left]
 
 
 def _submit_array(
@@ -158,13 +244,19 @@ def _submit_array(
     """Submit one job array, and record which job has which run.
 
     Raises:
-        LaunchError: SLURM refused.
+        Refused: SLURM refused. The runs keep the state that they had.
     """
+    runs = [planned for pack in packs for planned in pack]
+    for planned in runs:  # before sbatch: a job may start and write its status at once
+        planned.directory.set_status(replace(planned.status, state="queued", reason="", cause="", stopped_by=""))
     try:
-        executor = make_executor(task.folder, "slurm", max_time_limits=requeue.MAX_TIME_LIMITS, **parameters)
+        executor = make_executor(task.folder, "slurm", **parameters)
         array = executor.map_array(task, [tuple(planned.path.absolute() for planned in pack) for pack in packs])
     except Exception as error:
-        raise LaunchError(f"SLURM did not accept the jobs: {' '.join(str(error).split())[-400:]}") from error
+        for planned in runs:
+            if not SubmissionLayout(task.folder).claim_path(planned.run_key).exists():  # a canary has a job already
+                planned.directory.set_status(planned.status)
+        raise Refused(f"SLURM did not accept the jobs: {' '.join(str(error).split())[-400:]}") from error
     for pack, job in zip(packs, array, strict=True):
         for planned in pack:
             with SubmissionLayout(task.folder).claim_path(planned.run_key).open("a") as file:
@@ -173,10 +265,11 @@ def _submit_array(
     return array
 
 
-def _note_canary(folder: Path, number: str, run_key: str) -> None:
+def _describe(folder: Path, kind: str, number: str, value: Any) -> None:
+    """Note a fact of an array in the description of its submission."""
     path = SubmissionLayout(folder).submission_path
     description = json.loads(path.read_text())
-    description.setdefault("canaries", {})[number] = run_key
+    description.setdefault(kind, {})[number] = value
     replace_file(path, json.dumps(description, indent=1), durable=False)
 
 

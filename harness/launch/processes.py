@@ -26,7 +26,24 @@ def make_executor(
     given = {name: value for name, value in options.items() if value is not None}
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **given)
     executor.update_parameters(stderr_to_stdout=True, **parameters)
+    if cluster == "slurm" and parameters.get("slurm_wckey") is None:
+        # It takes None for "not set", and then writes --wckey=submitit, which is refused where wckeys are enforced.
+        executor._executor.update_parameters(wckey=None)
     return executor
+
+
+def batch_script(folder: Path, num_jobs: int, **parameters: Any) -> str:
+    """Return the batch script by which submitit submits an array.
+
+    Args:
+        parameters: of `make_executor`.
+    """
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    executor = make_executor(folder, "slurm", **parameters)._executor
+    command = executor._submitit_command_str
+    script: str = _make_sbatch_string(command=command, folder=folder, map_count=num_jobs, **executor.parameters)
+    return script
 
 
 def unusable_path(folder: Path, cluster: str) -> str:

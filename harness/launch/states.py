@@ -14,6 +14,7 @@ from harness.records.layout import SubmissionLayout
 from harness.records.lock import FolderLock
 from harness.records.status import Ending, Status
 from harness.slurm.jobs import JobInfo, QueueAnswer, ask_queue, current_user, read_queue
+from harness.slurm.recent import read_recent_queue
 
 FORGOTTEN_SECONDS = 600.0  # "queued" and the claim are seconds apart, unless the submission was interrupted in between
 
@@ -29,7 +30,7 @@ class RunState:
     unanswered: str = ""  # why SLURM did not answer, if the state depends on its answer
 
 
-def read_run_states(paths: Sequence[Path], *, wait: bool = False) -> dict[str, RunState]:
+def read_run_states(paths: Sequence[Path], *, wait: bool = False, recent: bool = False) -> dict[str, RunState]:
     """Return the states of runs by key; SLURM is queried once.
 
     While SLURM does not answer, a run keeps the state in its directory, and `unanswered` says that this may be wrong.
@@ -37,6 +38,7 @@ def read_run_states(paths: Sequence[Path], *, wait: bool = False) -> dict[str, R
     Args:
         paths: run directories, all in one folder.
         wait: ask again, with pauses, while SLURM does not answer.
+        recent: whether an answer that is half a minute old will do: for what is shown, and not for what is submitted.
     """
     states = {path.name: RunState(RunDirectory(path).status()) for path in paths}
     open_ends = [path for path in paths if states[path.name].status.state in ("queued", "running", "interrupted")]
@@ -52,7 +54,8 @@ def read_run_states(paths: Sequence[Path], *, wait: bool = False) -> dict[str, R
     on_slurm = [claim for of_run in claims.values() for claim in of_run if claim.on_slurm]
     job_ids = {job_id for claim in on_slurm for job_id in claim.jobs} | set(filter(None, holders.values()))
     users = {str(claim.submission.get("user") or "") for claim in on_slurm} - {"", current_user()}
-    answer = ask_queue(lambda: read_queue(job_ids, *users), wait=wait)
+    read = read_recent_queue if recent else read_queue
+    answer = ask_queue(lambda: read(job_ids, *users), wait=wait)
     for path in open_ends:
         key = path.name
         state = _combine_with_slurm(states[key].status, key, claims.get(key, []), holders.get(key, ""), answer)
@@ -60,6 +63,12 @@ def read_run_states(paths: Sequence[Path], *, wait: bool = False) -> dict[str, R
             state = replace(state, status=_ended(state.status, "failed", ending))
         states[key] = state
     return states
+
+
+def shown_states(directories: Sequence[RunDirectory]) -> dict[str, str]:
+    """Return the states of runs by key as `status` shows them; `unknown` where they depend on an answer of SLURM's."""
+    states = read_run_states([directory.path for directory in directories], recent=True) if directories else {}
+    return {key: "unknown" if state.unanswered else state.status.state for key, state in states.items()}
 
 
 def _combine_with_slurm(

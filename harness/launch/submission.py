@@ -8,8 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.errors import LaunchError
 from harness.launch.planning import PlannedRun, planned_run
 from harness.launch.states import read_run_states
+
+
+class Refused(LaunchError):
+    """SLURM refused jobs: for a limit, or for good."""
 
 
 @dataclass
@@ -45,5 +50,5 @@ class BlockingSubmission(Submission, ABC):
     """A submission that `submit` waits for."""
 
     @abstractmethod
-    def wait(self, tick: Callable[[], None]) -> bool:
+    def wait(self, tick: Callable[[], object]) -> bool:
         """Wait until the work has ended; return False if it was asked to stop."""

@@ -20,14 +20,15 @@ from harness.launch.planning import Plan, PlannedRun, planned_run
 from harness.launch.processes import unusable_path
 from harness.launch.requeue import given_up
 from harness.launch.states import read_run_states
-from harness.launch.submission import Submission
+from harness.launch.submission import Refused, Submission
 from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.layout import CODE, JOBS, SubmissionLayout
 from harness.records.manifest import Manifests, ask_for
 from harness.slurm.commands import NoAnswer
-from harness.slurm.jobs import current_user
+from harness.slurm.jobs import current_user, live_jobs
+from harness.slurm.limits import room_for_jobs
 from harness.slurm.profile import Profile
 from harness.study.model import Study
 from harness.text import count, shell_word
@@ -44,6 +45,7 @@ def submit(
     new_code: bool = False,
     asks: bool = True,
     after: Sequence[RunDirectory] = (),
+    at_once: int | None = None,
 ) -> Submission:
     """Submit all that is left to do, and record what the study asks for from now on; safe to repeat.
 
@@ -58,13 +60,14 @@ def submit(
         asks: whether the study asks for its runs and no others from now on. A trial of a search does not, since the
             search keeps the list of its trials, nor does a retry.
         after: runs whose jobs on SLURM must have ended before these start, however they end.
+        at_once: how many jobs SLURM is asked to take first; None: all.
 
     Returns:
         The submission; call `wait()` on it unless it is on SLURM.
 
     Raises:
         DataError, RecordError, TrackingError: before anything is submitted.
-        LaunchError: SLURM does not say whether it has a job of a run; or submitit or the cluster refused.
+        LaunchError: SLURM does not say whether it has a job of a run; Refused if it takes not one job.
     """
     if cluster not in CLUSTERS:
         raise LaunchError(f"no cluster {cluster!r}; the choices are {', '.join(CLUSTERS)}")
@@ -124,6 +127,8 @@ def submit(
     options: dict[str, Any] = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
     if after:
         options["after"] = jobs_of(after)
+    if at_once:
+        options["at_once"] = at_once
     submission = launch(plan, runs, folder, code, **options)
     if old := sum(run_snapshot.id != current_id for run_snapshot in code.values()):
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
@@ -135,26 +140,37 @@ def submit(
 
 
 WATCH_SECONDS = 60.0
+MAX_REFUSALS_IN_A_ROW = 3  # with nothing in the queue that would explain them
 
 
 def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[str], None], **options: Any) -> None:
     """Submit to SLURM, as others end, the runs that it did not take at once; return when it has them all.
 
+    SLURM is asked to take as many as there is room for below the limits that are known, else as many as it took last.
+
     Args:
         make_plan: plans the study anew.
         left: how many runs SLURM has not taken yet.
         options: of `submit`.
+
+    Raises:
+        Refused: no limit can be the reason, since the user has no job in the queue.
     """
-    refusal = ""
+    failure, refusals, taken = "", 0, 1
     while left:
         time.sleep(WATCH_SECONDS)
         try:
-            submission = submit(make_plan(), **options)
+            room = room_for_jobs(options.get("profile") or Profile())
+            submission = submit(make_plan(), at_once=max(1, taken if room is None else room), **options)
         except LaunchError as error:  # no answer, or still not one job more
-            if str(error) != refusal:
+            refusals += isinstance(error, Refused)
+            if refusals >= MAX_REFUSALS_IN_A_ROW and isinstance(error, Refused) and not live_jobs():
+                raise
+            if str(error) != failure:
                 on_message(f"{count(left, 'run')} to go: {error}")
-            refusal = str(error)
+            failure = str(error)
             continue
+        failure, refusals, taken = "", 0, len(submission.jobs)
         left = len(submission.left)
         if submission.runs:
             on_message(f"submitted: {count(len(submission.runs), 'run')}; {left} to go")

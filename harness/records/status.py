@@ -31,6 +31,15 @@ Cause = Literal[
 CAUSES = get_args(Cause)
 
 
+def is_active(state: str) -> bool:
+    """Return whether a run in this state is expected to go on by itself.
+
+    Args:
+        state: one of STATES, or `unknown` where SLURM does not say whether it has a job of the run.
+    """
+    return state in ("new", "queued", "running", "unknown")
+
+
 class Ending(NamedTuple):
     """Why a run ended: for programs, and for people."""
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 MAX_FAILURES_IN_A_ROW = 10
 MAX_STARTS_WITHOUT_PROGRESS = 3
-MAX_REFUSALS_IN_A_ROW = 3
+MAX_REFUSALS_IN_A_ROW = 3  # of the first jobs, with nothing in the queue that would explain them
+MAX_PAUSE_SECONDS = 300.0
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Coordinator:
         self._store_is_unreachable = False
         self._outage = ""  # why SLURM does not answer
         self._refusals = 0  # of jobs, in a row
+        self._pause_ends = 0.0  # by time.monotonic: no job is tried before
 
     def run(self) -> bool:
         """Run trials until all have ended; return False if the time was up or the grid exhausted before.
@@ -104,6 +106,8 @@ class Coordinator:
             try:
                 self._update_trials()
                 more_to_come = time.monotonic() < deadline and self._start_trials()
+                if self._outage:
+                    self.on_message("SLURM answers again")
                 self._outage = ""
             except NoAnswer as error:  # trials stay as they are until SLURM answers
                 more_to_come = True
@@ -189,7 +193,7 @@ class Coordinator:
             lost = names.count("RUNNING") > len(self.running)
             if settings.sampler == "grid" and len(trials) >= grid_size(self.search) and not lost:
                 return False
-            if len(self.running) >= settings.parallel or self.workers.free_slots() <= 0:
+            if len(self.running) >= settings.parallel or not self._may_start():
                 return True
             self._start_trial(self._next_trial())
 
@@ -198,7 +202,11 @@ class Coordinator:
         number, point, optuna_trial = suggest(self.search, self.study, running)
         study = self.search.trial(number, point)
         keys = [run.run_key for run in study.runs]
-        done = {planned.run_key for planned in planning.plan(study, self.runs_folder).runs if planned.state == "done"}
+        done = {
+            planned.run_key
+            for planned in planning.plan(study, self.runs_folder, recent=True).runs
+            if planned.state == "done"
+        }
         record = TrialRecord(number, point, keys, [key for key in keys if key in done])
         optuna_trial.set_user_attr("run_keys", keys)
         record.write(self.folder)
@@ -223,7 +231,7 @@ class Coordinator:
 
     def _update_trial(self, trial: _Trial, busy: set[str]) -> None:
         """Check a trial's runs: finish it, prune it, or start those of its runs that are not running."""
-        planned_runs = planning.plan(trial.study, self.runs_folder).runs
+        planned_runs = planning.plan(trial.study, self.runs_folder, recent=True).runs
         if all(planned.state == "done" for planned in planned_runs):
             return self._complete(trial, planned_runs)
         idle = [planned for planned in planned_runs if planned.run_key not in busy and planned.state != "running"]
@@ -237,7 +245,7 @@ class Coordinator:
             return self._finish(trial, "pruned", reason) if len(idle) == len(planned_runs) else None
         for planned in planned_runs:
             if planned in idle and planned.state != "done":
-                if self.workers.free_slots() <= 0:
+                if not self._may_start():
                     return None
                 if error := self._start_run(trial, planned):
                     return self._finish(trial, "failed", error)
@@ -259,13 +267,31 @@ class Coordinator:
         except NoAnswer:
             raise
         except LaunchError as error:
-            self._refusals += 1
-            if self._refusals >= MAX_REFUSALS_IN_A_ROW:
-                raise
-            raise NoAnswer(str(error)) from error  # perhaps for a moment; the next pass tries again
+            self._wait_after_refusal(error)
+            return ""
+        if self._refusals:
+            self.on_message("SLURM takes jobs again")
         self._refusals = 0
         trial.starts[key] = (status.step, starts)
         return ""
+
+    def _may_start(self) -> bool:
+        return time.monotonic() >= self._pause_ends and self.workers.free_slots() > 0
+
+    def _wait_after_refusal(self, error: LaunchError) -> None:
+        """Try no job for a while, and for longer each time: the limits on jobs, of which this may be one, give way.
+
+        The trials that have jobs are followed meanwhile.
+
+        Raises:
+            LaunchError: no limit can be the reason, since nothing waits or runs.
+        """
+        self._refusals += 1
+        if self._refusals >= MAX_REFUSALS_IN_A_ROW and not self.workers.may_be_full():
+            raise error
+        if self._refusals == 1:
+            self.on_message(f"the search waits for SLURM: {error}")
+        self._pause_ends = time.monotonic() + min(MAX_PAUSE_SECONDS, self.workers.poll_seconds * 2**self._refusals)
 
     def _as_registered(self, planned: planning.PlannedRun) -> Run:
         """Keep the arm and replicate of a run that also belongs to an earlier trial."""

@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.launch import claims, local, planning, processes, submit
+from harness.launch import local, planning, processes, submit
+from harness.launch.states import read_run_states
+from harness.slurm.commands import NoAnswer
+from harness.slurm.jobs import live_jobs
 from harness.study.model import Study
 
 if TYPE_CHECKING:
@@ -40,6 +43,14 @@ class Workers(ABC):
     def free_slots(self) -> int:
         """Return how many more runs can start."""
         return 1_000_000
+
+    def may_be_full(self) -> bool:
+        """Return whether a refused run may be taken later, when others have ended.
+
+        Raises:
+            NoAnswer: SLURM does not say.
+        """
+        return False
 
     def wait(self) -> None:  # noqa: B027 (jobs of a cluster run on their own)
         """Wait until the processes of this machine have ended."""
@@ -105,21 +116,27 @@ class SlurmWorkers(Workers):
         self._runs_folder, self._jobs = runs_folder, jobs
         self._options: dict[str, Any] = {"profile": profile, "sync": sync}
         self._busy: set[str] = set()
+        self._has_jobs = False  # SLURM has accepted one of this search
 
     def start(self, study: Study) -> None:
         submit.submit(planning.plan(study, self._runs_folder), cluster="slurm", asks=False, **self._options)
         self._busy.add(study.runs[0].run_key)
+        self._has_jobs = True
 
     def busy(self, run_keys: set[str]) -> set[str]:
-        from harness.slurm.jobs import live_jobs
-
-        queued = live_jobs()
-        candidates = run_keys | self._busy  # also of trials that have ended, whose jobs may still be in the queue
-        of_runs = claims.claims_of(self._runs_folder, candidates)
+        paths = [self._runs_folder / key for key in run_keys | self._busy]  # also of trials that were pruned
+        states = read_run_states(paths, recent=True)
+        if failure := next((state.unanswered for state in states.values() if state.unanswered), ""):
+            raise NoAnswer(failure)
         self._busy = {
-            key for key, of_run in of_runs.items() if any(not queued.keys().isdisjoint(claim.jobs) for claim in of_run)
+            key
+            for key, state in states.items()
+            if state.status.state == "running" or state.live_claims or (state.job and state.job.live)
         }
         return run_keys & self._busy
+
+    def may_be_full(self) -> bool:
+        return bool(live_jobs()) or self._has_jobs
 
     def free_slots(self) -> int:
         return (self._jobs or 1_000_000) - len(self._busy)

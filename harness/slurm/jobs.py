@@ -250,13 +250,16 @@ def submit_script(script: Path, *options: str) -> str:
     return printed.strip().split(";")[0]  # 12, or 12;cluster
 
 
-def check_submission(*options: str) -> None:
-    """Let SLURM check a job with these options; nothing is submitted.
+def check_script(script: Path, options: Iterable[str]) -> None:
+    """Let SLURM check a batch script; nothing is submitted.
+
+    Args:
+        options: of sbatch that the script has; the user's defaults count for others, as they do in a submission.
 
     Raises:
         LaunchError: SLURM would not accept it; with SLURM's reason.
     """
-    run_slurm("sbatch", "--test-only", *options, "--wrap=true", environment=login_environment())
+    run_slurm("sbatch", "--test-only", str(script), environment=login_environment(options))
 
 
 def resubmit_job(script: Path, job_id: str) -> str:

@@ -61,7 +61,7 @@ class Profile(SpecModel):
     memory_request: Literal["mem", "mem-per-cpu", "all", "none"] = "mem"  # all: --mem=0; none: no option
     pack: int | None = Field(None, ge=1)
     chain: int = Field(1, ge=1)  # runs that one job works on one after another, beside those of `pack`
-    max_parallel: int = Field(64, ge=1)  # jobs of one array that run at the same time
+    max_parallel: int = Field(64, ge=1)  # jobs of a study that run at the same time
     max_array_size: int | None = Field(None, ge=1)  # None: from `scontrol show config`
     signal_lead_seconds: int | None = Field(None, ge=1, le=3600)  # before the time limit; None: as a checkpoint takes
     modules: tuple[Text, ...] = ()  # loaded before the job: cuda/12.4
@@ -143,13 +143,10 @@ def signal_lead_seconds(profile: Profile, minutes: int, checkpoint_seconds: floa
     return max(min(SIGNAL_LEAD_SECONDS, 6 * minutes), math.ceil(needed))
 
 
-def slurm_parameters(
-    resources: Resources, profile: Profile, jobs: int | None = None, checkpoint_seconds: float | None = None
-) -> dict[str, Any]:
+def slurm_parameters(resources: Resources, profile: Profile, checkpoint_seconds: float | None = None) -> dict[str, Any]:
     """Return submitit's parameters for one class of resources.
 
     Args:
-        jobs: how many jobs of an array run at a time; None takes the profile's max_parallel.
         checkpoint_seconds: of `signal_lead_seconds`.
     """
     cpus = max(profile.resolve(resources, "cpus"), resources.threads or 1)
@@ -161,7 +158,6 @@ def slurm_parameters(
         "tasks_per_node": tasks_per_node,
         "cpus_per_task": cpus,
         "slurm_signal_delay_s": signal_lead_seconds(profile, minutes, checkpoint_seconds),
-        "slurm_array_parallelism": jobs or profile.max_parallel,
         "slurm_setup": _setup(profile),
         "slurm_wckey": profile.wckey,  # submitit's own would be refused where wckeys are enforced
         "slurm_srun_args": [

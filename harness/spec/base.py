@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, model_serializer
 
@@ -47,6 +47,13 @@ class SpecModel(BaseModel):
             part.pop(name, None)
         return written
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy the fields, and nothing that was computed of them, such as run_key: the copy may have other values."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in copy.__dict__.keys() - type(self).model_fields.keys():
+            del copy.__dict__[name]
+        return copy
+
     @classmethod
     def check_declaration(cls) -> None:
         """Raise ValueError if a plugin's parameter class lacks what parts of its kind must declare."""
@@ -62,7 +69,10 @@ def expand_name(value: Any) -> Any:
 
 def canonical_json(value: Any) -> str:
     """Format plain values in the canonical form for hashing: sorted keys, no spaces, floats by repr."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return _CANONICAL.encode(value)
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
 def digest(value: Any) -> str:

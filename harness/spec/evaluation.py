@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -346,7 +347,7 @@ class Evaluation(SpecModel):
         """Return the names of the parts that it measures."""
         return [part for part in PARTS if getattr(self, part) not in (None, ())]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Return 16 hex digits over the whole protocol; a file of reference statistics counts by its content."""
         protocol = self.model_dump(mode="json")

@@ -447,7 +447,18 @@ class RunSpec(SpecModel):
     @cached_property
     def run_key(self) -> str:
         """Return 16 hex digits of sha256 over the canonical JSON of the whole resolved spec and the schema version."""
-        return digest({"schema_version": SCHEMA_VERSION, "spec": self.model_dump(mode="json")})
+        return digest({"schema_version": SCHEMA_VERSION, "spec": self.plain})
+
+    @cached_property
+    def plain(self) -> dict[str, Any]:
+        """Return the whole resolved spec as plain values, as it is stored and hashed; they are not to be changed."""
+        return self.model_dump(mode="json")
+
+    def replicate(self, seed: int) -> RunSpec:
+        """Return this spec with another seed, neither validated nor dumped anew: nothing else depends on the seed."""
+        twin = self.model_copy(update={"seed": seed})
+        twin.__dict__.update(plain=self.plain | {"seed": seed}, cost_key=self.cost_key)
+        return twin
 
     def warnings(self) -> list[str]:
         """Return warnings about valid but probably unintended settings."""
@@ -470,7 +481,7 @@ class RunSpec(SpecModel):
                 )
         return messages
 
-    @property
+    @cached_property
     def cost_key(self) -> str:
         """Return a digest of what determines the cost of a training step: network, images, batch, precision."""
         default = type(self).model_fields["method"].default

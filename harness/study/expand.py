@@ -8,13 +8,14 @@ anchors, tags and merge keys. There are no loops and no interpolation; a study t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.errors import SpecError
+from harness.spec.base import SpecModel
 from harness.spec.evaluation import PARTS, Evaluation
 from harness.spec.metrics import metric_kind, outputs
 from harness.spec.parts import active
@@ -219,6 +220,7 @@ class _Expansion:
     inception: bool
     owner: dict[str, Run] = field(default_factory=dict)  # run_key -> the run that has it
     resolved: dict[tuple[int, str], Evaluation] = field(default_factory=dict)
+    sides: _Sides = field(default_factory=dict)
 
     def runs_of(self, variant: Variant) -> list[Run]:
         """Return the replicates of a variant; none if it is excluded."""
@@ -226,7 +228,7 @@ class _Expansion:
         assembled = self.base
         for override in overrides:
             assembled = set_in(assembled, override.keys, override.value, override.mark)
-        first, resources, records = _validate_run(assembled, self.document, overrides)
+        first, resources, records = _validate_run(assembled, self.document, overrides, self.sides)
         # A list, not a generator: every rule is evaluated, so that none counts as unused after a match.
         if any([rule.matches(variant.arm, first) for rule in self.excluded]):
             return []
@@ -235,17 +237,18 @@ class _Expansion:
         changed = {override.path: override.value for override in overrides}
         best = _location_of(self.document, overrides, ("records", "best"))
         runs = []
+        resolved: dict[int, Evaluation] = {}
         for replicate in range(self.num_replicates):
             # Replicates differ only in the seed, so only the first is validated.
-            spec = first if replicate == 0 else _reseed(first, first.seed + replicate)
-            evaluations = tuple(
-                _resolve_evaluation(entry, spec, self.inception, self.resolved)
-                for entry in self.entries
-                if entry.applies(variant.arm, replicate)
-            )
+            spec = first if replicate == 0 else first.replicate(first.seed + replicate)
+            entries = [entry for entry in self.entries if entry.applies(variant.arm, replicate)]
+            for entry in entries:
+                if entry.evaluation.plugins or entry.index not in resolved:  # plugins may check the seed, too
+                    resolved[entry.index] = self._resolve(entry, spec)
+            evaluations = tuple(resolved[entry.index] for entry in entries)
             _require_best(records, evaluations, spec, best)
-            for entry in self.entries if records.best is None else ():
-                if entry.applies(variant.arm, replicate) and entry.evaluation.checkpoint == "best":
+            for entry in entries if records.best is None else ():
+                if entry.evaluation.checkpoint == "best":
                     raise spec_error(
                         entry.mark,
                         f"evaluate.{entry.index}.checkpoint",
@@ -265,6 +268,18 @@ class _Expansion:
             runs.append(run)
         return runs
 
+    def _resolve(self, entry: _EvaluationEntry, spec: RunSpec) -> Evaluation:
+        # A resolved evaluation depends only on these parts of the spec, of which a thousand runs have a few variants.
+        averages = spec.train if entry.evaluation.ema is not None else None
+        parts = (spec.data, spec.method, spec.model, spec.diffusion.var_type, spec.diffusion.num_timesteps, averages)
+        key = (entry.index, repr(spec if entry.evaluation.plugins else parts))  # plugins may check the whole spec
+        if key not in self.resolved:
+            try:
+                self.resolved[key] = entry.evaluation.resolve(spec, inception=self.inception)
+            except ValueError as error:
+                raise spec_error(entry.mark, f"evaluate.{entry.index}", str(error)) from None
+        return self.resolved[key]
+
 
 def _require_best(records: Records, evaluations: Sequence[Evaluation], spec: RunSpec, mark: SourceLocation) -> None:
     """Refuse a metric for the best checkpoint that no evaluation measures during training, or whose best is not low."""
@@ -283,13 +298,6 @@ def _require_best(records: Records, evaluations: Sequence[Evaluation], spec: Run
         problem = f"no evaluation measures {records.best!r} during training"
     known = did_you_mean(records.best, given) if given else "no evaluation has `every` and an nll or a fidelity"
     raise spec_error(mark, "records.best", f"{problem}; {known}")
-
-
-def _reseed(spec: RunSpec, seed: int) -> RunSpec:
-    # model_copy also copies the cached run_key, which depends on the seed.
-    twin = spec.model_copy(update={"seed": seed})
-    twin.__dict__.pop("run_key", None)
-    return twin
 
 
 @dataclass(frozen=True)
@@ -368,21 +376,6 @@ def _evaluation_entry(
     )
 
 
-def _resolve_evaluation(
-    entry: _EvaluationEntry, spec: RunSpec, inception: bool, known: dict[tuple[int, str], Any]
-) -> Evaluation:
-    # A resolved evaluation depends only on these parts of the spec, of which a thousand runs have a few variants.
-    averages = spec.train if entry.evaluation.ema is not None else None
-    parts = (spec.data, spec.method, spec.model, spec.diffusion.var_type, spec.diffusion.num_timesteps, averages)
-    key = (entry.index, repr(spec if entry.evaluation.plugins else parts))  # plugins may check the whole spec
-    if key not in known:
-        try:
-            known[key] = entry.evaluation.resolve(spec, inception=inception)
-        except ValueError as error:
-            raise spec_error(entry.mark, f"evaluate.{entry.index}", str(error)) from None
-    return known[key]
-
-
 def _location_of(document: Document, overrides: Sequence[Override], keys: Keys) -> SourceLocation:
     """Return the location of a run's value: in its arm, in --set, or in the base."""
     for override in reversed(overrides):
@@ -391,7 +384,15 @@ def _location_of(document: Document, overrides: Sequence[Override], keys: Keys) 
     return document.mark(keys)
 
 
-def _validate_run(value: dict, document: Document, overrides: Sequence[Override]) -> tuple[RunSpec, Resources, Records]:
+_Sides = dict[type[SpecModel], tuple[Any, Any]]
+"""Resources and records as they were validated last, beside their plain values: most variants share them."""
+
+_LEFT_OPEN: dict[str, Any] = {}
+
+
+def _validate_run(
+    value: dict, document: Document, overrides: Sequence[Override], sides: _Sides
+) -> tuple[RunSpec, Resources, Records]:
     def locate(keys: Keys, culprit: Keys) -> SourceLocation:
         is_override = any(override.keys == tuple(map(str, culprit[: len(override.keys)])) for override in overrides)
         return (
@@ -400,12 +401,14 @@ def _validate_run(value: dict, document: Document, overrides: Sequence[Override]
             else _location_of(document, overrides, culprit)
         )
 
-    def side(part: str) -> Callable[[Keys, Keys], SourceLocation]:
-        return lambda keys, _: locate((part, *keys), (part, *keys))
+    def side(kind: type[SpecModel], part: str) -> Any:
+        plain = value.get(part, _LEFT_OPEN)
+        if kind not in sides or sides[kind][0] is not plain:
+            sides[kind] = plain, validate(kind, plain, lambda keys, _: locate((part, *keys), (part, *keys)), (part,))
+        return sides[kind][1]
 
     spec = validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, locate)
-    resources = validate(Resources, value.get("resources", {}), side("resources"), ("resources",))
-    records = validate(Records, value.get("records", {}), side("records"), ("records",))
+    resources, records = side(Resources, "resources"), side(Records, "records")
     try:
         spec.method.check_resources(spec, resources)
     except ValueError as error:

@@ -67,7 +67,7 @@ class Run:
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
-        return {"schema_version": SCHEMA_VERSION, **self.spec.model_dump(mode="json")}
+        return {"schema_version": SCHEMA_VERSION, **self.spec.plain}
 
 
 @dataclass(frozen=True)

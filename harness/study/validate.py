@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,14 +14,14 @@ from harness.spec.parts import Choice
 from harness.study.document import Keys, SourceLocation, dotted, error_line, integer
 from harness.text import did_you_mean
 
-_ADAPTERS: dict[type[SpecModel], TypeAdapter] = {}
+_adapter = cache(TypeAdapter)
 
 
 def validate(
     kind: type[SpecModel], value: Any, locate: Callable[[Keys, Keys], SourceLocation], prefix: Keys = ()
 ) -> Any:
     """Validate plain values as `kind`, strictly; turn pydantic's errors into `file:line: path: message`."""
-    adapter = _ADAPTERS.setdefault(kind, TypeAdapter(kind))
+    adapter = _adapter(kind)
     value = _plain(value)
     try:
         try:

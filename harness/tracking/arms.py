@@ -142,7 +142,7 @@ def mean_rows(results: Iterable[Mapping[str, Final]], *, asked_ms: int = 0) -> l
         results: of each replicate.
         asked_ms: when the study began to ask for these replicates; what is older counts from then on.
     """
-    from harness.analysis.intervals import summarise
+    from harness.analysis.statistics.intervals import summarise
 
     values: dict[str, list[Final]] = {}
     for result in results:
@@ -173,7 +173,7 @@ def _times(finals: Sequence[Final], asked_ms: int) -> list[tuple[int, int]]:
 
 def text_of(values: Sequence[float]) -> str:
     """Return replicates' values as `1.941 ± 0.012 (n = 3)`, with as many digits as the mean needs."""
-    from harness.analysis.intervals import format_values
+    from harness.analysis.statistics.intervals import format_values
 
     numbers = [abs(value) for value in values if math.isfinite(value)]
     largest = max(numbers, default=0.0)

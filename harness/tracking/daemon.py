@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from harness.messages import show_messages
 from harness.records.directory import RunDirectory
 from harness.records.layout import STUDIES
 from harness.records.manifest import Manifests
-from harness.records.status import Status
+from harness.records.status import is_active
+from harness.text import count
 from harness.tracking.experiment import sync_experiments
 from harness.tracking.store import store_uri
 from harness.tracking.studies import sync_arms, sync_studies
@@ -36,6 +37,7 @@ MAX_PAUSE_SECONDS = 600.0
 
 def watch(
     gather: Callable[[], Sequence[RunDirectory]],
+    states_of: Callable[[Sequence[RunDirectory]], Mapping[str, str]],
     on_news: Callable[[str], None],
     *,
     tracking_uri: str | None = None,
@@ -49,15 +51,19 @@ def watch(
 
     Args:
         gather: finds the runs; called before each pass.
+        states_of: returns their states by key, as `harness status` shows them: a killed run whose job SLURM has
+            requeued is not over, and a queued one whose job was cancelled is.
         on_news: called with a line for each change.
         for_ever: continue when nothing is left to run.
     """
     sync_loop = _SyncLoop(tracking_uri)
     last_news, pause, away = "", every_seconds, False
     while True:
-        num_rows, news, error = sync_loop.sync(gather())
+        run_directories = gather()
+        states = states_of(run_directories)  # before the upload: a run that ends during it is uploaded once more
+        num_rows, lines, error = sync_loop.sync(run_directories)
         if num_rows:
-            on_news(f"{num_rows} rows uploaded")
+            on_news(f"{count(num_rows, 'row')} uploaded")
         if error:
             pause = min(2 * pause, MAX_PAUSE_SECONDS) if away else every_seconds
             on_news(f"{error}; trying again in {pause:.0f} s")
@@ -65,10 +71,12 @@ def watch(
             pause = every_seconds
             on_news("the store is reachable again")
         away = error is not None
+        counts = ", ".join(f"{number} {state}" for state, number in sorted(Counter(states.values()).items()))
+        news = "\n".join([*lines, counts or "no runs yet"])
         if news != last_news:
             on_news(news)
             last_news = news
-        if not (for_ever or away or sync_loop.left_to_do):
+        if not (for_ever or away or sync_loop.left_to_do or any(map(is_active, states.values()))):
             return
         time.sleep(pause)
 
@@ -81,20 +89,16 @@ class _SyncLoop:
         self.left_to_do = False
         self._synced: dict[str, Any] = {}
 
-    def sync(self, run_directories: Sequence[RunDirectory]) -> tuple[int, str, TrackingError | None]:
-        """Return the number of rows sent, the runs' states with problems, and the error if the store is unreachable."""
+    def sync(self, run_directories: Sequence[RunDirectory]) -> tuple[int, list[str], TrackingError | None]:
+        """Return the number of rows sent, a line for each problem, and the error if the store is unreachable."""
         num_rows, lines, error = 0, [], None
-        states: Counter[str] = Counter()
-        self.left_to_do = False
+        self.left_to_do = False  # what could not be uploaded in this pass
         manifests = Manifests(run_directories[0].path.parent) if run_directories else None
         news = False
         for run_directory in run_directories:
-            status = run_directory.status()
-            states[status.state] += 1
-            self.left_to_do |= _is_active(status)
             # Taken first: changes during the upload are uploaded next time.
             seen = (
-                status.state,
+                run_directory.status().state,
                 _files_seen(run_directory),
                 memberships_of(run_directory, self.tracking_uri, manifests),
             )
@@ -118,14 +122,7 @@ class _SyncLoop:
                 error = away
             except HarnessError as refusal:
                 lines.append(str(refusal))
-        counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "no runs yet"
-        return num_rows, "\n".join([*lines, counts]), error
-
-
-def _is_active(status: Status) -> bool:
-    """Return whether a run will continue: one that SIGUSR2 stopped is requeued (harness/launch/requeue.py)."""
-    waiting = status.state in ("new", "queued", "running")
-    return waiting or (status.state == "interrupted" and status.stopped_by == "SIGUSR2")
+        return num_rows, lines, error
 
 
 def _files_seen(run_directory: RunDirectory) -> list[tuple[str, list[int]]]:

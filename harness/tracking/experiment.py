@@ -216,8 +216,9 @@ def page_of(runs_folder: Path, study: str) -> ExperimentPage:
 
 def _comparison(runs: Sequence[RunRecord], presentation: Any) -> list[str]:
     """Return the answers and the results table in Markdown; nothing where nothing was measured."""
-    from harness.analysis import results, tab_contrasts, tab_results
-    from harness.analysis.contrasts import contrasts_of, deciding
+    from harness.analysis.answers import results
+    from harness.analysis.answers.contrasts import contrasts_of, deciding
+    from harness.analysis.tables import tab_contrasts, tab_results
 
     frame = results.data(runs)
     if frame.empty:
@@ -271,7 +272,7 @@ def _images(runs: Sequence[RunRecord]) -> dict[str, int]:
 
 
 def _is_about_scale(runs: Sequence[RunRecord]) -> bool:
-    from harness.analysis import fig_scaling
+    from harness.analysis.figures import fig_scaling
 
     return not fig_scaling.data(runs).empty
 

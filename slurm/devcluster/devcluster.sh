@@ -21,6 +21,7 @@ MEM=${MEM:-4000}             # MiB of each node
 GPUS=${GPUS:-2}              # of each node; they only set CUDA_VISIBLE_DEVICES
 PORT=${PORT:-16800}          # and the NODES + 1 ports after it
 MAXARRAY=${MAXARRAY:-1001}   # SLURM's MaxArraySize: the largest index of an array is one less
+ENFORCE=${ENFORCE:-}         # what accounting refuses: limits, wckeys, ... as in AccountingStorageEnforce
 GRACE=${GRACE:-10}           # minimum seconds from a preempted job's signal to its end (SLURM checks periodically)
 
 VERB=${1:-} DIR=$(realpath -m "${2:-${TMPDIR:-/tmp}/devcluster-$(id -un)}") NODE=${3:-}
@@ -63,6 +64,8 @@ AccountingStoragePort=$((PORT + 1))
 AccountingStoragePass=$DIR/run/munge.sock
 AccountingStorageTRES=gres/gpu
 AccountingStoreFlags=job_comment
+AccountingStorageEnforce=${ENFORCE:-none}
+TrackWCKey=$([[ $ENFORCE = *wckeys* ]] && echo yes || echo no)
 
 # No cgroups, so no root rights are needed. Memory is polled, and jobs over the limit are killed.
 ProctrackType=proctrack/linuxproc
@@ -264,6 +267,10 @@ start() {
     wait_for slurmdbd sacctmgr --noheader list cluster
     sacctmgr --noheader list cluster format=cluster | grep -qw devcluster ||
         sacctmgr --immediate add cluster devcluster >/dev/null
+    if [ -n "$ENFORCE" ] && [ -z "$(sacctmgr --noheader list user "$(id -un)" format=defaultaccount | grep -w lab)" ]; then
+        sacctmgr --immediate add account lab >/dev/null
+        sacctmgr --immediate add user "$(id -un)" account=lab >/dev/null
+    fi
 
     resume
     for i in $(seq "$NODES"); do start_node "n$i"; done

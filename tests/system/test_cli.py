@@ -240,6 +240,7 @@ def test_status_as_json_has_every_field(tmp_path, runs):
         "evaluation_done": None,
         "evaluation_total": None,
         "asked_for": True,
+        "unanswered": False,
         "collapse": [],
     }
 

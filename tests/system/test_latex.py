@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.report import report
+from harness.analysis.report.report import report
 from harness.testing import tiny_study, write_finished_run
 
 

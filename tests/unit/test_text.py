@@ -6,7 +6,8 @@ import io
 import pandas as pd
 import pytest
 
-from harness.analysis import html, style
+from harness.analysis import html
+from harness.analysis.figures import style
 from harness.text import markdown, printable, printable_lines, spreadsheet_cell
 
 HOSTILE = ["\x1b[31mred", "\x9b2J", "a\u202eb", "a\x00b", "\ud800", "a\u2028b", "a\x7fb", "a\u200bb", "a\rb"]

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis import report
-from harness.analysis.claims import judge
-from harness.analysis.contrasts import contrasts
+from harness.analysis.answers.contrasts import contrasts
+from harness.analysis.claims.verdicts import judge
+from harness.analysis.report import report
 from harness.analysis.runs import load_records, load_runs
 from harness.cli import cli
 from harness.records.manifest import ask_for

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis import drawing, drawn, parallel, report, stamps
-from harness.analysis.drawn import RECORD, read_drawn
-from harness.analysis.stamps import Stamps, nothing_has_changed
+from harness.analysis.report import drawing, drawn, parallel, report, stamps
+from harness.analysis.report.drawn import RECORD, read_drawn
+from harness.analysis.report.stamps import Stamps, nothing_has_changed
 from harness.errors import HarnessError
 from harness.records.directory import RunDirectory
 from harness.records.status import Status

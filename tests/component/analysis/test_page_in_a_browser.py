@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from harness.analysis import report as reports
-from harness.analysis.contrasts import contrasts
+from harness.analysis.answers.contrasts import contrasts
+from harness.analysis.report import report as reports
 from harness.analysis.runs import load_records
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.analysis.report import OF_A_STUDY, WITHOUT_RUNS, draw_report, report
+from harness.analysis.report.report import OF_A_STUDY, WITHOUT_RUNS, draw_report, report
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
 
@@ -117,7 +117,7 @@ def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
 @pytest.mark.slow
 def test_another_process_draws_the_same_bytes_without_torch_mlflow_or_pyplot(some_runs, drawn, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from harness.analysis.report import report\n"
+        "import sys; from pathlib import Path; from harness.analysis.report.report import report\n"
         "report(Path(sys.argv[1]), Path(sys.argv[2]))\n"
         "print(*({'torch', 'mlflow', 'optuna', 'submitit', 'matplotlib.pyplot'} & set(sys.modules)))"
     )
@@ -226,7 +226,7 @@ def test_a_page_in_one_file_has_its_pictures_inside_and_leads_nowhere(two_studie
 
 
 def test_a_figure_that_cannot_be_drawn_is_named_and_the_others_are_drawn(two_studies, tmp_path, monkeypatch, caplog):
-    from harness.analysis import fig_learning_curves
+    from harness.analysis.figures import fig_learning_curves
 
     def fail(frame):
         raise ValueError("<b>odd</b>")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis import report
-from harness.analysis.check import CHANGED, NOT_DRAWN, OTHER_CODE, check
-from harness.analysis.trace import read_provenance, trace
+from harness.analysis.report import report
+from harness.analysis.report.check import CHANGED, NOT_DRAWN, OTHER_CODE, check
+from harness.analysis.report.trace import read_provenance, trace
 from harness.cli import cli
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
@@ -183,7 +183,7 @@ def test_what_is_missing_edited_or_out_of_date_is_named_with_the_reason_and_noth
     assert stale == {"tiny/L_t": "tiny/L_t.pdf is missing", "index.html": "index.html was changed"}
     change(runs)
     assert {entry.name: entry.why for entry in check(runs, out).stale}["tiny/learning_curves"] == CHANGED
-    monkeypatch.setattr("harness.analysis.drawing.libraries", lambda: "matplotlib 99")
+    monkeypatch.setattr("harness.analysis.report.drawing.libraries", lambda: "matplotlib 99")
     assert {entry.name: entry.why for entry in check(runs, out).stale}["tiny/L_t"] == OTHER_CODE
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from harness.datasets import make_dataset
 from harness.diffusion.process import Denoised
 from harness.errors import RecordError, SpecError
 from harness.evaluation.context import EvaluationContext
@@ -11,7 +12,7 @@ from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.parts.rate_distortion import distortion
 from harness.evaluation.sampling import SampleSettings, sample_run
 from harness.randomness import Streams
-from harness.registry import make_dataset, make_method
+from harness.registry import make_method
 from harness.spec.evaluation import (
     Ancestral,
     Ddim,

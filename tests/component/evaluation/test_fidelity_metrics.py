@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from harness.data.base import to_uint8
+from harness.datasets import make_dataset
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate
 from harness.evaluation.images import image_grid
 from harness.metrics.logits import class_logits
-from harness.registry import make_dataset, make_method
+from harness.registry import make_method
 from harness.spec.evaluation import Evaluation, Fidelity
 from harness.spec.fidelity_metrics import FIDELITY_METRICS
 from harness.spec.metrics import outputs

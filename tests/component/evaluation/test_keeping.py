@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from harness.data.base import to_uint8
+from harness.datasets import make_dataset
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate
 from harness.evaluation.keeping import Keeping, to_unit
-from harness.registry import make_dataset, make_method
+from harness.registry import make_method
 from harness.spec.evaluation import Ancestral, Ddim, Evaluation, Fidelity, Nll, RateDistortion, Reconstruction, Sweep
 from harness.spec.resources import Resources
 

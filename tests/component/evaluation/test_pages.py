@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.datasets import make_dataset
 from harness.evaluation import parts
 from harness.evaluation.context import EvaluationContext
-from harness.registry import make_dataset, make_method
+from harness.registry import make_method
 from harness.spec import evaluation, metrics
 from harness.spec.evaluation import Evaluation
 from harness.spec.resources import Resources

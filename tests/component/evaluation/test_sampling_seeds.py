@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from harness.datasets import make_dataset
 from harness.evaluation.context import EvaluationContext
 from harness.evaluation.evaluator import evaluate
 from harness.evaluation.keeping import Keeping
-from harness.registry import make_dataset, make_method
+from harness.registry import make_method
 from harness.spec.evaluation import Evaluation, Fidelity
 from harness.spec.resources import Resources
 

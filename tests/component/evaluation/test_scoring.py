@@ -8,15 +8,16 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from harness.analysis import results, tab_results
+from harness.analysis.answers import results
 from harness.analysis.runs import load_records
+from harness.analysis.tables import tab_results
 from harness.cli import cli
+from harness.datasets import make_dataset
 from harness.errors import DataError, SpecError
 from harness.evaluation.scoring import read_images, read_labels, score
 from harness.job.job import run_job
 from harness.records.directory import RunDirectory
 from harness.records.manifest import ask_for
-from harness.registry import make_dataset
 from harness.spec.evaluation import Fidelity
 from harness.spec.run import Cifar10, Digits, Mog
 from harness.testing import tiny_study, write_run

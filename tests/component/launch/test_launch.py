@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from harness.cli import cli
 from harness.errors import DataError, LaunchError
 from harness.launch import claims, local, manage, planning, processes, submit, worker
-from harness.launch.submission import BlockingSubmission, Submission
+from harness.launch.submission import BlockingSubmission, Refused, Submission
 from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
@@ -255,33 +255,41 @@ def test_what_slurm_refuses_leaves_the_states_as_they_were(tmp_path, study, slur
 
 
 @pytest.mark.slurm
-def test_slurm_gets_as_many_jobs_as_it_takes_and_the_rest_when_others_have_ended(tmp_path, study, slurm, monkeypatch):
-    """A limit of two jobs, as of MaxSubmitJobs: an array that goes over it is refused as a whole."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "sbatch").write_text(
-        "#!/bin/bash\n"
-        'last=$(sed -n "s/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p" "${@: -1}")\n'
-        "queued=$(squeue --me --noheader --array | wc -l)\n"
-        "if [ $((queued + last + 1)) -gt 2 ]; then echo 'QOSMaxSubmitJobPerUserLimit' >&2; exit 1; fi\n"
-        f'exec {shutil.which("sbatch")} "$@"\n'
-    )
-    (folder / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    three = study("replicates: 3\n")
-    submission = submit_to_slurm(three, tmp_path / "runs")
-    states = [planned.state for planned in planning.plan(three, tmp_path / "runs").runs]
-    assert (len(submission.runs), len(submission.left), states.count("new")) == (2, 1, 1)
-    (note,) = [note for note in submission.notes if note.startswith("1 run not submitted")]
-    assert "QOSMaxSubmitJobPerUserLimit" in note
+def test_slurm_gets_as_many_jobs_as_it_takes_and_the_rest_when_others_have_ended(
+    tmp_path, study, slurm, submit_limit, calls_of, monkeypatch
+):
+    """With MaxSubmitJobs=3 an array of five is refused as a whole; the limit itself says how many fit."""
+    five, runs = study("replicates: 5\n", "train.steps=2"), tmp_path / "runs"
+    wait_for(lambda: not live_jobs())  # of other tests, which count, too
+    submit_limit(3)
+    calls = calls_of("sbatch")
+    subprocess.run(["scontrol", "update", "partitionname=main", "state=down"], check=True)  # none is to start
+    try:
+        submission = submit_to_slurm(five, runs, max_parallel=2)
+        states = [planned.state for planned in planning.plan(five, runs).runs]
+        assert (len(submission.runs), len(submission.left), states.count("new")) == (3, 2, 2)
+        (note,) = [note for note in submission.notes if note.startswith("2 runs not submitted")]
+        assert "SLURM takes no more jobs now: SLURM did not accept the jobs: " in note
+        assert len(calls()) == 4  # of five, of three, of two more, of one more
+        with pytest.raises(Refused):
+            submit_to_slurm(five, runs)
+        assert len(list((runs / ".jobs" / "tiny").iterdir())) == 1  # a refused submission leaves no trace
+    finally:
+        subprocess.run(["scontrol", "update", "partitionname=main", "state=up"], check=True)
     monkeypatch.setattr(submit, "WATCH_SECONDS", 1.0)
     messages: list[str] = []
-    options = {"cluster": "slurm", "profile": Profile(time_minutes=20, memory_gib=1.5), "sync": False}
-    submit.submit_rest(lambda: planning.plan(three, tmp_path / "runs"), 1, messages.append, **options)
-    assert messages[-1] == "submitted: 1 run; 0 to go"
-    wait_for(lambda: all(planned.state == "done" for planned in planning.plan(three, tmp_path / "runs").runs))
-    claims = [path for path in (tmp_path / "runs" / ".jobs").glob("**/claims/*") if path.read_text().strip()]
-    assert len(claims) == 3  # none was submitted twice
+    profile = Profile(time_minutes=20, memory_gib=1, max_parallel=2)
+    options = {"cluster": "slurm", "profile": profile, "sync": False}
+    submit.submit_rest(lambda: planning.plan(five, runs), 4, messages.append, **options)
+    assert messages[-1].endswith("; 0 to go")
+    wait_for(lambda: all(planned.state == "done" for planned in planning.plan(five, runs).runs))
+    claims = [path for path in (runs / ".jobs").glob("**/claims/*") if path.read_text().strip()]
+    assert len(claims) == 5  # none was submitted twice
+    directories = [planned.directory for planned in planning.plan(five, runs).runs]
+    begun = [directory.events("started")[0].time_ms for directory in directories]
+    ended = [directory.events("finished")[0].time_ms for directory in directories]
+    at_a_time = [sum(start <= moment < end for start, end in zip(begun, ended, strict=True)) for moment in begun]
+    assert max(at_a_time) <= 2  # over all arrays
 
 
 @pytest.mark.slurm
@@ -301,7 +309,7 @@ def test_slurm_knows_of_a_job_what_the_profile_says_and_not_what_the_shell_says(
     )
     for part in re.split(r" (?=[A-Z])", expected):
         assert part in shown
-    assert "Switches=1" in shown and "Nice=10" in shown and "WCKey" not in shown
+    assert "Switches=1" in shown and "Nice=10" in shown and "WCKey=*\n" in shown  # the user's own
     note = "not used, since the study and the profile say it: "
     names = ", ".join(f"SBATCH_{name}" for name in ("MEM_PER_CPU", "NO_REQUEUE", "PARTITION", "TIMELIMIT"))
     assert note + names in submission.notes
@@ -343,15 +351,10 @@ def test_a_study_starts_when_another_has_ended(tmp_path, study, slurm):
 
 
 @pytest.mark.slurm
-def test_a_thousand_runs_are_a_handful_of_calls_of_sbatch_and_scancel(tmp_path, study, slurm, monkeypatch):
+def test_a_thousand_runs_are_a_handful_of_calls_of_sbatch_and_scancel(tmp_path, study, slurm, calls_of):
     grid = ", ".join(f"{1e-3 * (1 + index):.3f}" for index in range(100))
     many = study(f"grid: {{optim.lr: [{grid}]}}\nreplicates: 10\n")
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("sbatch", "scancel"):
-        (folder / name).write_text(f'#!/bin/sh\necho {name} >>{folder}/calls\nexec {shutil.which(name)} "$@"\n')
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    calls = calls_of("sbatch", "scancel")
     subprocess.run(["scontrol", "update", "partitionname=main", "state=down"], check=True)  # none is to start
     try:
         submission = submit_to_slurm(many, tmp_path / "runs", max_array_size=301)
@@ -361,7 +364,7 @@ def test_a_thousand_runs_are_a_handful_of_calls_of_sbatch_and_scancel(tmp_path, 
         assert {planned.state for planned in planning.plan(many, tmp_path / "runs").runs} == {"interrupted"}
     finally:
         subprocess.run(["scontrol", "update", "partitionname=main", "state=up"], check=True)
-    assert (folder / "calls").read_text().split() == ["sbatch"] * 4 + ["scancel"] * 2  # 500 to a command line
+    assert calls() == ["sbatch"] * 4 + ["scancel"] * 2  # 500 to a command line
 
 
 @pytest.mark.slurm

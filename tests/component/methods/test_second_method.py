@@ -9,7 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from harness.analysis import fig_learning_curves, fig_sampling_steps, results
+from harness.analysis.answers import results
+from harness.analysis.figures import fig_learning_curves, fig_sampling_steps
 from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.errors import SpecError

@@ -77,7 +77,7 @@ def test_a_run_is_sampled_later_by_its_directory_alone(done):
 
 
 def test_the_figures_find_the_runs_and_their_measurements(done):
-    from harness.analysis import fig_learning_curves
+    from harness.analysis.figures import fig_learning_curves
     from harness.analysis.runs import load_records
 
     study, runs_folder = done

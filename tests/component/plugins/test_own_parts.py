@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from harness.cli import cli
 from harness.data.base import Dataset
+from harness.datasets import make_dataset
 from harness.errors import DataError, SpecError
 from harness.evaluation.sampling import SampleSettings, sample_run
 from harness.job.job import run_job
@@ -20,7 +21,6 @@ from harness.launch import planning
 from harness.records.directory import RunDirectory
 from harness.records.lineage import parent_of
 from harness.records.plugins import plugins_of_run, read_spec
-from harness.registry import make_dataset
 from harness.spec.evaluation import Sampler
 from harness.spec.metrics import outputs
 from harness.spec.parts import active, choices

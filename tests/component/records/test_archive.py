@@ -16,7 +16,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis import fig_L_t, fig_learning_curves, results
+from harness.analysis.answers import results
+from harness.analysis.figures import fig_L_t, fig_learning_curves
 from harness.analysis.runs import load_records
 from harness.cli import cli
 from harness.cli.common import all_runs

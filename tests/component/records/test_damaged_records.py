@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis import report
+from harness.analysis.report import report
 from harness.analysis.runs import load_records, unreadable_runs
 from harness.cli import cli
 from harness.cli.common import all_runs

@@ -17,7 +17,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from harness.analysis import fig_search
+from harness.analysis.figures import fig_search
 from harness.analysis.runs import load_records
 from harness.cli.common import members
 from harness.errors import LaunchError, RecordError

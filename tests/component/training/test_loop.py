@@ -3,11 +3,12 @@ import math
 import pytest
 import torch
 
+from harness.datasets import make_dataset
 from harness.errors import TrainingError
 from harness.randomness import Streams
 from harness.records.directory import RunDirectory
 from harness.records.journal import Journal
-from harness.registry import make_dataset, make_learning_rate, make_method
+from harness.registry import make_learning_rate, make_method
 from harness.spec.resources import Records, Resources
 from harness.training.batches import Batches
 from harness.training.checkpoints import Checkpoints

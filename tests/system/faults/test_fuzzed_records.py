@@ -29,7 +29,7 @@ from typing import Any
 
 import pytest
 
-from harness.analysis import report
+from harness.analysis.report import report
 from harness.analysis.runs import load_records, unreadable_runs
 from harness.cli import listing, status_view, timeline
 from harness.cli.common import all_runs, members

@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from harness.analysis import claims, claims_card, fig_claims
-from harness.analysis.claims import Contrast, JudgedClaim
-from harness.analysis.papers_claims import CLAIMS
+from harness.analysis.claims import claims_card, verdicts
+from harness.analysis.claims.papers_claims import CLAIMS
+from harness.analysis.claims.verdicts import Contrast, JudgedClaim
+from harness.analysis.figures import fig_claims
 from harness.analysis.runs import load_records
 
 BY_ID = {claim.id: claim for claim in CLAIMS}
@@ -12,7 +13,7 @@ BY_ID = {claim.id: claim for claim in CLAIMS}
 
 def judged(claim_id, runs):
     """Judge one claim alone."""
-    return next(iter(claims.judge(runs, [BY_ID[claim_id]])), JudgedClaim(BY_ID[claim_id], ()))
+    return next(iter(verdicts.judge(runs, [BY_ID[claim_id]])), JudgedClaim(BY_ID[claim_id], ()))
 
 
 GRID = """
@@ -84,7 +85,7 @@ def as_in_the_paper(run):
 
 
 def test_the_papers_own_numbers_support_the_papers_claims(study_runs):
-    judgements = claims.judge(load_records(study_runs(grid(4, FULL), as_in_the_paper)))
+    judgements = verdicts.judge(load_records(study_runs(grid(4, FULL), as_in_the_paper)))
     contrasts = {judgement.claim.id: judgement.contrasts for judgement in judgements}
     assert {claim_id: len(of_claim) for claim_id, of_claim in contrasts.items()} == {
         "iddpm-cosine-nll": 3,
@@ -100,7 +101,7 @@ def test_the_papers_own_numbers_support_the_papers_claims(study_runs):
     assert {contrast.verdict for contrast in contrasts["iddpm-plain-vlb-nll"]} == {"contradicted"}
     assert [contrast.context for contrast in contrasts["iddpm-cosine-nll"]] == ["simple", "hybrid", "vlb"]
     assert contrasts["iddpm-vlb-fid"][0].metric == "FID (digitsnet)"
-    table = claims.table(judgements)
+    table = verdicts.table(judgements)
     assert len(table) == 20
     assert table["pairs"][0] == "3.26/3.36 3.261/3.361 3.262/3.362 3.263/3.363"
 
@@ -114,7 +115,7 @@ def test_the_verdicts_are_corrected_over_the_contrasts_of_all_claims(study_runs)
     [alone, *_] = judged("iddpm-cosine-nll", runs).contrasts
     alone = replace(alone, p_holm=None)
     assert alone.verdict == "reproduced" and 0.01 < alone.comparison.p < 0.02
-    together = claims.judge(runs)[0].contrasts[0]
+    together = verdicts.judge(runs)[0].contrasts[0]
     assert together.verdict == "inconclusive" and together.comparison.p_holm > 0.05
     assert together.numbers() == alone.numbers()
 
@@ -136,13 +137,13 @@ arms:
   two: {diffusion.schedule: cosine, optim.lr: 2.0e-3}
 evaluate: [{nll: {}}]
 """
-    assert claims.judge(load_records(study_runs(extra, lambda run: {}))) == []
+    assert verdicts.judge(load_records(study_runs(extra, lambda run: {}))) == []
 
 
 def test_samplers_are_compared_on_the_same_weights_on_both_sides_of_50_steps(study_runs):
     extra = "replicates: 4\nevaluate: [{sweep: {num_steps: [5, 10, 25, 50], num_samples: 64}}]\n"
     runs = load_records(study_runs(extra, lambda run: {"ancestral": 5.0, "ddim": 4.0 + run.replicate / 100}))
-    few, many = claims.judge(runs)
+    few, many = verdicts.judge(runs)
     assert (few.contrasts[0].verdict, few.contrasts[0].context) == ("reproduced", "base at 5, 10, 25 steps")
     assert many.contrasts[0].verdict == "contradicted"
     assert many.contrasts[0].pairs[0] == pytest.approx((7.0, 6.0))
@@ -150,7 +151,7 @@ def test_samplers_are_compared_on_the_same_weights_on_both_sides_of_50_steps(stu
 
 
 def test_a_claim_that_no_record_speaks_to_is_left_out(study_runs):
-    assert claims.judge(load_records(study_runs("", lambda run: {}))) == []
+    assert verdicts.judge(load_records(study_runs("", lambda run: {}))) == []
 
 
 # ------------------------------------------------------------------------------------- arms by their resolved values
@@ -295,7 +296,7 @@ def two_offsets_and_two_lambdas(study_runs):
         value += 0.001 * run.replicate + [0, 0.001, -0.001, 0.002][run.replicate] * (schedule.name == "linear")
         return {"nll": value, "fid": value, "fid_standard_error": 1e-4}
 
-    return claims.judge(load_records(study_runs(TWO_OFFSETS_AND_TWO_LAMBDAS, numbers)))
+    return verdicts.judge(load_records(study_runs(TWO_OFFSETS_AND_TWO_LAMBDAS, numbers)))
 
 
 def test_two_offsets_and_two_lambdas_are_apart_in_every_claim_its_table_and_its_figure(two_offsets_and_two_lambdas):
@@ -309,7 +310,7 @@ def test_two_offsets_and_two_lambdas_are_apart_in_every_claim_its_table_and_its_
     drawn = fig_claims.data(rows)
     for judged_claim in two_offsets_and_two_lambdas:
         texts = [(c.context, c.ours, c.other) for c in judged_claim.contrasts]
-        of_table = claims.table([judged_claim])[["context", "ours", "other"]].itertuples(index=False, name=None)
+        of_table = verdicts.table([judged_claim])[["context", "ours", "other"]].itertuples(index=False, name=None)
         of_figure = drawn[drawn["claim"] == judged_claim.claim.id][["context", "ours", "other"]]
         assert texts == list(of_table) == list(of_figure.itertuples(index=False, name=None))
         assert len(set(texts)) == len(texts) == 6, "each offset with each objective, and each lambda with each schedule"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.analysis.comparison import MIN_PAIRS, compare, correct, holm, sign_flip_test
+from harness.analysis.statistics.comparison import MIN_PAIRS, compare, correct, holm, sign_flip_test
 
 OURS = [1.0, 2.0, 3.5, 4.0, 6.0]
 OTHER = [1.5, 2.8, 3.9, 5.2, 6.6]

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from harness.analysis.comparison import compare, holm
-from harness.analysis.contrasts import as_values, changes_along, contrasts, contrasts_of, deciding
-from harness.analysis.latex import escape
+from harness.analysis.answers.contrasts import as_values, changes_along, contrasts, contrasts_of, deciding
 from harness.analysis.runs import load_records
-from harness.analysis.tab_contrasts import HEADERS, answers, cells, latex, markdown, notes, rows
+from harness.analysis.statistics.comparison import compare, holm
+from harness.analysis.tables.latex import escape
+from harness.analysis.tables.tab_contrasts import HEADERS, answers, cells, latex, markdown, notes, rows
 from harness.errors import RecordError
 from harness.spec.presentation import Compare
 
@@ -132,9 +132,25 @@ def test_the_answer_names_the_best_arm_or_what_is_missing(study_runs):
     assert nll_answer.startswith("NLL (bits/dim): cosine-hybrid is better than linear-simple by 0.598 (0.5")
     assert nll_answer.endswith("; 2 more arms better than it.")
     few = load_records(study_runs(GRID + "replicates: 2\n", nll, folder="few"))
-    assert answers(contrasts(few))[0].endswith("; 2 more seeds would decide.")
+    undecided = answers(contrasts(few))[0]
+    assert undecided.startswith("NLL (bits/dim), undecided: cosine-hybrid is ahead of linear-simple by 0.605 (0.4")
+    assert undecided.endswith(". 2 more seeds would decide.")
     worse = answers(contrasts(few + runs_of(study_runs, GRID, nll), baseline="cosine-hybrid"))[0]
     assert "cosine-hybrid is better than all others; the nearest: cosine-simple is worse than" in worse
+
+
+def test_an_answer_says_what_parts_of_the_spec_do_before_what_single_arms_do_and_what_is_undecided_last(study_runs):
+    def by_objective(run):
+        value = 3 + [0, 0.3, -0.2, 0.1][run.replicate] * ("cosine" in run.arm) - 0.5 * ("hybrid" in run.arm)
+        return {"nll": value, "nll_standard_error_bpd": 0.002}
+
+    runs = runs_of(study_runs, GRID, by_objective)
+    compared = contrasts(runs, metric="nll") + contrasts(runs, metric="nll", by=["diffusion.schedule", "objective"])
+    (answer,) = answers(compared)
+    decided, undecided = answer.split(" Undecided: ")
+    assert decided.startswith("NLL (bits/dim): hybrid is better than simple by 0.500")
+    assert decided.index("hybrid is better") < decided.index("linear-hybrid is better than linear-simple")
+    assert undecided.startswith("cosine is behind linear by 0.050.") and undecided.endswith("would decide.")
 
 
 def test_values_for_json_are_plain_and_know_no_nan(study_runs):
@@ -178,11 +194,12 @@ def test_an_interaction_is_the_difference_between_the_effects_of_one_value_at_tw
     assert (both.comparison.ours, both.comparison.other) == pytest.approx((-0.7, -0.5))
     assert both.comparison.differences == pytest.approx((-0.21, -0.18, -0.2, -0.21))
     assert [c.factors for c in (schedule, both)] == [("diffusion.schedule",), ("diffusion.schedule", "objective")]
-    first, second, third = answers([schedule, objective, both])
-    assert first.startswith("NLL (bits/dim): cosine is better than linear by 0.6") and "hybrid is better" in second
-    assert third == (
-        "NLL (bits/dim): the effects depend on each other: cosine − linear, hybrid (-0.700), is not cosine − linear, "
-        "simple (-0.500)."
+    (answer,) = answers([schedule, objective, both])
+    effects = answer.split("; ")
+    assert effects[0].startswith("NLL (bits/dim): cosine is better than linear by 0.6")
+    assert effects[1].startswith("hybrid is better than simple by 0.2")
+    assert effects[2] == (
+        "the effects depend on each other: cosine − linear, hybrid (-0.700), is not cosine − linear, simple (-0.500)."
     )
     assert both.verdict == "better" and both.comparison.floor == pytest.approx(0.004)  # of four values
     family = holm([contrast.comparison.p for contrast in (schedule, objective, both)])

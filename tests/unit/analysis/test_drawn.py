@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from harness import PACKAGE_ROOT
-from harness.analysis import drawn
-from harness.analysis.drawing import frame_digest
-from harness.analysis.drawn import Drawn, DrawnStudy, Output, code_of, read_drawn
 from harness.analysis.provenance import Provenance, provenance_from
+from harness.analysis.report import drawn
+from harness.analysis.report.drawing import frame_digest
+from harness.analysis.report.drawn import Drawn, DrawnStudy, Output, code_of, read_drawn
 from harness.errors import RecordError
 
 
@@ -87,7 +87,7 @@ def test_the_code_of_a_module_has_every_import_of_its_files_be_they_in_functions
 
 
 def test_a_figures_code_changes_with_what_it_imports_and_not_with_another_figure(monkeypatch):
-    before = {name: code_of(f"harness.analysis.{name}") for name in ("fig_samples", "fig_L_t")}
+    before = {name: code_of(f"harness.analysis.figures.{name}") for name in ("fig_samples", "fig_L_t")}
     digest = drawn._code_digest
     for edited, stay in (
         ("fig_samples.py", {"fig_L_t"}),
@@ -96,7 +96,7 @@ def test_a_figures_code_changes_with_what_it_imports_and_not_with_another_figure
     ):
         monkeypatch.setattr(drawn, "_code_digest", lambda path, e=edited: "edited" if path.name == e else digest(path))
         code_of.cache_clear()
-        assert {name for name, code in before.items() if code_of(f"harness.analysis.{name}") == code} == stay
+        assert {name for name, code in before.items() if code_of(f"harness.analysis.figures.{name}") == code} == stay
     code_of.cache_clear()
 
 

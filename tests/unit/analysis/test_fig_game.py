@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from harness.analysis import fig_game, fig_learning_curves
+from harness.analysis.figures import fig_game, fig_learning_curves
 from harness.analysis.runs import load_records
 from harness.records.directory import RunDirectory
 from harness.spec.metrics import METRIC_KINDS, OF_THE_GAME

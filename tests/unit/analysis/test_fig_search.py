@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.analysis import fig_search
-from harness.analysis.report import report
+from harness.analysis.figures import fig_search
+from harness.analysis.report.report import report
 from harness.analysis.runs import load_records
 
 SPACE = [

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from harness.analysis import fig_trajectories
+from harness.analysis.figures import fig_trajectories
 from harness.analysis.runs import load_records
 from harness.testing import tiny_study, write_finished_run
 

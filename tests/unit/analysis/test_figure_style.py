@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis import fig_search, fitting, report, style
+from harness.analysis.figures import fig_search, fitting, style
+from harness.analysis.report import report
 from harness.analysis.runs import arm_index, load_records, with_arms
 from harness.cli.figures import figures
 from harness.errors import SpecError

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from harness.analysis import (
+from harness.analysis.figures import (
     fig_alpha_bar,
     fig_beta_ratio,
     fig_forward_noising,

@@ -5,13 +5,15 @@ import re
 
 import pytest
 
-from harness.analysis import for_papers, macros, reproducibility, results, tab_results
-from harness.analysis.best import against_best
-from harness.analysis.contrasts import contrasts
-from harness.analysis.intervals import Cell
-from harness.analysis.latex import escape, number_cell, number_column
-from harness.analysis.page import Section
+from harness.analysis.answers import results
+from harness.analysis.answers.best import against_best
+from harness.analysis.answers.contrasts import contrasts
+from harness.analysis.page.page import Section
+from harness.analysis.report import for_papers
 from harness.analysis.runs import load_records
+from harness.analysis.statistics.intervals import Cell
+from harness.analysis.tables import macros, reproducibility, tab_results
+from harness.analysis.tables.latex import escape, number_cell, number_column
 from harness.records.attempts import attempt_spans
 from harness.records.directory import RunDirectory
 from harness.testing import tiny_study, write_finished_run

@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from harness.analysis.intervals import (
+from harness.analysis.statistics.intervals import (
     describe_bands,
     format_values,
     summarise,

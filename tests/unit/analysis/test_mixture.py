@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.analysis import claims, fig_mixture, tab_mixture
+from harness.analysis.claims import verdicts
+from harness.analysis.figures import fig_mixture
 from harness.analysis.mixture import distance_scale, sampled_mixtures
 from harness.analysis.runs import load_records
+from harness.analysis.tables import tab_mixture
 from harness.testing import tiny_study, write_finished_run
 
 STUDY = """
@@ -173,7 +175,7 @@ def of_three_methods(records_of, table):
 
 
 def test_the_papers_own_numbers_support_the_papers_orderings(records_of):
-    judged = claims.judge(of_three_methods(records_of, TABLE_1))
+    judged = verdicts.judge(of_three_methods(records_of, TABLE_1))
     assert [len(claim.contrasts) for claim in judged] == [3, 4, 3, 1]
     contrasts = [contrast for claim in judged for contrast in claim.contrasts]
     assert {contrast.verdict for contrast in contrasts} == {"reproduced"}
@@ -184,10 +186,10 @@ def test_the_papers_own_numbers_support_the_papers_orderings(records_of):
 
 def test_the_opposite_numbers_contradict_them_and_equal_ones_decide_nothing(records_of):
     swapped = TABLE_1 | {"siddm": TABLE_1["without"], "without": TABLE_1["siddm"]}
-    _, afd, ddgan, four = claims.judge(of_three_methods(records_of, swapped))
+    _, afd, ddgan, four = verdicts.judge(of_three_methods(records_of, swapped))
     assert {contrast.verdict for contrast in (*afd.contrasts, *ddgan.contrasts)} == {"contradicted"}
     assert four.contrasts[0].verdict == "reproduced"
 
 
 def test_methods_that_are_not_of_the_table_get_no_verdict(records_of):
-    assert claims.judge(records_of(CHAINS)) == []
+    assert verdicts.judge(records_of(CHAINS)) == []

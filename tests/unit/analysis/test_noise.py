@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from harness.analysis.noise import SEEDS, TRAININGS, Components, components, of_features, shared_error
+from harness.analysis.statistics.noise import SEEDS, TRAININGS, Components, components, of_features, shared_error
 
 
 def test_the_components_are_those_of_the_mean_squares():

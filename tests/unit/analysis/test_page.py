@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.analysis import fig_learning_curves, page_curves, page_runs, results
-from harness.analysis.contrasts import contrasts, contrasts_of
-from harness.analysis.page import Section, Shown, as_json, render
-from harness.analysis.page_differences import differences, undecided
+from harness.analysis import html
+from harness.analysis.answers import results
+from harness.analysis.answers.contrasts import contrasts, contrasts_of
+from harness.analysis.figures import fig_learning_curves
+from harness.analysis.page import page_curves, page_runs
+from harness.analysis.page.page import Section, Shown, as_json, render
+from harness.analysis.page.page_differences import differences, undecided
 from harness.analysis.runs import load_records
-from harness.analysis.tab_results import tables
+from harness.analysis.tables.tab_results import tables
 from harness.records.directory import RunDirectory
 from harness.records.manifest import ask_for
 from harness.records.status import Status
@@ -95,7 +98,7 @@ def test_a_study_that_names_pairs_shows_no_difference_before_a_baseline_is_chose
 
 def test_of_many_arms_only_the_first_baselines_can_be_chosen(runs, monkeypatch):
     rows_of_one_baseline = len(contrasts(runs, baseline="linear"))
-    monkeypatch.setattr("harness.analysis.page_differences.MAX_ROWS", 2 * rows_of_one_baseline - 1)
+    monkeypatch.setattr("harness.analysis.page.page_differences.MAX_ROWS", 2 * rows_of_one_baseline - 1)
     assert list(compared_of(runs, Compare()).others) == ["cosine"]
 
 
@@ -273,7 +276,7 @@ def test_the_page_begins_with_the_question_its_answer_and_what_the_arms_are(runs
 
 
 def test_the_script_calls_nothing_outside_and_makes_no_markup_from_text():
-    script = (Path(page_runs.__file__).parent / "templates" / "report.js").read_text()
+    script = (Path(html.__file__).parent / "templates" / "report.js").read_text()
     words = (
         "innerHTML|outerHTML|insertAdjacentHTML|document.write|eval|Function|fetch|XMLHttpRequest|import|setAttributeNS"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.analysis import (
+from harness.analysis.figures import (
     fig_interpolation,
     fig_learning_curves,
     fig_noise_scale,
@@ -15,8 +15,8 @@ from harness.analysis import (
     fig_rate_distortion,
     fig_reconstruction,
     fig_skip,
-    report,
 )
+from harness.analysis.report import report
 from harness.analysis.runs import load_records
 from harness.testing import tiny_study, write_finished_run
 
@@ -120,7 +120,7 @@ def test_reconstruction_has_its_error_by_the_number_of_steps(records_of):
 
 
 def test_the_page_of_figures_names_every_figure_and_every_part_of_an_evaluation():
-    from harness.analysis import fig_search
+    from harness.analysis.figures import fig_search
     from harness.spec.evaluation import PARTS
 
     text = (Path(__file__).parents[3] / "docs" / "figures.md").read_text()

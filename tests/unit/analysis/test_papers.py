@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.analysis import papers, results, tab_results
+from harness.analysis import papers
+from harness.analysis.answers import results
 from harness.analysis.runs import load_records
+from harness.analysis.tables import tab_results
 from harness.spec.metrics import METRIC_KINDS
 from harness.study.expand import load_study
 from harness.testing import tiny_study, write_finished_run

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.analysis import claims, claims_card
-from harness.analysis.claim import Between
-from harness.analysis.papers_claims import CLAIMS
+from harness.analysis.claims import claims_card, verdicts
+from harness.analysis.claims.claim import Between
+from harness.analysis.claims.papers_claims import CLAIMS
 from harness.analysis.runs import Measurement, RunRecord
 from harness.analysis.settings import flatten
 from harness.records.status import Status
@@ -52,7 +52,7 @@ def records_with(claim, ours, others):
 
     def factor(settings):
         factors = [(ours, claim.ours), (others, claim.others)]
-        own = [factor for factor, sides in factors if any(claims.matches(settings, side.values) for side in sides)]
+        own = [factor for factor, sides in factors if any(verdicts.matches(settings, side.values) for side in sides)]
         return float(np.prod(own)) ** (1 / max(1, len(own)))  # a width that is on both sides is between the others
 
     records = []
@@ -74,18 +74,18 @@ def is_near(claim, spec):
     settings = flatten(spec)
     sides = [{path: v for path, v in side.values.items() if path in settings} for side in (*claim.ours, *claim.others)]
     where = {path: value for path, value in claim.where.items() if path in settings}
-    return any(claims.matches(settings, values | where) for values in sides)
+    return any(verdicts.matches(settings, values | where) for values in sides)
 
 
-def verdicts(judged):
+def verdicts_of(judged):
     return {contrast.verdict for one in judged for contrast in one.contrasts}
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_a_planted_effect_reproduces_a_claim_and_a_reversed_one_contradicts_it(claim):
     for ours, others, verdict in ((0.7, 1.0, "reproduced"), (1.0, 0.7, "contradicted")):
-        judged = claims.judge(records_with(claim, ours, others), [claim])
-        assert verdicts(judged) == {verdict}
+        judged = verdicts.judge(records_with(claim, ours, others), [claim])
+        assert verdicts_of(judged) == {verdict}
         assert {len(contrast.pairs) for one in judged for contrast in one.contrasts} == {5}
         row = next(row for row in claims_card.card({"study": judged}) if row.claim is claim)
         assert row.verdict == verdict
@@ -110,7 +110,7 @@ def test_what_tells_the_sides_apart_is_what_the_claim_varies(claim):
     constant = {
         path for path in paths if len({repr(side.values.get(path)) for side in (*claim.ours, *claim.others)}) == 1
     }
-    assert all(claims.is_below(path, claim.varies) for path in paths - constant)
+    assert all(verdicts.is_below(path, claim.varies) for path in paths - constant)
 
 
 @pytest.mark.parametrize(
@@ -126,4 +126,4 @@ def test_what_tells_the_sides_apart_is_what_the_claim_varies(claim):
     ],
 )
 def test_a_value_of_a_side_is_one_value_any_of_several_or_a_range(actual, value, fits):
-    assert claims.fits(actual, value) == fits
+    assert verdicts.fits(actual, value) == fits

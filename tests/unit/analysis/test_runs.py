@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from harness.analysis import results
+from harness.analysis.answers import results
 from harness.analysis.runs import arm_index, by_arm, count_states, load_records, load_runs, study_names
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import linregress, t
 
-from harness.analysis import fig_allocation, fig_scaling
-from harness.analysis.log_sums import cells_of, draw_noise, interval
+from harness.analysis.figures import fig_allocation, fig_scaling
 from harness.analysis.runs import load_records
-from harness.analysis.scaling import ASYMPTOTE, POWER, PowerLaw, fit_scaling
-from harness.analysis.scaling_grid import best_size_exponent, fit_size_and_length, iso_flops
-from harness.analysis.scaling_series import Series, Size, multiplier, multipliers, series_of
+from harness.analysis.statistics.log_sums import cells_of, draw_noise, interval
+from harness.analysis.statistics.scaling import ASYMPTOTE, POWER, PowerLaw, fit_scaling
+from harness.analysis.statistics.scaling_grid import best_size_exponent, fit_size_and_length, iso_flops
+from harness.analysis.statistics.scaling_series import Series, Size, multiplier, multipliers, series_of
 
 IDDPM_FID = PowerLaw(4.00, 2.5e-25, 0.22)  # figure 10
 IDDPM_NLL = PowerLaw(3.40, 3.0e-15, 0.17)

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from harness.analysis import fig_alpha_bar, style
+from harness.analysis.figures import fig_alpha_bar, style
 
 ROOT = Path(__file__).parents[3]
 DRAW = """

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from harness.analysis import tab_noise
 from harness.analysis.runs import load_records
+from harness.analysis.tables import tab_noise
 
 STUDY = """
 grid: {diffusion.schedule: [linear, cosine]}

@@ -1,7 +1,7 @@
 """The papers' tables beside a study's results: of the same data alone, with how sure each number is."""
 
-from harness.analysis import tab_published
 from harness.analysis.runs import load_records
+from harness.analysis.tables import tab_published
 from harness.testing import tiny_study, write_finished_run
 
 IMAGES = """

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from harness.analysis import claims, results, tab_results
+from harness.analysis.answers import results
+from harness.analysis.claims import verdicts
 from harness.analysis.runs import load_records
+from harness.analysis.tables import tab_results
 from harness.records.scored import write_scored
 from harness.spec.methods import METHODS, MethodSpec
 
@@ -245,7 +247,7 @@ evaluate:
     assert "nll" not in row
     (line,) = [line for line in tab_results.markdown(frame).splitlines() if line.startswith("| cosine")]
     assert "| 1 | – |" in line
-    assert not [claim for claim in claims.judge([linear, cosine]) if "NLL" in claim.statement]
+    assert not [claim for claim in verdicts.judge([linear, cosine]) if "NLL" in claim.statement]
 
 
 def test_without_any_likelihood_there_is_no_column_and_no_note(study_runs):

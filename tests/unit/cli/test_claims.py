@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis.papers_claims import CLAIMS
+from harness.analysis.claims.papers_claims import CLAIMS
 from harness.cli import cli
 
 SCHEDULES = "grid: {diffusion.schedule: [linear, cosine]}\nreplicates: 4\nevaluate: [{nll: {}}]\n"

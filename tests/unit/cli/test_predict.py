@@ -5,7 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from harness.analysis.scaling import PowerLaw
+from harness.analysis.statistics.scaling import PowerLaw
 from harness.cli import cli
 from harness.errors import LaunchError
 

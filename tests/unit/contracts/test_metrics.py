@@ -4,7 +4,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from harness.analysis.fig_sampling_steps import sampler_lines
+from harness.analysis.figures.fig_sampling_steps import sampler_lines
 from harness.diffusion import SAMPLERS
 from harness.evaluation.parts import PARTS
 from harness.records.journal import Journal

@@ -5,8 +5,8 @@ from PIL import Image
 from harness.data import load_dataset
 from harness.data.base import stamp
 from harness.data.folder import describe
+from harness.datasets import make_dataset
 from harness.errors import DataError
-from harness.registry import make_dataset
 from harness.spec.run import ImageFolder
 
 

@@ -24,7 +24,6 @@ from harness.slurm.jobs import JobInfo
 from harness.slurm.time_limit import TimeLimit
 from harness.study.expand import load_study
 from harness.study.model import Study
-from harness.tracking import daemon
 
 
 @pytest.fixture
@@ -175,20 +174,6 @@ def test_a_retry_chooses_by_cause(tmp_path, study, status, killed, failed):
     plan = planning.plan(tiny, tmp_path / "runs")
     assert bool(manage.select_retries(plan, failed=False, killed=True).runs) == killed
     assert bool(manage.select_retries(plan, failed=True, killed=False).runs) == failed
-
-
-@pytest.mark.parametrize(
-    ("status", "active"),
-    [
-        (Status("queued"), True),
-        (Status("interrupted", cause="signal", stopped_by="SIGUSR2"), True),  # SLURM begins it again
-        (Status("interrupted", cause="signal", stopped_by="SIGTERM", reason="SIGUSR2"), False),
-        (Status("interrupted", cause="killed"), False),
-        (Status("done"), False),
-    ],
-)
-def test_a_watching_sync_waits_for_what_comes_back_by_itself(status, active):
-    assert daemon._is_active(status) == active
 
 
 # -------------------------------------------------------------------------------------------------- the requeue policy

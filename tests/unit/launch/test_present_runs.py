@@ -18,7 +18,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from harness.analysis import claims, fig_L_t, fig_learning_curves, fig_scaling, results
+from harness.analysis.answers import results
+from harness.analysis.claims import verdicts
+from harness.analysis.figures import fig_L_t, fig_learning_curves, fig_scaling
 from harness.analysis.runs import by_arm, load_records
 from harness.cli import cli
 from harness.job.writer import record_evaluation
@@ -199,7 +201,7 @@ def assert_shows_exactly(study: Study, runs_folder: Path, fresh: Path, path: Pat
     assert list(by_arm(shown)) == list(dict.fromkeys(run.arm for run in study.runs)), "in the order of the file"
     for frame in FRAMES:
         pd.testing.assert_frame_equal(frame(shown), frame(expected))
-    assert claims.table(claims.judge(shown)).equals(claims.table(claims.judge(expected)))
+    assert verdicts.table(verdicts.judge(shown)).equals(verdicts.table(verdicts.judge(expected)))
 
     planned = {(run.run_key, run.arm, run.replicate) for run in study.runs}
     status = invoke("status", name, "--runs", runs_folder)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness.errors import LaunchError, SpecError
+from harness.launch.on_slurm import job_parameters
+from harness.launch.processes import batch_script
 from harness.slurm.kills import REQUEUE_WHEN_KILLED
 from harness.slurm.profile import Profile, load_profile, python_command, slurm_parameters
 from harness.spec.resources import Resources
@@ -31,8 +34,6 @@ def test_a_study_goes_before_the_cluster_and_the_cluster_before_the_defaults(tmp
     assert parameters["timeout_min"] == 240
     assert options["partition"] == "gpu"
     assert parameters["slurm_setup"] == ["module load cuda"]
-    assert parameters["slurm_array_parallelism"] == 64
-    assert slurm_parameters(Resources(), gpu_cluster, jobs=3)["slurm_array_parallelism"] == 3
     assert slurm_parameters(Resources(threads=6, cpus=2), gpu_cluster)["cpus_per_task"] == 6
 
 
@@ -82,14 +83,18 @@ def test_an_empty_profile_is_a_cluster_without_peculiarities(tmp_path):
     assert write_profile(tmp_path, "") == Profile()
 
 
-def script_of(profile: Profile, resources: Resources | None = None, tmp_path: Path = Path("/shared")) -> list[str]:
-    """Return the lines of the batch script that submitit makes of it."""
-    from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+@pytest.fixture
+def script_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """Return a function that gives the lines of the batch script that is sent to SLURM."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
 
-    given = slurm_parameters(resources or Resources(), profile)
-    names = SlurmExecutor._equivalence_dict() or {}
-    renamed = {str(names.get(name, name.removeprefix("slurm_"))): value for name, value in given.items()}
-    return _make_sbatch_string(command=python_command(profile), folder=tmp_path, map_count=3, **renamed).splitlines()
+    def lines(profile: Profile, resources: Resources | None = None) -> list[str]:
+        parameters = job_parameters(resources or Resources(), profile, "tiny") | {"slurm_array_parallelism": 2}
+        return batch_script(tmp_path, 3, **parameters).splitlines()
+
+    return lines
 
 
 @pytest.mark.parametrize(
@@ -116,20 +121,20 @@ def script_of(profile: Profile, resources: Resources | None = None, tmp_path: Pa
         ("sbatch: {switches: 1@30, spread-job: true, tres-per-task: cpu=2}\n", ["--spread-job", "--switches=1@30"]),
     ],
 )
-def test_what_a_profile_says_stands_in_the_batch_script(tmp_path, text, lines):
+def test_what_a_profile_says_stands_in_the_batch_script(tmp_path, script_of, text, lines):
     script = script_of(write_profile(tmp_path, text))
     assert {f"#SBATCH {line}" for line in lines} <= set(script)
     assert "#SBATCH --requeue" in script
 
 
-def test_a_script_says_nothing_that_neither_profile_nor_study_says(tmp_path):
+def test_a_script_says_nothing_that_neither_profile_nor_study_says(script_of):
     names = {line.removeprefix("#SBATCH --").partition("=")[0] for line in script_of(Profile()) if "SBATCH" in line}
-    of_the_harness = {"array", "cpus-per-task", "error", "job-name", "nodes", "ntasks-per-node", "open-mode", "output"}
+    of_the_harness = {"array", "cpus-per-task", "job-name", "nodes", "ntasks-per-node", "open-mode", "output"}
     assert names == of_the_harness | {"mem", "requeue", "signal", "time"}  # no wckey, no partition, no GPUs
     assert not [line for line in script_of(Profile(memory_request="none")) if "--mem" in line]
 
 
-def test_a_study_says_how_many_gpus_and_the_profile_which():
+def test_a_study_says_how_many_gpus_and_the_profile_which(script_of):
     profile = Profile(gpus_per_node="h100:4")
     assert profile.gpus(Resources(gpus_per_node=2)) == (2, "h100")
     assert profile.gpus(Resources()) == (4, "h100")
@@ -138,11 +143,11 @@ def test_a_study_says_how_many_gpus_and_the_profile_which():
     assert not [line for line in script_of(profile, Resources(gpus_per_node=0)) if "gpus" in line]
 
 
-def test_srun_gets_its_options_and_python_its_container():
+def test_srun_gets_its_options_and_python_its_container(script_of):
     profile = Profile(
         srun={"container-image": "img.sqsh", "mpi": "none", "overlap": True}, container="apptainer exec i.sif"
     )
-    (line,) = [line for line in script_of(profile) if "srun" in line]
+    (line,) = [line for line in script_of(profile) if line.startswith("srun ")]
     assert "--cpus-per-task=1 --wait=0 --container-image=img.sqsh --mpi=none --overlap apptainer exec i.sif " in line
     assert python_command(Profile(python="/opt/py/bin/python")) == "/opt/py/bin/python"
 

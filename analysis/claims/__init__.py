@@ -1,0 +1,1 @@
+"""The claims of the papers as data, and what the records say of each."""

@@ -1,0 +1,1 @@
+"""One figure a file: a pure `data(runs) -> DataFrame` and a thin `draw(frame) -> Figure`."""

@@ -1,0 +1,1 @@
+"""The page of a study: its answer, its tables, its curves, its runs."""

@@ -1,0 +1,1 @@
+"""What is drawn, and only where something has changed: `harness figures`, its check and its trace."""
