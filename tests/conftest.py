@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,10 @@ def start_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     with contextlib.ExitStack() as clusters:
 
         def start(**knobs: object) -> DevCluster:
-            cluster = DevCluster(tmp_path_factory.mktemp("slurm"), **knobs)
+            folder = Path(tempfile.mkdtemp(prefix="harness-slurm-"))  # other users do not come into pytest's
+            folder.chmod(0o755)
+            cluster = DevCluster(folder, **knobs)
+            clusters.callback(shutil.move, folder, tmp_path_factory.mktemp("slurm"))  # its logs
             clusters.callback(cluster.stop)
             return cluster
 

@@ -41,6 +41,11 @@ class Claim:
     def on_slurm(self) -> bool:
         return bool(self.submission.get("cluster") == "slurm")
 
+    @property
+    def user(self) -> str:
+        """Who submitted; empty in submissions of early versions."""
+        return str(self.submission.get("user") or "")
+
     def live_job(self, answer: QueueAnswer) -> JobInfo | None:
         """Return the newest job of the claim that SLURM has in its queue; None if it has none, or did not answer."""
         names = [job_id for job_id in self.jobs if self.on_slurm and answer.presence(job_id) == "present"]
@@ -104,6 +109,10 @@ def mark_cancelled(folder: Path, run_key: str, by: str) -> None:
     path = SubmissionLayout(folder).cancelled_path(run_key)
     path.parent.mkdir(exist_ok=True)
     replace_file(path, json.dumps({"by": by, "cancelled_seconds": time.time()}), durable=False)
+
+
+def unmark_cancelled(folder: Path, run_key: str) -> None:
+    SubmissionLayout(folder).cancelled_path(run_key).unlink(missing_ok=True)
 
 
 def job_of(runs_folder: Path, run_key: str) -> tuple[Path | None, str]:

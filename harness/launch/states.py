@@ -13,7 +13,7 @@ from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
 from harness.records.lock import FolderLock
 from harness.records.status import Ending, Status
-from harness.slurm.jobs import JobInfo, QueueAnswer, ask_queue, current_user, read_queue
+from harness.slurm.jobs import JobInfo, QueueAnswer, ask_queue, read_queue
 from harness.slurm.recent import read_recent_queue
 
 FORGOTTEN_SECONDS = 600.0  # "queued" and the claim are seconds apart, unless the submission was interrupted in between
@@ -53,9 +53,8 @@ def read_run_states(paths: Sequence[Path], *, wait: bool = False, recent: bool =
     }
     on_slurm = [claim for of_run in claims.values() for claim in of_run if claim.on_slurm]
     job_ids = {job_id for claim in on_slurm for job_id in claim.jobs} | set(filter(None, holders.values()))
-    users = {str(claim.submission.get("user") or "") for claim in on_slurm} - {"", current_user()}
     read = read_recent_queue if recent else read_queue
-    answer = ask_queue(lambda: read(job_ids, *users), wait=wait)
+    answer = ask_queue(lambda: read(job_ids), wait=wait)
     for path in open_ends:
         key = path.name
         state = _combine_with_slurm(states[key].status, key, claims.get(key, []), holders.get(key, ""), answer)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ from harness.launch.submission import BlockingSubmission, Refused, Submission
 from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
+from harness.slurm import commands
 from harness.slurm.jobs import live_jobs
 from harness.slurm.profile import Profile
 from harness.spec.base import SCHEMA_VERSION
@@ -421,6 +424,66 @@ def test_a_job_that_is_told_to_leave_comes_back_when_slurm_does_not_answer_and_f
     resumed = [event.fields["resumed_from_step"] for event in directory.events("started")]
     assert resumed[0] == 0 and 0 < resumed[1] <= 200 and resumed[2] == 200
     assert [event.fields["stopped_by"] for event in directory.events("interrupted")] == ["SIGUSR2"] * 2
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Return a folder into which every user of this machine can write; pytest's own are closed to them."""
+    umask = os.umask(0)
+    with tempfile.TemporaryDirectory(prefix="harness-") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+    os.umask(umask)
+
+
+def as_user(name: str, look: Callable[[], object]) -> object:
+    """Return what a function returns to another user, who takes the place of this process's copy."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        user = pwd.getpwnam(name)
+        os.setgroups([])
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+        os.environ |= {"USER": name, "LOGNAME": name}
+        try:
+            answer = look()
+        except Exception as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writing, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        answer = json.loads(file.read())
+    os.waitpid(pid, 0)
+    return answer
+
+
+@pytest.mark.slurm
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which takes root")
+def test_who_shares_a_folder_of_runs_believes_the_jobs_of_others_and_does_not_end_them(
+    open_folder, study, slurm, monkeypatch
+):
+    monkeypatch.setattr(commands, "PAUSES_SECONDS", ())
+    tiny = study("", "train.steps=200")
+    runs = open_folder / "runs"
+    submission = submit_to_slurm(tiny, runs)
+    directory, job_id = submission.runs[0].directory, submission.jobs[0].job_id
+
+    def state() -> list[object]:
+        plan = planning.plan(tiny, runs)
+        return [plan.runs[0].state, [planned.run_key for planned in plan.to_do]]
+
+    assert as_user("daemon", state)[1] == []  # it waits, or begins
+    with held(directory, until=directory.latest):
+        assert as_user("daemon", lambda: list(live_jobs())) == []
+        assert as_user("daemon", state) == ["running", []]
+        refusal = as_user("daemon", lambda: [run.key for run in manage.cancel([directory])])
+        assert refusal.startswith(f"LaunchError: SLURM does not let you end the job {job_id} of root (")
+        assert state() == ["running", []]
+    wait_for(lambda: not submission.unfinished())
+    assert [planned.state for planned in submission.now()] == ["done"]
+    assert len(directory.attempts()) == 1
 
 
 # ------------------------------------------------------------------------------------------------ where a run stands
