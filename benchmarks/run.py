@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import overheads
+
 ROOT = Path(__file__).resolve().parents[1]
-HARNESS = str(Path(sys.executable).with_name("harness"))
 
 
 def seconds(action: Callable[[], object], repeats: int = 5) -> float:
@@ -26,28 +27,6 @@ def seconds(action: Callable[[], object], repeats: int = 5) -> float:
         action()
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
-
-
-def command(*arguments: str) -> Callable[[], object]:
-    return lambda: subprocess.run(arguments, check=True, capture_output=True, cwd=ROOT)
-
-
-def command_line(folder: Path) -> None:
-    """Whole processes, the interpreter's start included."""
-    thousand = folder / "thousand.yaml"
-    digits = ROOT / "experiments/base/digits.yaml"
-    rates = ", ".join(f"{1e-4 * (1 + i / 100):.6f}" for i in range(100))
-    thousand.write_text(
-        f"study: thousand\nextends: {digits}\ngrid: {{optim.lr: [{rates}]}}\nreplicates: 10\n"
-        "evaluate:\n  - {nll: {}, fidelity: {num_samples: 500, num_steps: 50}}\n"
-    )
-    bare = seconds(command(sys.executable, "-c", "pass"))
-    for label, arguments in {
-        "harness --help": ("--help",),
-        "harness plan --json, 1,000 new runs": ("plan", str(thousand), "--json", "--runs", str(folder / "runs")),
-    }.items():
-        taken = seconds(command(HARNESS, *arguments))
-        print(f"{label:45s} {taken:8.3f} s   {taken / bare:6.1f} x an empty interpreter")
 
 
 def records(folder: Path) -> None:
@@ -229,7 +208,7 @@ def main() -> None:
     if sys.argv[1:2] == ["memory"]:
         return memory()
     with tempfile.TemporaryDirectory() as folder:
-        command_line(Path(folder))
+        overheads.main(Path(folder))
         records(Path(folder))
         reading(Path(folder))
         sync(Path(folder))

@@ -60,15 +60,15 @@ def size(num_bytes: float) -> str:
 
 def rounded_count(number: float) -> str:
     """Format a large number with three digits: 950, 14.2 k, 2.5 M."""
-    for unit in ("", " k", " M"):
+    for unit in ("", " k", " M", " G", " T"):
         if number < 999.5:
             return f"{number:.3g}{unit}"
         number /= 1000
-    return f"{number:.3g} G"
+    return f"{number:.3g} P"
 
 
 def device_hours(hours: float) -> str:
-    return f"{hours:.3g}" if hours >= 0.001 else "<0.001"
+    return f"{hours:.3g}" if 0.001 <= hours < 1000 else f"{hours:.0f}" if hours >= 1000 else "<0.001"
 
 
 def device_time(hours: float) -> str:

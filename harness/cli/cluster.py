@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -74,6 +75,7 @@ def retry(
     With --json: as `submit`.
     """
     from harness.launch import manage, planning
+    from harness.launch.calibrate import require_within_budget
 
     if not failed and not killed:
         raise LaunchError("give --failed, --killed or both")
@@ -85,6 +87,8 @@ def retry(
         options["jobs"] = jobs
     if slurm_profile := read_profile(profile, options["cluster"]):
         options["profile"] = slurm_profile
+    budget: dict[str, Any] = {"cluster": options["cluster"], "profile": options["profile"]}
+    require_within_budget(planned, **budget, on_progress=click.echo)
     chosen = manage.select_retries(planned, failed=failed, killed=killed)
     if not chosen.runs:
         click.echo("nothing to retry")

@@ -110,6 +110,26 @@ profile_option = click.option(
     metavar="NAME|FILE",
     help="Profile of the SLURM cluster: a file, or a name in slurm/clusters.",
 )
+
+
+def cost_options(command: Callable) -> Callable:
+    """Add the options that say where a study's cost is asked for, and how it is shown."""
+    for option in (
+        click.option("--markdown", "as_markdown", is_flag=True, help="The cost as a Markdown table, for a proposal."),
+        click.option(
+            "--utilisation",
+            type=click.FloatRange(0, 1, min_open=True),
+            help="Share of the card's peak that is assumed.  [default: 0.5 in fp32, 0.3 in tf32, 0.2 in bf16]",
+        ),
+        click.option(
+            "--parallel", type=click.IntRange(1), help="Jobs at a time.  [default: max_parallel of the profile, else 1]"
+        ),
+        click.option("--card", help="GPU that the cost is asked for, such as h100.  [default: as the profile says]"),
+    ):
+        command = option(command)
+    return command
+
+
 new_code_option = click.option(
     "--new-code", is_flag=True, help="Use the current code, not the snapshot that a run started with."
 )

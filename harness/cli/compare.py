@@ -68,6 +68,7 @@ def compare(
     from harness.analysis.presentation import presentation_of
     from harness.analysis.runs import load_records
     from harness.analysis.tables import tab_contrasts
+    from harness.records.devices import mixed_devices
 
     if all_pairs and (baseline or by):
         raise LaunchError("either --all-pairs or a --baseline or --by")
@@ -97,6 +98,8 @@ def compare(
         click.echo(tab_contrasts.latex(contrasts, f"harness compare {name}"))
     else:
         _show(contrasts)
+        for note in mixed_devices(directories, name):
+            click.echo(f"warning: {note}.")
         for path in by or asked.by:
             if along := analysis.changes_along(runs, path):
                 click.echo(f"{', '.join(along)} change along with {path}: their effects cannot be told apart.")

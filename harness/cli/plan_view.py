@@ -27,6 +27,8 @@ def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
     print()
     for warning in plan.study.warnings():
         print(f"warning: {printable(warning)}")
+    for idle in plan.idle_gpus():
+        print(f"warning: {printable(idle)}")
     for note in (*plan.notes(), *data_notes(plan), *recorded_data_notes(plan), *extractor_notes(plan.runs)):
         print(printable(note))
     print(total_cost(plan))
@@ -132,6 +134,8 @@ def total_cost(plan: Plan) -> str:
     sentence = cost_sentence(plan)
     evaluations = sum(map(plan.evaluation_hours, plan.runs))
     more = f"; evaluations: about {device_hours(evaluations)} hours" if evaluations else ", without evaluations"
+    if evaluations and (uncounted := plan.uncounted_parts()):
+        more += f", without {', '.join(uncounted)}"
     if not sentence:
         return f"training left: none{more if evaluations else ''}{limit}"
     disk = _sum_known([plan.checkpoint_bytes(planned) for planned in plan.runs], size)

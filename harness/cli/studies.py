@@ -11,6 +11,7 @@ import click
 
 from harness.cli.common import (
     Output,
+    cost_options,
     json_option,
     load,
     members,
@@ -23,6 +24,7 @@ from harness.cli.common import (
     set_option,
     study_file,
 )
+from harness.errors import LaunchError
 
 if TYPE_CHECKING:
     from harness.launch.planning import Plan, PlannedRun
@@ -37,24 +39,51 @@ INTERRUPTED_EXIT_CODE = 130
 @json_option
 @click.option("--all", "everything", is_flag=True, help="Show every run, not the first 40.")
 @set_option
+@profile_option
+@cost_options
 @runs_folder_option
-def plan(study: Path, output: Output, everything: bool, sets: tuple[str, ...], runs_folder: Path) -> None:
+def plan(
+    study: Path,
+    output: Output,
+    everything: bool,
+    sets: tuple[str, ...],
+    profile: Path | None,
+    card: str | None,
+    parallel: int | None,
+    utilisation: float | None,
+    as_markdown: bool,
+    runs_folder: Path,
+) -> None:
     """Show a study's runs, states and cost.
 
-    Nothing is changed.
+    Nothing is changed. With --profile or --card it shows what the study would take there: parameters, arithmetic, hours
+    of devices and time, from steps that were measured on such cards, else estimated from the card's peak.
 
     With --json: {"study", "runs": [{"run_key", "state", "arm", "replicate", "run_dir"}], "no_longer_asked_for":
-    [RUN_KEY]}; of a search {"search", "suggestions": [{"point", "run_keys"}]} with its definition.
+    [RUN_KEY]}; of a search {"search", "suggestions": [{"point", "run_keys"}]} with its definition; with --profile or
+    --card {"study", "card", "parallel", "device_hours", "wall_seconds", "time_limits", "notes": [TEXT], "runs":
+    [{"run_key", "arm", "replicate", "parameters", "multiply_adds_per_step", "steps", "step_seconds", "measured_on",
+    "network_evaluations", "evaluation_seconds", "devices", "device_hours"}]}, all of what is left.
     """
     from harness.launch import planning
     from harness.study.expand import is_search
 
     if is_search(study):
+        if profile or card or parallel or utilisation or as_markdown:
+            raise LaunchError(f"{study} is a search, whose trials are not known before: ask for the cost of a study")
         from harness.cli.search import show_plan
 
         show_plan(study, sets, runs_folder, output)
         return
     planned = planning.plan(load(study, sets), runs_folder, recent=True)
+    if profile or card or parallel or utilisation or as_markdown:
+        from harness.cli import cost_view
+
+        estimate = cost_view.estimate_of(planned, read_profile(profile), card, parallel, utilisation)
+        output.document(cost_view.as_json(estimate))
+        if not output.as_json:
+            cost_view.show(estimate, as_markdown=as_markdown)
+        return
     if output.as_json:
         output.document(planned.as_json())
         return

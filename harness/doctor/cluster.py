@@ -11,7 +11,7 @@ from pathlib import Path
 from harness.doctor.findings import Finding, ok, one_line, problem, warning
 from harness.errors import LaunchError
 from harness.launch.on_slurm import check_accepted
-from harness.launch.planning import Plan
+from harness.launch.planning import Plan, on_cluster
 from harness.launch.processes import unusable_path
 from harness.slurm.cluster import ClusterInfo, count_gpus, is_usable, parse_time_limit, read_cluster_info
 from harness.slurm.jobs import current_user, live_jobs, read_accounting
@@ -142,6 +142,12 @@ def _describe(amounts: Mapping[str, float]) -> str:
     """Return `8 cores, 2 GPUs, 4 GiB of memory`."""
     units = [count(int(amounts[unit]), unit) for unit in ("core", "GPU") if amounts[unit]]
     return ", ".join([*units, f"{amounts['GiB']:.3g} GiB of memory"])
+
+
+def check_idle_gpus(profile: Profile, plan: Plan | None) -> Iterator[Finding]:
+    """Find GPUs that jobs ask for and that no process of theirs would use."""
+    if plan:
+        yield from map(warning, on_cluster(plan, profile).idle_gpus())
 
 
 def check_account(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from harness.doctor.cluster import (
     ask_slurm,
     check_account,
     check_arrays,
+    check_idle_gpus,
     check_jobs,
     check_partition,
     check_path,
@@ -74,6 +75,7 @@ def examine_cluster(
             check_arrays(slurm, profile),
             *check_preemption(slurm, profile),
             *check_time_limits(profile, classes),
+            *check_idle_gpus(profile, plan),
         ]
         yield from findings
         if all(finding.level != "problem" for finding in findings):  # else it would report the same problem again

@@ -476,7 +476,7 @@ class _Job:
         assert self.journal is not None
         if self.directory.history("compute/parameters")[0]:
             return
-        compute, reason = training_compute(self.spec, training, data)
+        compute, reason = training_compute(self.spec, training.method, data)
         if reason:
             logger.warning(f"run {self.directory.key}: the arithmetic of its training {reason}")
             self.journal.event("compute_not_counted", step=self.step, reason=reason)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from harness.records import throughput
-from harness.records.throughput import Throughput, cpu_name
+from harness.records.throughput import Throughput, cpu_name, runs_sharing_gpu
 from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
 
@@ -37,6 +37,7 @@ def record_throughput(
         device_name=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
         threads=torch.get_num_threads(),
         num_processes=resources.num_processes,
+        runs_per_gpu=runs_sharing_gpu() if device.type == "cuda" else 1,
         precision=spec.train.precision,
         checkpoint_bytes=max((checkpoint.stat().st_size for checkpoint in checkpoints), default=None),
         checkpoint_seconds=checkpoint_seconds,

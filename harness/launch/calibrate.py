@@ -7,6 +7,7 @@ partition. They train in a scratch folder; run directories are not touched.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -19,15 +20,15 @@ from typing import Any
 
 from harness import PACKAGE_ROOT
 from harness.errors import HarnessError, LaunchError
-from harness.launch.planning import Plan, PlannedRun
-from harness.launch.processes import available_cores, visible_gpus
+from harness.launch.planning import Plan, PlannedRun, on_cluster
+from harness.launch.processes import available_cores, thread_environment, visible_gpus
 from harness.records import throughput
 from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.plugins import freeze, read_spec
 from harness.records.throughput import Throughput, cpu_name
 from harness.slurm.probe import ANSWER, run_probe_job
-from harness.slurm.profile import Profile, slurm_parameters
+from harness.slurm.profile import Profile, pack_of, slurm_parameters
 from harness.spec.base import SCHEMA_VERSION
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
@@ -72,6 +73,8 @@ def calibrate(
     Raises:
         LaunchError: SLURM does not accept the job, or it does not end in time or ends without an answer.
     """
+    if cluster == "slurm":
+        plan = on_cluster(plan, profile or Profile())
     classes: dict[Resources, dict[str, list[PlannedRun]]] = {}
     for planned in plan.runs:
         left = plan.training_seconds(planned, target_device(planned, cluster, profile))
@@ -80,11 +83,12 @@ def calibrate(
             by_cost.setdefault(planned.run.spec.cost_key, []).append(planned)
     results = []
     for resources, by_cost in classes.items():
-        threads = resources.threads or max(1, available_cores() // max(1, len(plan.to_do)))
+        threads, at_once = resources.threads or max(1, available_cores() // max(1, len(plan.to_do))), 1
         if cluster == "slurm":
-            threads = slurm_parameters(resources, profile or Profile())["cpus_per_task"]
+            at_once = pack_of(resources, profile or Profile())
+            threads = max(1, slurm_parameters(resources, profile or Profile())["cpus_per_task"] // at_once)
         classes_to_time = [_class_to_time(group[0]) for group in by_cost.values()]
-        request = {"steps": steps, "threads": threads, "classes": classes_to_time}
+        request = {"steps": steps, "threads": threads, "at_once": at_once, "classes": classes_to_time}
         answers = _answers(request, resources, plan, cluster, profile, timeout_seconds, on_progress)
         for group, answer in zip(by_cost.values(), answers, strict=True):
             timing = Throughput(**answer["fact"]) if "fact" in answer else None
@@ -206,6 +210,7 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
         device_name=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
         threads=torch.get_num_threads(),
         num_processes=processes,
+        runs_per_gpu=throughput.runs_sharing_gpu() if device.type == "cuda" else 1,
         precision=spec.train.precision,
         checkpoint_bytes=checkpoint.stat().st_size,
         checkpoint_seconds=checkpoints.slowest_seconds,
@@ -213,10 +218,43 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
 
 
 def main(folder: Path) -> None:
-    """Answer the request in a folder; an error in one class does not affect the others."""
+    """Answer the request in a folder; an error in one class does not affect the others.
+
+    Runs that share a job are timed as they will run: as many processes at once, with their share of the cores and GPUs.
+    """
+    request = json.loads((folder / REQUEST).read_text())
+    if request["at_once"] == 1:
+        answers = _time_classes(folder, request)
+    else:
+        answers = _slowest(_time_side_by_side(folder, request["at_once"], request["threads"]))
+    replace_file(folder / ANSWER, json.dumps(answers), durable=True)
+
+
+def _time_side_by_side(folder: Path, at_once: int, threads: int) -> list[list[dict[str, Any]]]:
+    """Return the answers of several processes that time the same classes at once."""
+    gpus, processes = visible_gpus(), []
+    for slot in range(at_once):
+        variables = thread_environment(threads) | {throughput.RUNS_PER_GPU: str(math.ceil(at_once / max(1, len(gpus))))}
+        if gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        command = [sys.executable, "-m", "harness.launch.calibrate", str(folder), str(slot)]
+        processes.append(subprocess.Popen(command, env=os.environ | variables))
+    if failed := [code for process in processes if (code := process.wait())]:
+        raise LaunchError(f"{len(failed)} of {at_once} processes of a shared job ended with exit code {failed[0]}")
+    return [json.loads((folder / f"answer-{slot}.json").read_text()) for slot in range(at_once)]
+
+
+def _slowest(answers: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return for each class the slowest of its timings, an error if there is one."""
+    return [
+        max(of_class, key=lambda answer: answer["fact"]["seconds_per_step"] if "fact" in answer else math.inf)
+        for of_class in zip(*answers, strict=True)
+    ]
+
+
+def _time_classes(folder: Path, request: dict[str, Any]) -> list[dict[str, Any]]:
     import torch
 
-    request = json.loads((folder / REQUEST).read_text())
     torch.set_num_threads(request["threads"])
     answers: list[dict[str, Any]] = []
     for entry in request["classes"]:
@@ -227,7 +265,13 @@ def main(folder: Path) -> None:
                 answers.append({"fact": asdict(timing)})
             except (HarnessError, RuntimeError) as error:  # such as CUDA out of memory
                 answers.append({"error": " ".join(str(error).split())[:300]})
-    replace_file(folder / ANSWER, json.dumps(answers), durable=True)
+    return answers
+
+
+def _main_of_one(folder: Path, slot: str) -> None:
+    """Time the classes of a request as one of several processes."""
+    answers = _time_classes(folder, json.loads((folder / REQUEST).read_text()))
+    replace_file(folder / f"answer-{slot}.json", json.dumps(answers), durable=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- budget
@@ -242,8 +286,8 @@ def require_within_budget(
 ) -> None:
     """Refuse a study whose training and evaluations would exceed its budget; time what is unknown first.
 
-    What remains of the whole study is counted; of its evaluations that whose number of network evaluations is known. An
-    hour of a run without a GPU counts like a GPU hour.
+    What remains of the whole study is counted, and all GPUs that its jobs hold; of its evaluations that whose number of
+    network evaluations is known. An hour of a run without a GPU counts like a GPU hour.
 
     Raises:
         LaunchError: over the budget, or the cost could not be measured; nothing is queued then.
@@ -251,6 +295,7 @@ def require_within_budget(
     budget = plan.study.budget_gpu_hours
     if budget is None:
         return
+    plan = on_cluster(plan, profile or Profile()) if cluster == "slurm" else plan
 
     def hours_left(plan: Plan) -> list[float | None]:
         return [plan.device_hours(planned, target_device(planned, cluster, profile)) for planned in plan.runs]
@@ -269,6 +314,8 @@ def require_within_budget(
         )
     training = sum(known for known in hours if known is not None)
     to_evaluate = [plan.evaluation_hours(planned, target_device(planned, cluster, profile)) for planned in plan.runs]
+    if uncounted := plan.uncounted_parts():
+        on_progress(f"not in the budget, since their cost is not known before: {', '.join(uncounted)}")
     if training + sum(to_evaluate) > budget:
         arms: dict[str, float] = {}
         for planned, left, more in zip(plan.runs, hours, to_evaluate, strict=True):
@@ -284,4 +331,7 @@ def require_within_budget(
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        _main_of_one(Path(sys.argv[1]), sys.argv[2])
+    else:
+        main(Path(sys.argv[1]))

@@ -24,7 +24,7 @@ from harness.records.layout import SubmissionLayout
 from harness.slurm.cluster import max_array_size
 from harness.slurm.jobs import check_script, ignored_defaults, live_jobs, login_environment
 from harness.slurm.limits import room_for_jobs
-from harness.slurm.profile import Profile, python_command, slurm_parameters
+from harness.slurm.profile import Profile, pack_of, python_command, slurm_parameters
 from harness.spec.resources import Resources
 from harness.text import count
 
@@ -66,7 +66,7 @@ def launch_slurm(
         resources, size = key[0], sizes[key]
         variables = snapshot.environment(code[members[0].run_key])
         parameters = job_parameters(resources, profile, plan.study.name, _checkpoint_seconds(members, measured))
-        pack = profile.resolve(resources, "pack") if resources.num_processes == 1 else 1
+        pack = pack_of(resources, profile)
         threads = max(1, parameters["cpus_per_task"] // pack)
         task = Task(
             folder,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from harness.records.manifest import read_manifest
 from harness.records.status import Status
 from harness.records.throughput import Throughput
 from harness.slurm.jobs import JobInfo
+from harness.slurm.profile import Profile, gpus_of_run, idle_gpus, runs_per_gpu
 from harness.spec.averages import PowerAverages
+from harness.spec.cards import Card, find_card
 from harness.spec.costs import FORWARD_AND_BACKWARD, network_evaluations
 from harness.spec.evaluation import Evaluation
 from harness.study.expand import name_of_study
@@ -55,6 +57,8 @@ class Plan:
     Attributes:
         earlier: the runs that were in the study before, and that its file no longer asks for.
         other_file: another file that asked for runs under this study's name, and that still does.
+        profile: of the cluster that the cost is asked for; None: what the study's own resources say.
+        card: that the cost is asked for; None: the newest measurement's.
     """
 
     study: Study
@@ -62,6 +66,8 @@ class Plan:
     runs: tuple[PlannedRun, ...]
     earlier: tuple[RunDirectory, ...] = ()
     other_file: Path | None = None
+    profile: Profile | None = None
+    card: Card | None = None
 
     @property
     def to_do(self) -> list[PlannedRun]:
@@ -74,8 +80,8 @@ class Plan:
     def measured(self, planned: PlannedRun, device: str | None = None) -> Throughput | None:
         """Return the measured cost of a step with this network, image size, batch size and precision.
 
-        The newest measurement is used. Those on another kind of device than the run requests, or with another number
-        of processes, are ignored.
+        The newest measurement is used. Those on another kind of device or card than the run requests, with another
+        number of processes, or where more or fewer runs shared a GPU, are ignored.
 
         Args:
             device: cpu or cuda; None means the run's resources.device, either if that is auto.
@@ -83,12 +89,24 @@ class Plan:
         spec, resources = planned.run.spec, planned.run.resources
         if device is None and resources.device != "auto":
             device = resources.device
-        elif device is None and resources.gpus_per_node:
+        elif device is None and (self.profile or Profile()).gpus(resources)[0]:
             device = "cuda"
         for measured in self._throughput.get(spec.cost_key, ()):
-            if measured.device == (device or measured.device) and measured.num_processes == resources.num_processes:
+            sharing = runs_per_gpu(resources, self.profile) if self.profile else measured.runs_per_gpu
+            if (
+                measured.device == (device or measured.device)
+                and measured.num_processes == resources.num_processes
+                and measured.runs_per_gpu == sharing
+                and self._is_of_card(measured)
+            ):
                 return measured
         return None
+
+    def _is_of_card(self, measured: Throughput) -> bool:
+        if self.card is None or measured.device != "cuda":
+            return True
+        card = find_card(measured.device_name)
+        return card is not None and card.family == self.card.family
 
     def training_seconds(self, planned: PlannedRun, device: str | None = None) -> float | None:
         """Estimate the remaining training time, without evaluations; None if no similar run has been measured."""
@@ -101,30 +119,76 @@ class Plan:
     def device_hours(self, planned: PlannedRun, device: str | None = None) -> float | None:
         """Estimate the remaining training in hours of one device: a GPU, or the cores of a process without one."""
         seconds = self.training_seconds(planned, device)
-        return None if seconds is None else seconds * planned.run.resources.num_processes / 3600
+        return None if seconds is None else seconds * self.devices(planned) / 3600
+
+    def devices(self, planned: PlannedRun) -> float:
+        """Return how many devices a run holds: GPUs, used or not, of a pack its share; without GPUs its processes.
+
+        Without a profile it is one for each process.
+        """
+        resources = planned.run.resources
+        return (self.profile and gpus_of_run(resources, self.profile)) or resources.num_processes
 
     def evaluation_seconds(
         self, planned: PlannedRun, evaluation: Evaluation, device: str | None = None
     ) -> float | None:
         """Estimate the time of an evaluation from that of a training step; None if that or its work is unknown."""
+        if self.measured(planned, device) is None:
+            return None
+        if None in network_evaluations(evaluation, planned.run.spec).values():
+            return None
+        return self._known_evaluation_seconds(planned, evaluation, device)
+
+    def _known_evaluation_seconds(
+        self, planned: PlannedRun, evaluation: Evaluation, device: str | None
+    ) -> float | None:
+        """Estimate the time of those parts of an evaluation whose work is known."""
         measured = self.measured(planned, device)
         if measured is None:
             return None
-        counts = network_evaluations(evaluation, planned.run.spec).values()
-        known = [number for number in counts if number is not None]
-        if len(known) < len(counts):
-            return None
-        per_image = measured.seconds_per_step / planned.run.spec.train.batch_size / FORWARD_AND_BACKWARD
-        return per_image * sum(known)
+        known = [number for number in network_evaluations(evaluation, planned.run.spec).values() if number]
+        # The first of several processes evaluates alone.
+        of_one_process = measured.seconds_per_step * measured.num_processes
+        return of_one_process / planned.run.spec.train.batch_size / FORWARD_AND_BACKWARD * sum(known)
 
     def evaluation_hours(self, planned: PlannedRun, device: str | None = None) -> float:
         """Estimate what is left to evaluate in hours of one device, as far as its work is known."""
+        left = self.evaluations_left(planned)
+        seconds = sum(self._known_evaluation_seconds(planned, evaluation, device) or 0.0 for evaluation in left)
+        return seconds * self.devices(planned) / 3600
+
+    def evaluations_left(self, planned: PlannedRun) -> list[Evaluation]:
         if not planned.run.evaluations or planned.state == "pruned":
-            return 0.0
+            return []
         evaluated = planned.directory.evaluated_keys() if planned.state != "new" else set()
-        left = [evaluation for evaluation in planned.run.evaluations if evaluation.key not in evaluated]
-        seconds = sum(self.evaluation_seconds(planned, evaluation, device) or 0.0 for evaluation in left)
-        return seconds * planned.run.resources.num_processes / 3600
+        return [evaluation for evaluation in planned.run.evaluations if evaluation.key not in evaluated]
+
+    def uncounted_parts(self) -> list[str]:
+        """Return the parts of evaluations that are left whose work is not known before: `eval: metrics`."""
+        parts = {
+            f"{evaluation.name}: {part}": None
+            for planned in self.runs
+            for evaluation in self.evaluations_left(planned)
+            for part, number in network_evaluations(evaluation, planned.run.spec).items()
+            if number is None
+        }
+        return list(parts)
+
+    def idle_gpus(self) -> list[str]:
+        """Say of which arms' jobs GPUs would stay idle, and what to change."""
+        profile, arms = self.profile or Profile(), dict[tuple[int, int], dict[str, None]]()
+        for planned in self.runs:
+            if idle := idle_gpus(planned.run.resources, profile):
+                arms.setdefault((idle, profile.gpus(planned.run.resources)[0]), {})[planned.run.arm] = None
+        return [
+            f"{', '.join(names)}: {idle} of the {count(number, 'GPU')} that a job asks for on each node would be idle: "
+            + (
+                f"set gpus_per_node to {number - idle}, resources.processes_per_node to {number}, or pack"
+                if idle < number
+                else "resources.device is cpu; set gpus_per_node to 0"
+            )
+            for (idle, number), names in arms.items()
+        ]
 
     def checkpoint_bytes(self, planned: PlannedRun) -> int | None:
         """Estimate the disk space of a run's checkpoints: the last two, those kept by `records.keep_every`, snapshots.
@@ -176,6 +240,16 @@ class Plan:
                 "the other's runs in tables and figures; rename one of them"
             )
         return notes
+
+
+def on_cluster(plan: Plan, profile: Profile, card: Card | None = None) -> Plan:
+    """Return a plan whose cost is that on a cluster.
+
+    Args:
+        card: of its GPUs; None: the one that the profile names, if it names one.
+    """
+    kind = str(profile.gpus_per_node or "").rpartition(":")[0]
+    return replace(plan, profile=profile, card=card or find_card(kind) or find_card(profile.constraint))
 
 
 def plan(study: Study, runs_folder: Path, *, recent: bool = False) -> Plan:

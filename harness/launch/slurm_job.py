@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
 import signal
@@ -34,6 +35,7 @@ from harness.messages import show_messages
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
 from harness.records.meeting import Meeting, meeting_name
+from harness.records.throughput import RUNS_PER_GPU
 from harness.slurm.commands import patiently
 from harness.slurm.jobs import current_job_id, requeue_job, resubmit_job, was_preempted
 from harness.slurm.time_limit import TIME_LIMIT_SIGNAL, TimeLimit
@@ -167,7 +169,9 @@ class Task:
         """Start a process for one run, with its own log and a GPU; it ignores signals until the run handles them."""
         gpus = visible_gpus()
         gpu = gpus[slot % len(gpus)] if gpus else os.environ.get("CUDA_VISIBLE_DEVICES")
-        environment = process_environment(thread_environment(self.threads) | {"CUDA_VISIBLE_DEVICES": gpu})
+        sharing = str(math.ceil(self.at_once / len(gpus)) if gpus else 1)
+        variables = {"CUDA_VISIBLE_DEVICES": gpu, RUNS_PER_GPU: sharing}
+        environment = process_environment(thread_environment(self.threads) | variables)
         program = "import sys; from harness.launch.slurm_job import work_alone; work_alone(*sys.argv[1:])"
         options = {
             "threads": self.threads,

@@ -15,10 +15,11 @@ from typing import Any
 from harness.errors import LaunchError, TrackingError
 from harness.launch.inputs import extractor_notes, other_data_notes, require_inputs, require_same_data
 from harness.launch.local import launch_debug, launch_local
+from harness.launch.memory import MemoryRequests, memory_requests
 from harness.launch.on_slurm import launch_slurm
 from harness.launch.planning import Plan, PlannedRun, planned_run
 from harness.launch.processes import unusable_path
-from harness.launch.requeue import given_up
+from harness.launch.requeue import given_up, reset_kills
 from harness.launch.states import read_run_states
 from harness.launch.submission import Refused, Submission
 from harness.records import snapshot
@@ -77,14 +78,15 @@ def submit(
         raise LaunchError(reason)
     profile = profile or Profile()
     plan = _with_answers(plan)
-    no_more = {planned.run_key for planned in plan.to_do if given_up(planned.path)}
-    runs = [planned for planned in plan.to_do if planned.run_key not in no_more]
+    memory = memory_requests(plan.to_do, profile) if cluster == "slurm" else MemoryRequests()
+    no_more = {run.run_key for run in plan.to_do if run.run_key not in memory.raised and given_up(run.path)}
+    runs = [memory.applied_to(planned) for planned in plan.to_do if planned.run_key not in no_more]
     datasets = require_inputs(runs)
     current_id, code = _frozen_code(plan, runs, new_code) if runs and cluster != "debug" else (None, {})
     notes = require_same_data(
         runs, datasets, lambda planned: planned.run_key in code and code[planned.run_key].id != current_id
     )
-    notes += [*other_data_notes(plan, datasets), *extractor_notes(runs)]
+    notes += [*other_data_notes(plan, datasets), *extractor_notes(runs), *memory.notes(profile.max_memory_gib)]
     uri = tracking_uri or profile.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     synced_later = cluster == "slurm" and not (profile.compute_nodes_reach_server and (uri or "").startswith("http"))
     if sync and not synced_later:
@@ -118,7 +120,11 @@ def submit(
             "user": current_user(),
             "time": time.time(),
             "runs": [planned.run_key for planned in runs],
+            **memory.record(),
         }
+        for planned in runs:
+            if planned.run_key in memory.raised:
+                reset_kills(planned.directory)
         # Whole or absent: without it nobody would know that the jobs are SLURM's.
         replace_file(layout.submission_path, json.dumps(description, indent=1), durable=True)
         if plan.study.path.suffix == ".py":  # a study in Python is kept with its submission

@@ -28,6 +28,7 @@ from harness.diffusion.samplers import Denoise
 from harness.errors import TrainingError
 from harness.methods.averages import Averages, Move
 from harness.methods.base import Batch, Group, StepOutput, TrainedNetwork
+from harness.methods.ranges import named_range
 from harness.randomness import Streams
 
 SATURATED = 0.995
@@ -218,7 +219,8 @@ class AdversarialMethod:
         self.discriminator.train()
         terms, discriminator_norm = self._update_discriminator(step, examples, first)
         generator_terms, generator_norm = self._update_generator(step, examples, second)
-        self._averages.update(self.generator, step)
+        with named_range("EMA"):
+            self._averages.update(self.generator, step)
         norms = {"grad_norm_discriminator": discriminator_norm, "grad_norm_generator": generator_norm}
         return {name: term.detach() for name, term in (terms | generator_terms).items()}, norms
 
@@ -230,7 +232,8 @@ class AdversarialMethod:
         real = self._judge(x_t, draws, x_next, examples)
         terms = {"discriminator_loss_real": discriminator_loss_real(real.logits).flatten()}
         if penalised:
-            terms["r1_penalty"] = r1_penalty(real.logits, x_t, self._r1_gamma)
+            with named_range("backward"):
+                terms["r1_penalty"] = r1_penalty(real.logits, x_t, self._r1_gamma)
         total = sum(terms.values())
         if self._denoising_weight:
             assert real.x_0 is not None, "the spec's validation asks for a discriminator with heads"
@@ -264,11 +267,11 @@ class AdversarialMethod:
         return posterior_sample(self.process, x_0, x_next, draws.t, draws.posterior_noise)
 
     def _predict(self, generator: nn.Module, x_next: Tensor, t: Tensor, y: Tensor | None, z: Tensor) -> Tensor:
-        with self._precision(x_next):
+        with named_range("forward"), self._precision(x_next):
             return generator(x_next, _scaled(t, self._timestep_scales[0]), y, z).to(x_next.dtype)
 
     def _judge(self, x_t: Tensor, draws: Draws, x_next: Tensor, examples: Examples) -> Verdict:
-        with self._precision(x_t):
+        with named_range("forward"), self._precision(x_t):
             t = _scaled(draws.t, self._timestep_scales[1])
             verdict = self.discriminator(x_t, t, x_next if self.sees_pair else None, examples.y)
         heads = (None if head is None else head.to(x_t.dtype) for head in (verdict.x_0, verdict.x_next))
@@ -281,17 +284,20 @@ class AdversarialMethod:
         """Take an optimizer's step, and return the norm of the gradient before clipping."""
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
-        gradients = [weight.grad for weight in weights]
-        if self._num_processes > 1:
-            _average_over_processes(gradients, self._num_processes)
-        norm = nn.utils.get_total_norm(gradients)
-        if self._grad_clip is not None:
-            nn.utils.clip_grads_with_norm_(weights, self._grad_clip, norm)
-        for group in optimizer.param_groups:
-            group["lr"] = self._learning_rates[name](step)
-        optimizer.step()
+        with named_range("backward"):
+            loss.backward()
+        with named_range("optimizer"):
+            parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
+            weights = [weight for weight in parameters if weight.grad is not None]
+            gradients = [weight.grad for weight in weights]
+            if self._num_processes > 1:
+                _average_over_processes(gradients, self._num_processes)
+            norm = nn.utils.get_total_norm(gradients)
+            if self._grad_clip is not None:
+                nn.utils.clip_grads_with_norm_(weights, self._grad_clip, norm)
+            for group in optimizer.param_groups:
+                group["lr"] = self._learning_rates[name](step)
+            optimizer.step()
         return norm
 
     def _draw(self, half: str, step: int, batch: Batch, streams: Streams) -> Draws:

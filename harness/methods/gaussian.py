@@ -17,6 +17,7 @@ from harness.diffusion.timesteps import UniformSampler
 from harness.errors import TrainingError
 from harness.methods.averages import Averages, Move
 from harness.methods.base import Batch, Group, Predict, StepOutput, TrainedNetwork
+from harness.methods.ranges import named_range
 from harness.randomness import Streams
 
 Objective = Callable[..., dict[str, Tensor]]
@@ -112,17 +113,22 @@ class GaussianMethod:
         divisor = batch.size / self._num_processes
         for rows in _slices(len(x_0), self._microbatch):
             with self._without_all_reduce(unless=rows.stop >= len(x_0)):
-                terms = self.terms(x_0[rows], None if y is None else y[rows], t[rows], noise[rows])
-                (terms["loss"] * weight[rows]).sum().div(divisor).backward()
+                with named_range("forward"):
+                    terms = self.terms(x_0[rows], None if y is None else y[rows], t[rows], noise[rows])
+                    loss = (terms["loss"] * weight[rows]).sum().div(divisor)
+                with named_range("backward"):
+                    loss.backward()
             parts.append({name: term.detach() for name, term in terms.items()})
-        weights = list(self.network.parameters())
-        grad_norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
-        if self._grad_clip is not None:
-            nn.utils.clip_grads_with_norm_(weights, self._grad_clip, grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(step)
-        self.optimizer.step()
-        self._averages.update(self.network, step)
+        with named_range("optimizer"):
+            weights = list(self.network.parameters())
+            grad_norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+            if self._grad_clip is not None:
+                nn.utils.clip_grads_with_norm_(weights, self._grad_clip, grad_norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._learning_rate(step)
+            self.optimizer.step()
+        with named_range("EMA"):
+            self._averages.update(self.network, step)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, grad_norm
 
     def terms(self, x_0: Tensor, y: Tensor | None, t: Tensor, noise: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Measured cost of a training step by device: written by trainings and by `calibrate`, read by `plan`.
 
-    runs/.throughput/<cost_key>-<digest of device and processes>.json
+    runs/.throughput/<cost_key>-<digest of device, processes and runs a GPU>.json
 
 Each device has its own measurements, so an hour of a laptop never counts as an hour of a cluster's GPU. No torch.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 import time
 from collections import defaultdict
@@ -24,6 +25,9 @@ from harness.records.reading import Fields, read_json
 
 logger = logging.getLogger(__name__)
 
+RUNS_PER_GPU = "HARNESS_RUNS_PER_GPU"
+"""The variable by which a job of several runs tells each of them how many share its GPU."""
+
 
 @dataclass(frozen=True)
 class Throughput:
@@ -35,6 +39,7 @@ class Throughput:
     device_name: str
     threads: int  # of each process
     num_processes: int = 1
+    runs_per_gpu: int = 1  # that shared the GPU, as the runs of a pack do
     precision: str = "fp32"
     checkpoint_bytes: int | None = None
     checkpoint_seconds: float | None = None  # the longest of the last training
@@ -47,7 +52,10 @@ def record(runs_folder: Path, measured: Throughput) -> None:
     """Store a measurement; it replaces the previous one of this cost class on this device."""
     folder = runs_folder / THROUGHPUT
     folder.mkdir(parents=True, exist_ok=True)
-    device_digest = hashlib.sha256(f"{measured.device_name} x {measured.num_processes}".encode()).hexdigest()[:8]
+    device = f"{measured.device_name} x {measured.num_processes}"
+    if measured.runs_per_gpu > 1:
+        device += f" / {measured.runs_per_gpu}"
+    device_digest = hashlib.sha256(device.encode()).hexdigest()[:8]
     text = json.dumps(asdict(measured) | {"measured_seconds": time.time()}, indent=1)
     replace_file(folder / f"{measured.cost_key}-{device_digest}.json", text, durable=False)
 
@@ -80,11 +88,18 @@ def _measured(stored: Any, path: Path) -> Throughput:
         device_name=fields.line("device_name", device),
         threads=fields.integer("threads"),
         num_processes=fields.integer("num_processes", 1, low=1),
+        runs_per_gpu=fields.integer("runs_per_gpu", 1, low=1),
         precision=fields.line("precision", "fp32"),
         checkpoint_bytes=None if fields.get("checkpoint_bytes") is None else fields.integer("checkpoint_bytes"),
         checkpoint_seconds=fields.optional_finite("checkpoint_seconds", low=0),
         measured_seconds=fields.seconds("measured_seconds", 0.0),
     )
+
+
+def runs_sharing_gpu() -> int:
+    """Return how many runs share this process's GPU, as its job has told it."""
+    told = os.environ.get(RUNS_PER_GPU, "")
+    return max(1, int(told)) if told.isdecimal() else 1
 
 
 def cpu_name() -> str:

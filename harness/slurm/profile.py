@@ -58,6 +58,7 @@ class Profile(SpecModel):
     gpu_request: Literal["gpus-per-node", "gres", "gpus-per-task"] = "gpus-per-node"  # the option that asks for GPUs
     cpus: int | None = Field(None, ge=1)
     memory_gib: float | None = Field(None, gt=0)
+    max_memory_gib: float | None = Field(None, gt=0)  # up to which a run asks for more after a kill for memory
     memory_request: Literal["mem", "mem-per-cpu", "all", "none"] = "mem"  # all: --mem=0; none: no option
     pack: int | None = Field(None, ge=1)
     chain: int = Field(1, ge=1)  # runs that one job works on one after another, beside those of `pack`
@@ -97,6 +98,37 @@ class Profile(SpecModel):
         """Return the study's value, else this profile's, else the default."""
         value = getattr(self, name)
         return value if value is not None and name not in resources.model_fields_set else getattr(resources, name)
+
+
+def pack_of(resources: Resources, profile: Profile) -> int:
+    """Return how many runs a job works on at a time: one, unless each has one process."""
+    return profile.resolve(resources, "pack") if resources.num_processes == 1 else 1
+
+
+def gpus_of_run(resources: Resources, profile: Profile) -> float:
+    """Return how many GPUs a run holds: those of its nodes, used or not; of a pack its share."""
+    return profile.gpus(resources)[0] * resources.nodes / pack_of(resources, profile)
+
+
+def runs_per_gpu(resources: Resources, profile: Profile) -> int:
+    """Return how many runs of a job share a GPU; 1 without GPUs."""
+    return (
+        math.ceil(pack_of(resources, profile) / max(1, profile.gpus(resources)[0]))
+        if _computes_on_gpus(resources, profile)
+        else 1
+    )
+
+
+def idle_gpus(resources: Resources, profile: Profile) -> int:
+    """Return how many GPUs of each node a job holds that none of its processes uses."""
+    number = profile.gpus(resources)[0]
+    if not _computes_on_gpus(resources, profile):
+        return number
+    return max(0, number - resources.num_processes // resources.nodes * pack_of(resources, profile))
+
+
+def _computes_on_gpus(resources: Resources, profile: Profile) -> bool:
+    return resources.device != "cpu" and profile.gpus(resources)[0] > 0
 
 
 def load_profile(path: Path) -> Profile:

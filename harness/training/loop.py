@@ -16,6 +16,7 @@ import torch
 from harness.data.base import Dataset
 from harness.errors import TrainingError
 from harness.methods.base import Method
+from harness.methods.ranges import named_range
 from harness.randomness import Streams
 from harness.records.journal import Journal
 from harness.spec.averages import PowerAverages
@@ -100,25 +101,29 @@ def train(
 
     for step in range(training.step, spec.train.steps):
         streams.seed_dropout(step, group.rank)
-        output = method.step(step, batches(step, rows), streams, group)
-        window.add(step, output)
+        with named_range("data"):
+            batch = batches(step, rows)
+        output = method.step(step, batch, streams, group)
+        with named_range("records"):
+            window.add(step, output)
 
         training.step = done = step + 1
         finished = done == spec.train.steps
         if journal and (done % records.log_every == 0 or finished):
-            _check_finite(window, batches, spec)
-            now = time.monotonic()
-            speed = (done - log_step) / (now - log_time)
-            log_time, log_step = now, done
-            values = window.flush() | {f"train/{name}": rate for name, rate in method.learning_rates().items()}
-            values |= {
-                "perf/steps_per_second": speed,
-                "perf/images_per_second": speed * spec.train.batch_size,
-            }
-            journal.metrics(done, values)
-            on_log(done, values)
-            for name, fields in method.events():
-                journal.event(name, step=done, **fields)
+            with named_range("records"):
+                _check_finite(window, batches, spec)
+                now = time.monotonic()
+                speed = (done - log_step) / (now - log_time)
+                log_time, log_step = now, done
+                values = window.flush() | {f"train/{name}": rate for name, rate in method.learning_rates().items()}
+                values |= {
+                    "perf/steps_per_second": speed,
+                    "perf/images_per_second": speed * spec.train.batch_size,
+                }
+                journal.metrics(done, values)
+                on_log(done, values)
+                for name, fields in method.events():
+                    journal.event(name, step=done, **fields)
         if journal and isinstance(spec.train.ema, PowerAverages) and done % spec.train.ema.every == 0:
             _check_finite(window, batches, spec)
             save_snapshot(checkpoints.folder, done, method.sampling_network, spec.train)

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "interop": {"evaluation", "training", "registry", "records", "models", "metrics", "spec", "errors"},
     "job": {
         *("training", "evaluation", "registry", "datasets", "slurm", "tracking", "records", "study", "spec"),
-        *("data", "metrics", "progress", "messages", "errors"),
+        *("data", "methods", "metrics", "progress", "messages", "errors"),
     },
     # runs are handed out, followed and searched over
     "launch": {

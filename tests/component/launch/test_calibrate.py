@@ -75,7 +75,7 @@ def test_of_several_processes_one_is_timed_with_its_share_of_the_batch(tmp_path,
 def test_one_class_that_cannot_be_timed_does_not_keep_the_others_from_it(tmp_path, plan):
     there, missing = plan("arms: {there: {}, missing: {data: mnist}}\n", f"data_root={tmp_path}").runs
     classes = [calibrate._class_to_time(missing), calibrate._class_to_time(there)]
-    (tmp_path / calibrate.REQUEST).write_text(json.dumps({"steps": 5, "threads": 1, "classes": classes}))
+    (tmp_path / calibrate.REQUEST).write_text(json.dumps({"steps": 5, "threads": 1, "at_once": 1, "classes": classes}))
     calibrate.main(tmp_path)
     answers = json.loads((tmp_path / "answer.json").read_text())
     assert "mnist: missing" in answers[0]["error"]
@@ -189,15 +189,15 @@ def test_a_cost_that_cannot_be_found_out_is_no_permission(tmp_path, plan):
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_a_job_on_the_cluster_times_the_steps_there(tmp_path, plan, slurm):
+def test_a_job_on_the_cluster_times_the_steps_there_with_the_cores_of_a_run_that_shares_it(tmp_path, plan, slurm):
     plan("", "resources.memory_gib=1")
     profile = tmp_path / "dev.yaml"
-    profile.write_text("partition: main\nmemory_gib: 1\ncpus: 2\n")
+    profile.write_text("partition: main\nmemory_gib: 2\ncpus: 2\npack: 2\n")
     arguments = (tmp_path / "tiny.yaml", "--runs", tmp_path / "runs", "--cluster", "slurm", "--profile", profile)
     done = run_cli("calibrate", *arguments, "--steps", "5")
     assert done.exit_code == 0, done.output
     ((fact,),) = throughput.load(tmp_path / "runs").values()
-    assert (fact.device, fact.threads) == ("cpu", 2)
+    assert (fact.device, fact.threads) == ("cpu", 1)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".throughput"]
 
 

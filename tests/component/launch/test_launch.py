@@ -301,14 +301,16 @@ def test_slurm_knows_of_a_job_what_the_profile_says_and_not_what_the_shell_says(
         monkeypatch.setenv(f"SBATCH_{name}", value)
     said = {"partition": "main", "comment": "for the paper", "nice": 10, "begin": "now+1hour", "exclusive": "user"}
     options = {"sbatch": {"switches": 1}, "memory_request": "mem-per-cpu", "mail_user": "ada@example.org", "cpus": 2}
-    submission = submit_to_slurm(study(), tmp_path / "runs", **said, **options, mail_type="END")
+    tiny = study()
+    write(tmp_path / "runs", tiny.runs[0], Status("failed", cause="out_of_memory"))
+    submission = submit_to_slurm(tiny, tmp_path / "runs", **said, **options, mail_type="END", max_memory_gib=4)
     number = submission.jobs[0].job_id.split("_")[0]
     try:
         shown = subprocess.run(["scontrol", "show", "job", number], check=True, capture_output=True, text=True).stdout
     finally:
         subprocess.run(["scancel", number], check=True)
     expected = (
-        "Partition=main Comment=for the paper TimeLimit=00:20:00 MinMemoryCPU=768M Requeue=1 MailUser=ada@example.org"
+        "Partition=main Comment=for the paper TimeLimit=00:20:00 MinMemoryCPU=1152M Requeue=1 MailUser=ada@example.org"
     )
     for part in re.split(r" (?=[A-Z])", expected):
         assert part in shown
@@ -316,6 +318,7 @@ def test_slurm_knows_of_a_job_what_the_profile_says_and_not_what_the_shell_says(
     note = "not used, since the study and the profile say it: "
     names = ", ".join(f"SBATCH_{name}" for name in ("MEM_PER_CPU", "NO_REQUEUE", "PARTITION", "TIMELIMIT"))
     assert note + names in submission.notes
+    assert "killed for memory before: 1 run with 2.25 GiB now (max_memory_gib: 4)" in submission.notes
 
 
 @pytest.mark.slurm

@@ -229,6 +229,9 @@ def test_over_memory_is_left_failed_after_three_kills_and_a_retry_with_more_ends
     why = live.harness("memory", "why", run.run_key[:8])
     assert scenarios["memory"].jobs[0].job_id in why
     assert run.directory.log_path(1).name in why
+    [use] = json.loads(live.harness("memory", "efficiency", "study.yaml", "--json"))["requests"]
+    assert use["source"] == "accounting" and use["request"]["memory_gib"] == pytest.approx(0.15, rel=0.01)
+    assert use["memory_kills"] and use["fits"]["memory_gib"] == 0.5
     live.harness("memory", "retry", "study.yaml", "--failed", "--set", "resources.memory_gib=1")
     assert len(claims.claims_of(run.path.parent, [run.run_key])[run.run_key]) == 2
     ended(scenarios["memory"])

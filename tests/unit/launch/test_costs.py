@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from harness.doctor.cluster import check_idle_gpus
 from harness.launch import planning
 from harness.records import throughput
 from harness.records.throughput import Throughput
+from harness.slurm.profile import Profile
 from harness.study.expand import load_study
 
 
@@ -73,3 +75,65 @@ def test_the_disk_is_for_the_last_two_checkpoints_and_those_that_are_kept(tmp_pa
         throughput.record(tmp_path / "runs", a_fact(planned, checkpoint_bytes=1000))
         assert plan(extra).checkpoint_bytes(planned) == 1000 * num_checkpoints
     assert plan().checkpoint_bytes(replace(planned, state="done")) == 0
+
+
+def test_a_run_pays_for_all_the_gpus_that_its_job_holds_and_of_a_pack_for_its_share(tmp_path, plan):
+    planned = plan("", "resources.device=cuda").runs[0]
+    fact = a_fact(planned, device="cuda", device_name="a GPU")
+    throughput.record(tmp_path / "runs", fact)
+    hours = {}
+    for profile in (Profile(gpus_per_node=1), Profile(gpus_per_node="h100:4"), Profile(gpus_per_node=4, pack=4)):
+        hours[profile.gpus_per_node, profile.pack] = replace(plan(), profile=profile).device_hours(planned)
+    assert hours == {(1, None): 12.0, ("h100:4", None): 48.0, (4, 4): 12.0}
+    shared = replace(plan(), profile=Profile(gpus_per_node=1, pack=4))
+    assert shared.device_hours(planned) is None  # nothing is known of four runs on one GPU
+    throughput.record(tmp_path / "runs", replace(fact, runs_per_gpu=4, seconds_per_step=7200.0))
+    assert replace(shared).device_hours(planned) == 6.0
+    assert replace(plan(), profile=Profile(gpus_per_node=1)).device_hours(planned) == 12.0
+
+
+EVALUATED = "evaluate: [{name: eval, fidelity: {num_samples: 96, num_steps: 5}}]\n"  # 480 network evaluations
+
+
+def test_an_evaluation_is_the_work_of_one_of_several_processes_and_keeps_the_devices_of_all(tmp_path, plan):
+    planned = plan(EVALUATED).runs[0]
+    throughput.record(tmp_path / "runs", a_fact(planned))
+    assert plan(EVALUATED).evaluation_seconds(planned, planned.run.evaluations[0]) == 36000.0
+    several = f"{EVALUATED}arms: {{four: {{resources.nodes: 4}}}}\n"
+    planned = plan(several).runs[0]
+    throughput.record(tmp_path / "runs", a_fact(planned, num_processes=4, seconds_per_step=900.0))
+    assert plan(several).evaluation_seconds(planned, planned.run.evaluations[0]) == 36000.0
+    assert plan(several).evaluation_hours(planned) == 40.0
+
+
+def test_of_an_evaluation_the_known_parts_count_and_the_others_are_named(tmp_path, plan):
+    extra = (
+        EVALUATED.replace("}]", ", nll: {}}]")
+        + "arms: {folder: {data: {name: image_folder, image_size: 8, path: images}}}\n"
+    )
+    of_a_folder = plan(extra)
+    planned = of_a_folder.runs[0]
+    throughput.record(tmp_path / "runs", a_fact(planned))
+    assert of_a_folder.evaluation_seconds(planned, planned.run.evaluations[0]) is None
+    assert of_a_folder.evaluation_hours(planned) == 10.0
+    assert of_a_folder.uncounted_parts() == ["eval: nll"]
+
+
+def test_gpus_that_no_process_would_use_are_named_with_what_to_change(plan):
+    def idle(profile: Profile, *sets: str) -> list[str]:
+        return replace(plan("", *sets), profile=profile).idle_gpus()
+
+    four = Profile(gpus_per_node=4)
+    assert idle(four, "resources.device=cuda") == [
+        "base: 3 of the 4 GPUs that a job asks for on each node would be idle: set gpus_per_node to 1, "
+        "resources.processes_per_node to 4, or pack"
+    ]
+    assert idle(four) == [
+        "base: 4 of the 4 GPUs that a job asks for on each node would be idle: resources.device is cpu; "
+        "set gpus_per_node to 0"
+    ]
+    assert idle(four, "resources.device=cuda", "resources.processes_per_node=4") == []
+    assert idle(Profile(gpus_per_node=4, pack=4), "resources.device=cuda") == []
+    assert idle(Profile(), "resources.device=cuda", "resources.gpus_per_node=2") == []
+    [finding] = check_idle_gpus(four, plan("", "resources.device=cuda"))
+    assert finding.level == "warning" and "3 of the 4 GPUs" in finding.message
