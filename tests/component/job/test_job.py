@@ -17,9 +17,11 @@ from click.testing import CliRunner
 from harness.cli import cli
 from harness.errors import CheckpointError, RecordError
 from harness.job import job
+from harness.records import throughput
 from harness.records.directory import RunDirectory
 from harness.records.disk import best_step, scores
 from harness.records.status import status_from
+from harness.slurm.time_limit import TimeLimit
 from harness.study.expand import load_study
 from harness.testing import TINY_STUDY, write_run
 from harness.training.checkpoints import Checkpoints, DamagedCheckpointWarning
@@ -363,3 +365,14 @@ def test_a_checkpoint_whose_weights_are_not_finite_is_neither_sampled_nor_export
         refused = CliRunner().invoke(cli, [*verb, "--runs", str(folder.parent)]).exception
         assert isinstance(refused, CheckpointError)
         assert f"step {step}, ema weights: 1 of the {weight.numel()} values of {name} are not finite" in str(refused)
+
+
+def test_a_training_whose_checkpoints_take_too_long_for_the_signal_stops_ahead_of_it_and_records_how_long(tiny_run):
+    folder = tiny_run("", "records.checkpoint_every_seconds=0")
+    limit = TimeLimit(ends_monotonic=time.monotonic(), limit_seconds=3600, lead_seconds=0)
+    assert run_job(folder, time_limit=limit) == "interrupted"
+    directory = RunDirectory(folder)
+    assert directory.status().stopped_by == "SIGUSR2" and directory.durable_step() == 2  # the first tells how long
+    assert run_job(folder) == "done"
+    ((measured,),) = throughput.load(folder.parent).values()
+    assert measured.checkpoint_seconds is not None and measured.checkpoint_seconds > 0
