@@ -121,8 +121,8 @@ def run_job(
                 return job.state
             cause: Cause = "signal" if job.stop_signal in SIGNAL_NAMES else "step_limit"
             job.finish("interrupted", f"stopped by {job.stop_signal}; resubmit to resume", cause=cause)
-        except ProcessLost as loss:
-            job.finish("interrupted", str(loss), cause="killed")
+        except ProcessLost as loss:  # a signal may have ended the other one before it could handle it
+            job.finish("interrupted", str(loss), cause="signal" if job.stop_signal in SIGNAL_NAMES else "killed")
         except Exception as error:
             reason, trace = describe_failure(error)
             job.finish("failed", reason, cause="error", trace=trace)

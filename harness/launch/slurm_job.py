@@ -152,6 +152,8 @@ class Task:
                 if entry and entry[1].poll() is not None:
                     killed |= _note_kill(*entry)
                     slots[slot] = None
+                    if RunDirectory(entry[0]).status().stopped_by == TIME_LIMIT_SIGNAL and not signals:
+                        signals.append(signal.SIGUSR2)  # it stopped ahead of the signal, and comes back with the job
                 while waiting and not slots[slot] and not signals:
                     path = waiting.pop(0)
                     if self._is_to_do(path):
