@@ -9,10 +9,10 @@ PORT   ?= 5000
 STUDY  ?= experiments/laptop/iddpm_digits.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo claims test faults check figures ui bench lowest lock clean
+.PHONY: help setup demo claims test faults check figures ui bench bench-peers lowest lock clean
 
 help:  ## Show what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed  ## Install everything into .venv (does nothing when it is up to date)
 
@@ -58,6 +58,10 @@ ui: setup  ## Open MLflow's UI on this machine (PORT=5000)
 bench: setup  ## Measure what things cost, as ratios
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks.mlflow
+
+bench-peers: setup  ## Measure training, sampling, NLL and start beside other libraries, into benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.peers --write
 
 lowest:  ## Run the unit tests, tracking and search with the lowest versions that pyproject.toml promises
 	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
@@ -75,4 +79,4 @@ lock:  ## Make constraints.txt again: what pip resolves today, in a fresh enviro
 	rm -rf .venv-lock
 
 clean:  ## Remove the virtual environments and caches (runs and figures stay)
-	rm -rf $(VENV) .venv-lowest .venv-lock .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest .venv-lock .venv-peers .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -6,6 +6,7 @@ HarnessError
 ├── RecordError      a run directory is locked, torn or belongs to another spec
 ├── CheckpointError  a checkpoint is damaged, does not fit or cannot be written
 ├── TrainingError    a training cannot continue, for example because its loss is not a number
+├── DeviceError      a GPU is broken, so that the run goes on elsewhere
 ├── LaunchError      a job could not be submitted or stopped
 └── TrackingError    the MLflow store refused or contradicts the records
 """
@@ -33,6 +34,10 @@ class CheckpointError(HarnessError):
 
 class TrainingError(HarnessError):
     """A training cannot continue, for example because its loss is not a number."""
+
+
+class DeviceError(HarnessError):
+    """A GPU is broken, so that the run goes on elsewhere."""
 
 
 class LaunchError(HarnessError):

@@ -46,8 +46,16 @@ class Streams:
         return torch.rand(count, generator=self.generator(stream, step), device=self.device, dtype=torch.float64)
 
     def seed_dropout(self, step: int, rank: int = 0) -> None:
-        """Seed torch's global generators, which dropout draws from, for a step."""
-        torch.manual_seed(derive_seed(self.seed, f"dropout/{rank}") + step)
+        """Seed torch's global generators, which dropout draws from, for a step.
+
+        torch.manual_seed would also note it, with a traceback, for each kind of device that is not in use: for a small
+        network that is a tenth of a step.
+        """
+        number = derive_seed(self.seed, f"dropout/{rank}") + step
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(number)
 
 
 class Permutations:

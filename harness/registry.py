@@ -27,6 +27,7 @@ from harness.methods.optimizer import AdamW
 from harness.methods.siddm import SemiImplicit
 from harness.models import DISCRIMINATORS, MODELS, SuperResUNet
 from harness.models.layers import Latent
+from harness.models.unet import fuse_attention
 from harness.randomness import derive_seed
 from harness.spec.averages import PowerAverages
 from harness.spec.base import SpecModel
@@ -155,18 +156,34 @@ def make_averages(train: Train) -> dict[str, Move]:
     return dict(zip(train.averages, moves, strict=True))
 
 
+COMPILERS: dict[str, Callable[..., Any]] = {
+    "compiled": partial(torch.compile, dynamic=False),
+    "cuda_graphs": partial(torch.compile, dynamic=False, mode="reduce-overhead"),
+}
+"""How a network in training is compiled, by `resources.kernels`."""
+
+
 def make_gaussian(
     spec: RunSpec, data: Dataset | DatasetFacts, resources: Resources, device: torch.device
 ) -> GaussianMethod:
     """Build DDPM or Improved DDPM: the network on its device, the objective, the optimizer and the EMA."""
     network = make_network(spec, data, activation_checkpointing=resources.activation_checkpointing).to(device)
+    fused = resources.kernels != "reference"
+    if fused:
+        fuse_attention(network)
     optim, sampler = spec.optim, spec.timestep_sampler
     return GaussianMethod(
         network,
         make_process(spec.diffusion, data.levels).to(device),
         partial(implementation("objective", spec.objective), **parameters(spec.objective)),
         implementation("timestep_sampler", sampler)(spec.diffusion.num_timesteps, **parameters(sampler), device=device),
-        AdamW(network.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay),
+        AdamW(
+            network.parameters(),
+            lr=optim.lr,
+            betas=optim.betas,
+            weight_decay=optim.weight_decay,
+            fused=fused or None,  # None leaves the choice to torch, as before
+        ),
         learning_rate=make_learning_rate(spec),
         averages=make_averages(spec.train),
         timestep_scale=1000 / spec.diffusion.num_timesteps if spec.model.rescale_timesteps else 1.0,
@@ -175,6 +192,7 @@ def make_gaussian(
         autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,
         num_classes=data.num_classes if spec.model.class_cond else None,
         terms=spec.objective.terms,
+        compiler=COMPILERS.get(resources.kernels),
     )
 
 

@@ -8,18 +8,43 @@ import logging
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 # One thread, so that tests of equal bits do not depend on the machine; set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+MEMORY = "/dev/shm"
+ROOM_BYTES = 6 << 30  # several times what all tests leave there
+
+
+def _has_room(folder: str) -> bool:
+    """Return whether a file system in memory is here, programs may be started from it, and there is memory for it."""
+    try:
+        file_system = os.statvfs(folder)
+    except OSError:
+        return False
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    given = limit.read_text().strip() if limit.exists() else "max"
+    memory = psutil.virtual_memory().available if given == "max" else int(given) // 2
+    room = min(memory, file_system.f_bavail * file_system.f_frsize)
+    return room >= ROOM_BYTES and not file_system.f_flag & os.ST_NOEXEC and os.access(folder, os.W_OK)
+
+
+# The harness flushes to disk what has to survive a power failure, and on a busy disk the tests mostly wait for that.
+if _has_room(MEMORY):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
 
 
 @pytest.fixture(autouse=True)
@@ -224,6 +249,81 @@ def slurm(start_slurm: Callable[..., DevCluster]) -> Iterator[DevCluster]:
         for name, value in cluster.env.items():
             patch.setenv(name, value)
         yield cluster
+
+
+class MlflowServer:
+    """MLflow's own server on a port of loopback, with one worker for requests and none for jobs.
+
+    Args:
+        folder: has its database, server.db, which it makes if it is not there, its artifacts and its log.
+        admin_password: of the user admin; with one, nobody else is let in.
+    """
+
+    def __init__(self, folder: Path, port: int, admin_password: str = "") -> None:
+        self.folder, self.port, self.admin_password = folder, port, admin_password
+        self.uri = f"http://127.0.0.1:{port}"
+        self.start()
+
+    def start(self) -> None:
+        self.begin()
+        self.wait()
+
+    def begin(self) -> None:
+        """Start the process, which answers some seconds later."""
+        arguments = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
+        arguments += ["--artifacts-destination", f"{self.folder}/served", "--host", "127.0.0.1"]
+        environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+        if self.admin_password:
+            arguments += ["--app-name", "basic-auth"]
+            settings = self.folder / "users.ini"
+            settings.write_text(
+                f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{self.folder}/users.db\n"
+                "admin_username = admin\nauth_cache_ttl_seconds = 600\n"  # a password takes 0.1 s to verify
+                "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+            )
+            environment["MLFLOW_AUTH_CONFIG_PATH"] = str(settings)
+            environment["MLFLOW_AUTH_ADMIN_PASSWORD"] = self.admin_password
+            environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] = "of these tests"
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *arguments, "--port", str(self.port)],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                start_new_session=True,  # so that its workers end with it
+                env=environment,
+            )
+
+    def wait(self) -> None:
+        """Wait until it answers."""
+        deadline = time.monotonic() + 240
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
+                return
+            except OSError:
+                running = self.process.poll() is None and time.monotonic() < deadline
+                assert running, (self.folder / "server.log").read_text()
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+@pytest.fixture
+def start_server(free_ports: Callable[[int], int]) -> Iterator[Callable[..., MlflowServer]]:
+    """Return a function that starts an MLflow server in a folder, which is killed when the test has ended."""
+    with contextlib.ExitStack() as servers:
+
+        def start(folder: Path, admin_password: str = "") -> MlflowServer:
+            server = MlflowServer(folder, free_ports(1), admin_password)
+            servers.callback(server.kill)
+            return server
+
+        yield start
 
 
 @pytest.fixture

@@ -49,6 +49,8 @@ def show(estimate: Estimate, *, as_markdown: bool) -> None:
     hours, wall = estimate.device_hours, estimate.wall_seconds
     jobs = f"{count(estimate.parallel, 'job')} at a time"
     print(f"{_or_unknown(hours, device_hours)} device hours; {_or_unknown(wall, duration)} with {jobs}")
+    if (budget := estimate.plan.study.budget_gpu_hours) is not None:
+        print(f"budget_gpu_hours: {budget:g}" + (", which this is over" if hours and hours > budget else ""))
     if (limits := estimate.most_time_limits) > 1:
         print(f"the longest job takes {limits} time limits, and goes on after each")
     for note in (*estimate.plan.idle_gpus(), *estimate.notes()):

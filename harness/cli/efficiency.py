@@ -62,7 +62,8 @@ def efficiency(study: str, output: Output, runs_folder: Path) -> None:
     click.echo("used of what was asked for: the longest time, the most memory of a node, cores and GPUs on average")
     for use in uses:
         if fits := use.fits():
-            click.echo(printable(f"{', '.join(use.arms)}: would fit, in resources or in the profile:"))
+            asked = "" if use.request.memory_gib is None else f" with {use.request.memory_gib:.3g} GiB"
+            click.echo(printable(f"{', '.join(use.arms)}{asked}: would fit, in resources or in the profile:"))
             for field, value in fits.items():
                 click.echo(f"    {field}: {value:g}")
     for note in notes:

@@ -45,6 +45,7 @@ def doctor(
     from harness import text
     from harness.doctor.examine import examine_cluster, examine_machine
     from harness.launch import planning
+    from harness.slurm.commands import addressing
 
     planned = planning.plan(load(study), runs_folder) if study else None
     slurm_profile = read_profile(profile)
@@ -53,9 +54,10 @@ def doctor(
     else:
         findings = examine_machine(planned, runs_folder)
     results = []
-    for finding in findings:
-        click.echo(text.printable(f"{finding.level:<8} {finding.message}"))
-        results.append({"level": finding.level, "text": finding.message})
+    with addressing(slurm_profile.clusters if slurm_profile else None):
+        for finding in findings:
+            click.echo(text.printable(f"{finding.level:<8} {finding.message}"))
+            results.append({"level": finding.level, "text": finding.message})
     levels = [result["level"] for result in results]
     output.document({"findings": results})
     click.echo(f"{text.count(levels.count('problem'), 'problem')}, {text.count(levels.count('warning'), 'warning')}")

@@ -14,7 +14,7 @@ from harness.cli.common import Output, json_option, members, runs_folder_option,
 from harness.errors import LaunchError, RecordError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from harness.records.directory import RunDirectory
     from harness.records.disk import Removable
@@ -37,12 +37,11 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
     The records of studies, of runs, or all. Safe to repeat: what MLflow already has is not sent again.
 
     With --json: {"runs": [{"run_key", "num_rows", "problems": [TEXT]}]}, the rows being those sent, or with --check
-    those compared.
+    those compared; and with --check also "arms": [{"study", "arm", "num_rows", "problems"}], "arm" being null for the
+    study's own run.
     """
     from harness import text
-    from harness.tracking.check import check as check_run
     from harness.tracking.studies import sync_studies
-    from harness.tracking.sync import sync_run
 
     output.refuse_with("--watch", watch)
     if watch and check:
@@ -51,39 +50,72 @@ def sync(names: tuple[str, ...], check: bool, watch: bool, every: float, output:
         _watch(names, every, runs_folder)
         return
 
-    results: list[dict[str, Any]] = []
     directories = studies_or_runs(names, runs_folder)
-    for directory in directories:
-        num_rows, problems = 0, directory.damage()
-        shown = list(problems)
-        try:
-            if check:
-                report = check_run(directory)
-                num_rows = report.num_rows_compared
-                problems += report.lines()
-                shown += filter(None, [report.summary()])  # a line a run; --json has them all
-            else:
-                sent = sync_run(directory)
-                num_rows = sum(study.num_rows_sent for study in sent.studies.values())
-                problems += sent.problems
-                shown += sent.problems
-        except RecordError as error:
-            problems.append(f"not uploaded: {error}" if not check else f"not compared: {error}")
-            shown.append(problems[-1])
-        for line in shown:
-            click.echo(text.printable(f"{directory.key}: {line}"))
-        results.append({"run_key": directory.key, "num_rows": num_rows, "problems": problems})
+    results = list(_compare(directories) if check else _upload(directories))
+    arms = list(_compare_arms(directories)) if check else []
     if not check:
         sync_studies(directories)
-    output.document({"runs": results})
+    output.document({"runs": results} | ({"arms": arms} if check else {}))
     rows = text.count(sum(result["num_rows"] for result in results), "row")
-    num_wrong = sum(bool(result["problems"]) for result in results)
+    num_wrong = sum(bool(result["problems"]) for result in [*results, *arms])
     verb = "compared" if check else "sent"
     click.echo(f"{text.count(len(results), 'run')}, {rows} {verb}, {num_wrong} with problems")
     if not check:
         show_views(directories)
     if num_wrong:
         sys.exit(1)
+
+
+def _upload(directories: Sequence[RunDirectory]) -> Iterator[dict[str, Any]]:
+    """Upload runs, print what is wrong, and yield the result of each."""
+    from harness.tracking.sync import sync_runs
+
+    for directory, report in sync_runs(directories):
+        problems, num_rows = directory.damage(), 0
+        if isinstance(report, RecordError):
+            problems.append(f"not uploaded: {report}")
+        else:
+            problems += report.problems
+            num_rows = sum(study.num_rows_sent for study in report.studies.values())
+        _show(directory.key, problems)
+        yield {"run_key": directory.key, "num_rows": num_rows, "problems": problems}
+
+
+def _compare(directories: Sequence[RunDirectory]) -> Iterator[dict[str, Any]]:
+    """Compare runs with MLflow, print a line for each that differs, and yield the result of each with all lines."""
+    from harness.tracking.check import check
+
+    for directory in directories:
+        problems, num_rows = directory.damage(), 0
+        shown = list(problems)
+        try:
+            report = check(directory)
+        except RecordError as error:
+            problems.append(f"not compared: {error}")
+            shown.append(problems[-1])
+        else:
+            num_rows = report.num_rows_compared
+            problems += report.lines()
+            shown.append(report.summary())
+        _show(directory.key, shown)
+        yield {"run_key": directory.key, "num_rows": num_rows, "problems": problems}
+
+
+def _compare_arms(directories: Sequence[RunDirectory]) -> Iterator[dict[str, Any]]:
+    """Compare the runs of arms and studies with the records, as `_compare` does."""
+    from harness.tracking.check import check_studies
+
+    for (study, arm), report in check_studies(directories).items():
+        _show(f"{study}/{arm}" if arm else study, [report.summary()])
+        number, problems = report.num_rows_compared, report.lines()
+        yield {"study": study, "arm": arm or None, "num_rows": number, "problems": problems}
+
+
+def _show(name: str, lines: Sequence[str]) -> None:
+    from harness import text
+
+    for line in filter(None, lines):
+        click.echo(text.printable(f"{name}: {line}"))
 
 
 def show_views(
@@ -122,14 +154,12 @@ def ui(names: tuple[str, ...], port: int, no_browser: bool, output: Output, runs
     from harness.tracking.pages import open_when_served, serve
     from harness.tracking.store import initialise_store, server_address
     from harness.tracking.studies import sync_studies
-    from harness.tracking.sync import sync_run
+    from harness.tracking.sync import sync_runs
 
     directories = studies_or_runs(names, runs_folder)
-    for directory in directories:
-        try:
-            sync_run(directory)
-        except RecordError as error:
-            click.echo(text.printable(f"{directory.key}: not uploaded: {error}"), err=True)
+    for directory, report in sync_runs(directories):
+        if isinstance(report, RecordError):
+            click.echo(text.printable(f"{directory.key}: not uploaded: {report}"), err=True)
     sync_studies(directories)
     uri = initialise_store()
     own = server_address(uri)

@@ -47,6 +47,7 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
     from harness.cli import status_view, tables
     from harness.cli.earlier import earlier_lines
     from harness.records.manifest import Manifests
+    from harness.records.nodes import bad_nodes
 
     output.refuse_with("--watch", watch)
     name, directories = members(study, runs_folder)
@@ -71,6 +72,8 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
     rows = [row for row in rows if row.asked_for]
     status_view.status_table(rows, study=name is None).show()
     click.echo(f"{text.count(len(rows), 'run')}: {tables.state_counts(row.state for row in rows)}")
+    for node in bad_nodes(runs_folder):
+        click.echo(text.printable(node.describe()))
     if name:
         earlier = status_view.status_rows(Manifests(runs_folder).earlier_runs(name), name)
     waiting = [row.run_key for row in earlier if row.state in ("queued", "running")]

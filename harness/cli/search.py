@@ -102,6 +102,7 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     from harness.search.loading import load_search
     from harness.search.optuna_backend import first_suggestions
     from harness.search.space import format_value
+    from harness.study.rungs import numbers_at_rungs
 
     definition = load_search(study, sets=sets, inception=has_inception())
     settings = definition.settings
@@ -124,12 +125,16 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     tables.Table(("metric", "aim"), rows).show()
     runs = settings.trials * settings.replicates
     replicates = f", {settings.replicates} replicates each" if settings.replicates > 1 else ""
+    if settings.rungs:
+        numbers = numbers_at_rungs(settings.trials, len(settings.rungs), settings.keeps_one_of)
+        shown = [f"{number} to {step}" for number, step in zip(numbers, settings.rungs, strict=True)]
+        click.echo(f"\nrungs, trials to steps: {', '.join(shown)}")
     limit = f", no new ones after {settings.timeout}" if settings.timeout else ""
     click.echo(f"\nsampler {settings.sampler}, pruner {settings.pruner}, seed {settings.seed}")
     click.echo(f"budget: {text.count(runs, 'run')}{replicates}{limit}")
     planned = planning.plan(trials[0], runs_folder)
     seconds, measured = planned.training_seconds(planned.runs[0]), planned.measured(planned.runs[0])
-    if seconds and measured:
+    if seconds and measured and not settings.rungs:
         click.echo(f"training: about {duration(runs * seconds)} on one {measured.device_name}, one run at a time")
     click.echo("\nfirst suggestions (before any trial has ended):")
     paths = [axis.path for axis in definition.space]

@@ -272,7 +272,7 @@ class Follower:
         from rich.console import Group
         from rich.text import Text
 
-        order = ("running", "failed", "interrupted", "queued", "evaluate", "new", "pruned", "done")
+        order = ("running", "failed", "interrupted", "queued", "evaluate", "new", "paused", "pruned", "done")
         num_lines = max(4, self._live.console.height - 6)
         urgent = sorted(rows, key=lambda row: order.index(row.state))[:num_lines]
         return Group(

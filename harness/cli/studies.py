@@ -27,6 +27,8 @@ from harness.cli.common import (
 from harness.errors import LaunchError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.launch.planning import Plan, PlannedRun
     from harness.launch.submission import BlockingSubmission
     from harness.slurm.profile import Profile
@@ -141,23 +143,34 @@ def submit(
     options |= {"sync": not no_sync, "new_code": new_code}
     if after:
         _, options["after"] = members(after, runs_folder)
+
+    def replan() -> Plan:
+        return planning.plan(load(study, sets), runs_folder)
+
     try:
-        left = submit_and_follow(planned, runs_folder, output, **options)
+        left = submit_and_follow(planned, runs_folder, output, replan=replan, **options)
     except Refused as refusal:
         if not (watch and live_jobs()):  # else jobs of other studies may be at the limit
             raise
         left = len(planned.to_do)
         click.echo(text.printable(f"{text.count(left, 'run')} to go: {refusal}"))
-    if watch and left:
+    if watch and (left or planned.study.rungs):
         from harness.launch.submit import submit_rest
 
-        submit_rest(lambda: planning.plan(load(study, sets), runs_folder), left, click.echo, **options)
+        submit_rest(replan, left, click.echo, **options)
 
 
-def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **options: Any) -> int:
-    """Submit what a plan has left to do, and follow it if it runs on this machine; return how many runs were left."""
+def submit_and_follow(
+    planned: Plan, runs_folder: Path, output: Output, *, replan: Callable[[], Plan] | None = None, **options: Any
+) -> int:
+    """Submit what a plan has left to do, and follow it if it runs on this machine; return how many runs were left.
+
+    Args:
+        replan: plans the study anew; a study with rungs goes on with it from one rung to the next on this machine.
+    """
     from harness import text
-    from harness.cli import status_view, tables
+    from harness.cli import tables
+    from harness.launch.rungs import going_on
     from harness.launch.submission import BlockingSubmission
     from harness.launch.submit import submit as submit_plan
 
@@ -175,18 +188,25 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
     if not submission.runs:
         click.echo("nothing to submit")
     elif isinstance(submission, BlockingSubmission):
-        directories = [run.directory for run in submission.runs]
-        with status_view.Follower(lambda: status_view.status_rows(directories, name)) as follower:
-            ended_by_itself = submission.wait(follower.tick)
+        ended_by_itself = _follow(submission, name)
+        while ended_by_itself and replan and (plan_on := going_on(replan())):
+            submission = submit_plan(plan_on, **options)
+            click.echo(f"let on from a rung: {text.count(len(submission.runs), 'run')}")
+            submitted |= {run.run_key for run in submission.runs}
+            assert isinstance(submission, BlockingSubmission)
+            ended_by_itself = _follow(submission, name)
     else:
         click.echo(f"follow: harness status {text.shell_word(study)}{same_runs(runs_folder)} --watch")
+    ends = (*skipped, *submission.now())
+    if planned.study.rungs and replan:  # most have ended at a rung that was not the last one
+        ends = replan().runs
     output.document(
         {
             "study": name,
-            "submitted": [run.run_key for run in submission.runs],
+            "submitted": [run.run_key for run in planned.runs if run.run_key in submitted],
             "skipped": [run.run_key for run in skipped],
             "notes": submission.notes,
-            "runs": [_run_json(run) for run in (*skipped, *submission.now())],
+            "runs": [_run_json(run) for run in ends],
         }
     )
     if submission.runs and options.get("sync"):
@@ -194,6 +214,15 @@ def submit_and_follow(planned: Plan, runs_folder: Path, output: Output, **option
     if submission.runs and isinstance(submission, BlockingSubmission):
         _report_end(submission, study, runs_folder, ended_by_itself)
     return len(submission.left)
+
+
+def _follow(submission: BlockingSubmission, study: str) -> bool:
+    """Show the runs of a submission until they have ended; return whether they did by themselves."""
+    from harness.cli import status_view
+
+    directories = [run.directory for run in submission.runs]
+    with status_view.Follower(lambda: status_view.status_rows(directories, study)) as follower:
+        return submission.wait(follower.tick)
 
 
 def _show_views(planned: Plan, profile: Profile | None, *, blocking: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.text import printable
 
-STATE_ORDER = ("new", "queued", "running", "evaluate", "interrupted", "failed", "pruned", "done")
+STATE_ORDER = ("new", "queued", "running", "evaluate", "interrupted", "paused", "failed", "pruned", "done")
 
 
 _STATE_COLOURS = {"running": "cyan", "evaluate": "cyan", "done": "green", "failed": "red", "interrupted": "yellow"}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 
 from harness.errors import LaunchError
-from harness.launch.claims import Claim, claims_of
+from harness.launch.claims import Claim, claims_of, jobs_by_clusters
 from harness.records import collapse
 from harness.records.directory import RunDirectory
 from harness.records.journal import Event
+from harness.slurm.commands import addressing
 from harness.slurm.jobs import JobInfo
 from harness.slurm.recent import read_recent_queue
 from harness.text import printable
@@ -28,10 +30,10 @@ def timeline(directory: RunDirectory) -> list[str]:
         if event.name != "checkpoint" or after is None or after.name != "checkpoint"
     ]
     claims = claims_of(directory.path.parent, [directory.key]).get(directory.key, [])
-    try:
-        jobs = read_recent_queue(job for claim in claims if claim.on_slurm for job in claim.jobs)
-    except LaunchError:
-        jobs = {}
+    jobs: dict[str, JobInfo] = {}
+    for clusters, names in jobs_by_clusters(claims).items():
+        with suppress(LaunchError), addressing(clusters):
+            jobs |= read_recent_queue(names)
     for claim in claims:
         lines.extend(_claim_lines(claim, jobs, directory.key))
     moments = sorted(lines, key=lambda line: line[0])

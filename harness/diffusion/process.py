@@ -151,11 +151,16 @@ class GaussianDiffusion:
         """
         if t.shape != x.shape[:1]:
             raise ValueError(f"t must have the shape [{x.shape[0]}], one step for each example; got {list(t.shape)}")
-        # On CUDA reading the values would synchronise host and device; there gather's own assertion catches what is
-        # out of range (indexing would not: it accepts -1).
-        if t.device.type == "cpu" and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < self.num_timesteps:
-            raise ValueError(f"t must lie in 0 .. {self.num_timesteps - 1}, got {int(t.min())} .. {int(t.max())}")
-        row = self._torch_tables[name].gather(0, t.long())
+        # Reading the values would synchronise with a GPU, and on a CPU cost more than all else here. gather refuses
+        # what is out of range (indexing would not: it accepts -1); on a GPU by an assertion that ends the process.
+        try:
+            row = self._torch_tables[name].gather(0, t.long())
+        except (RuntimeError, IndexError):
+            if t.device.type == "cpu" and t.numel() and not 0 <= int(t.min()) <= int(t.max()) < self.num_timesteps:
+                raise ValueError(
+                    f"t must lie in 0 .. {self.num_timesteps - 1}, got {int(t.min())} .. {int(t.max())}"
+                ) from None
+            raise
         return row.to(torch.promote_types(x.dtype, torch.float32)).view(-1, *[1] * (x.ndim - 1))
 
     # -- q, forwards ---------------------------------------------------------------------------------------------------

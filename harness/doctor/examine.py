@@ -22,7 +22,7 @@ from harness.doctor.cluster import (
     check_time_limits,
     resource_classes,
 )
-from harness.doctor.findings import Finding, problem
+from harness.doctor.findings import Finding, problem, warning
 from harness.doctor.machine import (
     check_cores_and_memory,
     check_data,
@@ -35,6 +35,8 @@ from harness.doctor.machine import (
 from harness.doctor.probe import run_node_probe
 from harness.doctor.store import check_local_store, check_store
 from harness.launch.planning import Plan
+from harness.records.layout import NODES
+from harness.records.nodes import bad_nodes
 from harness.slurm.commands import missing_programs
 from harness.slurm.profile import Profile
 from harness.tracking.store import store_uri
@@ -83,6 +85,10 @@ def examine_cluster(
     unusable = list(check_path(runs_folder, "slurm"))
     yield from unusable
     yield from check_runs_folder(runs_folder, plan)
+    yield from (
+        warning(f"{node.describe()}; to use it before that, remove {runs_folder / NODES / node.node}.json")
+        for node in bad_nodes(runs_folder)
+    )
     yield from check_store(profile, store_uri(profile.tracking_uri), file_system)
     if plan:
         yield from check_data(plan)

@@ -29,7 +29,12 @@ class Measured(NamedTuple):
 
 
 def measured_weights(
-    evaluation: Evaluation, training: Training, data: Dataset, checkpoints: Checkpoints, best: str | None
+    evaluation: Evaluation,
+    training: Training,
+    data: Dataset,
+    checkpoints: Checkpoints,
+    best: str | None,
+    resources: Resources,
 ) -> Measured:
     """Return what an evaluation measures of a training that has ended.
 
@@ -41,10 +46,11 @@ def measured_weights(
     """
     spec, device = training.spec, training.device
     if evaluation.weights == "untrained":
-        return Measured(make_method(spec, data, Resources(), device), {})
+        return Measured(make_method(spec, data, resources, device), {})
     if isinstance(evaluation.ema, EmaOfWidth):
         width = evaluation.ema.width
-        return Measured(with_width(training.method, spec, data, device, checkpoints, training.step, width), {})
+        method = with_width(training.method, spec, data, device, checkpoints, training.step, width, resources)
+        return Measured(method, {})
     if evaluation.checkpoint == "last":
         return Measured(training.method, {})
     step, values = checkpoints.best_step(), scores(checkpoints.folder, checkpoints.metric)
@@ -53,7 +59,7 @@ def measured_weights(
             f"evaluation {evaluation.name} is of the best checkpoint, but none has a score: let records.best name a "
             "metric that is measured during training, and train again if there is none"
         )
-    method = make_method(spec, data, Resources(), device)
+    method = make_method(spec, data, resources, device)
     method.load_state_dict(checkpoints.load(step, device))
     selection = {"step": step, "last_step": training.step, "metric": best, "value": values[step]}
     return Measured(method, {"checkpoint": selection})
@@ -67,6 +73,7 @@ def with_width(
     checkpoints: Checkpoints,
     step: int,
     width: float,
+    resources: Resources = Resources(),  # noqa: B008 (it is frozen)
 ) -> Method:
     """Return a method whose weights "ema" are the power-function average of a width at the step of a checkpoint.
 
@@ -81,7 +88,7 @@ def with_width(
         choose_average(EmaOfWidth(width=width), until_then, during_training=False)
     except ValueError as error:
         raise CheckpointError(f"checkpoint of step {step}: {error}") from None
-    made = make_method(spec, data, Resources(), device)
+    made = make_method(spec, data, resources, device)
     average = synthesise(checkpoints.folder, step, method.sampling_network, spec.train, width)
     made.sampling_network("ema").load_state_dict(average)
     return made

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import HarnessError, RecordError
+from harness.job.signals import PAUSED, PRUNED, SIGNAL_NAMES
 from harness.records.directory import RunDirectory
+from harness.records.status import Cause
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +20,26 @@ def describe_failure(error: BaseException) -> tuple[str, str]:
     if isinstance(error, HarnessError):
         return str(error), ""
     return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+
+
+def ending_of_stop(request: str, step: int, directory: RunDirectory) -> tuple[str, str, Cause]:
+    """Return the state, the reason and the cause of a run that stopped at a step as it was asked to (`signals`)."""
+    if request == PRUNED:
+        return "pruned", directory.pruning_requested(), "pruned"
+    if request == PAUSED:
+        return "paused", f"waits at the rung of step {step} until its study lets it go on", "rung"
+    cause: Cause = "signal" if request in SIGNAL_NAMES else "step_limit"
+    return "interrupted", f"stopped by {request}; resubmit to resume", cause
+
+
+def ending_of_error(error: BaseException, directory: RunDirectory) -> tuple[str, str, Cause, str]:
+    """Return the state, the reason, the cause and the traceback of a run that an error has ended."""
+    from harness.job.device_probe import fault_of  # loads torch
+
+    if fault := fault_of(error, directory.path.parent):
+        return "interrupted", fault, "device", ""
+    reason, trace = describe_failure(error)
+    return "failed", reason, "error", trace
 
 
 def record_failure(path: Path, error: BaseException, *, attempt: bool = True, wait_seconds: float = 0.0) -> None:

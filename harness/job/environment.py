@@ -32,6 +32,7 @@ BITS_DEPEND_ON = (
     "microbatch",
     "deterministic",
     "tf32",
+    "kernels",
     "data_digest",
 )
 
@@ -76,6 +77,7 @@ def describe_environment(
         "microbatch": resources.microbatch,
         "deterministic": resources.deterministic,
         "tf32": tf32(),
+        "kernels": resources.kernels,
         "data_digest": data.digest,
         "data_files": dict(data.files),
         "data_account": dict(data.account),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from harness.data.base import Dataset
+from harness.data.staging import staged
 from harness.datasets import make_dataset
 from harness.errors import CheckpointError, RecordError, TrackingError
 from harness.evaluation.context import EvaluationContext
@@ -27,12 +28,13 @@ from harness.evaluation.ensembles import with_middle
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.keeping import Keeping
 from harness.evaluation.measured import measured_weights
-from harness.job.compute import training_compute
-from harness.job.endings import describe_failure, record_failure, write_failure
+from harness.job.device_probe import sound_device
+from harness.job.endings import ending_of_error, ending_of_stop, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges, set_tf32
-from harness.job.measurements import SLOW_CHECKPOINT_SECONDS, record_throughput
+from harness.job.kernels import keep_freed_memory, prepare_compiler
+from harness.job.measurements import SLOW_CHECKPOINT_SECONDS, record_compute, record_throughput
 from harness.job.request import RunRequest
-from harness.job.signals import PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
+from harness.job.signals import PAUSED, PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
 from harness.job.writer import metric_prefix, record_evaluation
 from harness.metrics.weights import WEIGHTS, require_weights_file
 from harness.progress import Pace, Progress
@@ -89,8 +91,8 @@ def run_job(
         time_limit: of the job; a training whose checkpoints take long stops ahead of the signal for it.
 
     Returns:
-        the final state of the run: done, failed, pruned or interrupted. For a process that only trains: done if it
-        succeeded.
+        the final state of the run: done, failed, paused, pruned or interrupted. For a process that only trains: done if
+        it succeeded.
 
     Raises:
         RecordError: another process is working on this run.
@@ -116,16 +118,13 @@ def run_job(
         try:
             job.run()
         except Interrupted:
-            if job.stop_signal == PRUNED:
-                job.finish("pruned", run_directory.pruning_requested(), cause="pruned")
-                return job.state
-            cause: Cause = "signal" if job.stop_signal in SIGNAL_NAMES else "step_limit"
-            job.finish("interrupted", f"stopped by {job.stop_signal}; resubmit to resume", cause=cause)
+            state, reason, cause = ending_of_stop(job.stop_signal, job.step, run_directory)
+            job.finish(state, reason, cause=cause)
         except ProcessLost as loss:  # a signal may have ended the other one before it could handle it
             job.finish("interrupted", str(loss), cause="signal" if job.stop_signal in SIGNAL_NAMES else "killed")
         except Exception as error:
-            reason, trace = describe_failure(error)
-            job.finish("failed", reason, cause="error", trace=trace)
+            state, reason, cause, trace = ending_of_error(error, run_directory)
+            job.finish(state, reason, cause=cause, trace=trace)
         else:
             job.finish("done", "")
     return job.state
@@ -193,7 +192,7 @@ class _Job:
 
     @property
     def stop_signal(self) -> str:
-        """Why the run was asked to stop: a signal's name, pruning, or a number of steps; empty before."""
+        """Why the run was asked to stop: a signal's name, pruning, a rung, or a number of steps; empty before."""
         return self.signals.received
 
     @stop_signal.setter
@@ -205,11 +204,12 @@ class _Job:
     def run(self) -> None:
         """Load, train and evaluate."""
         self._set_threads()
+        keep_freed_memory()
         cuda = self.request.resources.device != "cpu" and torch.cuda.is_available()
         command, folder = self._worker_command(), self.directory.lock_folder
         with process_group(self.rank_info, cuda=cuda, command=command, meeting_folder=folder) as group:
-            device = choose_device(self.request.resources.device, self.rank_info)
-            data = make_dataset(self.spec.data, self.request.data_root)
+            device = sound_device(choose_device(self.request.resources.device, self.rank_info), group, self.directory)
+            data = staged(make_dataset(self.spec.data, self.request.data_root))
             require_same_data(self.directory, data.digest)
             self._require_weights()
             training, checkpoints = self._restore(data, device, group)
@@ -227,7 +227,7 @@ class _Job:
                 with Progress(f"train {self.directory.key[:8]}", shown=self.show_progress) as progress:
                     self._train(training, data, checkpoints, progress, group)
                 group.close()
-                self._record_compute(training, data)
+                record_compute(self.directory, self.journal, self.spec, training, data)
                 self._evaluate_at_end(training, data, checkpoints)
 
     def _require_weights(self) -> None:
@@ -242,6 +242,7 @@ class _Job:
         if torch.are_deterministic_algorithms_enabled() != resources.deterministic:  # to set it imports torch._inductor
             torch.use_deterministic_algorithms(resources.deterministic)
         set_tf32(spec.train.precision, self.directory.environments())
+        prepare_compiler(resources.kernels, device)
         if resources.deterministic:
             os.environ.setdefault(
                 "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
@@ -287,6 +288,9 @@ class _Job:
         if training.step >= self.spec.train.steps:
             return
         began, first = time.monotonic(), training.step
+        if training.step >= (until := self.request.last_step(self.spec, group.is_first, group.all_reduce_max)):
+            self.stop_signal = PAUSED
+            raise Interrupted
 
         def on_log(step: int, values: dict[str, float]) -> None:
             self.step, self._loss = step, values["train/loss"]
@@ -310,6 +314,9 @@ class _Job:
                 self.stop_signal = TIME_LIMIT_SIGNAL
             if number := group.all_reduce_max(stop_number(self.stop_signal)):
                 self.stop_signal = stop_name(number)
+                return True
+            if until <= training.step < self.spec.train.steps:
+                self.stop_signal = PAUSED
                 return True
             if self.stop_after_steps and training.step - first >= self.stop_after_steps:  # the same step for all
                 self.stop_signal = f"request after {self.stop_after_steps} steps"
@@ -365,7 +372,8 @@ class _Job:
             if self.stop_signal:
                 raise Interrupted
             best = self.request.records.best
-            method, selection = measured_weights(evaluation, training, data, checkpoints, best)
+            resources = self.request.resources
+            method, selection = measured_weights(evaluation, training, data, checkpoints, best, resources)
             method = with_middle(method, evaluation, self.spec, self.directory.path.parent, data, training.device)
             if selection and (by := self.request.scored_by):
                 selection["checkpoint"] |= {"split": by.split, "seed": by.seed}
@@ -415,14 +423,14 @@ class _Job:
         self.state = state
         if trace:
             logger.error(trace)
-        fields = {"reason": reason} | ({"traceback": trace} if trace else {})
+        extra: dict[str, str] = {"traceback": trace} if trace else {}
         if state == "interrupted":
-            fields |= {"cause": cause, "stopped_by": self.stop_signal if cause == "signal" else ""}
+            extra |= {"cause": cause, "stopped_by": self.stop_signal if cause == "signal" else ""}
         try:
             if self.journal is None:  # it failed before the journal was opened
                 self.journal = self._open_journal(self.directory.durable_step())
             with self.journal:
-                self.journal.event("finished" if state == "done" else state, **fields)
+                self.journal.event("finished" if state == "done" else state, reason=reason, **extra)
             self._write_status(state, reason, cause=cause, force=True)
         except RecordError as error:
             self.state = "failed"
@@ -470,17 +478,6 @@ class _Job:
         self._checkpoint_seconds = slowest = checkpoints.slowest_seconds
         resources = self.request.resources
         record_throughput(self.directory.path, self.spec, resources, seconds_per_step, training.device, slowest)
-
-    def _record_compute(self, training: Training, data: Dataset) -> None:
-        """Record the compute of the whole training, for the scaling figures, unless an earlier attempt did."""
-        assert self.journal is not None
-        if self.directory.history("compute/parameters")[0]:
-            return
-        compute, reason = training_compute(self.spec, training.method, data)
-        if reason:
-            logger.warning(f"run {self.directory.key}: the arithmetic of its training {reason}")
-            self.journal.event("compute_not_counted", step=self.step, reason=reason)
-        self.journal.metrics(self.spec.train.steps, compute)
 
     # -- the process
 

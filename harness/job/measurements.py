@@ -1,15 +1,23 @@
-"""What a training measures of itself for later submissions: how long a step takes, and a checkpoint."""
+"""What a training measures of itself: how long a step and a checkpoint take, and its compute."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
+from harness.data.base import Dataset
+from harness.job.compute import training_compute
 from harness.records import throughput
+from harness.records.directory import RunDirectory
+from harness.records.journal import Journal
 from harness.records.throughput import Throughput, cpu_name, runs_sharing_gpu
 from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
+from harness.training.loop import Training
+
+logger = logging.getLogger(__name__)
 
 SLOW_CHECKPOINT_SECONDS = 10.0
 """A checkpoint that takes longer is recorded at once, since its job may not live until the end of the training."""
@@ -43,3 +51,14 @@ def record_throughput(
         checkpoint_seconds=checkpoint_seconds,
     )
     throughput.record(path.parent, measured)
+
+
+def record_compute(directory: RunDirectory, journal: Journal, spec: RunSpec, training: Training, data: Dataset) -> None:
+    """Record the compute of the whole training, for the scaling figures, unless an earlier attempt did."""
+    if directory.history("compute/parameters")[0]:
+        return
+    compute, reason = training_compute(spec, training, data)
+    if reason:
+        logger.warning(f"run {directory.key}: the arithmetic of its training {reason}")
+        journal.event("compute_not_counted", step=training.step, reason=reason)
+    journal.metrics(spec.train.steps, compute)

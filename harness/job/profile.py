@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from harness.datasets import make_dataset
 from harness.job.environment import choose_device, set_tf32
+from harness.job.kernels import keep_freed_memory, prepare_compiler
 from harness.methods.ranges import RANGES, recorded_ranges
 from harness.records.directory import RunDirectory
 from harness.records.throughput import cpu_name
@@ -96,6 +97,8 @@ def profile_training(
     """
     device = choose_device(resources.device)
     set_tf32(spec.train.precision, [])
+    prepare_compiler(resources.kernels, device)
+    keep_freed_memory()
     if resources.threads:
         torch.set_num_threads(resources.threads)
     idle = WARM_UP + steps

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 SIGNAL_NAMES = tuple(number.name for number in STOP_SIGNALS)
 PRUNED = "pruning"  # instead of a signal's name
+PAUSED = "rung"  # as well; no process has to tell the others
 
 # Numbers that the processes of a run exchange; the largest wins.
 _NUMBERS = {"": 0, **{name: index for index, name in enumerate(SIGNAL_NAMES, 1)}, PRUNED: 1000}

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 
 from harness import __version__
 from harness.data.cache import cache_folder
-from harness.errors import DataError, HarnessError
+from harness.errors import DataError, RecordError
 from harness.records.files import replace_file
+from harness.records.reading import Fields, read_json
 from harness.spec.run import RunSpec
 
 
@@ -43,11 +44,13 @@ def arithmetic_of(spec: RunSpec) -> Arithmetic | None:
     except DataError:  # no folder for it
         return _count(spec)
     try:
-        return Arithmetic(**json.loads(kept.read_text()))
-    except (OSError, ValueError, TypeError):
+        fields = Fields(read_json(kept), str(kept))
+        step, forward = (fields.finite(f"{name}_multiply_adds", low=0) for name in ("step", "forward"))
+        return Arithmetic(fields.integer("parameters", low=0), step, forward)
+    except (FileNotFoundError, RecordError):
         counted = _count(spec)
     if counted:
-        with contextlib.suppress(HarnessError):  # a full or read-only disk: it is counted again the next time
+        with contextlib.suppress(RecordError):  # a full or read-only disk: it is counted again the next time
             replace_file(kept, json.dumps(asdict(counted)), durable=False)
     return counted
 

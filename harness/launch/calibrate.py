@@ -175,6 +175,7 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
 
     from harness.datasets import make_dataset
     from harness.job.environment import choose_device
+    from harness.job.kernels import keep_freed_memory, prepare_compiler
     from harness.registry import make_method
     from harness.training.checkpoints import Checkpoints
     from harness.training.loop import Training, train
@@ -186,6 +187,8 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
     timed = spec.model_copy(update={"train": short})
     device = choose_device(resources.device)
     torch.use_deterministic_algorithms(resources.deterministic)
+    prepare_compiler(resources.kernels, device)
+    keep_freed_memory()
     data = make_dataset(spec.data, data_root)
     training = Training(timed, make_method(timed, data, resources, device), device)
     directory = RunDirectory(scratch / spec.run_key).create(timed.model_dump(mode="json"), SCHEMA_VERSION)

@@ -46,6 +46,12 @@ class Claim:
         """Who submitted; empty in submissions of early versions."""
         return str(self.submission.get("user") or "")
 
+    @property
+    def clusters(self) -> str:
+        """The clusters that its jobs were submitted to, empty for the login node's own."""
+        profile = self.submission.get("profile")
+        return str(profile.get("clusters") or "") if isinstance(profile, dict) else ""
+
     def live_job(self, answer: QueueAnswer) -> JobInfo | None:
         """Return the newest job of the claim that SLURM has in its queue; None if it has none, or did not answer."""
         names = [job_id for job_id in self.jobs if self.on_slurm and answer.presence(job_id) == "present"]
@@ -82,6 +88,7 @@ def read_submission(folder: Path) -> dict[str, Any]:
         fields = Fields(submission, str(path))
         fields.seconds("time", 0.0)
         fields.fields("canaries", {})
+        fields.fields("memory_gib", {})
     except FileNotFoundError:
         return {}
     except RecordError as error:
@@ -99,6 +106,15 @@ def claims_of(runs_folder: Path, run_keys: Iterable[str]) -> dict[str, list[Clai
             jobs = tuple((folder / key).read_text().split())
             claims.setdefault(key, []).append(Claim(folder.parent, jobs))
     return claims
+
+
+def jobs_by_clusters(claims: Iterable[Claim]) -> dict[str, set[str]]:
+    """Return the jobs on SLURM of some claims by the clusters that know them."""
+    jobs: dict[str, set[str]] = {}
+    for claim in claims:
+        if claim.on_slurm:
+            jobs.setdefault(claim.clusters, set()).update(claim.jobs)
+    return jobs
 
 
 def is_cancelled(folder: Path, path: Path) -> bool:

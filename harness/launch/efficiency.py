@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from harness.errors import LaunchError, RecordError
 from harness.launch.claims import Claim, claims_of
 from harness.records.directory import RunDirectory
@@ -89,7 +91,12 @@ class Use:
     source: str
 
     def fits(self) -> dict[str, float]:
-        """Return the fields of `resources`, or of a profile, that should change, with the values that would fit."""
+        """Return the fields of `resources`, or of a profile, that should change, with the values that would fit.
+
+        Of jobs that were killed for their memory no more than the memory is known to be wrong.
+        """
+        if self.memory_kills:
+            return {"memory_gib": memory} if (memory := self._memory()) else {}
         return {
             name: value
             for name, value in (
@@ -180,14 +187,18 @@ class _Run:
         on_slurm = [claim for claim in claims if claim.on_slurm]
         profile = on_slurm[-1].submission.get("profile", {}) if on_slurm else {}
         job_ids = tuple(job_id for claim in on_slurm for job_id in claim.jobs)
-        request = _request(_resources(membership), Profile.model_validate(profile))
+        request = _stored_request(membership.get("resources", {}), profile)
         return cls(directory, membership.get("arm", ""), request, job_ids, read_gauges(directory))
 
 
-def _resources(membership: Mapping[str, Any]) -> Resources:
-    """Return the resources of a membership; what equals a default is taken as not said, so that a profile decides."""
-    stored, defaults = membership.get("resources", {}), Resources().model_dump(mode="json")
-    return Resources.model_validate({name: value for name, value in stored.items() if value != defaults.get(name)})
+def _stored_request(resources: Mapping[str, Any], profile: Mapping[str, Any]) -> Request:
+    """Return what a run was submitted with; a resource that equals its default is taken as left to the profile."""
+    defaults = Resources().model_dump(mode="json")
+    said = {name: value for name, value in resources.items() if value != defaults.get(name)}
+    try:
+        return _request(Resources.model_validate(said), Profile.model_validate(profile))
+    except ValidationError:  # of a version with other fields, or damaged
+        return _request(Resources(), Profile())
 
 
 def _request(resources: Resources, profile: Profile) -> Request:
@@ -239,7 +250,7 @@ def _by_accounting(usages: Sequence[JobUsage], by_job: Mapping[str, Sequence[_Ru
                 _mean(run.gauges.gpu_percent for run in runs),
                 _largest(run.gauges.gpu_memory_gib for run in runs),
                 max(
-                    sum(usage.out_of_memory for usage in members),
+                    sum(usage.killed_for_memory for usage in members),
                     sum(run.directory.status().cause == "out_of_memory" for run in runs),
                 ),
                 "accounting",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RecordError
 from harness.launch.planning import Plan, PlannedRun
 from harness.launch.processes import (
     available_cores,
@@ -113,13 +113,15 @@ class LocalSubmission(BlockingSubmission):
     def _final_sync(self, syncing: BackgroundSync) -> None:
         """Finish the upload to MLflow at normal priority: the background process has the lowest, on a busy machine."""
         from harness.tracking.studies import sync_studies
-        from harness.tracking.sync import sync_run
+        from harness.tracking.sync import sync_runs
 
         syncing.kill()
         try:
-            for planned in self.runs:
-                sync_run(planned.directory, tracking_uri=self.tracking_uri)
-            sync_studies([planned.directory for planned in self.runs], tracking_uri=self.tracking_uri)
+            directories = [planned.directory for planned in self.runs]
+            for directory, report in sync_runs(directories, tracking_uri=self.tracking_uri):
+                if isinstance(report, RecordError):
+                    logger.warning(f"run {directory.key} has not reached MLflow; `harness sync` uploads it: {report}")
+            sync_studies(directories, tracking_uri=self.tracking_uri)
         except HarnessError as error:
             logger.warning(f"not all records have reached MLflow; `harness sync` uploads the rest: {error}")
 

@@ -8,18 +8,26 @@ import signal
 import socket
 from collections.abc import Sequence, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.errors import LaunchError
-from harness.launch.claims import Claim, claims_of, mark_cancelled, read_submission, unmark_cancelled
+from harness.launch.claims import (
+    Claim,
+    claims_of,
+    jobs_by_clusters,
+    mark_cancelled,
+    read_submission,
+    unmark_cancelled,
+)
 from harness.launch.planning import TO_DO, Plan
 from harness.launch.requeue import reset_kills
 from harness.launch.states import read_run_states
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout, submission_folders
 from harness.records.manifest import Manifests
-from harness.slurm.commands import patiently
+from harness.slurm.commands import addressing, patiently
 from harness.slurm.jobs import cancel_jobs, current_user
 from harness.slurm.profile import Profile
 from harness.slurm.recent import forget_recent_queue
@@ -89,23 +97,30 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
                 os.kill(owner["pid"], signal.SIGTERM)
     needed = {job_id for folder in folders for job_id in _needed(folder)}
     to_cancel = {job_id: user for job_id, user in job_ids.items() if job_id not in needed}
-    own = sorted(job_id for job_id, user in to_cancel.items() if user in ("", by))
+    known = jobs_by_clusters(claim for of_run in claims.values() for claim in of_run)
+    elsewhere = set().union(*(jobs for clusters, jobs in known.items() if clusters))
+    refusals = []
     try:
-        patiently(lambda: cancel_jobs(own))
-        _cancel_others(to_cancel.keys() - own, marks)
+        for clusters, jobs in {**known, "": to_cancel.keys() - elsewhere}.items():
+            others = {job_id for job_id in jobs & to_cancel.keys() if to_cancel[job_id] not in ("", by)}
+            with addressing(clusters):
+                patiently(partial(cancel_jobs, sorted((jobs & to_cancel.keys()) - others)))
+                refusals += _cancel_others(others, marks)
     finally:
         forget_recent_queue()
+    if refusals:
+        raise LaunchError(
+            f"SLURM does not let you end the job {'; nor '.join(refusals)}: it goes on, and its owner can cancel it. "
+            "Your own jobs are cancelled"
+        )
     return live
 
 
-def _cancel_others(job_ids: Set[str], marks: Sequence[tuple[Claim, str]]) -> None:
-    """Cancel jobs of other users, as an administrator may.
+def _cancel_others(job_ids: Set[str], marks: Sequence[tuple[Claim, str]]) -> list[str]:
+    """Cancel jobs of other users, as an administrator may; return whose jobs SLURM refused to end, and why.
 
     Args:
         marks: all that were set; those of runs whose job goes on are removed.
-
-    Raises:
-        LaunchError: SLURM refuses.
     """
     refusals = []
     for user in sorted({claim.user for claim, _ in marks if job_ids & set(claim.jobs)}):
@@ -117,11 +132,7 @@ def _cancel_others(job_ids: Set[str], marks: Sequence[tuple[Claim, str]]) -> Non
             for claim, key in of_user:
                 unmark_cancelled(claim.folder, key)
             refusals.append(f"{', '.join(theirs)} of {user} ({error})")
-    if refusals:
-        raise LaunchError(
-            f"SLURM does not let you end the job {'; nor '.join(refusals)}: it goes on, and its owner can cancel it. "
-            "Your own jobs are cancelled"
-        )
+    return refusals
 
 
 def _needed(folder: Path) -> set[str]:

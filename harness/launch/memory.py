@@ -85,6 +85,6 @@ def _last_request(claims: Sequence[Claim], key: str, said: float) -> dict[str, f
     """Return what a run asked for when it was submitted last; where that is not recorded, what is said now."""
     for claim in reversed(claims):
         entry = claim.submission.get(RECORD, {}).get(key)
-        if isinstance(entry, dict) and {"asked", "said"} <= entry.keys():
+        if isinstance(entry, dict) and all(isinstance(entry.get(name), int | float) for name in ("asked", "said")):
             return {name: float(entry[name]) for name in ("asked", "said")}
     return {"asked": said, "said": said}

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.launch import requeue
 from harness.launch.lanes import Lanes, count_arrays, earlier_arrays, lanes_of
+from harness.launch.nodes import exclude_option, excluded, note_failed_nodes
 from harness.launch.planning import Plan, PlannedRun
 from harness.launch.processes import batch_script, make_executor, process_environment, thread_environment
 from harness.launch.slurm_job import Task
@@ -55,6 +56,10 @@ def launch_slurm(
         return submission
     largest = max_array_size(profile)
     measured = throughput.load(plan.runs_folder)
+    note_failed_nodes(plan.runs_folder, [planned.job for planned in plan.runs])
+    broken = excluded(plan.runs_folder)
+    profile = profile.model_copy(update={"exclude": exclude_option(profile.exclude, broken)})
+    submission.notes += [entry.describe() for entry in broken]
     classes: dict[tuple[Resources, str], list[PlannedRun]] = {}
     for planned in runs:
         classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)
@@ -76,6 +81,7 @@ def launch_slurm(
             notify=profile.notify or "",
             limit_seconds=60.0 * parameters["timeout_min"],
             lead_seconds=parameters["slurm_signal_delay_s"],
+            exclude=profile.exclude or "",
             **options,
         )
         packs = [members[first : first + size] for first in range(0, len(members), size)]

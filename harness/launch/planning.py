@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.launch.rungs import state_at_rung, with_rungs
 from harness.launch.states import RunState, read_run_states
 from harness.records import throughput
 from harness.records.directory import RunDirectory
@@ -25,6 +26,7 @@ from harness.spec.costs import FORWARD_AND_BACKWARD, network_evaluations
 from harness.spec.evaluation import Evaluation
 from harness.study.expand import name_of_study
 from harness.study.model import Run, Study
+from harness.study.rungs import numbers_at_rungs
 from harness.text import count
 
 TO_DO = ("new", "interrupted", "failed", "evaluate")
@@ -103,17 +105,14 @@ class Plan:
         return None
 
     def _is_of_card(self, measured: Throughput) -> bool:
-        if self.card is None or measured.device != "cuda":
-            return True
-        card = find_card(measured.device_name)
-        return card is not None and card.family == self.card.family
+        return self.card is None or measured.device != "cuda" or self.card.is_family_of(measured.device_name)
 
     def training_seconds(self, planned: PlannedRun, device: str | None = None) -> float | None:
         """Estimate the remaining training time, without evaluations; None if no similar run has been measured."""
-        if planned.state in ("done", "evaluate", "pruned"):
+        if planned.state in ("done", "evaluate", "paused", "pruned"):
             return 0.0
         measured = self.measured(planned, device)
-        steps_left = planned.run.spec.train.steps - planned.status.step
+        steps_left = max(0, (planned.run.until or planned.run.spec.train.steps) - planned.status.step)
         return measured.seconds_per_step * steps_left if measured else None
 
     def device_hours(self, planned: PlannedRun, device: str | None = None) -> float | None:
@@ -158,7 +157,7 @@ class Plan:
         return seconds * self.devices(planned) / 3600
 
     def evaluations_left(self, planned: PlannedRun) -> list[Evaluation]:
-        if not planned.run.evaluations or planned.state == "pruned":
+        if not planned.run.evaluations or planned.state in ("paused", "pruned"):
             return []
         evaluated = planned.directory.evaluated_keys() if planned.state != "new" else set()
         return [evaluation for evaluation in planned.run.evaluations if evaluation.key not in evaluated]
@@ -196,7 +195,7 @@ class Plan:
         A checkpoint has five copies of the network or more: weights, two averages and Adam's two moments. A snapshot
         has two in half the precision.
         """
-        if planned.state in ("done", "evaluate", "pruned"):
+        if planned.state in ("done", "evaluate", "paused", "pruned"):
             return 0
         sizes = [measured.checkpoint_bytes for measured in self._throughput.get(planned.run.spec.cost_key, ())]
         num_bytes = next(filter(None, sizes), None)  # the same on every device
@@ -228,6 +227,12 @@ class Plan:
     def notes(self) -> list[str]:
         """Say what this study asked for before and no longer does, and who else asks under its name."""
         notes = []
+        if rungs := self.study.rungs:
+            numbers = numbers_at_rungs(
+                len({run.arm for run in self.study.runs}), len(rungs.steps), rungs.reduction_factor
+            )
+            shown = [f"{number} to {step}" for number, step in zip(numbers, rungs.steps, strict=True)]
+            notes.append(f"rungs by {rungs.metric}, arms to steps: {', '.join(shown)}; costs are up to the next rung")
         if self.earlier:
             verb = "is" if len(self.earlier) == 1 else "are"
             notes.append(
@@ -265,6 +270,9 @@ def plan(study: Study, runs_folder: Path, *, recent: bool = False) -> Plan:
     paths = [runs_folder / run.run_key for run in study.runs if run.run_key in present]
     states = read_run_states(paths, recent=recent)
     runs = tuple(planned_run(run, runs_folder / run.run_key, states) for run in study.runs)
+    if study.rungs:
+        runs = tuple(with_rungs(study, study.rungs, runs, runs_folder))
+        study = replace(study, runs=tuple(planned.run for planned in runs))
     for planned in runs:
         if planned.run.spec.continue_from and planned.state == "new":
             parent_of(planned.run.spec, runs_folder)
@@ -297,7 +305,7 @@ def _other_file(study: Study, runs_folder: Path) -> Path | None:
 
 def planned_run(run: Run, path: Path, states: dict[str, RunState]) -> PlannedRun:
     run_state = states.get(run.run_key, RunState())
-    state = run_state.status.state
+    state = state_at_rung(run, run_state.status)
     if state == "done" and run.evaluations:
         evaluated = RunDirectory(path).evaluated_keys()
         if any(evaluation.key not in evaluated for evaluation in run.evaluations):

@@ -11,6 +11,7 @@ its one process is killed (usually memory)      is requeued by its batch script 
 one of several runs is killed                   is requeued when the others have ended
 one of a run's several processes is killed      is requeued at once: the run is interrupted, and the others leave
 the node fails                                  is requeued by SLURM (`--requeue`, in harness/slurm/profile.py)
+the device of its node is broken                submits its own successor, which excludes the node
 all its runs are cancelled, done or failed      is not requeued
 the canary has made its steps                   ends, and its array starts; the array's first task finishes the run
 
@@ -46,7 +47,9 @@ SETUP = REQUEUE_WHEN_KILLED  # the first lines of every batch script
 RequeueAction = Literal["none", "requeue", "resubmit"]
 
 
-def requeue_action(stopped_by: str, *, killed: bool, preempted: bool, preemption_cancels: bool) -> RequeueAction:
+def requeue_action(
+    stopped_by: str, *, killed: bool, preempted: bool, preemption_cancels: bool, device_broken: bool = False
+) -> RequeueAction:
     """Return how to requeue a job that ended with some of its runs unfinished and not cancelled.
 
     Args:
@@ -54,7 +57,10 @@ def requeue_action(stopped_by: str, *, killed: bool, preempted: bool, preemption
         killed: whether one of its several runs, or one of a run's several processes, was killed.
         preempted: whether SLURM reports a preemption.
         preemption_cancels: whether the cluster cancels preempted jobs instead of requeueing them.
+        device_broken: whether the device of its node ended one of its runs.
     """
+    if device_broken:  # only a new job can exclude the node
+        return "resubmit"
     if preempted and stopped_by:
         return "resubmit" if preemption_cancels else "requeue"
     if stopped_by:
@@ -96,8 +102,8 @@ def _is_progress(event: Event) -> bool:
     Ahead of a time limit a training writes a checkpoint, which is progress, so SIGUSR2 alone is one of an evaluation.
     """
     if event.name == "interrupted":
-        return event.fields.get("cause") != "killed" and event.fields.get("stopped_by") != "SIGUSR2"
-    return event.name in ("checkpoint", "evaluation", "failed", "finished", "pruned")
+        return event.fields.get("cause") not in ("killed", "device") and event.fields.get("stopped_by") != "SIGUSR2"
+    return event.name in ("checkpoint", "evaluation", "paused", "failed", "finished", "pruned")
 
 
 def given_up_before_attempt(submission: SubmissionLayout, path: Path, host: str) -> Ending | None:

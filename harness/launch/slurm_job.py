@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from harness.errors import LaunchError
 from harness.launch.claims import is_cancelled
+from harness.launch.nodes import exclude_option, excluded, note_failures_of
 from harness.launch.notifications import notify_once
 from harness.launch.processes import process_environment, thread_environment, visible_gpus
 from harness.launch.requeue import (
@@ -57,6 +58,7 @@ class _AttemptEnd:
 
     stopped_by: str = ""  # a signal's name
     killed: bool = False  # one of its several runs, or one of its run's processes, was killed
+    device_broken: bool = False  # its node's
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Task:
     notify: str = ""
     limit_seconds: float = 0.0  # of the job; 0 is none
     lead_seconds: float = 0.0  # before it SIGUSR2 comes
+    exclude: str = ""  # nodes, as the job's script excludes them
 
     def __call__(self, paths: tuple[Path, ...]) -> None:
         show_messages("stdout")
@@ -85,6 +88,8 @@ class Task:
             execute_run(paths[0], self.threads, False, None, logged=False, **options)
             return
         time_limit = TimeLimit(time.monotonic() + self.limit_seconds, self.limit_seconds, self.lead_seconds)
+        if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+            note_failures_of(self._layout.runs_folder, current_job_id() or "")
         if len(paths) > 1:
             end, to_do = self._work_in_parallel(paths, time_limit)
         else:
@@ -118,7 +123,7 @@ class Task:
             status = replace(directory.status(), state="failed", cause=ending.cause, reason=ending.reason)
             directory.set_status(replace(status, stopped_by=""))
             return False
-        return directory.status().state not in ("done", "failed", "pruned")
+        return directory.status().state not in ("done", "failed", "paused", "pruned")
 
     def _work_in_process(self, path: Path, time_limit: TimeLimit) -> _AttemptEnd:
         def stop(number: int, _: object) -> NoReturn:
@@ -137,7 +142,8 @@ class Task:
             for number in _STOP_SIGNALS:  # further signals change nothing
                 signal.signal(number, signal.SIG_IGN)
         status = RunDirectory(path).status()
-        return _AttemptEnd(status.stopped_by, status.cause == "killed") if state == "interrupted" else _AttemptEnd()
+        ended = _AttemptEnd(status.stopped_by, status.cause == "killed", status.cause == "device")
+        return ended if state == "interrupted" else _AttemptEnd()
 
     def _work_in_parallel(self, paths: Sequence[Path], time_limit: TimeLimit) -> tuple[_AttemptEnd, list[Path]]:
         """Work on runs in processes of their own, `at_once` at a time; return also which of them were to do."""
@@ -164,7 +170,8 @@ class Task:
                     # Repeatedly, since a process that was just starting may have missed the first one.
                     process.send_signal(signals[-1] if signals else signal.SIGTERM)
             if not any(slots):
-                return _AttemptEnd(_strongest(signals), killed), [*begun, *waiting]
+                broken = any(RunDirectory(path).status().cause == "device" for path in begun)
+                return _AttemptEnd(_strongest(signals), killed, broken), [*begun, *waiting]
             time.sleep(0.5)
 
     def _begin(self, path: Path, slot: int, time_limit: TimeLimit) -> subprocess.Popen:
@@ -203,7 +210,7 @@ class Task:
     def _requeue_if_needed(self, end: _AttemptEnd, paths: list[Path]) -> None:
         """Requeue this job, or submit its successor, if the policy says so."""
         job_id = current_job_id()
-        ended = not end.stopped_by and not end.killed
+        ended = not end.stopped_by and not end.killed and not end.device_broken
         if ended or job_id is None or all(is_cancelled(self.folder, path) for path in paths):
             return
         preempted = self._asks_for_the_reason(end, paths) and _was_preempted(job_id)
@@ -211,7 +218,11 @@ class Task:
             for path in paths:
                 reset_starts(self._layout, path)
         action = requeue_action(
-            end.stopped_by, killed=end.killed, preempted=preempted, preemption_cancels=self.preemption_cancels
+            end.stopped_by,
+            killed=end.killed,
+            preempted=preempted,
+            preemption_cancels=self.preemption_cancels,
+            device_broken=end.device_broken,
         )
         if action == "resubmit":
             self._submit_successor(job_id, paths)
@@ -231,13 +242,15 @@ class Task:
 
     def _submit_successor(self, job_id: str, paths: list[Path]) -> None:
         number = job_id.split("_")[0]
-        successor = patiently(lambda: resubmit_job(self.folder / f"{number}_submission.sh", job_id))
+        nodes = patiently(lambda: exclude_option(self.exclude, excluded(self._layout.runs_folder)))
+        options = [f"--exclude={nodes}"] if nodes else []
+        successor = patiently(lambda: resubmit_job(self.folder / f"{number}_submission.sh", job_id, *options))
         pickle, successor_pickle = (self.folder / f"{job}_submitted.pkl" for job in (job_id, successor))
         os.link(pickle, successor_pickle)
         for path in paths:
             with self._layout.claim_path(path.name).open("a") as claim:
                 claim.write(f"\n{successor}")
-        logger.info(f"preempted and cancelled; job {successor} continues")
+        logger.info(f"job {successor} continues" + (f" without {nodes}" if nodes else ""))
 
 
 def _note_kill(path: Path, process: subprocess.Popen) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from harness.launch.claims import Claim, claims_of
+from harness.launch.claims import Claim, claims_of, jobs_by_clusters
 from harness.launch.requeue import given_up
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
 from harness.records.lock import FolderLock
 from harness.records.status import Ending, Status
+from harness.slurm.commands import addressing
 from harness.slurm.jobs import JobInfo, QueueAnswer, ask_queue, read_queue
 from harness.slurm.recent import read_recent_queue
 
@@ -52,9 +54,13 @@ def read_run_states(paths: Sequence[Path], *, wait: bool = False, recent: bool =
         if states[path.name].status.state != "queued"
     }
     on_slurm = [claim for of_run in claims.values() for claim in of_run if claim.on_slurm]
-    job_ids = {job_id for claim in on_slurm for job_id in claim.jobs} | set(filter(None, holders.values()))
     read = read_recent_queue if recent else read_queue
-    answer = ask_queue(lambda: read(job_ids), wait=wait)
+    answer = QueueAnswer()
+    for clusters, jobs in (jobs_by_clusters(on_slurm) or {"": set[str]()}).items():
+        job_ids = jobs | set(filter(None, holders.values()))
+        with addressing(clusters):
+            part = ask_queue(partial(read, job_ids), wait=wait)
+        answer = QueueAnswer({**answer.jobs, **part.jobs}, answer.failure or part.failure)
     for path in open_ends:
         key = path.name
         state = _combine_with_slurm(states[key].status, key, claims.get(key, []), holders.get(key, ""), answer)
@@ -129,7 +135,7 @@ def _not_in_queue(status: Status, key: str, newest: Claim | None, job: JobInfo |
     """Return the status of an unfinished run of which SLURM has no job in its queue."""
     if newest and (cancellation := newest.cancellation(key)):
         return _ended(status, "interrupted", Ending("cancelled", f"cancelled by {cancellation.by}"))
-    left_a_checkpoint = status.state == "interrupted" and status.cause in ("signal", "step_limit")
+    left_a_checkpoint = status.state == "interrupted" and status.cause in ("signal", "step_limit", "device")
     if left_a_checkpoint or not (newest and newest.on_slurm):
         return status
     return _ended(status, "interrupted", _ending_of_job(newest, job, holder))

@@ -39,7 +39,7 @@ class Submission:
         return [planned_run(planned.run, planned.path, states) for planned in self.runs]
 
     def unfinished(self) -> list[PlannedRun]:
-        return [planned for planned in self.now() if planned.state not in ("done", "pruned")]
+        return [planned for planned in self.now() if planned.state not in ("done", "paused", "pruned")]
 
     def logs_of_killed(self) -> list[Path]:
         """Return the logs of workers that were killed."""

@@ -20,6 +20,7 @@ from harness.launch.on_slurm import launch_slurm
 from harness.launch.planning import Plan, PlannedRun, planned_run
 from harness.launch.processes import unusable_path
 from harness.launch.requeue import given_up, reset_kills
+from harness.launch.rungs import drop, unsettled
 from harness.launch.states import read_run_states
 from harness.launch.submission import Refused, Submission
 from harness.records import snapshot
@@ -27,11 +28,12 @@ from harness.records.directory import RunDirectory
 from harness.records.files import replace_file
 from harness.records.layout import CODE, JOBS, SubmissionLayout
 from harness.records.manifest import Manifests, ask_for
-from harness.slurm.commands import NoAnswer
+from harness.slurm.commands import NoAnswer, addressing
 from harness.slurm.jobs import current_user, live_jobs
 from harness.slurm.limits import room_for_jobs
 from harness.slurm.profile import Profile
 from harness.study.model import Study
+from harness.study.rungs import asked_for
 from harness.text import count, shell_word
 
 
@@ -101,6 +103,9 @@ def submit(
         ask_for(plan.runs_folder, plan.study.name, memberships, file=plan.study.path, presentation=presentation)
         notes += plan.notes()
     _register_runs(plan)
+    for planned in plan.runs if plan.study.rungs else ():
+        if planned.state == "pruned":
+            drop(planned.directory, planned.status.reason)
     if sync and uri:
         worked_on = {planned.run_key for planned in runs}
         notes += _sync_ended_runs([planned for planned in plan.runs if planned.run_key not in worked_on], plan, uri)
@@ -135,7 +140,8 @@ def submit(
         options["after"] = jobs_of(after)
     if at_once:
         options["at_once"] = at_once
-    submission = launch(plan, runs, folder, code, **options)
+    with addressing(profile.clusters):
+        submission = launch(plan, runs, folder, code, **options)
     if old := sum(run_snapshot.id != current_id for run_snapshot in code.values()):
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
         notes.append(f"{resume} with the code snapshot from the first start (--new-code uses the current code)")
@@ -150,7 +156,9 @@ MAX_REFUSALS_IN_A_ROW = 3  # with nothing in the queue that would explain them
 
 
 def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[str], None], **options: Any) -> None:
-    """Submit to SLURM, as others end, the runs that it did not take at once; return when it has them all.
+    """Submit to SLURM, as others end, the runs that it did not take at once, or that a rung lets on.
+
+    It returns when SLURM has them all and no rung is left to be decided.
 
     SLURM is asked to take as many as there is room for below the limits that are known, else as many as it took last.
 
@@ -163,10 +171,12 @@ def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[
         Refused: no limit can be the reason, since the user has no job in the queue.
     """
     failure, refusals, taken = "", 0, 1
-    while left:
+    while left or unsettled(make_plan()):
         time.sleep(WATCH_SECONDS)
         try:
-            room = room_for_jobs(options.get("profile") or Profile())
+            profile = options.get("profile") or Profile()
+            with addressing(profile.clusters):
+                room = room_for_jobs(profile)
             submission = submit(make_plan(), at_once=max(1, taken if room is None else room), **options)
         except LaunchError as error:  # no answer, or still not one job more
             refusals += isinstance(error, Refused)
@@ -252,7 +262,7 @@ def _frozen_code(plan: Plan, runs: list[PlannedRun], new_code: bool) -> tuple[st
 
 
 def _memberships(study: Study) -> dict[str, dict[str, Any]]:
-    return {run.run_key: run.membership() for run in study.runs}
+    return {run.run_key: asked_for(run) for run in study.runs}
 
 
 def _register_runs(plan: Plan) -> None:

@@ -220,7 +220,7 @@ class AdversarialMethod:
         terms, discriminator_norm = self._update_discriminator(step, examples, first)
         generator_terms, generator_norm = self._update_generator(step, examples, second)
         with named_range("EMA"):
-            self._averages.update(self.generator, step)
+            self._averages.update(step)
         norms = {"grad_norm_discriminator": discriminator_norm, "grad_norm_generator": generator_norm}
         return {name: term.detach() for name, term in (terms | generator_terms).items()}, norms
 

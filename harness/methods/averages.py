@@ -35,7 +35,7 @@ class Averages:
     """Networks whose weights are averages of those of a network in training.
 
     Args:
-        network: is copied for each of them.
+        network: is copied for each of them; its weights are followed.
         moves: by the averages' names, at least "ema".
         from_first_step: they start at the weights after the first step, not at the initial ones.
     """
@@ -43,18 +43,19 @@ class Averages:
     def __init__(self, network: nn.Module, moves: Mapping[str, Move], *, from_first_step: bool = False):
         self.networks = {name: copy.deepcopy(network).requires_grad_(False).eval() for name in moves}
         self._moves, self._from_first_step = dict(moves), from_first_step
+        # Listed once: to walk through a network's modules takes as long as to move a small network's averages.
+        self._weights = list(network.parameters())
+        self._averaged = {name: list(average.parameters()) for name, average in self.networks.items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Move all averages towards the network's weights after a step, counted from 0."""
-        weights = list(network.parameters())
         for name, move in self._moves.items():
-            averages = list(self.networks[name].parameters())
             if step == 0 and self._from_first_step:
-                for average, weight in zip(averages, weights, strict=True):
+                for average, weight in zip(self._averaged[name], self._weights, strict=True):
                     average.copy_(weight)
             else:
-                move(averages, weights, step)
+                move(self._averaged[name], self._weights, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the entries of the checkpoint: `ema`, and `averages` if there are others."""

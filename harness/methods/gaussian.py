@@ -41,6 +41,7 @@ class GaussianMethod:
         autocast: the dtype of the forward pass, None for that of the weights.
         num_classes: of labels, None where the network takes none; the class after the last means "not told".
         terms: names of what the objective gives of each example.
+        compiler: compiles the network for training, where all batches have one shape; evaluations run it as it is.
     """
 
     terms_logged: tuple[str, ...]
@@ -62,6 +63,7 @@ class GaussianMethod:
         autocast: torch.dtype | None = None,
         num_classes: int | None = None,
         terms: tuple[str, ...] = ("loss", "mse", "vb"),
+        compiler: Callable[[nn.Module], nn.Module] | None = None,
     ):
         self.terms_logged = terms
         self.network, self.process, self.objective, self.optimizer = network, process, objective, optimizer
@@ -70,7 +72,8 @@ class GaussianMethod:
         self.ema, self._learning_rate = self._averages.networks["ema"], learning_rate
         self._timestep_scale, self._grad_clip, self._microbatch = timestep_scale, grad_clip, microbatch
         self._autocast, self.num_classes = autocast, num_classes
-        self._replica, self._num_processes = network, 1
+        self._compiler, self._weights = compiler, list(network.parameters())
+        self.distribute(1)
 
     def distribute(self, num_processes: int) -> None:
         """Train with the other processes of torch's default group from now on, or alone again (1).
@@ -80,6 +83,7 @@ class GaussianMethod:
         self._num_processes = num_processes
         # It broadcasts the first process's weights; norms without running statistics leave no buffers to do so for.
         self._replica = DistributedDataParallel(self.network) if num_processes > 1 else self.network
+        self._trained = self._replica if self._compiler is None else self._compiler(self._replica)  # at its first call
 
     def step(self, step: int, batch: Batch, streams: Streams, group: Group) -> StepOutput:
         """Take one optimizer step on a batch; each process passes its rows of the global batch."""
@@ -114,21 +118,21 @@ class GaussianMethod:
         for rows in _slices(len(x_0), self._microbatch):
             with self._without_all_reduce(unless=rows.stop >= len(x_0)):
                 with named_range("forward"):
-                    terms = self.terms(x_0[rows], None if y is None else y[rows], t[rows], noise[rows])
+                    of_rows = x_0[rows], None if y is None else y[rows], t[rows], noise[rows]
+                    terms = self._terms(self._trained, *of_rows)
                     loss = (terms["loss"] * weight[rows]).sum().div(divisor)
                 with named_range("backward"):
                     loss.backward()
             parts.append({name: term.detach() for name, term in terms.items()})
         with named_range("optimizer"):
-            weights = list(self.network.parameters())
-            grad_norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+            grad_norm = nn.utils.get_total_norm([w.grad for w in self._weights if w.grad is not None])
             if self._grad_clip is not None:
-                nn.utils.clip_grads_with_norm_(weights, self._grad_clip, grad_norm)
+                nn.utils.clip_grads_with_norm_(self._weights, self._grad_clip, grad_norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate(step)
             self.optimizer.step()
         with named_range("EMA"):
-            self._averages.update(self.network, step)
+            self._averages.update(step)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, grad_norm
 
     def terms(self, x_0: Tensor, y: Tensor | None, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
@@ -137,8 +141,11 @@ class GaussianMethod:
         Raises:
             TrainingError: they have other names or another shape than declared.
         """
+        return self._terms(self._replica, x_0, y, t, noise)
+
+    def _terms(self, network: nn.Module, x_0: Tensor, y: Tensor | None, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         x_t = self.process.q_sample(x_0, t, noise)
-        terms = self.objective(self.process, self._forward(self._replica, x_t, t, y), x_0, x_t, t, noise)
+        terms = self.objective(self.process, self._forward(network, x_t, t, y), x_0, x_t, t, noise)
         if terms.keys() != set(self.terms_logged):
             raise TrainingError(f"the objective gives {sorted(terms)}, but declares {sorted(self.terms_logged)}")
         if any(term.shape != t.shape for term in terms.values()):
@@ -223,9 +230,16 @@ class GaussianMethod:
         """Load the state of `state_dict`; strict in names and shapes."""
         self.network.load_state_dict(state["method"]["network"])
         self._averages.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["method"]["optimizer"])
+        load_optimizer(self.optimizer, state["method"]["optimizer"])
         self.timesteps.load_state_dict(state["timesteps"])
         self._was_warm = state["was_warm"]
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load an optimizer's state, but keep how this one computes: the state may be of another implementation."""
+    own = optimizer.param_groups[0]
+    kept = {name: own[name] for name in ("foreach", "fused") if name in own}
+    optimizer.load_state_dict({**state, "param_groups": [group | kept for group in state["param_groups"]]})
 
 
 def guided_denoiser(

@@ -11,15 +11,18 @@ Beyond the published networks it can be a generator, conditioned on a latent z, 
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from harness.models.attention import fused_attention, published_attention
 from harness.models.layers import Latent, check_latent, mapping_network
 
 MAX_NORM_GROUPS = 32
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -61,7 +64,7 @@ class GroupNorm(nn.GroupNorm):
         return normed.to(x.dtype)
 
 
-def zeroed(layer: nn.Module) -> nn.Module:
+def zeroed(layer: Layer) -> Layer:
     """Zero a layer's parameters, so that its residual branch starts at zero."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -138,7 +141,13 @@ class AttentionBlock(Block):
         out = x + proj_out(v softmax((q s)^T (k s))^T),  s = head_width^(-1/4)
 
     The heads are split before q, k and v: channels of `qkv` are ordered head by head, each with its own three thirds.
+
+    Attributes:
+        fused: compute it by torch's scaled_dot_product_attention, which keeps no [N, N] weights for the backward pass,
+            and cannot be differentiated twice.
     """
+
+    fused = False
 
     def __init__(self, channels: int, num_heads: int, use_checkpoint: bool):
         super().__init__()
@@ -155,13 +164,21 @@ class AttentionBlock(Block):
     def _forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         flat = x.reshape(batch, channels, height * width)  # [B, C, N]
-        qkv = self.qkv(self.norm(flat))  # [B, 3C, N]
-        head_width = channels // self.num_heads
-        q, k, v = qkv.reshape(batch * self.num_heads, 3 * head_width, -1).split(head_width, dim=1)  # [B heads, c, N]
-        s = head_width**-0.25  # on both factors: their product cannot overflow half precision
-        weights = torch.softmax(torch.bmm((q * s).mT, k * s).float(), dim=-1).to(v.dtype)  # [B heads, N, N]
-        h = torch.bmm(v, weights.mT).reshape(batch, channels, -1)  # [B, C, N]
-        return (flat + self.proj_out(h)).reshape(x.shape)
+        normed = self.norm(flat)
+        if self.fused:  # 1x1 convolutions as matrix products, which give the channels last
+            qkv = F.linear(normed.mT, self.qkv.weight.squeeze(-1), self.qkv.bias)  # [B, N, 3C]
+            h = fused_attention(qkv, self.num_heads)  # [B, N, C]
+            h = F.linear(h, self.proj_out.weight.squeeze(-1), self.proj_out.bias).mT  # [B, C, N]
+        else:
+            h = self.proj_out(published_attention(self.qkv(normed), self.num_heads))  # [B, C, N]
+        return (flat + h).reshape(x.shape)
+
+
+def fuse_attention(network: nn.Module) -> None:
+    """Compute the attention of a network's blocks by fused kernels; its weights and their names stay."""
+    for module in network.modules():
+        if isinstance(module, AttentionBlock):
+            module.fused = True
 
 
 class Downsample(nn.Module):

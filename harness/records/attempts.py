@@ -9,7 +9,7 @@ from harness.records.directory import RunDirectory
 from harness.records.journal import attempt_number, parse_line
 
 _HEAD_BYTES = _TAIL_BYTES = 16384
-ENDINGS = ("finished", "failed", "interrupted", "pruned")
+ENDINGS = ("finished", "failed", "interrupted", "paused", "pruned")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class AttemptSpan:
     Attributes:
         started_seconds, ended_seconds: Unix time of the journal's first and last line; what an attempt did after its
             last line, before it was killed, is not recorded.
-        ending: `finished`, `failed`, `interrupted` or `pruned`; empty if it ended without saying so, or goes on.
+        ending: `finished`, `failed`, `interrupted`, `paused` or `pruned`; empty if it ended without saying so, or
+            goes on.
     """
 
     number: int

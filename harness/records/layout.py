@@ -20,6 +20,7 @@ from pathlib import Path
 from harness.records.reading import STUDY_NAME
 
 JOBS, CODE, SEARCH, THROUGHPUT, ASKED = ".jobs", ".code", ".search", ".throughput", ".studies"
+NODES = ".nodes"
 JOURNALS = "journal-*.jsonl"
 KEPT_BATCHES = "batch-*.npy"  # in the folder of a draw, below a run's `kept`
 STUDIES = "[!.]*.json"  # in a run's folder of studies; a file that is being written starts with a dot

@@ -7,10 +7,11 @@ asked for: its records stay, but no table, figure, claim or archive of the study
     {"format": 1, "study": NAME, "generation": 2, "file": FILE, "written_seconds": TIME,
      "presentation": {"question": TEXT, "compare": {...}, "figures": {...}},
      "evaluations": {KEY: PROTOCOL},
-     "runs": {RUN_KEY: {"arm": NAME, "replicate": INDEX, "evaluations": [KEY]}}}
+     "runs": {RUN_KEY: {"arm": NAME, "replicate": INDEX, "evaluations": [KEY], "until": STEP}}}
 
 The generation counts how often a study has asked for something else; how it is compared and drawn does not count. A
 study without a manifest (of a version that wrote none, or from an archive) asks for every run that was ever in it.
+`until`, the step to which a run trains for now, is there only if the study has rungs.
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ def _manifest_from(stored: dict[str, Any]) -> Manifest:
         safe_name(run_key)
         evaluations = [protocols[key] for key in keys]
         runs[run_key] = {"arm": arm, "replicate": replicate, "evaluations": evaluations, "evaluation_keys": keys}
+        if (until := Fields(entry, f"run {run_key}").optional_integer("until")) is not None:
+            runs[run_key]["until"] = until
         if not _is_complete(runs[run_key]):
             raise ValueError(f"run {run_key}")
         membership_from(runs[run_key], Path(f"{stored['study']}.json"), complete=True)
@@ -123,7 +126,7 @@ def ask_for(
     """Record that a study asks for these runs and no others from now on; without a change the generation stays.
 
     Args:
-        memberships: run_key -> `arm`, `replicate` and `evaluations`; other fields are not used.
+        memberships: run_key -> `arm`, `replicate`, `evaluations` and perhaps `until`; other fields are not used.
         file: the study's.
         presentation: as in `Manifest`.
 
@@ -189,6 +192,7 @@ def _write(
             "arm": membership["arm"],
             "replicate": membership["replicate"],
             "evaluations": [_add_protocol(protocols, protocol) for protocol in membership["evaluations"]],
+            **({"until": membership["until"]} if "until" in membership else {}),
         }
         for run_key, membership in memberships.items()
     }

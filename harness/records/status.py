@@ -11,13 +11,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from harness.records.reading import Fields
 
-STATES = ("new", "queued", "running", "interrupted", "failed", "pruned", "done")
+STATES = ("new", "queued", "running", "interrupted", "paused", "failed", "pruned", "done")
 
 Cause = Literal[
     "",  # queued, running or done
     "signal",  # interrupted: stopped by the signal that `stopped_by` names, with a checkpoint
     "step_limit",  # interrupted: after the requested number of steps, with a checkpoint
     "killed",  # interrupted: its process or job was killed
+    "device",  # interrupted: the device of its node is broken
     "out_of_memory",  # interrupted or, after three times, failed: killed for taking too much memory
     "cancelled",  # interrupted: by a user
     "canary",  # interrupted: the canary that it waited for failed
@@ -26,6 +27,7 @@ Cause = Literal[
     "no_progress",  # failed: killed repeatedly at one step
     "error",  # failed: by an error
     "pruned",  # pruned: by a search
+    "rung",  # paused at a rung of its study, or pruned there
     "imported",  # interrupted: it was not finished where it was imported from
 ]
 CAUSES = get_args(Cause)
@@ -55,7 +57,7 @@ class Status:
     step: int = 0
     num_steps: int = 0
     attempt: int = 0
-    reason: str = ""  # why it is interrupted, failed or pruned, for people
+    reason: str = ""  # why it is interrupted, paused, failed or pruned, for people
     loss: float | None = None
     images_per_second: float | None = None
     eta_seconds: float | None = None  # of the training, or of the part of an evaluation that is being measured

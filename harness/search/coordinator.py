@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import LaunchError, RecordError, TrackingError
 from harness.launch import planning
+from harness.launch.rungs import drop
 from harness.records.data_digest import recorded_data_digest
 from harness.records.directory import RunDirectory
 from harness.records.files import differences, replace_file
 from harness.records.lock import FolderLock
 from harness.records.manifest import Manifests, ask_for
 from harness.search.optuna_backend import grid_size, open_study, quiet_optuna, report_end, resume_trial, suggest
+from harness.search.rungs import measured_at_rungs, standings_of
 from harness.search.space import Metric, Search, format_value
 from harness.search.trials import FINISHED, TrialRecord, best_so_far, pareto_front, read_trials
 from harness.search.workers import Workers
 from harness.slurm.commands import NoAnswer
 from harness.spec.metrics import recorded_name
 from harness.study.model import Run, Study
+from harness.study.rungs import Standing, with_limit
 
 if TYPE_CHECKING:
     import optuna
@@ -45,6 +48,11 @@ class _Trial:
     study: Study
     optuna_trial: optuna.Trial
     starts: dict[str, tuple[int, int]] = field(default_factory=dict)  # run_key -> (step, starts from it)
+    until: int | None = None  # the step to which it trains for now, if the search has rungs
+    waits: bool = False  # at a rung, for others to be measured there
+
+    def let_on(self, step: int) -> None:
+        self.until, self.study, self.waits = step, with_limit(self.study, step), False
 
 
 class Coordinator:
@@ -106,6 +114,8 @@ class Coordinator:
             try:
                 self._update_trials()
                 more_to_come = time.monotonic() < deadline and self._start_trials()
+                if self.search.settings.rungs:
+                    self._decide_at_rungs(more_to_come)
                 if self._outage:
                     self.on_message("SLURM answers again")
                 self._outage = ""
@@ -140,10 +150,11 @@ class Coordinator:
         replace_file(stored, json.dumps(content, indent=2), durable=True)
         self.study = open_study(self.search, self.folder)
         records = {record.number: record for record in read_trials(self.folder)}
+        manifests = Manifests(self.runs_folder)
         for trial_record in records.values():
             for directory in (RunDirectory(self.runs_folder / key) for key in trial_record.run_keys):
                 if membership := directory.studies().get(self.search.name):
-                    self._asked[directory.key] = membership
+                    self._asked[directory.key] = membership | manifests.memberships(directory).get(self.search.name, {})
         self._ask_for(())
         for frozen in self.study.get_trials(deepcopy=False):
             record = records.get(frozen.number)
@@ -163,12 +174,21 @@ class Coordinator:
                 f"{record.arm} now means other runs than when it was suggested: the spec's schema has changed"
             )
         self._ask_for(study.runs)
-        return _Trial(record, study, resume_trial(self.study, trial_id))
+        return self._limited(_Trial(record, study, resume_trial(self.study, trial_id)))
+
+    def _limited(self, trial: _Trial) -> _Trial:
+        """Return a trial that trains to the step to which it was let on: at first to the first rung."""
+        if self.search.settings.rungs:
+            trial.let_on(max(self._asked[run.run_key]["until"] for run in trial.study.runs))
+        return trial
 
     def _ask_for(self, runs: Sequence[Run]) -> None:
         """Add a trial's runs to those that the search asks for; a run of several trials belongs to the first."""
+        rungs = self.search.settings.rungs
         for run in runs:
-            self._asked.setdefault(run.run_key, run.membership())
+            membership = self._asked.setdefault(run.run_key, run.membership())
+            if rungs:
+                membership["until"] = max(membership.get("until", 0), run.until or rungs[0])
         presentation = self.search.presentation.model_dump(mode="json")
         ask_for(self.runs_folder, self.search.name, self._asked, file=self.search.path, presentation=presentation)
 
@@ -181,7 +201,7 @@ class Coordinator:
             trials = self.study.get_trials(deepcopy=False)
             names = [trial.state.name for trial in trials]
             finished = names.count("COMPLETE") + names.count("PRUNED")
-            if finished + len(self.running) >= settings.trials:
+            if finished + len(self.running) >= settings.trials or self._is_past_first_rung():
                 return False
             last = names[-MAX_FAILURES_IN_A_ROW:]
             if len(last) == MAX_FAILURES_IN_A_ROW and set(last) == {"FAIL"}:
@@ -193,7 +213,7 @@ class Coordinator:
             lost = names.count("RUNNING") > len(self.running)
             if settings.sampler == "grid" and len(trials) >= grid_size(self.search) and not lost:
                 return False
-            if len(self.running) >= settings.parallel or not self._may_start():
+            if self._num_training() >= settings.parallel or not self._may_start():
                 return True
             self._start_trial(self._next_trial())
 
@@ -211,7 +231,15 @@ class Coordinator:
         optuna_trial.set_user_attr("run_keys", keys)
         record.write(self.folder)
         self._ask_for(study.runs)
-        return _Trial(record, study, optuna_trial)
+        return self._limited(_Trial(record, study, optuna_trial))
+
+    def _num_training(self) -> int:
+        return sum(not trial.waits for trial in self.running)
+
+    def _is_past_first_rung(self) -> bool:
+        """Return whether trials have been let on from the first rung, where all must have been compared."""
+        rungs = self.search.settings.rungs
+        return rungs is not None and any(membership.get("until", 0) > rungs[0] for membership in self._asked.values())
 
     def _start_trial(self, trial: _Trial) -> None:
         self.running.append(trial)
@@ -232,6 +260,8 @@ class Coordinator:
     def _update_trial(self, trial: _Trial, busy: set[str]) -> None:
         """Check a trial's runs: finish it, prune it, or start those of its runs that are not running."""
         planned_runs = planning.plan(trial.study, self.runs_folder, recent=True).runs
+        if self.search.settings.rungs:
+            self._note_rungs(trial, planned_runs)
         if all(planned.state == "done" for planned in planned_runs):
             return self._complete(trial, planned_runs)
         idle = [planned for planned in planned_runs if planned.run_key not in busy and planned.state != "running"]
@@ -244,7 +274,7 @@ class Coordinator:
         if reason:
             return self._finish(trial, "pruned", reason) if len(idle) == len(planned_runs) else None
         for planned in planned_runs:
-            if planned in idle and planned.state != "done":
+            if planned in idle and planned.state not in ("done", "paused"):
                 if not self._may_start():
                     return None
                 if error := self._start_run(trial, planned):
@@ -366,6 +396,43 @@ class Coordinator:
         last = planned_runs[0].run.spec.train.steps
         return [(step, sum(curve[step] for curve in curves) / len(curves)) for step in steps if step < last]
 
+    # -- rungs
+
+    def _note_rungs(self, trial: _Trial, planned_runs: Sequence[planning.PlannedRun]) -> None:
+        """Record what was measured at rungs, and report it to Optuna."""
+        record = trial.record
+        for step, value in measured_at_rungs(self.search, planned_runs).items():
+            if str(step) not in record.rung_values:
+                trial.optuna_trial.report(value, step)
+                record.rung_values[str(step)] = value
+                record.write(self.folder)
+        states = {planned.state for planned in planned_runs}
+        if not trial.waits and "paused" in states and states <= {"paused", "done"}:
+            trial.waits = True
+            shown = ", ".join(f"{value:.6g} at step {step}" for step, value in record.rung_values.items())
+            self.on_message(f"{record.arm}: paused; {self.search.metrics[0].name} {shown}")
+
+    def _decide_at_rungs(self, more_to_come: bool) -> None:
+        """Let the best trials of a rung go on, as many at a time as may run, and end the others."""
+        limits = {trial.record.arm: trial.until or 0 for trial in self.running}
+        standings = standings_of(self.search, read_trials(self.folder), limits, more_to_come=more_to_come)
+        for trial in list(self.running):
+            standing = standings[trial.record.arm]
+            if standing.dropped and trial.waits:
+                self._drop(trial, standing)
+            elif standing.until > (trial.until or 0) and self._num_training() < self.search.settings.parallel:
+                trial.let_on(standing.until)
+                self._ask_for(trial.study.runs)
+                self.on_message(f"{trial.record.arm}: goes on to step {standing.until}")
+
+    def _drop(self, trial: _Trial, standing: Standing) -> None:
+        others = {key for other in self.running if other is not trial for key in other.record.run_keys}
+        for run in trial.study.runs:
+            if run.run_key not in others:
+                drop(RunDirectory(self.runs_folder / run.run_key), standing.dropped)
+        trial.record.values = {self.search.metrics[0].name: trial.record.rung_values[str(standing.until)]}
+        self._finish(trial, "pruned", standing.dropped)
+
     # -- ends of trials
 
     def _finish(self, trial: _Trial, state: str, reason: str = "") -> None:
@@ -408,7 +475,8 @@ class Coordinator:
         }
         params = {f"space.{parameter.path}": parameter.describe() for parameter in self.search.space}
         params |= {f"search.{key}": str(value) for key, value in self.search.settings.model_dump().items()
-                   if key not in ("space", "trials", "parallel", "timeout", "storage")}  # fmt: skip
+                   if key not in ("space", "trials", "parallel", "timeout", "storage")
+                   and (self.search.settings.rungs or key not in ("rungs", "reduction_factor"))}  # fmt: skip
         try:
             rows = best_so_far(trials, self.search.metrics)
             sync_search(

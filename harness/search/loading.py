@@ -17,6 +17,8 @@ from harness.study.axes import labels
 from harness.study.document import Document, Keys, integer
 from harness.study.expand import read_document
 from harness.study.presentation import read_presentation
+from harness.study.rungs import KEYS as RUNG_KEYS
+from harness.study.rungs import check_every, check_steps
 from harness.study.validate import validate
 from harness.text import did_you_mean
 
@@ -24,6 +26,7 @@ MAX_CORNERS = 256
 
 
 STEP_PRUNERS = ("median", "hyperband", "asha")
+NOT_LEARNING = ("random", "qmc", "grid")  # samplers that suggest a trial without the results of others
 
 
 LEAST_REPLICATES = 3  # of Wilcoxon's test
@@ -41,9 +44,10 @@ def load_search(path: str | Path, *, sets: Sequence[str] = (), inception: bool =
         SpecError: one line per mistake: `file:line: path: what is wrong; the choices`.
     """
     document, run_overrides = read_document(path, sets)
-    for part in ("arms", "grid", "exclude", "replicates"):
+    for part in ("arms", "grid", "exclude", "replicates", *RUNG_KEYS):
         if part in document.value:
-            alternative = "search.replicates" if part == "replicates" else "search.space, as choices: [...]"
+            is_setting = part in Settings.model_fields
+            alternative = f"search.{part}" if is_setting else "search.space, as choices: [...]"
             raise document.fail((part,), f"not allowed in a search; use {alternative}")
     if "compare" in document.value:
         raise document.fail(("compare",), "not allowed in a search, whose figures compare its trials")
@@ -166,11 +170,30 @@ def _check_optuna_limits(search: Search) -> None:
             num_points *= len(points)
         if settings.trials > num_points:
             raise fail(("search", "trials"), f"the grid has {num_points} points, fewer than {settings.trials} trials")
+    _check_rungs(search, several)
     if settings.pruner == "wilcoxon" and settings.replicates < LEAST_REPLICATES:
         raise fail(
             pruner,
             "wilcoxon compares trials replicate by replicate: set search.replicates to "
             f"{LEAST_REPLICATES} or more, or use median, hyperband or asha with an evaluation that has `every`",
+        )
+
+
+def _check_rungs(search: Search, several_metrics: bool) -> None:
+    settings, fail, rungs = search.settings, search.document.fail, ("search", "rungs")
+    if settings.rungs is None:
+        if settings.reduction_factor is not None:
+            raise fail(("search", "reduction_factor"), "is of rungs, and there are none: rungs: [1000, 4000, 16000]")
+        return
+    if several_metrics:
+        raise fail(rungs, "one metric decides who goes on, and there are several")
+    if settings.pruner != "none":
+        raise fail(rungs, "rungs decide who goes on, and so does a pruner: remove one of them")
+    if settings.sampler not in NOT_LEARNING:
+        raise fail(
+            rungs,
+            f"all trials reach the first rung before one has ended, so sampler {settings.sampler} would have nothing "
+            f"to learn from; choose sampler: {' | '.join(NOT_LEARNING)}",
         )
 
 
@@ -206,13 +229,18 @@ def _try_corners(search: Search) -> None:
             during_training = [
                 name for part in part_outputs(evaluation, run.spec).values() for name in part.during_training
             ]
-            if search.settings.pruner in STEP_PRUNERS and not (evaluation.every and stem in during_training):
+            rungs, pruner = search.settings.rungs, search.settings.pruner
+            by_step = "a rung" if rungs else pruner if pruner in STEP_PRUNERS else ""
+            if by_step and not (evaluation.every and stem in during_training):
                 names = ", ".join(f"{evaluation.name}/{name}" for name in during_training)
                 raise search.document.fail(
-                    ("search", "pruner"),
-                    f"{search.settings.pruner} needs {metric.name} during training: give the evaluation `every: STEPS` "
+                    ("search", "rungs" if rungs else "pruner"),
+                    f"{by_step} needs {metric.name} during training: give the evaluation `every: STEPS` "
                     f"and use one of {names or 'the metrics of an nll'}",
                 )
+            if rungs:
+                check_steps(search.document, ("search", "rungs"), rungs, [run])
+                check_every(search.document, ("search", "rungs"), rungs, evaluation)
     for parameter in search.space:
         if whole and parameter.path not in reached:
             raise search.document.fail(

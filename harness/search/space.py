@@ -24,6 +24,7 @@ from harness.study.expand import expand
 from harness.study.model import Override, Run, Study
 from harness.study.plugins import load_plugins
 from harness.study.presentation import KEYS as PRESENTATION_KEYS
+from harness.study.rungs import REDUCTION_FACTOR
 from harness.text import did_you_mean
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -41,7 +42,13 @@ class Settings(SpecModel):
     replicates: int = Field(1, ge=1, le=100)  # runs per trial, which differ in their seed
     timeout: str | None = Field(None, pattern=r"^\d+(\.\d+)?[smhd]$")  # after which no more trials are suggested
     seed: int = Field(0, ge=0, lt=2**31)
+    rungs: tuple[int, ...] | None = None  # steps at which trials pause, and from which only the best go on
+    reduction_factor: int | None = Field(None, ge=2, le=1000)  # of so many trials at a rung, one goes on
     storage: str | None = None  # a database's URL for Optuna; None: a file beside the trials
+
+    @property
+    def keeps_one_of(self) -> int:
+        return self.reduction_factor or REDUCTION_FACTOR
 
     @property
     def timeout_seconds(self) -> float:
@@ -206,6 +213,7 @@ class Search:
         """Return everything that must not change while the search runs, as plain values."""
         value = self.document.value
         plugins = {plugin.name: plugin.digest for plugin in load_plugins(self.document)}
+        rungs = {"rungs": self.settings.rungs, "reduction_factor": self.settings.keeps_one_of}
         return json.loads(
             json.dumps(
                 {
@@ -217,6 +225,7 @@ class Search:
                     "evaluate": value.get("evaluate", []),
                     "inception": self.inception,
                     **({"plugins": plugins} if plugins else {}),
+                    **(rungs if self.settings.rungs else {}),
                 }
             )
         )

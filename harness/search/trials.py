@@ -31,6 +31,7 @@ class TrialRecord:
         values: by metric: the mean over replicates; of a pruned trial the last value that its pruner saw.
         replicate_values: by metric, each replicate's own.
         state: running, complete, pruned or failed.
+        rung_values: by the step of a rung: the mean of the metric over replicates, as measured there.
     """
 
     number: int
@@ -43,6 +44,7 @@ class TrialRecord:
     replicate_values: dict[str, list[float]] = field(default_factory=dict)
     asked_seconds: float = field(default_factory=time.time)  # Unix time
     ended_seconds: float = 0.0
+    rung_values: dict[str, float] = field(default_factory=dict)
 
     @property
     def arm(self) -> str:
@@ -52,6 +54,8 @@ class TrialRecord:
         """Write the record, for a restarted coordinator and the figures."""
         (folder / "trials").mkdir(parents=True, exist_ok=True)
         stored = {_STORED_AS.get(name, name): value for name, value in asdict(self).items()}
+        if not self.rung_values:  # a search without rungs has none
+            del stored["rung_values"]
         replace_file(folder / "trials" / f"{self.arm}.json", json.dumps(stored, indent=2), durable=True)
 
     @classmethod
@@ -64,7 +68,7 @@ class TrialRecord:
         stored = read_json(path)
         record = Fields(stored, str(path))
         record.integer("number")
-        for name in ("point", "values", "replicate_values"):
+        for name in ("point", "values", "replicate_values", "rung_values"):
             record.fields(name, {})
         names = {stored_name: name for name, stored_name in _STORED_AS.items()}
         try:

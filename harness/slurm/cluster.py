@@ -79,6 +79,15 @@ def first_node_address(nodes: str) -> str:
     return records[0].get("NodeAddr", names[0]) if records else names[0]
 
 
+def node_names() -> set[str]:
+    """Return the names of the cluster's nodes.
+
+    Raises:
+        LaunchError: scontrol does not answer.
+    """
+    return {record["NodeName"] for record in parse_records(run_slurm("scontrol", "--oneliner", "show", "node"))}
+
+
 def _max_array_size(config: Mapping[str, str]) -> int:
     return int(config.get("MaxArraySize", DEFAULT_MAX_ARRAY_SIZE))
 

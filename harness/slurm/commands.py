@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import TypeVar
 
 from harness.errors import LaunchError
@@ -21,6 +23,9 @@ PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")  # required to su
 _DEFAULTS_OF_PROGRAMS = ("SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SACCTMGR_", "SINFO_")
 _DEFAULTS_OF_FORMATS = ("SLURM_TIME_FORMAT", "SLURM_BITSTR_LEN", "SLURM_JSON", "SLURM_YAML", "SLURM_DEBUG_FLAGS")
 
+_TAKE_CLUSTERS = ("squeue", "sacct", "scancel", "scontrol")
+_addressed: ContextVar[str] = ContextVar("addressed_clusters", default="")
+
 T = TypeVar("T")
 
 
@@ -30,6 +35,30 @@ class NoAnswer(LaunchError):
 
 class ProgramMissing(NoAnswer):
     """One of SLURM's programs is not on this machine, so asking again is of no use."""
+
+
+@contextlib.contextmanager
+def addressing(clusters: str | None) -> Iterator[None]:
+    """Ask other clusters than this machine's own within the block, as a profile's `clusters` names them: a,b."""
+    token = _addressed.set(clusters or "")
+    try:
+        yield
+    finally:
+        _addressed.reset(token)
+
+
+def addressed_clusters() -> str:
+    """Return the clusters that are asked, empty for this machine's own."""
+    return _addressed.get()
+
+
+def _of_clusters(program: str) -> list[str]:
+    clusters = addressed_clusters()
+    if not clusters or program not in _TAKE_CLUSTERS:
+        return []
+    if program == "scontrol" and "," in clusters:  # it speaks to one; what it says is then of this machine's own
+        return []
+    return [f"--clusters={clusters}"]
 
 
 def run_slurm(program: str, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
@@ -44,7 +73,7 @@ def run_slurm(program: str, *arguments: str, environment: Mapping[str, str] | No
     """
     try:
         result = subprocess.run(
-            [program, *arguments],
+            [program, *_of_clusters(program), *arguments],
             capture_output=True,
             text=True,
             errors="replace",

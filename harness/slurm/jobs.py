@@ -268,15 +268,16 @@ def check_script(script: Path, options: Iterable[str]) -> None:
     run_slurm("sbatch", "--test-only", str(script), environment=login_environment(options))
 
 
-def resubmit_job(script: Path, job_id: str) -> str:
+def resubmit_job(script: Path, job_id: str, *options: str) -> str:
     """Submit a job again as a new one, where SLURM does not requeue preempted jobs; return the new job's id.
 
     Args:
         script: the file that was passed to sbatch.
         job_id: `12`, or `12_3`, of which only the task is submitted.
+        options: of sbatch, which replace those of the script.
     """
     task = job_id.partition("_")[2]
-    number = submit_script(script, *([f"--array={task}"] if task else []))
+    number = submit_script(script, *([f"--array={task}"] if task else []), *options)
     return f"{number}_{task}" if task else number
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from harness.slurm.profile import REMOVE_SCRATCH
+from harness.slurm.profile import REMOVE_SCRATCH, REMOVE_STAGE
 
 _OUT_OF_MEMORY = re.compile(r"[Ee]xceeded (job|step) memory|[Ee]xceeded memory limit|oom[-_ ]kill|OUT_OF_MEMORY")
 
@@ -35,6 +35,7 @@ REQUEUE_WHEN_KILLED = (
     '            sleep "$pause"',
     "        done",
     "    fi",
+    *(f"    {line}" for line in REMOVE_STAGE),
     f"    {REMOVE_SCRATCH}",
     "}",
     "trap harness_at_the_end EXIT",

@@ -32,9 +32,16 @@ OF_THE_HARNESS = {
 """Options of sbatch and srun that a profile cannot give -> the field that says it; empty: the harness needs its own."""
 
 
+class Stage(SpecModel):
+    """What every node of a job gets a copy of, and where."""
+
+    data: Text  # a folder of the node's own disk: $SLURM_TMPDIR
+
+
 class Profile(SpecModel):
     """What jobs request on a cluster, and how it treats them. A study's `resources` override these values."""
 
+    clusters: Text | None = None  # other clusters than the login node's own: a,b
     partition: Text | None = None  # or several, a,b: SLURM takes the first that is free
     account: Text | None = None
     qos: Text | None = None
@@ -68,6 +75,7 @@ class Profile(SpecModel):
     modules: tuple[Text, ...] = ()  # loaded before the job: cuda/12.4
     setup: tuple[str, ...] = ()  # more shell lines before the job
     scratch: str | None = None  # a folder on the compute node for temporary files; may name $SLURM_JOB_ID
+    stage: Stage | None = None  # mapped arrays of the data are copied to each node: {data: $SLURM_TMPDIR}
     python: Text | None = None  # of the compute nodes; None: the one that submits
     container: Text | None = None  # what starts a program in a container: apptainer exec --nv image.sif
     notify: Text | None = None  # a command of shell, run at the first failure and when all runs have ended
@@ -210,10 +218,23 @@ export TMPDIR="$(mktemp -d -p "{folder}" harness-XXXXXXXX)"
 harness_scratch="$TMPDIR"
 """
 """Shell lines that make a folder of the job's own, which `REMOVE_SCRATCH` removes at its end."""
+STAGE = """\
+export HARNESS_STAGE="{folder}/harness-stage-$SLURM_JOB_ID"
+case "$HARNESS_STAGE" in /harness-stage-*|[!/]*) echo "stage: {shown} is no folder here" >&2; unset HARNESS_STAGE;; esac
+[ -z "${{HARNESS_STAGE:-}}" ] || rm -rf -- "$HARNESS_STAGE"
+"""
+"""Shell lines that name a folder of the job's own on each node (harness/data/staging.py), without what a kill left."""
+REMOVE_STAGE = (
+    'if [ -n "${HARNESS_STAGE:-}" ]; then',
+    '    [ "${SLURM_JOB_NUM_NODES:-1}" -le 1 ] ||'
+    ' srun --overlap --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" rm -rf -- "$HARNESS_STAGE"',
+    '    rm -rf -- "$HARNESS_STAGE"',
+    "fi",
+)
 REMOVE_SCRATCH = '[ -z "${harness_scratch:-}" ] || rm -rf -- "$harness_scratch"'
 
 NAMED_OPTIONS = (
-    *("partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude", "licenses"),
+    *("clusters", "partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude", "licenses"),
     *("comment", "mail_user", "mail_type", "nice", "begin", "hint"),
 )
 """Fields of a profile that are options of sbatch, by the same name."""
@@ -253,7 +274,11 @@ def _setup(profile: Profile) -> list[str]:
         f"module load {module} || {{ echo 'module load {module} failed' >&2; exit 1; }}" for module in profile.modules
     ]
     scratch = SCRATCH.format(folder=profile.scratch).splitlines() if profile.scratch else []
-    return [*modules, *scratch, *profile.setup]
+    stage = []
+    if profile.stage:
+        folder = profile.stage.data
+        stage = STAGE.format(folder=folder, shown=folder.replace("$", "\\$")).splitlines()
+    return [*modules, *scratch, *stage, *profile.setup]
 
 
 def python_command(profile: Profile) -> str:

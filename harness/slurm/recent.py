@@ -19,7 +19,7 @@ from pathlib import Path
 
 from harness.data.cache import cache_folder
 from harness.errors import HarnessError, LaunchError
-from harness.slurm.commands import TIMEOUT_SECONDS, NoAnswer
+from harness.slurm.commands import TIMEOUT_SECONDS, NoAnswer, addressed_clusters
 from harness.slurm.jobs import JobAttempt, JobInfo, read_queue
 
 RECENT_SECONDS = 30.0
@@ -94,7 +94,12 @@ def _ask(names: set[str], before: _Answer) -> _Answer:
 
 def _answer_path() -> Path:
     """Return the file of this user's answers from the cluster that this machine and environment address."""
-    settings = [shutil.which("squeue"), os.environ.get("SLURM_CONF"), os.environ.get("SLURM_CLUSTERS")]
+    settings = [
+        shutil.which("squeue"),
+        os.environ.get("SLURM_CONF"),
+        os.environ.get("SLURM_CLUSTERS"),
+        addressed_clusters(),
+    ]
     cluster = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
     return cache_folder("slurm") / f"queue-{os.getuid()}-{platform.node()}-{cluster}.json"
 

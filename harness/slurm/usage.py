@@ -37,7 +37,13 @@ class JobUsage:
     nodes: int
     memory_gib: float | None
     peak_memory_gib: float | None = None
-    out_of_memory: bool = False  # SLURM ended it, or one of its steps, for its memory
+    out_of_memory: bool = False  # SLURM says that it ended it, or one of its steps, for its memory
+
+    @property
+    def killed_for_memory(self) -> bool:
+        """Whether SLURM ended it for its memory: 22.05 does not say so, but then it did not end well, and had more."""
+        over = bool(self.memory_gib and self.peak_memory_gib and self.peak_memory_gib >= self.memory_gib)
+        return self.out_of_memory or (over and self.state != "COMPLETED")
 
     @property
     def ended(self) -> bool:

@@ -28,6 +28,10 @@ class Card:
         """Return the peak at a precision of the harness's; that of fp32 where the card has no tensor cores for it."""
         return getattr(self, precision) or self.fp32
 
+    def is_family_of(self, device: str) -> bool:
+        """Return whether a device is a variant of this card, or a slice of one, by the name that torch gives it."""
+        return self.family in _words(device)
+
 
 _HOPPER = "NVIDIA H100 Tensor Core GPU architecture, table 2; its datasheet"
 
@@ -40,8 +44,8 @@ CARDS: dict[str, Card] = {
     "a40": Card("A40", "a40", 37.4, 74.8, 149.7, "NVIDIA A40 datasheet"),
     "a10": Card("A10", "a10", 31.2, 62.5, 125.0, "NVIDIA A10 datasheet"),
     "a6000": Card("RTX A6000", "a6000", 38.7, 77.4, 154.8, "NVIDIA GA102 architecture whitepaper"),
-    "3090": Card("RTX 3090", "rtx3090", 35.6, 35.6, 71.0, "NVIDIA GA102 architecture whitepaper"),
-    "4090": Card("RTX 4090", "rtx4090", 82.6, 82.6, 165.2, "NVIDIA Ada architecture whitepaper, appendix A"),
+    "3090": Card("RTX 3090", "3090", 35.6, 35.6, 71.0, "NVIDIA GA102 architecture whitepaper"),
+    "4090": Card("RTX 4090", "4090", 82.6, 82.6, 165.2, "NVIDIA Ada architecture whitepaper, appendix A"),
     "l4": Card("L4", "l4", 30.3, 60.0, 121.0, "NVIDIA L4 datasheet, half of the figures with sparsity"),
     "l40": Card("L40", "l40", 90.5, 90.5, 181.0, "NVIDIA L40 datasheet"),
     "l40s": Card("L40S", "l40s", 91.6, 183.0, 362.0, "NVIDIA L40S datasheet"),
@@ -70,10 +74,13 @@ def find_card(text: str | None) -> Card | None:
 
     None for no card of the table, for several, for one of a laptop, and for a slice of one (MIG).
     """
-    text = (text or "").lower()
-    words = {word.removeprefix("rtx") for word in re.split(r"[^a-z0-9]+", text)}
-    if "laptop" in words or re.search(r"\d+g\.\d+gb", text):
+    words = _words(text or "")
+    if "laptop" in words or re.search(r"\d+g\.\d+gb", (text or "").lower()):
         return None
     matches = [key for key in CARDS if words.issuperset(key.split())]
     families = {CARDS[key].family for key in matches}
     return CARDS[max(matches, key=len)] if len(families) == 1 else None
+
+
+def _words(text: str) -> set[str]:
+    return {word.removeprefix("rtx") for word in re.split(r"[^a-z0-9]+", text.lower())}

@@ -115,7 +115,12 @@ class Adversarial(MethodSpec):
         self._check_rows(run.train.batch_size, "train.batch_size")
 
     def check_resources(self, run: Any, resources: Resources) -> None:
-        """Refuse microbatches, and processes whose rows are no whole groups."""
+        """Refuse microbatches, compiling, and processes whose rows are no whole groups."""
+        if resources.kernels in ("compiled", "cuda_graphs"):
+            raise ValueError(
+                f"kernels: {resources.kernels} compiles the network of method gaussian alone; {self.name}'s penalty "
+                "takes a gradient of a gradient, which compiled networks have not: take fused"
+            )
         if resources.microbatch:
             raise ValueError(
                 f"microbatch: method {self.name} needs all examples of a process in one pass; remove it, and use "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.spec.base import YOUNGER, SpecModel
 
@@ -17,6 +17,11 @@ class Resources(SpecModel):
     microbatch: int | None = Field(None, ge=1)  # gradient accumulation: examples per forward pass
     activation_checkpointing: bool = False
     deterministic: bool = False  # CUDA: bit-exact resume, slower kernels
+    kernels: Annotated[Literal["reference", "fused", "compiled", "cuda_graphs"], YOUNGER] = Field(
+        "fused",
+        description="How the network and AdamW are computed: as published, operation by operation; by fused attention "
+        "and fused AdamW; these, and the network compiled; or compiled and replayed as CUDA graphs.",
+    )
     nodes: int = Field(1, ge=1)  # nodes per run: with more than one process, training uses torch.distributed
     gpus_per_node: int = Field(0, ge=0)
     processes_per_node: int | None = Field(None, ge=1)  # None: one per GPU, or one without GPUs
@@ -25,6 +30,16 @@ class Resources(SpecModel):
     time_minutes: int = Field(24 * 60, ge=1)
     pack: int = Field(1, ge=1)  # number of small runs that share the cores and GPUs of one SLURM job
     canary: bool = False  # SLURM: the array waits until its first run has trained for 50 steps
+
+    @model_validator(mode="after")
+    def _graphs_are_of_a_gpu(self) -> Resources:
+        if self.kernels == "cuda_graphs" and (self.device == "cpu" or self.microbatch):
+            given = "device: cpu" if self.device == "cpu" else f"microbatch: {self.microbatch}"
+            raise ValueError(
+                f"kernels: cuda_graphs replays one forward and backward pass a step on a GPU, but there is {given}: "
+                "choose kernels: compiled"
+            )
+        return self
 
     @property
     def num_processes(self) -> int:

@@ -44,6 +44,8 @@ from harness.study.plugins import load_plugins
 from harness.study.presentation import KEYS as PRESENTATION_KEYS
 from harness.study.presentation import read_presentation, require_metric
 from harness.study.python_studies import load_python_study
+from harness.study.rungs import KEYS as RUNG_KEYS
+from harness.study.rungs import read_rungs
 from harness.study.validate import validate
 from harness.text import did_you_mean
 
@@ -58,6 +60,7 @@ STUDY_PARTS = (
     "evaluate",
     "data_root",
     "budget_gpu_hours",
+    *RUNG_KEYS,
     *PRESENTATION_KEYS,
 )
 
@@ -163,6 +166,7 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
     with mistakes.collect():
         require_metric(document, presented.compare, [e for run in runs for e in run.evaluations])
     mistakes.raise_any()
+    rungs = read_rungs(document, runs, presented.compare.metric)
     for rule in excluded:
         if not rule.hits:
             raise spec_error(
@@ -170,7 +174,7 @@ def _expand(document: Document, path: Path, late: tuple[Override, ...], inceptio
             )
     if not runs:
         raise spec_error(document.mark(("exclude",)), "exclude", "every run is excluded")
-    return Study(name, path, tuple(runs), budget, presented)
+    return Study(name, path, tuple(runs), budget, presented, rungs)
 
 
 def _study_name(document: Document) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.spec.base import SCHEMA_VERSION
 from harness.spec.evaluation import Evaluation
@@ -14,6 +14,9 @@ from harness.spec.presentation import Presentation
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
 from harness.study.document import Keys, SourceLocation
+
+if TYPE_CHECKING:
+    from harness.study.rungs import Rungs
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Run:
     resources: Resources = field(default_factory=Resources)
     records: Records = field(default_factory=Records)
     data_root: str | None = None
+    until: int | None = None  # the step at which it pauses, if its study has rungs
 
     @property
     def run_key(self) -> str:
@@ -77,6 +81,7 @@ class Study:
     runs: tuple[Run, ...]
     budget_gpu_hours: float | None = None
     presentation: Presentation = field(default_factory=Presentation)
+    rungs: Rungs | None = None
 
     def warnings(self) -> list[str]:
         """Return each warning once, with the arms that it concerns."""

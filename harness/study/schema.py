@@ -87,6 +87,13 @@ def study_schema(search: type[SpecModel] | None = None) -> dict[str, Any]:
         "evaluate": {"type": "array", "items": {"$ref": "#/$defs/Evaluation"}},
         "data_root": {"type": ["string", "null"]},
         "budget_gpu_hours": {"type": ["number", "null"], "minimum": 0},
+        "rungs": {
+            "type": "array",
+            "minItems": 2,
+            "items": {"type": "integer", "minimum": 1},
+            "description": "Steps at which all runs pause, and from which only the best arms go on.",
+        },
+        "reduction_factor": {"type": "integer", "minimum": 2, "description": "Of so many arms at a rung, one goes on."},
         "question": {"type": "string", "description": "What the study asks; by default its first line of comment."},
         "compare": {"$ref": "#/$defs/Compare"},
         "figures": {"$ref": "#/$defs/FigureStyle"},

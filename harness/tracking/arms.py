@@ -20,7 +20,8 @@ from harness.records.directory import RunDirectory
 from harness.records.journal import first_time_ms, is_measurement
 from harness.records.manifest import Manifest
 from harness.records.status import STATES, Status
-from harness.tracking.store import MLFLOW_STATUS, tag_text
+from harness.tracking.described import is_constant, number_text
+from harness.tracking.store import MAX_METRICS_PER_BATCH, MLFLOW_STATUS, tag_text
 from harness.tracking.study_cursor import StudyCursor
 
 ARM, STUDY, RUN = "arm", "study", "run"
@@ -77,7 +78,7 @@ def order_text(manifest: Manifest, arm: str, replicate: int | None = None) -> st
     return f"{position:05d}" if replicate is None else f"{position:05d}.{replicate:05d}"
 
 
-VERSION = 1  # of what is sent: another one sends everything again
+VERSION = 2  # of what is sent: another one sends everything again
 
 
 def _has_result(member: Member) -> bool:
@@ -150,6 +151,8 @@ def mean_rows(results: Iterable[Mapping[str, Final]], *, asked_ms: int = 0) -> l
             values.setdefault(key, []).append(final)
     rows = []
     for key, finals in values.items():
+        if is_constant(key):
+            continue
         finals.sort(key=lambda final: (final.time_ms, final.value))
         for time_ms, n in _times(finals, asked_ms):
             # In an order that does not depend on which run ended first, since a sum of floats does.
@@ -175,16 +178,26 @@ def text_of(values: Sequence[float]) -> str:
     """Return replicates' values as `1.941 ± 0.012 (n = 3)`, with as many digits as the mean needs."""
     from harness.analysis.statistics.intervals import format_values
 
+    if len(set(values)) == 1 < len(values):
+        return f"{number_text(values[0])} (n = {len(values)})"
     numbers = [abs(value) for value in values if math.isfinite(value)]
     largest = max(numbers, default=0.0)
     digits = min(_MAX_DIGITS, max(0, 3 - math.floor(math.log10(largest)))) if largest > 0 else 3
     return f"{format_values(sorted(values), digits)} (n = {len(values)})"
 
 
-def sync_arm(client: Any, run_id: str, arm: Arm, study: str, asked_ms: int) -> None:
-    """Send an arm's means, state and description to its run in MLflow."""
-    from mlflow.entities import Metric, RunTag
+@dataclass(frozen=True)
+class ArmContent:
+    """What an arm's run in MLflow has: the means' rows, tags, the states of its replicates, and when they ended."""
 
+    rows: list[MeanRow]
+    tags: dict[str, str]
+    states: Counter[str]
+    ends_ms: list[int]
+
+
+def content_of_arm(arm: Arm, study: str, asked_ms: int) -> ArmContent:
+    """Return what an arm's run in MLflow has, from the records of its replicates."""
     results = []
     for member in arm.asked_for:
         if _has_result(member):
@@ -192,10 +205,6 @@ def sync_arm(client: Any, run_id: str, arm: Arm, study: str, asked_ms: int) -> N
                 results.append(final_metrics(member.directory))
             except RecordError:
                 continue  # the run itself names what is wrong
-    rows = mean_rows(results, asked_ms=asked_ms)
-    for start in range(0, len(rows), 1000):
-        metrics = [Metric(row.key, row.value, row.time_ms, 0) for row in rows[start : start + 1000]]
-        client.log_batch(run_id, metrics=metrics)
     values: dict[str, list[float]] = {}
     for result in results:
         for key, final in result.items():
@@ -209,10 +218,23 @@ def sync_arm(client: Any, run_id: str, arm: Arm, study: str, asked_ms: int) -> N
         "asked_for": "true" if arm.asked_for else "false",
         "replicates": f"{states['done']} of {len(arm.asked_for)}",
         "state": state_of(states),
-        **{key: text_of(of_key) for key, of_key in values.items() if is_result(key)},
+        **{key: text_of(of_key) for key, of_key in values.items() if is_result(key) or is_constant(key)},
     }
-    client.log_batch(run_id, tags=[RunTag(name, tag_text(text)) for name, text in tags.items() if text is not None])
-    set_run_status(client, run_id, arm.name, states, [final.time_ms for result in results for final in result.values()])
+    texts = {name: tag_text(text) for name, text in tags.items() if text is not None}
+    ends_ms = [final.time_ms for result in results for final in result.values()]
+    return ArmContent(mean_rows(results, asked_ms=asked_ms), texts, states, ends_ms)
+
+
+def sync_arm(client: Any, run_id: str, arm: Arm, study: str, asked_ms: int) -> None:
+    """Send an arm's means, state and description to its run in MLflow."""
+    from mlflow.entities import Metric, RunTag
+
+    content = content_of_arm(arm, study, asked_ms)
+    metrics = [Metric(row.key, row.value, row.time_ms, 0) for row in content.rows]
+    for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_BATCH])
+    client.log_batch(run_id, tags=[RunTag(name, text) for name, text in content.tags.items()])
+    set_run_status(client, run_id, arm.name, content.states, content.ends_ms)
 
 
 def is_result(key: str) -> bool:
@@ -228,7 +250,7 @@ def state_of(states: Mapping[str, int]) -> str:
 def set_run_status(client: Any, run_id: str, name: str, states: Mapping[str, int], ends_ms: Iterable[int]) -> None:
     """Set a run's name, and MLflow's state for several runs: running while one is, failed if one has."""
     present = {state for state, number in states.items() if number}
-    order = ("running", "queued", "new", "failed", "interrupted", "pruned", "done")
+    order = ("running", "queued", "new", "failed", "interrupted", "paused", "pruned", "done")
     status = MLFLOW_STATUS[next((state for state in order if state in present), "done")]
     if status in ("RUNNING", "SCHEDULED"):
         client.update_run(run_id, status=status, name=name)

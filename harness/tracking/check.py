@@ -1,17 +1,23 @@
-"""Compare MLflow's rows with the records."""
+"""Compare MLflow with the records: the rows of runs, and what the runs of arms and studies have of them."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.records.directory import RunDirectory
 from harness.records.journal import Row, is_measurement
-from harness.tracking.store import experiment_of, import_mlflow, initialise_store, store_errors
-from harness.tracking.sync import StudyMembership, durable_rows, memberships_of
+from harness.records.manifest import Manifests
+from harness.tracking.arms import ARM, STUDY, Arm, MeanRow, content_of_arm
+from harness.tracking.described import constants_of, is_constant
+from harness.tracking.memberships import StudyMembership, memberships_of
+from harness.tracking.store import experiment_of, import_mlflow, initialise_store, search_runs, store_errors
+from harness.tracking.studies import arms_of, asked_ms, is_search, state_tags
+from harness.tracking.sync import durable_rows
 
 
 @dataclass
@@ -91,6 +97,9 @@ def _check_study(
         tag, asked_for = run.data.tags.get("asked_for", "true"), "true" if membership.asked_for else "false"
         if tag != asked_for:
             report.gaps.append(f"{study}: the tag asked_for is {tag} in MLflow, not {asked_for}")
+        for name, text in constants_of(rows).items():
+            if (there := run.data.tags.get(name)) != text:
+                report.gaps.append(f"{study}: the tag {name} is {there!r} in MLflow, not {text!r}")
         for key in run.data.metrics:
             history = client.get_metric_history(run.info.run_id, key)
             stored.update((key, metric.step, _comparable(metric.value)) for metric in history)
@@ -98,7 +107,7 @@ def _check_study(
 
 
 def _compare(study: str, rows: list[Row], stored: Counter, report: CheckReport) -> None:
-    journalled = Counter((row.key, row.x, _comparable(row.value)) for row in rows)
+    journalled = Counter((row.key, row.x, _comparable(row.value)) for row in rows if not is_constant(row.key))
     journalled_points = {(key, step) for key, step, _ in journalled}
     report.num_rows_compared += len(journalled)
     for (key, step, value), count in journalled.items():
@@ -106,7 +115,7 @@ def _compare(study: str, rows: list[Row], stored: Counter, report: CheckReport) 
             report.gaps.append(f"{study}: {key} at step {step}: {value} is not in MLflow")
     for (key, step, value), count in stored.items():
         expected = journalled[key, step, value]
-        if is_measurement(key) or count == expected:
+        if is_measurement(key) or is_constant(key) or count == expected:  # earlier versions sent constants too
             continue
         point = f"{study}: {key} at step {step}: MLflow has {value}"
         if expected:
@@ -115,6 +124,69 @@ def _compare(study: str, rows: list[Row], stored: Counter, report: CheckReport) 
             report.conflicts.append(f"{point}, the journal another value")
         else:
             report.conflicts.append(f"{point}, the journal nothing")
+
+
+def check_studies(
+    run_directories: Sequence[RunDirectory], *, tracking_uri: str | None = None
+) -> dict[tuple[str, str], CheckReport]:
+    """Compare the runs of arms and studies in MLflow with the records; return a report by study and arm.
+
+    The study's own run has the arm "". Studies of which nothing was run are left out, and searches, which have neither.
+
+    Raises:
+        TrackingError: the store cannot be reached.
+    """
+    uri = initialise_store(tracking_uri)
+    reports: dict[tuple[str, str], CheckReport] = {}
+    with store_errors(uri):
+        client = import_mlflow().MlflowClient(tracking_uri=uri)
+        for runs_folder in dict.fromkeys(directory.path.parent for directory in run_directories):
+            manifests = Manifests(runs_folder)
+            known = {directory.key: directory for directory in run_directories}
+            studies = {study for directory in run_directories for study in manifests.memberships(directory)}
+            for study in sorted(study for study in studies if not is_search(runs_folder, study)):
+                arms = arms_of(manifests, study, known).values()
+                begun = [arm for arm in arms if any(member.began for member in arm.members)]
+                if begun:
+                    since_ms = asked_ms(manifests.of(study))
+                    reports |= {(study, name): report for name, report in _compare_arms(client, study, begun, since_ms)}
+    return reports
+
+
+def _compare_arms(client: Any, study: str, arms: Sequence[Arm], since_ms: int) -> Iterator[tuple[str, CheckReport]]:
+    """Yield a report for each arm, then that of the study, which has the name ""."""
+    experiment = experiment_of(client, study)
+    stored: list[Any] = []
+    for kind in (ARM, STUDY) if experiment else ():
+        stored += search_runs(client, experiment.experiment_id, f"tags.kind = '{kind}'")
+    for arm in arms:
+        content = content_of_arm(arm, study, since_ms)
+        yield arm.name, _compare_one(client, study, arm.name, ARM, stored, content.tags, content.rows)
+    yield "", _compare_one(client, study, study, STUDY, stored, state_tags(study, arms), [])
+
+
+def _compare_one(
+    client: Any, study: str, name: str, kind: str, stored: list[Any], tags: dict[str, str], rows: list[MeanRow]
+) -> CheckReport:
+    """Compare an arm's run, or the study's: each mean at its time, and the tags that a page shows."""
+    report = CheckReport(num_rows_compared=len(rows))
+    runs = [run for run in stored if run.data.tags.get("kind") == kind and run.data.tags.get(kind) == name]
+    if not runs:
+        report.gaps.append(f"{study}: the run of the {kind} {name!r} is not in MLflow: harness sync")
+        return report
+    if len(runs) > 1:
+        report.duplicates.append(f"{study}: {len(runs)} MLflow runs are of the {kind} {name!r}")
+    for tag, text in tags.items():
+        if (there := runs[0].data.tags.get(tag)) != text:
+            report.gaps.append(f"{study}: the tag {tag} is {there!r} in MLflow, not {text!r}")
+    times = {
+        key: {(row.timestamp, _comparable(row.value)) for row in client.get_metric_history(runs[0].info.run_id, key)}
+        for key in dict.fromkeys(row.key for row in rows)
+    }
+    for row in rows:
+        if (row.time_ms, _comparable(row.value)) not in times[row.key]:
+            report.gaps.append(f"{study}: {row.key} of the {kind}: {row.value} is not in MLflow")
+    return report
 
 
 def _comparable(value: float) -> float | str:

@@ -26,9 +26,10 @@ from harness.records.manifest import Manifests
 from harness.records.status import is_active
 from harness.text import count
 from harness.tracking.experiment import sync_experiments
+from harness.tracking.memberships import memberships_of
 from harness.tracking.store import store_uri
 from harness.tracking.studies import sync_arms, sync_studies
-from harness.tracking.sync import file_stamp, memberships_of, sync_run
+from harness.tracking.sync import file_stamp, sync_run
 
 logger = logging.getLogger(__name__)
 

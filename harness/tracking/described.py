@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,24 @@ def params_of(spec: dict) -> dict[str, str]:
 
     visit(spec, "")
     return flat
+
+
+_CONSTANTS = re.compile("compute/(parameters|train_flops)|[^/]+/(L_T_bpd|gaussian_baseline_bpd|data_log_density_nats)")
+"""What no training changes, of a network, a schedule or the data: as a metric each would be a chart with one dot."""
+
+
+def is_constant(key: str) -> bool:
+    """Return whether a metric of the journal is a tag in MLflow, under the same name, and no metric."""
+    return bool(_CONSTANTS.fullmatch(key))
+
+
+def constants_of(rows: Iterable[Row]) -> dict[str, str]:
+    """Return the constants among a run's rows as tags."""
+    return {row.key: number_text(row.value) for row in rows if is_constant(row.key)}
+
+
+def number_text(value: float) -> str:
+    return str(int(value)) if value.is_integer() else f"{value:.6g}"
 
 
 def source_tags(run_directory: RunDirectory, environment: dict[str, Any], file: str) -> dict[str, Any]:

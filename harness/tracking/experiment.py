@@ -33,7 +33,7 @@ DESCRIPTION_TAG = "mlflow.note.content"
 KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"
 """Of a training, not of an LLM agent. MLflow 3.17 goes by its pages' address instead (`page_address`)."""
 STAMP_TAG = "harness.stamp"
-VERSION = 1  # of what is written; another one writes it again
+VERSION = 2  # of what is written; another one writes it again
 MAX_DESCRIPTION_CHARACTERS = 20_000  # MLflow refuses a longer tag of an experiment
 WRITTEN_BY = "*`harness sync` writes this description anew whenever a run ends.*"
 """Its last line. A description without it is somebody's own, and is left alone."""
@@ -249,6 +249,8 @@ def contents_of(runs: Sequence[RunRecord]) -> Contents:
         space=space,
         targets=[key for key in results if any(key == name or key.startswith(f"{name}_") for name in target_names)],
         target_names=target_names,
+        num_runs=len(runs),
+        num_arms=len({run.arm for run in runs}),
     )
 
 

@@ -248,6 +248,7 @@ MLFLOW_STATUS = {
     "queued": "SCHEDULED",
     "running": "RUNNING",
     "interrupted": "KILLED",
+    "paused": "SCHEDULED",  # at a rung: perhaps it goes on
     "pruned": "KILLED",
     "failed": "FAILED",
     "done": "FINISHED",
@@ -311,6 +312,25 @@ def active_run(client: Any, run_id: str) -> Any:
             raise
         return None
     return run if run.info.lifecycle_stage == "active" else None
+
+
+def search_runs(client: Any, experiment_id: str, query: str = "") -> Iterator[Any]:
+    """Yield the runs of an experiment that fit a query, page after page."""
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def active_run_ids(client: Any, study: str) -> set[str]:
+    """Return the ids of all runs of a study's experiment; none if it has no experiment, or it was deleted."""
+    experiment = experiment_of(client, study)
+    if experiment is None or experiment.lifecycle_stage != "active":
+        return set()
+    return {run.info.run_id for run in search_runs(client, experiment.experiment_id)}
 
 
 def store_digest(uri: str) -> str:

@@ -34,6 +34,7 @@ from harness.tracking.arms import (
 )
 from harness.tracking.experiment import sync_experiments
 from harness.tracking.images import is_own_file
+from harness.tracking.memberships import memberships_of
 from harness.tracking.store import (
     MAX_TAG_CHARACTERS,
     experiment_of,
@@ -43,7 +44,7 @@ from harness.tracking.store import (
     tag_text,
 )
 from harness.tracking.study_cursor import StudyCursor
-from harness.tracking.sync import file_stamp, memberships_of
+from harness.tracking.sync import file_stamp
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def sync_studies(
         for study in sorted(studies):
             if is_search(runs_folder, study):
                 continue
-            arms = _all_arms(manifests, study, known)
+            arms = arms_of(manifests, study, known)
             members = [member for arm in arms.values() for member in arm.asked_for]
             if not (ended_only and any(member.status.state in ("new", "queued", "running") for member in members)):
                 changed += _StudySync(uri, runs_folder, study, manifests.of(study)).update(arms, whole=True)
@@ -125,8 +126,12 @@ def _arms(runs_folder: Path, manifest: Manifest) -> dict[str, Arm]:
     }
 
 
-def _all_arms(manifests: Manifests, study: str, known: dict[str, RunDirectory]) -> dict[str, Arm]:
-    """Return the arms that a study asks for or has asked for, in its order, with the runs that exist."""
+def arms_of(manifests: Manifests, study: str, known: dict[str, RunDirectory]) -> dict[str, Arm]:
+    """Return the arms that a study asks for or has asked for, in its order, with the runs that exist.
+
+    Args:
+        known: run directories by key, that are used where they are among them.
+    """
     arms: dict[str, Arm] = {}
     for directory in (*manifests.runs(study), *manifests.earlier_runs(study)):
         directory = known.get(directory.key, directory)
@@ -141,13 +146,24 @@ def _all_arms(manifests: Manifests, study: str, known: dict[str, RunDirectory]) 
     return arms
 
 
+def asked_ms(manifest: Manifest | None) -> int:
+    """Return since when a study asks for its runs; 0 if it always has."""
+    return int(1000 * manifest.written_seconds) if manifest and manifest.generation > 1 else 0
+
+
+def state_tags(study: str, arms: Iterable[Arm]) -> dict[str, str]:
+    """Return the tags of a study's own run that say how far it is."""
+    states = Counter(member.status.state for arm in arms for member in arm.asked_for)
+    return {"kind": STUDY, "study": study, "state": state_of(states), "runs": str(sum(states.values()))}
+
+
 class _StudySync:
     """One pass over a study's own runs in one store."""
 
     def __init__(self, uri: str, runs_folder: Path, study: str, manifest: Manifest | None):
         self.uri, self.runs_folder, self.study, self.manifest = uri, runs_folder, study, manifest
         self.cursor = StudyCursor(runs_folder, study, uri)
-        self.asked_ms = int(1000 * manifest.written_seconds) if manifest and manifest.generation > 1 else 0
+        self.asked_ms = asked_ms(manifest)
 
     def update(self, arms: dict[str, Arm], *, whole: bool = False) -> int:
         """Send what has changed of these arms, and with `whole` of the study; return the number of changed runs."""
@@ -214,7 +230,7 @@ class _StudySync:
         if own.get("stamp") == stamp:
             return False
         states = Counter(member.status.state for member in members if member.asked_for)
-        tags = {"kind": STUDY, "study": self.study, "state": state_of(states), "runs": str(sum(states.values()))}
+        tags = state_tags(self.study, arms)
         files = own.get("files", {})
         with tempfile.TemporaryDirectory() as folder:
             tags |= self._write_files(Path(folder))

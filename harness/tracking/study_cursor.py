@@ -15,7 +15,7 @@ from harness.records.files import replace_file
 from harness.records.layout import StudyLayout
 from harness.records.lock import FolderLock
 from harness.records.reading import Fields, read_json
-from harness.tracking.store import active_run, experiment_id_of, store_digest
+from harness.tracking.store import active_run, experiment_id_of, search_runs, store_digest
 
 LOCK_WAIT_SECONDS = 60.0
 
@@ -26,10 +26,11 @@ class StudyCursor:
     Args:
         runs_folder: contains the run directories.
         uri: of the store.
+        active: run_ids that the store is known to have, so that it need not be asked again; added to.
     """
 
-    def __init__(self, runs_folder: Path, study: str, uri: str):
-        self.study, self.uri = study, uri
+    def __init__(self, runs_folder: Path, study: str, uri: str, active: set[str] | None = None):
+        self.study, self.uri, self._active = study, uri, set() if active is None else active
         folder = StudyLayout(runs_folder, study).tracking_folder
         self._path, self._lock_folder = folder / f"{store_digest(uri)}.json", folder / "lock"
         self._pass_path, self._pass_lock_folder = folder / f"{store_digest(uri)}-sent.json", folder / "pass"
@@ -54,13 +55,13 @@ class StudyCursor:
             tags, start_ms: of a new run.
         """
         run_id = self.known(kind).get(name)
-        if run_id and active_run(client, run_id):
+        if run_id and self._is_active(client, run_id):
             return run_id
         lock = FolderLock(self._lock_folder, f"the MLflow record of study {self.study}")
         lock.acquire(LOCK_WAIT_SECONDS)
         try:
             run_id = self.known(kind).get(name)  # another process may have made it meanwhile
-            if run_id and active_run(client, run_id):
+            if run_id and self._is_active(client, run_id):
                 return run_id
             experiment_id = experiment_id_of(client, self.uri, self.study)
             runs = self.search(client, experiment_id, kind)
@@ -68,20 +69,20 @@ class StudyCursor:
             known = _read(self._path)
             known[kind] = {**known.get(kind, {}), name: run_id}
             replace_file(self._path, json.dumps(known, indent=1), durable=False)
+            self._active.add(run_id)
         finally:
             lock.release()
         return str(run_id)
 
+    def _is_active(self, client: Any, run_id: str) -> bool:
+        if run_id not in self._active and active_run(client, run_id):
+            self._active.add(run_id)
+        return run_id in self._active
+
     def search(self, client: Any, experiment_id: str, kind: str) -> dict[str, str]:
         """Return the run_ids of a kind in the store, by name."""
-        found: dict[str, str] = {}
-        token = None
-        while True:
-            page = client.search_runs([experiment_id], f"tags.kind = '{kind}'", max_results=1000, page_token=token)
-            found |= {run.data.tags.get(kind, ""): run.info.run_id for run in page}
-            token = page.token
-            if not token:
-                return found
+        runs = search_runs(client, experiment_id, f"tags.kind = '{kind}'")
+        return {run.data.tags.get(kind, ""): run.info.run_id for run in runs}
 
     # -- what was sent, written by one process at a time
 

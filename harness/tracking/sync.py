@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from harness.records.journal import Row
 from harness.records.lock import FolderLock
 from harness.records.manifest import Manifests
 from harness.records.status import Status
-from harness.tracking.arms import ARM, RUN, arm_run_id, order_text
-from harness.tracking.described import infinite_values, params_of, source_tags
+from harness.tracking.arms import ARM, RUN, arm_run_id
+from harness.tracking.described import constants_of, infinite_values, is_constant, params_of, source_tags
 from harness.tracking.images import IMAGES, is_own_file, sample_images, upload_image
+from harness.tracking.memberships import StudyMembership, cursor_path, cursor_suffix, memberships_of
 from harness.tracking.searches import parent_run_id
 from harness.tracking.store import (
     MAX_METRICS_PER_BATCH,
@@ -37,12 +38,12 @@ from harness.tracking.store import (
     MAX_TAG_CHARACTERS,
     MLFLOW_STATUS,
     active_run,
+    active_run_ids,
     experiment_id_of,
     import_mlflow,
     initialise_store,
     read_cursor,
     server_address,
-    store_digest,
     store_errors,
     store_uri,
     tag_text,
@@ -71,11 +72,68 @@ class SyncReport:
     problems: list[str] = field(default_factory=list)
 
 
-def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wait_seconds: float = 60.0) -> SyncReport:
+class Pass:
+    """What the uploads of many runs of one folder share: the studies' manifests, and the runs that MLflow has."""
+
+    def __init__(self, uri: str, runs_folder: Path):
+        self.uri, self.manifests, self.active = uri, Manifests(runs_folder), set[str]()
+        self._asked: set[str] = set()
+
+    def has(self, study: str, run_id: str) -> bool:
+        """Return whether MLflow has a run of a study; it is asked once a study, for all of its runs."""
+        if study not in self._asked:
+            self._asked.add(study)
+            with store_errors(self.uri):
+                self.active |= active_run_ids(import_mlflow().MlflowClient(tracking_uri=self.uri), study)
+        return run_id in self.active
+
+    def report(self, run_directory: RunDirectory, memberships: Sequence[StudyMembership]) -> SyncReport | None:
+        """Return the report of a run of which MLflow has everything; None if something is to be sent."""
+        report, status = SyncReport(run_directory.key), run_directory.status()
+        for membership in memberships:
+            cursor = read_cursor(cursor_path(run_directory, membership.study, self.uri))
+            if not _is_current(cursor, _stamps(run_directory, membership, self.uri), status):
+                return None
+            parent = cursor.get("tags", {}).get(PARENT_TAG, cursor["run_id"])
+            if not (self.has(membership.study, cursor["run_id"]) and self.has(membership.study, parent)):
+                return None
+            report.studies[membership.study] = StudySync(cursor["run_id"])
+            report.num_rows_waiting, report.problems = cursor["num_rows_waiting"], cursor["problems"]
+        return report
+
+
+def sync_runs(
+    run_directories: Sequence[RunDirectory], *, tracking_uri: str | None = None
+) -> Iterator[tuple[RunDirectory, SyncReport | RecordError]]:
+    """Upload everything new of many runs; yield each with its report, or with what keeps it from MLflow.
+
+    Raises:
+        TrackingError: the store cannot be reached or refuses; a repeat resumes from there.
+    """
+    uri = initialise_store(tracking_uri)
+    passes: dict[Path, Pass] = {}
+    for run_directory in run_directories:
+        folder = run_directory.path.parent
+        shared = passes.setdefault(folder, Pass(uri, folder))
+        try:
+            result: SyncReport | RecordError = sync_run(run_directory, tracking_uri=uri, shared=shared)
+        except RecordError as error:
+            result = error
+        yield run_directory, result
+
+
+def sync_run(
+    run_directory: RunDirectory,
+    *,
+    tracking_uri: str | None = None,
+    wait_seconds: float = 60.0,
+    shared: Pass | None = None,
+) -> SyncReport:
     """Upload everything new in a run directory to MLflow: one MLflow run for each of its studies.
 
     Args:
         wait_seconds: how long to wait while another process syncs the same run.
+        shared: with the uploads of other runs.
 
     Raises:
         TrackingError: the store cannot be reached or refuses; rows sent so far remain, and a repeat resumes from there.
@@ -83,10 +141,12 @@ def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wa
     """
     uri = initialise_store(tracking_uri)
     report = SyncReport(run_directory.key)
-    if not run_directory.attempts() or not run_directory.events():
+    if not run_directory.attempts():
         return report  # nothing has happened yet
-    memberships = memberships_of(run_directory, uri)
-    if not memberships:
+    memberships = memberships_of(run_directory, uri, shared.manifests if shared else None)
+    if shared and (unchanged := shared.report(run_directory, memberships)):
+        return unchanged
+    if not memberships or not run_directory.events():
         return report
     lock = FolderLock(run_directory.tracking_folder / "lock", f"the MLflow record of run {run_directory.key}")
     lock.acquire(wait_seconds)
@@ -95,55 +155,10 @@ def sync_run(run_directory: RunDirectory, *, tracking_uri: str | None = None, wa
         with store_errors(uri):
             client = mlflow.MlflowClient(tracking_uri=uri)
             for membership in memberships:
-                _StudySyncer(client, uri, run_directory, membership, report).run()
+                _StudySyncer(client, uri, run_directory, membership, report, shared).run()
     finally:
         lock.release()
     return report
-
-
-@dataclass(frozen=True)
-class StudyMembership:
-    """A run's place in a study.
-
-    Attributes:
-        asked_for: whether the study still asks for the run; a tag in MLflow, by which its pages are filtered.
-        values: arm, replicate, ...; empty for a run that a study has forgotten, whose tags then stay as they are.
-        file: the study's; empty if unknown.
-        replaced: whether the study asks for another run as this arm and replicate.
-        siblings: the keys of the runs of its arm that the study asks for.
-        order: sorts the runs of a study as its file does; None if unknown.
-    """
-
-    study: str
-    asked_for: bool
-    values: dict[str, Any]
-    file: str = ""
-    replaced: bool = False
-    siblings: tuple[str, ...] = ()
-    order: str | None = None
-
-
-def memberships_of(run_directory: RunDirectory, uri: str, manifests: Manifests | None = None) -> list[StudyMembership]:
-    """Return a run's place in each study that has it in this store, or is to have it."""
-    manifests = manifests or Manifests(run_directory.path.parent)
-    asked, earlier = manifests.split(run_directory)
-    forgotten = _studies_with_cursors(run_directory, uri) - asked.keys() - earlier.keys()
-    return [
-        *(_membership(manifests, study, True, values) for study, values in sorted(asked.items())),
-        *(_membership(manifests, study, False, values) for study, values in sorted(earlier.items())),
-        *(StudyMembership(study, False, {}) for study in sorted(forgotten)),
-    ]
-
-
-def _membership(manifests: Manifests, study: str, asked_for: bool, values: dict[str, Any]) -> StudyMembership:
-    manifest = manifests.of(study)
-    if manifest is None:
-        return StudyMembership(study, asked_for, values)
-    name, replicate = str(values.get("arm")), values.get("replicate")
-    arm = manifest.arms.get(name, {})
-    replaced = not asked_for and replicate in arm.values()
-    order = order_text(manifest, name, replicate)
-    return StudyMembership(study, asked_for, values, manifest.file, replaced, tuple(arm), order)
 
 
 def is_synced(run_directory: RunDirectory, tracking_uri: str | None, manifests: Manifests | None = None) -> bool:
@@ -152,7 +167,7 @@ def is_synced(run_directory: RunDirectory, tracking_uri: str | None, manifests: 
         return True
     status, uri = run_directory.status(), store_uri(tracking_uri)
     for membership in memberships_of(run_directory, uri, manifests):
-        cursor = read_cursor(_cursor_path(run_directory, membership.study, uri))
+        cursor = read_cursor(cursor_path(run_directory, membership.study, uri))
         if not _is_current(cursor, _stamps(run_directory, membership, uri), status):
             return False
     return True
@@ -164,7 +179,7 @@ def not_reported(run_directories: Sequence[RunDirectory], tracking_uri: str | No
     None of runs of which nothing was ever uploaded to this store: then nobody has asked for that. A run that has just
     ended is still its job's to upload.
     """
-    suffix, now = _cursor_suffix(store_uri(tracking_uri)), time.time()
+    suffix, now = cursor_suffix(store_uri(tracking_uri)), time.time()
     cursors = {run.key: list(run.tracking_folder.glob(f"[!.]*{suffix}")) for run in run_directories}
     if not any(cursors.values()):
         return []
@@ -178,7 +193,7 @@ def not_reported(run_directories: Sequence[RunDirectory], tracking_uri: str | No
     return left_over
 
 
-ENDED = ("done", "failed", "pruned", "interrupted")
+ENDED = ("done", "failed", "pruned", "interrupted", "paused")
 GRACE_SECONDS = 120.0
 
 
@@ -186,7 +201,7 @@ def _is_current(cursor: dict[str, Any], stamps: dict[str, Any], status: Status) 
     return bool(cursor.get("stamps") == stamps and cursor.get("state") == status.state)
 
 
-VERSION = 2  # of what is sent of a run; with another one, all but its rows is sent again
+VERSION = 3  # of what is sent of a run; with another one, all but its rows is sent again
 
 
 def _stamps(run: RunDirectory, membership: StudyMembership, uri: str) -> dict[str, Any]:
@@ -211,11 +226,17 @@ class _StudySyncer:
     """One pass for one study; the cursor is a JSON file in the run directory."""
 
     def __init__(
-        self, client: Any, uri: str, run_directory: RunDirectory, membership: StudyMembership, report: SyncReport
+        self,
+        client: Any,
+        uri: str,
+        run_directory: RunDirectory,
+        membership: StudyMembership,
+        report: SyncReport,
+        shared: Pass | None,
     ):
         self.client, self.uri, self.run_directory, self.report = client, uri, run_directory, report
-        self.study, self.membership = membership.study, membership
-        self.cursor_path = _cursor_path(run_directory, self.study, uri)
+        self.study, self.membership, self.shared = membership.study, membership, shared
+        self.cursor_path = cursor_path(run_directory, self.study, uri)
         self.cursor = read_cursor(self.cursor_path)
         self.values = membership.values or self.cursor.get("tags", {})  # a run that was forgotten keeps its name
 
@@ -227,7 +248,7 @@ class _StudySyncer:
         if stored is None:
             return  # it was forgotten, and is not in MLflow
         self.outcome = self.report.studies[self.study] = StudySync(stored.info.run_id)
-        if _is_current(self.cursor, stamps, status):
+        if _is_current(self.cursor, stamps, status) and self._has_parent():
             self.report.num_rows_waiting = self.cursor["num_rows_waiting"]
             self.report.problems = self.cursor["problems"]
             return
@@ -240,7 +261,7 @@ class _StudySyncer:
         }
         self._send_params_and_tags(stored.data.tags, rows, status, parent)
         self._send_dataset()
-        self._send_rows(rows)
+        self._send_rows([row for row in rows if not is_constant(row.key)])
         self._send_artifacts()
         self._send_images()
         self._send_status(stored, status)
@@ -271,6 +292,11 @@ class _StudySyncer:
         name = f"{self.values.get('arm', 'run')} r{self.values.get('replicate', 0)}"
         return f"{name} ({self.run_directory.key[:8]})" if self.membership.replaced else name
 
+    def _has_parent(self) -> bool:
+        """Return whether the run beneath which this one is shown is there, as far as that is known."""
+        parent = self.cursor.get("tags", {}).get(PARENT_TAG)
+        return not (self.shared and parent) or self.shared.has(self.study, parent)
+
     def _parent_run_id(self) -> str | None:
         """Return the run beneath which MLflow shows this one: its search's, or its arm's."""
         if search := parent_run_id(self.client, self.uri, self.run_directory, self.study):
@@ -279,7 +305,7 @@ class _StudySyncer:
             return self.cursor.get("tags", {}).get(PARENT_TAG)
         runs_folder = self.run_directory.path.parent
         members = [RunDirectory(runs_folder / key) for key in self.membership.siblings] or [self.run_directory]
-        cursor = StudyCursor(runs_folder, self.study, self.uri)
+        cursor = StudyCursor(runs_folder, self.study, self.uri, self.shared.active if self.shared else None)
         return arm_run_id(self.client, cursor, str(self.values.get("arm", "run")), members)
 
     def _send_params_and_tags(
@@ -317,7 +343,7 @@ class _StudySyncer:
             PARENT_TAG: parent,
         }
         own = tags.keys()
-        tags = tags | source_tags(self.run_directory, environment, self.membership.file)
+        tags = tags | source_tags(self.run_directory, environment, self.membership.file) | constants_of(rows)
         texts = {name: tag_text(value)[:MAX_TAG_CHARACTERS] for name, value in tags.items() if value not in (None, "")}
         changed = {name: text for name, text in texts.items() if stored.get(name) != text}
         if changed:
@@ -357,7 +383,8 @@ class _StudySyncer:
         rows_end = max((row.train_step for row in rows), default=-1)
         for start in range(0, len(new), MAX_METRICS_PER_BATCH):
             batch = new[start : start + MAX_METRICS_PER_BATCH]
-            metrics = [Metric(row.key, row.value, row.time_ms, row.x) for row in batch]
+            # The newest first: MLflow then writes what is newest of a metric once a batch, not once a row.
+            metrics = [Metric(row.key, row.value, row.time_ms, row.x) for row in reversed(batch)]
             self.client.log_batch(self.outcome.run_id, metrics=metrics)
             self.outcome.num_rows_sent += len(batch)
             following = new[start + len(batch)].train_step if start + len(batch) < len(new) else rows_end + 1
@@ -414,19 +441,6 @@ class _StudySyncer:
     def _save_cursor(self, **changes: Any) -> None:
         self.cursor = self.cursor | changes
         replace_file(self.cursor_path, json.dumps(self.cursor, indent=1), durable=False)
-
-
-def _cursor_path(run_directory: RunDirectory, study: str, uri: str) -> Path:
-    return run_directory.tracking_folder / f"{study}{_cursor_suffix(uri)}"
-
-
-def _cursor_suffix(uri: str) -> str:
-    return f"-{store_digest(uri)}.json"
-
-
-def _studies_with_cursors(run_directory: RunDirectory, uri: str) -> set[str]:
-    suffix = _cursor_suffix(uri)
-    return {path.name.removesuffix(suffix) for path in run_directory.tracking_folder.glob(f"[!.]*{suffix}")}
 
 
 def file_stamp(path: Path) -> list[int]:

@@ -12,8 +12,10 @@ import json
 import uuid
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from harness.spec.metrics import metric_kind
 
 VIEW_TAG = "mlflow.sharedViewState."
 """Prefix of the tag of a view; its id follows."""
@@ -24,6 +26,8 @@ State = dict[str, Any]
 MAX_RESULTS = 12  # of bars and columns: a page with more is no overview
 COLUMN_PIXELS, NARROW_COLUMN_PIXELS = 180, 100  # a mean with its interval; a state
 MAX_TERMS = 6  # of the loss, each a chart
+PAGE_RUNS = 100
+"""How many runs MLflow's page loads, before a click on "Load more"; its charts and groups are of these alone."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Contents:
         space: the parameters that a search varies, as MLflow's params.
         targets: the metrics that a search optimises.
         target_names: the names that the search's file has for them; the best value so far is best/<name>.
+        num_runs, num_arms: that the study asks for.
     """
 
     results: Sequence[str] = ()
@@ -55,6 +60,8 @@ class Contents:
     space: Sequence[str] = ()
     targets: Sequence[str] = ()
     target_names: Sequence[str] = ()
+    num_runs: int = 0
+    num_arms: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,9 @@ NARROW = ("tags.`replicate`", "tags.`replicates`", "tags.`state`")
 RUNS = "tags.kind = 'run' and tags.asked_for = 'true'"
 """The filter of the runs that the study asks for: no runs of arms, no earlier runs."""
 
+ARMS = "tags.kind = 'arm' and tags.asked_for = 'true'"
+"""The filter of the arms that the study asks for: a run each, with the mean of its replicates."""
+
 
 def views_of(contents: Contents) -> list[View]:
     """Return a study's views, in the order of the menu."""
@@ -134,9 +144,16 @@ def views_of(contents: Contents) -> list[View]:
 
 
 def _arms(contents: Contents) -> State:
-    """Mean of each arm; curves with the range of its replicates."""
+    """Mean of each arm; curves with the range of its replicates.
+
+    A study with more runs than a page loads is shown by the runs of its arms, which have means and no curves.
+    """
+    columns = [_metric(key) for key in contents.results[:MAX_RESULTS]]
+    bars = Section("Results: means over replicates", [_bar(key) for key in contents.results[:MAX_RESULTS]])
+    if contents.num_runs > PAGE_RUNS and contents.results and not contents.space:
+        return _state("arms", ARMS, columns, [replace(bars, columns=1)], best_first=_deciding(contents))
     sections = [
-        Section("Results: means over replicates", [_bar(key) for key in contents.results[:MAX_RESULTS]]),
+        bars,
         Section("Terms of the bound over t", [_line(key, log_y=True, points=False) for key in contents.terms_over_t]),
         Section(
             "Against the number of sampling steps",
@@ -144,7 +161,6 @@ def _arms(contents: Contents) -> State:
         ),
         Section("Learning curves", [_line(key, log_y=True, points=False) for key in contents.learning[:MAX_TERMS]]),
     ]
-    columns = [_metric(key) for key in contents.results[:MAX_RESULTS]]
     return _state("arms", RUNS, columns, sections, grouped=True)
 
 
@@ -153,7 +169,12 @@ def _results(contents: Contents) -> State:
     if contents.space:
         return {}
     columns = [_tag("replicates"), *(_tag(key) for key in contents.results[:MAX_RESULTS])]
-    return _state("results", "tags.kind = 'arm' and tags.asked_for = 'true'", columns)
+    return _state("results", ARMS, columns, best_first=_deciding(contents))
+
+
+def _deciding(contents: Contents) -> str:
+    """Return the result by which arms are sorted that do not fit on one page; empty if they do."""
+    return contents.results[0] if contents.results and contents.num_arms > PAGE_RUNS else ""
 
 
 def _samples(contents: Contents) -> State:
@@ -202,8 +223,13 @@ def _state(
     sections: Iterable[Section] = (),
     *,
     grouped: bool = False,
+    best_first: str = "",
 ) -> State:
-    """Return the state of a page: filter, columns, groups and charts."""
+    """Return the state of a page: filter, columns, groups and charts.
+
+    Args:
+        best_first: a metric by which the runs are sorted; otherwise they are in the order of the study's file.
+    """
     compare_sections, charts = [], []
     for section in sections:
         if section.charts:
@@ -218,8 +244,9 @@ def _state(
     by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "arm"}]}
     return {
         "searchFilter": where,
-        "orderByKey": "tags.`order`",
-        "orderByAsc": True,  # as the file has the arms; sorted by time, runs would be folded beneath their arms
+        # Sorted by time, runs would be folded beneath their arms.
+        "orderByKey": _metric(best_first) if best_first else "tags.`order`",
+        "orderByAsc": not best_first or metric_kind(best_first).direction != "maximize",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
@@ -252,7 +279,7 @@ def _identity(view: str, what: str) -> str:
 
 
 def _chart(kind: str, **fields: Any) -> Chart:
-    return {"type": kind, "runsCountToCompare": 100, "deleted": False, "isGenerated": False, **fields}
+    return {"type": kind, "runsCountToCompare": PAGE_RUNS, "deleted": False, "isGenerated": False, **fields}
 
 
 def _bar(key: str) -> Chart:

@@ -64,7 +64,7 @@ AccountingStoragePort=$((PORT + 1))
 AccountingStoragePass=$DIR/run/munge.sock
 AccountingStorageTRES=gres/gpu
 AccountingStoreFlags=job_comment
-AccountingStorageEnforce=${ENFORCE:-none}
+${ENFORCE:+AccountingStorageEnforce=$ENFORCE}
 TrackWCKey=$([[ $ENFORCE = *wckeys* ]] && echo yes || echo no)
 
 # No cgroups, so no root rights are needed. Memory is polled, and jobs over the limit are killed.

@@ -49,6 +49,13 @@ def test_noise_is_standard_normal_and_unrelated_between_steps():
     assert torch.corrcoef(draws).triu(1).abs().max() < 0.1
 
 
+def test_dropout_draws_what_torchs_own_seeding_would_give_it():
+    torch.manual_seed(derive_seed(0, "dropout/3") + 7)
+    expected = torch.rand(4)
+    Streams(0).seed_dropout(7, 3)
+    assert torch.equal(torch.rand(4), expected)
+
+
 def test_dropout_is_seeded_by_step_and_rank():
     streams, masks = Streams(0), []
     for step, rank in [(1, 0), (1, 0), (2, 0), (1, 1)]:

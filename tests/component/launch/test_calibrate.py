@@ -136,6 +136,8 @@ def test_a_study_over_its_budget_is_refused_with_the_figures_before_anything_is_
         f"The most expensive arm is wide (30 device hours); `harness plan {tmp_path / 'tiny.yaml'}` shows each run"
     )
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".throughput"]
+    again = run_cli("retry", tmp_path / "tiny.yaml", "--failed", "--runs", tmp_path / "runs")
+    assert str(again.exception) == str(done.exception)
 
 
 def test_evaluations_that_are_left_count_too(tmp_path, plan):

@@ -26,8 +26,10 @@ from harness.launch import claims, local, manage, planning, processes, submit, w
 from harness.launch.submission import BlockingSubmission, Refused, Submission
 from harness.records import snapshot
 from harness.records.directory import RunDirectory
+from harness.records.nodes import bad_nodes
 from harness.records.status import Status
 from harness.slurm import commands
+from harness.slurm.cluster import read_config
 from harness.slurm.jobs import live_jobs
 from harness.slurm.profile import Profile
 from harness.spec.base import SCHEMA_VERSION
@@ -241,6 +243,11 @@ def submit_to_slurm(study: Study, runs_folder: Path, **settings) -> Submission:
     return submit.submit(planning.plan(study, runs_folder), cluster="slurm", profile=profile, sync=False)
 
 
+def batch_script_of(submission: Submission) -> str:
+    (script,) = submission.folder.glob("*_submission.sh")
+    return script.read_text()
+
+
 def wait_for(done: Callable[[], object], seconds: float = 480, pause_seconds: float = 0.2) -> None:
     deadline = time.monotonic() + seconds
     while not done():
@@ -301,14 +308,20 @@ def test_slurm_knows_of_a_job_what_the_profile_says_and_not_what_the_shell_says(
         monkeypatch.setenv(f"SBATCH_{name}", value)
     said = {"partition": "main", "comment": "for the paper", "nice": 10, "begin": "now+1hour", "exclusive": "user"}
     options = {"sbatch": {"switches": 1}, "memory_request": "mem-per-cpu", "mail_user": "ada@example.org", "cpus": 2}
+    said["clusters"] = read_config()["ClusterName"]  # its own, by the name that the accounting has for it
     tiny = study()
     write(tmp_path / "runs", tiny.runs[0], Status("failed", cause="out_of_memory"))
     submission = submit_to_slurm(tiny, tmp_path / "runs", **said, **options, mail_type="END", max_memory_gib=4)
     number = submission.jobs[0].job_id.split("_")[0]
     try:
         shown = subprocess.run(["scontrol", "show", "job", number], check=True, capture_output=True, text=True).stdout
+        assert planning.plan(tiny, tmp_path / "runs").runs[0].state == "queued"
     finally:
-        subprocess.run(["scancel", number], check=True)
+        manage.cancel([run.directory for run in submission.runs])
+    (cancelled,) = planning.plan(tiny, tmp_path / "runs").runs
+    assert (cancelled.state, cancelled.status.cause) == ("interrupted", "cancelled")
+    wait_for(lambda: number not in {job.split("_")[0] for job in live_jobs()})
+    assert f"#SBATCH --clusters={said['clusters']}\n" in batch_script_of(submission)
     expected = (
         "Partition=main Comment=for the paper TimeLimit=00:20:00 MinMemoryCPU=1152M Requeue=1 MailUser=ada@example.org"
     )
@@ -555,3 +568,57 @@ def test_to_start_after_another_study_is_slurms(tmp_path, study):
     result = CliRunner().invoke(cli, [*arguments, "--after", "tiny"])
     assert isinstance(result.exception, LaunchError) and "submit one study after the other" in str(result.exception)
     assert isinstance(CliRunner().invoke(cli, [*arguments, "--after", "nothing"]).exception, LaunchError)
+
+
+BROKEN_WHERE_IT_BEGINS = """
+import os
+from pathlib import Path
+from typing import Literal
+
+from harness.plugins import ObjectiveModel
+
+BROKEN = Path("MARK")
+
+
+class Ecc(ObjectiveModel):
+    name: Literal["ecc"] = "ecc"
+
+
+def ecc(process, model_output, x_0, x_t, t, noise):
+    from harness.diffusion.objectives import training_terms
+
+    node = os.environ["SLURMD_NODENAME"]
+    if not BROKEN.exists():
+        BROKEN.write_text(node)
+    if BROKEN.read_text() == node:
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+    terms = training_terms(process, model_output, x_0, x_t, t, noise, learn_variance=False)
+    return {"loss": terms["mse"], **terms}
+
+
+OBJECTIVES = {"ecc": (Ecc, ecc)}
+"""
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_run_on_a_broken_device_goes_on_at_another_node_and_new_jobs_leave_that_out(tmp_path, study, slurm):
+    (tmp_path / "own.py").write_text(BROKEN_WHERE_IT_BEGINS.replace("MARK", str(tmp_path / "broken")))
+    runs, lines = tmp_path / "runs", "plugins: [own.py]\nobjective: ecc\n"
+    (run,) = submit_to_slurm(study(lines), runs).runs
+    wait_for(lambda: run.directory.status().state in ("done", "failed"))
+    node = (tmp_path / "broken").read_text()
+    assert run.directory.status().state == "done"
+    assert [entry.node for entry in bad_nodes(runs)] == [node]
+    first, second = run.directory.events("started")
+    assert first.fields["slurm_job_id"] != second.fields["slurm_job_id"]
+    (ending,) = run.directory.events("interrupted")
+    assert ending.fields["cause"] == "device" and node in ending.fields["reason"]
+    again = submit_to_slurm(study(lines + "seed: 5\n"), runs)
+    number = again.jobs[0].job_id.split("_")[0]
+    shown = subprocess.run(["scontrol", "show", "job", number], check=True, capture_output=True, text=True).stdout
+    assert f"ExcNodeList={node}\n" in shown
+    assert any(note.startswith(f"node {node} is excluded until ") for note in again.notes)
+    status = CliRunner().invoke(cli, ["status", "tiny", "--runs", str(runs)]).output
+    assert f"node {node} is excluded until " in status
+    wait_for(lambda: again.runs[0].directory.status().state == "done")

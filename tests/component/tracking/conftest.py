@@ -1,12 +1,8 @@
-"""A fresh SQLite store for each test, copied from one that is made once; and MLflow's own server."""
+"""A fresh SQLite store for each test, copied from one that is made once; and a browser."""
 
-import os
 import shutil
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 
 import pytest
 
@@ -34,43 +30,17 @@ def store(fresh_database, tmp_path, monkeypatch):
     return uri
 
 
-class Server:
-    """MLflow's own server on a port of loopback, without workers for jobs."""
+@pytest.fixture(scope="module")
+def driver(browser_programs):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
 
-    def __init__(self, folder, port):
-        self.folder, self.port = folder, port
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self):
-        arguments = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
-        arguments += ["--artifacts-destination", f"{self.folder}/served", "--host", "127.0.0.1"]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *arguments, "--port", str(self.port)],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # so that its workers end with it
-                env={key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-                | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
-                return
-            except (urllib.error.URLError, OSError):
-                assert self.process.poll() is None and time.monotonic() < deadline, (
-                    self.folder / "server.log"
-                ).read_text()
-                time.sleep(0.2)
-
-    def kill(self):
-        os.killpg(self.process.pid, 9)
-        self.process.wait()
-
-
-@pytest.fixture
-def start_server():
-    """Return the class whose objects are servers: `start_server(folder, port)`; who starts one kills it."""
-    return Server
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser_programs["chromium"]
+    # A container has no sandbox for root, and little shared memory. Charts are drawn when they are in the window.
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.add_argument("--window-size=1900,3600")
+    driver = webdriver.Chrome(options=options, service=Service(browser_programs["chromedriver"]))
+    yield driver
+    driver.quit()

@@ -536,38 +536,35 @@ class TestWatch:
 
 @pytest.mark.slow
 def test_nothing_is_lost_when_the_server_is_killed_and_started_again(
-    run, tmp_path, fresh_database, monkeypatch, free_ports, start_server
+    run, tmp_path, fresh_database, monkeypatch, start_server
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     shutil.copy(fresh_database, tmp_path / "server.db")
-    server = start_server(tmp_path, free_ports(1))
-    try:
-        (run.path / "samples").mkdir()
-        (run.path / "samples" / "grid.png").write_bytes(b"png")
-        with run.lock(), run.open_journal(resumed_from_step=0) as journal:
-            background = BackgroundSync([run], run.path / "tracking", tracking_uri=server.uri, every_seconds=0.2)
-            cursors = run.path / "tracking"
-            for step in range(1, 2001):
-                journal.metrics(step, {"train/loss": step / 7})
-                if step % 100 == 0:
-                    journal.event("checkpoint", step=step)
-                    run.set_status(Status("running", step=step, num_steps=2000))
-                if step == 800:
-                    wait_until(lambda: any("sent_step" in path.read_text() for path in cursors.glob("*.json")))
-                    server.kill()
-                if step == 1400:
-                    server.start()
-            run.set_status(Status("done", step=2000, num_steps=2000))
-        background.close()
-        assert "MLflow store http://127.0.0.1" in (run.path / "tracking" / "sync.log").read_text()  # it met the outage
-        sync_run(run, tracking_uri=server.uri)
-        assert stored_rows(server.uri, run) == journalled_rows(run)
-        assert check(run, tracking_uri=server.uri).ok
-        found = mlflow_run(server.uri, run)
-        assert found.info.status == "FINISHED"
-        assert {item.path for item in client(server.uri).list_artifacts(found.info.run_id)} == {"samples", "spec.yaml"}
-    finally:
-        server.kill()
+    server = start_server(tmp_path)
+    (run.path / "samples").mkdir()
+    (run.path / "samples" / "grid.png").write_bytes(b"png")
+    with run.lock(), run.open_journal(resumed_from_step=0) as journal:
+        background = BackgroundSync([run], run.path / "tracking", tracking_uri=server.uri, every_seconds=0.2)
+        cursors = run.path / "tracking"
+        for step in range(1, 2001):
+            journal.metrics(step, {"train/loss": step / 7})
+            if step % 100 == 0:
+                journal.event("checkpoint", step=step)
+                run.set_status(Status("running", step=step, num_steps=2000))
+            if step == 800:
+                wait_until(lambda: any("sent_step" in path.read_text() for path in cursors.glob("*.json")))
+                server.kill()
+            if step == 1400:
+                server.start()
+        run.set_status(Status("done", step=2000, num_steps=2000))
+    background.close()
+    assert "MLflow store http://127.0.0.1" in (run.path / "tracking" / "sync.log").read_text()  # it met the outage
+    sync_run(run, tracking_uri=server.uri)
+    assert stored_rows(server.uri, run) == journalled_rows(run)
+    assert check(run, tracking_uri=server.uri).ok
+    found = mlflow_run(server.uri, run)
+    assert found.info.status == "FINISHED"
+    assert {item.path for item in client(server.uri).list_artifacts(found.info.run_id)} == {"samples", "spec.yaml"}
 
 
 def test_the_first_contact_with_mlflow_prints_nothing(first_contact):

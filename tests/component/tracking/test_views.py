@@ -234,22 +234,6 @@ def addresses(tmp_path_factory, fresh_database, free_ports):
         server.wait(120)
 
 
-@pytest.fixture(scope="module")
-def driver(browser_programs):
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser_programs["chromium"]
-    # A container has no sandbox for root, and little shared memory. Charts are drawn when they are in the window.
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.add_argument("--window-size=1900,3600")
-    driver = webdriver.Chrome(options=options, service=Service(browser_programs["chromedriver"]))
-    yield driver
-    driver.quit()
-
-
 PLOTS = """return [...document.querySelectorAll('.js-plotly-plot')].filter(plot => plot.layout && plot.data.length).map(
     plot => ({
         kinds: [...new Set(plot.data.map(trace => trace.type))],

@@ -1,17 +1,11 @@
 """What is logged beside rows: images, arms, the study, sources. Each exactly once, in any store, after any loss."""
 
-import base64
-import http.server
 import json
 import shutil
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,9 +16,11 @@ from harness.records.directory import RunDirectory
 from harness.records.manifest import ask_for
 from harness.records.status import Status
 from harness.tracking.arms import ARM, RUN, STUDY
+from harness.tracking.check import check_studies
+from harness.tracking.experiment import view_addresses
 from harness.tracking.store import import_mlflow
 from harness.tracking.studies import sync_arms, sync_studies
-from harness.tracking.sync import is_synced, not_reported, sync_run
+from harness.tracking.sync import not_reported, sync_run, sync_runs
 
 SCHEDULES = "noise-schedule"
 
@@ -76,6 +72,11 @@ def content(uri, study=SCHEDULES):
     return everything
 
 
+def page(uri, study=SCHEDULES):
+    """Return the description and the views of an experiment."""
+    return client(uri).get_experiment_by_name(study).tags
+
+
 def make_run(runs, number, arm, replicate, *, nll, state="done"):
     """Write the records of a run with one evaluation and its sample grid."""
     spec = {"seed": replicate, "arm": arm, "diffusion": {"num_timesteps": 10}}
@@ -97,7 +98,7 @@ def make_run(runs, number, arm, replicate, *, nll, state="done"):
         for step in range(1, 5):
             journal.metrics(step, {"train/loss": step / 7, "train/loss_q0": 1.0, "system/process_cpu_percent": 9.0})
         journal.event("checkpoint", step=4)
-        journal.metrics(4, {"eval/nll_bpd": nll})
+        journal.metrics(4, {"eval/nll_bpd": nll, "eval/L_T_bpd": 0.001, "compute/parameters": 5000.0})
         journal.metrics(3, {"eval/L_t_bpd": 0.1}, train_step=4)
         if state == "done":
             journal.event("evaluation", step=4, key="0" * 16, evaluation="eval", prefix="eval", parts=["nll", "grid"])
@@ -127,8 +128,8 @@ def ask(runs, members, file=None, **renamed):
 
 
 def sync(members, uri):
-    for run in members:
-        sync_run(run, tracking_uri=uri)
+    for _, report in sync_runs(members, tracking_uri=uri):
+        assert not isinstance(report, Exception), report
     return sync_studies(members, tracking_uri=uri)
 
 
@@ -149,6 +150,27 @@ def test_a_replay_a_new_store_and_another_order_give_the_same_content(study, sto
     shutil.rmtree(tmp_path / "mlartifacts")
     sync(study[::-1], store)
     assert content(store) == before
+
+
+def test_whatever_is_deleted_in_mlflow_is_there_again_after_the_next_sync(study, store):
+    sync(study, store)
+    before = content(store)
+    experiment_id = client(store).get_experiment_by_name(SCHEDULES).experiment_id
+    client(store).delete_experiment(experiment_id)
+    with pytest.raises(TrackingError, match="was deleted in MLflow; restore it"):
+        sync(study, store)
+    client(store).restore_experiment(experiment_id)
+    sync(study, store)
+    assert content(store) == before
+    for kind, name in ((ARM, "cosine"), (STUDY, SCHEDULES), (RUN, "linear r1")):
+        client(store).delete_run(runs_in(store, kind=kind)[name].info.run_id)
+        sync(study, store)
+        assert content(store) == before
+    tags = page(store)
+    client(store).rename_experiment(experiment_id, "of no use")  # whose name is free then, as after `mlflow gc`
+    client(store).delete_experiment(experiment_id)
+    sync(study, store)
+    assert content(store) == before and page(store) == tags
 
 
 def test_content_that_was_sent_while_runs_ended_is_that_of_one_upload_at_the_end(
@@ -175,6 +197,8 @@ class TestArms:
         assert (metrics["eval/nll_bpd.low"], metrics["eval/nll_bpd.high"]) == (2.0, 2.5)
         assert not [key for key in metrics if key.startswith("system/") or "_q0" in key or "L_t" in key]
         tags = arms["cosine"].data.tags
+        assert (tags["compute/parameters"], tags["eval/L_T_bpd"]) == ("5000 (n = 2)", "0.001 (n = 2)")
+        assert not [key for key in metrics if key.startswith(("compute/parameters", "eval/L_T"))]
         assert (tags["eval/nll_bpd"], tags["replicates"]) == ("2.000 / 2.500 (n = 2)", "2 of 2")
         assert arms["cosine"].info.status == "FINISHED"
         parents = {name: run.data.tags["mlflow.parentRunId"] for name, run in runs_in(store, kind=RUN).items()}
@@ -217,15 +241,6 @@ class TestArms:
             "linear r1",
         }
 
-    def test_an_arm_that_was_deleted_in_mlflow_is_made_again_with_its_runs_beneath_it(self, study, store):
-        sync(study, store)
-        before = content(store)
-        client(store).delete_run(runs_in(store, kind=ARM)["cosine"].info.run_id)
-        sync(study, store)
-        assert not is_synced(study[0], store)
-        sync(study, store)
-        assert content(store) == before
-
     def test_a_run_that_still_trains_is_not_in_the_mean(self, study, store):
         running = make_run(study[0].path.parent, 99, "cosine", 2, nll=9.0, state="interrupted")
         ask(study[0].path.parent, [*study, running])
@@ -256,6 +271,34 @@ class TestTheStudy:
         study[3].set_status(Status("queued"))
         assert sync_studies(study, tracking_uri=store, ended_only=True) == 0
         assert sync_studies(study, tracking_uri=store) == 3
+
+
+def test_numbers_that_no_training_changes_are_tags_and_no_charts_of_one_dot(study, store):
+    sync(study, store)
+    data = runs_in(store, kind=RUN)["cosine r0"].data
+    assert (data.tags["compute/parameters"], data.tags["eval/L_T_bpd"]) == ("5000", "0.001")
+    assert data.metrics.keys() == {
+        *("train/loss", "train/loss_q0", "system/process_cpu_percent", "eval/nll_bpd", "eval/L_t_bpd")
+    }
+
+
+class TestCheck:
+    def test_arms_and_the_study_are_compared_and_what_is_missing_is_named(self, study, store):
+        assert [report.lines() for report in check_studies(study, tracking_uri=store).values()] == [
+            ["noise-schedule: the run of the arm 'cosine' is not in MLflow: harness sync"],
+            ["noise-schedule: the run of the arm 'linear' is not in MLflow: harness sync"],
+            ["noise-schedule: the run of the study 'noise-schedule' is not in MLflow: harness sync"],
+        ]
+        sync(study, store)
+        reports = check_studies(study, tracking_uri=store)
+        assert list(reports) == [(SCHEDULES, "cosine"), (SCHEDULES, "linear"), (SCHEDULES, "")]
+        assert all(report.ok for report in reports.values()) and reports[SCHEDULES, "cosine"].num_rows_compared >= 4
+        make_run(study[0].path.parent, 99, "cosine", 2, nll=9.0)
+        ask(study[0].path.parent, [*study, RunDirectory(study[0].path.parent / f"{99:012x}")])
+        summaries = {arm: report.summary() for (_, arm), report in check_studies(study, tracking_uri=store).items()}
+        assert "missing in MLflow; the first: noise-schedule: the tag " in summaries["cosine"]
+        assert summaries["linear"] == ""
+        assert "the tag state is '4 done' in MLflow, not '5 done'" in summaries[""]
 
 
 class TestImages:
@@ -366,63 +409,28 @@ class TestRunsOfAKilledSubmitter:
         assert runs_in(store, kind=RUN)["linear r1"].info.status == "FINISHED"
 
 
-class Guarded(http.server.BaseHTTPRequestHandler):
-    """A proxy that lets only one user through to the server behind it, by basic authentication."""
-
-    behind = ""
-    refused: ClassVar[list[str]] = []
-
-    def pass_on(self):
-        if self.headers.get("Authorization") != "Basic " + base64.b64encode(b"ada:geheim").decode():
-            self.refused.append(self.path)
-            self.send_error(401)
-            return
-        length = int(self.headers.get("Content-Length") or 0)
-        headers = {name: value for name, value in self.headers.items() if name not in ("Host", "Authorization")}
-        request = urllib.request.Request(
-            self.behind + self.path, self.rfile.read(length) or None, headers, method=self.command
-        )
-        try:
-            answer = urllib.request.urlopen(request)
-        except urllib.error.HTTPError as error:
-            answer = error
-        body = answer.read()
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = pass_on
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.mark.slow
-def test_a_server_that_asks_for_a_user_has_the_same_content_as_a_file_and_a_replay_adds_nothing(
-    study, store, tmp_path, fresh_database, start_server, free_ports, monkeypatch
+def test_a_server_with_users_has_the_same_content_as_a_file_and_a_replay_adds_nothing(
+    study, store, tmp_path, fresh_database, start_server, monkeypatch, driver
 ):
     sync(study, store)
     shutil.copy(fresh_database, tmp_path / "server.db")
-    server = start_server(tmp_path, free_ports(1))
-    Guarded.behind = server.uri
-    guard = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Guarded)
-    threading.Thread(target=guard.serve_forever, daemon=True).start()
-    uri = f"http://127.0.0.1:{guard.server_port}"
-    try:
-        with pytest.raises(TrackingError, match="401"):
-            sync(study, uri)
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "geheim")
-        Guarded.refused.clear()
-        sync(study, uri)
-        assert content(uri) == content(store)
-        forget_cursors(study)
-        sync(study, uri)
-        assert content(uri) == content(store)
-        assert Guarded.refused == []
-    finally:
-        guard.shutdown()
-        guard.server_close()
-        server.kill()
+    server = start_server(tmp_path, admin_password="geheim-geheim")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "something else")
+    with pytest.raises(TrackingError, match=r"401|not authenticated"):
+        sync(study, server.uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "geheim-geheim")
+    sync(study, server.uri)
+    forget_cursors(study)
+    sync(study, server.uri)
+    assert content(server.uri) == content(store)
+    assert all(report.ok for report in check_studies(study, tracking_uri=server.uri).values())
+    assert page(server.uri) == page(store)
+    views = {view.name: view.address for view in view_addresses(study, tracking_uri=server.uri)[SCHEDULES]}
+    driver.get(server.uri.replace("//", "//admin:geheim-geheim@"))  # the browser keeps them for this server
+    driver.get(views["Results"])
+    deadline = time.monotonic() + 240
+    while not all(text in driver.find_element("tag name", "body").text for text in ("cosine", "linear", "2 of 2")):
+        assert time.monotonic() < deadline, driver.find_element("tag name", "body").text
+        time.sleep(0.3)

@@ -8,7 +8,6 @@ training process makes no network call, all rows stand in the journal, and all o
 import contextlib
 import functools
 import http.server
-import os
 import signal
 import socket
 import statistics
@@ -16,8 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 
 import psutil
 import pytest
@@ -57,54 +54,27 @@ def watched_network():
 
 
 class RealServer:
-    """MLflow's own server, without workers for jobs; killed after a third of the steps, back after two thirds."""
+    """MLflow's own server, killed after a third of the steps, back after two thirds."""
 
-    def __init__(self, folder, free_ports):
+    def __init__(self, folder, start_server):
         initialise_store(f"sqlite:///{folder / 'server.db'}")
-        self.folder, self.port = folder, free_ports(1)
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.start()
-        self.wait()
-
-    def start(self):
-        arguments = ["--backend-store-uri", f"sqlite:///{self.folder}/server.db", "--workers", "1"]
-        arguments += ["--artifacts-destination", f"{self.folder}/served", "--host", "127.0.0.1"]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *arguments, "--port", str(self.port)],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # so that its workers end with it
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-
-    def wait(self):
-        deadline = time.monotonic() + 240
-        while True:
-            try:
-                return urllib.request.urlopen(f"{self.uri}/health", timeout=1)
-            except (urllib.error.URLError, OSError):
-                assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
-                time.sleep(0.2)
+        self.server = start_server(folder)
+        self.uri, self.wait, self.close = self.server.uri, self.server.wait, self.server.kill
 
     def at(self, step):
         if step == STEPS // 3:
-            self.close()
+            self.server.kill()
         if step == 2 * STEPS // 3:
-            self.start()
+            self.server.begin()
 
     def met(self, run):
         return any("sent_step" in path.read_text() for path in (run / "tracking").glob("*.json"))
-
-    def close(self):
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 class HangingServer:
     """Accepts every connection and never answers."""
 
-    def __init__(self, folder, free_ports):
+    def __init__(self, folder, start_server):
         self.listening = socket.create_server(("127.0.0.1", 0), backlog=100)
         self.uri = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
         self.accepted = []
@@ -128,7 +98,7 @@ class HangingServer:
 class BrokenServer:
     """Answers 500 to everything."""
 
-    def __init__(self, folder, free_ports):
+    def __init__(self, folder, start_server):
         answered = self.answered = []
 
         class Broken(http.server.BaseHTTPRequestHandler):
@@ -162,13 +132,13 @@ SERVERS = {"killed and restarted": RealServer, "hangs": HangingServer, "answers 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", SERVERS)
 def test_a_training_does_not_notice_its_server_and_nothing_is_lost(
-    what, tiny_run, tmp_path, monkeypatch, capsys, free_ports
+    what, tiny_run, tmp_path, monkeypatch, capsys, start_server
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr("harness.tracking.daemon.BackgroundSync", functools.partial(BackgroundSync, every_seconds=0.1))
     run = tiny_run("", f"train.steps={STEPS}", "records.checkpoint_every_seconds=0.2", "model.channels=16")
-    server = SERVERS[what](tmp_path, free_ports)
+    server = SERVERS[what](tmp_path, start_server)
     seconds = {"with": [], "without": []}
     inner, syncer = GaussianMethod.step, None
 

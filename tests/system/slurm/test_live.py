@@ -30,6 +30,7 @@ from harness import PACKAGE_ROOT
 from harness.launch import claims, planning, states, submission, submit
 from harness.records import layout, snapshot
 from harness.records.directory import RunDirectory
+from harness.records.nodes import bad_nodes
 from harness.slurm.jobs import JobAttempt, read_queue
 from harness.slurm.profile import Profile
 from harness.study.expand import load_study
@@ -364,7 +365,9 @@ def test_a_run_at_its_time_limit_goes_on_where_it_was(scenarios, undisturbed):
     undisturbed(run.directory)
 
 
-def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint(scenarios, undisturbed):
+def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint_and_is_listed(scenarios, undisturbed):
     [run] = ended(scenarios["crash"]).runs
     assert len(resumed_at(run.directory)) > 1
+    [node] = bad_nodes(run.path.parent)
+    assert node.node == "n3" and node.reason.startswith("NODE_FAIL under job ")
     undisturbed(run.directory)

@@ -63,7 +63,7 @@ def test_what_would_fit_is_what_was_used_and_some_room():
 
 def test_little_room_and_kills_for_memory_ask_for_more_and_a_run_that_reaches_its_limit_for_no_less():
     assert replace(USE, peak_memory_gib=31.0).fits()["memory_gib"] == 41
-    assert replace(USE, memory_kills=1).fits()["memory_gib"] == 48
+    assert replace(USE, memory_kills=1).fits() == {"memory_gib": 48}
     assert "time_minutes" not in replace(USE, longest_seconds=1380 * 60.0).fits()
     unknown = replace(USE, peak_memory_gib=None, cores=None, gpu_percent=None, longest_seconds=0.0)
     assert unknown.fits() == {}
@@ -96,7 +96,7 @@ def test_jobs_are_grouped_by_what_they_asked_for_and_a_shared_job_counts_once(tm
     usages = [
         small,
         replace(small, job_id="7_1", elapsed_seconds=1800, peak_memory_gib=3.0),
-        replace(small, job_id="8_0", memory_gib=32.0, state="FAILED", out_of_memory=True),
+        replace(small, job_id="8_0", memory_gib=32.0, state="REQUEUED", peak_memory_gib=32.0),
         replace(small, job_id="8_0", memory_gib=32.0, state="RUNNING"),
     ]
     asked: list[set[str]] = []
@@ -115,6 +115,19 @@ def test_replicates_of_an_arm_on_different_cards_are_named(tmp_path, plan):
     [note] = mixed_devices(directories, "tiny")
     assert note.startswith("base: its replicates ran on different devices: NVIDIA A100 (0, 2), NVIDIA H100 (1); ")
     assert mixed_devices([directories[0], directories[2]], "tiny") == []
+
+
+@pytest.mark.slow
+def test_compare_warns_of_replicates_on_different_cards(tmp_path, tiny_study):
+    runs = tiny_study("arms: {a: {}, b: {optim.lr: 0.01}}\nreplicates: 2\nevaluate: [{nll: {}}]\n")
+    for run in runs:
+        directory = write_finished_run(run, tmp_path / "runs", {"nll_bpd": 3.0 + run.replicate})
+        card = f"NVIDIA A{100 - 60 * run.replicate * (run.arm == 'b')}"
+        directory.write_environment(1, {"harness": "1.2.3", "threads": 1, "device": card})
+    shown = CliRunner().invoke(cli, ["compare", "tiny", "--runs", str(tmp_path / "runs")], catch_exceptions=False)
+    warnings = [line for line in shown.output.splitlines() if line.startswith("warning: ")]
+    assert [line.split(": its")[0] for line in warnings] == ["warning: b"]
+    assert "NVIDIA A100 (0), NVIDIA A40 (1)" in warnings[0]
 
 
 def test_memory_is_raised_by_half_after_a_kill_for_it_up_to_the_limit_and_stays_raised(plan):

@@ -27,10 +27,15 @@ from harness.spec.resources import Resources
 from harness.study.expand import load_study
 
 
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count each network once for the tests of this file."""
+    monkeypatch.setenv("HARNESS_CACHE", str(shared_cache))
 
 
 @pytest.fixture
@@ -66,6 +71,12 @@ def test_a_card_is_known_by_the_name_that_torch_or_a_cluster_gives_it(text, name
     assert (card and card.name) == name
 
 
+def test_a_variant_or_a_slice_of_a_card_is_of_its_family():
+    assert CARDS["h100"].is_family_of("NVIDIA H100 PCIe") and CARDS["4090"].is_family_of("NVIDIA GeForce RTX 4090")
+    assert CARDS["a100"].is_family_of("NVIDIA A100-SXM4-40GB MIG 1g.5gb")
+    assert not CARDS["a10"].is_family_of("NVIDIA A100-SXM4-40GB")
+
+
 def test_peaks_are_dense_and_fall_from_bf16_to_fp32():
     for card in CARDS.values():
         assert card.peak_tflops("fp32") <= card.peak_tflops("tf32")
@@ -78,14 +89,16 @@ def test_jobs_start_in_their_order_as_soon_as_a_place_is_free():
     assert makespan([], 4) == 0.0
 
 
-def test_the_arithmetic_is_that_of_the_real_network_and_is_counted_once(plan, cache):
+@pytest.mark.slow
+def test_the_arithmetic_is_that_of_the_real_network_and_is_counted_once(tmp_path, plan, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     spec = plan().runs[0].run.spec
     counted = arithmetic.arithmetic_of(spec)
     method = make_method(spec, spec.data.facts, Resources(device="cpu"), torch.device("cpu"))
     of_a_step = step_compute(method, spec.data.facts)
     forward = forward_compute(method.network, torch.empty(1, 1, 8, 8), torch.empty(1))
     assert counted == arithmetic.Arithmetic(of_a_step.parameters, of_a_step.multiply_adds, forward.multiply_adds)
-    (kept,) = (cache / "arithmetic").iterdir()
+    (kept,) = (tmp_path / "cache" / "arithmetic").iterdir()
     kept.write_text(json.dumps({"parameters": 7, "step_multiply_adds": 1.0, "forward_multiply_adds": 1.0}))
     assert arithmetic.arithmetic_of(spec).parameters == 7
     kept.write_text("{")

@@ -21,7 +21,7 @@ def walk(averages: Averages, layer: nn.Linear, steps: int) -> None:
         with torch.no_grad():
             for weight in layer.parameters():
                 weight.add_(1)
-        averages.update(layer, step)
+        averages.update(step)
 
 
 def value_of(averages: Averages, name: str) -> float:

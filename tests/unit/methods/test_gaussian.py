@@ -102,6 +102,26 @@ def test_the_state_goes_on_where_it_was():
         assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("begun_fused", [True, False])
+def test_a_checkpoint_is_continued_by_the_optimizers_own_implementation_whatever_it_was_begun_with(begun_fused):
+    def fused(value: bool | None) -> GaussianMethod:
+        method = make_method()
+        for group in method.optimizer.param_groups:
+            group["fused"] = value
+        return method
+
+    begun, other, same = fused(begun_fused), fused(not begun_fused), fused(begun_fused)
+    begun.update(0, *batch())
+    for method in (other, same):
+        method.load_state_dict(copy.deepcopy(begun.state_dict()))
+    assert [group["fused"] for group in other.optimizer.param_groups] == [not begun_fused]
+    for method in (begun, other, same):
+        method.update(1, *batch())
+    for weight, by_other, by_same in zip(*(m.network.parameters() for m in (begun, other, same)), strict=True):
+        assert torch.equal(weight, by_same)
+        torch.testing.assert_close(weight, by_other, rtol=1e-5, atol=1e-6)
+
+
 def test_bf16_autocast_computes_the_loss_in_float32():
     terms, _ = make_method(autocast=torch.bfloat16).update(0, *batch())
     assert terms["loss"].dtype == torch.float32

@@ -1,5 +1,6 @@
 """The U-Net against the reference's outputs and sizes, and what it refuses."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.metrics.flops import training_step_compute
 from harness.models import MODELS, SuperResUNet, UNet
-from harness.models.unet import ResBlock, norm_groups, timestep_embedding
+from harness.models.attention import WeightedSum
+from harness.models.unet import ResBlock, fuse_attention, norm_groups, timestep_embedding
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TINY = dict(
@@ -154,6 +157,51 @@ def test_activation_checkpointing_gives_the_same_output_and_gradients_with_dropo
         output.square().mean().backward()
         results.append([output] + [parameter.grad for parameter in unet.parameters()])
     assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("num_pixels", [16, 64, 256])
+def test_weighted_sums_have_the_bits_and_the_gradients_of_autograds_own_product(num_pixels):
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(8, 16, num_pixels, generator=generator)
+    logits = torch.randn(8, num_pixels, num_pixels, generator=generator)
+    gradient = torch.randn(8, 16, num_pixels, generator=generator)
+
+    results = []
+    for weighted_sum in (WeightedSum.apply, lambda v, weights: torch.bmm(v, weights.mT)):
+        inputs = [tensor.clone().requires_grad_() for tensor in (v, logits)]
+        output = weighted_sum(inputs[0], inputs[1].softmax(dim=-1))
+        results.append((output, *torch.autograd.grad(output, inputs, gradient)))
+
+    assert all(map(torch.equal, *results))
+
+
+def test_weighted_sums_can_be_differentiated_twice():
+    generator = torch.Generator().manual_seed(0)
+    v, weights = (
+        torch.rand(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((2, 3, 4), (2, 4, 4))
+    )
+
+    assert torch.autograd.gradgradcheck(WeightedSum.apply, (v, weights))
+
+
+def test_fused_attention_gives_the_output_the_gradients_and_the_arithmetic_of_the_published_one():
+    torch.manual_seed(0)
+    published = UNet(3, 8, 6, 1, [1], num_heads=2, channel_mult=(1, 2))
+    for weight in published.parameters():  # zero-initialised layers would hide most of it
+        torch.nn.init.normal_(weight, std=0.1)
+    fused = copy.deepcopy(published)
+    fuse_attention(fused)
+    assert not published.middle_block[1].fused and fused.middle_block[1].fused
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
+    outputs = [network(x, t) for network in (published, fused)]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-5, atol=1e-5)
+    for output in outputs:
+        output.square().sum().backward()
+    rounding = 1e-6 * max(float(weight.grad.abs().max()) for weight in published.parameters())
+    for mine, theirs in zip(fused.parameters(), published.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=rounding)
+    assert training_step_compute(fused, x, t) == training_step_compute(published, x, t)
 
 
 def test_activation_checkpointing_stores_fewer_activations():

@@ -140,6 +140,22 @@ REFUSED = {
                          "resources.threads: {int: [1, 2]}"),
         ["search.yaml:16: search.space.resources.threads: 1 and 2 give the same run"],
     ),
+    "rungs and a sampler that learns": (
+        LAMBDA_S + "  rungs: [4, 12]\n",
+        ["search.yaml:20: search.rungs: all trials reach the first rung before one has ended, so sampler tpe"],
+    ),
+    "rungs and a pruner": (
+        LAMBDA_S + "  sampler: random\n  pruner: median\n  rungs: [4, 12]\n",
+        ["search.yaml:22: search.rungs:", "and so does a pruner"],
+    ),
+    "rungs without a measurement": (
+        LAMBDA_S + "  sampler: random\n  rungs: [4, 12]\n",
+        ["search.yaml:21: search.rungs: a rung needs eval/nll_bpd during training: give the evaluation `every: STEPS`"],
+    ),
+    "rungs beside the search": (
+        "rungs: [4, 12]\n" + LAMBDA_S,
+        ["search.yaml:13: rungs: not allowed in a search; use search.rungs"],
+    ),
     "a timeout without a unit": (LAMBDA_S + "  timeout: 90\n", ["search.yaml:20: search.timeout:"]),
 }  # fmt: skip
 

@@ -189,6 +189,34 @@ def test_scratch_is_a_folder_of_the_jobs_own_and_is_gone_at_its_end(tmp_path):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("ends", ["true", "kill -9 $BASHPID", "kill -TERM $$"], ids=["well", "killed", "stopped"])
+def test_the_stage_is_a_folder_of_the_jobs_own_and_is_gone_at_its_end(tmp_path, ends):
+    profile = Profile(stage={"data": "$NODE_DISK"})
+    neighbour = tmp_path / "harness-stage-8"
+    neighbour.mkdir()
+    (tmp_path / "harness-stage-7").mkdir()
+    (tmp_path / "harness-stage-7" / "left by a killed life").touch()
+    body = [
+        *REQUEUE_WHEN_KILLED,
+        *slurm_parameters(Resources(), profile)["slurm_setup"],
+        'ls -A "$NODE_DISK"; mkdir "$HARNESS_STAGE" && touch "$HARNESS_STAGE/copy"',
+        f"({ends})",
+    ]
+    environment = {**os.environ, "NODE_DISK": str(tmp_path), "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", "\n".join(body)], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[0] == neighbour.name  # what an earlier life of the job had left is gone
+    assert list(tmp_path.iterdir()) == [neighbour]
+
+
+@pytest.mark.process
+def test_a_stage_in_a_folder_that_this_node_does_not_name_is_none(tmp_path):
+    lines = slurm_parameters(Resources(), Profile(stage={"data": "$NOT_SET_HERE"}))["slurm_setup"]
+    script = "\n".join([*lines, 'echo "stage is ${HARNESS_STAGE-unset}"'])
+    done = subprocess.run(["bash", "-c", script], env={"SLURM_JOB_ID": "7"}, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("stage is unset\n", "stage: $NOT_SET_HERE is no folder here\n")
+
+
+@pytest.mark.process
 def test_a_module_that_does_not_load_ends_the_job_with_its_name():
     script = "\n".join(
         ["module() { return 1; }", *slurm_parameters(Resources(), Profile(modules=("cuda/12.4",)))["slurm_setup"]]

@@ -32,8 +32,8 @@ class Walk:
             with torch.no_grad():
                 for weight in self.network.parameters():
                     weight.add_(0.1 * torch.randn(weight.shape, generator=self.generator))
-            self.averages.update(self.network, step)
-            self.directly.update(self.network, step)
+            self.averages.update(step)
+            self.directly.update(step)
             if (step + 1) % EVERY == 0:
                 save_snapshot(folder, step + 1, self.sampling_network, TRAIN)
 
@@ -78,7 +78,8 @@ def test_a_snapshot_that_is_written_again_replaces_the_one_of_its_step(tmp_path)
     walk.train(tmp_path, 20)
     ((_, first),) = snapshot_files(tmp_path)
     assert save_snapshot(tmp_path, 20, walk.sampling_network, TRAIN) == first
-    walk.averages.update(nn.Linear(8, 4), 20)
+    walk.network.load_state_dict(nn.Linear(8, 4).state_dict())
+    walk.averages.update(20)
     other = save_snapshot(tmp_path, 20, walk.sampling_network, TRAIN)
     assert snapshot_files(tmp_path) == [(20, other)] and other != first
 

@@ -1,0 +1,125 @@
+"""The rungs of a study against the records: who goes on, who waits, who is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.records.data_digest import recorded_data_digest
+from harness.records.directory import RunDirectory
+from harness.records.manifest import read_manifest
+from harness.records.status import Status
+from harness.spec.evaluation import Evaluation
+from harness.spec.metrics import recorded_name
+from harness.study.model import Run, Study
+from harness.study.rungs import Progress, Rungs, Standing, decide, direction_of, metric_at_rungs
+
+if TYPE_CHECKING:
+    from harness.launch.planning import Plan, PlannedRun
+
+
+def state_at_rung(run: Run, status: Status) -> str:
+    """Return the state of a run that pauses at rungs, or did: what is asked for further goes on."""
+    goes_on = run.until is None or run.until > status.step
+    return "interrupted" if status.cause == "rung" and goes_on else status.state
+
+
+def measured_curve(directory: RunDirectory, run: Run, evaluation: Evaluation, name: str) -> dict[int, float]:
+    """Return a metric's values during training by step, by what it is called in the plan.
+
+    Records of earlier versions have it under that name; the prefix has a suffix if two studies' protocols clashed.
+    """
+    if not directory.path.exists():
+        return {}
+    recorded = recorded_name(name, run.spec.data.name, recorded_data_digest(directory))
+    for prefix in (f"{evaluation.name}_{evaluation.key[:6]}", evaluation.name):
+        for known in (recorded, name):
+            steps, values = directory.history(f"{prefix}/{known}")
+            if steps:
+                return dict(zip(steps, values, strict=True))
+    return {}
+
+
+def mean_at_rungs(curves: Sequence[dict[int, float]], steps: Sequence[int]) -> dict[int, float]:
+    """Return the mean over replicates at each rung but the last that all of them have reached."""
+    return {
+        step: sum(curve[step] for curve in curves) / len(curves)
+        for step in steps[:-1]
+        if all(step in curve for curve in curves)
+    }
+
+
+def with_rungs(study: Study, rungs: Rungs, planned_runs: Sequence[PlannedRun], runs_folder: Path) -> list[PlannedRun]:
+    """Return a study's planned runs as its rungs have them: each with the step to which it trains for now."""
+    of_arm: dict[str, list[PlannedRun]] = {}
+    for planned in planned_runs:
+        of_arm.setdefault(planned.run.arm, []).append(planned)
+    _, name = metric_at_rungs(rungs.metric, planned_runs[0].run)
+    standings = decide(
+        {arm: _progress(study, rungs, runs, runs_folder) for arm, runs in of_arm.items()},
+        rungs.steps,
+        rungs.reduction_factor,
+        metric=rungs.metric,
+        direction=direction_of(name),
+    )
+    return [_at_rung(planned, standings[planned.run.arm]) for planned in planned_runs]
+
+
+def _progress(study: Study, rungs: Rungs, planned_runs: Sequence[PlannedRun], runs_folder: Path) -> Progress:
+    manifest = read_manifest(runs_folder, study.name)
+    asked_for = manifest.runs if manifest else {}
+    let_on = [asked_for.get(planned.run_key, {}).get("until", 0) for planned in planned_runs]
+    trained = [planned.status.step for planned in planned_runs]
+    curves = [
+        measured_curve(planned.directory, planned.run, *metric_at_rungs(rungs.metric, planned.run))
+        for planned in planned_runs
+    ]
+    states = {planned.state for planned in planned_runs}
+    ended = "failed" in states or states <= {"done", "evaluate"}
+    return Progress(mean_at_rungs(curves, rungs.steps), max(*let_on, *trained), ended)
+
+
+def _at_rung(planned: PlannedRun, standing: Standing) -> PlannedRun:
+    run = replace(planned.run, until=standing.until)
+    if planned.status.state not in ("paused", "pruned"):
+        return replace(planned, run=run)
+    state, status = state_at_rung(run, planned.status), planned.status
+    if standing.dropped and state != "interrupted":
+        state, status = "pruned", replace(status, state="pruned", reason=standing.dropped)
+    return replace(planned, run=run, state=state, status=status)
+
+
+def drop(directory: RunDirectory, reason: str) -> None:
+    """End a run that is paused: it is pruned, and its checkpoint is kept, so that it can still be let on.
+
+    Raises:
+        RecordError: a process is working on it, or the directory cannot be written.
+    """
+    with directory.lock():
+        status = directory.status()
+        if status.state != "paused":
+            return
+        with directory.open_journal(resumed_from_step=status.step) as journal:
+            journal.event("pruned", reason=reason)
+        directory.set_status(replace(status, state="pruned", reason=reason, attempt=max(directory.attempts())))
+
+
+def going_on(plan: Plan) -> Plan | None:
+    """Return a plan with what goes on from a rung as all there is to do, None if nothing does.
+
+    Others that are to do have just ended: they failed, or were interrupted.
+    """
+    if plan.study.rungs is None:
+        return None
+    let_on = {planned.run_key for planned in plan.to_do if planned.status.cause == "rung"}
+    others = {planned.run_key for planned in plan.to_do} - let_on
+    runs = tuple(replace(planned, state="skipped") if planned.run_key in others else planned for planned in plan.runs)
+    return replace(plan, runs=runs) if let_on else None
+
+
+def unsettled(plan: Plan) -> int:
+    """Return how many runs of a study with rungs may still be let on."""
+    ended = ("done", "failed", "pruned")
+    return sum(planned.state not in ended for planned in plan.runs) if plan.study.rungs else 0
