@@ -57,7 +57,7 @@ def record_compute(directory: RunDirectory, journal: Journal, spec: RunSpec, tra
     """Record the compute of the whole training, for the scaling figures, unless an earlier attempt did."""
     if directory.history("compute/parameters")[0]:
         return
-    compute, reason = training_compute(spec, training, data)
+    compute, reason = training_compute(spec, training.method, data)
     if reason:
         logger.warning(f"run {directory.key}: the arithmetic of its training {reason}")
         journal.event("compute_not_counted", step=training.step, reason=reason)

@@ -283,9 +283,7 @@ def test_a_run_killed_between_training_and_evaluation_loses_no_row(tiny_run, mon
     unbroken, killed = tiny_run(EVALUATE, folder="a"), tiny_run(EVALUATE, folder="b")
     run_job(unbroken)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "harness.job.job._Job._record_compute", lambda *_: (_ for _ in ()).throw(MemoryError("killed here"))
-        )
+        patch.setattr("harness.job.job.record_compute", lambda *_: (_ for _ in ()).throw(MemoryError("killed here")))
         assert run_job(killed) == "failed"
     assert run_job(killed) == "done"
     assert sorted(results(unbroken)) == sorted(results(killed))
