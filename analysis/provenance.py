@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from harness.errors import RecordError
+from harness.text import count
 
 METADATA = "harness"
 """The keyword of a provenance in a PNG; PDF and SVG have it among their keywords."""
@@ -42,7 +43,7 @@ class Provenance:
         if not self.run_keys:
             return f"closed form, no runs; made by: {self.command}"
         return (
-            f"study {self.study}; {len(self.run_keys)} runs, digest {self.runs_digest}: "
+            f"study {self.study}; {count(len(self.run_keys), 'run')}, digest {self.runs_digest}: "
             f"{' '.join(sorted(self.run_keys))}; code {', '.join(self.code_versions)}; made by: {self.command}"
         )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -79,6 +81,20 @@ def device_time(hours: float) -> str:
 def shell_word(text: object) -> str:
     """Return a path or name as one word of a command that a user may paste into a shell."""
     return shlex.quote(str(text))
+
+
+def harness_command(verb: str, *words: object, runs_folder: Path | None = None, sets: Sequence[str] = ()) -> str:
+    """Return a command of ours that a user may paste into a shell: `harness submit study.yaml --set train.steps=9`.
+
+    Args:
+        words: its arguments and options.
+        runs_folder: that it is about; said where it is not the one that the command takes by itself.
+        sets: the `--set` options that the study was given.
+    """
+    options = [part for value in sets for part in ("--set", value)]
+    if runs_folder is not None and runs_folder != Path(os.environ.get("HARNESS_RUNS") or "runs"):
+        options += ["--runs", str(runs_folder)]
+    return " ".join(["harness", verb, *map(shell_word, [*words, *options])])
 
 
 def count(number: int, noun: str) -> str:

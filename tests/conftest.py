@@ -165,21 +165,21 @@ class DevCluster:
         self._command("start", PORT=_free_neighbours(10), **knobs)
 
     def crash(self, node: str) -> None:
-        """Let `node`, such as n2, die with its jobs."""
+        """Let `node`, such as n2, die with its jobs; or slurmctld, so that SLURM does not answer."""
         self._command("crash", node)
 
     def revive(self, node: str) -> None:
-        """Bring `node` back, and wait until it takes jobs."""
+        """Bring `node` back, and wait until it takes jobs; or slurmctld."""
         self._command("revive", node)
 
     @contextlib.contextmanager
     def outage(self) -> Iterator[None]:
         """Let SLURM answer nobody within a block; what runs goes on."""
-        self._command("halt")
+        self.crash("slurmctld")
         try:
             yield
         finally:
-            self._command("resume")
+            self.revive("slurmctld")
 
     def stop(self) -> None:
         """Cancel the jobs, end the daemons and delete the database, which is large."""

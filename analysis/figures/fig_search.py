@@ -387,7 +387,8 @@ def _ticks(row: pd.Series) -> list[tuple[float, str]]:
 
 def _caption_history(frame: pd.DataFrame) -> str:
     pruned = frame.loc[frame["state"] == "pruned", "trial"].nunique()
-    note = f" Crosses: {pruned} trials that were pruned, at their last intermediate value." if pruned else ""
+    of_trials = "1 trial that was" if pruned == 1 else f"{pruned} trials that were"
+    note = f" Crosses: {of_trials} pruned, at their last intermediate value." if pruned else ""
     return f"Each trial as it ended, the best so far, and the best (star).{note}"
 
 

@@ -37,11 +37,13 @@ def import_checkpoint(file: Path, name: str, output: Output, runs_folder: Path) 
     With --json: {"run_key", "name", "run_dir", "study_file"}.
     """
     from harness.interop import checkpoints
+    from harness.text import harness_command
 
     directory = checkpoints.import_checkpoint(file, name, runs_folder)
     family, name, _ = checkpoints.published(name)
     study = directory.path / "study.yaml"
-    click.echo(f"{directory.key} is {name}; to sample: harness sample {directory.key[:8]} --num-samples 16")
+    sample = harness_command("sample", directory.key[:8], "--num-samples", 16, runs_folder=runs_folder)
+    click.echo(f"{directory.key} is {name}; to sample: {sample}")
     click.echo(f"to evaluate: submit a study with `extends: {study}` and an `evaluate:` list")
     for network in family.left_initial:
         click.echo(f"its {network} is not in the file: it has its initial weights, which neither of these uses")

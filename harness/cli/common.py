@@ -297,6 +297,7 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
     from harness.records.directory import RunDirectory
     from harness.records.layout import study_names
     from harness.records.manifest import Manifests
+    from harness.text import harness_command
 
     if study is None:
         return None, all_runs(runs_folder)
@@ -314,7 +315,8 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
             places = {run.key: run.studies().get(name, {}) for run in directories}
             directories.sort(key=lambda run: (places[run.key].get("arm", ""), places[run.key].get("replicate", 0)))
     if not directories and (loaded or manifests.of(name)):
-        raise LaunchError(f"study {name} has no runs in {runs_folder} yet: harness submit {shlex.quote(study)}")
+        submit = harness_command("submit", study, runs_folder=runs_folder)
+        raise LaunchError(f"study {name} has no runs in {runs_folder} yet: {submit}")
     if not directories:
         raise LaunchError(f"no study {name!r} in {runs_folder}; {_choices(study_names(runs_folder), 'it is empty')}")
     return name, directories

@@ -69,6 +69,7 @@ def compare(
     from harness.analysis.runs import load_records
     from harness.analysis.tables import tab_contrasts
     from harness.records.devices import mixed_devices
+    from harness.text import harness_command
 
     if all_pairs and (baseline or by):
         raise LaunchError("either --all-pairs or a --baseline or --by")
@@ -90,7 +91,8 @@ def compare(
     if output.as_json:
         return
     if not contrasts:
-        click.echo(f"nothing of {name} can be compared yet: `harness status {name}` shows what its runs are doing")
+        status = harness_command("status", name, runs_folder=runs_folder)
+        click.echo(f"nothing of {name} can be compared yet: `{status}` shows what its runs are doing")
         return
     if form == "markdown":
         click.echo(tab_contrasts.markdown(contrasts))
@@ -121,6 +123,7 @@ def _show(contrasts: Any) -> None:
 def _compare_studies(study: str, other: str, output: Output, runs_folder: Path) -> None:
     from harness.cli.tables import Table
     from harness.records.manifest import Manifests
+    from harness.text import count
 
     manifests = Manifests(runs_folder)
     runs: dict[str, dict[str, dict[str, Any]]] = {}
@@ -140,7 +143,9 @@ def _compare_studies(study: str, other: str, output: Output, runs_folder: Path) 
     output.document({"studies": [first, second], "shared": shared, "only_in": only_in})
     if output.as_json:
         return
-    click.echo(f"{first}: {len(ours)} runs, {second}: {len(theirs)} runs; the same in both: {len(shared)}")
+    click.echo(
+        f"{first}: {count(len(ours), 'run')}, {second}: {count(len(theirs), 'run')}; the same in both: {len(shared)}"
+    )
     rows = [
         (name, run["run_key"], f"{run['arm']} r{run['replicate']}")
         for name, members in only_in.items()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import Output, json_option, runs_folder_option, same_runs, study_name
+from harness.cli.common import Output, json_option, runs_folder_option, study_name
 
 
 def earlier_lines(study: str | None, keys: Sequence[str], active: Sequence[str], runs_folder: Path) -> list[str]:
@@ -18,14 +18,16 @@ def earlier_lines(study: str | None, keys: Sequence[str], active: Sequence[str],
         keys: of these runs.
         active: the keys of those that are queued or running.
     """
-    from harness.text import count
+    from harness.text import count, harness_command
 
     if not keys:
         return []
-    verb, whose, option = "is" if len(keys) == 1 else "are", " of this study" if study else "", same_runs(runs_folder)
-    lines = [f"{count(len(keys), 'run')}{whose} {verb} no longer asked for: harness forget {study or 'STUDY'}{option}"]
+    verb, whose = "is" if len(keys) == 1 else "are", " of this study" if study else ""
+    forget = harness_command("forget", study or "STUDY", runs_folder=runs_folder)
+    lines = [f"{count(len(keys), 'run')}{whose} {verb} no longer asked for: {forget}"]
     if active:
-        lines.append(f"of them queued or running: {len(active)}; to cancel: harness cancel {' '.join(active)}{option}")
+        cancel = harness_command("cancel", *active, runs_folder=runs_folder)
+        lines.append(f"of them queued or running: {len(active)}; to cancel: {cancel}")
     return lines
 
 
@@ -51,7 +53,9 @@ def forget(study: str, dry_run: bool, output: Output, runs_folder: Path) -> None
 
     name = study_name(study)
     if name not in study_names(runs_folder):
-        raise LaunchError(f"no study {name!r} in {runs_folder}; harness list shows the studies")
+        raise LaunchError(
+            f"no study {name!r} in {runs_folder}; {text.harness_command('list', runs_folder=runs_folder)} shows them"
+        )
     earlier = manifest.Manifests(runs_folder).earlier_runs(name)
     active = {directory.key for directory in manage.active(earlier)}
     leaving = [directory for directory in earlier if directory.key not in active]
@@ -69,6 +73,8 @@ def forget(study: str, dry_run: bool, output: Output, runs_folder: Path) -> None
     verb = "would be forgotten" if dry_run else "forgotten"
     click.echo(f"{text.count(len(leaving), 'run')} {verb}" if leaving else f"nothing to forget in study {name}")
     if leaving and not dry_run:
-        click.echo("their records stay; harness sync marks them in MLflow, where a submission has not")
+        sync = text.harness_command("sync", runs_folder=runs_folder)
+        click.echo(f"their records stay; {sync} marks them in MLflow, where a submission has not")
     if active:
-        click.echo(f"kept, since queued or running: harness cancel {' '.join(sorted(active))}{same_runs(runs_folder)}")
+        cancel = text.harness_command("cancel", *sorted(active), runs_folder=runs_folder)
+        click.echo(f"kept, since queued or running: {cancel}")

@@ -288,7 +288,7 @@ def score(
     from harness.job.environment import choose_device, code_version
     from harness.records.scored import write_scored
     from harness.study.named_data import data_named
-    from harness.text import printable
+    from harness.text import harness_command, printable
 
     if arm is not None and study is None:
         raise SpecError("--as puts images beside the arms of a study: name it with --study")
@@ -318,7 +318,8 @@ def score(
     click.echo(_compared(result))
     if arm is not None:
         write_scored(runs_folder, name, arm, result)
-        click.echo(f"stored as arm {arm} of study {name}, not ours; to see it: harness figures {name}")
+        figures = harness_command("figures", name, runs_folder=runs_folder)
+        click.echo(f"stored as arm {arm} of study {name}, not ours; to see it: {figures}")
         result |= {"study": name, "arm": arm}
     output.document(result)
 

@@ -80,7 +80,8 @@ def figures(
     page = out / "index.html"
     for path in (page, *files):
         click.echo(path)
-    click.echo(f"{len(made)} figures and tables are new" if made else "nothing has changed")
+    new = "1 figure or table is new" if len(made) == 1 else f"{len(made)} figures and tables are new"
+    click.echo(new if made else "nothing has changed")
     document = {"page": str(page), "studies": names, "made": made}
     output.document(document | ({"files": list(map(str, files))} if one_file else {}))
 

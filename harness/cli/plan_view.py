@@ -11,7 +11,7 @@ from harness.launch.inputs import data_notes, extractor_notes, recorded_data_not
 from harness.launch.planning import Plan, PlannedRun
 from harness.progress import duration
 from harness.spec.costs import network_evaluations
-from harness.text import count, device_hours, printable, rounded_count, size
+from harness.text import count, device_hours, harness_command, printable, rounded_count, size
 
 
 def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
@@ -140,5 +140,6 @@ def total_cost(plan: Plan) -> str:
         return f"training left: none{more if evaluations else ''}{limit}"
     disk = _sum_known([plan.checkpoint_bytes(planned) for planned in plan.runs], size)
     unknown = any(plan.device_hours(planned) is None for planned in plan.runs)
-    hint = f"\n`harness calibrate {plan.study.path}` measures what is unknown" if unknown else ""
+    calibrate = harness_command("calibrate", plan.study.path, runs_folder=plan.runs_folder, sets=plan.study.sets)
+    hint = f"\n`{calibrate}` measures what is unknown" if unknown else ""
     return f"training left: {sentence}{more}{limit}\ncheckpoints will take: {disk}{hint}"

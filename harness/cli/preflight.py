@@ -17,7 +17,6 @@ from harness.cli.common import (
     profile_option,
     read_profile,
     runs_folder_option,
-    same_runs,
     set_option,
     study_file,
 )
@@ -96,6 +95,7 @@ def calibrate(
     With --json: {"classes": [{"arms", "batch_size", "error", "measured"}]}, `measured` being null or {"device",
     "device_name", "seconds_per_step", "num_processes", ...}.
     """
+    from harness import text
     from harness.cli import tables
     from harness.cli.plan_view import total_cost
     from harness.launch import planning
@@ -118,7 +118,7 @@ def calibrate(
         headers = ("arm", "seconds a step", "images/s", "checkpoint", "on")
         tables.Table(headers, [_class_cells(result) for result in results]).show()
         click.echo(total_cost(replace(planned)))  # with what was just timed
-    click.echo(f"each run: harness plan {study}{same_runs(runs_folder)}")
+    click.echo(f"each run: {text.harness_command('plan', study, runs_folder=runs_folder, sets=sets)}")
     if any(result.timing is None for result in results):
         sys.exit(1)
 

@@ -257,7 +257,8 @@ def import_(file: Path, figures: Path, output: Output, runs_folder: Path) -> Non
     present = f", {text.count(len(done.present), 'run')} already here" if done.present else ""
     drawn = f", {text.count(done.num_figures, 'figure file')}" if done.num_figures else ""
     click.echo(f"study {done.study}: {text.count(len(done.added), 'run')} imported{present}{drawn}")
-    click.echo(f"next: harness status {done.study}; for MLflow: harness sync {done.study}")
+    status, upload = (text.harness_command(verb, done.study, runs_folder=runs_folder) for verb in ("status", "sync"))
+    click.echo(f"next: {status}; for MLflow: {upload}")
     output.document(asdict(done))
 
 

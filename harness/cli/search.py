@@ -18,7 +18,6 @@ from harness.cli.common import (
     profile_option,
     read_profile,
     runs_folder_option,
-    same_runs,
     set_option,
     study_file,
 )
@@ -62,6 +61,7 @@ def search(
     With --json: {"search", "trials": [{"trial", "state", "point", "values", "run_keys", "reason"}], "best": [TRIAL]},
     best being the Pareto front where there are several metrics; with --best {"trial", "study": YAML}.
     """
+    from harness import text
     from harness.search.coordinator import Coordinator
     from harness.search.loading import load_search
     from harness.search.workers import LocalWorkers, SlurmWorkers, Workers
@@ -85,7 +85,10 @@ def search(
     try:
         finished = coordinator.run()
     except KeyboardInterrupt:
-        click.echo(f"stopped; to resume: harness search {study}{same_runs(runs_folder)}")
+        where = [] if cluster == "local" else ["--cluster", cluster]
+        options = [*(["--profile", profile] if profile else []), *(["--jobs", jobs] if jobs else [])]
+        resume = text.harness_command("search", study, *where, *options, runs_folder=runs_folder, sets=sets)
+        click.echo(f"stopped; to resume: {resume}")
         sys.exit(INTERRUPTED_EXIT_CODE)
     _draw(definition, runs_folder)
     coordinator.sync_search()
@@ -222,12 +225,14 @@ def _progress(trial: TrialRecord, runs_folder: Path) -> str:
 
 
 def _show_best(search: Search, runs_folder: Path, output: Output) -> None:
+    from harness import text
     from harness.search.trials import best_study, pareto_front, read_trials
 
     best = pareto_front(read_trials(search.folder(runs_folder)), search.metrics)
     if not best:
         raise LaunchError(
-            f"search {search.name} has no complete trial in {runs_folder} yet: harness search {search.path}"
+            f"search {search.name} has no complete trial in {runs_folder} yet: "
+            + text.harness_command("search", search.path, runs_folder=runs_folder)
         )
     output.document({"trial": best[0].arm, "study": best_study(search, best[0])})
     if output.as_json:

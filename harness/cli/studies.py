@@ -20,7 +20,6 @@ from harness.cli.common import (
     profile_option,
     read_profile,
     runs_folder_option,
-    same_runs,
     set_option,
     study_file,
 )
@@ -174,7 +173,7 @@ def submit_and_follow(
     from harness.launch.submission import BlockingSubmission
     from harness.launch.submit import submit as submit_plan
 
-    study, name = planned.study.path, planned.study.name
+    name = planned.study.name
     submission = submit_plan(planned, **options)
     submitted = {run.run_key for run in submission.runs}
     skipped = [run for run in planned.runs if run.run_key not in submitted]
@@ -196,7 +195,7 @@ def submit_and_follow(
             assert isinstance(submission, BlockingSubmission)
             ended_by_itself = _follow(submission, name)
     else:
-        click.echo(f"follow: harness status {text.shell_word(study)}{same_runs(runs_folder)} --watch")
+        click.echo(f"follow: {text.harness_command('status', name, '--watch', runs_folder=runs_folder)}")
     ends = (*skipped, *submission.now())
     if planned.study.rungs and replan:  # most have ended at a rung that was not the last one
         ends = replan().runs
@@ -212,7 +211,7 @@ def submit_and_follow(
     if submission.runs and options.get("sync"):
         _show_views(planned, options.get("profile"), blocking=isinstance(submission, BlockingSubmission))
     if submission.runs and isinstance(submission, BlockingSubmission):
-        _report_end(submission, study, runs_folder, ended_by_itself)
+        _report_end(submission, planned, ended_by_itself)
     return len(submission.left)
 
 
@@ -257,14 +256,14 @@ def _offer_to_cancel_orphans(planned: Plan, runs_folder: Path, *, ask: bool) -> 
     if not orphans:
         return
     message = f"{text.count(len(orphans), 'run')} of this study queued or running, but no longer in its file"
-    keys = " ".join(directory.key for directory in orphans)
+    keys = [directory.key for directory in orphans]
     if not ask:
-        click.echo(f"{message}; to cancel: harness cancel {keys}{same_runs(runs_folder)}")
-    elif click.confirm(f"{message}: {keys}. Cancel?"):
+        click.echo(f"{message}; to cancel: {text.harness_command('cancel', *keys, runs_folder=runs_folder)}")
+    elif click.confirm(f"{message}: {' '.join(keys)}. Cancel?"):
         manage.cancel(orphans)
 
 
-def _report_end(submission: BlockingSubmission, study: Path, runs_folder: Path, ended_by_itself: bool) -> None:
+def _report_end(submission: BlockingSubmission, plan: Plan, ended_by_itself: bool) -> None:
     from harness import text
 
     unfinished = submission.unfinished()
@@ -278,6 +277,7 @@ def _report_end(submission: BlockingSubmission, study: Path, runs_folder: Path, 
         click.echo(f"a worker was killed (out of memory?); its log: {log}", err=True)
     if not unfinished:
         return
-    first, option = unfinished[0].run_key, same_runs(runs_folder)
-    click.echo(f"details: harness why {first}{option}; to resume: harness submit {text.shell_word(study)}{option}")
+    why = text.harness_command("why", unfinished[0].run_key, runs_folder=plan.runs_folder)
+    resume = text.harness_command("submit", plan.study.path, runs_folder=plan.runs_folder, sets=plan.study.sets)
+    click.echo(f"details: {why}; to resume: {resume}")
     sys.exit(1 if ended_by_itself else INTERRUPTED_EXIT_CODE)

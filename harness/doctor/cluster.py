@@ -1,6 +1,6 @@
 """Check SLURM's description of a cluster (harness.slurm.cluster) against a profile and the runs' resources.
 
-All but `ask_slurm`, `check_submit_limit` and `check_jobs` are pure functions of SLURM's output.
+All but `ask_slurm` are pure functions of SLURM's output.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from harness.doctor.findings import Finding, ok, one_line, problem, warning
 from harness.errors import LaunchError
-from harness.launch.on_slurm import check_accepted
 from harness.launch.planning import Plan, on_cluster
 from harness.launch.processes import unusable_path
 from harness.slurm.cluster import ClusterInfo, count_gpus, is_usable, parse_time_limit, read_cluster_info
@@ -224,15 +223,3 @@ def check_time_limits(profile: Profile, classes: Mapping[str, Resources]) -> Ite
                 f"{arms}: time_minutes {limit}: up to {SUBMITIT_MINUTES}, submitit takes each preemption for a timeout "
                 f"and gives up after a few; set {SUBMITIT_MINUTES + 1} or more"
             )
-
-
-def check_jobs(profile: Profile, classes: Mapping[str, Resources], plan: Plan | None) -> Iterator[Finding]:
-    """Let SLURM itself check the script of the jobs, since it has rules that no table shows; nothing is submitted."""
-    study = plan.study.name if plan else "doctor"
-    for arms, resources in classes.items():
-        try:
-            check_accepted(resources, profile, study, num_jobs=1)
-        except LaunchError as error:
-            options = slurm_parameters(resources, profile)["slurm_additional_parameters"]
-            shown = " ".join(f"--{name}={value}" for name, value in options.items())
-            yield problem(f"{arms}: SLURM would not accept such a job: {one_line(str(error))}; options: {shown}")

@@ -15,7 +15,6 @@ from harness.doctor.cluster import (
     check_account,
     check_arrays,
     check_idle_gpus,
-    check_jobs,
     check_partition,
     check_path,
     check_preemption,
@@ -24,6 +23,7 @@ from harness.doctor.cluster import (
 )
 from harness.doctor.findings import Finding, problem, warning
 from harness.doctor.machine import (
+    check_cache,
     check_cores_and_memory,
     check_data,
     check_extractors,
@@ -34,6 +34,7 @@ from harness.doctor.machine import (
 )
 from harness.doctor.probe import run_node_probe
 from harness.doctor.store import check_local_store, check_store
+from harness.doctor.submission import check_jobs, check_limits, check_modules
 from harness.launch.planning import Plan
 from harness.records.layout import NODES
 from harness.records.nodes import bad_nodes
@@ -49,6 +50,7 @@ def examine_machine(plan: Plan | None, runs_folder: Path) -> Iterator[Finding]:
     yield check_cores_and_memory(plan)
     yield from check_path(runs_folder, "local")
     yield from check_runs_folder(runs_folder, plan)
+    yield from check_cache()
     yield from check_local_store()
     if plan:
         yield from check_data(plan)
@@ -75,6 +77,7 @@ def examine_cluster(
             *check_partition(slurm, profile, classes),
             *check_account(slurm, profile),
             check_arrays(slurm, profile),
+            *check_limits(slurm, profile, plan),
             *check_preemption(slurm, profile),
             *check_time_limits(profile, classes),
             *check_idle_gpus(profile, plan),
@@ -82,9 +85,11 @@ def examine_cluster(
         yield from findings
         if all(finding.level != "problem" for finding in findings):  # else it would report the same problem again
             yield from check_jobs(profile, classes, plan)
+    yield from check_modules(profile)
     unusable = list(check_path(runs_folder, "slurm"))
     yield from unusable
     yield from check_runs_folder(runs_folder, plan)
+    yield from check_cache()
     yield from (
         warning(f"{node.describe()}; to use it before that, remove {runs_folder / NODES / node.node}.json")
         for node in bad_nodes(runs_folder)

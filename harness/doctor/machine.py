@@ -22,9 +22,10 @@ from harness.launch.processes import available_cores
 from harness.metrics.weights import WEIGHTS, is_official, require_weights_file, weights_file
 from harness.records.files import replace_file
 from harness.spec.evaluation import WITH_FEATURES
-from harness.text import count, size
+from harness.text import count, harness_command, size
 
 LITTLE_DISK_GIB = 5
+LITTLE_CACHE_GIB = 1
 TOOL_SECONDS = 30  # for quota, lfs and df, which may hang with their server
 SHARED_FILE_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "afs", "fuse.glusterfs")
 
@@ -40,21 +41,28 @@ def check_runs_folder(folder: Path, plan: Plan | None) -> Iterator[Finding]:
             f"runs folder {folder}: cannot be written ({error.strerror}); choose another by --runs or HARNESS_RUNS"
         )
         return
-    on_disk, quota = shutil.disk_usage(existing).free, quota_left(existing)
-    free, of_what = (quota, "of your quota") if quota is not None and quota < on_disk else (on_disk, "of the disk")
+    free, of_what = free_space(existing)
     sizes = [plan.checkpoint_bytes(planned) for planned in plan.runs] if plan else []
     needed = sum(filter(None, sizes))
+    clean = harness_command("clean", runs_folder=folder)
     state = f"runs folder {folder}: can be written; {size(free)} {of_what} are free"
     if needed > free:
         yield problem(
-            f"{state}, but the checkpoints of the study take {size(needed)}: `harness clean` shows what can be deleted"
+            f"{state}, but the checkpoints of the study take {size(needed)}: `{clean}` shows what can be deleted"
         )
     elif free < LITTLE_DISK_GIB * 2**30:
-        yield warning(f"{state}; that is little: `harness clean` shows what can be deleted")
+        yield warning(f"{state}; that is little: `{clean}` shows what can be deleted")
     elif plan and None in sizes:
-        yield ok(f"{state}; `harness calibrate {plan.study.path}` measures what checkpoints will take")
+        calibrate = harness_command("calibrate", plan.study.path, runs_folder=folder)
+        yield ok(f"{state}; `{calibrate}` measures what checkpoints will take")
     else:
         yield ok(state + (f", the checkpoints of the study take {size(needed)}" if needed else ""))
+
+
+def free_space(folder: Path) -> tuple[int, str]:
+    """Return the bytes that are free for this user, and whether the disk or the quota sets the limit."""
+    on_disk, quota = shutil.disk_usage(folder).free, quota_left(folder)
+    return (quota, "of your quota") if quota is not None and quota < on_disk else (on_disk, "of the disk")
 
 
 def nearest_folder(path: Path) -> Path:
@@ -114,7 +122,6 @@ def check_data(plan: Plan) -> Iterator[Finding]:
     """Load each data set of a study, and account for what it holds."""
     from harness.datasets import make_dataset
 
-    yield from check_cache()
     for data, root in dict.fromkeys((planned.run.spec.data, planned.run.data_root) for planned in plan.runs):
         try:
             dataset = make_dataset(data, root)
@@ -127,7 +134,7 @@ def check_data(plan: Plan) -> Iterator[Finding]:
 
 
 def check_cache() -> Iterator[Finding]:
-    """Check that the cache of scaled images, classifiers and features can be written."""
+    """Check that the cache of scaled images, classifiers and features can be written, and has space."""
     try:
         root = cache_root()
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=nearest_folder(root)):
@@ -136,9 +143,14 @@ def check_cache() -> Iterator[Finding]:
         reason = error.strerror if isinstance(error, OSError) else error
         yield problem(f"the cache cannot be written ({reason}); set HARNESS_CACHE to a folder that can")
         return
-    free = shutil.disk_usage(nearest_folder(root)).free
-    state = f"cache {root}: can be written; {size(free)} of the disk are free"
-    yield warning(f"{state}; that is little") if free < 2**30 else ok(state)
+    free, of_what = free_space(nearest_folder(root))
+    state = f"cache {root}: can be written; {size(free)} {of_what} are free"
+    if free < LITTLE_CACHE_GIB * 2**30:
+        yield warning(
+            f"{state}; that is little: HARNESS_CACHE names a folder elsewhere, such as scratch or project space"
+        )
+    else:
+        yield ok(state)
 
 
 def check_extractors(plan: Plan) -> Iterator[Finding]:

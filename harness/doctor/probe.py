@@ -75,6 +75,12 @@ def _explain_no_answer(result: ProbeResult, timeout_seconds: float, folder: Path
             f"probe job {result.job_id} was {result.state_at_timeout} after {timeout_seconds:.0f} s and was "
             "cancelled; no compute node was examined: --timeout waits longer"
         )
+    if result.setup_failed and result.log:
+        end = " | ".join(result.log.splitlines()[-3:])
+        return problem(
+            f"probe job {result.job_id} ended in the profile's modules: and setup:, as all jobs would; the end of its "
+            f"log: {end}"
+        )
     if result.log:
         end = " | ".join(result.log.splitlines()[-3:])
         return problem(f"probe job {result.job_id} failed; the end of its log: {end}")

@@ -33,6 +33,7 @@ from harness.spec.averages import EmaOfWidth, average_of
 from harness.spec.evaluation import AnySampler, Evaluation, section_counts
 from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
+from harness.text import harness_command
 from harness.training.checkpoints import Checkpoints
 
 
@@ -54,7 +55,8 @@ def load_method(
     checkpoints = Checkpoints(RunDirectory(run_folder).checkpoints_folder)
     checkpoint = checkpoints.latest(device) if step is None else (step, checkpoints.load(step, device))
     if checkpoint is None:
-        raise RecordError(f"run {run_folder.name} has no checkpoint yet; `harness status` shows its progress")
+        status = harness_command("status", runs_folder=run_folder.parent)
+        raise RecordError(f"run {run_folder.name} has no checkpoint yet; `{status}` shows its progress")
     method.load_state_dict(checkpoint[1])
     for weights in ("raw", "ema"):
         name = f"run {run_folder.name}, checkpoint of step {checkpoint[0]}, {weights} weights"

@@ -15,7 +15,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -32,6 +32,7 @@ from harness.job.device_probe import sound_device
 from harness.job.endings import ending_of_error, ending_of_stop, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges, set_tf32
 from harness.job.kernels import keep_freed_memory, prepare_compiler
+from harness.job.measured import Measured
 from harness.job.measurements import SLOW_CHECKPOINT_SECONDS, record_compute, record_throughput
 from harness.job.request import RunRequest
 from harness.job.signals import PAUSED, PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
@@ -154,15 +155,6 @@ def _train_as_worker_rank(job: _Job) -> str:
         logger.exception(f"run {job.directory.key} failed in this process")
         return "failed"
     return "done"
-
-
-class Measured(NamedTuple):
-    """The evaluation that a job is measuring, and how much of it is done, where that is known."""
-
-    what: str
-    done: int | None = None
-    total: int | None = None
-    eta_seconds: float | None = None
 
 
 class _Job:

@@ -32,6 +32,7 @@ from harness.slurm.profile import Profile, pack_of, slurm_parameters
 from harness.spec.base import SCHEMA_VERSION
 from harness.spec.resources import Records, Resources
 from harness.spec.run import RunSpec
+from harness.text import harness_command
 
 BLOCKS = 5  # timed ones; one more before them warms up
 JOB_MINUTES = 60
@@ -145,10 +146,13 @@ def _answers(
                 on_progress=on_progress,
             )
             if result.state_at_timeout:
+                calibrate = harness_command(
+                    "calibrate", plan.study.path, runs_folder=plan.runs_folder, sets=plan.study.sets
+                )
                 raise LaunchError(
                     f"calibration: job {result.job_id} was {result.state_at_timeout} after {timeout_seconds:.0f} s and "
                     "was cancelled; try again later, or wait longer: "
-                    f"harness calibrate {plan.study.path} --timeout SECONDS"
+                    f"{calibrate} --timeout SECONDS"
                 )
             answer, log = result.answer, result.log
         else:
@@ -325,11 +329,12 @@ def require_within_budget(
             arms[planned.run.arm] = arms.get(planned.run.arm, 0.0) + (left or 0.0) + more
         most_expensive = max(arms, key=lambda arm: arms[arm])
         evaluations = f" and about {sum(to_evaluate):.3g} to evaluate" if any(to_evaluate) else ""
+        shown = harness_command("plan", plan.study.path, runs_folder=plan.runs_folder, sets=plan.study.sets)
         raise LaunchError(
             f"over budget: {training:.3g} device hours are left to train{evaluations}, budget_gpu_hours is {budget:g}; "
             f"nothing was submitted. The most expensive arm is {most_expensive} "
             f"({arms[most_expensive]:.3g} device hours); "
-            f"`harness plan {plan.study.path}` shows each run"
+            f"`{shown}` shows each run"
         )
 
 

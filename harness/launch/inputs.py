@@ -13,7 +13,7 @@ from harness.metrics.weights import WEIGHTS, require_weights_file, weights_file
 from harness.records.data_digest import changed_data
 from harness.spec.evaluation import WITH_FEATURES, extractor_name
 from harness.spec.run import DataModel, ImageFolder
-from harness.text import count
+from harness.text import count, harness_command
 
 if TYPE_CHECKING:
     from harness.data.base import Dataset
@@ -33,7 +33,8 @@ def data_notes(plan: Plan) -> Iterator[str]:
         try:
             found = contents(root_folder(root), data.path, **options, limit=MOST_ENTRIES)  # type: ignore[arg-type]
         except TooManyFiles:
-            yield f"data {data.path}: more than {MOST_ENTRIES} files; `harness doctor {plan.study.path}` counts them"
+            doctor = harness_command("doctor", plan.study.path)
+            yield f"data {data.path}: more than {MOST_ENTRIES} files; `{doctor}` counts them"
         except DataError as error:
             yield f"data {data.path}: submit will refuse it: {error}"
         else:

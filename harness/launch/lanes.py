@@ -73,10 +73,16 @@ def lanes_of(arrays: Mapping[str, tuple[int, str]], queued: Mapping[str, int], l
     return lanes
 
 
-def earlier_arrays(runs_folder: Path, study: str) -> dict[str, tuple[int, str]]:
-    """Return the arrays of a study's earlier submissions: number -> share, and the number that it comes after."""
+def earlier_arrays(runs_folder: Path, study: str, present: Path) -> dict[str, tuple[int, str]]:
+    """Return the arrays of a study's earlier submissions: number -> share, and the number that it comes after.
+
+    Args:
+        present: the folder of the submission that is being made; its description is not complete yet.
+    """
     arrays: dict[str, tuple[int, str]] = {}
     for folder in submission_folders(runs_folder, study):
+        if folder.absolute() == present:
+            continue
         for number, (share, before) in read_submission(folder).get("arrays", {}).items():
             arrays[number] = int(share), str(before)
     return arrays

@@ -27,7 +27,7 @@ from harness.launch.worker import Worker
 from harness.records import snapshot
 from harness.records.layout import SubmissionLayout
 from harness.slurm.profile import Profile
-from harness.text import count
+from harness.text import count, harness_command
 
 if TYPE_CHECKING:
     from harness.tracking.daemon import BackgroundSync
@@ -123,7 +123,8 @@ class LocalSubmission(BlockingSubmission):
                     logger.warning(f"run {directory.key} has not reached MLflow; `harness sync` uploads it: {report}")
             sync_studies(directories, tracking_uri=self.tracking_uri)
         except HarnessError as error:
-            logger.warning(f"not all records have reached MLflow; `harness sync` uploads the rest: {error}")
+            sync = harness_command("sync", runs_folder=self.runs[0].path.parent)
+            logger.warning(f"not all records have reached MLflow; `{sync}` uploads the rest: {error}")
 
     def start(self) -> None:
         """Start the workers; `wait` does it too, but a search watches many submissions at once."""

@@ -9,6 +9,7 @@ import subprocess
 from harness.launch.claims import is_cancelled, read_submission
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
+from harness.text import harness_command
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +30,11 @@ def notify_once(submission: SubmissionLayout, command: str) -> None:
         state in ENDED or is_cancelled(submission.folder, runs_folder / key) for key, state in states.items()
     )
     if failed:
-        _notify(submission, command, "failed", f"run {failed[0]} failed: `harness why {failed[0]}`")
+        why = harness_command("why", failed[0], runs_folder=runs_folder)
+        _notify(submission, command, "failed", f"run {failed[0]} failed: `{why}`")
     if num_ended == len(states):
-        _notify(submission, command, "ended", f"all {len(states)} runs have ended, {len(failed)} failed")
+        all_runs = "the only run has" if len(states) == 1 else f"all {len(states)} runs have"
+        _notify(submission, command, "ended", f"{all_runs} ended, {len(failed)} failed")
 
 
 def _notify(submission: SubmissionLayout, command: str, event: str, message: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,14 +38,14 @@ def launch_slurm(
     jobs: int | None,
     profile: Profile,
     after: Sequence[str] = (),
-    at_once: int | None = None,
+    at_most: int | None = None,
     **options: Any,
 ) -> Submission:
     """Submit job arrays, one for each class of resources.
 
     Args:
         after: numbers of jobs that must have ended before these start.
-        at_once: how many jobs are tried first; None tries all.
+        at_most: how many jobs are submitted; None submits all.
 
     Raises:
         Refused: SLURM takes not one job.
@@ -63,9 +62,11 @@ def launch_slurm(
     classes: dict[tuple[Resources, str], list[PlannedRun]] = {}
     for planned in runs:
         classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)
-    sizes = {key: _runs_of_a_job(key[0], profile) for key in classes}
+    sizes = {key: runs_of_a_job(key[0], profile) for key in classes}
     num_jobs = sum(math.ceil(len(members) / sizes[key]) for key, members in classes.items())
-    queue = _Queue(submission, _lanes(plan, jobs or profile.max_parallel), profile, num_jobs, at_once or num_jobs)
+    queue = _Queue(
+        submission, _lanes(plan, folder, jobs or profile.max_parallel), profile, num_jobs, at_most or num_jobs
+    )
     for key, members in classes.items():
         queue.begin_class()
         resources, size = key[0], sizes[key]
@@ -107,10 +108,9 @@ def launch_slurm(
                     shared = count(sum(map(len, accepted)), "run") + (f", {size} to a job" if size > 1 else "")
                     submission.notes.append(f"job {number}: {shared}, {count(threads, 'core')} each")
     if not submission.jobs:
-        shutil.rmtree(folder, ignore_errors=True)  # nothing of it is in the queue
         raise Refused(submission.refusal)
     _set_aside(submission)
-    if submission.left:
+    if submission.left and submission.refusal:
         submission.notes.append(
             f"{count(len(submission.left), 'run')} not submitted, since SLURM takes no more jobs now: "
             f"{submission.refusal}; submit again when some have ended, or with --watch"
@@ -139,31 +139,32 @@ def job_parameters(
     return parameters | limits | {"name": f"harness-{study}", "python": python_command(profile)}
 
 
-def check_accepted(resources: Resources, profile: Profile, study: str, num_jobs: int) -> None:
+def check_accepted(resources: Resources, profile: Profile, study: str) -> None:
     """Let SLURM check the script by which such jobs are submitted; nothing is.
 
     Raises:
         LaunchError: SLURM would not accept it; with its reason.
     """
-    parameters = job_parameters(resources, profile, study) | {"slurm_array_parallelism": num_jobs}
+    parameters = job_parameters(resources, profile, study) | {"slurm_array_parallelism": 1}
     options = parameters["slurm_additional_parameters"]
     with tempfile.TemporaryDirectory(prefix="harness-doctor-") as name:
         script = Path(name) / "job.sh"
-        script.write_text(batch_script(Path(name), num_jobs, **parameters))
+        script.write_text(batch_script(Path(name), 1, **parameters))
         check_script(script, options)
 
 
-def _runs_of_a_job(resources: Resources, profile: Profile) -> int:
-    return profile.resolve(resources, "pack") * profile.chain if resources.num_processes == 1 else 1
+def runs_of_a_job(resources: Resources, profile: Profile) -> int:
+    """Return how many runs share a job: those at the same time and those one after another."""
+    return pack_of(resources, profile) * (profile.chain if resources.num_processes == 1 else 1)
 
 
-def _lanes(plan: Plan, limit: int) -> Lanes:
+def _lanes(plan: Plan, folder: Path, limit: int) -> Lanes:
     """Return the lanes of a study, of which its earlier submissions may have some.
 
     Raises:
         LaunchError: SLURM does not answer.
     """
-    arrays = earlier_arrays(plan.runs_folder, plan.study.name)
+    arrays = earlier_arrays(plan.runs_folder, plan.study.name, folder)
     queued = count_arrays(live_jobs()) if arrays else {}
     return lanes_of(arrays, queued, limit)
 
@@ -174,22 +175,20 @@ class _Queue:
 
     Attributes:
         num_left: jobs that SLURM has not taken yet.
+        budget: how many jobs may be tried still, so that SLURM is not asked for what it is known to refuse.
         size: how many jobs are tried next.
-        room: for how many more there is room below the limits that are known; None if there is none, or before the
-            first refusal.
     """
 
     submission: Submission
     lanes: Lanes
     profile: Profile
     num_left: int
-    size: int
-    room: int | None = None
+    budget: int
+    size: int = 0
 
     def begin_class(self) -> None:
-        """After a refusal, try again with the next class: another reason than a limit may not hold for it."""
-        if self.submission.refusal:
-            self.size = self.num_left if self.room is None else max(1, self.room)
+        """Begin with all jobs, after a refusal too: another reason than a limit may not hold for the next class."""
+        self.size = self.num_left
 
     def submit_what_fits(
         self, task: Task, packs: list[list[PlannedRun]], parameters: dict[str, Any], conditions: Sequence[str]
@@ -202,9 +201,8 @@ class _Queue:
         Args:
             conditions: dependencies of the jobs.
         """
-        while packs and self.size:
-            size = min(self.size, len(packs))
-            lane = self.lanes.place(size, size if self.submission.refusal else max(size, self.num_left))
+        while packs and (size := min(self.size, self.budget, len(packs))):
+            lane = self.lanes.place(size, size if self.budget < self.num_left else max(size, self.num_left))
             before = lane.last
             depends = [*conditions, *([f"afterany:{before}"] if before else [])]
             limited = _with_options(parameters | {"slurm_array_parallelism": lane.share}, dependency=",".join(depends))
@@ -217,17 +215,16 @@ class _Queue:
             self.lanes.add(lane, number, size)
             _describe(task.folder, "arrays", number, [lane.share, before])
             yield jobs, packs[:size]
-            packs, self.num_left = packs[size:], self.num_left - size
-            self.room = None if self.room is None else max(0, self.room - size)
+            packs, self.num_left, self.budget = packs[size:], self.num_left - size, self.budget - size
 
     def refused(self, error: Refused, size: int = 1) -> None:
-        """Choose how many jobs are tried next: none after a single one was refused."""
+        """Choose how many jobs are tried next: none of this class after a single one was refused."""
         first = not self.submission.refusal
         self.submission.refusal = str(error)
         self.size = size // 2
-        if first and self.size:
-            self.room = room_for_jobs(self.profile)
-            self.size = self.size if self.room is None else max(1, min(self.room, size - 1))
+        if first and self.size and (room := room_for_jobs(self.profile)) is not None:
+            self.budget = max(1, min(room, size - 1))
+            self.size = self.budget
 
 
 def _with_options(parameters: dict[str, Any], **options: str) -> dict[str, Any]:
@@ -242,6 +239,10 @@ def _set_aside(submission: Submission) -> None:
     submission.left = [planned for planned in submission.runs if not layout.claim_path(planned.run_key).exists()]
     left = {planned.run_key for planned in submission.left}
     submission.runs = [planned for planned in submission.runs if planned.run_key not in left]
+    if left:  # its jobs tell when all of its runs have ended
+        description = json.loads(layout.submission_path.read_text())
+        description["runs"] = [planned.run_key for planned in submission.runs]
+        replace_file(layout.submission_path, json.dumps(description, indent=1), durable=False)
 
 
 def _submit_array(

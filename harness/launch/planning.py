@@ -27,7 +27,7 @@ from harness.spec.evaluation import Evaluation
 from harness.study.expand import name_of_study
 from harness.study.model import Run, Study
 from harness.study.rungs import numbers_at_rungs
-from harness.text import count
+from harness.text import count, harness_command
 
 TO_DO = ("new", "interrupted", "failed", "evaluate")
 
@@ -237,7 +237,7 @@ class Plan:
             verb = "is" if len(self.earlier) == 1 else "are"
             notes.append(
                 f"{count(len(self.earlier), 'run')} of this study {verb} no longer asked for; "
-                f"harness forget {self.study.name} ends their membership"
+                f"{harness_command('forget', self.study.name, runs_folder=self.runs_folder)} ends their membership"
             )
         if self.other_file:
             notes.append(

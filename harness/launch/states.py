@@ -112,7 +112,7 @@ def _combine_with_slurm(
         status = replace(status, state="queued", reason=reason, cause="", stopped_by="")
         return RunState(status, job, live[-1] if live else newest, tuple(live))
     job = answer.jobs.get(newest.job_id) if newest else answer.jobs.get(holder)
-    return RunState(_not_in_queue(status, key, newest, job, holder), job, newest)
+    return RunState(_not_in_queue(status, key, newest, job), job, newest)
 
 
 def _running(status: Status, key: str, claims: Sequence[Claim], holder: str, answer: QueueAnswer) -> RunState:
@@ -127,18 +127,18 @@ def _running(status: Status, key: str, claims: Sequence[Claim], holder: str, ans
         return RunState(status, job, newest, live)
     if job and job.end and not job.live and not live:
         # SLURM knows the holder's end already; its heartbeat would still look fresh for a while.
-        return RunState(_not_in_queue(status, key, newest, job, holder), job, newest)
+        return RunState(_not_in_queue(status, key, newest, job), job, newest)
     return RunState(status, job or (live[-1].live_job(answer) if live else None), newest, live)
 
 
-def _not_in_queue(status: Status, key: str, newest: Claim | None, job: JobInfo | None, holder: str) -> Status:
+def _not_in_queue(status: Status, key: str, newest: Claim | None, job: JobInfo | None) -> Status:
     """Return the status of an unfinished run of which SLURM has no job in its queue."""
     if newest and (cancellation := newest.cancellation(key)):
         return _ended(status, "interrupted", Ending("cancelled", f"cancelled by {cancellation.by}"))
     left_a_checkpoint = status.state == "interrupted" and status.cause in ("signal", "step_limit", "device")
     if left_a_checkpoint or not (newest and newest.on_slurm):
         return status
-    return _ended(status, "interrupted", _ending_of_job(newest, job, holder))
+    return _ended(status, "interrupted", _ending_of_job(newest, job, status))
 
 
 def _without_slurm(status: Status, newest: Claim | None, key: str) -> Status:
@@ -161,15 +161,15 @@ def _pending_reason(claim: Claim | None, job: JobInfo) -> str:
     return f"({job.reason})"
 
 
-def _ending_of_job(claim: Claim, job: JobInfo | None, holder: str) -> Ending:
+def _ending_of_job(claim: Claim, job: JobInfo | None, status: Status) -> Ending:
     if canary := _canary(claim, claim.job_id):
-        status = RunDirectory(SubmissionLayout(claim.folder).runs_folder / canary).status()
-        if status.state == "failed" and (job is None or job.state == "CANCELLED"):
-            return Ending("canary", f"its canary failed: {status.reason or status.state}")
+        of_canary = RunDirectory(SubmissionLayout(claim.folder).runs_folder / canary).status()
+        if of_canary.state == "failed" and (job is None or job.state == "CANCELLED"):
+            return Ending("canary", f"its canary failed: {of_canary.reason or of_canary.state}")
     if job is None:
-        if (
-            holder and holder in claim.jobs
-        ):  # it worked on the run; without accounting SLURM forgets a job a few minutes after its end
+        # Without accounting SLURM forgets a job a few minutes after its end. A submission says queued, so a run that
+        # says anything else was worked on since.
+        if status.state != "queued":
             return Ending("killed", f"killed: SLURM no longer knows its job {claim.job_id}")
         return Ending("not_begun", f"SLURM no longer knows its job {claim.job_id}: cancelled before it started")
     if job.state == "COMPLETED":

@@ -34,7 +34,7 @@ from harness.slurm.limits import room_for_jobs
 from harness.slurm.profile import Profile
 from harness.study.model import Study
 from harness.study.rungs import asked_for
-from harness.text import count, shell_word
+from harness.text import count, harness_command
 
 
 def submit(
@@ -48,7 +48,7 @@ def submit(
     new_code: bool = False,
     asks: bool = True,
     after: Sequence[RunDirectory] = (),
-    at_once: int | None = None,
+    at_most: int | None = None,
 ) -> Submission:
     """Submit all that is left to do, and record what the study asks for from now on; safe to repeat.
 
@@ -63,7 +63,7 @@ def submit(
         asks: whether the study asks for its runs and no others from now on. A trial of a search does not, since the
             search keeps the list of its trials, nor does a retry.
         after: runs whose jobs on SLURM must have ended before these start, however they end.
-        at_once: how many jobs SLURM is asked to take first; None: all.
+        at_most: how many jobs SLURM is asked to take; None: all.
 
     Returns:
         The submission; call `wait()` on it unless it is on SLURM.
@@ -111,7 +111,8 @@ def submit(
         notes += _sync_ended_runs([planned for planned in plan.runs if planned.run_key not in worked_on], plan, uri)
     if no_more:
         notes.append(
-            f"{len(no_more)} remain failed after repeated kills: harness retry {shell_word(plan.study.path)} --failed"
+            f"{count(len(no_more), 'run')} {'remains' if len(no_more) == 1 else 'remain'} failed after repeated kills: "
+            + harness_command("retry", plan.study.path, "--failed", runs_folder=plan.runs_folder, sets=plan.study.sets)
         )
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
     folder = (plan.runs_folder / JOBS / plan.study.name / stamp).absolute()
@@ -138,15 +139,21 @@ def submit(
     options: dict[str, Any] = {"jobs": jobs, "profile": profile, "sync": sync, "tracking_uri": uri if sync else None}
     if after:
         options["after"] = jobs_of(after)
-    if at_once:
-        options["at_once"] = at_once
-    with addressing(profile.clusters):
-        submission = launch(plan, runs, folder, code, **options)
+    if at_most:
+        options["at_most"] = at_most
+    try:
+        with addressing(profile.clusters):
+            submission = launch(plan, runs, folder, code, **options)
+    except LaunchError:
+        if runs and not any(SubmissionLayout(folder).claims_folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)  # nothing of it is in the queue
+        raise
     if old := sum(run_snapshot.id != current_id for run_snapshot in code.values()):
         resume = f"{count(old, 'run')} {'resumes' if old == 1 else 'resume'}"
         notes.append(f"{resume} with the code snapshot from the first start (--new-code uses the current code)")
     if runs and synced_later:
-        notes.append(f"records: `harness sync {shell_word(plan.study.path)} --watch` uploads them to MLflow")
+        upload = harness_command("sync", plan.study.name, "--watch", runs_folder=plan.runs_folder)
+        notes.append(f"records: `{upload}` uploads them to MLflow")
     submission.notes.extend(notes)
     return submission
 
@@ -160,7 +167,7 @@ def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[
 
     It returns when SLURM has them all and no rung is left to be decided.
 
-    SLURM is asked to take as many as there is room for below the limits that are known, else as many as it took last.
+    SLURM is asked to take as many as there is room for below the limits that are known, else twice as many as last.
 
     Args:
         make_plan: plans the study anew.
@@ -177,7 +184,8 @@ def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[
             profile = options.get("profile") or Profile()
             with addressing(profile.clusters):
                 room = room_for_jobs(profile)
-            submission = submit(make_plan(), at_once=max(1, taken if room is None else room), **options)
+            at_most = max(1, 2 * taken if room is None else room) if left else None  # else nothing was refused
+            submission = submit(make_plan(), at_most=at_most, **options)
         except LaunchError as error:  # no answer, or still not one job more
             refusals += isinstance(error, Refused)
             if refusals >= MAX_REFUSALS_IN_A_ROW and isinstance(error, Refused) and not live_jobs():
@@ -289,7 +297,8 @@ def _sync_ended_runs(others: list[PlannedRun], plan: Plan, uri: str) -> list[str
         if not plan.to_do:  # else after them
             sync_studies([*ended, *plan.earlier], tracking_uri=uri)
     except TrackingError as error:
-        return [f"{error}; `harness sync` will upload the runs that were done before"]
+        upload = harness_command("sync", runs_folder=plan.runs_folder)
+        return [f"{error}; `{upload}` will upload the runs that were done before"]
     return []
 
 

@@ -46,7 +46,7 @@ from harness.records.files import sync_folder
 from harness.records.manifest import join
 from harness.records.reading import MAX_EXPANSION, STUDY_NAME, read_bytes, read_json
 from harness.records.scored import exported_scored, import_scored
-from harness.text import spreadsheet_cell
+from harness.text import count, spreadsheet_cell
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -282,7 +282,7 @@ def _unpack(path: Path, staging: Path) -> dict[str, Any]:
         while bounded.read(_CHUNK_BYTES):
             pass  # to the end, where gzip has its own checksum, which covers the manifest too
     if missing := sorted(manifest["files"].keys() - seen):
-        raise RecordError(f"{len(missing)} files are missing, the first is {missing[0]}")
+        raise RecordError(f"{count(len(missing), 'file')} missing, the first: {missing[0]}")
     return manifest
 
 

@@ -9,6 +9,7 @@ from harness.errors import SpecError
 from harness.records.directory import RunDirectory
 from harness.records.files import differences
 from harness.spec.run import RunSpec
+from harness.text import harness_command
 
 
 def middle_of(run_key: str, spec: RunSpec, runs_folder: Path) -> RunDirectory:
@@ -19,7 +20,8 @@ def middle_of(run_key: str, spec: RunSpec, runs_folder: Path) -> RunDirectory:
     """
     middle = RunDirectory(runs_folder / run_key)
     if not middle.spec_path.exists():
-        raise SpecError(f"ensemble: no run {run_key} in {runs_folder}: harness list shows the keys of those that are")
+        shown = harness_command("list", runs_folder=runs_folder)
+        raise SpecError(f"ensemble: no run {run_key} in {runs_folder}: {shown} shows the studies of those that are")
     if (state := middle.status().state) != "done":
         raise SpecError(f"ensemble: run {run_key} is {state}; only a done run can take part")
     own = _shared(spec.model_dump(mode="json"))

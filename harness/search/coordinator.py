@@ -30,6 +30,7 @@ from harness.slurm.commands import NoAnswer
 from harness.spec.metrics import recorded_name
 from harness.study.model import Run, Study
 from harness.study.rungs import Standing, with_limit
+from harness.text import harness_command
 
 if TYPE_CHECKING:
     import optuna
@@ -208,7 +209,7 @@ class Coordinator:
                 failed = read_trials(self.folder)[-1]
                 raise LaunchError(
                     f"the search stops, since the last {len(last)} trials failed; the last one: {failed.reason}; "
-                    f"`harness why {failed.run_keys[0]}` shows more"
+                    f"`{harness_command('why', failed.run_keys[0], runs_folder=self.runs_folder)}` shows more"
                 )
             lost = names.count("RUNNING") > len(self.running)
             if settings.sampler == "grid" and len(trials) >= grid_size(self.search) and not lost:
@@ -445,6 +446,8 @@ class Coordinator:
     def _report(self, trial: _Trial) -> None:
         """Report a trial's result to Optuna, to `on_message`, and to MLflow."""
         record = trial.record
+        # Its jobs have ended or are about to, so there may be room: it is tried at once, and soon again.
+        self._pause_ends, self._refusals = 0.0, min(self._refusals, 1)
         values = [record.values[metric.name] for metric in self.search.metrics] if record.state == "complete" else None
         report_end(self.study, record.number, record.state, values)
         self.running.remove(trial)
@@ -489,7 +492,9 @@ class Coordinator:
             sync_experiments(computed[:1], tracking_uri=self.tracking_uri, training=state == "running")
         except TrackingError as error:
             if not self._store_is_unreachable:
-                self.on_message(f"{error}; `harness sync` uploads the runs later")
+                self.on_message(
+                    f"{error}; `{harness_command('sync', runs_folder=self.runs_folder)}` uploads the runs later"
+                )
             self._store_is_unreachable = True
 
 

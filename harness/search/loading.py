@@ -20,7 +20,7 @@ from harness.study.presentation import read_presentation
 from harness.study.rungs import KEYS as RUNG_KEYS
 from harness.study.rungs import check_every, check_steps
 from harness.study.validate import validate
-from harness.text import did_you_mean
+from harness.text import did_you_mean, harness_command
 
 MAX_CORNERS = 256
 
@@ -52,7 +52,7 @@ def load_search(path: str | Path, *, sets: Sequence[str] = (), inception: bool =
     if "compare" in document.value:
         raise document.fail(("compare",), "not allowed in a search, whose figures compare its trials")
     if "search" not in document.value:
-        raise SpecError(f"{path}: has no `search`; to run a study: `harness submit {path}`")
+        raise SpecError(f"{path}: has no `search`; to run a study: `{harness_command('submit', path)}`")
     settings = validate(Settings, document.value["search"], document.locator(("search",)), ("search",))
     space = tuple(_parameter(document, path, entry) for path, entry in document.value["search"]["space"].items())
     for override in run_overrides:

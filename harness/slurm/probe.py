@@ -21,7 +21,9 @@ from harness.slurm.profile import REMOVE_SCRATCH, Profile, python_command, slurm
 from harness.spec.resources import Resources
 
 ANSWER = "answer.json"
-POLL_SECONDS = 1.0
+SETUP_DONE = "setup-done"
+POLL_SECONDS = 1.0  # for its answer
+MAX_PAUSE_SECONDS = 60.0  # between questions to SLURM
 FILE_SYSTEM_SECONDS = 15.0  # NFS clients see each other's new files with a delay
 
 
@@ -33,6 +35,7 @@ class ProbeResult:
     answer: str | None
     state_at_timeout: str = ""  # SLURM's state and reason, where it did not end in time: PENDING (Resources)
     log: str = ""
+    setup_failed: bool = False  # the lines of the profile's modules: and setup: ended it
 
 
 def sbatch_options(resources: Resources, profile: Profile, *, minutes: int | None = None) -> list[str]:
@@ -80,16 +83,24 @@ def run_probe_job(
     script = _write_script(module, folder, resources, profile)
     options = [*sbatch_options(resources, profile, minutes=minutes), f"--output={log}", f"--job-name={module}"]
     job_id = submit_script(script, *options)
-    last_state, deadline = "", time.monotonic() + timeout_seconds
+    last_state, begun = "", time.monotonic()
+    deadline, next_question = begun + timeout_seconds, begun
+    state: str | None = ""
     try:
         while not answer.exists():
-            state = _read_state(job_id)
+            now = time.monotonic()
+            if now >= min(next_question, deadline):
+                state = _read_state(job_id)
+                next_question = now + min(
+                    MAX_PAUSE_SECONDS, now - begun
+                )  # about ten questions in the first ten minutes
             if state is None:
-                return ProbeResult(job_id, _await_answer(answer, log), log=_read(log))
+                answered = _await_answer(answer, log)
+                return ProbeResult(job_id, answered, log=_read(log), setup_failed=not (folder / SETUP_DONE).exists())
             if state != last_state:
                 on_progress(f"job {job_id}: {state}")
                 last_state = state
-            if time.monotonic() > deadline:
+            if now > deadline:
                 return ProbeResult(job_id, None, state_at_timeout=state, log=_read(log))
             time.sleep(POLL_SECONDS)
     finally:
@@ -104,6 +115,7 @@ def _write_script(module: str, folder: Path, resources: Resources, profile: Prof
     lines = [
         "#!/bin/bash",
         *parameters["slurm_setup"],
+        f": >{shlex.quote(str(folder / SETUP_DONE))}",
         f"export PYTHONPATH={shlex.quote(str(PACKAGE_ROOT))}:$PYTHONPATH",
         f"trap {shlex.quote(REMOVE_SCRATCH)} EXIT",
         f"{srun} {python_command(profile)} -m {module} {shlex.quote(str(folder))}",

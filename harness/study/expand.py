@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,11 @@ def load_study(path: str | Path, *, sets: Sequence[str] = (), inception: bool = 
     """
     if Path(path).suffix == ".py":
         late = tuple(map(_parse_set, sets))
-        return load_python_study(Path(path), late, inception, expand)
+        return replace(load_python_study(Path(path), late, inception, expand), sets=tuple(sets))
     document, late = read_document(path, sets)
     if "search" in document.value:
         raise document.fail(("search",), "this file is a search: run it by `harness search FILE`")
-    return expand(document, Path(path), late, inception)
+    return replace(expand(document, Path(path), late, inception), sets=tuple(sets))
 
 
 def read_document(path: str | Path, sets: Sequence[str] = ()) -> tuple[Document, tuple[Override, ...]]:

@@ -82,6 +82,7 @@ class Study:
     budget_gpu_hours: float | None = None
     presentation: Presentation = field(default_factory=Presentation)
     rungs: Rungs | None = None
+    sets: tuple[str, ...] = ()  # overrides that it was loaded with, path=value
 
     def warnings(self) -> list[str]:
         """Return each warning once, with the arms that it concerns."""

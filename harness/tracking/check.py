@@ -12,6 +12,7 @@ from typing import Any
 from harness.records.directory import RunDirectory
 from harness.records.journal import Row, is_measurement
 from harness.records.manifest import Manifests
+from harness.text import count
 from harness.tracking.arms import ARM, STUDY, Arm, MeanRow, content_of_arm
 from harness.tracking.described import constants_of, is_constant
 from harness.tracking.memberships import StudyMembership, memberships_of
@@ -46,8 +47,8 @@ class CheckReport:
         lines = self.lines()
         if self.absent:
             others = len(lines) - len(self.gaps)
-            more = f"; and {others} other differences" if others else ""
-            return f"not in MLflow: {len(self.gaps)} rows of {', '.join(self.absent)}: harness sync{more}"
+            more = f"; and {count(others, 'other difference')}" if others else ""
+            return f"not in MLflow: {count(len(self.gaps), 'row')} of {', '.join(self.absent)}: harness sync{more}"
         if len(lines) < 2:
             return "".join(lines)
         kinds = {
@@ -110,16 +111,16 @@ def _compare(study: str, rows: list[Row], stored: Counter, report: CheckReport) 
     journalled = Counter((row.key, row.x, _comparable(row.value)) for row in rows if not is_constant(row.key))
     journalled_points = {(key, step) for key, step, _ in journalled}
     report.num_rows_compared += len(journalled)
-    for (key, step, value), count in journalled.items():
-        if stored[key, step, value] < count:
+    for (key, step, value), times in journalled.items():
+        if stored[key, step, value] < times:
             report.gaps.append(f"{study}: {key} at step {step}: {value} is not in MLflow")
-    for (key, step, value), count in stored.items():
+    for (key, step, value), times in stored.items():
         expected = journalled[key, step, value]
-        if is_measurement(key) or is_constant(key) or count == expected:  # earlier versions sent constants too
+        if is_measurement(key) or is_constant(key) or times == expected:  # earlier versions sent constants too
             continue
         point = f"{study}: {key} at step {step}: MLflow has {value}"
         if expected:
-            report.duplicates.append(f"{point} {count} times")
+            report.duplicates.append(f"{point} {times} times")
         elif (key, step) in journalled_points:
             report.conflicts.append(f"{point}, the journal another value")
         else:

@@ -22,7 +22,7 @@ from harness.records.lock import FolderLock
 from harness.records.manifest import Manifests
 from harness.text import markdown
 from harness.tracking.store import experiment_of, import_mlflow, initialise_store, sqlite_path, store_errors, store_uri
-from harness.tracking.views import NAMES, VIEW_TAG, Contents, View, page_address, views_of
+from harness.tracking.views import NAMES, PAGE_RUNS, VIEW_TAG, Contents, View, page_address, views_of
 
 if TYPE_CHECKING:
     from harness.analysis.runs import RunRecord
@@ -205,6 +205,9 @@ def page_of(runs_folder: Path, study: str) -> ExperimentPage:
     parts = [
         f"**{markdown(presentation.question)}**" if presentation.question else "",
         *_comparison(runs, presentation),
+        f"MLflow's page begins with {PAGE_RUNS} runs; Load more is at the end of its list."
+        if len(runs) > PAGE_RUNS
+        else "",
         f"{count_states(runs)}. Figures, intervals and p-values: `figures/index.html` of `harness figures {study}`.",
     ]
     text = "\n\n".join(filter(None, parts))

@@ -25,6 +25,7 @@ State = dict[str, Any]
 
 MAX_RESULTS = 12  # of bars and columns: a page with more is no overview
 COLUMN_PIXELS, NARROW_COLUMN_PIXELS = 180, 100  # a mean with its interval; a state
+TALL_PIXELS = 1000  # of a chart with a bar for each of up to 100 arms
 MAX_TERMS = 6  # of the loss, each a chart
 PAGE_RUNS = 100
 """How many runs MLflow's page loads, before a click on "Load more"; its charts and groups are of these alone."""
@@ -151,7 +152,9 @@ def _arms(contents: Contents) -> State:
     columns = [_metric(key) for key in contents.results[:MAX_RESULTS]]
     bars = Section("Results: means over replicates", [_bar(key) for key in contents.results[:MAX_RESULTS]])
     if contents.num_runs > PAGE_RUNS and contents.results and not contents.space:
-        return _state("arms", ARMS, columns, [replace(bars, columns=1)], best_first=_deciding(contents))
+        return _state(
+            "arms", ARMS, columns, [replace(bars, columns=1, height_pixels=TALL_PIXELS)], best_first=_deciding(contents)
+        )
     sections = [
         bars,
         Section("Terms of the bound over t", [_line(key, log_y=True, points=False) for key in contents.terms_over_t]),

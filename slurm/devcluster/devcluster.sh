@@ -7,9 +7,7 @@
 #   devcluster.sh status [DIR]              show daemons and nodes; succeeds only if everything is up
 #   devcluster.sh env    [DIR]              eval "$(devcluster.sh env)" makes sbatch, squeue and harness use it
 #   devcluster.sh crash  DIR NODE           kill a node with its jobs, like a power failure
-#   devcluster.sh revive DIR NODE           start the node again
-#   devcluster.sh halt   [DIR]              stop slurmctld: SLURM answers nobody, and what runs goes on
-#   devcluster.sh resume [DIR]              start it again
+#   devcluster.sh revive DIR NODE           start the node again; NODE may be slurmctld: SLURM does not answer meanwhile
 #
 # Partitions: `high` preempts `main` (the default) and `cancel`; their jobs are requeued and cancelled, respectively.
 # Settings of `start` are the environment variables below. Clusters with different DIR and PORT can run side by side.
@@ -272,7 +270,8 @@ start() {
         sacctmgr --immediate add user "$(id -un)" account=lab >/dev/null
     fi
 
-    resume
+    spawn slurmctld slurmctld -D
+    wait_for slurmctld scontrol ping
     for i in $(seq "$NODES"); do start_node "n$i"; done
     for i in $(seq "$NODES"); do wait_for "slurmd-n$i" node_is_up "n$i"; done
     trap - EXIT
@@ -304,32 +303,32 @@ status() {
     return $up
 }
 
-halt() {
-    end slurmctld
-}
-
-resume() {
-    spawn slurmctld slurmctld -D
-    wait_for slurmctld scontrol ping
-}
-
 crash() {
+    if [ "$NODE" = slurmctld ]; then
+        end slurmctld
+        return
+    fi
     # Not only by `scontrol update state=down`: a running slurmd would start the job again on the same node.
     kill_node "$NODE"
     scontrol update nodename="$NODE" state=down reason=crash
 }
 
 revive() {
+    if [ "$NODE" = slurmctld ]; then
+        spawn slurmctld slurmctld -D
+        wait_for slurmctld scontrol ping
+        return
+    fi
     start_node "$NODE"
     wait_for "slurmd-$NODE" resume_node "$NODE"
 }
 
 case $VERB in
-    start | stop | status | halt | resume) $VERB ;;
+    start | stop | status) $VERB ;;
     env) echo "export SLURM_CONF=$(printf %q "$SLURM_CONF")" ;;
     crash | revive)
-        nodes | grep -qx "$NODE" || die "no node '$NODE' in $DIR: usage: $0 $VERB DIR NODE"
+        { nodes; echo slurmctld; } | grep -qx "$NODE" || die "no node '$NODE' in $DIR: usage: $0 $VERB DIR NODE"
         $VERB
         ;;
-    *) die "usage: $0 start|stop|status|env|halt|resume [DIR], or $0 crash|revive DIR NODE" ;;
+    *) die "usage: $0 start|stop|status|env [DIR], or $0 crash|revive DIR NODE" ;;
 esac

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "training": {"slurm", "records", "spec", "diffusion", "data", "methods", "randomness", "errors"},
     "evaluation": {
         *("training", "registry", "records", "spec"),
-        *("diffusion", "data", "methods", "metrics", "randomness", "errors"),
+        *("diffusion", "data", "methods", "metrics", "randomness", "text", "errors"),
     },
     "interop": {"evaluation", "training", "registry", "records", "models", "metrics", "spec", "errors"},
     "job": {

@@ -2,13 +2,18 @@
 
 import csv
 import io
+import re
+import shlex
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from harness import PACKAGE_ROOT
 from harness.analysis import html
 from harness.analysis.figures import style
-from harness.text import markdown, printable, printable_lines, spreadsheet_cell
+from harness.cli import cli
+from harness.text import harness_command, markdown, printable, printable_lines, spreadsheet_cell
 
 HOSTILE = ["\x1b[31mred", "\x9b2J", "a\u202eb", "a\x00b", "\ud800", "a\u2028b", "a\x7fb", "a\u200bb", "a\rb"]
 
@@ -65,3 +70,29 @@ def test_html_gets_no_markup_and_no_control_characters():
     page = html.render("results.html", tables=[(text, {"nll": text}, [])])
     assert "&lt;script&gt;alert(1)&lt;/script&gt;&#34;&#39;&amp;  " in page
     assert "<script" not in page and "\x1b" not in page and "\u202e" not in page
+
+
+def test_a_printed_command_is_understood_as_it_was_meant_when_it_is_pasted(monkeypatch):
+    monkeypatch.setenv("HARNESS_RUNS", "my runs")
+    sets = ("train.steps=9", "objective={name: hybrid, lambda_vlb: 0.1}")
+    printed = harness_command("submit", "a study.yaml", "--watch", runs_folder=Path("their runs"), sets=sets)
+    program, verb, *words = shlex.split(printed)
+    assert program == "harness"
+    parameters = cli.commands[verb].make_context(verb, words).params
+    assert (parameters["study"], parameters["watch"]) == (Path("a study.yaml"), True)
+    assert (parameters["sets"], parameters["runs_folder"]) == (sets, Path("their runs"))
+    assert harness_command("list", runs_folder=Path("my runs")) == "harness list"
+
+
+def test_no_printed_command_is_put_together_by_hand():
+    """Else it lacks --runs, --set, or the quotes of a name with a space."""
+    by_hand = re.compile(rf"harness ({'|'.join(cli.commands)}) \{{")
+    told_by = {"harness/cli/compare.py", "harness/tracking/experiment.py"}  # what a table or page was made by
+    places = [
+        f"{path.relative_to(PACKAGE_ROOT)}: {line.strip()}"
+        for path in (PACKAGE_ROOT / "harness").rglob("*.py")
+        if "analysis" not in path.parts and str(path.relative_to(PACKAGE_ROOT)) not in told_by
+        for line in path.read_text().splitlines()
+        if by_hand.search(line)
+    ]
+    assert places == []

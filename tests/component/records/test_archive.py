@@ -388,7 +388,7 @@ def test_a_file_beside_the_manifest_or_twice_is_refused(runs, there):
 
     assert "is not in its manifest.json" in refused(rewritten(export(runs), beside), there)
     assert "is in it twice" in refused(rewritten(export(runs), lambda entries, _: entries.append(entries[3])), there)
-    assert "1 files are missing" in refused(rewritten(export(runs), lambda entries, _: entries.pop(3)), there)
+    assert "1 file missing, the first: " in refused(rewritten(export(runs), lambda entries, _: entries.pop(3)), there)
 
 
 def test_a_run_under_another_runs_key_is_not_exported_and_not_imported(runs, there):

@@ -32,7 +32,9 @@ from harness.search.loading import load_search
 from harness.search.optuna_backend import first_suggestions, open_study, repair_journal, report_end, suggest
 from harness.search.trials import best_study, pareto_front, read_trials
 from harness.search.workers import LocalWorkers, SlurmWorkers, Workers
+from harness.slurm import recent
 from harness.slurm.commands import NoAnswer
+from harness.slurm.jobs import live_jobs
 from harness.spec.base import SCHEMA_VERSION
 from harness.spec.metrics import outputs
 from harness.study.expand import load_study
@@ -326,6 +328,40 @@ def test_a_hiccup_of_slurm_ends_no_search_and_changes_no_trial(make, tmp_path, e
     assert f"the search waits for SLURM: {error}" in said
 
 
+class AtALimit(Planted):
+    """SLURM takes one job at a time of this search: another one is refused until the first has ended."""
+
+    def __init__(self, runs_folder):
+        super().__init__(runs_folder)
+        self.waiting = []
+        self.looks = self.refused = 0
+
+    def start(self, study):
+        if self.waiting:
+            self.refused += 1
+            raise LaunchError("MaxSubmitJobs")
+        self.waiting.append(study)
+
+    def busy(self, run_keys):
+        busy = {study.runs[0].run_key for study in self.waiting} & run_keys
+        self.looks += 1
+        if self.waiting and self.looks % 6 == 0:
+            super().start(self.waiting.pop())
+        return busy
+
+    def may_be_full(self):
+        return True
+
+
+def test_a_limit_on_jobs_ends_no_search_which_says_so_once_and_follows_the_others(make, tmp_path):
+    workers, said = AtALimit(tmp_path / "runs"), []
+    search = make(LAMBDA_S, "search.trials=4", "search.parallel=3")
+    assert Coordinator(search, tmp_path / "runs", workers, sync=False, on_message=said.append).run()
+    assert len(workers.started) == len(set(workers.started)) == 4
+    assert workers.refused > 3  # after which a search ends where no limit can be the reason
+    assert said.count("the search waits for SLURM: MaxSubmitJobs") == said.count("SLURM takes jobs again") > 0
+
+
 def test_a_search_whose_jobs_slurm_refuses_again_and_again_ends(make, tmp_path):
     workers = Flaky(tmp_path / "runs", LaunchError("invalid partition"), times=3)
     with pytest.raises(LaunchError, match="invalid partition"):
@@ -338,9 +374,13 @@ def test_a_run_is_busy_while_any_of_its_jobs_is_in_the_queue(tmp_path, monkeypat
         folder = tmp_path / "runs" / ".jobs" / "hunt" / stamp / "claims"
         folder.mkdir(parents=True)
         (folder / "aaaa").write_text(job)
+        (folder.parent / "submission.json").write_text('{"cluster": "slurm", "runs": ["aaaa"]}')
+    (tmp_path / "runs" / "aaaa").mkdir()
+    RunDirectory(tmp_path / "runs" / "aaaa").set_status(Status("interrupted", cause="signal"))
     (tmp_path / "squeue").write_text("#!/bin/sh\necho '7_0|PENDING||BeginTime|N/A|17'\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     workers = SlurmWorkers(tmp_path / "runs", None, None, sync=False)
     assert workers.busy({"aaaa", "bbbb"}) == {"aaaa"}
 
@@ -742,16 +782,34 @@ search:
 
 
 @pytest.mark.slurm
-def test_a_search_on_slurm_with_four_workers(make, tmp_path, slurm):
-    search = make(REAL, "search.trials=6", "search.parallel=4", "resources.memory_gib=1")
-    runs = tmp_path / "runs"
-    workers = SlurmWorkers(runs, 4, None, sync=False)
-    assert Coordinator(search, runs, workers, sync=False, on_message=lambda line: None).run()
+def test_a_search_on_slurm_goes_on_through_a_limit_on_jobs_and_an_outage(
+    make, tmp_path, slurm, submit_limit, monkeypatch
+):
+    search = make(REAL, "search.trials=5", "search.parallel=4", "resources.memory_gib=1")
+    runs, said = tmp_path / "runs", []
+    monkeypatch.setattr(recent, "RECENT_SECONDS", 1.0)
+    while live_jobs():  # of other tests, which count, too
+        time.sleep(0.2)
+    submit_limit(2)
+    workers = SlurmWorkers(runs, None, None, sync=False)
+    workers.poll_seconds = 1.0
+
+    def on_message(line):
+        if ": complete" in line and not any(": complete" in earlier for earlier in said):
+            slurm.crash("slurmctld")
+        elif line.startswith("the search waits for SLURM: squeue failed"):
+            slurm.revive("slurmctld")
+        said.append(line)
+
+    assert Coordinator(search, runs, workers, sync=False, on_message=on_message).run()
     trials = read_trials(search.folder(runs))
-    assert len(trials) == 6 and {trial.state for trial in trials} == {"complete"}
+    assert len(trials) == 5 and {trial.state for trial in trials} == {"complete"}
     began = [RunDirectory(runs / trial.run_keys[0]).events("started")[0].fields for trial in trials]
-    assert len({facts["slurm_job_id"] for facts in began}) == 6
-    assert sum(trial.asked_seconds < min(one.ended_seconds for one in trials) for trial in trials) == 4
+    assert len({facts["slurm_job_id"] for facts in began}) == 5
+    assert sum(trial.asked_seconds < min(one.ended_seconds for one in trials) for trial in trials) == 3  # one waits
+    waits = [line for line in said if line.startswith("the search waits for SLURM: ")]
+    assert any("did not accept the jobs" in line for line in waits) and "SLURM takes jobs again" in said
+    assert any("squeue failed" in line for line in waits) and "SLURM answers again" in said
 
 
 class WaitsToBeKilled(Planted):

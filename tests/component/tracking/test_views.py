@@ -116,7 +116,7 @@ class TestExperiment:
         sync(directories)
         tags = tags_of(store)
         text = tags[DESCRIPTION_TAG]
-        assert text.startswith("**Does cosine beat linear?**\n\n- NLL (bits/dim): ") and text.endswith(WRITTEN_BY)
+        assert text.startswith("**Does cosine beat linear?**\n\n- NLL (bits/dim)") and text.endswith(WRITTEN_BY)
         assert "| linear | 3 | 2.960 ± " in text and "| cosine | 3 | **2.460 ± " in text
         assert charts_of(tags, "arms")[:2] == [("BAR", "eval/nll_bpd"), ("BAR", FID)]
         assert ("LINE", "eval/L_t_bpd") in charts_of(tags, "arms") and charts_of(tags, "samples") == [("IMAGE", "")]

@@ -101,7 +101,8 @@ def test_a_plan_adds_up_what_is_known_and_says_what_is_not(tmp_path, tiny_study,
         "training left: 0.667 GPU hours on cuda, an unknown time for 2 runs (no similar run has been measured yet), "
         "without evaluations; budget: 40 GPU hours",
         "checkpoints will take: 4.0 MiB + ?",
-        f"`harness calibrate {tmp_path / 'tiny.yaml'}` measures what is unknown",
+        f"`harness calibrate {tmp_path / 'tiny.yaml'} --set resources.device=auto --runs {tmp_path / 'runs'}` measures "
+        "what is unknown",
     ]
 
 

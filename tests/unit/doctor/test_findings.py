@@ -14,10 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli import cli
-from harness.doctor import cluster, machine, probe, store
+from harness.doctor import cluster, machine, probe, store, submission
+from harness.launch import planning
 from harness.slurm.cluster import ClusterInfo, parse_config, parse_records
+from harness.slurm.limits import SubmitLimit
 from harness.slurm.profile import Profile
 from harness.spec.resources import Resources
+from harness.study.expand import load_study
 
 CONFIG = """\
 Configuration data as of 2026-11-22T19:27:34
@@ -105,6 +108,14 @@ def test_a_partition_that_is_not_there_is_a_problem_with_the_choices():
     assert messages(findings, "problem") == (
         "there is no partition gpu; set partition: in the profile; choices: main, high"
     )
+
+
+def test_of_several_partitions_each_is_checked():
+    several = Profile(partition="main,high")
+    assert messages(cluster.check_partition(a_slurm(), several, SMALL), "problem") == ""
+    assert messages(cluster.check_partition(a_slurm(), several, SMALL), "ok").count("partition ") == 2
+    wrong = Profile(partition="main,none")
+    assert "there is no partition none" in messages(cluster.check_partition(a_slurm(), wrong, SMALL), "problem")
 
 
 def test_a_partition_that_is_down_is_a_problem_and_those_that_are_up_are_named():
@@ -268,3 +279,52 @@ def test_a_job_that_saw_nothing_wrong_is_ok_all_over():
 
 
 # ------------------------------------------------------------------------------------------------------- a live cluster
+
+
+# ---------------------------------------------------------------------------------------------------- what submit meets
+
+
+def test_more_jobs_than_may_be_in_the_queue_are_a_warning_with_the_command_that_brings_them(tmp_path, tiny_study):
+    tiny_study("replicates: 5\n")
+    plan = planning.plan(load_study(tmp_path / "tiny.yaml"), tmp_path / "runs")
+    limit = SubmitLimit(4, "MaxSubmitJobs of account lab")
+    finding = submission.check_number_of_jobs(limit, Profile(), plan)
+    assert finding.level == "warning"
+    watch = f"`harness submit {tmp_path}/tiny.yaml --cluster slurm --watch --runs {tmp_path}/runs`"
+    assert finding.message.startswith(
+        "up to 4 jobs of yours may be in the queue (MaxSubmitJobs of account lab), and the study has 5 jobs to submit: "
+        f"{watch}"
+    )
+    for fewer in (Profile(pack=2), Profile(chain=5)):
+        assert submission.check_number_of_jobs(limit, fewer, plan).level == "ok"
+    assert submission.check_number_of_jobs(limit, Profile(), None).level == "ok"
+
+
+def test_a_cluster_that_enforces_no_limits_has_only_its_own(monkeypatch):
+    monkeypatch.setattr(submission, "read_submit_limit", lambda profile: SubmitLimit(1, "MaxSubmitJobs of account lab"))
+    for enforced, name in (("none", "MaxJobCount of the whole cluster"), ("associations,limits", "MaxSubmitJobs")):
+        slurm = a_slurm(config=CONFIG.replace("= none", f"= {enforced}") + "MaxJobCount = 10000\n")
+        [finding] = submission.check_limits(slurm, Profile(), None)
+        assert (finding.level, name in finding.message) == ("ok", True)
+
+
+@pytest.mark.process
+def test_a_module_that_cannot_be_loaded_is_a_warning_with_its_name_and_why(monkeypatch):
+    function = '() { [ "$1 $2" != "load cuda/99" ] || { echo "no cuda/99" >&2; return 1; }; }'
+    monkeypatch.setenv("BASH_FUNC_module%%", function)
+    [finding] = submission.check_modules(Profile(modules=("gcc", "cuda/99", "python")))
+    assert finding.level == "warning"
+    assert finding.message.startswith("`module load cuda/99` fails on this machine (no cuda/99)")
+    assert "`module avail cuda`" in finding.message
+    [finding] = submission.check_modules(Profile(modules=("gcc", "cuda/12")))
+    assert (finding.level, finding.message) == ("ok", "modules that can be loaded here: gcc, cuda/12")
+    assert list(submission.check_modules(Profile())) == []
+
+
+def test_the_cache_is_judged_by_the_quota_where_that_is_less_than_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    for left, level in ((2**20, "warning"), (None, "ok"), (2**60, "ok")):
+        monkeypatch.setattr(machine, "quota_left", lambda folder, left=left: left)
+        [finding] = machine.check_cache()
+        assert finding.level == level
+        assert ("of your quota" in finding.message) == (left == 2**20)

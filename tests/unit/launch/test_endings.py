@@ -100,15 +100,15 @@ def test_what_slurm_says_completes_what_the_run_directory_says(tmp_path, study, 
 
 
 def test_a_job_that_worked_on_a_run_and_was_forgotten_by_slurm_was_killed(tmp_path, study, monkeypatch):
-    """Without accounting SLURM forgets a job a few minutes after its end."""
+    """Without accounting SLURM forgets a job a few minutes after its end; a task of an array is a job 17 to itself."""
     directory = write(tmp_path, study().runs[0], Status("running", step=30))
     submission_of(tmp_path, directory.key)
     directory.lock_folder.mkdir(parents=True)
     lock = directory.lock_folder / "000001"
-    lock.write_text(json.dumps({"host": "n1", "slurm_job_id": "7_0"}))
+    lock.write_text(json.dumps({"host": "n1", "slurm_job_id": "17"}))
     os.utime(lock, (0, 0))
     monkeypatch.setattr(states, "read_queue", lambda jobs: {})
-    assert FolderLock(directory.lock_folder, "").slurm_job_id() == "7_0"
+    assert FolderLock(directory.lock_folder, "").slurm_job_id() == "17"
     status = states.read_run_states([directory.path])[directory.key].status
     assert (status.state, status.cause) == ("interrupted", "killed")
 

@@ -61,5 +61,10 @@ def test_a_submission_says_which_arrays_it_has(tmp_path: Path):
     folder = tmp_path / "runs" / ".jobs" / "tiny" / "20260101"
     SubmissionLayout(folder).claims_folder.mkdir(parents=True)
     SubmissionLayout(folder).submission_path.write_text(json.dumps({"cluster": "slurm", "arrays": {"7": [3, "5"]}}))
-    assert earlier_arrays(tmp_path / "runs", "tiny") == {"7": (3, "5")}
-    assert earlier_arrays(tmp_path / "runs", "other") == {}
+    present = folder.with_name("20260102")
+    SubmissionLayout(present).claims_folder.mkdir(parents=True)
+    SubmissionLayout(present).submission_path.write_text(json.dumps({"cluster": "slurm"}))
+    assert earlier_arrays(tmp_path / "runs", "tiny", present) == {"7": (3, "5")}
+    assert earlier_arrays(tmp_path / "runs", "other", present) == {}
+    SubmissionLayout(present).submission_path.write_text(json.dumps({"cluster": "slurm", "arrays": {"9": [1, ""]}}))
+    assert earlier_arrays(tmp_path / "runs", "tiny", folder) == {"9": (1, "")}  # it was not read before it was complete
