@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -171,6 +172,15 @@ class DevCluster:
         """Bring `node` back, and wait until it takes jobs; or slurmctld."""
         self._command("revive", node)
 
+    @contextlib.contextmanager
+    def outage(self) -> Iterator[None]:
+        """Let SLURM answer nobody within a block; what runs goes on."""
+        self.crash("slurmctld")
+        try:
+            yield
+        finally:
+            self.revive("slurmctld")
+
     def stop(self) -> None:
         """Cancel the jobs, end the daemons and delete the database, which is large."""
         self._command("stop")
@@ -218,7 +228,10 @@ def start_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     with contextlib.ExitStack() as clusters:
 
         def start(**knobs: object) -> DevCluster:
-            cluster = DevCluster(tmp_path_factory.mktemp("slurm"), **knobs)
+            folder = Path(tempfile.mkdtemp(prefix="harness-slurm-"))  # other users do not come into pytest's
+            folder.chmod(0o755)
+            cluster = DevCluster(folder, **knobs)
+            clusters.callback(shutil.move, folder, tmp_path_factory.mktemp("slurm"))  # its logs
             clusters.callback(cluster.stop)
             return cluster
 

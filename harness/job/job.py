@@ -28,15 +28,15 @@ from harness.evaluation.ensembles import with_middle
 from harness.evaluation.evaluator import evaluate, evaluate_during_training
 from harness.evaluation.keeping import Keeping
 from harness.evaluation.measured import measured_weights
-from harness.job.compute import training_compute
 from harness.job.device_probe import sound_device
 from harness.job.endings import ending_of_error, ending_of_stop, record_failure, write_failure
 from harness.job.environment import changed_conditions, choose_device, describe_environment, gpu_gauges, set_tf32
 from harness.job.kernels import keep_freed_memory, prepare_compiler
 from harness.job.measured import Measured
+from harness.job.measurements import SLOW_CHECKPOINT_SECONDS, record_compute, record_throughput
 from harness.job.request import RunRequest
-from harness.job.signals import PAUSED, PRUNED, StopSignals, stop_name, stop_number
-from harness.job.writer import record_evaluation
+from harness.job.signals import PAUSED, PRUNED, SIGNAL_NAMES, StopSignals, stop_name, stop_number
+from harness.job.writer import metric_prefix, record_evaluation
 from harness.metrics.weights import WEIGHTS, require_weights_file
 from harness.progress import Pace, Progress
 from harness.records.data_digest import require_same_data
@@ -47,12 +47,19 @@ from harness.records.lineage import parent_of
 from harness.records.plugins import read_spec
 from harness.records.status import Cause, Status
 from harness.records.system_metrics import SystemMetrics
-from harness.records.throughput import Throughput, cpu_name, record, runs_sharing_gpu
 from harness.registry import make_method
-from harness.spec.evaluation import WITH_FEATURES, Evaluation
+from harness.slurm.time_limit import TIME_LIMIT_SIGNAL, TimeLimit
+from harness.spec.evaluation import WITH_FEATURES
 from harness.spec.metrics import metric_name, recorded_name
 from harness.training.checkpoints import Checkpoints
-from harness.training.distributed import ProcessGroup, RankInfo, detect_rank, process_group
+from harness.training.distributed import (
+    NothingToDo,
+    ProcessGroup,
+    ProcessLost,
+    RankInfo,
+    detect_rank,
+    process_group,
+)
 from harness.training.loop import Interrupted, Training, save, train
 
 logger = logging.getLogger(__name__)
@@ -69,6 +76,7 @@ def run_job(
     show_progress: bool = True,
     wait_seconds: float = 0.0,
     stop_after_steps: int | None = None,
+    time_limit: TimeLimit | None = None,
 ) -> str:
     """Train and evaluate one run until everything that its studies request is done.
 
@@ -81,6 +89,7 @@ def run_job(
         show_progress: show bars, or lines without a terminal.
         wait_seconds: how long to wait for another writer, which may have died on another machine.
         stop_after_steps: interrupt the training after this many steps of this attempt, with a checkpoint.
+        time_limit: of the job; a training whose checkpoints take long stops ahead of the signal for it.
 
     Returns:
         the final state of the run: done, failed, paused, pruned or interrupted. For a process that only trains: done if
@@ -101,7 +110,7 @@ def run_job(
         return _train_as_worker_rank(_Job(run_directory, threads, False, rank_info, stop_after_steps))
     with run_directory.lock(wait_seconds), ExitStack() as stack:
         try:
-            job = _Job(run_directory, threads, show_progress, rank_info, stop_after_steps)
+            job = _Job(run_directory, threads, show_progress, rank_info, stop_after_steps, time_limit)
         except Exception as error:
             write_failure(run_directory, error)
             return "failed"
@@ -112,6 +121,8 @@ def run_job(
         except Interrupted:
             state, reason, cause = ending_of_stop(job.stop_signal, job.step, run_directory)
             job.finish(state, reason, cause=cause)
+        except ProcessLost as loss:  # a signal may have ended the other one before it could handle it
+            job.finish("interrupted", str(loss), cause="signal" if job.stop_signal in SIGNAL_NAMES else "killed")
         except Exception as error:
             state, reason, cause, trace = ending_of_error(error, run_directory)
             job.finish(state, reason, cause=cause, trace=trace)
@@ -136,7 +147,8 @@ def _train_as_worker_rank(job: _Job) -> str:
     """Train together with the first process of the run, which keeps the records and is notified of errors."""
     try:
         job.run()
-    except Interrupted:
+    except (Interrupted, ProcessLost, NothingToDo) as reason:
+        logger.info(f"run {job.directory.key} ends in this process: {reason}")
         return "interrupted"
     except Exception:
         # The first process records the reason; the traceback goes to this process's own log.
@@ -153,6 +165,7 @@ class _Job:
         show_progress: bool,
         rank_info: RankInfo,
         stop_after_steps: int | None = None,
+        time_limit: TimeLimit | None = None,
     ):
         self.directory = run_directory
         self.spec = read_spec(run_directory.path, run_directory.spec())
@@ -161,12 +174,13 @@ class _Job:
         self.rank_info = rank_info
         self.show_progress = show_progress
         self.state, self.signals = "running", StopSignals()
-        self.stop_after_steps = stop_after_steps
+        self.stop_after_steps, self.time_limit = stop_after_steps, time_limit
         self.journal: Journal | None = None
         self.step = 0
         self._status_written = 0.0
         self._speed: float | None = None
         self._loss: float | None = None
+        self._checkpoint_seconds = 0.0  # recorded for later submissions
 
     @property
     def stop_signal(self) -> str:
@@ -184,7 +198,8 @@ class _Job:
         self._set_threads()
         keep_freed_memory()
         cuda = self.request.resources.device != "cpu" and torch.cuda.is_available()
-        with process_group(self.rank_info, cuda=cuda, command=self._worker_command()) as group:
+        command, folder = self._worker_command(), self.directory.lock_folder
+        with process_group(self.rank_info, cuda=cuda, command=command, meeting_folder=folder) as group:
             device = sound_device(choose_device(self.request.resources.device, self.rank_info), group, self.directory)
             data = staged(make_dataset(self.spec.data, self.request.data_root))
             require_same_data(self.directory, data.digest)
@@ -194,7 +209,7 @@ class _Job:
                 with self.signals.caught(), Progress("", shown=False) as progress:
                     self._train(training, data, checkpoints, progress, group)
                 return
-            self.journal = self.directory.open_journal(resumed_from_step=training.step)
+            self.journal = self._open_journal(training.step)
             if self.spec.continue_from and not checkpoints.steps():
                 self.journal.event("continued", run_key=self.spec.continue_from, step=training.step)
                 save(training, self.journal, checkpoints)  # the parent is no longer needed
@@ -204,7 +219,7 @@ class _Job:
                 with Progress(f"train {self.directory.key[:8]}", shown=self.show_progress) as progress:
                     self._train(training, data, checkpoints, progress, group)
                 group.close()
-                self._record_compute(training, data)
+                record_compute(self.directory, self.journal, self.spec, training, data)
                 self._evaluate_at_end(training, data, checkpoints)
 
     def _require_weights(self) -> None:
@@ -274,6 +289,8 @@ class _Job:
             self._speed = values["perf/steps_per_second"]
             progress.update(step, self.spec.train.steps, f"loss {self._loss:.4f}")
             self._write_status("running")
+            if checkpoints.slowest_seconds > max(SLOW_CHECKPOINT_SECONDS, self._checkpoint_seconds):
+                self._record_throughput(training, checkpoints, (time.monotonic() - began) / (step - first))
 
         def measure(step: int) -> float | None:
             return self._evaluate_during(training, data, step) if step < self.spec.train.steps else None
@@ -285,6 +302,8 @@ class _Job:
             """
             if not self.stop_signal and self.directory.pruning_requested():
                 self.stop_signal = PRUNED
+            if not self.stop_signal and self.time_limit and self.time_limit.is_near(checkpoints.slowest_seconds):
+                self.stop_signal = TIME_LIMIT_SIGNAL
             if number := group.all_reduce_max(stop_number(self.stop_signal)):
                 self.stop_signal = stop_name(number)
                 return True
@@ -309,7 +328,7 @@ class _Job:
         )
         training.method.distribute(1)
         if self.journal:
-            self._record_throughput((time.monotonic() - began) / (training.step - first), training.device)
+            self._record_throughput(training, checkpoints, (time.monotonic() - began) / (training.step - first))
 
     # -- evaluation
 
@@ -319,7 +338,7 @@ class _Job:
         self.step, score = step, None
         for evaluation in self.request.evaluations:
             if evaluation.every and step % evaluation.every == 0:
-                prefix = self._prefix(evaluation)
+                prefix = metric_prefix(self.directory, self.request.evaluations, evaluation)
                 context = EvaluationContext(training.method, self.spec, data, evaluation, training.device, prefix)
                 self._write_status("running", force=True, measured=Measured(f"{prefix}, during training"))
                 metrics = evaluate_during_training(context)
@@ -350,7 +369,7 @@ class _Job:
             method = with_middle(method, evaluation, self.spec, self.directory.path.parent, data, training.device)
             if selection and (by := self.request.scored_by):
                 selection["checkpoint"] |= {"split": by.split, "seed": by.seed}
-            prefix = self._prefix(evaluation)
+            prefix = metric_prefix(self.directory, self.request.evaluations, evaluation)
             began = time.monotonic()
             pace = Pace()
             self._write_status("running", force=True, measured=Measured(prefix))
@@ -384,30 +403,24 @@ class _Job:
         records = self.request.records
         return Keeping(self.directory.kept_folder, records.keep_samples, records.keep_features_mib)
 
-    def _prefix(self, evaluation: Evaluation) -> str:
-        """Return the metrics' prefix: the evaluation's name, with a suffix if another protocol used it before."""
-        taken = {
-            (event.fields["evaluation"], part): event.fields["key"]
-            for event in self.directory.events("evaluation")
-            for part in event.fields["parts"]
-        }
-        for requested in self.request.evaluations:
-            for part in requested.parts:
-                taken.setdefault((requested.name, part), requested.key)
-        clash = any(taken.get((evaluation.name, part), evaluation.key) != evaluation.key for part in evaluation.parts)
-        return f"{evaluation.name}_{evaluation.key[:6]}" if clash else evaluation.name
-
     # -- records
+
+    def _open_journal(self, step: int) -> Journal:
+        """Start this attempt's journal, with what earlier ones have left of an evaluation: more of it is progress."""
+        kept = self.directory.num_kept_batches()
+        return self.directory.open_journal(resumed_from_step=step, **({"kept_batches": kept} if kept else {}))
 
     def finish(self, state: str, reason: str, *, cause: Cause = "", trace: str = "") -> None:
         """Write the run's final state for this attempt; if the disk is full, only log it."""
         self.state = state
         if trace:
             logger.error(trace)
-        extra = {"traceback": trace} if trace else {"cause": cause} if cause == "device" else {}
+        extra: dict[str, str] = {"traceback": trace} if trace else {}
+        if state == "interrupted":
+            extra |= {"cause": cause, "stopped_by": self.stop_signal if cause == "signal" else ""}
         try:
             if self.journal is None:  # it failed before the journal was opened
-                self.journal = self.directory.open_journal(resumed_from_step=self.directory.durable_step())
+                self.journal = self._open_journal(self.directory.durable_step())
             with self.journal:
                 self.journal.event("finished" if state == "done" else state, reason=reason, **extra)
             self._write_status(state, reason, cause=cause, force=True)
@@ -453,32 +466,10 @@ class _Job:
             logger.warning(f"{self.directory.key}: {message}")
         self.directory.write_environment(attempt, environment)
 
-    def _record_throughput(self, seconds_per_step: float, device: torch.device) -> None:
-        """Record the duration of a step and the size of a checkpoint, for `plan`."""
-        checkpoints = self.directory.checkpoints_folder.glob("step-*.pt")
-        measured = Throughput(
-            self.spec.cost_key,
-            seconds_per_step,
-            device=device.type,
-            device_name=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
-            threads=torch.get_num_threads(),
-            num_processes=self.request.resources.num_processes,
-            runs_per_gpu=runs_sharing_gpu() if device.type == "cuda" else 1,
-            precision=self.spec.train.precision,
-            checkpoint_bytes=max((path.stat().st_size for path in checkpoints), default=None),
-        )
-        record(self.directory.path.parent, measured)
-
-    def _record_compute(self, training: Training, data: Dataset) -> None:
-        """Record the compute of the whole training, for the scaling figures, unless an earlier attempt did."""
-        assert self.journal is not None
-        if self.directory.history("compute/parameters")[0]:
-            return
-        compute, reason = training_compute(self.spec, training.method, data)
-        if reason:
-            logger.warning(f"run {self.directory.key}: the arithmetic of its training {reason}")
-            self.journal.event("compute_not_counted", step=self.step, reason=reason)
-        self.journal.metrics(self.spec.train.steps, compute)
+    def _record_throughput(self, training: Training, checkpoints: Checkpoints, seconds_per_step: float) -> None:
+        self._checkpoint_seconds = slowest = checkpoints.slowest_seconds
+        resources = self.request.resources
+        record_throughput(self.directory.path, self.spec, resources, seconds_per_step, training.device, slowest)
 
     # -- the process
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -58,3 +59,21 @@ def record_evaluation(
     }
     journal.event("evaluation", step=step, **protocol_fields)
     journal.sync()
+
+
+def metric_prefix(directory: RunDirectory, requested: Sequence[Evaluation], evaluation: Evaluation) -> str:
+    """Return the prefix of an evaluation's metrics: its name, with a suffix if another protocol used it before.
+
+    Args:
+        requested: all evaluations that the run's studies ask for.
+    """
+    taken = {
+        (event.fields["evaluation"], part): event.fields["key"]
+        for event in directory.events("evaluation")
+        for part in event.fields["parts"]
+    }
+    for other in requested:
+        for part in other.parts:
+            taken.setdefault((other.name, part), other.key)
+    clash = any(taken.get((evaluation.name, part), evaluation.key) != evaluation.key for part in evaluation.parts)
+    return f"{evaluation.name}_{evaluation.key[:6]}" if clash else evaluation.name

@@ -220,6 +220,7 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
         runs_per_gpu=throughput.runs_sharing_gpu() if device.type == "cuda" else 1,
         precision=spec.train.precision,
         checkpoint_bytes=checkpoint.stat().st_size,
+        checkpoint_seconds=checkpoints.slowest_seconds,
     )
 
 

@@ -42,6 +42,11 @@ class Claim:
         return bool(self.submission.get("cluster") == "slurm")
 
     @property
+    def user(self) -> str:
+        """Who submitted; empty in submissions of early versions."""
+        return str(self.submission.get("user") or "")
+
+    @property
     def clusters(self) -> str:
         """The clusters that its jobs were submitted to, empty for the login node's own."""
         profile = self.submission.get("profile")
@@ -120,6 +125,10 @@ def mark_cancelled(folder: Path, run_key: str, by: str) -> None:
     path = SubmissionLayout(folder).cancelled_path(run_key)
     path.parent.mkdir(exist_ok=True)
     replace_file(path, json.dumps({"by": by, "cancelled_seconds": time.time()}), durable=False)
+
+
+def unmark_cancelled(folder: Path, run_key: str) -> None:
+    SubmissionLayout(folder).cancelled_path(run_key).unlink(missing_ok=True)
 
 
 def job_of(runs_folder: Path, run_key: str) -> tuple[Path | None, str]:

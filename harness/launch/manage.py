@@ -6,14 +6,21 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.errors import LaunchError
-from harness.launch.claims import claims_of, jobs_by_clusters, mark_cancelled, read_submission
+from harness.launch.claims import (
+    Claim,
+    claims_of,
+    jobs_by_clusters,
+    mark_cancelled,
+    read_submission,
+    unmark_cancelled,
+)
 from harness.launch.planning import TO_DO, Plan
 from harness.launch.requeue import reset_kills
 from harness.launch.states import read_run_states
@@ -46,7 +53,8 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
     A job that several runs share is cancelled when no run needs it; else the job stops the cancelled runs itself.
 
     Raises:
-        LaunchError: SLURM does not answer; or a run is running on another machine, which cannot be signalled from here.
+        LaunchError: SLURM does not answer; or a run is running on another machine, which cannot be signalled from here;
+            or a job is another user's, and goes on.
     """
     if not directories:
         return []
@@ -69,16 +77,18 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
                 if states[key].status.state in TO_DO or states[key].status.state == "running":
                     mark_cancelled(folder, key, by)
     live = [directory for directory in directories if states[directory.key].status.state in ("queued", "running")]
-    job_ids: set[str] = set()
+    job_ids: dict[str, str] = {}  # and whose each is, empty where that is not known
+    marks: list[tuple[Claim, str]] = []
     folders: set[Path] = set()
     for directory in live:
         state, newest = states[directory.key], claims.get(directory.key, [None])[-1]
         if state.job and state.job.live:
-            job_ids.add(state.job.job_id)
+            job_ids[state.job.job_id] = ""
         for claim in dict.fromkeys([*state.live_claims, *filter(None, [newest])]):
             mark_cancelled(claim.folder, directory.key, by)
+            marks.append((claim, directory.key))
             if claim.on_slurm:
-                job_ids.update(claim.jobs)
+                job_ids |= dict.fromkeys(claim.jobs, claim.user)
                 folders.add(claim.folder)
         if newest and not (newest.on_slurm and newest.jobs) and (owner := directory.writer()):
             if owner.get("host") != socket.gethostname():
@@ -86,13 +96,43 @@ def cancel(directories: Sequence[RunDirectory]) -> list[RunDirectory]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(owner["pid"], signal.SIGTERM)
     needed = {job_id for folder in folders for job_id in _needed(folder)}
+    to_cancel = {job_id: user for job_id, user in job_ids.items() if job_id not in needed}
     known = jobs_by_clusters(claim for of_run in claims.values() for claim in of_run)
     elsewhere = set().union(*(jobs for clusters, jobs in known.items() if clusters))
-    for clusters, jobs in {**known, "": job_ids - elsewhere}.items():
-        with addressing(clusters):
-            patiently(partial(cancel_jobs, sorted((jobs & job_ids) - needed)))
-    forget_recent_queue()
+    refusals = []
+    try:
+        for clusters, jobs in {**known, "": to_cancel.keys() - elsewhere}.items():
+            others = {job_id for job_id in jobs & to_cancel.keys() if to_cancel[job_id] not in ("", by)}
+            with addressing(clusters):
+                patiently(partial(cancel_jobs, sorted((jobs & to_cancel.keys()) - others)))
+                refusals += _cancel_others(others, marks)
+    finally:
+        forget_recent_queue()
+    if refusals:
+        raise LaunchError(
+            f"SLURM does not let you end the job {'; nor '.join(refusals)}: it goes on, and its owner can cancel it. "
+            "Your own jobs are cancelled"
+        )
     return live
+
+
+def _cancel_others(job_ids: Set[str], marks: Sequence[tuple[Claim, str]]) -> list[str]:
+    """Cancel jobs of other users, as an administrator may; return whose jobs SLURM refused to end, and why.
+
+    Args:
+        marks: all that were set; those of runs whose job goes on are removed.
+    """
+    refusals = []
+    for user in sorted({claim.user for claim, _ in marks if job_ids & set(claim.jobs)}):
+        of_user = [(claim, key) for claim, key in marks if claim.user == user]
+        theirs = sorted(job_ids & {job_id for claim, _ in of_user for job_id in claim.jobs})
+        try:
+            cancel_jobs(theirs)
+        except LaunchError as error:
+            for claim, key in of_user:
+                unmark_cancelled(claim.folder, key)
+            refusals.append(f"{', '.join(theirs)} of {user} ({error})")
+    return refusals
 
 
 def _needed(folder: Path) -> set[str]:

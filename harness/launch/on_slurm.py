@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from harness.launch.planning import Plan, PlannedRun
 from harness.launch.processes import batch_script, make_executor, process_environment, thread_environment
 from harness.launch.slurm_job import Task
 from harness.launch.submission import Refused, Submission
-from harness.records import snapshot
+from harness.records import snapshot, throughput
 from harness.records.files import replace_file
 from harness.records.layout import SubmissionLayout
 from harness.slurm.cluster import max_array_size
@@ -54,6 +54,7 @@ def launch_slurm(
     if not runs:
         return submission
     largest = max_array_size(profile)
+    measured = throughput.load(plan.runs_folder)
     note_failed_nodes(plan.runs_folder, [planned.job for planned in plan.runs])
     broken = excluded(plan.runs_folder)
     profile = profile.model_copy(update={"exclude": exclude_option(profile.exclude, broken)})
@@ -70,7 +71,7 @@ def launch_slurm(
         queue.begin_class()
         resources, size = key[0], sizes[key]
         variables = snapshot.environment(code[members[0].run_key])
-        parameters = job_parameters(resources, profile, plan.study.name)
+        parameters = job_parameters(resources, profile, plan.study.name, _checkpoint_seconds(members, measured))
         pack = pack_of(resources, profile)
         threads = max(1, parameters["cpus_per_task"] // pack)
         task = Task(
@@ -79,6 +80,8 @@ def launch_slurm(
             preemption_cancels=profile.preempt_mode == "cancel",
             at_once=pack,
             notify=profile.notify or "",
+            limit_seconds=60.0 * parameters["timeout_min"],
+            lead_seconds=parameters["slurm_signal_delay_s"],
             exclude=profile.exclude or "",
             **options,
         )
@@ -118,9 +121,19 @@ def launch_slurm(
     return submission
 
 
-def job_parameters(resources: Resources, profile: Profile, study: str) -> dict[str, Any]:
+def _checkpoint_seconds(
+    members: Sequence[PlannedRun], measured: Mapping[str, Sequence[throughput.Throughput]]
+) -> float | None:
+    """Return the longest that a checkpoint of such runs took on any device; None if none was measured."""
+    facts = (fact for planned in members for fact in measured.get(planned.run.spec.cost_key, ()))
+    return max((fact.checkpoint_seconds for fact in facts if fact.checkpoint_seconds is not None), default=None)
+
+
+def job_parameters(
+    resources: Resources, profile: Profile, study: str, checkpoint_seconds: float | None = None
+) -> dict[str, Any]:
     """Return the parameters of `make_executor` for the jobs of one class of resources."""
-    parameters = slurm_parameters(resources, profile)
+    parameters = slurm_parameters(resources, profile, checkpoint_seconds)
     parameters["slurm_setup"] = [*requeue.SETUP, *parameters["slurm_setup"]]
     limits = {"max_time_limits": requeue.MAX_TIME_LIMITS}
     return parameters | limits | {"name": f"harness-{study}", "python": python_command(profile)}

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,14 +21,25 @@ from harness.launch.claims import is_cancelled
 from harness.launch.nodes import exclude_option, excluded, note_failures_of
 from harness.launch.notifications import notify_once
 from harness.launch.processes import process_environment, thread_environment, visible_gpus
-from harness.launch.requeue import attempt_began, given_up, given_up_before_attempt, requeue_action, reset_starts
+from harness.launch.requeue import (
+    REQUEUE_PAUSES_SECONDS,
+    STARTUP_SECONDS,
+    attempt_began,
+    given_up,
+    given_up_before_attempt,
+    requeue_action,
+    reset_kills,
+    reset_starts,
+)
 from harness.launch.worker import execute_run, next_log, open_log
 from harness.messages import show_messages
 from harness.records.directory import RunDirectory
 from harness.records.layout import SubmissionLayout
+from harness.records.meeting import Meeting, meeting_name
 from harness.records.throughput import RUNS_PER_GPU
 from harness.slurm.commands import patiently
 from harness.slurm.jobs import current_job_id, requeue_job, resubmit_job, was_preempted
+from harness.slurm.time_limit import TIME_LIMIT_SIGNAL, TimeLimit
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +57,7 @@ class _AttemptEnd:
     """How this attempt of a job ended, as far as it matters for requeueing."""
 
     stopped_by: str = ""  # a signal's name
-    killed: bool = False  # one of its several processes was killed
+    killed: bool = False  # one of its several runs, or one of its run's processes, was killed
     device_broken: bool = False  # its node's
 
 
@@ -66,6 +77,8 @@ class Task:
     preemption_cancels: bool = False
     at_once: int = 1  # of several runs; the others wait for their turn
     notify: str = ""
+    limit_seconds: float = 0.0  # of the job; 0 is none
+    lead_seconds: float = 0.0  # before it SIGUSR2 comes
     exclude: str = ""  # nodes, as the job's script excludes them
 
     def __call__(self, paths: tuple[Path, ...]) -> None:
@@ -74,17 +87,26 @@ class Task:
             options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
             execute_run(paths[0], self.threads, False, None, logged=False, **options)
             return
+        time_limit = TimeLimit(time.monotonic() + self.limit_seconds, self.limit_seconds, self.lead_seconds)
         if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
             note_failures_of(self._layout.runs_folder, current_job_id() or "")
         if len(paths) > 1:
-            end, to_do = self._work_in_parallel(paths)
+            end, to_do = self._work_in_parallel(paths, time_limit)
         else:
-            to_do = [path for path in paths if self._is_to_do(path)]
-            end = self._work_in_process(to_do[0]) if to_do else _AttemptEnd()
+            try:
+                to_do = [path for path in paths if self._is_to_do(path)]
+                end = self._work_in_process(to_do[0], time_limit) if to_do else _AttemptEnd()
+            finally:  # other processes may wait for this one
+                if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+                    Meeting(RunDirectory(paths[0]).lock_folder, meeting_name(os.environ)).close()
         if self.canary:
             self._release_array(paths[0])
         if self.notify:
             notify_once(self._layout, self.notify)
+        # Much before the time limit SIGUSR2 is a preemption's, or somebody's who wants the job to leave.
+        if end.stopped_by == TIME_LIMIT_SIGNAL and time_limit.seconds_left() > self.lead_seconds + STARTUP_SECONDS:
+            for path in to_do:
+                reset_kills(RunDirectory(path))
         self._requeue_if_needed(end, to_do)
 
     @property
@@ -103,13 +125,14 @@ class Task:
             return False
         return directory.status().state not in ("done", "failed", "paused", "pruned")
 
-    def _work_in_process(self, path: Path) -> _AttemptEnd:
+    def _work_in_process(self, path: Path, time_limit: TimeLimit) -> _AttemptEnd:
         def stop(number: int, _: object) -> NoReturn:
             raise _StopRequested(signal.Signals(number).name)
 
         for number in _STOP_SIGNALS:  # until the run installs its own handlers
             signal.signal(number, stop)
         options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
+        options["time_limit"] = time_limit
         wait = DEAD_WRITER_WAIT_SECONDS
         try:
             state = execute_run(path, self.threads, self.sync, self.tracking_uri, wait_seconds=wait, **options)
@@ -119,10 +142,10 @@ class Task:
             for number in _STOP_SIGNALS:  # further signals change nothing
                 signal.signal(number, signal.SIG_IGN)
         status = RunDirectory(path).status()
-        ended = _AttemptEnd(status.stopped_by, device_broken=status.cause == "device")
+        ended = _AttemptEnd(status.stopped_by, status.cause == "killed", status.cause == "device")
         return ended if state == "interrupted" else _AttemptEnd()
 
-    def _work_in_parallel(self, paths: Sequence[Path]) -> tuple[_AttemptEnd, list[Path]]:
+    def _work_in_parallel(self, paths: Sequence[Path], time_limit: TimeLimit) -> tuple[_AttemptEnd, list[Path]]:
         """Work on runs in processes of their own, `at_once` at a time; return also which of them were to do."""
         signals: list[signal.Signals] = []
         for number in _STOP_SIGNALS:
@@ -135,11 +158,13 @@ class Task:
                 if entry and entry[1].poll() is not None:
                     killed |= _note_kill(*entry)
                     slots[slot] = None
+                    if RunDirectory(entry[0]).status().stopped_by == TIME_LIMIT_SIGNAL and not signals:
+                        signals.append(signal.SIGUSR2)  # it stopped ahead of the signal, and comes back with the job
                 while waiting and not slots[slot] and not signals:
                     path = waiting.pop(0)
                     if self._is_to_do(path):
                         begun.append(path)
-                        slots[slot] = path, self._begin(path, slot)
+                        slots[slot] = path, self._begin(path, slot, time_limit)
             for path, process in filter(None, slots):
                 if signals or is_cancelled(self.folder, path):
                     # Repeatedly, since a process that was just starting may have missed the first one.
@@ -149,7 +174,7 @@ class Task:
                 return _AttemptEnd(_strongest(signals), killed, broken), [*begun, *waiting]
             time.sleep(0.5)
 
-    def _begin(self, path: Path, slot: int) -> subprocess.Popen:
+    def _begin(self, path: Path, slot: int, time_limit: TimeLimit) -> subprocess.Popen:
         """Start a process for one run, with its own log and a GPU; it ignores signals until the run handles them."""
         gpus = visible_gpus()
         gpu = gpus[slot % len(gpus)] if gpus else os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -157,7 +182,12 @@ class Task:
         variables = {"CUDA_VISIBLE_DEVICES": gpu, RUNS_PER_GPU: sharing}
         environment = process_environment(thread_environment(self.threads) | variables)
         program = "import sys; from harness.launch.slurm_job import work_alone; work_alone(*sys.argv[1:])"
-        options = {"threads": self.threads, "sync": self.sync, "tracking_uri": self.tracking_uri}
+        options = {
+            "threads": self.threads,
+            "sync": self.sync,
+            "tracking_uri": self.tracking_uri,
+            "time_limit": asdict(time_limit),  # its clock is that of the machine
+        }
         with open_log(next_log(path)) as log, environment:
             before = {number: signal.signal(number, signal.SIG_IGN) for number in _STOP_SIGNALS}
             try:
@@ -197,7 +227,7 @@ class Task:
         if action == "resubmit":
             self._submit_successor(job_id, paths)
         elif action == "requeue":
-            patiently(lambda: requeue_job(job_id))
+            patiently(lambda: requeue_job(job_id), REQUEUE_PAUSES_SECONDS)
 
     def _asks_for_the_reason(self, end: _AttemptEnd, paths: list[Path]) -> bool:
         """Return whether it matters why the job was stopped: SLURM may be slow, and the time limit is near.
@@ -257,4 +287,5 @@ def work_alone(path: str, options_json: str) -> None:
         options["tracking_uri"],
         logged=False,
         wait_seconds=DEAD_WRITER_WAIT_SECONDS,
+        time_limit=TimeLimit(**options["time_limit"]),
     )

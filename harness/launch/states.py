@@ -15,7 +15,7 @@ from harness.records.layout import SubmissionLayout
 from harness.records.lock import FolderLock
 from harness.records.status import Ending, Status
 from harness.slurm.commands import addressing
-from harness.slurm.jobs import JobInfo, QueueAnswer, ask_queue, current_user, read_queue
+from harness.slurm.jobs import JobInfo, QueueAnswer, ask_queue, read_queue
 from harness.slurm.recent import read_recent_queue
 
 FORGOTTEN_SECONDS = 600.0  # "queued" and the claim are seconds apart, unless the submission was interrupted in between
@@ -54,13 +54,12 @@ def read_run_states(paths: Sequence[Path], *, wait: bool = False, recent: bool =
         if states[path.name].status.state != "queued"
     }
     on_slurm = [claim for of_run in claims.values() for claim in of_run if claim.on_slurm]
-    users = {str(claim.submission.get("user") or "") for claim in on_slurm} - {"", current_user()}
     read = read_recent_queue if recent else read_queue
     answer = QueueAnswer()
     for clusters, jobs in (jobs_by_clusters(on_slurm) or {"": set[str]()}).items():
         job_ids = jobs | set(filter(None, holders.values()))
         with addressing(clusters):
-            part = ask_queue(partial(read, job_ids, *users), wait=wait)
+            part = ask_queue(partial(read, job_ids), wait=wait)
         answer = QueueAnswer({**answer.jobs, **part.jobs}, answer.failure or part.failure)
     for path in open_ends:
         key = path.name

@@ -67,7 +67,8 @@ class Worker:
                 with SubmissionLayout(self.folder).claim_path(path.name).open("x") as claim:
                     claim.write(job_id)
                 state = execute_run(path, self.threads, self.sync, self.tracking_uri, logged=logged)
-                if state == "interrupted" and not is_cancelled(self.folder, path):
+                killed = RunDirectory(path).status().cause == "killed"  # one of its processes; this one may go on
+                if state == "interrupted" and not killed and not is_cancelled(self.folder, path):
                     return
 
 

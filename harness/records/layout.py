@@ -123,6 +123,10 @@ class RunLayout:
         """Samples and features that evaluations keep; all of it can be drawn again."""
         return self.path / "kept"
 
+    def num_kept_batches(self) -> int:
+        """Return how many batches the evaluations that are not finished have kept."""
+        return sum(1 for _ in self.kept_folder.glob(f"*/{KEPT_BATCHES}"))
+
     @property
     def evaluations_folder(self) -> Path:
         return self.path / "evaluations"

@@ -42,6 +42,7 @@ class Throughput:
     runs_per_gpu: int = 1  # that shared the GPU, as the runs of a pack do
     precision: str = "fp32"
     checkpoint_bytes: int | None = None
+    checkpoint_seconds: float | None = None  # the longest of the last training
     measured_seconds: float = field(
         default=0.0, compare=False
     )  # Unix time, set when written; 0 in files of earlier versions
@@ -90,6 +91,7 @@ def _measured(stored: Any, path: Path) -> Throughput:
         runs_per_gpu=fields.integer("runs_per_gpu", 1, low=1),
         precision=fields.line("precision", "fp32"),
         checkpoint_bytes=None if fields.get("checkpoint_bytes") is None else fields.integer("checkpoint_bytes"),
+        checkpoint_seconds=fields.optional_finite("checkpoint_seconds", low=0),
         measured_seconds=fields.seconds("measured_seconds", 0.0),
     )
 

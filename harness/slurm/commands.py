@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -95,13 +95,16 @@ def run_slurm(program: str, *arguments: str, environment: Mapping[str, str] | No
     return result.stdout
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """Call a function that runs SLURM's programs, again after each of PAUSES_SECONDS while it fails.
+def patiently(call: Callable[[], T], pauses_seconds: Sequence[float] | None = None) -> T:
+    """Call a function that runs SLURM's programs, again after each pause while it fails.
+
+    Args:
+        pauses_seconds: None takes PAUSES_SECONDS.
 
     Raises:
         LaunchError: of the last attempt; of the first one if a program is missing.
     """
-    for pause in PAUSES_SECONDS:
+    for pause in PAUSES_SECONDS if pauses_seconds is None else pauses_seconds:
         try:
             return call()
         except ProgramMissing:

@@ -98,13 +98,12 @@ def ask_queue(query: Callable[[], Mapping[str, JobInfo]], *, wait: bool = False)
         return QueueAnswer(failure=str(error))
 
 
-def read_queue(job_ids: Iterable[str], *users: str) -> dict[str, JobInfo]:
+def read_queue(job_ids: Iterable[str]) -> dict[str, JobInfo]:
     """Look up jobs in one query each of squeue (pending and running) and sacct (ended, and earlier attempts).
 
     Args:
         job_ids: `12`, or `12_3` for a task of an array, or a task's own SLURM_JOB_ID. A job that is missing in the
-            result is unknown to SLURM.
-        users: others who may have submitted some of the jobs, from the same folder.
+            result is unknown to SLURM. They may be of any user: several may share a folder of runs.
 
     Raises:
         NoAnswer: squeue does not answer, so nothing is known. If sacct does not answer, only the past is missing.
@@ -115,7 +114,7 @@ def read_queue(job_ids: Iterable[str], *users: str) -> dict[str, JobInfo]:
     jobs: dict[str, JobInfo] = {}
     with contextlib.suppress(LaunchError):
         jobs = _requested(read_accounting(requested), requested)
-    for job_id, live in _requested(live_jobs(*users), requested).items():
+    for job_id, live in _requested(_live_jobs_by_number(requested), requested).items():
         # sacct may not list the newest attempt yet, and shows the end of the old one for a job that is pending.
         known = jobs.get(job_id, live)
         jobs[job_id] = replace(live, user=known.user, attempts=known.attempts)
@@ -128,19 +127,33 @@ def _requested(jobs: Mapping[str, JobInfo], requested: set[str]) -> dict[str, Jo
     return by_number | {job_id: job for job_id, job in jobs.items() if job_id in requested}
 
 
-def live_jobs(*users: str) -> dict[str, JobInfo]:
-    """Return this user's pending and running jobs, and those of others, array tasks separately.
-
-    Args:
-        users: the others; a name that this machine does not know is left out.
+def live_jobs() -> dict[str, JobInfo]:
+    """Return this user's pending and running jobs, array tasks separately.
 
     Raises:
         NoAnswer: squeue does not answer, or what it prints is no list of jobs.
     """
+    return _live_jobs("--me")
+
+
+def _live_jobs_by_number(job_ids: Iterable[str]) -> dict[str, JobInfo]:
+    numbers = _numbers(job_ids)
+    jobs: dict[str, JobInfo] = {}
+    for first in range(0, len(numbers), JOBS_PER_COMMAND):
+        some = numbers[first : first + JOBS_PER_COMMAND]
+        # Twice the last one: squeue fails if it is asked for a single job that it does not know, but not for several.
+        jobs |= _live_jobs(f"--jobs={','.join([*some, some[-1]])}")
+    return jobs
+
+
+def _numbers(job_ids: Iterable[str]) -> list[str]:
+    """Return the numbers of jobs, of an array its own."""
+    return sorted({number for job_id in job_ids if (number := job_id.split("_")[0]).isdecimal()}, key=int)
+
+
+def _live_jobs(selection: str) -> dict[str, JobInfo]:
     try:
-        others = {_uid(name) for name in users} - {None, os.getuid()}
-        whose = f"--user={','.join(map(str, [os.getuid(), *others]))}" if others else "--me"
-        text = run_slurm("squeue", "--noheader", "--array", whose, "--format=%i|%T|%N|%r|%S|%A")
+        text = run_slurm("squeue", "--noheader", "--array", selection, "--format=%i|%T|%N|%r|%S|%A")
     except NoAnswer:
         raise
     except LaunchError as error:
@@ -172,7 +185,7 @@ def read_accounting(job_ids: Iterable[str]) -> dict[str, JobInfo]:
     Raises:
         LaunchError: sacct does not answer; a cluster without slurmdbd has none.
     """
-    numbers = sorted({number for job_id in job_ids if (number := job_id.split("_")[0]).isdecimal()}, key=int)
+    numbers = _numbers(job_ids)
     columns = "--format=JobID,State,NodeList,ExitCode,Start,End,JobIDRaw"
     selection = [f"--jobs={','.join(numbers)}"] if numbers else []
     table = run_slurm("sacct", "--allocations", "--noheader", "--parsable2", "--duplicates", columns, *selection)
@@ -217,13 +230,6 @@ def current_user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def _uid(name: str) -> int | None:
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        return None
 
 
 def _user_name(uid: str) -> str:

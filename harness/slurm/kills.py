@@ -21,13 +21,19 @@ def reports_out_of_memory(job_log: str) -> bool:
 
 # A task that was killed (usually out of memory) ends only its step: the batch script is still alive and can requeue the
 # job. A job that SLURM is ending already is no longer RUNNING. The last task of an array has the id of the whole array,
-# which must not be requeued for it.
+# which must not be requeued for it. While SLURM does not answer, it is asked again.
 REQUEUE_WHEN_KILLED = (
     "harness_at_the_end() {",
-    "    local code=$? job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
+    "    local code=$? job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} state pause",
     "    job=${job:-$SLURM_JOB_ID}",
-    '    if [ "$code" -gt 128 ] && scontrol show job "$job" | grep -q "JobState=RUNNING"; then',
-    '        echo "killed (exit code $code): requeued" && scontrol requeue "$job"',
+    '    if [ "$code" -gt 128 ]; then',
+    "        for pause in 1 5 15 30 60 120; do",
+    '            if state=$(scontrol show job "$job"); then',
+    "                [[ $state == *JobState=RUNNING* ]] || break",
+    '                echo "killed (exit code $code): requeued" && scontrol requeue "$job" && break',
+    "            fi",
+    '            sleep "$pause"',
+    "        done",
     "    fi",
     *(f"    {line}" for line in REMOVE_STAGE),
     f"    {REMOVE_SCRATCH}",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from harness.errors import LaunchError
+from harness.slurm.time_limit import needed_lead_seconds
 from harness.spec.base import SpecModel
 from harness.spec.resources import Resources
 from harness.study.document import SourceLocation, parse_yaml
@@ -70,7 +71,7 @@ class Profile(SpecModel):
     chain: int = Field(1, ge=1)  # runs that one job works on one after another, beside those of `pack`
     max_parallel: int = Field(64, ge=1)  # jobs of a study that run at the same time
     max_array_size: int | None = Field(None, ge=1)  # None: from `scontrol show config`
-    signal_lead_seconds: int | None = Field(None, ge=1, le=3600)  # before the time limit, to write a checkpoint
+    signal_lead_seconds: int | None = Field(None, ge=1, le=3600)  # before the time limit; None: as a checkpoint takes
     modules: tuple[Text, ...] = ()  # loaded before the job: cuda/12.4
     setup: tuple[str, ...] = ()  # more shell lines before the job
     scratch: str | None = None  # a folder on the compute node for temporary files; may name $SLURM_JOB_ID
@@ -166,8 +167,28 @@ def load_profile(path: Path) -> Profile:
         raise LaunchError("\n".join(lines)) from None
 
 
-def slurm_parameters(resources: Resources, profile: Profile) -> dict[str, Any]:
-    """Return submitit's parameters for one class of resources."""
+SIGNAL_LEAD_SECONDS = 90  # before a time limit, where no checkpoint is known to take long
+
+
+def signal_lead_seconds(profile: Profile, minutes: int, checkpoint_seconds: float | None) -> int:
+    """Return how long before its time limit a job is told to stop.
+
+    Args:
+        minutes: the time limit.
+        checkpoint_seconds: the longest that a checkpoint of its runs took, where that was measured.
+    """
+    if profile.signal_lead_seconds:
+        return profile.signal_lead_seconds
+    needed = needed_lead_seconds(checkpoint_seconds, 60.0 * minutes) if checkpoint_seconds else 0.0
+    return max(min(SIGNAL_LEAD_SECONDS, 6 * minutes), math.ceil(needed))
+
+
+def slurm_parameters(resources: Resources, profile: Profile, checkpoint_seconds: float | None = None) -> dict[str, Any]:
+    """Return submitit's parameters for one class of resources.
+
+    Args:
+        checkpoint_seconds: of `signal_lead_seconds`.
+    """
     cpus = max(profile.resolve(resources, "cpus"), resources.threads or 1)
     minutes = profile.resolve(resources, "time_minutes")
     tasks_per_node = resources.num_processes // resources.nodes
@@ -176,7 +197,7 @@ def slurm_parameters(resources: Resources, profile: Profile) -> dict[str, Any]:
         "nodes": resources.nodes,
         "tasks_per_node": tasks_per_node,
         "cpus_per_task": cpus,
-        "slurm_signal_delay_s": profile.signal_lead_seconds or min(90, 6 * minutes),
+        "slurm_signal_delay_s": signal_lead_seconds(profile, minutes, checkpoint_seconds),
         "slurm_setup": _setup(profile),
         "slurm_wckey": profile.wckey,  # submitit's own would be refused where wckeys are enforced
         "slurm_srun_args": [

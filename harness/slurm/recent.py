@@ -33,21 +33,20 @@ class _Answer:
 
     asked_seconds: float = 0.0  # Unix time
     names: Mapping[str, float] = field(default_factory=dict)  # of jobs -> Unix time when somebody asked for it
-    users: tuple[str, ...] = ()
     jobs: Mapping[str, JobInfo] = field(default_factory=dict)
     failure: str = ""
 
-    def covers(self, names: set[str], users: set[str], max_age_seconds: float) -> bool:
+    def covers(self, names: set[str], max_age_seconds: float) -> bool:
         """Return whether this answers a question. A job that was submitted later was not asked for, and is not absent.
 
         The file system's clients may differ in their clocks, so an answer from the future is judged like one from the
         past.
         """
         recent = abs(time.time() - self.asked_seconds) < max_age_seconds
-        return recent and names <= self.names.keys() and users <= set(self.users)
+        return recent and names <= self.names.keys()
 
 
-def read_recent_queue(job_ids: Iterable[str], *users: str) -> dict[str, JobInfo]:
+def read_recent_queue(job_ids: Iterable[str]) -> dict[str, JobInfo]:
     """Look up jobs like `read_queue`, in an answer that may be RECENT_SECONDS old.
 
     A failure is kept as long: while SLURM is down, a watcher does not ask it every second.
@@ -55,21 +54,21 @@ def read_recent_queue(job_ids: Iterable[str], *users: str) -> dict[str, JobInfo]
     Raises:
         NoAnswer: squeue does not answer, or did not a moment ago.
     """
-    names, others = set(job_ids), set(users)
+    names = set(job_ids)
     if not names:
         return {}
     try:
         path = _answer_path()
     except (HarnessError, OSError):  # without a folder for the cache nothing is shared
-        return read_queue(names, *users)
+        return read_queue(names)
     answer = _read(path)
-    if not answer.covers(names, others, RECENT_SECONDS):
+    if not answer.covers(names, RECENT_SECONDS):
         with _turn(path) as ours:
             answer = _read(path)  # another process may have asked meanwhile; while it does, its last answer will do
-            if not answer.covers(names, others, RECENT_SECONDS) and (
-                ours or not answer.covers(names, others, 2 * RECENT_SECONDS + TIMEOUT_SECONDS)
+            if not answer.covers(names, RECENT_SECONDS) and (
+                ours or not answer.covers(names, 2 * RECENT_SECONDS + TIMEOUT_SECONDS)
             ):
-                answer = _ask(names, others, answer)
+                answer = _ask(names, answer)
                 _write(path, answer)
     if answer.failure:
         raise NoAnswer(answer.failure)
@@ -82,16 +81,15 @@ def forget_recent_queue() -> None:
         _answer_path().unlink()
 
 
-def _ask(names: set[str], users: set[str], before: _Answer) -> _Answer:
+def _ask(names: set[str], before: _Answer) -> _Answer:
     """Ask SLURM for some jobs, and for those that others asked for lately, so that the answer serves them, too."""
     now = time.time()
     asked = {name: time_asked for name, time_asked in before.names.items() if now - time_asked < _FORGOTTEN_SECONDS}
     asked |= dict.fromkeys(names, now)
-    everybody = tuple(sorted(users | set(before.users if asked.keys() - names else ())))
     try:
-        return _Answer(now, asked, everybody, read_queue(asked, *everybody))
+        return _Answer(now, asked, read_queue(asked))
     except LaunchError as error:
-        return _Answer(now, asked, everybody, failure=str(error))
+        return _Answer(now, asked, failure=str(error))
 
 
 def _answer_path() -> Path:
@@ -114,9 +112,8 @@ def _read(path: Path) -> _Answer:
                 return _Answer()
             content = json.load(file)
         jobs = {name: _job(entry) for name, entry in content["jobs"].items()}
-        users = tuple(map(str, content["users"]))
         names = {str(name): float(seconds) for name, seconds in content["names"].items()}
-        return _Answer(float(content["asked_seconds"]), names, users, jobs, str(content["failure"]))
+        return _Answer(float(content["asked_seconds"]), names, jobs, str(content["failure"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return _Answer()
 

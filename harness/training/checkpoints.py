@@ -43,6 +43,7 @@ class Checkpoints:
         assert keep_last >= 1
         self.folder = Path(folder)
         self.keep_last, self.keep_every, self.metric = keep_last, keep_every, metric
+        self.slowest_seconds = 0.0  # of those that the training has saved here
 
     def save(self, step: int, state: dict[str, Any], *, score: float | None = None) -> Path:
         """Write a checkpoint, then remove those that are not kept; it is durable when this returns.

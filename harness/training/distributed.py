@@ -7,6 +7,9 @@ checkpoints. It evaluates at the end, when the others have exited.
 
 Tensors on the CPU use gloo, those on a GPU NCCL. The decision to stop is exchanged on the CPU at each step: this does
 not synchronise with the device, and a dead process is noticed at once, as its connections close.
+
+When communication fails, the first process finds out why: a process that fails by itself says so in the store before
+it leaves, one that only noticed says so after it, and one that was killed says nothing and its heartbeat stops.
 """
 
 from __future__ import annotations
@@ -17,21 +20,37 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from harness.errors import LaunchError, TrainingError
+from harness.records.meeting import Meeting, meeting_name
 from harness.slurm.cluster import first_node_address
+from harness.slurm.commands import patiently
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # until all processes of a run have started
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the others wait while the first process evaluates during training
+HEARTBEAT_SECONDS = 1.0
+HEARTBEAT_TIMEOUT = timedelta(seconds=30)
+LOST_SECONDS = 6.0  # without a heartbeat
+DEPARTURE_SECONDS = 60.0  # until a living process notices that another has left
+
+
+class ProcessLost(Exception):
+    """Another process of the run was killed, or its node failed: the run is interrupted, and may be started again."""
+
+
+class NothingToDo(Exception):
+    """The first process has no work on this run, or no more."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +60,14 @@ class RankInfo:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # on its node
-    address: str = "127.0.0.1"
-    port: int = 0  # 0: nobody has started the others yet
+    address: str = "127.0.0.1"  # empty: it stands in the file of the meeting
+    port: int = 0  # 0: nobody has started the others yet, or the first one says it at the meeting
+    meeting: str = ""  # the name of the file by which processes that srun has started meet
 
     @property
     def starts_others(self) -> bool:
         """Whether this is the first process of several and has to start the others."""
-        return self.size > 1 and not self.port
+        return self.size > 1 and not self.port and not self.meeting
 
 
 def detect_rank(num_processes: int, environment: Mapping[str, str] = os.environ) -> RankInfo:
@@ -74,9 +94,9 @@ def detect_rank(num_processes: int, environment: Mapping[str, str] = os.environ)
     # Of the step, not of the job: a batch script sees SLURM_NTASKS as well, and runs once.
     if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
-        rank, size, local, job = _numbers(names, environment, "SLURM_STEP_NUM_TASKS is set, as by srun")
-        address = _first_address(environment.get("SLURM_STEP_NODELIST", ""))
-        return RankInfo(rank, size, local, address, 20_000 + job % 12_000)  # below the kernel's ephemeral ports
+        rank, size, local, _ = _numbers(names, environment, "SLURM_STEP_NUM_TASKS is set, as by srun")
+        address = "" if rank else _first_address(environment.get("SLURM_STEP_NODELIST", ""))
+        return RankInfo(rank, size, local, address, meeting=meeting_name(environment))
     return RankInfo(size=num_processes)
 
 
@@ -98,7 +118,7 @@ def _numbers(names: Sequence[str], environment: Mapping[str, str], why: str) -> 
 
 def _first_address(nodes: str) -> str:
     try:
-        return first_node_address(nodes)
+        return patiently(lambda: first_node_address(nodes))
     except LaunchError as error:
         raise LaunchError(f"the processes of this run on {nodes} cannot meet: {error}") from error
 
@@ -110,6 +130,7 @@ class ProcessGroup:
     rank: int = 0
     size: int = 1
     hosts: tuple[str, ...] = field(default_factory=lambda: (platform.node(),))  # by rank
+    nodes: tuple[str, ...] = ()  # by rank, by SLURM's names
 
     @property
     def is_first(self) -> bool:
@@ -156,54 +177,76 @@ class ProcessGroup:
 
 
 @contextmanager
-def process_group(rank_info: RankInfo, *, cuda: bool, command: Sequence[str]) -> Iterator[ProcessGroup]:
+def process_group(
+    rank_info: RankInfo, *, cuda: bool, command: Sequence[str], meeting_folder: Path
+) -> Iterator[ProcessGroup]:
     """Join the processes of a run; at the end of the block leave, and stop the processes that were started here.
 
     Args:
         rank_info: of this process; the first one starts the others if necessary.
         cuda: whether the run computes on GPUs.
         command: starts another process of this run, which finds its rank in its environment.
+        meeting_folder: where processes that srun has started meet.
 
     Raises:
-        TrainingError: another process did not start, failed, or was killed.
+        TrainingError: another process did not start, or failed.
+        ProcessLost: another process was killed, or its node failed.
+        NothingToDo: the first process does not come.
     """
     if rank_info.size == 1:
         yield ProcessGroup()
         return
-    # Under torchrun, its agent holds the store.
-    holds_store = rank_info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store, address = _open_store(rank_info, meeting_folder)
     children: list[subprocess.Popen] = []
     group = ProcessGroup(rank_info.rank, rank_info.size)
-    try:
-        store = dist.TCPStore(
-            rank_info.address, rank_info.port, is_master=holds_store, timeout=RENDEZVOUS_TIMEOUT, wait_for_workers=False
-        )
-    except dist.DistError as error:
-        raise TrainingError(
-            f"the first process of this run does not answer at {rank_info.address}:{rank_info.port}: {error}"
-        ) from error
+    alive = nullcontext() if group.is_first else _heartbeat(rank_info, address, store.port)
     try:
         if rank_info.starts_others:
             children += [_start(command, rank, rank_info.size, store.port) for rank in range(1, rank_info.size)]
-        group.hosts = _rendezvous(rank_info, store, children)
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(
-            backend, store=store, rank=rank_info.rank, world_size=rank_info.size, timeout=COLLECTIVE_TIMEOUT
-        )
-        yield group
+        with alive:
+            group.hosts, group.nodes = _rendezvous(rank_info, store, children)
+            backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+            dist.init_process_group(
+                backend, store=store, rank=rank_info.rank, world_size=rank_info.size, timeout=COLLECTIVE_TIMEOUT
+            )
+            yield group
     except Exception as error:
-        if not group.is_first:
-            with suppress(RuntimeError):  # the first process, which holds the store, may have exited
-                place = f"process {rank_info.rank} of {rank_info.size} on {platform.node()}"
-                failure = f"{place}: {type(error).__name__}: {error}"
-                store.compare_set("failed", "", failure)
-        elif isinstance(error, RuntimeError) and (why := _find_failed_process(store, children)):
-            raise TrainingError(why) from error
+        own_number = _depart(store, group, error)
+        if isinstance(error, RuntimeError):
+            group.close()  # so that the others notice, too
+            if reason := _reason_to_part(store, group, children, own_number):
+                raise reason from error
         raise
     finally:
         group.close()
         for child in children:
             _end(child)
+
+
+def _open_store(rank_info: RankInfo, meeting_folder: Path) -> tuple[dist.TCPStore, str]:
+    """Return the store that all processes of a run share, and the address of the first one, which holds it.
+
+    Raises:
+        TrainingError: the first process does not answer.
+        NothingToDo: it says that it will not.
+    """
+    # Under torchrun, its agent holds the store.
+    holds_store = rank_info.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    address, port = rank_info.address, rank_info.port
+    meeting = Meeting(meeting_folder, rank_info.meeting) if rank_info.meeting else None
+    try:
+        if meeting and not holds_store:
+            place = meeting.wait(RENDEZVOUS_TIMEOUT.total_seconds())
+            if place is None:
+                raise NothingToDo("the first process of this run has nothing to do")
+            address, port = place
+        # Port 0 is any that is free.
+        store = dist.TCPStore(address, port, is_master=holds_store, timeout=RENDEZVOUS_TIMEOUT, wait_for_workers=False)
+    except (dist.DistError, TimeoutError) as error:
+        raise TrainingError(f"the first process of this run does not answer at {address}:{port}: {error}") from error
+    if meeting and holds_store:
+        meeting.announce(address, store.port)
+    return store, address
 
 
 def _start(command: Sequence[str], rank: int, size: int, port: int) -> subprocess.Popen:
@@ -214,38 +257,111 @@ def _start(command: Sequence[str], rank: int, size: int, port: int) -> subproces
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
-def _rendezvous(rank_info: RankInfo, store: dist.Store, children: Sequence[subprocess.Popen]) -> tuple[str, ...]:
-    """Wait until every process has published its host name."""
+def _node_name() -> str:
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def _rendezvous(
+    rank_info: RankInfo, store: dist.Store, children: Sequence[subprocess.Popen]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Wait until every process has published its host's name and its node's; return all of both."""
+    store.set(f"node/{rank_info.rank}", _node_name())
     store.set(f"host/{rank_info.rank}", platform.node())
     names = [f"host/{rank}" for rank in range(rank_info.size)]
     end = time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
     while not store.check(names):
-        if time.monotonic() > end or any(child.poll() is not None for child in children):
-            missing = sum(not store.check([name]) for name in names)
-            raise TrainingError(
-                _killed(children) or f"{missing} of {rank_info.size} processes of this run did not start"
-            )
+        missing = sum(not store.check([name]) for name in names)
+        if lost := [rank for rank, child in enumerate(children, 1) if (child.poll() or 0) < 0]:
+            raise ProcessLost("; ".join(_describe_loss(rank, (), children) for rank in lost))
+        if any(child.poll() is not None for child in children):
+            raise TrainingError(f"{missing} of {rank_info.size} processes of this run did not start")
+        if time.monotonic() > end:
+            raise ProcessLost(f"{missing} of {rank_info.size} processes of this run did not start in time")
         time.sleep(0.02)
-    return tuple(store.get(name).decode() for name in names)
+    nodes = tuple(store.get(f"node/{rank}").decode() for rank in range(rank_info.size))
+    return tuple(store.get(name).decode() for name in names), nodes
 
 
-def _find_failed_process(store: dist.Store, children: Sequence[subprocess.Popen]) -> str:
-    """Return which other process caused an error here, if known."""
-    time.sleep(0.2)  # a connection closes shortly before its process has exited
-    if killed := _killed(children):
-        return killed
-    with suppress(RuntimeError):
-        if store.check(["failed"]):
-            return store.get("failed").decode()
-    return ""
+@contextmanager
+def _heartbeat(rank_info: RankInfo, address: str, port: int) -> Iterator[None]:
+    """Tell the first process, within a block, that this one is alive, whatever it computes."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        with suppress(RuntimeError):  # the first process has left
+            # Its own connection: a store serves one call at a time, and some wait.
+            store = dist.TCPStore(address, port, timeout=HEARTBEAT_TIMEOUT, wait_for_workers=False)
+            while not stop.wait(HEARTBEAT_SECONDS):
+                store.add(f"beat/{rank_info.rank}", 1)
+
+    thread = threading.Thread(target=beat, name="rank-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()  # before the interpreter ends, which would abort it within torch
 
 
-def _killed(children: Sequence[subprocess.Popen]) -> str:
-    for rank, child in enumerate(children, 1):
-        code = child.poll()
-        if code is not None and code < 0:
-            return f"process {rank} of {len(children) + 1} was killed by {signal.Signals(-code).name}"
-    return ""
+def _depart(store: dist.Store, group: ProcessGroup, error: Exception) -> int:
+    """Say in the store that this process leaves, and why; return how many have left so far, with this one.
+
+    Raises:
+        ProcessLost: the first process, which holds the store, is gone.
+    """
+    place = f"process {group.rank} of {group.size} on {_node_name()}"
+    try:
+        number = store.add("departures", 1)
+        store.set(f"left/{group.rank}", f"{number} {place}: {type(error).__name__}: {error}")
+    except RuntimeError:
+        if isinstance(error, RuntimeError):
+            raise ProcessLost(_describe_loss(0, group.nodes, ())) from error
+        return 1
+    return number
+
+
+def _reason_to_part(
+    store: dist.Store, group: ProcessGroup, children: Sequence[subprocess.Popen], own_number: int
+) -> Exception | None:
+    """Return the error of another process that caused one of communication here, None if there is no such error.
+
+    Only the first process can know: it holds the store, by which the others say that they are alive or leave.
+    """
+    if not group.is_first:
+        return None
+    beats = {rank: (-1, time.monotonic()) for rank in range(1, group.size)}
+    end = time.monotonic() + DEPARTURE_SECONDS
+    while True:
+        silent = [rank for rank in beats if not store.check([f"left/{rank}"])]
+        for rank in silent:
+            count = store.add(f"beat/{rank}", 0)
+            if count != beats[rank][0]:
+                beats[rank] = count, time.monotonic()
+        lost = [rank for rank in silent if _is_lost(rank, beats[rank][1], children)]
+        if lost == silent or time.monotonic() > end:
+            break
+        time.sleep(0.1)
+    if lost:
+        return ProcessLost("; ".join(_describe_loss(rank, group.nodes, children) for rank in lost))
+    words = [store.get(f"left/{rank}").decode().partition(" ") for rank in beats if rank not in silent]
+    departures = sorted((int(number), text) for number, _, text in words)
+    return TrainingError(departures[0][1]) if departures and departures[0][0] < own_number else None
+
+
+def _is_lost(rank: int, last_beat_seconds: float, children: Sequence[subprocess.Popen]) -> bool:
+    if children:
+        return children[rank - 1].poll() is not None
+    return time.monotonic() - last_beat_seconds > LOST_SECONDS
+
+
+def _describe_loss(rank: int, nodes: Sequence[str], children: Sequence[subprocess.Popen]) -> str:
+    """Return `process 1 on n2 was lost`, with the signal that ended it where that is known."""
+    place = f" on {nodes[rank]}" if nodes else ""
+    code = children[rank - 1].poll() if children else None
+    how = (
+        "" if code is None else f": killed by {signal.Signals(-code).name}" if code < 0 else f": it exited with {code}"
+    )
+    return f"process {rank}{place} was lost{how}"
 
 
 def _end(child: subprocess.Popen) -> None:

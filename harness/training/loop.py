@@ -142,7 +142,9 @@ def train(
 def save(training: Training, journal: Journal, checkpoints: Checkpoints, score: float | None = None) -> None:
     """Make the state durable, and only then record it in the journal: rows up to here are final."""
     journal.sync()
+    began = time.monotonic()
     checkpoints.save(training.step, training.state_dict(), score=score)
+    checkpoints.slowest_seconds = max(checkpoints.slowest_seconds, time.monotonic() - began)
     journal.event("checkpoint", step=training.step)
     journal.sync()
 

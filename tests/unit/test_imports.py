@@ -47,7 +47,7 @@ MAY_IMPORT = {
     },
     "interop": {"evaluation", "training", "registry", "records", "models", "metrics", "spec", "errors"},
     "job": {
-        *("training", "evaluation", "registry", "datasets", "tracking", "records", "study", "spec"),
+        *("training", "evaluation", "registry", "datasets", "slurm", "tracking", "records", "study", "spec"),
         *("data", "methods", "metrics", "progress", "messages", "errors"),
     },
     # runs are handed out, followed and searched over

@@ -17,9 +17,11 @@ from click.testing import CliRunner
 from harness.cli import cli
 from harness.errors import CheckpointError, RecordError
 from harness.job import job
+from harness.records import throughput
 from harness.records.directory import RunDirectory
 from harness.records.disk import best_step, scores
 from harness.records.status import status_from
+from harness.slurm.time_limit import TimeLimit
 from harness.study.expand import load_study
 from harness.testing import TINY_STUDY, write_run
 from harness.training.checkpoints import Checkpoints, DamagedCheckpointWarning
@@ -281,9 +283,7 @@ def test_a_run_killed_between_training_and_evaluation_loses_no_row(tiny_run, mon
     unbroken, killed = tiny_run(EVALUATE, folder="a"), tiny_run(EVALUATE, folder="b")
     run_job(unbroken)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "harness.job.job._Job._record_compute", lambda *_: (_ for _ in ()).throw(MemoryError("killed here"))
-        )
+        patch.setattr("harness.job.job.record_compute", lambda *_: (_ for _ in ()).throw(MemoryError("killed here")))
         assert run_job(killed) == "failed"
     assert run_job(killed) == "done"
     assert sorted(results(unbroken)) == sorted(results(killed))
@@ -363,3 +363,14 @@ def test_a_checkpoint_whose_weights_are_not_finite_is_neither_sampled_nor_export
         refused = CliRunner().invoke(cli, [*verb, "--runs", str(folder.parent)]).exception
         assert isinstance(refused, CheckpointError)
         assert f"step {step}, ema weights: 1 of the {weight.numel()} values of {name} are not finite" in str(refused)
+
+
+def test_a_training_whose_checkpoints_take_too_long_for_the_signal_stops_ahead_of_it_and_records_how_long(tiny_run):
+    folder = tiny_run("", "records.checkpoint_every_seconds=0")
+    limit = TimeLimit(ends_monotonic=time.monotonic(), limit_seconds=3600, lead_seconds=0)
+    assert run_job(folder, time_limit=limit) == "interrupted"
+    directory = RunDirectory(folder)
+    assert directory.status().stopped_by == "SIGUSR2" and directory.durable_step() == 2  # the first tells how long
+    assert run_job(folder) == "done"
+    ((measured,),) = throughput.load(folder.parent).values()
+    assert measured.checkpoint_seconds is not None and measured.checkpoint_seconds > 0

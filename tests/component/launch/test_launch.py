@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -24,6 +28,7 @@ from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.records.nodes import bad_nodes
 from harness.records.status import Status
+from harness.slurm import commands
 from harness.slurm.cluster import read_config
 from harness.slurm.jobs import live_jobs
 from harness.slurm.profile import Profile
@@ -243,11 +248,11 @@ def batch_script_of(submission: Submission) -> str:
     return script.read_text()
 
 
-def wait_for(done: Callable[[], object], seconds: float = 480) -> None:
+def wait_for(done: Callable[[], object], seconds: float = 480, pause_seconds: float = 0.2) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.2)
+        time.sleep(pause_seconds)
 
 
 @pytest.mark.slurm
@@ -397,18 +402,104 @@ def test_an_array_waits_its_turn_is_not_submitted_twice_and_is_again_after_a_can
     assert not again.unfinished()
 
 
+@contextlib.contextmanager
+def held(directory: RunDirectory, until: Callable[[], object]) -> Iterator[int]:
+    """Let the process that works on a run stand still within a block, from when a condition holds; yield its pid."""
+    wait_for(until, pause_seconds=0.02)
+    writer = directory.writer()
+    assert writer is not None, "it ended before it could be held"
+    os.kill(writer["pid"], signal.SIGSTOP)
+    yield writer["pid"]
+    os.kill(writer["pid"], signal.SIGCONT)
+
+
+def asks_to_be_requeued(job_id: str) -> bool:
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return any(command[-2:] == ["requeue", job_id] for command in commands)
+
+
 @pytest.mark.slurm
-def test_a_job_that_is_told_to_leave_writes_a_checkpoint_and_comes_back(tmp_path, study, slurm):
-    tiny = study("", "train.steps=600")
+def test_a_job_that_is_told_to_leave_comes_back_when_slurm_does_not_answer_and_from_an_evaluation(
+    tmp_path, study, slurm
+):
+    tiny = study("evaluate: [{batch_size: 16, nll: {num_images: 300}}]\n", "train.steps=200")
     submission = submit_to_slurm(tiny, tmp_path / "runs")
-    directory = submission.runs[0].directory
-    wait_for(lambda: directory.latest())
-    subprocess.run(["scancel", "--signal=USR2", submission.jobs[0].job_id], check=True)
+    directory, job_id = submission.runs[0].directory, submission.jobs[0].job_id
+    with held(directory, until=directory.latest) as pid, slurm.outage():
+        os.kill(pid, signal.SIGUSR2)  # as slurmstepd does ahead of a time limit
+        os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: asks_to_be_requeued(job_id))
+        os.kill(pid, signal.SIGTERM)  # as at the time limit
+    with held(directory, until=directory.num_kept_batches):
+        subprocess.run(["scancel", "--signal=USR2", job_id], check=True)
+    wait_for(lambda: len(directory.attempts()) == 3)
+    kept = directory.events("started")[2].fields["kept_batches"]
     wait_for(lambda: not submission.unfinished())
-    assert len(directory.events("interrupted")) == 1
+    assert [planned.state for planned in submission.now()] == ["done"]
+    assert kept > 0
     resumed = [event.fields["resumed_from_step"] for event in directory.events("started")]
-    assert len(resumed) == 2
-    assert resumed[1] > 0
+    assert resumed[0] == 0 and 0 < resumed[1] <= 200 and resumed[2] == 200
+    assert [event.fields["stopped_by"] for event in directory.events("interrupted")] == ["SIGUSR2"] * 2
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Return a folder into which every user of this machine can write; pytest's own are closed to them."""
+    umask = os.umask(0)
+    with tempfile.TemporaryDirectory(prefix="harness-") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+    os.umask(umask)
+
+
+def as_user(name: str, look: Callable[[], object]) -> object:
+    """Return what a function returns to another user, who takes the place of this process's copy."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        user = pwd.getpwnam(name)
+        os.setgroups([])
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+        os.environ |= {"USER": name, "LOGNAME": name}
+        try:
+            answer = look()
+        except Exception as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writing, json.dumps(answer).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        answer = json.loads(file.read())
+    os.waitpid(pid, 0)
+    return answer
+
+
+@pytest.mark.slurm
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which takes root")
+def test_who_shares_a_folder_of_runs_believes_the_jobs_of_others_and_does_not_end_them(
+    open_folder, study, slurm, monkeypatch
+):
+    monkeypatch.setattr(commands, "PAUSES_SECONDS", ())
+    tiny = study("", "train.steps=200")
+    runs = open_folder / "runs"
+    submission = submit_to_slurm(tiny, runs)
+    directory, job_id = submission.runs[0].directory, submission.jobs[0].job_id
+
+    def state() -> list[object]:
+        plan = planning.plan(tiny, runs)
+        return [plan.runs[0].state, [planned.run_key for planned in plan.to_do]]
+
+    assert as_user("daemon", state)[1] == []  # it waits, or begins
+    with held(directory, until=directory.latest):
+        assert as_user("daemon", lambda: list(live_jobs())) == []
+        assert as_user("daemon", state) == ["running", []]
+        refusal = as_user("daemon", lambda: [run.key for run in manage.cancel([directory])])
+        assert refusal.startswith(f"LaunchError: SLURM does not let you end the job {job_id} of root (")
+        assert state() == ["running", []]
+    wait_for(lambda: not submission.unfinished())
+    assert [planned.state for planned in submission.now()] == ["done"]
+    assert len(directory.attempts()) == 1
 
 
 # ------------------------------------------------------------------------------------------------ where a run stands

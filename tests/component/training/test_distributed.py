@@ -1,11 +1,13 @@
 """Several processes train one run: to the same numbers as one, and whatever becomes of one of them, none hangs."""
 
+import contextlib
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,14 +149,14 @@ def test_when_one_process_is_killed_the_others_end_and_the_run_resumes_to_the_sa
     job.wait_for_checkpoint()
     others = job.others()
     (job.process if victim == 0 else others[victim - 1]).kill()
-    assert job.state() == ("" if victim == 0 else "failed")
+    assert job.state() == ("" if victim == 0 else "interrupted")
     _, alive = psutil.wait_procs(others, timeout=240)
     assert not alive
     status = RunDirectory(job.folder).status()
-    if victim == 0:
-        assert status.state == "interrupted"
-    else:
-        assert status.state == "failed" and status.reason == "process 1 of 3 was killed by SIGKILL"
+    assert status.state == "interrupted"
+    if victim:
+        assert status.cause == "killed"
+        assert status.reason == f"process 1 on {platform.node()} was lost: killed by SIGKILL"
     assert largest_difference(unbroken, finish(job.folder)) < CURVE
     assert RunDirectory(job.folder).events("started")[1].fields["resumed_from_step"] > 0
 
@@ -223,22 +225,53 @@ def test_a_process_that_cannot_start_is_noticed_at_once(run_of, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------- SLURM
 
 
+@contextlib.contextmanager
+def held(directory: RunDirectory, life: int) -> Iterator[None]:
+    """Let the first process stand still within a block, after the first checkpoint of a life of the run."""
+    wait_until(lambda: any(event.attempt == life for event in directory.events("checkpoint")))
+    writer = directory.writer()
+    assert writer is not None, "it ended before it could be held"
+    os.kill(writer["pid"], signal.SIGSTOP)
+    yield
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(writer["pid"], signal.SIGCONT)
+
+
+def process_of_step(rank: int, job_id: str) -> psutil.Process:
+    variables = {"SLURM_PROCID": str(rank), "SLURM_JOB_ID": job_id, "SLURMD_NODENAME": f"n{rank + 1}"}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith("python") and variables.items() <= process.environ().items():
+                return process
+    raise AssertionError(f"no process {rank}")
+
+
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_slurm_trains_one_run_on_two_nodes_and_a_requeue_goes_on(slurm, tmp_path, tiny_study, run_of):
+def test_slurm_trains_one_run_on_two_nodes_and_it_comes_back_from_a_signal_a_kill_and_a_crash(
+    slurm, tmp_path, tiny_study, run_of
+):
     unbroken = finish(run_of(1, *LONG))
     needs = ("resources.nodes=2", "resources.memory_gib=1", "resources.time_minutes=20")
     run = tiny_study("", *needs, *LONG)[0]
     study = Study("tiny", tmp_path / "tiny.yaml", (run,))
     submission = submit(plan(study, tmp_path / "runs"), cluster="slurm", sync=False)
     directory = submission.runs[0].directory
-    wait_until(lambda: directory.events("checkpoint"))
-    number = submission.jobs[0].job_id.split("_")[0]
-    subprocess.run(
-        ["scancel", "--signal=USR2", number], check=True
-    )  # as SLURM announces a preemption: to every process
-    wait_until(lambda: directory.status().state == "done", seconds=120)
+    with held(directory, life=1):
+        number = submission.jobs[0].job_id.split("_")[0]
+        # As SLURM announces a preemption: to every process.
+        subprocess.run(["scancel", "--signal=USR2", number], check=True)
+    with held(directory, life=2):
+        process_of_step(1, directory.events("started")[-1].fields["slurm_job_id"]).kill()
+    with held(directory, life=3):
+        slurm.crash("n2")
+    slurm.revive("n2")
+    wait_until(lambda: directory.status().state == "done")
     assert largest_difference(unbroken, metrics(directory.path)) < CURVE
     environments = directory.environments()
-    assert [one["num_processes"] for one in environments] == [2, 2]
-    assert directory.events("started")[1].fields["resumed_from_step"] > 0
+    assert [one["num_processes"] for one in environments] == [2] * 4
+    assert all(event.fields["resumed_from_step"] > 0 for event in directory.events("started")[1:])
+    endings = {event.attempt: event.fields for event in directory.events("interrupted")}
+    assert endings[1]["stopped_by"] == "SIGUSR2"
+    assert endings[2]["cause"] == "killed" and endings[2]["reason"] == "process 1 on n2 was lost"
+    assert set(endings) <= {1, 2, 3}  # SLURM ends the whole job of a node that crashed

@@ -21,6 +21,7 @@ from harness.records.layout import SubmissionLayout
 from harness.records.lock import FolderLock
 from harness.records.status import Status
 from harness.slurm.jobs import JobInfo
+from harness.slurm.time_limit import TimeLimit
 from harness.study.expand import load_study
 from harness.study.model import Study
 
@@ -198,11 +199,69 @@ def test_a_job_is_requeued_unless_a_person_ended_it(stopped_by, killed, preempte
     assert requeue.requeue_action(stopped_by, **facts) == action
 
 
-@pytest.mark.parametrize("progress", ["checkpoint", "evaluation", "interrupted"])
-def test_progress_and_a_clean_end_are_no_failures(tmp_path, study, progress):
+@pytest.mark.parametrize(
+    ("progress", "fields"),
+    [
+        ("checkpoint", {}),
+        ("evaluation", {}),
+        ("interrupted", {}),  # of an earlier version
+        ("interrupted", {"cause": "signal", "stopped_by": "SIGTERM"}),
+        ("interrupted", {"cause": "step_limit"}),
+    ],
+)
+def test_progress_and_a_clean_end_are_no_failures(tmp_path, study, progress, fields):
     directory = write(tmp_path, study().runs[0], Status("running"))
-    for events in ((), (progress,), ()):
-        attempt(directory, 4, *events)
+    attempt(directory, 4)
+    with directory.lock(), directory.open_journal(resumed_from_step=4) as journal:
+        journal.event(progress, step=4, **fields)
+    attempt(directory, 4)
+    assert requeue.given_up(directory.path) is None
+
+
+def lose_a_process(directory: RunDirectory) -> None:
+    with directory.lock(), directory.open_journal(resumed_from_step=4) as journal:
+        journal.event("interrupted", cause="killed", stopped_by="")
+    directory.set_status(Status("interrupted", cause="killed"))
+
+
+def test_the_loss_of_a_process_is_a_kill(tmp_path, study):
+    directory = write(tmp_path, study().runs[0], Status("running"))
+    for _ in range(2):
+        lose_a_process(directory)
+        assert requeue.given_up(directory.path) is None
+    lose_a_process(directory)
+    assert requeue.given_up(directory.path).cause == "no_progress"
+
+
+def stop_in_an_evaluation(directory: RunDirectory, kept: int) -> None:
+    """Write a life that came to its time limit within an evaluation that had kept so many batches before."""
+    with directory.lock(), directory.open_journal(resumed_from_step=12, kept_batches=kept) as journal:
+        journal.event("interrupted", cause="signal", stopped_by="SIGUSR2")
+    directory.set_status(Status("interrupted", cause="signal", stopped_by="SIGUSR2"))
+
+
+def keep_a_batch(directory: RunDirectory) -> None:
+    folder = directory.kept_folder / "draw"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"batch-{directory.num_kept_batches():06d}-16-uint8-0.npy").touch()
+
+
+def test_an_evaluation_that_keeps_batches_comes_back_from_any_number_of_time_limits(tmp_path, study):
+    directory = write(tmp_path, study().runs[0], Status("running"))
+    for kept in range(6):
+        stop_in_an_evaluation(directory, kept)
+        keep_a_batch(directory)
+        assert requeue.given_up(directory.path) is None
+
+
+def test_an_evaluation_that_comes_to_its_time_limit_three_times_within_one_batch_is_given_up(tmp_path, study):
+    directory = write(tmp_path, study().runs[0], Status("running"))
+    keep_a_batch(directory)
+    for _ in range(3):
+        assert requeue.given_up(directory.path) is None
+        stop_in_an_evaluation(directory, 1)
+    assert requeue.given_up(directory.path).cause == "no_progress"
+    requeue.reset_kills(directory)  # as after a preemption
     assert requeue.given_up(directory.path) is None
 
 
@@ -238,6 +297,21 @@ def test_what_a_run_itself_prints_is_no_kill_for_memory(tmp_path, study):
         os.write(1, b"exceeded memory limit? no\n")
     assert b"exceeded memory limit" in directory.log_path(3).read_bytes()
     assert requeue.given_up(directory.path).cause == "no_progress"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_seconds", "seconds_left", "is_near"),
+    [
+        (20, 90, False),  # SIGUSR2 comes early enough
+        (40, 130, True),  # one that may take 120 s does not end within the 90 s
+        (40, 140, False),
+        (10_000, 1900, False),  # never more than half of the limit
+        (10_000, 1700, True),
+    ],
+)
+def test_a_training_stops_ahead_of_a_signal_that_would_come_too_late(checkpoint_seconds, seconds_left, is_near):
+    limit = TimeLimit(time.monotonic() + seconds_left, limit_seconds=3600, lead_seconds=90)
+    assert limit.is_near(checkpoint_seconds) == is_near
 
 
 # -------------------------------------------------------------------------------------------------------- this machine

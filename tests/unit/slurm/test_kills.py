@@ -13,15 +13,23 @@ pytestmark = pytest.mark.process  # programs that stand in for SLURM's
 
 
 @pytest.mark.parametrize(
-    ("exit_code", "state", "requeued"),
-    [(137, "RUNNING", True), (137, "COMPLETING", False), (1, "RUNNING", False), (0, "RUNNING", False)],
+    ("exit_code", "state", "outages", "requeued"),
+    [
+        (137, "RUNNING", 0, True),
+        (137, "RUNNING", 3, True),
+        (137, "COMPLETING", 0, False),
+        (1, "RUNNING", 0, False),
+        (0, "RUNNING", 0, False),
+    ],
 )
 def test_a_job_is_requeued_when_its_task_was_killed_and_slurm_is_not_ending_it(
-    fake_program, tmp_path, exit_code, state, requeued
+    fake_program, tmp_path, exit_code, state, outages, requeued
 ):
     calls = tmp_path / "calls"
     calls.touch()
-    fake_program("scontrol", f'[ "$1" = show ] && echo JobState={state} || echo "$@" >>{calls}')
+    fake_program("sleep", f"echo >>{tmp_path}/pauses")
+    outage = f"[ {outages} -gt 0 ] && [ $(cat {tmp_path}/pauses 2>/dev/null | wc -l) -lt {outages} ] && exit 1"
+    fake_program("scontrol", f'{outage}; [ "$1" = show ] && echo JobState={state} || echo "$@" >>{calls}')
     script = "\n".join([*REQUEUE_WHEN_KILLED, f"exit {exit_code}"])
     environment = os.environ | {
         "PATH": f"{os.environ['PATH']}:{os.defpath}",

@@ -55,6 +55,25 @@ def test_a_bad_profile_is_refused_with_file_and_line(tmp_path, text, error, mess
         write_profile(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("lines", "minutes", "checkpoint_seconds", "lead"),
+    [
+        ("", 60, None, 90),
+        ("", 5, None, 30),
+        ("", 60, 4.0, 90),
+        ("", 600, 200.0, 615),
+        ("", 10, 200.0, 300),  # half of the limit
+        ("signal_lead_seconds: 20\n", 600, 200.0, 20),
+    ],
+)
+def test_the_lead_of_the_signal_is_the_profiles_or_fits_the_checkpoints(
+    tmp_path, lines, minutes, checkpoint_seconds, lead
+):
+    profile = write_profile(tmp_path, f"time_minutes: {minutes}\n{lines}")
+    parameters = slurm_parameters(Resources(), profile, checkpoint_seconds=checkpoint_seconds)
+    assert parameters["slurm_signal_delay_s"] == lead
+
+
 def test_a_missing_profile_is_named(tmp_path):
     with pytest.raises(LaunchError, match=r"none.yaml: cannot be read: No such file or directory"):
         load_profile(tmp_path / "none.yaml")

@@ -38,6 +38,11 @@ def test_a_slurm_that_does_not_answer_is_said_so(monkeypatch):
         detect_rank(2, names)
 
 
+def test_srun_says_which_process_this_is_and_the_first_one_says_where_it_listens():
+    place = detect_rank(2, SRUN | {"SLURM_PROCID": "1", "SLURM_STEP_ID": "0", "SLURM_RESTART_COUNT": "3"})
+    assert place == RankInfo(1, 2, 0, "", meeting="meeting-7.0-3") and not place.starts_others
+
+
 TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7"}
 

@@ -1,0 +1,38 @@
+"""The time limit of a job: when a training has to begin with its last checkpoint."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+TIME_LIMIT_SIGNAL = "SIGUSR2"
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """The time limit of the job that this process belongs to.
+
+    Attributes:
+        ends_monotonic: when the job is killed, by time.monotonic(); a little later than that by the job's start-up.
+        limit_seconds, lead_seconds: the limit, and how long before it SIGUSR2 comes.
+    """
+
+    ends_monotonic: float
+    limit_seconds: float
+    lead_seconds: float
+
+    def seconds_left(self) -> float:
+        return self.ends_monotonic - time.monotonic()
+
+    def is_near(self, checkpoint_seconds: float) -> bool:
+        """Return whether a checkpoint that takes so long should begin now, because SIGUSR2 would come too late."""
+        needed = needed_lead_seconds(checkpoint_seconds, self.limit_seconds)
+        return needed > self.lead_seconds and needed > self.seconds_left()
+
+
+def needed_lead_seconds(checkpoint_seconds: float, limit_seconds: float) -> float:
+    """Return how long before a time limit a training has to stop, if its checkpoints take so long.
+
+    One may take three times as long when many jobs write at once, but no more than half of the limit is given up.
+    """
+    return min(3 * checkpoint_seconds + min(15.0, checkpoint_seconds), limit_seconds / 2)
