@@ -47,6 +47,7 @@ def record_throughput(
         num_processes=resources.num_processes,
         runs_per_gpu=runs_sharing_gpu() if device.type == "cuda" else 1,
         precision=spec.train.precision,
+        kernels=resources.kernels,
         checkpoint_bytes=max((checkpoint.stat().st_size for checkpoint in checkpoints), default=None),
         checkpoint_seconds=checkpoint_seconds,
     )

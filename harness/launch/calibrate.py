@@ -219,6 +219,7 @@ def time_steps(spec: RunSpec, resources: Resources, data_root: str | None, *, st
         num_processes=processes,
         runs_per_gpu=throughput.runs_sharing_gpu() if device.type == "cuda" else 1,
         precision=spec.train.precision,
+        kernels=resources.kernels,
         checkpoint_bytes=checkpoint.stat().st_size,
         checkpoint_seconds=checkpoints.slowest_seconds,
     )

@@ -83,7 +83,7 @@ class Plan:
         """Return the measured cost of a step with this network, image size, batch size and precision.
 
         The newest measurement is used. Those on another kind of device or card than the run requests, with another
-        number of processes, or where more or fewer runs shared a GPU, are ignored.
+        number of processes or other kernels, or where more or fewer runs shared a GPU, are ignored.
 
         Args:
             device: cpu or cuda; None means the run's resources.device, either if that is auto.
@@ -99,6 +99,7 @@ class Plan:
                 measured.device == (device or measured.device)
                 and measured.num_processes == resources.num_processes
                 and measured.runs_per_gpu == sharing
+                and measured.kernels == resources.kernels
                 and self._is_of_card(measured)
             ):
                 return measured

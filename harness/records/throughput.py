@@ -1,6 +1,6 @@
 """Measured cost of a training step by device: written by trainings and by `calibrate`, read by `plan`.
 
-    runs/.throughput/<cost_key>-<digest of device, processes and runs a GPU>.json
+    runs/.throughput/<cost_key>-<digest of device, processes, runs a GPU and kernels>.json
 
 Each device has its own measurements, so an hour of a laptop never counts as an hour of a cluster's GPU. No torch.
 """
@@ -41,6 +41,7 @@ class Throughput:
     num_processes: int = 1
     runs_per_gpu: int = 1  # that shared the GPU, as the runs of a pack do
     precision: str = "fp32"
+    kernels: str = "reference"  # as those of earlier versions were
     checkpoint_bytes: int | None = None
     checkpoint_seconds: float | None = None  # the longest of the last training
     measured_seconds: float = field(
@@ -55,6 +56,8 @@ def record(runs_folder: Path, measured: Throughput) -> None:
     device = f"{measured.device_name} x {measured.num_processes}"
     if measured.runs_per_gpu > 1:
         device += f" / {measured.runs_per_gpu}"
+    if measured.kernels != "reference":
+        device += f", {measured.kernels}"
     device_digest = hashlib.sha256(device.encode()).hexdigest()[:8]
     text = json.dumps(asdict(measured) | {"measured_seconds": time.time()}, indent=1)
     replace_file(folder / f"{measured.cost_key}-{device_digest}.json", text, durable=False)
@@ -90,6 +93,7 @@ def _measured(stored: Any, path: Path) -> Throughput:
         num_processes=fields.integer("num_processes", 1, low=1),
         runs_per_gpu=fields.integer("runs_per_gpu", 1, low=1),
         precision=fields.line("precision", "fp32"),
+        kernels=fields.line("kernels", "reference"),
         checkpoint_bytes=None if fields.get("checkpoint_bytes") is None else fields.integer("checkpoint_bytes"),
         checkpoint_seconds=fields.optional_finite("checkpoint_seconds", low=0),
         measured_seconds=fields.seconds("measured_seconds", 0.0),

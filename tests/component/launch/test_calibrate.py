@@ -33,7 +33,7 @@ def plan(tmp_path, tiny_study):
 
 
 def a_fact(planned: planning.PlannedRun, **change) -> Throughput:
-    fact = Throughput(planned.run.spec.cost_key, 3600.0, device="cpu", device_name="a CPU", threads=1)
+    fact = Throughput(planned.run.spec.cost_key, 3600.0, device="cpu", device_name="a CPU", threads=1, kernels="fused")
     return replace(fact, **change)
 
 

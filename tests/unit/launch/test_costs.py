@@ -26,7 +26,7 @@ def plan(tmp_path, tiny_study):
 
 
 def a_fact(planned: planning.PlannedRun, **change) -> Throughput:
-    fact = Throughput(planned.run.spec.cost_key, 3600.0, device="cpu", device_name="a CPU", threads=1)
+    fact = Throughput(planned.run.spec.cost_key, 3600.0, device="cpu", device_name="a CPU", threads=1, kernels="fused")
     return replace(fact, **change)
 
 
@@ -90,6 +90,18 @@ def test_a_run_pays_for_all_the_gpus_that_its_job_holds_and_of_a_pack_for_its_sh
     throughput.record(tmp_path / "runs", replace(fact, runs_per_gpu=4, seconds_per_step=7200.0))
     assert replace(shared).device_hours(planned) == 6.0
     assert replace(plan(), profile=Profile(gpus_per_node=1)).device_hours(planned) == 12.0
+
+
+def test_a_step_that_was_measured_with_other_kernels_says_nothing(tmp_path, plan):
+    planned = plan().runs[0]
+    for kernels, seconds in (("reference", 7200.0), ("fused", 3600.0)):  # beside each other
+        throughput.record(tmp_path / "runs", replace(a_fact(planned), kernels=kernels, seconds_per_step=seconds))
+    hours = {kernels: plan("", f"resources.kernels={kernels}") for kernels in ("reference", "fused", "compiled")}
+    assert {kernels: one.device_hours(one.runs[0]) for kernels, one in hours.items()} == {
+        "reference": 24.0,
+        "fused": 12.0,
+        "compiled": None,
+    }
 
 
 EVALUATED = "evaluate: [{name: eval, fidelity: {num_samples: 96, num_steps: 5}}]\n"  # 480 network evaluations

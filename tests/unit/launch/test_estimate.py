@@ -122,7 +122,7 @@ def test_what_is_not_measured_is_estimated_from_the_peak_of_the_card_and_marked_
 
 
 def test_steps_that_were_measured_on_such_a_card_count_and_those_on_others_do_not(tmp_path, plan):
-    fact = Throughput(plan().runs[0].run.spec.cost_key, 3600.0, "cuda", "NVIDIA H100 PCIe", threads=1)
+    fact = Throughput(plan().runs[0].run.spec.cost_key, 3600.0, "cuda", "NVIDIA H100 PCIe", threads=1, kernels="fused")
     throughput.record(tmp_path / "runs", fact)
     on_h100 = estimate_of(plan(), Profile(gpus_per_node="h100:2"), None, None, None)
     assert on_h100.device_hours == 2 * 2 * (12 + 480 / 16 / 3)  # two runs of one process that hold two GPUs
@@ -133,7 +133,8 @@ def test_steps_that_were_measured_on_such_a_card_count_and_those_on_others_do_no
 
 def test_packs_and_chains_and_time_limits_count_in_the_wall_time(tmp_path, plan):
     throughput.record(
-        tmp_path / "runs", Throughput(plan().runs[0].run.spec.cost_key, 3600.0, "cuda", "a GPU", threads=1)
+        tmp_path / "runs",
+        Throughput(plan().runs[0].run.spec.cost_key, 3600.0, "cuda", "a GPU", threads=1, kernels="fused"),
     )
 
     def on(**fields: int) -> Estimate:

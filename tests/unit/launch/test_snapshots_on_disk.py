@@ -20,7 +20,7 @@ def test_the_plan_counts_a_snapshot_as_a_fifth_of_a_checkpoint(tmp_path):
     file.write_text(TINY_STUDY.replace("ema_rate: 0.8", "ema: {every: 3}"))
     planned = plan(load_study(file), tmp_path / "runs")
     (run,) = planned.runs
-    cost = Throughput(run.run.spec.cost_key, 1.0, "cpu", "a CPU", 1, checkpoint_bytes=1000)
+    cost = Throughput(run.run.spec.cost_key, 1.0, "cpu", "a CPU", 1, kernels="fused", checkpoint_bytes=1000)
     throughput.record(tmp_path / "runs", cost)
     assert plan(load_study(file), tmp_path / "runs").checkpoint_bytes(run) == 2 * 1000 + 4 * 200
 
