@@ -7,12 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.records.data_digest import recorded_data_digest
+from harness.launch.curves import measured_curve
 from harness.records.directory import RunDirectory
 from harness.records.manifest import read_manifest
 from harness.records.status import Status
-from harness.spec.evaluation import Evaluation
-from harness.spec.metrics import recorded_name
 from harness.study.model import Run, Study
 from harness.study.rungs import Progress, Rungs, Standing, decide, direction_of, metric_at_rungs
 
@@ -24,22 +22,6 @@ def state_at_rung(run: Run, status: Status) -> str:
     """Return the state of a run that pauses at rungs, or did: what is asked for further goes on."""
     goes_on = run.until is None or run.until > status.step
     return "interrupted" if status.cause == "rung" and goes_on else status.state
-
-
-def measured_curve(directory: RunDirectory, run: Run, evaluation: Evaluation, name: str) -> dict[int, float]:
-    """Return a metric's values during training by step, by what it is called in the plan.
-
-    Records of earlier versions have it under that name; the prefix has a suffix if two studies' protocols clashed.
-    """
-    if not directory.path.exists():
-        return {}
-    recorded = recorded_name(name, run.spec.data.name, recorded_data_digest(directory))
-    for prefix in (f"{evaluation.name}_{evaluation.key[:6]}", evaluation.name):
-        for known in (recorded, name):
-            steps, values = directory.history(f"{prefix}/{known}")
-            if steps:
-                return dict(zip(steps, values, strict=True))
-    return {}
 
 
 def mean_at_rungs(curves: Sequence[dict[int, float]], steps: Sequence[int]) -> dict[int, float]:

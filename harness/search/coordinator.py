@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import LaunchError, RecordError, TrackingError
 from harness.launch import planning
 from harness.launch.rungs import drop
-from harness.records.data_digest import recorded_data_digest
 from harness.records.directory import RunDirectory
 from harness.records.files import differences, replace_file
 from harness.records.lock import FolderLock
 from harness.records.manifest import Manifests, ask_for
 from harness.search.optuna_backend import grid_size, open_study, quiet_optuna, report_end, resume_trial, suggest
 from harness.search.rungs import measured_at_rungs, standings_of
-from harness.search.space import Metric, Search, format_value
+from harness.search.space import Search, format_value
 from harness.search.trials import FINISHED, TrialRecord, best_so_far, pareto_front, read_trials
+from harness.search.values import final_value, values_on_the_way
 from harness.search.workers import Workers
 from harness.slurm.commands import NoAnswer
-from harness.spec.metrics import recorded_name
 from harness.study.model import Run, Study
 from harness.study.rungs import Standing, with_limit
 from harness.text import harness_command
@@ -334,7 +333,7 @@ class Coordinator:
             if self.search.name not in planned.directory.studies():
                 planned.directory.register(self._as_registered(planned))
         values_of = {
-            metric.name: [self._value(metric, planned.run) for planned in planned_runs]
+            metric.name: [final_value(metric, planned.run, self.runs_folder) for planned in planned_runs]
             for metric in self.search.metrics
         }
         for name, values in values_of.items():
@@ -344,18 +343,6 @@ class Coordinator:
         trial.record.values = {name: sum(values) / len(values) for name, values in values_of.items()}
         return self._finish(trial, "complete")
 
-    def _value(self, metric: Metric, run: Run) -> float:
-        """Return a finished run's value of a metric; its prefix may have a suffix if two studies clashed."""
-        directory = RunDirectory(self.runs_folder / run.run_key)
-        evaluation, stem = metric.find(run)
-        prefixes = [
-            event.fields["prefix"]
-            for event in directory.events("evaluation")
-            if event.fields["key"] == evaluation.key and not event.superseded
-        ]
-        values = _history(directory, run, prefixes[-1], stem)[1] if prefixes else []
-        return values[-1] if values else math.nan
-
     # -- pruning
 
     def _report_and_prune(self, trial: _Trial, planned_runs: Sequence[planning.PlannedRun]) -> str:
@@ -364,7 +351,7 @@ class Coordinator:
         if pruner == "none":
             return ""
         known = self.study.get_trials(deepcopy=False)[record.number].intermediate_values
-        for step, value in self._intermediate_values(planned_runs):
+        for step, value in values_on_the_way(self.search, planned_runs, self.runs_folder):
             if step in known:
                 continue
             trial.optuna_trial.report(value, step)
@@ -378,24 +365,6 @@ class Coordinator:
                         planned.directory.request_pruning(record.reason)
                 return record.reason
         return ""
-
-    def _intermediate_values(self, planned_runs: Sequence[planning.PlannedRun]) -> list[tuple[int, float]]:
-        """Return (step, value): training steps averaged over replicates, or one step per replicate for Wilcoxon."""
-        (metric,) = self.search.metrics
-        if self.search.settings.pruner == "wilcoxon":
-            done = [planned.run for planned in planned_runs if planned.state == "done"]
-            return [(run.replicate, self._value(metric, run)) for run in done]
-        curves = []
-        for planned in planned_runs:
-            # A run that belongs to other studies too is not pruned.
-            asking = Manifests(self.runs_folder).memberships(planned.directory) if planned.path.exists() else {}
-            if not planned.path.exists() or asking.keys() - {self.search.name}:
-                return []
-            evaluation, stem = metric.find(planned.run)
-            curves.append(dict(zip(*_history(planned.directory, planned.run, evaluation.name, stem), strict=True)))
-        steps = sorted(set.intersection(*map(set, curves)))
-        last = planned_runs[0].run.spec.train.steps
-        return [(step, sum(curve[step] for curve in curves) / len(curves)) for step in steps if step < last]
 
     # -- rungs
 
@@ -496,10 +465,3 @@ class Coordinator:
                     f"{error}; `{harness_command('sync', runs_folder=self.runs_folder)}` uploads the runs later"
                 )
             self._store_is_unreachable = True
-
-
-def _history(directory: RunDirectory, run: Run, prefix: str, name: str) -> tuple[list[int], list[float]]:
-    """Return the curve of what is called `name` in the plan; records of earlier versions have it under that name."""
-    recorded = recorded_name(name, run.spec.data.name, recorded_data_digest(directory))
-    steps, values = directory.history(f"{prefix}/{recorded}")
-    return (steps, values) if steps else directory.history(f"{prefix}/{name}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from harness.launch.curves import measured_curve
 from harness.launch.planning import PlannedRun
-from harness.launch.rungs import mean_at_rungs, measured_curve
+from harness.launch.rungs import mean_at_rungs
 from harness.search.space import Search
 from harness.search.trials import TrialRecord
 from harness.study.rungs import Progress, Standing, decide
