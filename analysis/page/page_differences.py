@@ -5,6 +5,7 @@ All are computed here, each baseline with its own Holm correction; the page's sc
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +17,12 @@ from harness.analysis.answers.results import TRAINED
 from harness.analysis.runs import RunRecord
 from harness.analysis.tables import tab_contrasts
 from harness.spec.presentation import Compare
+from harness.text import count
 
 MAX_ROWS = 400
 """Most differences on the page; of a study with many arms only the first baselines can be chosen."""
 MAX_NAMED = 3
-"""Most undecided differences that are named."""
+"""Most undecided differences that are named one by one."""
 
 
 @dataclass
@@ -108,16 +110,24 @@ def differences(
 
 
 def undecided(deciding: Sequence[Contrast]) -> list[str]:
-    """Say how many contrasts have no verdict, and what they lack; name them where they are few."""
-    lacking: dict[str, list[str]] = {}
-    for contrast in deciding:
-        if contrast.comparison.verdict == "inconclusive":
-            name = f"{contrast.ours} against {contrast.other} in {_where(contrast)}"
-            lacking.setdefault(contrast.missing, []).append(name)
-    return [
-        f"{'; '.join(names) if len(names) <= MAX_NAMED else f'{len(names)} of {len(deciding)} differences'}: {missing}"
-        for missing, names in lacking.items()
-    ]
+    """Say which contrasts have no verdict, and what they lack; where they are many, how many seeds decide how many."""
+    left = [contrast for contrast in deciding if contrast.comparison.verdict == "inconclusive"]
+    if len(left) <= MAX_NAMED:
+        return [
+            f"{contrast.ours} against {contrast.other} in {_where(contrast)}: {contrast.missing}" for contrast in left
+        ]
+    more = Counter(
+        contrast.comparison.pairs_to_decide - contrast.comparison.n
+        for contrast in left
+        if contrast.comparison.pairs_to_decide is not None
+    )
+    decided = 0
+    steps = []
+    for seeds in sorted(more):
+        decided += more[seeds]
+        steps.append(f"{count(seeds, 'more seed')} would decide {'all' if decided == len(left) else decided}")
+    ends = steps if len(steps) < 3 else [steps[0], steps[-1]]
+    return [f"{len(left)} of {len(deciding)} differences: {'; '.join(ends) or 'no number of seeds is in sight'}"]
 
 
 def _where(contrast: Contrast) -> str:

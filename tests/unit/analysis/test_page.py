@@ -107,8 +107,18 @@ def test_what_is_undecided_is_named_with_what_it_lacks_and_counted_where_it_is_m
     compared = contrasts(of_two, metric="nll")
     lines = undecided(compared)
     assert sum(line.count(" against linear in NLL (bits/dim)") for line in lines) == 2
-    assert undecided(compared * 3)[0].startswith("6 of 6 differences: 2 more seeds would decide")
+    assert undecided(compared * 3) == ["6 of 6 differences: 2 more seeds would decide all"]
     assert undecided([]) == []
+
+
+def test_of_many_undecided_differences_it_is_said_how_many_seeds_decide_how_many(study_runs):
+    def uneven(run):
+        return numbers(run) | {"nll": 3.0 + OFFSETS[run.arm] + 0.4 * run.replicate * (run.arm == "cosine")}
+
+    of_two = load_records(study_runs(STUDY.replace("replicates: 4", "replicates: 2"), numbers))
+    noisy = load_records(study_runs(STUDY.replace("replicates: 4", "replicates: 2"), uneven, folder="noisy"))
+    (line,) = undecided(contrasts(noisy, metric="nll") * 2 + contrasts(of_two, metric="nll"))
+    assert re.fullmatch(r"6 of 6 differences: 2 more seeds would decide \d; \d+ more seeds would decide all", line)
 
 
 # -- curves
