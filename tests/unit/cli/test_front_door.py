@@ -120,7 +120,9 @@ def test_a_name_that_no_file_or_several_have_is_refused_with_the_choices(tmp_pat
     monkeypatch.chdir(tmp_path)
     error = invoke("plan", "tinny").exception
     assert isinstance(error, LaunchError)
-    assert str(error) == "no study 'tinny' in the YAML files of this folder and of experiments/; choices: tiny"
+    assert str(error) == (
+        "no study 'tinny' in the YAML files of this folder and of experiments/; choices: tiny; or give its file"
+    )
     (tmp_path / "copy.yaml").write_text((tmp_path / "tiny.yaml").read_text())
     error = invoke("plan", "tiny").exception
     assert str(error) == "study 'tiny' is in 2 files, give one: copy.yaml, tiny.yaml"
