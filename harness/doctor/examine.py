@@ -35,7 +35,6 @@ from harness.doctor.machine import (
 from harness.doctor.probe import run_node_probe
 from harness.doctor.store import check_local_store, check_store
 from harness.launch.planning import Plan
-from harness.records.layout import NODES
 from harness.records.nodes import bad_nodes
 from harness.slurm.commands import missing_programs
 from harness.slurm.profile import Profile
@@ -85,10 +84,7 @@ def examine_cluster(
     unusable = list(check_path(runs_folder, "slurm"))
     yield from unusable
     yield from check_runs_folder(runs_folder, plan)
-    yield from (
-        warning(f"{node.describe()}; to use it before that, remove {runs_folder / NODES / node.node}.json")
-        for node in bad_nodes(runs_folder)
-    )
+    yield from (warning(node.describe(runs_folder)) for node in bad_nodes(runs_folder))
     yield from check_store(profile, store_uri(profile.tracking_uri), file_system)
     if plan:
         yield from check_data(plan)

@@ -128,6 +128,17 @@ def test_a_name_that_no_file_or_several_have_is_refused_with_the_choices(tmp_pat
     assert str(error) == "study 'tiny' is in 2 files, give one: copy.yaml, tiny.yaml"
 
 
+def test_a_profile_that_is_not_there_is_refused_with_the_choices(tmp_path, tiny_study, monkeypatch):
+    tiny_study()
+    monkeypatch.chdir(tmp_path)
+    clusters = tmp_path / "slurm" / "clusters"
+    clusters.mkdir(parents=True)
+    (clusters / "mine.yaml").write_text("partition: gpu\n")
+    error = invoke("plan", "tiny.yaml", "--profile", "mien").exception
+    assert isinstance(error, LaunchError)
+    assert str(error) == "no profile 'mien' in slurm/clusters; choices: mine; or give a file"
+
+
 # ---------------------------------------------------------------------------------------------------------------- list
 
 
