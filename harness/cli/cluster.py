@@ -91,7 +91,8 @@ def retry(
     require_within_budget(planned, **budget, on_progress=click.echo)
     chosen = manage.select_retries(planned, failed=failed, killed=killed)
     if not chosen.runs:
-        click.echo("nothing to retry")
+        rest = f"; `harness submit {study}` resumes the other unfinished runs" if planned.to_do else ""
+        click.echo(f"nothing to retry{rest}")
         output.document({"study": planned.study.name, "submitted": [], "skipped": [], "notes": [], "runs": []})
         return
     options |= {"sync": not no_sync, "new_code": new_code, "asks": False}

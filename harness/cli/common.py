@@ -151,7 +151,14 @@ def read_profile(profile: Path | None, cluster: str = "slurm") -> Profile | None
     if cluster != "slurm":
         raise LaunchError("--profile describes a SLURM cluster; add --cluster slurm")
     named = Path("slurm", "clusters", f"{profile}.yaml")
-    return load_profile(named if not profile.exists() and named.exists() else profile)
+    if profile.exists() or profile.suffix or len(profile.parts) > 1:
+        return load_profile(profile)
+    if not named.exists():
+        names = sorted(path.stem for path in named.parent.glob("*.yaml"))
+        raise LaunchError(
+            f"no profile {str(profile)!r} in slurm/clusters; {_choices(names, 'it has none')}; or give a file"
+        )
+    return load_profile(named)
 
 
 def load(study: Path, sets: Sequence[str] = ()) -> Study:
@@ -243,7 +250,9 @@ def find_study_file(study: str) -> Path:
     matches = sorted(path for path, name in names.items() if name == study)
     if not matches:
         choices = _choices(sorted(set(names.values())), "they name none")
-        raise LaunchError(f"no study {study!r} in the YAML files of this folder and of experiments/; {choices}")
+        raise LaunchError(
+            f"no study {study!r} in the YAML files of this folder and of experiments/; {choices}; or give its file"
+        )
     if len(matches) > 1:
         raise LaunchError(f"study {study!r} is in {len(matches)} files, give one: {', '.join(map(str, matches))}")
     return matches[0]

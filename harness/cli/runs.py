@@ -73,7 +73,7 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
     status_view.status_table(rows, study=name is None).show()
     click.echo(f"{text.count(len(rows), 'run')}: {tables.state_counts(row.state for row in rows)}")
     for node in bad_nodes(runs_folder):
-        click.echo(text.printable(node.describe()))
+        click.echo(text.printable(node.describe(runs_folder)))
     if name:
         earlier = status_view.status_rows(Manifests(runs_folder).earlier_runs(name), name)
     waiting = [row.run_key for row in earlier if row.state in ("queued", "running")]

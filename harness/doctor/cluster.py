@@ -161,7 +161,9 @@ def check_account(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:
         yield refuse(f"user {current_user()} has no account in SLURM; ask the cluster's administrators to add one")
         return
     if profile.account and profile.account not in accounts:
-        yield refuse(f"account {profile.account} is not one of yours; choices: {', '.join(accounts)}")
+        yield refuse(
+            f"account {profile.account} is not one of yours: set account in the profile; choices: {', '.join(accounts)}"
+        )
         return
     usable = [record for record in slurm.associations if not profile.account or record["account"] == profile.account]
     allowed = sorted({qos for record in usable for qos in record["qos"].split(",") if qos})
@@ -186,8 +188,10 @@ def check_arrays(slurm: ClusterInfo, profile: Profile) -> Finding:
 
 def check_preemption(slurm: ClusterInfo, profile: Profile) -> Iterator[Finding]:
     """Report what happens to a preempted job, and whether it gets a signal beforehand."""
-    name = (profile.partition or slurm.default_partition or "?").split(",")[0]
-    partition = slurm.partitions.get(name, {})
+    name = (profile.partition or slurm.default_partition or "").split(",")[0]
+    if name not in slurm.partitions:  # `check_partition` says so
+        return
+    partition = slurm.partitions[name]
     preempt_type = slurm.config.get("PreemptType", "preempt/none")
     mode = partition.get("PreemptMode", "OFF")
     if preempt_type == "preempt/none" or (mode == "OFF" and preempt_type == "preempt/partition_prio"):

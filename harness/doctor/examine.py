@@ -36,7 +36,6 @@ from harness.doctor.probe import run_node_probe
 from harness.doctor.store import check_local_store, check_store
 from harness.doctor.submission import check_jobs, check_limits, check_modules
 from harness.launch.planning import Plan
-from harness.records.layout import NODES
 from harness.records.nodes import bad_nodes
 from harness.slurm.commands import missing_programs
 from harness.slurm.profile import Profile
@@ -90,10 +89,7 @@ def examine_cluster(
     yield from unusable
     yield from check_runs_folder(runs_folder, plan)
     yield from check_cache()
-    yield from (
-        warning(f"{node.describe()}; to use it before that, remove {runs_folder / NODES / node.node}.json")
-        for node in bad_nodes(runs_folder)
-    )
+    yield from (warning(node.describe(runs_folder)) for node in bad_nodes(runs_folder))
     yield from check_store(profile, store_uri(profile.tracking_uri), file_system)
     if plan:
         yield from check_data(plan)

@@ -177,12 +177,12 @@ class Estimate:
         if any(cost.step_seconds == LEAST_STEP_SECONDS for cost in assumed):
             notes.append(
                 f"of networks so small that a step is assumed to take {LEAST_STEP_SECONDS:g} s, for the launch of its "
-                "kernels: measure them by calibrate"
+                "kernels: `harness calibrate` measures them"
             )
         if any(cost.seconds is None for cost in left):
             notes.append(
-                "?: measure it by calibrate, or name the GPUs of the jobs: --card, or gpus_per_node: h100:1 in the "
-                "profile"
+                "?: `harness calibrate` measures it; of GPUs, --card or gpus_per_node: h100:1 in the profile give an "
+                "estimate"
             )
         notes.append("not counted: waiting in the queue, checkpoints, the start of each job, feature extractors")
         if uncounted := self.plan.uncounted_parts():

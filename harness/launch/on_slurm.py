@@ -58,7 +58,7 @@ def launch_slurm(
     note_failed_nodes(plan.runs_folder, [planned.job for planned in plan.runs])
     broken = excluded(plan.runs_folder)
     profile = profile.model_copy(update={"exclude": exclude_option(profile.exclude, broken)})
-    submission.notes += [entry.describe() for entry in broken]
+    submission.notes += [entry.describe(plan.runs_folder) for entry in broken]
     classes: dict[tuple[Resources, str], list[PlannedRun]] = {}
     for planned in runs:
         classes.setdefault((planned.run.resources, code[planned.run_key].id), []).append(planned)

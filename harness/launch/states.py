@@ -108,7 +108,9 @@ def _combine_with_slurm(
         job = answer.jobs[holder]  # its submission was interrupted before it could note the job
     if job:
         why = _pending_reason(live[-1] if live else newest, job)
-        reason = f"{why}; requeued, {status.reason}" if status.state == "interrupted" else why
+        # Not the reason itself, which says to resubmit: SLURM has requeued the job.
+        why_stopped = f"stopped by {status.stopped_by}" if status.cause == "signal" else status.reason
+        reason = f"{why}; requeued, {why_stopped}" if status.state == "interrupted" else why
         status = replace(status, state="queued", reason=reason, cause="", stopped_by="")
         return RunState(status, job, live[-1] if live else newest, tuple(live))
     job = answer.jobs.get(newest.job_id) if newest else answer.jobs.get(holder)

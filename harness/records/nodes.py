@@ -27,9 +27,10 @@ class BadNode:
     reason: str
     found_seconds: float  # Unix time
 
-    def describe(self) -> str:
+    def describe(self, runs_folder: Path) -> str:
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.found_seconds + EXCLUDED_SECONDS))
-        return f"node {self.node} is excluded until {until}: {self.reason}"
+        path = runs_folder / NODES / f"{self.node}.json"
+        return f"node {self.node} is excluded until {until}: {self.reason}; to use it before that, remove {path}"
 
 
 def report_bad_node(runs_folder: Path, node: str, reason: str, found_seconds: float | None = None) -> None:

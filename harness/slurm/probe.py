@@ -139,12 +139,14 @@ def _await_answer(answer: Path, log: Path) -> str | None:
 
 
 def _read_state(job_id: str) -> str | None:
-    """Return SLURM's state of a job and the reason why it is pending; None if it has ended."""
+    """Return SLURM's state of a job, with the reason for it if SLURM gives one; None if it has ended."""
     try:
         job = live_jobs().get(job_id)
     except LaunchError:  # a busy controller does not mean that the job has ended
         return "UNKNOWN (squeue does not answer)"
-    return f"{job.state} ({job.reason})" if job else None
+    if job is None:
+        return None
+    return job.state if job.reason in ("", "None") else f"{job.state} ({job.reason})"
 
 
 def _read(path: Path) -> str:

@@ -138,12 +138,20 @@ def expand(document: Document, path: Path, late: tuple[Override, ...], inception
         return _expand(document, path, late, inception)
 
 
+def _unknown_key(key: str, known: Sequence[str]) -> str:
+    head, *fields = key.split(".")
+    if fields and head in known:
+        nested = "{" + ": {".join(fields) + ": ..." + "}" * len(fields)
+        return f"dotted paths are for arms, grid and --set; write {head}: {nested} here"
+    return f"unknown key; {did_you_mean(key, known)}"
+
+
 def _expand(document: Document, path: Path, late: tuple[Override, ...], inception: bool) -> Study:
     mistakes = Mistakes()
     known = (*STUDY_PARTS, *RUN_PARTS, *SIDE_PARTS)
     for key in document.value:
         if key not in known:
-            mistakes.add(document.fail((key,), f"unknown key; {did_you_mean(key, known)}"))
+            mistakes.add(document.fail((key,), _unknown_key(str(key), known)))
     name = mistakes.attempt(lambda: _study_name(document), "")
     replicates = mistakes.attempt(lambda: _num_replicates(document), 1)
     budget = mistakes.attempt(lambda: _budget_gpu_hours(document), None)

@@ -120,10 +120,23 @@ def test_a_name_that_no_file_or_several_have_is_refused_with_the_choices(tmp_pat
     monkeypatch.chdir(tmp_path)
     error = invoke("plan", "tinny").exception
     assert isinstance(error, LaunchError)
-    assert str(error) == "no study 'tinny' in the YAML files of this folder and of experiments/; choices: tiny"
+    assert str(error) == (
+        "no study 'tinny' in the YAML files of this folder and of experiments/; choices: tiny; or give its file"
+    )
     (tmp_path / "copy.yaml").write_text((tmp_path / "tiny.yaml").read_text())
     error = invoke("plan", "tiny").exception
     assert str(error) == "study 'tiny' is in 2 files, give one: copy.yaml, tiny.yaml"
+
+
+def test_a_profile_that_is_not_there_is_refused_with_the_choices(tmp_path, tiny_study, monkeypatch):
+    tiny_study()
+    monkeypatch.chdir(tmp_path)
+    clusters = tmp_path / "slurm" / "clusters"
+    clusters.mkdir(parents=True)
+    (clusters / "mine.yaml").write_text("partition: gpu\n")
+    error = invoke("plan", "tiny.yaml", "--profile", "mien").exception
+    assert isinstance(error, LaunchError)
+    assert str(error) == "no profile 'mien' in slurm/clusters; choices: mine; or give a file"
 
 
 # ---------------------------------------------------------------------------------------------------------------- list

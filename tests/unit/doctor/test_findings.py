@@ -151,7 +151,9 @@ def test_what_no_node_has_and_no_limit_allows_is_a_problem_with_the_figures(chan
 def test_account_and_qos_that_are_not_yours_are_problems_where_slurm_enforces_them():
     enforcing = a_slurm(config=CONFIG.replace("Enforce = none", "Enforce = associations,limits"))
     wrong = list(cluster.check_account(enforcing, Profile(account="physics")))
-    assert messages(wrong, "problem") == "account physics is not one of yours; choices: root"
+    assert (
+        messages(wrong, "problem") == "account physics is not one of yours: set account in the profile; choices: root"
+    )
     wrong = list(cluster.check_account(enforcing, Profile(qos="urgent")))
     assert messages(wrong, "problem") == "qos urgent is not one that you may use there; choices: long, normal"
     assert "physics" in messages(cluster.check_account(a_slurm(), Profile(account="physics")), "warning")

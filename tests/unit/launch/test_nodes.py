@@ -21,7 +21,9 @@ def test_a_node_is_listed_for_a_day_with_its_newest_fault(tmp_path):
     report_bad_node(tmp_path, "n2", "ECC", now - EXCLUDED_SECONDS - 1)
     report_bad_node(tmp_path, "n1", "NVLink", now)
     assert names(tmp_path) == ["n1"] and bad_nodes(tmp_path)[0].reason == "NVLink"
-    assert bad_nodes(tmp_path)[0].describe().startswith("node n1 is excluded until 2")
+    text = bad_nodes(tmp_path)[0].describe(tmp_path)
+    assert text.startswith("node n1 is excluded until 2")
+    assert text.endswith(f": NVLink; to use it before that, remove {tmp_path / '.nodes' / 'n1.json'}")
     (tmp_path / ".nodes" / "n1.json").write_text("{")
     assert names(tmp_path) == []  # damaged: nothing is excluded by it
 

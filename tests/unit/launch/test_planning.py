@@ -153,7 +153,9 @@ def claim_of(tmp_path: Path, run_key: str, job_id: str = "7_0", **facts) -> clai
         (Status("queued"), None, "SLURM no longer knows its job 7_0: cancelled before it started"),
         (Status("queued"), JobInfo("7_0", "COMPLETED"), "job 7_0 finished but never ran this run"),
         (
-            Status("interrupted", cause="signal", stopped_by="SIGUSR2", reason="stopped by SIGUSR2"),
+            Status(
+                "interrupted", cause="signal", stopped_by="SIGUSR2", reason="stopped by SIGUSR2; resubmit to resume"
+            ),
             JobInfo("7_0", "PENDING", reason="BeginTime", live=True),
             "(BeginTime); requeued, stopped by SIGUSR2",
         ),

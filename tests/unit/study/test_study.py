@@ -408,6 +408,10 @@ def test_a_field_that_contradicts_its_protocol_is_refused_at_its_line(refused):
     [
         ("modle: {}", "study.yaml:3: modle: unknown key; did you mean 'model'?"),
         (
+            "train.steps: 30",
+            "study.yaml:3: train.steps: dotted paths are for arms, grid and --set; write train: {steps: ...} here",
+        ),
+        (
             "zzz: {}",
             "study.yaml:3: zzz: unknown key; choices: study, extends, plugins, arms, grid, replicates, exclude,",
         ),
