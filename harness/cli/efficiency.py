@@ -63,7 +63,7 @@ def efficiency(study: str, output: Output, runs_folder: Path) -> None:
     for use in uses:
         if fits := use.fits():
             asked = "" if use.request.memory_gib is None else f" with {use.request.memory_gib:.3g} GiB"
-            click.echo(printable(f"{', '.join(use.arms)}{asked}: would fit, in resources or in the profile:"))
+            click.echo(printable(f"would fit {', '.join(use.arms)}{asked}, in resources or in the profile:"))
             for field, value in fits.items():
                 click.echo(f"    {field}: {value:g}")
     for note in notes:

@@ -25,6 +25,7 @@ from harness.errors import LaunchError
 
 if TYPE_CHECKING:
     from harness.cli.status_view import StatusRow
+    from harness.records.directory import RunDirectory
 
 
 @click.command()
@@ -138,7 +139,9 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("-f", "--follow", is_flag=True, help="Print new lines as they are written; Ctrl-C stops.")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Print new lines as they are written, until the run has ended; Ctrl-C stops."
+)
 @json_option
 @runs_folder_option
 def logs(run: str, follow: bool, output: Output, runs_folder: Path) -> None:
@@ -164,7 +167,7 @@ def logs(run: str, follow: bool, output: Output, runs_folder: Path) -> None:
     shown = _print_from(log, 0) if log else 0
     if follow:
         with contextlib.suppress(KeyboardInterrupt):
-            _follow(runs_folder, directory.key, log, shown)
+            _follow(directory, log, shown)
 
 
 def _print_from(log: Path, offset: int) -> int:
@@ -178,19 +181,22 @@ def _print_from(log: Path, offset: int) -> int:
     return offset + len(added)
 
 
-def _follow(runs_folder: Path, run_key: str, log: Path | None, shown: int) -> None:
-    """Print what is appended to a run's log, and then the logs of later attempts."""
+def _follow(directory: RunDirectory, log: Path | None, shown: int) -> None:
+    """Print what is appended to a run's log, and then the logs of later attempts, until it has ended for good."""
     import time
 
     from harness.launch import claims
 
     while True:
-        time.sleep(0.5)
-        newest = claims.run_log(runs_folder, run_key)
+        has_ended = directory.status().state in ("done", "failed", "pruned")  # asked before its last lines are read
+        newest = claims.run_log(directory.path.parent, directory.key)
         if log:
             shown = _print_from(log, shown)
         if newest and newest != log:
             log, shown = newest, _print_from(newest, 0)
+        if has_ended:
+            return
+        time.sleep(0.5)
 
 
 @click.command()

@@ -100,7 +100,7 @@ def plan(
 @profile_option
 @click.option("--after", metavar="STUDY", help="On SLURM: start when the jobs of this study have ended.")
 @click.option(
-    "--watch", is_flag=True, help="On SLURM: where it takes only some of the jobs, submit the rest as others end."
+    "--watch", is_flag=True, help="On SLURM: submit what it did not take, and what goes on from a rung, as others end."
 )
 @new_code_option
 @no_sync_option
@@ -156,6 +156,7 @@ def submit(
     if watch and (left or planned.study.rungs):
         from harness.launch.submit import submit_rest
 
+        click.echo("waiting to submit what is left; Ctrl-C stops this command alone, and submitting again goes on")
         submit_rest(replan, left, click.echo, **options)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,12 +17,33 @@ _ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EX
 
 
 def serve(uri: str, port: int) -> int:
-    """Serve the pages of a store on loopback until Ctrl-C; return the exit status."""
-    arguments = ["ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)]
+    """Serve the pages of a store on loopback until Ctrl-C or SIGTERM; return the exit status.
+
+    MLflow's server starts processes of its own, which would outlive it: all of them end with this one.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    server = subprocess.Popen(command, env=os.environ | _ENVIRONMENT, start_new_session=True)
     try:
-        return subprocess.call([sys.executable, "-m", "mlflow", *arguments], env=os.environ | _ENVIRONMENT)
+        return server.wait()
     except KeyboardInterrupt:
         return 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+        signal.signal(signal.SIGTERM, before)
 
 
 def open_when_served(address: str, server: str) -> None:

@@ -22,6 +22,7 @@ from harness.errors import LaunchError, SpecError
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
 from harness.spec.base import SCHEMA_VERSION
+from harness.text import harness_command
 
 EVALUATE = "evaluate: [{nll: {num_images: 16, evaluations_per_image: 4}}]\n"
 HEAVY = ("torch", "mlflow", "optuna", "submitit", "rich")
@@ -329,7 +330,8 @@ def test_sampling_refuses_an_unknown_sampler_and_a_run_without_weights(tmp_path,
     refused = invoke("sample", runs[0].key, "--num-steps", "31", "--runs", folder).exception
     assert str(refused).startswith("--num-steps 31: cannot keep exactly 31 of 30 steps")
     refused = invoke("sample", runs[0].key, "--runs", folder).exception
-    assert str(refused) == f"run {runs[0].key} has no checkpoint yet; `harness status` shows its progress"
+    shows = harness_command("status", runs_folder=folder)
+    assert str(refused) == f"run {runs[0].key} has no checkpoint yet; `{shows}` shows its progress"
 
 
 # --------------------------------------------------------------------------------------------------------------- clean

@@ -109,6 +109,10 @@ def python(*arguments: str | Path, cwd: Path, exit_code: int = 0, **variables: s
     return done.stdout
 
 
+AS_THEN = ("--set", "resources.kernels=reference")
+"""What was not a choice then; runs that were begun then go on so by themselves."""
+
+
 def submission(study: str, *options: str) -> tuple[str, ...]:
     """Return the command that does what is left of a study in `runs`, within its own process."""
     return ("submit", str(EARLIER / f"{study}.yaml"), "--cluster", "debug", "--no-sync", *options)
@@ -307,7 +311,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder in whose `runs` the studies were trained now."""
     folder = tmp_path_factory.mktemp("fresh")
-    harness(*map(submission, STUDIES), cwd=folder)
+    harness(*(submission(study, *AS_THEN) for study in STUDIES), cwd=folder)
     return folder
 
 
@@ -409,7 +413,7 @@ def curve(folder: Path) -> list[float]:
 
 def search(folder: Path, *options: str) -> dict[str, Any]:
     """Go on with search.yaml in a folder and return its trials, by name."""
-    harness(("search", EARLIER / "search.yaml", "--jobs", "1", "--no-sync", *options), cwd=folder)
+    harness(("search", EARLIER / "search.yaml", "--jobs", "1", "--no-sync", *AS_THEN, *options), cwd=folder)
     trials = {}
     for path in sorted(folder.glob("runs/.search/earlier-search/trials/*.json")):
         stored = json.loads(path.read_text())
@@ -565,7 +569,7 @@ def figure_digests(folder: Path) -> dict[str, str]:
 def record(folder: Path) -> None:
     """Write expected.json and curve.json as the code gives them now, here."""
     shipped = {name: planned_runs(ROOT / "experiments" / name) for name in shipped_studies()}
-    harness(*map(submission, STUDIES), cwd=folder)
+    harness(*(submission(study, *AS_THEN) for study in STUDIES), cwd=folder)
     paths = sorted(path.parent for path in folder.glob("runs/*/spec.json"))
     runs = {path.name: {**layout(path), **results(path)} for path in paths}
     runs = {key: run for key, run in runs.items() if "earlier-curve" not in run["studies"]}

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -167,10 +168,11 @@ def test_where_slurm_is_absent_the_script_says_how_to_install_it(tmp_path):
 
 
 @pytest.mark.slurm
-def test_a_port_that_somebody_uses_is_named(tmp_path, slurm, free_ports):
+def test_a_port_that_somebody_uses_is_named(slurm, free_ports):
     port = free_ports(2)
-    with socket.create_server(("127.0.0.1", port + 1)):
-        assert f"port {port + 1} is in use: choose another PORT" in refusal(tmp_path / "slurm", PORT=str(port))
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", port + 1)):  # of a short path
+        said_of_it = refusal(Path(folder) / "slurm", PORT=str(port))
+    assert f"port {port + 1} is in use: choose another PORT" in said_of_it
 
 
 @pytest.mark.parametrize(("required", "outcome"), [("0", "1 skipped"), ("1", "1 error")])
