@@ -22,7 +22,7 @@ from harness.records.lock import FolderLock
 from harness.records.manifest import Manifests, ask_for
 from harness.search.optuna_backend import grid_size, open_study, quiet_optuna, report_end, resume_trial, suggest
 from harness.search.rungs import measured_at_rungs, standings_of
-from harness.search.space import Search, format_value
+from harness.search.space import Search, format_value, that_stay
 from harness.search.trials import FINISHED, TrialRecord, best_so_far, pareto_front, read_trials
 from harness.search.values import final_value, values_on_the_way
 from harness.search.workers import Workers
@@ -140,7 +140,8 @@ class Coordinator:
         stored = self.folder / "search.json"
         definition = self.search.definition()
         if stored.exists():
-            changes = differences(json.loads(stored.read_text())["definition"], definition)
+            before = json.loads(stored.read_text())["definition"]
+            changes = differences(before | {"set": that_stay(before["set"])}, definition)
             if changes:
                 rule = "only trials, parallel, timeout, resources and records may change; otherwise rename the search"
                 raise RecordError(

@@ -221,7 +221,7 @@ class Search:
                     "metrics": [asdict(metric) for metric in self.metrics],
                     **self.settings.model_dump(include={"sampler", "pruner", "replicates", "seed"}),
                     "spec": {key: value[key] for key in RUN_PARTS if key in value},
-                    "set": {override.path: override.value for override in self.run_overrides},
+                    "set": that_stay({override.path: override.value for override in self.run_overrides}),
                     "evaluate": value.get("evaluate", []),
                     "inception": self.inception,
                     **({"plugins": plugins} if plugins else {}),
@@ -232,6 +232,11 @@ class Search:
 
     def folder(self, runs_folder: Path) -> Path:
         return runs_folder / SEARCH / self.name
+
+
+def that_stay(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides that must not change while a search runs: none of resources and records."""
+    return {path: value for path, value in overrides.items() if path.split(".")[0] not in ("resources", "records")}
 
 
 def trial_name(number: int) -> str:

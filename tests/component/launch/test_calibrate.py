@@ -19,6 +19,7 @@ from harness.records.status import Status
 from harness.records.throughput import Throughput
 from harness.spec.base import SCHEMA_VERSION
 from harness.study.expand import load_study
+from harness.text import harness_command
 
 
 @pytest.fixture
@@ -116,9 +117,9 @@ def test_a_training_leaves_the_same_kind_of_fact_and_its_own_checkpoint_is_as_la
     timed = calibrate.time_steps(spec, resources, None, steps=5, scratch=tmp_path / "scratch")
     assert run_job(path, sync=False, show_progress=False) == "done"
     (fact,) = throughput.load(path.parent)[spec.cost_key]
-    assert replace(fact, seconds_per_step=0.0, checkpoint_bytes=0) == replace(
-        timed, seconds_per_step=0.0, checkpoint_bytes=0
-    )
+    measured = {"seconds_per_step": 0.0, "checkpoint_bytes": 0, "checkpoint_seconds": 0.0}
+    assert replace(fact, **measured) == replace(timed, **measured)
+    assert fact.checkpoint_seconds and timed.checkpoint_seconds
     assert fact.checkpoint_bytes == pytest.approx(timed.checkpoint_bytes, rel=0.05)
 
 
@@ -131,9 +132,10 @@ def test_a_study_over_its_budget_is_refused_with_the_figures_before_anything_is_
     throughput.record(tmp_path / "runs", a_fact(planned.runs[1], seconds_per_step=7200.0 * 1.25))
     done = run_cli("submit", tmp_path / "tiny.yaml", "--runs", tmp_path / "runs", "--no-sync")
     assert isinstance(done.exception, LaunchError)
+    shows = harness_command("plan", tmp_path / "tiny.yaml", runs_folder=tmp_path / "runs")
     assert str(done.exception) == (
         "over budget: 42 device hours are left to train, budget_gpu_hours is 40; nothing was submitted. "
-        f"The most expensive arm is wide (30 device hours); `harness plan {tmp_path / 'tiny.yaml'}` shows each run"
+        f"The most expensive arm is wide (30 device hours); `{shows}` shows each run"
     )
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".throughput"]
     again = run_cli("retry", tmp_path / "tiny.yaml", "--failed", "--runs", tmp_path / "runs")

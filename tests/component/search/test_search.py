@@ -402,7 +402,10 @@ def test_another_space_under_the_same_name_is_refused_and_more_trials_are_not(ma
     hunt(make(LAMBDA_S, "search.trials=2"), tmp_path / "runs")
     with pytest.raises(RecordError, match=r"space: stored .* now|was started differently"):
         hunt(make(LAMBDA_S.replace("1.0e-5", "1.0e-6")), tmp_path / "runs")
-    assert hunt(make(LAMBDA_S, "search.trials=3", "search.parallel=2"), tmp_path / "runs")[0]
+    changed = make(
+        LAMBDA_S, "search.trials=3", "search.parallel=2", "resources.kernels=reference", "records.log_every=7"
+    )
+    assert hunt(changed, tmp_path / "runs")[0]
 
 
 @pytest.mark.parametrize("torn", [b'{"op_code": 5, "wor', b"\x00\x00\x00\n", b'{"a": 1}{"b":\n{"half'])
