@@ -211,7 +211,7 @@ end() { # NAME... : terminate the daemons, and kill them after 10 s
 }
 
 node_is_up() {
-    sinfo --noheader --nodes="$1" --format=%T | grep -qE '^(idle|mixed|allocated|completing)$'
+    sinfo --noheader --nodes="$1" --format=%T | grep -E '^(idle|mixed|allocated|completing)$' >/dev/null
 }
 
 resume_node() { # a node that is up already, because its slurmd registered first, cannot be resumed
@@ -263,7 +263,7 @@ start() {
     # slurmdbd has no option for the socket of its database, but its client library reads this variable.
     MYSQL_UNIX_PORT=$DIR/run/mariadb.sock spawn slurmdbd slurmdbd -D
     wait_for slurmdbd sacctmgr --noheader list cluster
-    sacctmgr --noheader list cluster format=cluster | grep -qw devcluster ||
+    sacctmgr --noheader list cluster format=cluster | grep -w devcluster >/dev/null ||
         sacctmgr --immediate add cluster devcluster >/dev/null
     if [ -n "$ENFORCE" ] && [ -z "$(sacctmgr --noheader list user "$(id -un)" format=defaultaccount | grep -w lab)" ]; then
         sacctmgr --immediate add account lab >/dev/null
@@ -327,7 +327,8 @@ case $VERB in
     start | stop | status) $VERB ;;
     env) echo "export SLURM_CONF=$(printf %q "$SLURM_CONF")" ;;
     crash | revive)
-        { nodes; echo slurmctld; } | grep -qx "$NODE" || die "no node '$NODE' in $DIR: usage: $0 $VERB DIR NODE"
+        # grep reads to the end: after -q, at the first match, a writer's SIGPIPE would be the pipeline's status.
+        { nodes; echo slurmctld; } | grep -x "$NODE" >/dev/null || die "no node '$NODE' in $DIR: usage: $0 $VERB DIR NODE"
         $VERB
         ;;
     *) die "usage: $0 start|stop|status|env [DIR], or $0 crash|revive DIR NODE" ;;
