@@ -36,6 +36,7 @@ from harness.spec.base import SCHEMA_VERSION
 from harness.study.expand import load_study
 from harness.study.model import Study
 from harness.testing import write_finished_run
+from harness.text import harness_command
 
 EVALUATE = "evaluate: [{nll: {num_images: 16, evaluations_per_image: 4}}]\n"
 
@@ -99,7 +100,8 @@ def test_a_store_that_cannot_be_reached_keeps_nobody_from_submitting(tmp_path, s
     write_finished_run(tiny.runs[0], tmp_path / "runs")
     plan = planning.plan(tiny, tmp_path / "runs")
     [note] = submit._sync_ended_runs(list(plan.runs), plan, f"sqlite:///{tmp_path}/mlflow.db")
-    assert note.endswith("is not a database; `harness sync` will upload the runs that were done before")
+    command = harness_command("sync", runs_folder=tmp_path / "runs")
+    assert note.endswith(f"is not a database; `{command}` will upload the runs that were done before")
 
 
 def test_a_run_whose_further_evaluation_did_not_begin_is_not_finished(tmp_path, study):

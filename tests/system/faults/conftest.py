@@ -33,14 +33,20 @@ def writes_only_below() -> Callable[[Path], contextlib.AbstractContextManager[No
     sys.addaudithook(hook)  # for as long as the interpreter lives
 
     @contextlib.contextmanager
-    def watch(folder: Path) -> Iterator[None]:
+    def watch(folder: Path, made: Path | None = None) -> Iterator[None]:
         watched.append([])
         try:
             yield
         finally:
             written = watched.pop()
         paths = [os.path.realpath(os.fsdecode(path)) for path in written if not isinstance(path, int)]
-        outside = [path for path in paths if not path.startswith((f"{os.path.realpath(folder)}/", os.devnull))]
+        allowed = [os.path.realpath(path) for path in (folder, made) if path]
+        parents = [] if made is None else [allowed[1], *map(str, Path(allowed[1]).parents)]
+        outside = [
+            path
+            for path in paths
+            if not path.startswith((*(f"{root}/" for root in allowed), os.devnull)) and path not in parents
+        ]
         assert outside == [], outside
 
     return watch

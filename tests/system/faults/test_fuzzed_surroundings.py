@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli import cli
+from harness.data.cache import cache_root
 from harness.errors import HarnessError
 from harness.records.status import Status
 from harness.slurm import commands
@@ -100,6 +101,7 @@ def _variables(random_source: random.Random) -> dict[str, str | None]:
 def surroundings(folder: Path, variables: dict[str, str | None]) -> Iterator[None]:
     before, environment = Path.cwd(), dict(os.environ)
     os.chdir(folder)
+    os.environ["HOME"] = str(folder)
     for name, value in variables.items():
         os.environ.pop(name, None)
         if value is not None:
@@ -110,6 +112,14 @@ def surroundings(folder: Path, variables: dict[str, str | None]) -> Iterator[Non
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(before)
+
+
+def _cache() -> Path | None:
+    """Return the folder that the surroundings give the cache, which is made and has SLURM's answers."""
+    try:
+        return cache_root()
+    except HarnessError:
+        return None
 
 
 @pytest.fixture
@@ -130,7 +140,7 @@ def test_any_surroundings_have_no_effect_or_are_refused_in_words(tmp_path, home,
         folder = tmp_path / _name(source)
         variables, verb = _variables(source), source.choice(VERBS)
         shutil.copytree(home, folder, dirs_exist_ok=True)
-        with surroundings(folder, variables), writes_only_below(folder):
+        with surroundings(folder, variables), writes_only_below(folder, _cache()):
             result = CliRunner().invoke(cli, list(verb))
         error = result.exception
         about = f"case {case}: {folder.name!a}, {variables!a}, {verb}: {error!r}\n{result.output[-300:]}"
@@ -140,6 +150,7 @@ def test_any_surroundings_have_no_effect_or_are_refused_in_words(tmp_path, home,
             assert str(error).strip(), about
         ends["refused" if error else "done"] += 1
         shutil.rmtree(folder)
+        shutil.rmtree("/nowhere", ignore_errors=True)  # the cache of some
     assert [path.name for path in tmp_path.iterdir()] == []
     assert ends["done"] > CASES / 3 and ends["refused"] > CASES / 50, ends
     print(f"{CASES} surroundings: {dict(ends)}", file=sys.stderr)
