@@ -231,11 +231,18 @@ def start_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
             folder = Path(tempfile.mkdtemp(prefix="harness-slurm-"))  # other users do not come into pytest's
             folder.chmod(0o755)
             cluster = DevCluster(folder, **knobs)
-            clusters.callback(shutil.move, folder, tmp_path_factory.mktemp("slurm"))  # its logs
+            clusters.callback(shutil.rmtree, folder)
+            clusters.callback(keep_logs, folder, tmp_path_factory.mktemp("slurm"))
             clusters.callback(cluster.stop)
             return cluster
 
         yield start
+
+
+def keep_logs(cluster: Path, folder: Path) -> None:
+    """Copy the logs of a cluster's daemons to where pytest keeps what failed tests leave."""
+    for path in cluster.rglob("*.log"):
+        shutil.copy(path, folder)
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ LOOKS_FOR = {
 }
 OTHER_LANGUAGES = re.compile(
     r"\bimport\b|sys\.argv|^SELECT\b|tags\.\w+ = |%[A-Za-z]|^export |^mkdir |^module load|^show (config|node|partition)"
+    r"|^if \[ |\brm -rf -- "
 )
 # Shell scripts, a schema of torch, the YAML of tiny studies.
 LEFT_OUT = ("slurm/kills.py", "slurm/probe.py", "metrics/torchvision_compat.py", "testing.py")

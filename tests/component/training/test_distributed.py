@@ -184,14 +184,14 @@ def test_a_signal_that_comes_after_the_exchange_waits_for_the_next(run_of, monke
 
     def exchange_and_be_signalled(group, number):
         exchanged.append(exchange(group, number))
-        if len(exchanged) == 4:  # the first is of the checkpoint to restore, so this is of step 3
+        if len(exchanged) == 5:  # first the checkpoint to restore and the last step, so this is of step 3
             os.kill(os.getpid(), signal.SIGUSR2)
         return exchanged[-1]
 
     monkeypatch.setattr(ProcessGroup, "all_reduce_max", exchange_and_be_signalled)
     folder = run_of(1)
     assert run_job(folder, sync=False, show_progress=False) == "interrupted"
-    assert exchanged == [-1, 0, 0, 0, stop_number("SIGUSR2")]
+    assert exchanged == [-1, 12, 0, 0, 0, stop_number("SIGUSR2")]
     assert RunDirectory(folder).durable_step() == 4
 
 

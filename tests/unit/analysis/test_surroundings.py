@@ -18,7 +18,7 @@ DRAW = """
 import sys
 from pathlib import Path
 {before}
-from harness.analysis import fig_alpha_bar, style
+from harness.analysis.figures import fig_alpha_bar, style
 frame = fig_alpha_bar.data([])
 provenance = style.Provenance("x", "schedules", (), (), "harness figures")
 style.save(fig_alpha_bar.draw(frame), frame, Path(sys.argv[1]) / "x", provenance)
