@@ -190,7 +190,12 @@ def test_scratch_is_a_folder_of_the_jobs_own_and_is_gone_at_its_end(tmp_path):
 
 @pytest.mark.process
 @pytest.mark.parametrize("ends", ["true", "kill -9 $BASHPID", "kill -TERM $$"], ids=["well", "killed", "stopped"])
-def test_the_stage_is_a_folder_of_the_jobs_own_and_is_gone_at_its_end(tmp_path, ends):
+def test_the_stage_is_a_folder_of_the_jobs_own_and_is_gone_at_its_end(tmp_path, tmp_path_factory, ends):
+    scontrol = (
+        tmp_path_factory.mktemp("bin") / "scontrol"
+    )  # a killed job is requeued, for minutes where SLURM is silent
+    scontrol.write_text("#!/bin/sh\n")
+    scontrol.chmod(0o755)
     profile = Profile(stage={"data": "$NODE_DISK"})
     neighbour = tmp_path / "harness-stage-8"
     neighbour.mkdir()
@@ -202,7 +207,8 @@ def test_the_stage_is_a_folder_of_the_jobs_own_and_is_gone_at_its_end(tmp_path, 
         'ls -A "$NODE_DISK"; mkdir "$HARNESS_STAGE" && touch "$HARNESS_STAGE/copy"',
         f"({ends})",
     ]
-    environment = {**os.environ, "NODE_DISK": str(tmp_path), "SLURM_JOB_ID": "7"}
+    path = f"{scontrol.parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "NODE_DISK": str(tmp_path), "SLURM_JOB_ID": "7"}
     done = subprocess.run(["bash", "-c", "\n".join(body)], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.split()[0] == neighbour.name  # what an earlier life of the job had left is gone
     assert list(tmp_path.iterdir()) == [neighbour]
