@@ -300,7 +300,8 @@ def test_logs_of_a_run_that_no_job_took_says_why(tmp_path, runs):
     assert str(refused).startswith(f"run {runs[0].key} has no log: no job of `harness submit` has started it")
 
 
-def test_following_a_log_is_a_tail_that_goes_over_to_the_next_attempts(tmp_path, runs):
+def test_following_a_log_is_a_tail_that_goes_over_to_the_next_attempts_and_ends_with_the_run(tmp_path, runs):
+    runs[0].set_status(Status("interrupted"))
     first, second = runs[0].log_path(1), runs[0].log_path(2)
     first.parent.mkdir()
     first.write_text("one\ntw")
@@ -315,8 +316,10 @@ def test_following_a_log_is_a_tail_that_goes_over_to_the_next_attempts(tmp_path,
                 log.write("the last\n")
             second.write_text("three\n")
             assert [follower.stdout.readline() for _ in range(2)] == ["the last\n", "three\n"]
+            runs[0].set_status(Status("done"))
+            assert (follower.wait(240), follower.stdout.read()) == (0, "")
         finally:
-            follower.terminate()
+            follower.kill()
 
 
 # -------------------------------------------------------------------------------------------------------- sample, sync
