@@ -3,6 +3,7 @@
 Where only the bookkeeping is at stake, a run is a planted function of its spec, written down as a job would write it.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 
 from harness.analysis.figures import fig_search
@@ -481,11 +483,13 @@ def test_a_coordinator_killed_ten_times_at_random_makes_exactly_the_trials_that_
             goal = len(list(folder.glob("*.json"))) + num_trials
             lives.stdin.write(f"{num_trials + 1}\n")
             pid = int(lives.stdout.readline())
-            while len(list(folder.glob("*.json"))) < goal:
+            # Where some of a life's trials were begun by an earlier one, it ends before the goal.
+            while len(list(folder.glob("*.json"))) < goal and psutil.pid_exists(pid):
                 time.sleep(0.002)
             time.sleep(dice.random() * 0.02)
-            os.kill(pid, signal.SIGKILL)
-            assert int(lives.stdout.readline()) == -signal.SIGKILL
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            assert int(lives.stdout.readline()) in (-signal.SIGKILL, 0)
         lives.stdin.write("40\n")
         lives.stdout.readline()
         assert int(lives.stdout.readline()) == 0
