@@ -76,6 +76,7 @@ def retry(
     """
     from harness.launch import manage, planning
     from harness.launch.calibrate import require_within_budget
+    from harness.text import harness_command
 
     if not failed and not killed:
         raise LaunchError("give --failed, --killed or both")
@@ -91,8 +92,8 @@ def retry(
     require_within_budget(planned, **budget, on_progress=click.echo)
     chosen = manage.select_retries(planned, failed=failed, killed=killed)
     if not chosen.runs:
-        rest = f"; `harness submit {study}` resumes the other unfinished runs" if planned.to_do else ""
-        click.echo(f"nothing to retry{rest}")
+        command = harness_command("submit", study, runs_folder=runs_folder, sets=sets)
+        click.echo("nothing to retry" + (f"; `{command}` resumes the other unfinished runs" if planned.to_do else ""))
         output.document({"study": planned.study.name, "submitted": [], "skipped": [], "notes": [], "runs": []})
         return
     options |= {"sync": not no_sync, "new_code": new_code, "asks": False}

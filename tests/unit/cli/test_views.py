@@ -88,7 +88,13 @@ def test_a_plan_adds_up_what_is_known_and_says_what_is_not(tmp_path, tiny_study,
     study = load_study(tmp_path / "tiny.yaml", sets=["resources.device=auto"])
     folder = tmp_path / "runs" / ".throughput"
     folder.mkdir(parents=True)
-    measured = {"seconds_per_step": 100.0, "device": "cuda", "threads": 1, "checkpoint_bytes": 2**20}
+    measured = {
+        "seconds_per_step": 100.0,
+        "device": "cuda",
+        "threads": 1,
+        "kernels": "fused",
+        "checkpoint_bytes": 2**20,
+    }
     (folder / f"{study.runs[0].spec.cost_key}.json").write_text(json.dumps(measured))
     plan_view.show_plan(planning.plan(study, tmp_path / "runs"))
     shown = capsys.readouterr().out.splitlines()
@@ -116,7 +122,7 @@ def test_a_plan_lists_what_each_arm_is_measured_by_and_its_cost(tmp_path, tiny_s
     study = load_study(tmp_path / "tiny.yaml")
     folder = tmp_path / "runs" / ".throughput"
     folder.mkdir(parents=True)
-    measured = {"seconds_per_step": 4.8, "device": "cpu", "threads": 1}  # 0.1 s per image forward
+    measured = {"seconds_per_step": 4.8, "device": "cpu", "threads": 1, "kernels": "fused"}  # 0.1 s per image forward
     (folder / f"{study.runs[0].spec.cost_key}.json").write_text(json.dumps(measured))
     plan_view.show_plan(planning.plan(study, tmp_path / "runs"))
     shown = capsys.readouterr().out.splitlines()

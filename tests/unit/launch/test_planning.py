@@ -108,7 +108,7 @@ def test_the_cost_is_what_is_left_at_the_recorded_throughput(tmp_path, study):
     assert planning.plan(tiny, runs).training_seconds(planning.plan(tiny, runs).runs[0]) is None
     write(runs, tiny.runs[1], Status("interrupted", step=8))
     (runs / ".throughput").mkdir()
-    measured = {"seconds_per_step": 2.0, "device": "cpu", "threads": 1}
+    measured = {"seconds_per_step": 2.0, "device": "cpu", "threads": 1, "kernels": "fused"}
     (runs / ".throughput" / f"{tiny.runs[0].spec.cost_key}.json").write_text(json.dumps(measured))
     plan = planning.plan(tiny, runs)
     assert [plan.training_seconds(planned) for planned in plan.runs] == [24.0, 8.0]
