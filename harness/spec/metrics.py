@@ -137,9 +137,14 @@ OF_THE_GAME = (
 
 def metric_kind(name: str) -> MetricKind:
     """Return the kind of a recorded metric by its name; an unknown one is labelled by its own name."""
+    return METRIC_KINDS.get(kind_name(name)) or MetricKind(name)
+
+
+def kind_name(name: str) -> str:
+    """Return the name of a recorded metric's kind in `METRIC_KINDS`; that of an unknown one is its own."""
     stem = name.rpartition("/")[2]
-    matches = [kind for kind in METRIC_KINDS if stem == kind or stem.startswith(f"{kind}_")]
-    return METRIC_KINDS[max(matches, key=len)] if matches else MetricKind(name)
+    matches = (kind for kind in METRIC_KINDS if stem == kind or stem.startswith(f"{kind}_"))
+    return max(matches, key=len, default=name)
 
 
 CLASSIFIER_SKILL = 0.5

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.spec.evaluation import Evaluation
-from harness.spec.metrics import METRIC_KINDS, Direction, part_outputs
+from harness.spec.metrics import Direction, kind_name, metric_kind, part_outputs
 from harness.study.document import Document, Keys, integer
 from harness.study.model import Run, Study
 from harness.text import did_you_mean
@@ -147,8 +147,7 @@ def metric_at_rungs(metric: str, run: Run) -> tuple[Evaluation, str]:
 
 def direction_of(metric: str) -> Direction:
     """Return in which direction a metric's full name, without its prefix, is better."""
-    kinds = [kind for kind in METRIC_KINDS if metric == kind or metric.startswith(f"{kind}_")]
-    direction = METRIC_KINDS[max(kinds, key=len)].direction if kinds else None
+    direction = metric_kind(metric).direction
     if direction is None:
         raise ValueError(f"{metric} is neither better when it is low nor when it is high, so no rung is decided by it")
     return direction
@@ -156,8 +155,7 @@ def direction_of(metric: str) -> Direction:
 
 def _kind(name: str) -> str:
     """Return what `compare.metric` calls a metric: nll, fid, ..."""
-    kinds = [kind for kind in METRIC_KINDS if name == kind or name.startswith(f"{kind}_")]
-    return max(kinds, key=len, default=name).removesuffix("_bpd")
+    return kind_name(name).removesuffix("_bpd")
 
 
 def with_limit(study: Study, step: int) -> Study:
