@@ -1,23 +1,28 @@
-"""Do `resources.kernels` change what is learned, and what does a step of each cost?
+"""Do `resources.kernels` change what is learned, what does a step of each cost, and how much faster could it be?
 
     python -m benchmarks.kernels curves [--kernels fused compiled] [--seeds 4] [--steps 200] [--set model.channels=16]
     python -m benchmarks.kernels steps  [--kernels reference fused compiled] [--study STUDY.yaml]
+    python -m benchmarks.kernels convolutions [--kernels fused] [--study STUDY.yaml]
 
 `curves` trains the same seeds with the reference kernels and with others, on the same batches, timesteps and noise, and
 prints both losses by windows of steps beside the standard deviation between seeds. `steps` interleaves steps of each in
-several rounds and prints processor milliseconds, the median and the quartiles. One thread, on the CPU. Nothing here is
-asserted.
+several rounds and prints processor milliseconds, the median and the quartiles. `convolutions` times those of a step alone,
+forward and backward: what no kernel around them can save. One thread, on the CPU. Nothing here is asserted.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from harness.datasets import make_dataset
 from harness.job.kernels import keep_freed_memory, prepare_compiler
@@ -39,14 +44,14 @@ class Stepper:
 
     def __init__(self, spec: RunSpec, kernels: str):
         data, self._streams = make_dataset(spec.data), Streams(spec.seed, CPU)
-        self._method = make_method(spec, data, Resources(kernels=kernels), CPU)
+        self.method = make_method(spec, data, Resources(kernels=kernels), CPU)
         self._batches, self._next = Batches(spec, data, self._streams), 0
 
     def __call__(self) -> float:
         """Take the next step and return its loss."""
         step, self._next = self._next, self._next + 1
         self._streams.seed_dropout(step)
-        return float(self._method.step(step, self._batches(step), self._streams, ProcessGroup()).loss.mean())
+        return float(self.method.step(step, self._batches(step), self._streams, ProcessGroup()).loss.mean())
 
 
 def specs(arguments: argparse.Namespace) -> list[RunSpec]:
@@ -96,9 +101,74 @@ def steps(arguments: argparse.Namespace) -> None:
         print(f"{kernels:12s} {middle:9.2f} ms ({low:.2f} to {high:.2f})   {first / middle:.2f} x")
 
 
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution as a step calls it: its layer, and the shape of its input, [B, C, H, W]."""
+
+    layer: nn.Conv2d
+    shape: torch.Size
+    differentiates_input: bool
+
+    def run(self) -> Callable[[], None]:
+        """Return what runs it forward and backward, on numbers drawn once."""
+        x = torch.randn(self.shape, requires_grad=self.differentiates_input)
+        upstream = torch.randn_like(self.layer(x))
+        inputs = [tensor for tensor in (x, *self.layer.parameters()) if tensor.requires_grad]
+        return lambda: torch.autograd.grad(self.layer(x), inputs, upstream) and None
+
+    def flops(self) -> int:
+        """Count the operations of both, a multiplication and an addition as two."""
+        out_channels, in_channels, height, width = self.layer.weight.shape
+        pixels = self.shape[0] * math.prod(self.shape[2:]) // math.prod(self.layer.stride)
+        return 2 * pixels * out_channels * in_channels * height * width * (2 + self.differentiates_input)
+
+
+def convolutions_of(take_step: Stepper) -> list[Convolution]:
+    """Return the convolutions of a step's forward pass, in their order."""
+    found: list[Convolution] = []
+
+    def remember(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        found.append(Convolution(layer, inputs[0].shape, inputs[0].requires_grad))
+
+    networks = [trained.module for trained in take_step.method.networks().values()]
+    layers = [layer for network in networks for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    handles = [layer.register_forward_pre_hook(remember) for layer in layers]
+    take_step()
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def convolutions(arguments: argparse.Namespace) -> None:
+    """Print how much of a step its convolutions take when they run alone, and how much faster it could be at most."""
+    for kernels in arguments.kernels:
+        take_step = Stepper(specs(arguments)[0], kernels)
+        found = convolutions_of(take_step)
+        alone = [convolution.run() for convolution in found]
+        flops, steps_ms, alone_ms = sum(convolution.flops() for convolution in found), [], []
+        for call in (take_step, *alone) * 2:  # to warm up
+            call()
+        for _ in range(ROUNDS):
+            began = time.process_time()
+            for _ in range(arguments.steps):
+                take_step()
+            between = time.process_time()
+            for call in alone * arguments.steps:
+                call()
+            steps_ms.append(1e3 * (between - began) / arguments.steps)
+            alone_ms.append(1e3 * (time.process_time() - between) / arguments.steps)
+        bounds = [step / convolution for step, convolution in zip(steps_ms, alone_ms, strict=True)]
+        step, convolution = statistics.median(steps_ms), statistics.median(alone_ms)
+        print(f"{kernels}: {len(found)} convolutions, {flops / 1e9:.1f} GFLOP, of a step")
+        rate = f"{flops / 1e6 / convolution:.0f} GFLOP/s"
+        print(f"  a step {step:.1f} ms; its convolutions alone {convolution:.1f} ms, {rate}")
+        print(f"  a step of nothing else: {step / convolution:.2f} x ({min(bounds):.2f} to {max(bounds):.2f})")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("curves", "steps"))
+    parser.add_argument("what", choices=("curves", "steps", "convolutions"))
     parser.add_argument("--kernels", nargs="+", default=["fused"])
     parser.add_argument("--study", type=Path, default=ROOT / "experiments/base/digits.yaml")
     parser.add_argument("--seeds", type=int, default=4)
@@ -108,7 +178,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     prepare_compiler("compiled" if "compiled" in arguments.kernels else "fused", CPU)
-    {"curves": curves, "steps": steps}[arguments.what](arguments)
+    {"curves": curves, "steps": steps, "convolutions": convolutions}[arguments.what](arguments)
 
 
 if __name__ == "__main__":
