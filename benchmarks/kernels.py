@@ -6,7 +6,7 @@
 
 `curves` trains the same seeds with the reference kernels and with others, on the same batches, timesteps and noise, and
 prints both losses by windows of steps beside the standard deviation between seeds. `steps` interleaves steps of each in
-several rounds and prints processor milliseconds, the median and the quartiles. `convolutions` times those of a step alone,
+several rounds and prints processor milliseconds: median and quartiles. `convolutions` times those of a step alone,
 forward and backward: what no kernel around them can save. One thread, on the CPU. Nothing here is asserted.
 """
 
