@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.analysis.report.report import report
-from harness.testing import tiny_study, write_finished_run
+from harness.testing import TINY_STUDY, tiny_study, write_finished_run
 
 
 def lacking() -> str:
@@ -30,6 +30,7 @@ PAPER = r"""\documentclass{article}
 %s
 \end{document}
 """
+SEEDS = {"one": 1, "two": 2, "five": 5}
 IMAGES = r"""
 figures: {labels: {"cosine & 50% {x} ~#_^": "$L_\\mathrm{hybrid}$, 50%"}}
 arms:
@@ -64,14 +65,13 @@ def compiled(folder: Path, text: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replicates", [1, 2, 5])
 def test_every_file_for_a_paper_is_compiled_with_any_name_and_number_of_seeds(
-    tmp_path: Path, without_closed_forms: None, replicates: int
+    tmp_path: Path, without_closed_forms: None
 ) -> None:
-    studies = {"images": IMAGES.replace("REPLICATES", str(replicates)), "points": ""}
-    for name, extra in studies.items():
+    of_images = {name: TINY_STUDY.replace("tiny", name) + IMAGES for name in SEEDS}
+    for name, study in {**of_images, "points": POINTS}.items():
         (tmp_path / name).mkdir()
-        for run in tiny_study(tmp_path / name, extra, **({"study": POINTS} if name == "points" else {})):
+        for run in tiny_study(tmp_path / name, study=study.replace("REPLICATES", str(SEEDS.get(name)))):
             wobble = 0.01 * (run.replicate * 7 % 5)
             measured = {"nll_bpd": 3 - wobble - 0.5 * (run.arm != "linear"), "fid": float("nan") if wobble else 10.0}
             write_finished_run(run, tmp_path / "runs", measured | {"frechet": 0.1 + wobble})
@@ -79,9 +79,11 @@ def test_every_file_for_a_paper_is_compiled_with_any_name_and_number_of_seeds(
     files = sorted((tmp_path / "figures").glob("*/*.tex"))
     names = {file.name for file in files}
     assert names == {"contrasts.tex", "macros.tex", "mixture_by_steps.tex", "reproducibility.tex", "results.tex"}
-    log = compiled(tmp_path, "\n".join(rf"\input{{{file}}}" for file in files) + r"\TinyLinearNllMean")
+    assert {file.parent.name for file in files} >= {*SEEDS, "plane"}
+    inputs = [rf"\input{{{file}}}" for file in files] + [rf"\{name.title()}LinearNllMean" for name in SEEDS]
+    log = compiled(tmp_path, "\n".join(inputs))
     assert "Undefined" not in log and "Missing character" not in log
     tables = [line for line in log.splitlines() if "Overfull" in line and "detected" in line]
     assert not tables, "a table is wider than the text"
-    with pytest.raises(AssertionError, match="TinyLinearNllMeen"):
-        compiled(tmp_path, rf"\input{{{tmp_path}/figures/tiny/macros.tex}}\TinyLinearNllMeen")
+    with pytest.raises(AssertionError, match="TwoLinearNllMeen"):
+        compiled(tmp_path, rf"\input{{{tmp_path}/figures/two/macros.tex}}\TwoLinearNllMeen")

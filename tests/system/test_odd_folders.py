@@ -25,7 +25,7 @@ from harness.testing import TINY_STUDY
 from harness.tracking.store import initialise_store
 
 STUDY = TINY_STUDY + "evaluate: [{nll: {estimator: full, num_images: 4}}]\n"
-ODD_NAMES = ("a b", "100%20x", "q?x#y", "[a]*", 'it\'s "q" x\\j', "-rf", "ünïcode\nnew line")
+ODD_NAMES = ("-rf [a]* 100%20x", 'it\'s "q" x\\j q?x#y', "ünïcode\nnew line")
 
 
 @pytest.fixture(scope="module")
