@@ -10,6 +10,7 @@ import pandas as pd
 from harness.analysis.figures import style
 from harness.analysis.figures.style import Figure
 from harness.analysis.runs import RunRecord
+from harness.data.digits import read_table
 from harness.diffusion.schedules import SCHEDULES, tables
 
 TITLE = "A digit under each schedule"
@@ -23,10 +24,8 @@ def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
 
     All use the same noise, so that pictures differ only in t and in the schedule.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    x_0 = digits.images[PICTURE] / 16 * 2 - 1
+    *pixels, label = read_table()[PICTURE]
+    x_0 = np.reshape(pixels, (8, 8)) / 16 * 2 - 1
     noise = np.random.default_rng(0).standard_normal(x_0.shape)
     rows = []
     for name, make in SCHEDULES.items():
@@ -35,7 +34,7 @@ def data(runs: Sequence[RunRecord] = ()) -> pd.DataFrame:
         for t in np.linspace(0, NUM_TIMESTEPS, COLUMNS).astype(int):
             x_t = np.sqrt(alpha_bar[t]) * x_0 + np.sqrt(1 - alpha_bar[t]) * noise
             values = {"schedule": name, "t": t, "u": t / NUM_TIMESTEPS, "alpha_bar": alpha_bar[t]}
-            rows.append({**values, "label": int(digits.target[PICTURE]), "picture": x_t})
+            rows.append({**values, "label": int(label), "picture": x_t})
     return pd.DataFrame(rows)
 
 

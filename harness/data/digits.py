@@ -20,7 +20,7 @@ def digits(data_root: str | None = None) -> Dataset:
     Raises:
         DataError: scikit-learn's copy is not the one that the split was fixed on.
     """
-    table = _read_table()
+    table = read_table()
     images = table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8)
     labels = table[:, -1].astype(np.int64)
     actual = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
@@ -41,7 +41,7 @@ def digits(data_root: str | None = None) -> Dataset:
     )
 
 
-def _read_table() -> np.ndarray:
+def read_table() -> np.ndarray:
     """Return what `sklearn.datasets.load_digits` reads: a row of 64 grey levels and the label for each image.
 
     Its file is read directly where it is known to lie, because to import scikit-learn takes 1.6 s in each process.
