@@ -109,12 +109,12 @@ class Convolution:
     shape: torch.Size
     differentiates_input: bool
 
-    def run(self) -> Callable[[], None]:
+    def run(self) -> Callable[[], object]:
         """Return what runs it forward and backward, on numbers drawn once."""
         x = torch.randn(self.shape, requires_grad=self.differentiates_input)
         upstream = torch.randn_like(self.layer(x))
         inputs = [tensor for tensor in (x, *self.layer.parameters()) if tensor.requires_grad]
-        return lambda: torch.autograd.grad(self.layer(x), inputs, upstream) and None
+        return lambda: torch.autograd.grad(self.layer(x), inputs, upstream)
 
     def flops(self) -> int:
         """Count the operations of both, a multiplication and an addition as two."""
@@ -147,7 +147,8 @@ def convolutions(arguments: argparse.Namespace) -> None:
         found = convolutions_of(take_step)
         alone = [convolution.run() for convolution in found]
         flops, steps_ms, alone_ms = sum(convolution.flops() for convolution in found), [], []
-        for call in (take_step, *alone) * 2:  # to warm up
+        calls: list[Callable[[], object]] = [take_step, *alone]
+        for call in calls * 2:  # to warm up
             call()
         for _ in range(ROUNDS):
             began = time.process_time()
