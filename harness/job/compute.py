@@ -71,7 +71,7 @@ def one_example(data: Dataset | DatasetFacts) -> Tensor:
 
 
 def training_compute(
-    spec: RunSpec, resources: Resources, method: Method, data: Dataset
+    spec: RunSpec, resources: Resources, method: Method, data: Dataset | DatasetFacts
 ) -> tuple[dict[str, float], str]:
     """Count parameters, multiply-adds and FLOPs of all the networks that are trained.
 
@@ -87,7 +87,7 @@ def training_compute(
     return compute, counted.reason
 
 
-def _kept(spec: RunSpec, resources: Resources, method: Method, data: Dataset) -> StepCompute:
+def _kept(spec: RunSpec, resources: Resources, method: Method, data: Dataset | DatasetFacts) -> StepCompute:
     """Return what was counted for the same networks, and count where nothing was."""
     networks = method.networks()
     shapes = [[list(weight.shape) for weight in network.module.parameters()] for network in networks.values()]
