@@ -29,6 +29,7 @@ from harness.analysis.answers import results
 from harness.analysis.answers.contrasts import Contrast, contrasts_of
 from harness.analysis.claims import verdicts
 from harness.analysis.claims.verdicts import JudgedClaim
+from harness.analysis.csv_files import csv_text
 from harness.analysis.figures import (
     fig_allocation,
     fig_alpha_bar,
@@ -302,14 +303,14 @@ def _add_results(content: Content, frame: pd.DataFrame, judged: list[JudgedClaim
     section, tables = content.section, content.tables
     if len(frame):
         note = f"\n{section.data_note}\n" if section.data_note else ""
-        tables["results.csv"] = style.csv_text(frame)
+        tables["results.csv"] = csv_text(frame)
         tables["results.md"] = tab_results.markdown(with_names(frame, content.names)) + note
         tables["results.tex"] = tab_results.latex(frame, _origin(section), _look(section).labels)
         section.results = frame
     else:
         content.without_data["results table"] = tab_results.NEEDS
     if judged:
-        tables["claims.csv"] = style.csv_text(verdicts.table(judged))
+        tables["claims.csv"] = csv_text(verdicts.table(judged))
         section.claims = judged
 
 
@@ -325,7 +326,7 @@ def _origin(section: Section) -> str:
 def _add_contrasts(content: Content, compared: list[Contrast]) -> None:
     """Add the differences between the arms, where the study has several."""
     if compared:
-        content.tables["contrasts.csv"] = style.csv_text(tab_contrasts.data(compared))
+        content.tables["contrasts.csv"] = csv_text(tab_contrasts.data(compared))
         content.tables["contrasts.md"] = tab_contrasts.markdown(contrasts_with_names(compared, content.names))
         content.tables["contrasts.tex"] = tab_contrasts.latex(
             compared, _origin(content.section), _look(content.section).labels
@@ -336,7 +337,7 @@ def _add_contrasts(content: Content, compared: list[Contrast]) -> None:
 def _add_mixture(content: Content, frame: pd.DataFrame) -> None:
     """Add the table of a mixture by number of steps, where the study has one."""
     if len(frame):
-        content.tables["mixture_by_steps.csv"] = style.csv_text(frame)
+        content.tables["mixture_by_steps.csv"] = csv_text(frame)
         content.tables["mixture_by_steps.md"] = tab_mixture.markdown(with_names(frame, content.names, "row"))
         content.tables["mixture_by_steps.tex"] = tab_mixture.latex(
             frame, _origin(content.section), _look(content.section).labels
@@ -347,7 +348,7 @@ def _add_mixture(content: Content, frame: pd.DataFrame) -> None:
 def _add_noise(content: Content, frame: pd.DataFrame) -> None:
     """Add the table of the two sources of variance, where an evaluation has several sampling seeds."""
     if len(frame):
-        content.tables["noise.csv"] = style.csv_text(frame)
+        content.tables["noise.csv"] = csv_text(frame)
         content.tables["noise.md"] = tab_noise.markdown(frame)
         content.section.noise = frame
 
@@ -355,7 +356,7 @@ def _add_noise(content: Content, frame: pd.DataFrame) -> None:
 def _add_published(content: Content, frame: pd.DataFrame) -> None:
     """Add the papers' tables, where they report on the study's data."""
     if len(frame):
-        content.tables["published.csv"] = style.csv_text(frame)
+        content.tables["published.csv"] = csv_text(frame)
         content.tables["published.md"] = tab_published.markdown(frame)
         content.section.published = frame
 
