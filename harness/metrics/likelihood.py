@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import ndtr
 from torch import Tensor
 
 from harness.diffusion.process import GaussianDiffusion
@@ -314,6 +313,8 @@ def gaussian_baseline_bpd(train_images: np.ndarray, test_images: np.ndarray, lev
     Raises:
         ValueError: a grey level that is none of `levels`.
     """
+    from scipy.special import ndtr  # a tenth of what a job imports beside torch
+
     if max(train_images.max(), test_images.max()) >= levels:
         raise ValueError(f"images must lie in 0 .. {levels - 1}")
     count = len(train_images)

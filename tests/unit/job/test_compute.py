@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,27 @@ def test_what_cannot_be_counted_is_not_kept(cache, monkeypatch):
     numbers, reason = compute.training_compute(spec, Resources(device="cpu"), method, spec.data.facts)
     assert set(numbers) == {"compute/parameters"} and "shapes alone" in reason
     assert not list(cache.iterdir())
+
+
+SCRIPT = """
+import sys, torch
+from harness.job.compute import training_compute
+from harness.registry import make_method
+from harness.spec.resources import Resources
+from harness.spec.run import RunSpec
+unet = {"name": "unet", "channels": 8, "channel_mult": (1,), "attention_resolutions": (), "num_heads": 1}
+spec, resources = RunSpec(data={"name": "digits"}, model=unet, train={"steps": 1}), Resources(device="cpu")
+method = make_method(spec, spec.data.facts, resources, torch.device("cpu"))
+numbers, _ = training_compute(spec, resources, method, spec.data.facts)
+print(numbers["compute/train_flops"], *(name for name in ("torch._dynamo", "sympy") if name in sys.modules))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_later_job_imports_no_compiler_to_count():
+    command = [sys.executable, "-c", SCRIPT]
+    first, later = (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)
+    )
+    assert first[0] == later[0] and len(later) == 1, (first, later)
