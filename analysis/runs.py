@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.analysis.journals import Journals, read_journals
 from harness.analysis.order import in_order
 from harness.analysis.settings import flatten, settings_of, what_differs
 from harness.errors import RecordError
 from harness.records import layout
-from harness.records.collapse import collapses, describe
 from harness.records.directory import RunDirectory
 from harness.records.documents import check_spec
 from harness.records.manifest import Manifests
@@ -407,21 +407,15 @@ def _table_row(run: RunRecord) -> dict[str, Any]:
 def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunRecord]:
     spec, status = directory.spec(), directory.status()
     environment: dict[str, Any] = {}
-    events, problems, collapsed = [], [], []
-    curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    over_training: frozenset[str] = frozenset()
+    journals = Journals()
     try:
         environment = (directory.environments() or [{}])[-1]
-        events = [event for event in directory.events("evaluation") if not event.superseded]
-        collapsed = [describe(event) for event in collapses(directory)]
-        curves, over_training = _curves(directory)
-        problems = directory.problems()
+        journals = read_journals(directory)
     except RecordError as error:
         reason = str(error).removeprefix(f"{directory.path}/")
         status = Status(state="failed", reason=f"its records cannot be read: {reason}")
-    prefixes = {event.fields["key"]: event.fields["prefix"] for event in events if event.fields.keys() >= _NAMED}
+    prefixes = journals.prefixes
     protocols, damaged = _protocols(directory, prefixes)
-    problems += damaged
     for study, membership in studies.items():
         measurements = tuple(_measurements(protocols, membership.get("evaluations", []), prefixes))
         yield RunRecord(
@@ -432,16 +426,13 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
             spec=spec,
             status=status,
             measurements=measurements,
-            curves=curves,
-            over_training=over_training,
+            curves=journals.curves,
+            over_training=journals.over_training,
             environment=environment,
-            problems=tuple(problems),
+            problems=(*journals.problems, *damaged),
             not_asked_for=frozenset(prefixes.values()) - {measurement.prefix for measurement in measurements},
-            collapses=tuple(collapsed),
+            collapses=journals.collapses,
         )
-
-
-_NAMED = {"key", "prefix"}
 
 
 def _protocols(directory: RunDirectory, keys: Iterable[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -478,19 +469,3 @@ def _measurements(
         for prefix, protocol in finished:
             if protocol.get("evaluation") == evaluation:
                 yield Measurement(evaluation["name"], prefix, evaluation, protocol)
-
-
-def _curves(directory: RunDirectory) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], frozenset[str]]:
-    """Return every metric's steps and values, and the names of those whose steps are training steps."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    over_others = set()
-    for row in directory.rows():
-        if not row.key.startswith("system/"):
-            points.setdefault(row.key, []).append((row.x, row.value))
-            if row.x != row.train_step:
-                over_others.add(row.key)
-    curves = {
-        key: (np.array([step for step, _ in pairs]), np.array([value for _, value in pairs]))
-        for key, pairs in points.items()
-    }
-    return curves, frozenset(curves.keys() - over_others)

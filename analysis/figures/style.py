@@ -8,7 +8,6 @@ matplotlib` alone fails on a backend in MPLBACKEND that is not installed.
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,11 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from harness.analysis.csv_files import write_csv
 from harness.analysis.figures.fitting import fit
 from harness.analysis.provenance import METADATA, Provenance
 from harness.errors import HarnessError
 from harness.spec.presentation import FigureStyle, Presentation, width_in_inches
-from harness.text import printable, spreadsheet_cell
+from harness.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -302,26 +302,3 @@ def width_inches(png: Path) -> float | None:
             return picture.width / DPI
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError):
         return None
-
-
-def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write the data of a figure as `csv_text` has it."""
-    path.write_bytes(csv_text(frame).encode("utf-8", "replace"))
-
-
-def csv_text(frame: pd.DataFrame) -> str:
-    """Return a frame as CSV; arrays in cells as shape and digest, and no cell that a spreadsheet would run."""
-    for column in frame.select_dtypes(exclude="number").columns:
-        frame = frame.assign(**{column: frame[column].map(_cell)})
-    return str(frame.rename(columns=spreadsheet_cell).to_csv(index=False, float_format="%.10g"))
-
-
-def _cell(value: Any) -> Any:
-    return spreadsheet_cell(value) if isinstance(value, str) else _digest_of_array(value)
-
-
-def _digest_of_array(value: Any) -> Any:
-    if not isinstance(value, np.ndarray):
-        return value
-    shape = "x".join(map(str, value.shape))
-    return f"{value.dtype} {shape} sha256:{hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]}"

@@ -28,6 +28,7 @@ class Content:
         section: of the page, without figures.
         figures: those that there is data for.
         tables: name of the file -> text.
+        names: what the arms with a label are called in texts.
         without_data: what there is no data for, with what it needs.
     """
 
@@ -35,6 +36,7 @@ class Content:
     made_of: Provenance
     figures: list[Planned] = field(default_factory=list)
     tables: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     without_data: dict[str, str] = field(default_factory=dict)
 
 

@@ -29,6 +29,7 @@ from harness.analysis.answers import results
 from harness.analysis.answers.contrasts import Contrast, contrasts_of
 from harness.analysis.claims import verdicts
 from harness.analysis.claims.verdicts import JudgedClaim
+from harness.analysis.csv_files import csv_text
 from harness.analysis.figures import (
     fig_allocation,
     fig_alpha_bar,
@@ -56,6 +57,7 @@ from harness.analysis.figures import (
 from harness.analysis.page import page_curves
 from harness.analysis.page.page import Section, render
 from harness.analysis.page.page_differences import differences
+from harness.analysis.page.page_labels import contrasts_with_names, labelled, shown_names, with_names
 from harness.analysis.presentation import presentation_of
 from harness.analysis.provenance import Provenance
 from harness.analysis.report import claims_report, for_papers, parallel
@@ -218,12 +220,12 @@ def _of_a_study(
 
 
 def _add_for_the_page(content: Content, out: Path) -> None:
-    """Add what the page's script shows: curves, and the differences from every arm."""
-    section = content.section
-    section.folder = out
+    """Add the study's labels, and what the page's script shows: curves, and the differences from every arm."""
     for planned in content.figures:
         name = planned.stem.rpartition("/")[2]
-        section.curves[name] = page_curves.panels(name, planned.frame, section.runs)
+        content.section.curves[name] = page_curves.panels(name, planned.frame, content.section.runs)
+    section = content.section = labelled(content.section)
+    section.folder = out
     if section.results is not None:
         compare = section.presentation.compare
         section.differences = differences(section.runs, section.results, compare, section.contrasts)
@@ -247,7 +249,7 @@ def contents(runs_folder: Path, study: str, look: FigureStyle | None = None) -> 
     section = Section(study, runs, presentation, data_note=data_notes.data_sentence(runs), left_out=left_out)
     section.num_earlier = count_earlier(runs_folder, study)
     section.left_out |= {f"label of {arm}": f"cannot be drawn: {why}" for arm, why in unusable_labels.items()}
-    content = Content(section, _provenance(study, runs))
+    content = Content(section, _provenance(study, runs), names=shown_names(section))
     pictures: dict[str, Picture] = {**OF_A_STUDY}
     if fig_search.is_search(runs):
         pictures |= fig_search.FIGURES
@@ -301,14 +303,14 @@ def _add_results(content: Content, frame: pd.DataFrame, judged: list[JudgedClaim
     section, tables = content.section, content.tables
     if len(frame):
         note = f"\n{section.data_note}\n" if section.data_note else ""
-        tables["results.csv"] = style.csv_text(frame)
-        tables["results.md"] = tab_results.markdown(frame) + note
+        tables["results.csv"] = csv_text(frame)
+        tables["results.md"] = tab_results.markdown(with_names(frame, content.names)) + note
         tables["results.tex"] = tab_results.latex(frame, _origin(section), _look(section).labels)
         section.results = frame
     else:
         content.without_data["results table"] = tab_results.NEEDS
     if judged:
-        tables["claims.csv"] = style.csv_text(verdicts.table(judged))
+        tables["claims.csv"] = csv_text(verdicts.table(judged))
         section.claims = judged
 
 
@@ -324,8 +326,8 @@ def _origin(section: Section) -> str:
 def _add_contrasts(content: Content, compared: list[Contrast]) -> None:
     """Add the differences between the arms, where the study has several."""
     if compared:
-        content.tables["contrasts.csv"] = style.csv_text(tab_contrasts.data(compared))
-        content.tables["contrasts.md"] = tab_contrasts.markdown(compared)
+        content.tables["contrasts.csv"] = csv_text(tab_contrasts.data(compared))
+        content.tables["contrasts.md"] = tab_contrasts.markdown(contrasts_with_names(compared, content.names))
         content.tables["contrasts.tex"] = tab_contrasts.latex(
             compared, _origin(content.section), _look(content.section).labels
         )
@@ -335,16 +337,18 @@ def _add_contrasts(content: Content, compared: list[Contrast]) -> None:
 def _add_mixture(content: Content, frame: pd.DataFrame) -> None:
     """Add the table of a mixture by number of steps, where the study has one."""
     if len(frame):
-        content.tables["mixture_by_steps.csv"] = style.csv_text(frame)
-        content.tables["mixture_by_steps.md"] = tab_mixture.markdown(frame)
-        content.tables["mixture_by_steps.tex"] = tab_mixture.latex(frame, _origin(content.section))
+        content.tables["mixture_by_steps.csv"] = csv_text(frame)
+        content.tables["mixture_by_steps.md"] = tab_mixture.markdown(with_names(frame, content.names, "row"))
+        content.tables["mixture_by_steps.tex"] = tab_mixture.latex(
+            frame, _origin(content.section), _look(content.section).labels
+        )
         content.section.mixture = frame
 
 
 def _add_noise(content: Content, frame: pd.DataFrame) -> None:
     """Add the table of the two sources of variance, where an evaluation has several sampling seeds."""
     if len(frame):
-        content.tables["noise.csv"] = style.csv_text(frame)
+        content.tables["noise.csv"] = csv_text(frame)
         content.tables["noise.md"] = tab_noise.markdown(frame)
         content.section.noise = frame
 
@@ -352,7 +356,7 @@ def _add_noise(content: Content, frame: pd.DataFrame) -> None:
 def _add_published(content: Content, frame: pd.DataFrame) -> None:
     """Add the papers' tables, where they report on the study's data."""
     if len(frame):
-        content.tables["published.csv"] = style.csv_text(frame)
+        content.tables["published.csv"] = csv_text(frame)
         content.tables["published.md"] = tab_published.markdown(frame)
         content.section.published = frame
 

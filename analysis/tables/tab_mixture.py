@@ -14,7 +14,16 @@ from harness.analysis.mixture import distance_scale, sampled_mixtures
 from harness.analysis.runs import RunRecord
 from harness.analysis.statistics.intervals import cell_of, summarise
 from harness.analysis.tables.latex import DAGGER as LATEX_DAGGER
-from harness.analysis.tables.latex import PREAMBLE, Column, comments, escape, number_cell, number_column
+from harness.analysis.tables.latex import (
+    NO_LABELS,
+    PREAMBLE,
+    Column,
+    arm_text,
+    comments,
+    escape,
+    number_cell,
+    number_column,
+)
 from harness.analysis.tables.latex import table as latex_table
 from harness.spec.metrics import metric_kind
 from harness.text import markdown as markdown_text
@@ -156,11 +165,12 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join([*lines, markdown_text(caption(frame)), ""])
 
 
-def latex(frame: pd.DataFrame, comment: str = "") -> str:
+def latex(frame: pd.DataFrame, comment: str = "", labels: Mapping[str, str] = NO_LABELS) -> str:
     """Return the tables for a paper, in the commands of booktabs and siunitx, one for each metric.
 
     Args:
         comment: what made them, for the first lines.
+        labels: of arms, LaTeX in dollars.
     """
     parts = []
     for metric, shown in zip(METRICS, tables(frame), strict=True):
@@ -174,9 +184,14 @@ def latex(frame: pd.DataFrame, comment: str = "") -> str:
             )
             for step in steps
         ]
-        lines = [[escape(row["label"]), *(_latex_cell(row, step) for step in steps)] for row in rows]
+        lines = [[_latex_label(row["label"], labels), *(_latex_cell(row, step) for step in steps)] for row in rows]
         parts.append(latex_table(columns, lines, escape(f"{shown['title']}. {caption(frame)}"), f"mixture-{metric}"))
     return comments(f"needs {PREAMBLE}\n{comment}") + "\n".join(parts)
+
+
+def _latex_label(row: str, labels: Mapping[str, str]) -> str:
+    arm = row.partition(", T = ")[0]
+    return arm_text(arm, labels) + escape(row.removeprefix(arm))
 
 
 def _latex_cell(row: dict[str, Any], step: int) -> str:

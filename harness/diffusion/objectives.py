@@ -41,8 +41,19 @@ def training_terms(
     prediction, variance = model_output[:, : x_0.shape[1]], model_output[:, x_0.shape[1] :]
     seen_by_vb = torch.cat([prediction.detach(), variance], dim=1) if learn_variance else model_output
     vb = process.vb_terms_bpd(seen_by_vb, x_0, x_t, t, clip=False)  # refuses shapes that do not fit
-    target = process.mean_target(x_0, x_t, t, noise)
-    return {"mse": ((target - prediction) ** 2).flatten(1).mean(1), "vb": vb}
+    return {"mse": _mse(process, prediction, x_0, x_t, t, noise), "vb": vb}
+
+
+def _mse_terms(
+    process: GaussianDiffusion, model_output: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor
+) -> dict[str, Tensor]:
+    """Return the same two terms where nothing learns from vb: most of its time would be its graph."""
+    vb = process.vb_terms_bpd(model_output.detach(), x_0, x_t, t, clip=False)  # refuses shapes that do not fit
+    return {"mse": _mse(process, model_output, x_0, x_t, t, noise), "vb": vb}
+
+
+def _mse(process: GaussianDiffusion, prediction: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    return ((process.mean_target(x_0, x_t, t, noise) - prediction) ** 2).flatten(1).mean(1)
 
 
 def simple(
@@ -50,7 +61,7 @@ def simple(
 ) -> dict[str, Tensor]:
     """L_simple = mse (DDPM, eq. 14). vb is computed to be logged; nothing learns from it, so the variance is fixed."""
     _refuse_learned_variance("simple", process)
-    terms = training_terms(process, model_output, x_0, x_t, t, noise, learn_variance=False)
+    terms = _mse_terms(process, model_output, x_0, x_t, t, noise)
     return {"loss": terms["mse"], **terms}
 
 
@@ -108,7 +119,7 @@ def min_snr(
             unit = torch.ones_like(snr)
         case _:
             raise ValueError(f"objective 'min_snr' needs mean_type epsilon, v or x_0; got {process.mean_type!r}")
-    terms = training_terms(process, model_output, x_0, x_t, t, noise, learn_variance=False)
+    terms = _mse_terms(process, model_output, x_0, x_t, t, noise)
     return {"loss": snr.clamp(max=gamma) / unit * terms["mse"], **terms}
 
 

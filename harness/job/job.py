@@ -219,7 +219,7 @@ class _Job:
                 with Progress(f"train {self.directory.key[:8]}", shown=self.show_progress) as progress:
                     self._train(training, data, checkpoints, progress, group)
                 group.close()
-                record_compute(self.directory, self.journal, self.spec, training, data)
+                record_compute(self.directory, self.journal, self.request.resources, training, data)
                 self._evaluate_at_end(training, data, checkpoints)
 
     def _require_weights(self) -> None:

@@ -54,11 +54,14 @@ def record_throughput(
     throughput.record(path.parent, measured)
 
 
-def record_compute(directory: RunDirectory, journal: Journal, spec: RunSpec, training: Training, data: Dataset) -> None:
+def record_compute(
+    directory: RunDirectory, journal: Journal, resources: Resources, training: Training, data: Dataset
+) -> None:
     """Record the compute of the whole training, for the scaling figures, unless an earlier attempt did."""
     if directory.history("compute/parameters")[0]:
         return
-    compute, reason = training_compute(spec, training.method, data)
+    spec = training.spec
+    compute, reason = training_compute(spec, resources, training.method, data)
     if reason:
         logger.warning(f"run {directory.key}: the arithmetic of its training {reason}")
         journal.event("compute_not_counted", step=training.step, reason=reason)

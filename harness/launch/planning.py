@@ -88,6 +88,8 @@ class Plan:
         Args:
             device: cpu or cuda; None means the run's resources.device, either if that is auto.
         """
+        if not self._throughput:
+            return None
         spec, resources = planned.run.spec, planned.run.resources
         if device is None and resources.device != "auto":
             device = resources.device
@@ -198,6 +200,8 @@ class Plan:
         """
         if planned.state in ("done", "evaluate", "paused", "pruned"):
             return 0
+        if not self._throughput:
+            return None
         sizes = [measured.checkpoint_bytes for measured in self._throughput.get(planned.run.spec.cost_key, ())]
         num_bytes = next(filter(None, sizes), None)  # the same on every device
         keep_every, steps = planned.run.records.keep_every, planned.run.spec.train.steps

@@ -313,7 +313,7 @@ def gaussian_baseline_bpd(train_images: np.ndarray, test_images: np.ndarray, lev
     Raises:
         ValueError: a grey level that is none of `levels`.
     """
-    from scipy.special import ndtr  # imports numpy.f2py and more, a tenth of a second of every job
+    from scipy.special import ndtr  # a tenth of what a job imports beside torch
 
     if max(train_images.max(), test_images.max()) >= levels:
         raise ValueError(f"images must lie in 0 .. {levels - 1}")

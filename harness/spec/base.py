@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, model_serializer
@@ -47,6 +48,16 @@ class SpecModel(BaseModel):
             part.pop(name, None)
         return written
 
+    @cached_property
+    def as_plain(self) -> dict[str, Any]:
+        """The plain values that are written, for all specs that share this part; they are not to be changed."""
+        return self.model_dump(mode="json")
+
+    @cached_property
+    def as_json(self) -> str:
+        """These values in the canonical form for hashing."""
+        return canonical_json(self.as_plain)
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy the fields, and nothing that was computed of them, such as run_key: the copy may have other values."""
         copy = super().model_copy(update=update, deep=deep)
@@ -77,4 +88,9 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=F
 
 def digest(value: Any) -> str:
     """Return 16 hex digits of sha256 over plain values."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    return digest_of_json(canonical_json(value))
+
+
+def digest_of_json(text: str) -> str:
+    """Return 16 hex digits of sha256 over values in their canonical form."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

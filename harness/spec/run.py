@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from harness.spec.averages import Ema, PowerAverages, average_name, require_averages
-from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, digest
+from harness.spec.base import SCHEMA_VERSION, YOUNGER, SpecModel, canonical_json, digest, digest_of_json
 from harness.spec.data import Data
 from harness.spec.methods import METHODS, Gaussian, Method
 from harness.spec.networks import MLP, Model, UNet
@@ -325,12 +325,30 @@ class RunSpec(SpecModel):
     @cached_property
     def run_key(self) -> str:
         """Return 16 hex digits of sha256 over the canonical JSON of the whole resolved spec and the schema version."""
-        return digest({"schema_version": SCHEMA_VERSION, "spec": self.plain})
+        parts = ",".join(f'"{name}":{self._json_of(name)}' for name in sorted(self.plain))
+        return digest_of_json(f'{{"schema_version":{SCHEMA_VERSION},"spec":{{{parts}}}}}')
+
+    def _json_of(self, name: str) -> str:
+        """Return a written field in canonical form, which parts have ready that several runs share."""
+        part, written = getattr(self, name), self.plain[name]
+        is_whole = isinstance(part, SpecModel) and written is part.as_plain
+        return part.as_json if is_whole else canonical_json(written)
 
     @cached_property
     def plain(self) -> dict[str, Any]:
-        """Return the whole resolved spec as plain values, as it is stored and hashed; they are not to be changed."""
-        return self.model_dump(mode="json")
+        """Return the whole resolved spec as plain values, as it is stored and hashed; they are not to be changed.
+
+        Those of its parts are computed once for all the runs of a study that share them.
+        """
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        written = {name: part.as_plain if isinstance(part, SpecModel) else part for name, part in values.items()}
+        for path in self.unwritten_paths():
+            part, _, name = path.rpartition(".")
+            if not part:
+                written.pop(name, None)
+            elif part in written:
+                written[part] = {key: value for key, value in written[part].items() if key != name}
+        return written
 
     def replicate(self, seed: int) -> RunSpec:
         """Return this spec with another seed, neither validated nor dumped anew: nothing else depends on the seed."""
@@ -363,7 +381,7 @@ class RunSpec(SpecModel):
     def cost_key(self) -> str:
         """Return a digest of what determines the cost of a training step: network, images, batch, precision."""
         default = type(self).model_fields["method"].default
-        method = {} if self.method == default else {"method": self.method.model_dump(mode="json")}
+        method = {} if self.method == default else {"method": self.method.as_plain}
         costly = {name: getattr(self, name) for name in ("method", "data", "objective", "timestep_sampler", "model")}
         own = {name: [part.name, plugins_of(part)] for name, part in costly.items() if plugins_of(part)}
         return digest(
@@ -371,7 +389,7 @@ class RunSpec(SpecModel):
             | ({"own": own} if own else {})
             | ({} if self.train.ema is None else {"averages": len(self.train.averages)})
             | {
-                "model": self.model.model_dump(mode="json"),
+                "model": self.model.as_plain,
                 "data": [self.data.name, self.data.pixels],
                 "learned_variance": self.diffusion.var_type in LEARNED,
                 "vlb": self.objective.name in ("vlb", "hybrid"),

@@ -46,7 +46,7 @@ from harness.study.presentation import read_presentation, require_metric
 from harness.study.python_studies import load_python_study
 from harness.study.rungs import KEYS as RUNG_KEYS
 from harness.study.rungs import read_rungs
-from harness.study.validate import validate
+from harness.study.validate import validate, validated_part
 from harness.text import did_you_mean
 
 STUDY_PARTS = (
@@ -231,8 +231,8 @@ class _Expansion:
     excluded: Sequence[Exclusion]
     inception: bool
     owner: dict[str, Run] = field(default_factory=dict)  # run_key -> the run that has it
-    resolved: dict[tuple[int, str], Evaluation] = field(default_factory=dict)
-    sides: _Sides = field(default_factory=dict)
+    resolved: dict[tuple[int | str, ...], Evaluation] = field(default_factory=dict)
+    known: _Known = field(default_factory=dict)
 
     def runs_of(self, variant: Variant) -> list[Run]:
         """Return the replicates of a variant; none if it is excluded."""
@@ -240,7 +240,7 @@ class _Expansion:
         assembled = self.base
         for override in overrides:
             assembled = set_in(assembled, override.keys, override.value, override.mark)
-        first, resources, records = _validate_run(assembled, self.document, overrides, self.sides)
+        first, resources, records = _validate_run(assembled, self.document, overrides, self.known)
         # A list, not a generator: every rule is evaluated, so that none counts as unused after a match.
         if any([rule.matches(variant.arm, first) for rule in self.excluded]):
             return []
@@ -282,9 +282,12 @@ class _Expansion:
 
     def _resolve(self, entry: _EvaluationEntry, spec: RunSpec) -> Evaluation:
         # A resolved evaluation depends only on these parts of the spec, of which a thousand runs have a few variants.
-        averages = spec.train if entry.evaluation.ema is not None else None
-        parts = (spec.data, spec.method, spec.model, spec.diffusion.var_type, spec.diffusion.num_timesteps, averages)
-        key = (entry.index, repr(spec if entry.evaluation.plugins else parts))  # plugins may check the whole spec
+        parts = [spec.data.as_json, spec.method.as_json, spec.model.as_json]
+        parts += [spec.diffusion.var_type, str(spec.diffusion.num_timesteps)]
+        parts += [spec.train.as_json] if entry.evaluation.ema is not None else []
+        if entry.evaluation.plugins:  # they may check the whole spec
+            parts = [spec.run_key]
+        key: tuple[int | str, ...] = (entry.index, *parts)
         if key not in self.resolved:
             try:
                 self.resolved[key] = entry.evaluation.resolve(spec, inception=self.inception)
@@ -396,14 +399,27 @@ def _location_of(document: Document, overrides: Sequence[Override], keys: Keys) 
     return document.mark(keys)
 
 
-_Sides = dict[type[SpecModel], tuple[Any, Any]]
-"""Resources and records as they were validated last, beside their plain values: most variants share them."""
+_Known = dict[str, tuple[Any, Any]]
+"""Parts of a run as they were validated last, beside their plain values: most variants share them."""
 
 _LEFT_OPEN: dict[str, Any] = {}
 
 
+def _shared_part(name: str, plain: Any, known: _Known) -> Any:
+    """Return a part of a run, validated if it is that of the variant before; else its plain values.
+
+    Only where a second variant has the very same values is it worth validating a part alone.
+    """
+    if name not in known or known[name][0] is not plain:
+        known[name] = plain, None
+        return plain
+    if known[name][1] is None:
+        known[name] = plain, validated_part(RunSpec, name, plain)
+    return known[name][1]
+
+
 def _validate_run(
-    value: dict, document: Document, overrides: Sequence[Override], sides: _Sides
+    value: dict, document: Document, overrides: Sequence[Override], known: _Known
 ) -> tuple[RunSpec, Resources, Records]:
     def locate(keys: Keys, culprit: Keys) -> SourceLocation:
         is_override = any(override.keys == tuple(map(str, culprit[: len(override.keys)])) for override in overrides)
@@ -415,11 +431,15 @@ def _validate_run(
 
     def side(kind: type[SpecModel], part: str) -> Any:
         plain = value.get(part, _LEFT_OPEN)
-        if kind not in sides or sides[kind][0] is not plain:
-            sides[kind] = plain, validate(kind, plain, lambda keys, _: locate((part, *keys), (part, *keys)), (part,))
-        return sides[kind][1]
+        if part not in known or known[part][0] is not plain:
+            known[part] = plain, validate(kind, plain, lambda keys, _: locate((part, *keys), (part, *keys)), (part,))
+        return known[part][1]
 
-    spec = validate(RunSpec, {key: value[key] for key in RUN_PARTS if key in value}, locate)
+    own = {key: value[key] for key in RUN_PARTS if key in value}
+    try:
+        spec = validate(RunSpec, {name: _shared_part(name, plain, known) for name, plain in own.items()}, locate)
+    except SpecError:  # its message is about plain values
+        spec = validate(RunSpec, own, locate)
     resources, records = side(Resources, "resources"), side(Records, "records")
     try:
         spec.method.check_resources(spec, resources)

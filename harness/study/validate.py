@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -41,6 +41,24 @@ def validate(
             culprit = keys or tuple(message.split()[0].rstrip(":").split("."))
             lines.append(error_line(locate(keys, culprit), path, message))
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
+
+
+def validated_part(kind: type[SpecModel], name: str, value: Any) -> Any:
+    """Return the validated part of a kind's values; the value itself if that is invalid, or no part."""
+    if not isinstance(value, dict | str):
+        return value
+    try:
+        part = _part_adapter(kind, name).validate_python(_plain(value), strict=True, context={"strict": True})
+    except ValidationError:
+        return value
+    return part if isinstance(part, SpecModel) else value
+
+
+@cache
+def _part_adapter(kind: type[SpecModel], name: str) -> TypeAdapter[Any]:
+    field = kind.model_fields[name]
+    annotation: Any = field.annotation
+    return TypeAdapter(Annotated[annotation, *field.metadata] if field.metadata else annotation)
 
 
 def _plain(value: Any) -> Any:

@@ -277,9 +277,9 @@ def _images(runs: Sequence[RunRecord]) -> dict[str, int]:
 
 
 def _is_about_scale(runs: Sequence[RunRecord]) -> bool:
-    from harness.analysis.figures import fig_scaling
+    from harness.analysis.statistics.scaling_series import series_of
 
-    return not fig_scaling.data(runs).empty
+    return bool(series_of(runs))
 
 
 def _search(runs: Sequence[RunRecord]) -> tuple[list[str], list[str]]:

@@ -272,7 +272,7 @@ def _last_time_ms(directory: RunDirectory) -> int | None:
 def _write_tables(runs_folder: Path, study: str, folder: Path) -> dict[str, str]:
     from harness.analysis.answers import results
     from harness.analysis.answers.contrasts import contrasts_of, deciding
-    from harness.analysis.figures.style import write_csv
+    from harness.analysis.csv_files import write_csv
     from harness.analysis.presentation import presentation_of
     from harness.analysis.runs import load_records
     from harness.analysis.tables import tab_contrasts, tab_results

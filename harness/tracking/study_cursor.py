@@ -6,6 +6,7 @@ Losing it costs time only: the runs are found again by their tags.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class StudyCursor:
             if run_id and self._is_active(client, run_id):
                 return run_id
             experiment_id = experiment_id_of(client, self.uri, self.study)
-            runs = self.search(client, experiment_id, kind)
+            runs = self.search(client, experiment_id, kind, name)
             run_id = runs.get(name) or client.create_run(experiment_id, start_ms(), tags(), name).info.run_id
             known = _read(self._path)
             known[kind] = {**known.get(kind, {}), name: run_id}
@@ -79,9 +80,12 @@ class StudyCursor:
             self._active.add(run_id)
         return run_id in self._active
 
-    def search(self, client: Any, experiment_id: str, kind: str) -> dict[str, str]:
-        """Return the run_ids of a kind in the store, by name."""
-        runs = search_runs(client, experiment_id, f"tags.kind = '{kind}'")
+    def search(self, client: Any, experiment_id: str, kind: str, name: str = "") -> dict[str, str]:
+        """Return the run_ids of a kind in the store, by name; with one given, those of others may be left out."""
+        query = f"tags.kind = '{kind}'"
+        if re.fullmatch(r"[\w .,=()+-]+", name):  # else it may end the query's quotation
+            query += f" and tags.{kind} = '{name}'"
+        runs = search_runs(client, experiment_id, query)
         return {run.data.tags.get(kind, ""): run.info.run_id for run in runs}
 
     # -- what was sent, written by one process at a time

@@ -12,9 +12,11 @@ steps threefold (by the interpreter lock). So it is imported inside functions, a
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,11 +75,18 @@ class SyncReport:
 
 
 class Pass:
-    """What the uploads of many runs of one folder share: the studies' manifests, and the runs that MLflow has."""
+    """What the uploads of many runs of one folder share: manifests, experiments, and the runs that MLflow has."""
 
     def __init__(self, uri: str, runs_folder: Path):
         self.uri, self.manifests, self.active = uri, Manifests(runs_folder), set[str]()
         self._asked: set[str] = set()
+        self._experiments: dict[str, str] = {}
+
+    def experiment_id(self, client: Any, study: str) -> str:
+        """Return the id of a study's experiment, as `experiment_id_of` does at the first time."""
+        if study not in self._experiments:
+            self._experiments[study] = experiment_id_of(client, self.uri, study)
+        return self._experiments[study]
 
     def has(self, study: str, run_id: str) -> bool:
         """Return whether MLflow has a run of a study; it is asked once a study, for all of its runs."""
@@ -116,10 +125,22 @@ def sync_runs(
         folder = run_directory.path.parent
         shared = passes.setdefault(folder, Pass(uri, folder))
         try:
-            result: SyncReport | RecordError = sync_run(run_directory, tracking_uri=uri, shared=shared)
+            with rare_garbage_collection():
+                result: SyncReport | RecordError = sync_run(run_directory, tracking_uri=uri, shared=shared)
         except RecordError as error:
             result = error
         yield run_directory, result
+
+
+@contextmanager
+def rare_garbage_collection() -> Iterator[None]:
+    """Let the collector of cycles look rarely: MLflow makes many objects a row, and all but a few live to the end."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def sync_run(
@@ -280,13 +301,18 @@ class _StudySyncer:
     def _create_run(self) -> Any:
         """Return the run with our run_key, else a new one."""
         self.cursor = {}  # another store, or the run was deleted there: send everything
-        experiment_id = experiment_id_of(self.client, self.uri, self.study)
+        experiment_id = self._experiment_id()
         key = self.run_directory.key
         runs = self.client.search_runs([experiment_id], f"tags.run_key = '{key}'")
         start_ms = self.run_directory.events()[0].time_ms
         run = runs[0] if runs else self.client.create_run(experiment_id, start_ms, {"run_key": key}, self._run_name())
         self._save_cursor(run_id=run.info.run_id)
         return run
+
+    def _experiment_id(self) -> str:
+        if self.shared:
+            return self.shared.experiment_id(self.client, self.study)
+        return experiment_id_of(self.client, self.uri, self.study)
 
     def _run_name(self) -> str:
         name = f"{self.values.get('arm', 'run')} r{self.values.get('replicate', 0)}"
@@ -314,11 +340,9 @@ class _StudySyncer:
         from mlflow.entities import Param, RunTag
 
         run_id = self.outcome.run_id
+        params: list[Any] = []
         if not self.cursor.get("params_sent"):
             params = [Param(name, value) for name, value in params_of(self.run_directory.spec()).items()]
-            for start in range(0, len(params), MAX_PARAMS_PER_BATCH):
-                self.client.log_batch(run_id, params=params[start : start + MAX_PARAMS_PER_BATCH])
-            self._save_cursor(params_sent=True)
         environment = (self.run_directory.environments() or [{}])[-1]
         tags: dict[str, Any] = {
             "kind": RUN,
@@ -345,13 +369,14 @@ class _StudySyncer:
         own = tags.keys()
         tags = tags | source_tags(self.run_directory, environment, self.membership.file) | constants_of(rows)
         texts = {name: tag_text(value)[:MAX_TAG_CHARACTERS] for name, value in tags.items() if value not in (None, "")}
-        changed = {name: text for name, text in texts.items() if stored.get(name) != text}
-        if changed:
-            self.client.log_batch(run_id, tags=[RunTag(name, text) for name, text in changed.items()])
+        changed = [RunTag(name, text) for name, text in texts.items() if stored.get(name) != text]
+        while changed or params:
+            self.client.log_batch(run_id, params=params[:MAX_PARAMS_PER_BATCH], tags=changed)
+            params, changed = params[MAX_PARAMS_PER_BATCH:], []
         for name in own & stored.keys() - texts.keys():  # a value that was removed must not remain
             self.client.delete_tag(run_id, name)
-        if texts != self.cursor.get("tags"):
-            self._save_cursor(tags=texts)
+        if texts != self.cursor.get("tags") or not self.cursor.get("params_sent"):
+            self._save_cursor(params_sent=True, tags=texts)
 
     def _send_dataset(self) -> None:
         """Log the data that the run was trained on as its input: name, digest, and the account as its profile."""

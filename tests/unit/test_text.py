@@ -11,7 +11,7 @@ import pytest
 
 from harness import PACKAGE_ROOT
 from harness.analysis import html
-from harness.analysis.figures import style
+from harness.analysis.csv_files import write_csv
 from harness.cli import cli
 from harness.text import harness_command, markdown, printable, printable_lines, spreadsheet_cell
 
@@ -37,7 +37,7 @@ FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3+cmd|x", "@SUM(A1)", "\t=1", "\r=
 def test_a_spreadsheet_takes_no_text_for_a_formula(text, tmp_path):
     cell = f"'{printable(text)}"
     assert spreadsheet_cell(text) == cell
-    style.write_csv(pd.DataFrame({text: [text, "x"], "value": [-1.5, 2.0]}), tmp_path / "x.csv")
+    write_csv(pd.DataFrame({text: [text, "x"], "value": [-1.5, 2.0]}), tmp_path / "x.csv")
     rows = list(csv.reader(io.StringIO((tmp_path / "x.csv").read_bytes().decode(), newline="")))
     assert rows == [[cell, "value"], [cell, "-1.5"], ["x", "2"]]
 

@@ -154,3 +154,17 @@ def test_holm_holds_over_ten_contrasts_without_an_effect():
         family = correct([compare(draw.standard_normal(5), np.zeros(5)) for _ in range(10)])
         wrong += any(comparison.verdict != "inconclusive" for comparison in family)
     assert 25 <= wrong <= 70
+
+
+def test_p_values_are_those_of_scipy_to_the_bit():
+    draw = np.random.default_rng(0)
+    for n in (2, 3, 5, 12, 40):
+        differences = draw.normal(0.3, 1.0, n) * 10.0 ** draw.integers(-6, 3)
+        assert compare(differences, np.zeros(n)).p == stats.ttest_1samp(differences, 0).pvalue
+
+
+@pytest.mark.parametrize("n", [64, 200])
+def test_many_undecided_pairs_have_a_forecast_too(n):
+    differences = np.random.default_rng(1).normal(0, 1, n)
+    pairs = compare(differences - differences.mean() + 0.1, np.zeros(n)).pairs_to_decide
+    assert pairs is not None and n < pairs <= 1000

@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from harness.analysis.csv_files import write_csv
 from harness.analysis.figures import (
     fig_alpha_bar,
     fig_beta_ratio,
@@ -227,7 +228,7 @@ class TestStyle:
         assert len(looks) == 21
 
     def test_arrays_stand_in_the_csv_by_their_digest(self, tmp_path):
-        style.write_csv(pd.DataFrame({"a": [1.0], "b": [np.zeros((2, 3))]}), tmp_path / "x.csv")
+        write_csv(pd.DataFrame({"a": [1.0], "b": [np.zeros((2, 3))]}), tmp_path / "x.csv")
         row = (tmp_path / "x.csv").read_text().splitlines()[1]
         assert row.startswith("1,float64 2x3 sha256:")
 

@@ -154,3 +154,14 @@ def test_one_nan_spoils_the_loss_of_its_own_example_only(name):
     spoilt[[0, 5], :, 1, 1] = torch.nan  # one at the decoder, one at a KL
     loss = OBJECTIVES[name](process, spoilt, *rest)["loss"]
     assert loss.isnan().nonzero().flatten().tolist() == [0, 5]
+
+
+@pytest.mark.parametrize("name", ["simple", "min_snr"])
+def test_a_bound_that_is_only_logged_has_its_value_and_no_graph(name):
+    process = process_of(var_type="fixed_large")
+    terms, plain = (
+        OBJECTIVES[name](process, *batch(process)),
+        training_terms(process, *batch(process), learn_variance=False),
+    )
+    assert torch.equal(terms["vb"], plain["vb"]) and torch.equal(terms["mse"], plain["mse"])
+    assert plain["vb"].requires_grad and not terms["vb"].requires_grad and terms["loss"].requires_grad

@@ -6,6 +6,8 @@ import textwrap
 import pytest
 
 from harness.errors import SpecError
+from harness.spec.base import SCHEMA_VERSION, digest
+from harness.spec.run import RunSpec
 from harness.study.document import merge, parse_yaml
 from harness.study.expand import load_study
 
@@ -810,3 +812,23 @@ def test_arms_may_continue_different_runs(study):
     keys = {"a": "0123456789abcdef", "b": "fedcba9876543210"}
     loaded = study("arms:\n" + "".join(f"  {arm}: {{continue_from: '{key}'}}\n" for arm, key in keys.items()))
     assert {run.arm: run.spec.continue_from for run in loaded.runs} == keys
+
+
+def test_arms_share_the_parts_that_they_have_in_common_and_each_is_the_spec_that_is_validated_alone(study):
+    arms = """
+arms:
+  first: {optim.lr: 1e-3}
+  second: {optim.lr: 2e-3, model.channels: 8}
+  third: {optim.lr: 3e-3}
+  hybrid: {objective: hybrid}
+  fourth: {optim.lr: 4e-3}
+"""
+    runs = study(arms).runs
+    specs = [run.spec for run in runs]
+    for spec in specs:
+        alone = RunSpec.model_validate(spec.plain)
+        assert spec.plain == alone.model_dump(mode="json") and list(spec.plain) == list(alone.model_dump(mode="json"))
+        assert spec.run_key == digest({"schema_version": SCHEMA_VERSION, "spec": alone.model_dump(mode="json")})
+    assert specs[4].data is specs[3].data and specs[4].data is not None
+    assert specs[3].diffusion.var_type == "learned_range" and specs[4].diffusion.var_type == "fixed"
+    assert [spec.model.channels for spec in specs].count(8) == 1
