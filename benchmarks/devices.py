@@ -46,7 +46,6 @@ PARTS_REPEATED = 20
 DDP: dict[str, dict[str, Any]] = {
     "torch's own: buckets of 25 MiB": {},
     "buckets of 1 MiB": {"bucket_cap_mb": 1},
-    "buckets of 5 MiB": {"bucket_cap_mb": 5},
     "one bucket": {"bucket_cap_mb": 1000},
     "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
     "static_graph": {"static_graph": True},
