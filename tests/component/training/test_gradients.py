@@ -64,6 +64,12 @@ def test_microbatches_send_gradients_no_more_often_than_a_whole_batch(monkeypatc
     assert sum(sent) == 2 * num_parameters(method)["network"]
 
 
+def test_gradients_are_kept_once():
+    """Not once more in the buckets that they are sent from: 4 bytes a parameter, of some 20 that a training keeps."""
+    weights = list(step_twice({}).networks()["network"].module.parameters())
+    assert len({weight.grad.untyped_storage().data_ptr() for weight in weights}) == 1 < len(weights)
+
+
 @pytest.mark.parametrize("name", ["ddgan", "siddm"])
 def test_two_networks_send_their_gradients_once_each(monkeypatch, name):
     sent, all_reduce = [], dist.all_reduce
