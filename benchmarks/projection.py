@@ -240,17 +240,17 @@ def _limits(counted: Sequence[Network]) -> str:
     return f"""Where it breaks down:
 
 - **The published batch.** A step of CIFAR-10 takes {alone} on one GPU, not much more than the
-  {1e3 * LEAST_STEP_SECONDS:.0f} ms in which its kernels are assumed to be launched: more GPUs do not help one run. Give
-  them to replicates and arms, a run a GPU: `submit` does that by itself, and nothing is exchanged. ImageNet-64 at
-  C = 128 has work for {useful:.1f} GPUs. `kernels: compiled` and `cuda_graphs` lower the limit; by how much is not
-  measured.
+  {1e3 * LEAST_STEP_SECONDS:.0f} ms in which its kernels are assumed to be launched, so more GPUs hardly help one run.
+  Give them to replicates and arms, a run a GPU: `submit` does that by itself, and nothing is exchanged. ImageNet-64
+  at C = 128 has work for {useful:.1f} GPUs. `kernels: compiled` and `cuda_graphs` lower the limit; by how much is
+  not measured.
 - **A larger batch is another experiment**: `train.batch_size` is part of the run_key, the number of GPUs is not.
 - **One port a node** carries large batches and not small ones: of ImageNet-64 at C = 192 with 8 images a GPU on 16
   GPUs, {milliseconds(slow.exposed_seconds)} of {milliseconds(slow.all_reduce_seconds)} of all-reduce are not hidden.
 - **At each step the processes agree on the CPU whether to stop**, by 2 (n - 1) messages of gloo one after another. A
   GPU does not wait for that while its host is ahead of it, as in a step of tens of milliseconds.
 - **A GPU draws the noise of the whole batch** (the last column, at a quarter of the memory's rate); DDGAN and SIDDM
-  draw eight to ten times as much. On the CPU a process draws only its own rows.
+  draw six and eight times as much. On the CPU a process draws only its own rows.
 - **DDGAN and SIDDM reduce after the backward pass**, in one message a network: nothing of it is hidden.
 - Not in it: the slowest of n GPUs, for which all wait; other jobs on the network; data on a slow disk that fit no
   GPU."""
