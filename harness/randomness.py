@@ -48,7 +48,7 @@ class Streams:
         Args:
             shape: begins with the size of the global batch.
             rows: return only these of the whole, bit for bit. The CPU draws none of those that come after them, and
-                skips those before them, at a third of their cost; a GPU draws all.
+                skips those before them, at half their cost; a GPU draws all.
         """
         generator = self.generator(stream, step)
         if rows is not None and self.device.type == "cpu" and math.prod(shape) % _BLOCK == 0:
