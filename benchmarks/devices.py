@@ -99,7 +99,7 @@ def _works(setting: Setting, group: ProcessGroup, ddp: Sequence[str]) -> dict[st
         "gradients": lambda: dist.all_reduce(gradients),
         "losses": lambda: group.gather(terms, together.rows, together.batch_size),
         "whether to stop": lambda: group.all_reduce_max(0),
-        "noise": lambda: together.streams.normal("noise", 0, shape, together.rows),
+        "noise": lambda: together.streams.normal("noise", 0, shape),
         "data": lambda: together.batches(0, together.rows),
     }
     steps = {"together": together.step, "alone": alone.step, **{name: own.step for name, own in steppers.items()}}
@@ -294,7 +294,7 @@ def draws(rounds: int) -> str:
     return "\n\n".join([
         *head("What grows with the global batch", rounds),
         "Processor time in one process that draws as one of 8 or of 64 would, each with the same batch as above, and "
-        "its share of a step. `noise, whole` is how every process drew it until 2026-11-27.",
+        "its share of a step.",
         table(["", *(f"one of {size}" for size in LARGE)], rows),
     ])  # fmt: skip
 
@@ -302,7 +302,6 @@ def draws(rounds: int) -> str:
 def _global_works(setting: Setting, size: int) -> dict[str, Callable[[], Any]]:
     streams, count = Streams(0, CPU), setting.batch_size * size
     shape = (count, setting.image_channels, setting.image_size, setting.image_size)
-    own, first = slice(count - setting.batch_size, count), slice(0, setting.batch_size)
     step = Stepper(setting, ProcessGroup())
     output = step.method.step(0, step.batches(0), streams, ProcessGroup())
     t = step.method.timesteps.from_uniform(streams.uniform("timestep", 0, count))[0]
@@ -315,9 +314,7 @@ def _global_works(setting: Setting, size: int) -> dict[str, Callable[[], Any]]:
         step.training.window.add(0, large)
 
     return {
-        "noise, whole": lambda: streams.normal("noise", 0, shape),
-        "noise, rows of the first": lambda: streams.normal("noise", 0, shape, first),
-        "noise, rows of the last": lambda: streams.normal("noise", 0, shape, own),
+        "noise": lambda: streams.normal("noise", 0, shape),
         "order of the data, t and sums": rest,
     }
 

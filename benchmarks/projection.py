@@ -250,7 +250,7 @@ def _limits(counted: Sequence[Network]) -> str:
 - **At each step the processes agree on the CPU whether to stop**, by 2 (n - 1) messages of gloo one after another. A
   GPU does not wait for that while its host is ahead of it, as in a step of tens of milliseconds.
 - **A GPU draws the noise of the whole batch** (the last column, at a quarter of the memory's rate); DDGAN and SIDDM
-  draw six and eight times as much. On the CPU a process draws only its own rows.
+  draw six and eight times as much.
 - **DDGAN and SIDDM reduce after the backward pass**, in one message a network: nothing of it is hidden.
 - Not in it: the slowest of n GPUs, for which all wait; other jobs on the network; data on a slow disk that fit no
   GPU."""

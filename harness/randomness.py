@@ -1,6 +1,6 @@
 """Randomness as a function of (seed, stream, step): no generator state has to be stored or restored.
 
-A draw for a step is always one for the whole global batch, in the order of the examples' index in it; a process that
+A draw for a step is always made for the whole global batch, in the order of the examples' index in it; a process that
 works on a part of the batch takes its rows. So any number of processes draws the same, a run that was killed anywhere
 continues with the same numbers, and arms of one replicate share data order, timesteps and noise.
 """
@@ -8,14 +8,9 @@ continues with the same numbers, and arms of one replicate share data order, tim
 from __future__ import annotations
 
 import hashlib
-import math
 
 import torch
 from torch import Tensor
-
-_BLOCK = 16
-"""torch's CPU makes as many normal numbers at a time, from as many outputs of its generator (at::normal_fill)."""
-_SKIPPED_AT_ONCE = 1 << 15  # outputs of a generator; they stay in the processor's cache
 
 
 def derive_seed(seed: int, stream: str) -> int:
@@ -42,19 +37,9 @@ class Streams:
         """
         return torch.Generator(self.device).manual_seed(derive_seed(self.seed, stream) + step)
 
-    def normal(self, stream: str, step: int, shape: tuple[int, ...], rows: slice | None = None) -> Tensor:
-        """Draw standard normal numbers for a step.
-
-        Args:
-            shape: begins with the size of the global batch.
-            rows: return only these of the whole, bit for bit. The CPU draws none of those that come after them, and
-                skips those before them, at half their cost; a GPU draws all.
-        """
-        generator = self.generator(stream, step)
-        if rows is not None and self.device.type == "cpu" and math.prod(shape) % _BLOCK == 0:
-            return _normal_rows(generator, shape, rows)
-        whole = torch.randn(shape, generator=generator, device=self.device)
-        return whole if rows is None else whole[rows]
+    def normal(self, stream: str, step: int, shape: tuple[int, ...]) -> Tensor:
+        """Draw standard normal numbers for a step: `shape` begins with the size of the global batch."""
+        return torch.randn(shape, generator=self.generator(stream, step), device=self.device)
 
     def uniform(self, stream: str, step: int, count: int) -> Tensor:
         """Draw numbers from [0, 1) for a step, [count], float64."""
@@ -71,18 +56,6 @@ class Streams:
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
                 torch.cuda.manual_seed(number)
-
-
-def _normal_rows(generator: torch.Generator, shape: tuple[int, ...], rows: slice) -> Tensor:
-    """Return rows of torch.randn(shape), whose numbers are whole blocks, without drawing the others."""
-    start, stop, _ = rows.indices(shape[0])
-    width = math.prod(shape[1:])
-    skipped, end = start * width // _BLOCK * _BLOCK, -(-stop * width // _BLOCK) * _BLOCK
-    outputs = torch.empty(min(skipped, _SKIPPED_AT_ONCE) // 2, dtype=torch.int64)  # each takes two
-    for first in range(0, skipped, _SKIPPED_AT_ONCE):
-        outputs[: (skipped - first) // 2].random_(-(2**63), None, generator=generator)
-    drawn = torch.randn(end - skipped, generator=generator)
-    return drawn[start * width - skipped : stop * width - skipped].view(stop - start, *shape[1:])
 
 
 class Permutations:

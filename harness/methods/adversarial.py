@@ -73,9 +73,9 @@ class Draws:
     posterior_noise: Tensor
     renoise: Tensor | None = None
 
-    def ordered(self, order: Tensor) -> Draws:
-        """Return them in the order in which a process works on them."""
-        return replace(self, **{name: value[order] for name, value in vars(self).items() if value is not None})
+    def rows(self, rows: slice, order: Tensor) -> Draws:
+        """Return those of one process, in the order in which it works on them."""
+        return replace(self, **{name: value[rows][order] for name, value in vars(self).items() if value is not None})
 
 
 Losses = dict[str, Tensor]
@@ -183,11 +183,11 @@ class AdversarialMethod:
         """Take one step of the discriminator, then one of the generator; each process passes its rows."""
         size, rows = batch.size, batch.rows
         order = self._order(len(batch.x_0), batch.x_0.device)
-        (_, first), (t, second) = (self._draw(half, step, batch, streams) for half in ("discriminator", "generator"))
+        halves = [self._draw(name, step, batch, streams) for name in ("discriminator", "generator")]
         examples = Examples(
             batch.x_0[order], None if batch.y is None else batch.y[order], len(order) * self._num_processes / size
         )
-        terms, scalars = self.update(step, examples, first.ordered(order), second.ordered(order))
+        terms, scalars = self.update(step, examples, *(half.rows(rows, order) for half in halves))
         terms = group.gather({name: term[order.argsort()] for name, term in terms.items()}, rows, size)
         means = {name: terms.pop(name).mean() for name in list(terms) if name in self.scalars_logged}
         self._r1_penalty = means.get("r1_penalty", self._r1_penalty)
@@ -195,7 +195,7 @@ class AdversarialMethod:
         self._accuracy = torch.lerp(accuracy, self._accuracy, ACCURACY_MEMORY)
         scalars |= means | {"r1_penalty": self._r1_penalty}
         return StepOutput(
-            t,
+            halves[1].t,
             terms.pop("loss"),
             {name: terms[name] for name in self.terms_logged},
             {name: scalars[name] for name in self.scalars_logged},
@@ -300,16 +300,16 @@ class AdversarialMethod:
             optimizer.step()
         return norm
 
-    def _draw(self, half: str, step: int, batch: Batch, streams: Streams) -> tuple[Tensor, Draws]:
-        """Draw the random numbers of one half: t of the whole global batch, and all of this process's rows."""
+    def _draw(self, half: str, step: int, batch: Batch, streams: Streams) -> Draws:
+        """Draw the random numbers of one half for the whole global batch."""
         size, shape = batch.size, (batch.size, *batch.x_0.shape[1:])
 
         def normal(name: str, shape: tuple[int, ...] = shape) -> Tensor:
-            return streams.normal(f"{half}/{name}", step, shape, batch.rows)
+            return streams.normal(f"{half}/{name}", step, shape)
 
         t = (streams.uniform(f"{half}/timestep", step, size) * self.process.num_timesteps).long()
         noises = normal("noise"), normal("noise_next"), normal("z", (size, self._latent_dim)), normal("posterior_noise")
-        return t, Draws(t[batch.rows], *noises, normal("renoise") if self.renoises else None)
+        return Draws(t, *noises, normal("renoise") if self.renoises else None)
 
     def _order(self, rows: int, device: torch.device) -> Tensor:
         """Return the order in which the discriminator gets a process's rows.

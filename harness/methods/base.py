@@ -105,9 +105,9 @@ class Method(Protocol):
     def step(self, step: int, batch: Batch, streams: Streams, group: Group) -> StepOutput:
         """Take one training step, counted from 0.
 
-        Random numbers come from `streams`, as rows of one draw for the whole global batch in the order of the examples'
-        index in it, so that any number of processes draws the same; dropout's generators have been seeded for the step.
-        Nothing here waits for the device.
+        Random numbers are drawn from `streams` for the whole global batch, in the order of the examples' index in it,
+        so that any number of processes draws the same; dropout's generators have been seeded for the step. Nothing
+        here waits for the device.
         """
         ...
 

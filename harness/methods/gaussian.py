@@ -92,8 +92,8 @@ class GaussianMethod:
         """Take one optimizer step on a batch; each process passes its rows of the global batch."""
         size, rows = batch.size, batch.rows
         t, weight = self.timesteps.from_uniform(streams.uniform("timestep", step, size))
-        noise = streams.normal("noise", step, (size, *batch.x_0.shape[1:]), rows)
-        own, grad_norm = self.update(step, batch, t[rows], weight[rows], noise)
+        noise = streams.normal("noise", step, (size, *batch.x_0.shape[1:]))
+        own, grad_norm = self.update(step, batch, t[rows], weight[rows], noise[rows])
         terms = group.gather(own, rows, size)
         self.timesteps.update(t, terms["loss"])
         return StepOutput(t, terms["loss"] * weight, terms, {"grad_norm_preclip": grad_norm})

@@ -1,6 +1,3 @@
-import itertools
-
-import pytest
 import torch
 
 from harness.randomness import Permutations, Streams, derive_seed
@@ -39,32 +36,6 @@ def test_a_draw_depends_on_seed_stream_and_step_alone():
         streams.normal("noise", 6, (4, 2)),
     ):
         assert not torch.equal(other, first)
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param((24, 3, 32, 32), id="as_long_as_what_is_skipped_at_once"),
-        pytest.param((32, 1, 8, 8), id="rows_of_whole_blocks"),
-        pytest.param((24, 6), id="rows_that_share_blocks"),
-        pytest.param((16, 1), id="one_block"),
-        pytest.param((7, 5), id="no_whole_blocks"),
-    ],
-)
-def test_a_process_draws_its_rows_as_the_whole_draw_has_them(shape):
-    streams = Streams(5)
-    whole = streams.normal("noise", 7, shape)
-    for size in range(1, 8):
-        edges = [rank * shape[0] // size for rank in range(size + 1)]
-        parts = [streams.normal("noise", 7, shape, slice(*rows)) for rows in itertools.pairwise(edges)]
-        assert torch.equal(torch.cat(parts), whole)
-
-
-def test_rows_cost_no_draw_of_those_that_come_after_them(monkeypatch):
-    draw, drawn = torch.randn, []
-    monkeypatch.setattr(torch, "randn", lambda *shape, **given: drawn.append(draw(*shape, **given)) or drawn[-1])
-    Streams(5).normal("noise", 7, (64, 4, 4), slice(60, 62))
-    assert sum(one.numel() for one in drawn) == 2 * 4 * 4
 
 
 def test_steps_of_one_stream_never_share_a_seed_of_torchs_cpu_generator():

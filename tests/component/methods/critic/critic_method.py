@@ -59,8 +59,8 @@ class CriticMethod:
     def step(self, step: int, batch: Batch, streams: Streams, group: Group) -> StepOutput:
         size, rows = batch.size, batch.rows
         t = (streams.uniform("timestep", step, size) * self.process.num_timesteps).long()
-        noise = streams.normal("noise", step, (size, *batch.x_0.shape[1:]), rows)
-        x_t = self.process.q_sample(batch.x_0, t[rows], noise)
+        noise = streams.normal("noise", step, (size, *batch.x_0.shape[1:]))
+        x_t = self.process.q_sample(batch.x_0, t[rows], noise[rows])
         self.network.train()
         critic_terms = self._update_critic(step, batch, x_t, t[rows])
         terms = self._update_network(batch, x_t, t[rows])
