@@ -9,10 +9,10 @@ PORT   ?= 5000
 STUDY  ?= experiments/laptop/iddpm_digits.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo claims test faults check figures ui bench bench-peers lowest lock clean
+.PHONY: help setup demo claims test faults check figures ui bench bench-peers bench-devices lowest lock clean
 
 help:  ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed  ## Install everything into .venv (does nothing when it is up to date)
 
@@ -62,6 +62,9 @@ bench: setup  ## Measure what things cost, as ratios
 
 bench-peers: setup  ## Measure training, sampling, NLL and start beside other libraries, into benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.peers --write
+
+bench-devices: setup  ## Measure several processes and data, and project them to many GPUs, into benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.devices --write
 
 lowest:  ## Run the unit tests, tracking and search with the lowest versions that pyproject.toml promises
 	@test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest

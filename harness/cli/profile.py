@@ -47,12 +47,13 @@ def profile(run_or_study: str, steps: int, out: Path | None, output: Output, run
 
     Some steps are trained from the initial weights, on this machine and in one process: data, forward, backward,
     optimizer, EMA and records, without checkpoints and evaluations. Of a STUDY the first run of each kind of network,
-    data and batch. Nothing is written to a run's records. Into --out go a picture, profile.png, and trace.json.gz for
+    data and batch; of a run of several processes one, with its share of the batch and without communication. Nothing is
+    written to a run's records. Into --out go a picture, profile.png, and trace.json.gz for
     https://ui.perfetto.dev.
 
-    With --json: [{"run_key", "name", "device", "device_name", "threads", "batch_size", "num_steps", "step_ms",
-    "profiled_step_ms", "parts": [{"name", "host_ms", "device_ms"}], "operators": [{"name", "calls", "self_ms"}],
-    "picture", "trace"}]; "device_ms" is null without a GPU.
+    With --json: [{"run_key", "name", "device", "device_name", "threads", "batch_size", "num_processes", "num_steps",
+    "step_ms", "profiled_step_ms", "parts": [{"name", "host_ms", "device_ms"}], "operators": [{"name", "calls",
+    "self_ms"}], "picture", "trace"}]; "device_ms" is null without a GPU.
     """
     from harness.data.cache import cache_folder
     from harness.job.profile import profile_training
@@ -125,6 +126,8 @@ def _show(result: Profile, name: str, picture: Path) -> None:
     threads = "" if on_device else f", {count(result.threads, 'thread')}"
     speed = result.batch_size / result.step_ms * 1e3
     click.echo(printable(f"{name} on {result.device_name}{threads}"))
+    if result.num_processes > 1:
+        click.echo(f"one of {result.num_processes} processes, without communication; its batch is {result.batch_size}")
     click.echo(
         f"{_milliseconds(result.step_ms)} a step, {speed:,.1f} images a second; "
         f"{_milliseconds(result.profiled_step_ms)} under the profiler, which these are parts of\n"

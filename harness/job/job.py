@@ -201,7 +201,7 @@ class _Job:
         command, folder = self._worker_command(), self.directory.lock_folder
         with process_group(self.rank_info, cuda=cuda, command=command, meeting_folder=folder) as group:
             device = sound_device(choose_device(self.request.resources.device, self.rank_info), group, self.directory)
-            data = staged(make_dataset(self.spec.data, self.request.data_root))
+            data = self._load_data(group)
             require_same_data(self.directory, data.digest)
             self._require_weights()
             training, checkpoints = self._restore(data, device, group)
@@ -221,6 +221,12 @@ class _Job:
                 group.close()
                 record_compute(self.directory, self.journal, self.request.resources, training, data)
                 self._evaluate_at_end(training, data, checkpoints)
+
+    def _load_data(self, group: ProcessGroup) -> Dataset:
+        """Return the data set; where it has to be unpacked or staged, one process does it and the others wait."""
+        # The cache may be shared by all nodes, and scratch by the processes of one.
+        turn = 0 if group.is_first else 1 if self.rank_info.local_rank == 0 else 2
+        return group.in_turn(turn, 3, lambda: staged(make_dataset(self.spec.data, self.request.data_root)))
 
     def _require_weights(self) -> None:
         """Raise DataError before the training if the weights of an extractor are not on this machine."""

@@ -66,6 +66,8 @@ class Profile:
     """Where the time of a training step goes.
 
     Attributes:
+        batch_size: of the profiled process.
+        num_processes: that train the run, of which one was profiled.
         step_ms: without the profiler.
         profiled_step_ms: with it, which slows the host; parts and operators add up to this.
         trace: a file for ui.perfetto.dev or chrome://tracing.
@@ -75,6 +77,7 @@ class Profile:
     device_name: str
     threads: int
     batch_size: int
+    num_processes: int
     num_steps: int
     step_ms: float
     profiled_step_ms: float
@@ -87,6 +90,8 @@ def profile_training(
     spec: RunSpec, resources: Resources, records: Records, data_root: str | None, *, steps: int, trace: Path
 ) -> Profile:
     """Train from the initial weights in one process: some steps to warm up, `steps` timed ones, as many profiled ones.
+
+    Of a run of several processes it is one with its share of the batch, so the time for communication is not included.
 
     Args:
         records: how often a line is logged; checkpoints and evaluations are left out.
@@ -103,7 +108,8 @@ def profile_training(
         torch.set_num_threads(resources.threads)
     idle = WARM_UP + steps
     total = idle + PROFILER_WARM_UP + steps + 1  # the last one ends the training, with a checkpoint
-    short = spec.train.model_copy(update={"steps": total})
+    share = max(1, spec.train.batch_size // resources.num_processes)
+    short = spec.train.model_copy(update={"steps": total, "batch_size": share})
     profiled = spec.model_copy(update={"train": short})
     data = make_dataset(spec.data, data_root)
     training = Training(profiled, make_method(profiled, data, resources, device), device)
@@ -149,7 +155,8 @@ def profile_training(
         device=device.type,
         device_name=cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
         threads=torch.get_num_threads(),
-        batch_size=spec.train.batch_size,
+        batch_size=share,
+        num_processes=resources.num_processes,
         num_steps=num_steps,
         step_ms=1e3 * (times[idle] - times[WARM_UP]) / steps,
         profiled_step_ms=profiled_step_ms,

@@ -81,8 +81,11 @@ class GaussianMethod:
         Each process then passes `step` its rows of the global batch; gradients are those of the whole batch.
         """
         self._num_processes = num_processes
-        # It broadcasts the first process's weights; norms without running statistics leave no buffers to do so for.
-        self._replica = DistributedDataParallel(self.network) if num_processes > 1 else self.network
+        self._replica: nn.Module = self.network
+        if num_processes > 1:
+            # It broadcasts the first process's weights; norms without running statistics leave no buffers to do so for.
+            # Gradients are kept once, where they are sent from. Other sizes of buckets, or static_graph, change bits.
+            self._replica = DistributedDataParallel(self.network, gradient_as_bucket_view=True)
         self._trained = self._replica if self._compiler is None else self._compiler(self._replica)  # at its first call
 
     def step(self, step: int, batch: Batch, streams: Streams, group: Group) -> StepOutput:

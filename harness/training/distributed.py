@@ -1,9 +1,9 @@
 """Several processes that train one run: their ranks, rendezvous, and communication.
 
-Every process has the whole network and works on its rows of the global batch. All of them draw the random numbers of a
-step for the whole global batch (randomness.py), gradients are summed (DistributedDataParallel) and losses gathered, so
-that all have the same weights, timestep sampler and means. Only the first process has the lock, the journal and the
-checkpoints. It evaluates at the end, when the others have exited.
+Every process has the whole network and works on its rows of the global batch. Random numbers are rows of one draw for
+the whole global batch (randomness.py), gradients are summed (DistributedDataParallel) and losses gathered, so that all
+have the same weights, timestep sampler and means. Only the first process has the lock, the journal and the checkpoints.
+It evaluates at the end, when the others have exited.
 
 Tensors on the CPU use gloo, those on a GPU NCCL. The decision to stop is exchanged on the CPU at each step: this does
 not synchronise with the device, and a dead process is noticed at once, as its connections close.
@@ -22,11 +22,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,8 @@ from harness.errors import LaunchError, TrainingError
 from harness.records.meeting import Meeting, meeting_name
 from harness.slurm.cluster import first_node_address
 from harness.slurm.commands import patiently
+
+T = TypeVar("T")
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=5)  # until all processes of a run have started
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # the others wait while the first process evaluates during training
@@ -166,6 +169,20 @@ class ProcessGroup:
         largest = torch.tensor(number)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
+
+    def in_turn(self, turn: int, num_turns: int, action: Callable[[], T]) -> T:
+        """Return what an action returns; processes of one turn act together, after all those of the turns before.
+
+        Args:
+            turn: of this process, from 0.
+        """
+        if self.size == 1:
+            return action()
+        for now in range(num_turns):
+            if now == turn:
+                result = action()
+            self.all_reduce_max(now)
+        return result
 
     def close(self) -> None:
         """Leave the group; the others may continue or exit. Safe to repeat."""

@@ -51,13 +51,14 @@ def test_ranges_are_named_only_while_they_are_recorded():
 
 @pytest.mark.slow
 def test_a_profile_names_all_parts_of_a_step_and_leaves_the_run_as_it_was(tiny_run, tmp_path):
-    path = tiny_run("", "records.log_every=2")
+    path = tiny_run("", "records.log_every=2", "train.batch_size=8", "resources.processes_per_node=2")
     before = {file: file.read_bytes() for file in path.parent.rglob("*") if file.is_file()}
     arguments = ["profile", path.name, "--steps", "4", "--runs", str(path.parent), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(cli, [*arguments, "--json"])
     assert result.exception is None, result.output
     [profile] = json.loads(result.stdout)
     assert (profile["run_key"], profile["device"], profile["num_steps"]) == (path.name, "cpu", 4)
+    assert (profile["num_processes"], profile["batch_size"]) == (2, 4)
     parts = {part["name"]: part["host_ms"] for part in profile["parts"]}
     assert list(parts) == [*RANGES, OTHER]
     assert all(milliseconds > 0 for milliseconds in parts.values())

@@ -90,12 +90,15 @@ def test_a_concatenation_indexes_like_the_one_array():
         slice(2, 6),
         slice(None, None, 3),
         np.array([6, 0, 3, 3]),
+        np.array([-1, 2]),
+        np.array([], np.int64),
         np.array([[1, 5]]),
         whole[:, 0, 0, 0] > 9,
     ):
         assert np.array_equal(parts[index], whole[index])
-    with pytest.raises(IndexError):
-        parts[7]
+    for index in (7, np.array([0, 7])):
+        with pytest.raises(IndexError):
+            parts[index]
 
 
 @pytest.mark.parametrize(

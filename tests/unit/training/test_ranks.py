@@ -1,5 +1,7 @@
 """How processes of one run share its batch, and how each learns which one it is."""
 
+import threading
+
 import pytest
 
 from harness.errors import LaunchError, TrainingError
@@ -12,6 +14,26 @@ def test_rows_are_shared_out_whole_and_in_order():
     assert {share.stop - share.start for share in shares} == {4, 5}
     with pytest.raises(TrainingError, match="3 processes cannot share a batch of 2"):
         ProcessGroup(0, 3).share(2)
+
+
+def test_processes_act_in_turn_each_after_all_of_the_turns_before():
+    met, acted = threading.Barrier(3), []
+
+    class Meeting(ProcessGroup):
+        def all_reduce_max(self, number: int) -> int:
+            met.wait(60)
+            return number
+
+    def act(rank: int, turn: int) -> None:
+        Meeting(rank, 3).in_turn(turn, 3, lambda: acted.append(turn))
+
+    threads = [threading.Thread(target=act, args=place) for place in [(2, 2), (1, 2), (0, 0)]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert acted == [0, 2, 2]
+    assert ProcessGroup().in_turn(0, 3, lambda: "alone") == "alone"
 
 
 def test_a_run_for_one_process_is_alone_whatever_started_it():
