@@ -165,7 +165,7 @@ def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
     from harness.cli import tables
     from harness.progress import duration
     from harness.search.space import format_value
-    from harness.search.trials import FINISHED, eta_seconds, pareto_front, read_trials
+    from harness.search.trials import eta_seconds, num_counted, pareto_front, read_trials
 
     trials = read_trials(search.folder(runs_folder))
     if output.as_json:
@@ -187,13 +187,12 @@ def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
         rows.append((trial.arm, _progress(trial, runs_folder), *point, *values, mark, note or trial.run_keys[0]))
     headers = ("trial", "state", *paths, *(metric.name for metric in search.metrics), "best", "run")
     tables.Table(headers, rows).show()
-    finished = sum(trial.state in FINISHED for trial in trials)
     states = ", ".join(
         f"{sum(trial.state == state for trial in trials)} {state}"
         for state in ("running", "complete", "pruned", "failed")
         if any(trial.state == state for trial in trials)
     )
-    left = max(0, search.settings.trials - finished)
+    left = max(0, search.settings.trials - num_counted(trials, search.settings))
     eta = eta_seconds(trials, search.settings)
     click.echo(
         f"{states}; {left} of {search.settings.trials} left" + (f", about {duration(eta)}" if eta and left else "")

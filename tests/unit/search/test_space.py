@@ -140,9 +140,29 @@ REFUSED = {
                          "resources.threads: {int: [1, 2]}"),
         ["search.yaml:16: search.space.resources.threads: 1 and 2 give the same run"],
     ),
-    "rungs and a sampler that learns": (
-        LAMBDA_S + "  rungs: [4, 12]\n",
-        ["search.yaml:20: search.rungs: all trials reach the first rung before one has ended, so sampler tpe"],
+    "rungs and a sampler that learns from complete trials alone": (
+        LAMBDA_S + "  sampler: gp\n  rungs: [4, 12]\n",
+        ["search.yaml:21: search.rungs: sampler gp learns from complete trials alone", "choose sampler: tpe,"],
+    ),
+    "rungs and a sampler that takes all steps for one": (
+        LAMBDA_S + "  sampler: cmaes\n  rungs: [4, 12]\n",
+        ["search.yaml:21: search.rungs: sampler cmaes compares the last values of trials, whatever the step"],
+    ),
+    "rungs and half a bracket": (
+        LAMBDA_S + "  bracket_size: 24\n  rungs: [4, 12]\n",
+        ["search.yaml:19: search.trials: 64 trials are not whole brackets of 24", "choose 48 or 72, or"],
+    ),
+    "fewer trials than a bracket": (
+        LAMBDA_S.replace("64", "8") + "  rungs: [4, 8, 12]\n",
+        ["search.yaml:19: search.trials: 8 trials are not whole brackets of 16", "choose 16, or another bracket_size"],
+    ),
+    "brackets of a sampler that does not learn": (
+        LAMBDA_S + "  sampler: qmc\n  bracket_size: 16\n  rungs: [4, 12]\n",
+        ["search.yaml:21: search.bracket_size:", "the trials of qmc are one bracket"],
+    ),
+    "brackets without rungs": (
+        LAMBDA_S + "  bracket_size: 16\n",
+        ["search.yaml:20: search.bracket_size: is of rungs, and there are none"],
     ),
     "rungs and a pruner": (
         LAMBDA_S + "  sampler: random\n  pruner: median\n  rungs: [4, 12]\n",

@@ -53,7 +53,24 @@ def test_the_second_rung_is_decided_among_those_that_went_on():
 def test_what_has_failed_is_not_waited_for_and_does_not_count():
     progress = {"a": Progress({10: 1.0}), "b": Progress({10: 2.0}), "c": Progress(ended=True)}
     after = standings(progress)
-    assert after["a"] == Standing(20) and after["b"].dropped and after["c"] == Standing(10)
+    assert after["a"] == Standing(20) and after["b"].dropped
+    assert after["c"] == Standing(10, "rung 1 of 3, step 10: it has no nll there")
+
+
+def test_what_has_gone_past_a_rung_without_a_value_is_not_waited_for():
+    progress = {"a": Progress({10: 1.0}), "b": Progress({10: 2.0}), "c": Progress(rests_at=10), "d": Progress()}
+    assert standings(progress) == dict.fromkeys("abcd", Standing(10)), "d is to come there yet"
+    after = standings(progress | {"d": Progress(let_on=20, rests_at=15)})
+    assert after["a"] == Standing(20) and after["b"].dropped and "no nll" in after["c"].dropped
+    assert after["d"] == Standing(20), "what was let on is not called back"
+
+
+def test_where_no_value_is_a_number_nobody_goes_on():
+    after = standings({name: Progress({10: math.nan}) for name in "ab"})
+    assert {standing.until for standing in after.values()} == {10}
+    assert after["a"].dropped == "rung 1 of 3, step 10: nll nan is not among the best 0 of 2"
+    after = standings({name: Progress(rests_at=10) for name in "ab"})
+    assert all(standing == Standing(10, "rung 1 of 3, step 10: it has no nll there") for standing in after.values())
 
 
 def test_an_arm_that_was_let_on_is_not_called_back_by_a_better_one_that_came_later():
