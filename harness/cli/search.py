@@ -105,18 +105,28 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     from harness.search.loading import load_search
     from harness.search.optuna_backend import first_suggestions
     from harness.search.space import format_value
-    from harness.study.rungs import numbers_at_rungs
+    from harness.study.rungs import describe_training
 
     definition = load_search(study, sets=sets, inception=has_inception())
     settings = definition.settings
-    points = first_suggestions(definition, min(settings.parallel, settings.trials, NUM_SUGGESTIONS))
+    points = first_suggestions(definition, min(settings.bracket or settings.parallel, settings.trials, NUM_SUGGESTIONS))
     trials = [definition.trial(number, point) for number, point in enumerate(points)]
+    planned = planning.plan(trials[0], runs_folder)
+    measured = planned.measured(planned.runs[0])
+    training = definition.training(planned.runs[0].run.spec.train.steps)
+    seconds = {
+        name.replace("steps", "seconds"): measured and measured.seconds_per_step * training[name]
+        for name in ("steps", "steps_without_rungs")
+        if name in training
+    }
     if output.as_json:
         suggestions = [
             {"point": point, "run_keys": [run.run_key for run in trial.runs]}
             for point, trial in zip(points, trials, strict=True)
         ]
-        output.document({"search": definition.name, **definition.definition(), "suggestions": suggestions})
+        training |= seconds | {"measured_on": measured and measured.device_name}
+        document = {"search": definition.name, **definition.definition(), "suggestions": suggestions}
+        output.document(document | {"training": training})
         return
     click.echo(f"search {definition.name}: {text.count(settings.trials, 'trial')}, {settings.parallel} at a time\n")
     tables.Table(("parameter", "space"), [(axis.path, axis.describe()) for axis in definition.space]).show()
@@ -129,16 +139,16 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     runs = settings.trials * settings.replicates
     replicates = f", {settings.replicates} replicates each" if settings.replicates > 1 else ""
     if settings.rungs:
-        numbers = numbers_at_rungs(settings.trials, len(settings.rungs), settings.keeps_one_of)
-        shown = [f"{number} to {step}" for number, step in zip(numbers, settings.rungs, strict=True)]
-        click.echo(f"\nrungs, trials to steps: {', '.join(shown)}")
+        brackets = f", in brackets of {settings.bracket}" if settings.bracket else ""
+        click.echo(f"\nrungs, trials to steps{brackets}: {describe_training(training)}")
     limit = f", no new ones after {settings.timeout}" if settings.timeout else ""
     click.echo(f"\nsampler {settings.sampler}, pruner {settings.pruner}, seed {settings.seed}")
     click.echo(f"budget: {text.count(runs, 'run')}{replicates}{limit}")
-    planned = planning.plan(trials[0], runs_folder)
-    seconds, measured = planned.training_seconds(planned.runs[0]), planned.measured(planned.runs[0])
-    if seconds and measured and not settings.rungs:
-        click.echo(f"training: about {duration(runs * seconds)} on one {measured.device_name}, one run at a time")
+    if measured:
+        instead = f" instead of {duration(seconds['seconds_without_rungs'])}" if settings.rungs else ""
+        click.echo(
+            f"training: about {duration(seconds['seconds'])}{instead} on one {measured.device_name}, one run at a time"
+        )
     click.echo("\nfirst suggestions (before any trial has ended):")
     paths = [axis.path for axis in definition.space]
     tables.Table(

@@ -61,9 +61,11 @@ def plan(
     of devices and time, from steps that were measured on such cards, else estimated from the card's peak.
 
     With --json: {"study", "runs": [{"run_key", "state", "arm", "replicate", "run_dir"}], "no_longer_asked_for":
-    [RUN_KEY]}; of a search {"search", "suggestions": [{"point", "run_keys"}]} with its definition; with --profile or
-    --card {"study", "card", "parallel", "device_hours", "wall_seconds", "time_limits", "notes": [TEXT], "runs":
-    [{"run_key", "arm", "replicate", "parameters", "multiply_adds_per_step", "steps", "step_seconds", "measured_on",
+    [RUN_KEY]}; with rungs also "training": {"at_rungs": [{"step", "number"}], "steps", "steps_without_rungs"}; of a
+    search {"search", "suggestions": [{"point", "run_keys"}], "training": {"steps", "seconds", "measured_on"}} with its
+    definition, with rungs "training" as above and "seconds_without_rungs"; with --profile or --card {"study", "card",
+    "parallel", "device_hours", "wall_seconds", "time_limits", "notes": [TEXT], "runs": [{"run_key", "arm", "replicate",
+    "parameters", "multiply_adds_per_step", "steps", "step_seconds", "measured_on",
     "network_evaluations", "evaluation_seconds", "devices", "device_hours"}]}, all of what is left.
     """
     from harness.launch import planning

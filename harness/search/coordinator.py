@@ -405,7 +405,8 @@ class Coordinator:
         record = trial.record
         for step, value in measured_at_rungs(self.search, planned_runs).items():
             if str(step) not in record.rung_values:
-                trial.optuna_trial.report(value, step)
+                if step not in self.study.get_trials(deepcopy=False)[record.number].intermediate_values:
+                    trial.optuna_trial.report(value, step)
                 record.rung_values[str(step)] = value
                 record.write(self.folder)
         states = {planned.state for planned in planned_runs}

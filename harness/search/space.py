@@ -24,7 +24,7 @@ from harness.study.expand import expand
 from harness.study.model import Override, Run, Study
 from harness.study.plugins import load_plugins
 from harness.study.presentation import KEYS as PRESENTATION_KEYS
-from harness.study.rungs import REDUCTION_FACTOR
+from harness.study.rungs import REDUCTION_FACTOR, numbers_at_rungs, training_with_rungs
 from harness.text import did_you_mean
 
 LEARNS_AT_RUNGS = "tpe"
@@ -245,6 +245,20 @@ class Search:
                 }
             )
         )
+
+    def training(self, steps: int) -> dict[str, Any]:
+        """Return the steps that all trials compute, with rungs also how many train to which, and the steps without.
+
+        Args:
+            steps: of a run.
+        """
+        settings = self.settings
+        if settings.rungs is None:
+            return {"steps": settings.trials * settings.replicates * steps}
+        size = settings.bracket or settings.trials
+        numbers = numbers_at_rungs(size, len(settings.rungs), settings.keeps_one_of)
+        of_all = [settings.trials // size * number for number in numbers]
+        return training_with_rungs(of_all, settings.rungs, settings.replicates)
 
     def params(self) -> dict[str, str]:
         """Return the space and the settings that do not change, as params of MLflow."""

@@ -122,6 +122,26 @@ def numbers_at_rungs(count: int, num_rungs: int, reduction_factor: int) -> list[
     return numbers
 
 
+def training_with_rungs(numbers: Sequence[int], steps: Sequence[int], replicates: int = 1) -> dict[str, Any]:
+    """Return how many train to which rung, and the steps that they compute in all, with rungs and without.
+
+    Args:
+        numbers: of those that train to each rung.
+    """
+    spans = [step - before for before, step in itertools.pairwise((0, *steps))]
+    return {
+        "at_rungs": [{"step": step, "number": number} for number, step in zip(numbers, steps, strict=True)],
+        "steps": replicates * sum(number * span for number, span in zip(numbers, spans, strict=True)),
+        "steps_without_rungs": replicates * numbers[0] * steps[-1],
+    }
+
+
+def describe_training(training: Mapping[str, Any]) -> str:
+    """Describe what `training_with_rungs` returned: `8 to 1000, 2 to 4000; 34 % of the steps without rungs`."""
+    shown = ", ".join(f"{rung['number']} to {rung['step']}" for rung in training["at_rungs"])
+    return f"{shown}; {100 * training['steps'] / training['steps_without_rungs']:.0f} % of the steps without rungs"
+
+
 def metric_at_rungs(metric: str, run: Run) -> tuple[Evaluation, str]:
     """Return the evaluation that measures a metric at the rungs, and its full name there without the prefix.
 

@@ -202,6 +202,28 @@ def test_set_reaches_the_search_and_the_runs(make):
     assert search.trial(0, {"objective.lambda_vlb": 0.1}).runs[0].spec.train.steps == 7
 
 
+RUNGS = LAMBDA_S + "  parallel: 4\n  rungs: [4, 8, 12]\n  reduction_factor: 2\n  replicates: 3\n"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc"])
+def test_the_steps_of_a_search_with_rungs_are_counted_before_and_compared_with_those_without(make, sampler):
+    base = BASE.replace("name: eval", "name: eval, every: 4")
+    search = make(RUNGS, f"search.sampler={sampler}", base=base)
+    assert search.settings.bracket == (4 if sampler == "tpe" else None)
+    training = search.training(12)
+    assert [rung["number"] for rung in training["at_rungs"]] == [64, 32, 16]
+    assert training["steps"] == 3 * (64 * 4 + 32 * 4 + 16 * 4) and training["steps_without_rungs"] == 3 * 64 * 12
+    assert make(LAMBDA_S).training(12) == {"steps": 64 * 12}
+
+
+def test_brackets_change_the_numbers_where_they_do_not_halve_evenly(make):
+    base = BASE.replace("name: eval", "name: eval, every: 4")
+    search = make(RUNGS, "search.bracket_size=8", "search.trials=24", "search.reduction_factor=3", base=base)
+    assert [rung["number"] for rung in search.training(12)["at_rungs"]] == [24, 6, 3], "8, 2 and 1 of each bracket"
+    whole = make(RUNGS, "search.sampler=qmc", "search.trials=24", "search.reduction_factor=3", base=base)
+    assert [rung["number"] for rung in whole.training(12)["at_rungs"]] == [24, 8, 2]
+
+
 @pytest.mark.parametrize("path", ["search/lambda_s.yaml", "laptop/search_digits.yaml"])
 def test_the_shipped_searches_load(path):
     search = load_search(Path(__file__).parents[3] / "experiments" / path)
