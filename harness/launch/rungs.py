@@ -95,7 +95,7 @@ def drop(directory: RunDirectory, reason: str) -> None:
         if status.state != "paused":
             return
         with directory.open_journal(resumed_from_step=status.step) as journal:
-            journal.event("pruned", reason=reason)
+            journal.event("pruned", reason=reason, cause="rung")
         directory.set_status(replace(status, state="pruned", reason=reason, attempt=max(directory.attempts())))
 
 
