@@ -174,6 +174,7 @@ def submit_and_follow(
     from harness.cli import tables
     from harness.launch.rungs import going_on
     from harness.launch.submission import BlockingSubmission
+    from harness.launch.submit import settle
     from harness.launch.submit import submit as submit_plan
 
     name = planned.study.name
@@ -197,6 +198,8 @@ def submit_and_follow(
             submitted |= {run.run_key for run in submission.runs}
             assert isinstance(submission, BlockingSubmission)
             ended_by_itself = _follow(submission, name)
+        if ended_by_itself and replan and planned.study.rungs:
+            settle(replan(), **options)
     else:
         click.echo(f"follow: {text.harness_command('status', name, '--watch', runs_folder=runs_folder)}")
     ends = (*skipped, *submission.now())

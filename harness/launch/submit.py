@@ -205,6 +205,19 @@ def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[
         left = len(submission.left)
         if submission.runs:
             on_message(f"submitted: {count(len(submission.runs), 'run')}; {left} to go")
+    if (plan := make_plan()).study.rungs:
+        settle(plan, **options)
+
+
+def settle(plan: Plan, **options: Any) -> None:
+    """Record and upload who was dropped at the last rung; nothing is submitted.
+
+    Args:
+        options: of `submit`.
+    """
+    to_do = {planned.run_key for planned in plan.to_do}
+    runs = tuple(replace(planned, state="skipped") if planned.run_key in to_do else planned for planned in plan.runs)
+    submit(replace(plan, runs=runs), **options)
 
 
 def jobs_of(directories: Sequence[RunDirectory]) -> list[str]:
