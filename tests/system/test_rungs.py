@@ -1,6 +1,5 @@
-"""Rungs by the commands that a user types: who was dropped is told by status, by plan and by MLflow."""
+"""Rungs by the commands that a user types: who was dropped is told by status, by the figures and by MLflow."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,14 +13,14 @@ import harness
 
 SPEC = {
     "data": "mog", "diffusion": {"num_timesteps": 30}, "model": {"name": "mlp", "width": 16, "depth": 1},
-    "train": {"steps": 24, "batch_size": 16, "ema_rate": 0.8}, "resources": {"device": "cpu", "threads": 1},
+    "train": {"steps": 12, "batch_size": 16, "ema_rate": 0.8}, "resources": {"device": "cpu", "threads": 1},
 }
 
 
 def study():
     nll = {"name": "eval", "every": 4, "nll": {"num_images": 16, "evaluations_per_image": 4}}
-    runs = [harness.run(arm=f"lr={lr}", spec=SPEC | {"optim": {"lr": lr}}, evaluate=[nll]) for lr in (1e-4, 1e-3, 1e-2)]
-    return harness.python_study("climb", runs, rungs=[4, 12, 24], reduction_factor=2, compare={"metric": "nll"})
+    runs = [harness.run(arm=f"lr={lr}", spec=SPEC | {"optim": {"lr": lr}}, evaluate=[nll]) for lr in (1e-4, 1e-2)]
+    return harness.python_study("climb", runs, rungs=[4, 12], reduction_factor=2, compare={"metric": "nll"})
 """
 SEARCH = """
 study: hunt
@@ -35,7 +34,7 @@ evaluate:
 search:
   space: {optim.lr: {float: [1.0e-4, 1.0e-2], log: true}}
   metrics: [{eval/nll_bpd: minimize}]
-  trials: 4
+  trials: 2
   parallel: 2
   rungs: [4, 12]
   reduction_factor: 2
@@ -56,25 +55,11 @@ def harness(folder, *arguments):
 def test_arms_in_python_and_trials_that_were_dropped_are_told_as_such_everywhere(tmp_path):
     (tmp_path / "arms.py").write_text(ARMS)
     (tmp_path / "search.yaml").write_text(SEARCH)
-    plan = json.loads(harness(tmp_path, "plan", "arms.py", "--json"))
-    assert [rung["number"] for rung in plan["training"]["at_rungs"]] == [3, 1, 1]
-    assert plan["training"]["steps"] == 3 * 4 + 8 + 12 and plan["training"]["steps_without_rungs"] == 72
-    assert "arms to steps: 3 to 4, 1 to 12, 1 to 24; 44 % of the steps" in harness(tmp_path, "plan", "arms.py")
-
-    said = harness(tmp_path, "submit", "arms.py", "--jobs", "2")
-    assert said.count("let on from a rung: 1 run") == 2
+    assert "let on from a rung: 1 run" in harness(tmp_path, "submit", "arms.py", "--jobs", "2")
     shown = harness(tmp_path, "status", "climb")
-    assert "2 pruned" in shown and "1 done" in shown and "paused" not in shown
-    assert "nothing to submit" in harness(tmp_path, "submit", "arms.py")
-
-    plan = json.loads(harness(tmp_path, "plan", "search.yaml", "--json"))
-    assert plan["bracket_size"] == 2 and plan["training"]["steps"] == 4 * 4 + 2 * 8
-    assert plan["training"]["seconds"] > 0, "the arms have been measured"
-    said = harness(tmp_path, "plan", "search.yaml")
-    assert "rungs, trials to steps, in brackets of 2: 4 to 4, 2 to 12; 67 % of the steps without rungs" in said
-    assert " instead of " in said
+    assert "1 pruned" in shown and "1 done" in shown and "paused" not in shown
     said = harness(tmp_path, "search", "search.yaml")
-    assert "2 complete, 2 pruned; 0 of 4 left" in said and "is not among the best 1 of 2" in said
+    assert "1 complete, 1 pruned; 0 of 2 left" in said and "is not among the best 1 of 2" in said
     assert (tmp_path / "runs" / ".search" / "hunt" / "figures" / "search_rungs.png").exists()
 
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -84,6 +69,6 @@ def test_arms_in_python_and_trials_that_were_dropped_are_told_as_such_everywhere
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, "tags.kind = 'run'")
     states = Counter((run.info.status, run.data.tags["state"], run.data.tags.get("cause")) for run in runs)
-    assert states == {("FINISHED", "done", None): 3, ("KILLED", "pruned", "rung"): 4}
+    assert states == {("FINISHED", "done", None): 2, ("KILLED", "pruned", "rung"): 2}
     dropped = client.search_runs(experiments, "tags.kind = 'run' and tags.cause = 'rung'")
-    assert len(dropped) == 4 and all("is not among the best" in run.data.tags["reason"] for run in dropped)
+    assert len(dropped) == 2 and all("is not among the best" in run.data.tags["reason"] for run in dropped)

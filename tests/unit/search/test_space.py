@@ -1,13 +1,18 @@
 """What a search may ask for, refused with the line where it cannot; nothing is run."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from click.testing import CliRunner
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.cli import cli
 from harness.errors import SpecError
+from harness.records import throughput
+from harness.records.throughput import Throughput
 from harness.search.loading import load_search
 from harness.search.optuna_backend import first_suggestions
 from harness.search.space import Parameter, format_value
@@ -224,6 +229,30 @@ def test_brackets_change_the_numbers_where_they_do_not_halve_evenly(make):
     assert [rung["number"] for rung in whole.training(12)["at_rungs"]] == [24, 8, 2]
 
 
+def test_plan_tells_what_rungs_save_in_steps_and_where_a_step_was_measured_in_time(make, tmp_path):
+    base = BASE.replace("name: eval", "name: eval, every: 4")
+    search = make(RUNGS, base=base)
+    runs = tmp_path / "runs"
+    arguments = ["plan", str(search.path), "--runs", str(runs)]
+    said = CliRunner().invoke(cli, arguments, catch_exceptions=False).output
+    assert "in brackets of 4: 64 to 4, 32 to 8, 16 to 12; 58 % of the steps without rungs" in said
+    assert "training: about" not in said
+    run = search.trial(0, {"objective.lambda_vlb": 0.1}).runs[0]
+    measured = Throughput(run.spec.cost_key, 0.5, "cpu", "a laptop", threads=1, kernels=run.resources.kernels)
+    throughput.record(runs, measured)
+    said = CliRunner().invoke(cli, arguments, catch_exceptions=False).output
+    assert "training: about 11 min instead of 19 min on one a laptop, one run at a time" in said
+    document = json.loads(CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False).output)
+    assert document["bracket_size"] == 4 and len(document["suggestions"]) == 4
+    training = document["training"]
+    assert training["seconds"] == training["steps"] / 2 == 3 * 448 / 2
+    assert training["seconds_without_rungs"] == 3 * 64 * 12 / 2 and training["measured_on"] == "a laptop"
+    path = tmp_path / "flat.yaml"
+    path.write_text(base + LAMBDA_S)
+    document = json.loads(CliRunner().invoke(cli, ["plan", str(path), "--json"], catch_exceptions=False).output)
+    assert document["training"].keys() == {"steps", "seconds", "measured_on"}
+
+
 @pytest.mark.parametrize("path", ["search/lambda_s.yaml", "laptop/search_digits.yaml"])
 def test_the_shipped_searches_load(path):
     search = load_search(Path(__file__).parents[3] / "experiments" / path)
@@ -231,6 +260,7 @@ def test_the_shipped_searches_load(path):
     assert search.settings.trials >= 16
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.decimals("-10", "10", places=3),
     st.decimals("0.001", "2", places=4).filter(bool),

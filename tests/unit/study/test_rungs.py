@@ -5,6 +5,7 @@ import math
 import pytest
 
 from harness.errors import SpecError
+from harness.launch import planning
 from harness.study.expand import load_study
 from harness.study.rungs import Progress, Standing, decide, numbers_at_rungs
 from harness.testing import TINY_STUDY
@@ -129,3 +130,17 @@ def test_rungs_do_not_change_the_run_keys(tmp_path):
     with_rungs = [run.run_key for run in load_study(path).runs]
     path.write_text(STUDY.replace("rungs: [5, 20]\n", ""))
     assert [run.run_key for run in load_study(path).runs] == with_rungs
+
+
+def test_plan_tells_how_many_arms_train_to_which_rung_and_what_that_saves(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY + "replicates: 3\n")
+    plan = planning.plan(load_study(path), tmp_path / "runs")
+    assert plan.as_json()["training"] == {
+        "at_rungs": [{"step": 5, "number": 2}, {"step": 20, "number": 1}],
+        "steps": 3 * (2 * 5 + 15),
+        "steps_without_rungs": 3 * 2 * 20,
+    }
+    assert plan.notes()[0].startswith("rungs by nll, arms to steps: 2 to 5, 1 to 20; 62 % of the steps without rungs")
+    path.write_text(STUDY.replace("rungs: [5, 20]\n", ""))
+    assert "training" not in planning.plan(load_study(path), tmp_path / "runs").as_json()
