@@ -221,7 +221,7 @@ def _value(trial: TrialRecord, metric: str) -> str:
 
 
 def _progress(trial: TrialRecord, runs_folder: Path) -> str:
-    """Return a trial's state; while it runs, also the steps of its runs."""
+    """Return a trial's state; while it runs, also the steps of its runs; `waiting` if none has begun."""
     from harness.records.directory import RunDirectory
 
     if trial.state != "running":
@@ -230,7 +230,8 @@ def _progress(trial: TrialRecord, runs_folder: Path) -> str:
     steps = sum(status.step for status in statuses)
     total = sum(status.num_steps for status in statuses)
     evaluates = ", evaluates" if any(status.evaluation for status in statuses) else ""
-    return f"running {steps} of {total}{evaluates}" if total else "running"
+    rest = {status.state for status in statuses} <= {"paused", "done"}
+    return f"{'paused' if rest else 'running'} {steps} of {total}{evaluates}" if total else "waiting"
 
 
 def _show_best(search: Search, runs_folder: Path, output: Output) -> None:

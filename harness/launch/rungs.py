@@ -85,11 +85,13 @@ def _at_rung(planned: PlannedRun, standing: Standing) -> PlannedRun:
 
 
 def drop(directory: RunDirectory, reason: str) -> None:
-    """End a run that is paused: it is pruned, and its checkpoint is kept, so that it can still be let on.
+    """End a run if it is paused: it is pruned, and its checkpoint is kept, so that it can still be let on.
 
     Raises:
         RecordError: a process is still working on it, or the directory cannot be written.
     """
+    if directory.status().state != "paused":
+        return
     with directory.lock(wait_seconds=DROP_SECONDS):
         status = directory.status()
         if status.state != "paused":

@@ -23,7 +23,7 @@ from harness.records.manifest import Manifests, ask_for
 from harness.search.optuna_backend import grid_size, open_study, quiet_optuna, report_end, resume_trial, suggest
 from harness.search.rungs import measured_at_rungs, standings_of
 from harness.search.space import Search, format_value, that_stay
-from harness.search.trials import TrialRecord, num_counted, read_trials
+from harness.search.trials import FINISHED, TrialRecord, num_counted, read_trials
 from harness.search.values import final_value, values_on_the_way
 from harness.search.workers import Workers
 from harness.slurm.commands import NoAnswer
@@ -128,7 +128,8 @@ class Coordinator:
                 self._outage = str(error)
             if not self.running and not more_to_come:
                 self.workers.wait()
-                return self._num_counted() >= self.search.settings.trials
+                has_result = any(trial.state in FINISHED for trial in read_trials(self.folder))
+                return has_result and self._num_counted() >= self.search.settings.trials
             time.sleep(self.workers.poll_seconds)
 
     def _num_counted(self) -> int:
@@ -211,13 +212,13 @@ class Coordinator:
             names = [trial.state.name for trial in trials]
             if settings.bracket is None and self._is_past_first_rung():
                 return False
-            if self._num_counted() + len(self.running) >= settings.trials:
+            is_last = self._num_counted() + len(self.running) >= settings.trials
+            if is_last and not (settings.bracket and self.running):
                 return False
-            if settings.bracket and self.running:
-                return True
-            last = names[-MAX_FAILURES_IN_A_ROW:]
+            ended = [name for name in names if name != "RUNNING"] if settings.bracket else names
+            last = ended[-MAX_FAILURES_IN_A_ROW:]
             if len(last) == MAX_FAILURES_IN_A_ROW and set(last) == {"FAIL"}:
-                failed = read_trials(self.folder)[-1]
+                failed = [trial for trial in read_trials(self.folder) if trial.state == "failed"][-1]
                 raise LaunchError(
                     f"the search stops, since the last {len(last)} trials failed; the last one: {failed.reason}; "
                     f"`{harness_command('why', failed.run_keys[0], runs_folder=self.runs_folder)}` shows more"
@@ -226,8 +227,9 @@ class Coordinator:
             if settings.sampler == "grid" and len(trials) >= grid_size(self.search) and not lost:
                 return False
             if settings.bracket:
-                self._suggest_bracket(settings.bracket)
-                return True
+                if not self.running:
+                    self._suggest_bracket(settings.bracket)
+                return not is_last
             if self._num_training() >= settings.parallel or not self._may_start():
                 return True
             self._begin(self._next_trial())
@@ -435,12 +437,10 @@ class Coordinator:
                 self.on_message(f"{trial.record.arm}: goes on to step {standing.until}")
 
     def _drop(self, trial: _Trial, reason: str) -> None:
-        """End the runs of a trial that are paused, and tell its last value."""
+        """End the runs of a trial that are paused."""
         others = {key for other in self.running if other is not trial for key in other.record.run_keys}
         for key in set(trial.record.run_keys) - others:
             drop(RunDirectory(self.runs_folder / key), reason)
-        if values := trial.record.rung_values:
-            trial.record.values = {self.search.metrics[0].name: values[max(values, key=int)]}
 
     # -- ends of trials
 
@@ -449,6 +449,8 @@ class Coordinator:
         record = trial.record
         if self.search.settings.rungs and state != "complete":
             self._drop(trial, reason)
+        if state == "pruned" and (values := record.rung_values):
+            record.values = {self.search.metrics[0].name: values[max(values, key=int)]}
         record.state, record.reason, record.ended_seconds = state, reason, time.time()
         record.write(self.folder)
         self._report(trial)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from harness.errors import RecordError
+from harness.errors import LaunchError, RecordError
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
 from harness.search import coordinator as coordinator_module
@@ -274,6 +274,14 @@ def test_a_failed_trial_is_not_replaced_in_its_bracket_whose_others_go_on(make, 
     assert [trial.point for trial in trials] == [trial.point for trial in before]
     # 11, 6 or 5, 3 measured at the rungs; half of them went on
     assert states["complete"] == {4: 2, 12: 2, 16: 2}[at]
+
+
+def test_a_search_in_which_everything_fails_stops_within_its_bracket_and_is_never_a_success(make, tmp_path):
+    with pytest.raises(LaunchError, match=r"the last 10 trials failed; the last one: run [0-9a-f]{16}: boom"):
+        climb(make(TPE, "search.trials=12"), tmp_path / "runs", fails=lambda spec, step: True)
+    search = make(TPE, "search.trials=6", "search.bracket_size=6")
+    finished, trials, _ = climb(search, tmp_path / "few", fails=lambda spec, step: True)
+    assert not finished and [trial.state for trial in trials] == ["failed"] * 6
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
