@@ -276,9 +276,10 @@ def test_a_failed_trial_is_not_replaced_in_its_bracket_whose_others_go_on(make, 
     assert states["complete"] == {4: 2, 12: 2, 16: 2}[at]
 
 
-def test_a_search_in_which_everything_fails_stops_within_its_bracket_and_is_never_a_success(make, tmp_path):
+def test_a_search_in_which_everything_fails_stops_with_its_bracket_and_is_never_a_success(make, tmp_path):
     with pytest.raises(LaunchError, match=r"the last 10 trials failed; the last one: run [0-9a-f]{16}: boom"):
-        climb(make(TPE, "search.trials=12"), tmp_path / "runs", fails=lambda spec, step: True)
+        climb(make(), tmp_path / "runs", fails=lambda spec, step: True)
+    assert len(read_trials(make().folder(tmp_path / "runs"))) == 12, "no second bracket"
     search = make(TPE, "search.trials=6", "search.bracket_size=6")
     finished, trials, _ = climb(search, tmp_path / "few", fails=lambda spec, step: True)
     assert not finished and [trial.state for trial in trials] == ["failed"] * 6
@@ -356,9 +357,21 @@ def test_a_run_that_was_dropped_for_another_study_competes_here_and_goes_on(make
     assert decisions(trials) == decisions(before)
 
 
-@pytest.mark.parametrize("change", ["search.rungs=[4, 16, 24]", "search.reduction_factor=3", "search.bracket_size=6"])
-def test_other_rungs_for_a_search_that_has_begun_are_refused(make, tmp_path, change):
+def test_trials_of_one_point_share_their_run_and_the_bracket_ends(make, tmp_path):
+    text = TPE.replace("optim.lr: {float: [1.0e-5, 1.0e-1], log: true}", "model.depth: {int: [1, 2]}").replace(
+        ", optim.weight_decay: {float: [0, 0.1]}", ""
+    )
+    search = make(text, "search.trials=8", "search.bracket_size=4")
+    finished, trials, workers = climb(search, tmp_path / "runs")
+    assert finished and {key for trial in trials for key in trial.run_keys} == workers.steps.keys()
+    assert max(workers.steps.values()) == 24 and len(workers.steps) == 2
+    assert {trial.state for trial in trials} == {"complete", "pruned"}
+
+
+def test_other_rungs_for_a_search_that_has_begun_are_refused(make, tmp_path):
     climb(make(TPE, "search.trials=12"), tmp_path / "runs")
-    with pytest.raises(RecordError, match=r"was started differently[^\n]*\n  (rungs|reduction_factor|bracket_size)"):
-        climb(make(TPE, "search.trials=12", change), tmp_path / "runs")
-    assert climb(make(TPE, "search.trials=24", "search.parallel=1"), tmp_path / "runs")[0]
+    for change in ("search.rungs=[4, 16, 24]", "search.reduction_factor=3", "search.bracket_size=6"):
+        with pytest.raises(
+            RecordError, match=r"was started differently[^\n]*\n  (rungs|reduction_factor|bracket_size)"
+        ):
+            climb(make(TPE, "search.trials=12", change), tmp_path / "runs")

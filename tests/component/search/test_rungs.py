@@ -300,8 +300,8 @@ def test_an_arm_of_which_one_replicate_fails_is_dropped_and_competes_again_when_
 
 @pytest.mark.slow
 def test_while_it_is_watched_a_failed_run_is_not_submitted_again(tmp_path, monkeypatch):
-    path, runs, submitted = tmp_path / "arms.yaml", tmp_path / "runs", []
-    path.write_text(BASE + ARMS)
+    path, runs, submitted = tmp_path / "arms.py", tmp_path / "runs", []
+    path.write_text(IN_PYTHON)
 
     def submit_and_wait(plan, **options):
         submission = submit(plan, **options)
