@@ -114,17 +114,14 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     planned = planning.plan(trials[0], runs_folder)
     measured = planned.measured(planned.runs[0])
     training = definition.training(planned.runs[0].run.spec.train.steps)
-    seconds = {
-        name.replace("steps", "seconds"): measured and measured.seconds_per_step * training[name]
-        for name in ("steps", "steps_without_rungs")
-        if name in training
-    }
     if output.as_json:
         suggestions = [
             {"point": point, "run_keys": [run.run_key for run in trial.runs]}
             for point, trial in zip(points, trials, strict=True)
         ]
-        training |= seconds | {"measured_on": measured and measured.device_name}
+        for suffix in ("", "_without_rungs") if settings.rungs else ("",):
+            training[f"seconds{suffix}"] = measured.seconds_per_step * training[f"steps{suffix}"] if measured else None
+        training["measured_on"] = measured.device_name if measured else None
         document = {"search": definition.name, **definition.definition(), "suggestions": suggestions}
         output.document(document | {"training": training})
         return
@@ -145,10 +142,10 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     click.echo(f"\nsampler {settings.sampler}, pruner {settings.pruner}, seed {settings.seed}")
     click.echo(f"budget: {text.count(runs, 'run')}{replicates}{limit}")
     if measured:
-        instead = f" instead of {duration(seconds['seconds_without_rungs'])}" if settings.rungs else ""
-        click.echo(
-            f"training: about {duration(seconds['seconds'])}{instead} on one {measured.device_name}, one run at a time"
-        )
+        needed = duration(measured.seconds_per_step * training["steps"])
+        if settings.rungs:
+            needed += f" instead of {duration(measured.seconds_per_step * training['steps_without_rungs'])}"
+        click.echo(f"training: about {needed} on one {measured.device_name}, one run at a time")
     click.echo("\nfirst suggestions (before any trial has ended):")
     paths = [axis.path for axis in definition.space]
     tables.Table(
