@@ -19,8 +19,8 @@ from harness.errors import CheckpointError, RecordError
 from harness.job import job
 from harness.records import throughput
 from harness.records.directory import RunDirectory
-from harness.records.journal import MEASURED
 from harness.records.disk import best_step, scores
+from harness.records.journal import MEASURED
 from harness.records.status import status_from
 from harness.slurm.time_limit import TimeLimit
 from harness.study.expand import load_study
