@@ -54,6 +54,31 @@ def trials(runs: Sequence[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def at_rungs(runs: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return one row per trial that has ended and rung that it was measured at; none of a search without rungs.
+
+    Columns: trial, state, metric, direction, rung (1, 2, ...), step, value; at the last rung the result.
+
+    Raises:
+        RecordError: search.json is damaged. A damaged trial is left out, and logged.
+    """
+    if not is_search(runs):
+        return pd.DataFrame()
+    definition = _definition(_folder(runs) / "search.json")
+    steps, rows = definition.get("rungs", []), []
+    for record in _ended_trials(_folder(runs) / "trials", definition["space"]) if steps else ():
+        metric = definition["metrics"][0]
+        row = {"trial": record["number"], "state": record["state"], "metric": metric["name"]}
+        values = {step: record.get("rung_values", {}).get(str(step)) for step in steps[:-1]}
+        values[steps[-1]] = record["values"].get(metric["name"]) if record["state"] == "complete" else None
+        rows += [
+            row | {"direction": metric["direction"], "rung": rung, "step": step, "value": value}
+            for rung, (step, value) in enumerate(values.items(), 1)
+            if value is not None
+        ]
+    return pd.DataFrame(rows)
+
+
 def importances(runs: Sequence[RunRecord]) -> tuple[dict[str, dict[str, dict[str, float]]], int]:
     """Return each parameter's share of the variance by metric, and the number of trials; empty if there are none.
 
@@ -83,6 +108,10 @@ def _definition(path: Path) -> dict[str, Any]:
     for metric in fields.items("metrics"):
         metric.line("name")
         metric.choice("direction", ("minimize", "maximize"))
+    if not isinstance(rungs := stored["definition"].get("rungs", []), list) or any(
+        type(step) is not int for step in rungs
+    ):
+        raise RecordError(f"{path}: rungs are not a list of steps")
     for parameter in fields.items("space"):
         parameter.line("path")
         if parameter.line("kind") == "choices":
@@ -126,6 +155,9 @@ def _trial(path: Path, space: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for metric in fields.fields("values"):
             if as_number(record["values"][metric]) is None:
                 raise RecordError(f"{path}: the value of {metric} is not a number")
+        rungs = fields.fields("rung_values", {})
+        for step in rungs:
+            rungs.number(step)
         for metric in fields.fields("replicate_values"):
             if not isinstance(record["replicate_values"][metric], list):
                 raise RecordError(f"{path}: the values of the replicates of {metric} are not a list")

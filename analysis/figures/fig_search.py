@@ -18,7 +18,7 @@ import pandas as pd
 from harness.analysis.figures import fig_trials, style
 from harness.analysis.figures.style import Figure, MaxNLocator, Normalize, ScalarMappable
 from harness.analysis.runs import RunRecord, load_records
-from harness.analysis.search_records import importances, is_search, trials
+from harness.analysis.search_records import at_rungs, importances, is_search, trials
 
 logger = logging.getLogger(__name__)
 
@@ -448,6 +448,13 @@ FIGURES: dict[str, Picture] = {
         fig_trials.intermediate_data,
         fig_trials.draw_intermediate,
         fig_trials.caption_intermediate,
+    ),
+    "search_rungs": Picture(
+        "From rung to rung",
+        "a search with rungs, and a trial that has ended",
+        at_rungs,
+        fig_trials.draw_rungs,
+        fig_trials.caption_rungs,
     ),
     "search_distribution": Picture(
         "Distribution of the results",

@@ -1,4 +1,4 @@
-"""Two more figures of a search: the trials' curves over training, and the distribution of their results."""
+"""More figures of a search: the trials over training and from rung to rung, and the distribution of their results."""
 
 from __future__ import annotations
 
@@ -60,6 +60,45 @@ def caption_intermediate(frame: pd.DataFrame) -> str:
     return (
         f"What was measured during the training of {frame['run_key'].nunique()} runs; dashed grey: the {pruned} that "
         "were pruned, up to their last value; orange: the best at its end."
+    )
+
+
+@style.in_style
+def draw_rungs(frame: pd.DataFrame) -> Figure:
+    """Draw each trial up to its last rung: dropped ones end in a cross, the best at the end is orange."""
+    figure, ((axes,),) = style.subplots(width=style.ONE_COLUMN * 1.3, height=2.7)
+    steps = frame.drop_duplicates("rung").sort_values("rung")
+    last = frame[frame["state"] == "complete"].groupby("trial")["value"].last()
+    best = (last.idxmin() if frame["direction"].iloc[0] == "minimize" else last.idxmax()) if len(last) else None
+    labels = set()
+    for (trial, state), line in frame.groupby(["trial", "state"], sort=False):
+        label, look = "dropped at a rung", {"color": GREY, "linewidth": 0.7, "linestyle": "--", "zorder": 2}
+        if trial == best:
+            label, look = "best", {"color": style.COLOURS[1], "linewidth": 2.0, "zorder": 4}
+        elif state == "complete":
+            label, look = "trained to the end", {"color": style.COLOURS[0], "linewidth": 1.1, "zorder": 3}
+        marker = {"marker": "x" if state == "pruned" else "o", "markersize": 4, "markevery": [len(line) - 1]}
+        axes.plot(line["rung"], line["value"], label=label if label not in labels else None, **look, **marker)
+        labels.add(label)
+    if (frame["value"].dropna() > 0).all():
+        axes.set_yscale("log")
+        style.plain_log_numbers(axes)
+    for rung, number in frame.groupby("rung")["trial"].nunique().items():
+        axes.annotate(f"{number}", (rung, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                      ha="center", fontsize=7)  # fmt: skip
+    axes.set_xticks(steps["rung"], [f"{step:,}" for step in steps["step"]])
+    axes.set(xlabel="rung (iterations)", ylabel=style.label(frame["metric"].iloc[0]))
+    style.legend_below(figure, axes)
+    return figure
+
+
+def caption_rungs(frame: pd.DataFrame) -> str:
+    dropped = frame.groupby("trial")["state"].first().eq("pruned").sum()
+    lost = frame.loc[frame["value"].isna(), "trial"].nunique()
+    note = f" {lost} had a value that is no number, which is not drawn." if lost else ""
+    return (
+        f"{frame['trial'].nunique()} trials from rung to rung, with the number that were measured at each; {dropped} "
+        f"were dropped (crosses, at their last value), the others trained to the end.{note}"
     )
 
 

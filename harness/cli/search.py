@@ -105,18 +105,25 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     from harness.search.loading import load_search
     from harness.search.optuna_backend import first_suggestions
     from harness.search.space import format_value
-    from harness.study.rungs import numbers_at_rungs
+    from harness.study.rungs import describe_training
 
     definition = load_search(study, sets=sets, inception=has_inception())
     settings = definition.settings
-    points = first_suggestions(definition, min(settings.parallel, settings.trials, NUM_SUGGESTIONS))
+    points = first_suggestions(definition, min(settings.bracket or settings.parallel, settings.trials, NUM_SUGGESTIONS))
     trials = [definition.trial(number, point) for number, point in enumerate(points)]
+    planned = planning.plan(trials[0], runs_folder)
+    measured = planned.measured(planned.runs[0])
+    training = definition.training(planned.runs[0].run.spec.train.steps)
     if output.as_json:
         suggestions = [
             {"point": point, "run_keys": [run.run_key for run in trial.runs]}
             for point, trial in zip(points, trials, strict=True)
         ]
-        output.document({"search": definition.name, **definition.definition(), "suggestions": suggestions})
+        for suffix in ("", "_without_rungs") if settings.rungs else ("",):
+            training[f"seconds{suffix}"] = measured.seconds_per_step * training[f"steps{suffix}"] if measured else None
+        training["measured_on"] = measured.device_name if measured else None
+        document = {"search": definition.name, **definition.definition(), "suggestions": suggestions}
+        output.document(document | {"training": training})
         return
     click.echo(f"search {definition.name}: {text.count(settings.trials, 'trial')}, {settings.parallel} at a time\n")
     tables.Table(("parameter", "space"), [(axis.path, axis.describe()) for axis in definition.space]).show()
@@ -129,16 +136,16 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     runs = settings.trials * settings.replicates
     replicates = f", {settings.replicates} replicates each" if settings.replicates > 1 else ""
     if settings.rungs:
-        numbers = numbers_at_rungs(settings.trials, len(settings.rungs), settings.keeps_one_of)
-        shown = [f"{number} to {step}" for number, step in zip(numbers, settings.rungs, strict=True)]
-        click.echo(f"\nrungs, trials to steps: {', '.join(shown)}")
+        brackets = f", in brackets of {settings.bracket}" if settings.bracket else ""
+        click.echo(f"\nrungs, trials to steps{brackets}: {describe_training(training)}")
     limit = f", no new ones after {settings.timeout}" if settings.timeout else ""
     click.echo(f"\nsampler {settings.sampler}, pruner {settings.pruner}, seed {settings.seed}")
     click.echo(f"budget: {text.count(runs, 'run')}{replicates}{limit}")
-    planned = planning.plan(trials[0], runs_folder)
-    seconds, measured = planned.training_seconds(planned.runs[0]), planned.measured(planned.runs[0])
-    if seconds and measured and not settings.rungs:
-        click.echo(f"training: about {duration(runs * seconds)} on one {measured.device_name}, one run at a time")
+    if measured:
+        needed = duration(measured.seconds_per_step * training["steps"])
+        if settings.rungs:
+            needed += f" instead of {duration(measured.seconds_per_step * training['steps_without_rungs'])}"
+        click.echo(f"training: about {needed} on one {measured.device_name}, one run at a time")
     click.echo("\nfirst suggestions (before any trial has ended):")
     paths = [axis.path for axis in definition.space]
     tables.Table(
@@ -165,7 +172,7 @@ def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
     from harness.cli import tables
     from harness.progress import duration
     from harness.search.space import format_value
-    from harness.search.trials import FINISHED, eta_seconds, pareto_front, read_trials
+    from harness.search.trials import eta_seconds, num_counted, pareto_front, read_trials
 
     trials = read_trials(search.folder(runs_folder))
     if output.as_json:
@@ -187,13 +194,12 @@ def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
         rows.append((trial.arm, _progress(trial, runs_folder), *point, *values, mark, note or trial.run_keys[0]))
     headers = ("trial", "state", *paths, *(metric.name for metric in search.metrics), "best", "run")
     tables.Table(headers, rows).show()
-    finished = sum(trial.state in FINISHED for trial in trials)
     states = ", ".join(
         f"{sum(trial.state == state for trial in trials)} {state}"
         for state in ("running", "complete", "pruned", "failed")
         if any(trial.state == state for trial in trials)
     )
-    left = max(0, search.settings.trials - finished)
+    left = max(0, search.settings.trials - num_counted(trials, search.settings))
     eta = eta_seconds(trials, search.settings)
     click.echo(
         f"{states}; {left} of {search.settings.trials} left" + (f", about {duration(eta)}" if eta and left else "")
@@ -212,7 +218,7 @@ def _value(trial: TrialRecord, metric: str) -> str:
 
 
 def _progress(trial: TrialRecord, runs_folder: Path) -> str:
-    """Return a trial's state; while it runs, also the steps of its runs."""
+    """Return a trial's state; while it runs, also the steps of its runs; `waiting` if none has begun."""
     from harness.records.directory import RunDirectory
 
     if trial.state != "running":
@@ -221,7 +227,8 @@ def _progress(trial: TrialRecord, runs_folder: Path) -> str:
     steps = sum(status.step for status in statuses)
     total = sum(status.num_steps for status in statuses)
     evaluates = ", evaluates" if any(status.evaluation for status in statuses) else ""
-    return f"running {steps} of {total}{evaluates}" if total else "running"
+    rest = {status.state for status in statuses} <= {"paused", "done"}
+    return f"{'paused' if rest else 'running'} {steps} of {total}{evaluates}" if total else "waiting"
 
 
 def _show_best(search: Search, runs_folder: Path, output: Output) -> None:

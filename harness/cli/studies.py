@@ -61,9 +61,11 @@ def plan(
     of devices and time, from steps that were measured on such cards, else estimated from the card's peak.
 
     With --json: {"study", "runs": [{"run_key", "state", "arm", "replicate", "run_dir"}], "no_longer_asked_for":
-    [RUN_KEY]}; of a search {"search", "suggestions": [{"point", "run_keys"}]} with its definition; with --profile or
-    --card {"study", "card", "parallel", "device_hours", "wall_seconds", "time_limits", "notes": [TEXT], "runs":
-    [{"run_key", "arm", "replicate", "parameters", "multiply_adds_per_step", "steps", "step_seconds", "measured_on",
+    [RUN_KEY]}; with rungs also "training": {"at_rungs": [{"step", "number"}], "steps", "steps_without_rungs"}; of a
+    search {"search", "suggestions": [{"point", "run_keys"}], "training": {"steps", "seconds", "measured_on"}} with its
+    definition, with rungs "training" as above and "seconds_without_rungs"; with --profile or --card {"study", "card",
+    "parallel", "device_hours", "wall_seconds", "time_limits", "notes": [TEXT], "runs": [{"run_key", "arm", "replicate",
+    "parameters", "multiply_adds_per_step", "steps", "step_seconds", "measured_on",
     "network_evaluations", "evaluation_seconds", "devices", "device_hours"}]}, all of what is left.
     """
     from harness.launch import planning
@@ -172,6 +174,7 @@ def submit_and_follow(
     from harness.cli import tables
     from harness.launch.rungs import going_on
     from harness.launch.submission import BlockingSubmission
+    from harness.launch.submit import settle
     from harness.launch.submit import submit as submit_plan
 
     name = planned.study.name
@@ -195,6 +198,8 @@ def submit_and_follow(
             submitted |= {run.run_key for run in submission.runs}
             assert isinstance(submission, BlockingSubmission)
             ended_by_itself = _follow(submission, name)
+        if ended_by_itself and replan and planned.study.rungs:
+            settle(replan(), **options)
     else:
         click.echo(f"follow: {text.harness_command('status', name, '--watch', runs_folder=runs_folder)}")
     ends = (*skipped, *submission.now())

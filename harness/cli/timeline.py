@@ -10,7 +10,7 @@ from harness.errors import LaunchError
 from harness.launch.claims import Claim, claims_of, jobs_by_clusters
 from harness.records import collapse
 from harness.records.directory import RunDirectory
-from harness.records.journal import Event
+from harness.records.journal import MEASURED, Event
 from harness.slurm.commands import addressing
 from harness.slurm.jobs import JobInfo
 from harness.slurm.recent import read_recent_queue
@@ -22,7 +22,7 @@ def timeline(directory: RunDirectory) -> list[str]:
 
     Of consecutive checkpoints only the last is shown. Without SLURM's accounting only the run directory is used.
     """
-    events = directory.events()
+    events = [event for event in directory.events() if event.name != MEASURED]
     following = [*events, None][1:]
     lines = [
         (event.time_ms / 1000, _event_line(event))

@@ -42,7 +42,7 @@ from harness.progress import Pace, Progress
 from harness.records.data_digest import require_same_data
 from harness.records.directory import RunDirectory
 from harness.records.files import differences
-from harness.records.journal import Journal
+from harness.records.journal import MEASURED, Journal
 from harness.records.lineage import parent_of
 from harness.records.plugins import read_spec
 from harness.records.status import Cause, Status
@@ -350,6 +350,7 @@ class _Job:
                 metrics = evaluate_during_training(context)
                 self._write_status("running", force=True)
                 self.journal.metrics(step, metrics)
+                self.journal.event(MEASURED, step=step, key=evaluation.key, prefix=prefix)
                 if evaluation == self.request.scored_by:
                     score = metrics[self._score_name(prefix, data)]
         return score

@@ -26,7 +26,7 @@ from harness.spec.costs import FORWARD_AND_BACKWARD, network_evaluations
 from harness.spec.evaluation import Evaluation
 from harness.study.expand import name_of_study
 from harness.study.model import Run, Study
-from harness.study.rungs import numbers_at_rungs
+from harness.study.rungs import describe_training, numbers_at_rungs, training_with_rungs
 from harness.text import count, harness_command
 
 TO_DO = ("new", "interrupted", "failed", "evaluate")
@@ -227,17 +227,21 @@ class Plan:
             for planned in self.runs
         ]
         earlier = [directory.key for directory in self.earlier]
-        return {"study": self.study.name, "runs": runs, "no_longer_asked_for": earlier}
+        training = {"training": self._training_with_rungs()} if self.study.rungs else {}
+        return {"study": self.study.name, "runs": runs, "no_longer_asked_for": earlier, **training}
+
+    def _training_with_rungs(self) -> dict[str, Any]:
+        rungs, arms = self.study.rungs, {run.arm for run in self.study.runs}
+        assert rungs is not None
+        numbers = numbers_at_rungs(len(arms), len(rungs.steps), rungs.reduction_factor)
+        return training_with_rungs(numbers, rungs.steps, len(self.study.runs) // len(arms))
 
     def notes(self) -> list[str]:
         """Say what this study asked for before and no longer does, and who else asks under its name."""
         notes = []
         if rungs := self.study.rungs:
-            numbers = numbers_at_rungs(
-                len({run.arm for run in self.study.runs}), len(rungs.steps), rungs.reduction_factor
-            )
-            shown = [f"{number} to {step}" for number, step in zip(numbers, rungs.steps, strict=True)]
-            notes.append(f"rungs by {rungs.metric}, arms to steps: {', '.join(shown)}; costs are up to the next rung")
+            shown = describe_training(self._training_with_rungs())
+            notes.append(f"rungs by {rungs.metric}, arms to steps: {shown}; costs are up to the next rung")
         if self.earlier:
             verb = "is" if len(self.earlier) == 1 else "are"
             notes.append(

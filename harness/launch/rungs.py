@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from harness.launch.planning import Plan, PlannedRun
 
 
+DROP_SECONDS = 130.0  # a job that has paused may still upload its records; that of a host that died is stale then
+RESTING = ("paused", "pruned", "done")
+
+
 def state_at_rung(run: Run, status: Status) -> str:
     """Return the state of a run that pauses at rungs, or did: what is asked for further goes on."""
     goes_on = run.until is None or run.until > status.step
@@ -58,9 +62,16 @@ def _progress(study: Study, rungs: Rungs, planned_runs: Sequence[PlannedRun], ru
         measured_curve(planned.directory, planned.run, *metric_at_rungs(rungs.metric, planned.run))
         for planned in planned_runs
     ]
-    states = {planned.state for planned in planned_runs}
-    ended = "failed" in states or states <= {"done", "evaluate"}
-    return Progress(mean_at_rungs(curves, rungs.steps), max(*let_on, *trained), ended)
+    statuses = [planned.status for planned in planned_runs]
+    given_up = any(
+        status.state == "failed" or (status.state, status.cause) == ("pruned", "pruned") for status in statuses
+    )
+    return Progress(
+        mean_at_rungs(curves, rungs.steps),
+        let_on=max(*let_on, *trained),
+        rests_at=min(status.step if status.state in RESTING else 0 for status in statuses),
+        ended=given_up or all(status.state == "done" for status in statuses),
+    )
 
 
 def _at_rung(planned: PlannedRun, standing: Standing) -> PlannedRun:
@@ -74,17 +85,19 @@ def _at_rung(planned: PlannedRun, standing: Standing) -> PlannedRun:
 
 
 def drop(directory: RunDirectory, reason: str) -> None:
-    """End a run that is paused: it is pruned, and its checkpoint is kept, so that it can still be let on.
+    """End a run if it is paused: it is pruned, and its checkpoint is kept, so that it can still be let on.
 
     Raises:
-        RecordError: a process is working on it, or the directory cannot be written.
+        RecordError: a process is still working on it, or the directory cannot be written.
     """
-    with directory.lock():
+    if directory.status().state != "paused":
+        return
+    with directory.lock(wait_seconds=DROP_SECONDS):
         status = directory.status()
         if status.state != "paused":
             return
         with directory.open_journal(resumed_from_step=status.step) as journal:
-            journal.event("pruned", reason=reason)
+            journal.event("pruned", reason=reason, cause="rung")
         directory.set_status(replace(status, state="pruned", reason=reason, attempt=max(directory.attempts())))
 
 

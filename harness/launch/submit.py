@@ -165,7 +165,7 @@ MAX_REFUSALS_IN_A_ROW = 3  # with nothing in the queue that would explain them
 def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[str], None], **options: Any) -> None:
     """Submit to SLURM, as others end, the runs that it did not take at once, or that a rung lets on.
 
-    It returns when SLURM has them all and no rung is left to be decided.
+    It returns when SLURM has them all and no rung is left to be decided. What has failed meanwhile is not tried again.
 
     SLURM is asked to take as many as there is room for below the limits that are known, else twice as many as last.
 
@@ -177,6 +177,13 @@ def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[
     Raises:
         Refused: no limit can be the reason, since the user has no job in the queue.
     """
+    before = {planned.run_key: planned.status for planned in make_plan().runs}
+
+    def rest() -> Plan:
+        plan = make_plan()
+        has_failed = lambda run: run.state == "failed" and run.status != before.get(run.run_key)  # noqa: E731
+        return replace(plan, runs=tuple(replace(run, state="skipped") if has_failed(run) else run for run in plan.runs))
+
     failure, refusals, taken = "", 0, 1
     while left or unsettled(make_plan()):
         time.sleep(WATCH_SECONDS)
@@ -185,7 +192,7 @@ def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[
             with addressing(profile.clusters):
                 room = room_for_jobs(profile)
             at_most = max(1, 2 * taken if room is None else room) if left else None  # else nothing was refused
-            submission = submit(make_plan(), at_most=at_most, **options)
+            submission = submit(rest(), at_most=at_most, **options)
         except LaunchError as error:  # no answer, or still not one job more
             refusals += isinstance(error, Refused)
             if refusals >= MAX_REFUSALS_IN_A_ROW and isinstance(error, Refused) and not live_jobs():
@@ -198,6 +205,19 @@ def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[
         left = len(submission.left)
         if submission.runs:
             on_message(f"submitted: {count(len(submission.runs), 'run')}; {left} to go")
+    if (plan := make_plan()).study.rungs:
+        settle(plan, **options)
+
+
+def settle(plan: Plan, **options: Any) -> None:
+    """Record and upload who was dropped at the last rung; nothing is submitted.
+
+    Args:
+        options: of `submit`.
+    """
+    to_do = {planned.run_key for planned in plan.to_do}
+    runs = tuple(replace(planned, state="skipped") if planned.run_key in to_do else planned for planned in plan.runs)
+    submit(replace(plan, runs=runs), **options)
 
 
 def jobs_of(directories: Sequence[RunDirectory]) -> list[str]:

@@ -205,5 +205,7 @@ def _ending(event: Event | None) -> tuple[str, Cause, str]:
     if event is None:
         return "interrupted", "imported", "imported: it was not finished where it comes from"
     state, cause = _STATE_AFTER[event.name]
+    if event.fields.get("cause") == "rung":  # dropped there by its study, which may still let it go on
+        cause = "rung"
     reason = event.fields.get("reason", "")
     return state, cause, reason if isinstance(reason, str) and state != "done" else ""

@@ -251,10 +251,14 @@ def parse_line(line: bytes) -> dict | None:
         return None
 
 
+MEASURED = "measured"
+"""An event: metrics with a prefix were measured at a step during training, by the protocol that has a key."""
+
 # What readers rely on in an event; a field that is not listed is only shown.
 _REQUIRED_FIELDS: dict[str, dict[str, Any]] = {
     "started": {"resumed_from_step": Fields.integer, "host": Fields.text, "pid": Fields.integer},
     "checkpoint": {"step": Fields.integer},
+    MEASURED: {"step": Fields.integer, "key": Fields.file_name, "prefix": Fields.file_name},
 }
 _OPTIONAL_FIELDS: dict[str, dict[str, Any]] = {
     "evaluation": {"key": Fields.file_name, "prefix": Fields.file_name},  # they are parts of files' names

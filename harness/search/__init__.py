@@ -4,7 +4,9 @@
     space            the space, the metrics and the settings
     coordinator      one process that suggests, starts, reports and prunes; workers never open Optuna's storage
     workers          where the runs of a trial run: processes of this machine, or SLURM
+    rungs            which trials go on from a rung, in a bracket or among all
     trials           the trials' records, and results derived from them
+    upload           what MLflow is told
     importances      which parameters a metric depends on
     optuna_backend   the only file that imports optuna
 
@@ -16,5 +18,6 @@ A kill of any process loses no finished trial, because all state is on disk:
     runs/.search/<name>/search.json       the space and the metrics, which must be the same when a search is resumed
 
 A suggestion depends only on the search's seed, the trial's number and the trials that had ended: a coordinator that was
-killed between a suggestion and its start gets the same point again, under the same number.
+killed between a suggestion and its start gets the same point again, under the same number. With rungs a sampler that
+learns suggests a whole bracket before any trial of it begins, so that not even who ended first can change a suggestion.
 """

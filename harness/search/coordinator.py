@@ -23,12 +23,12 @@ from harness.records.manifest import Manifests, ask_for
 from harness.search.optuna_backend import grid_size, open_study, quiet_optuna, report_end, resume_trial, suggest
 from harness.search.rungs import measured_at_rungs, standings_of
 from harness.search.space import Search, format_value, that_stay
-from harness.search.trials import FINISHED, TrialRecord, best_so_far, pareto_front, read_trials
+from harness.search.trials import FINISHED, TrialRecord, num_counted, read_trials
 from harness.search.values import final_value, values_on_the_way
 from harness.search.workers import Workers
 from harness.slurm.commands import NoAnswer
 from harness.study.model import Run, Study
-from harness.study.rungs import Standing, with_limit
+from harness.study.rungs import with_limit
 from harness.text import harness_command
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class _Trial:
     starts: dict[str, tuple[int, int]] = field(default_factory=dict)  # run_key -> (step, starts from it)
     until: int | None = None  # the step to which it trains for now, if the search has rungs
     waits: bool = False  # at a rung, for others to be measured there
+    begun: bool = True  # else it was suggested with the others of its bracket, and is not its turn yet
 
     def let_on(self, step: int) -> None:
         self.until, self.study, self.waits = step, with_limit(self.study, step), False
@@ -116,6 +117,7 @@ class Coordinator:
                 more_to_come = time.monotonic() < deadline and self._start_trials()
                 if self.search.settings.rungs:
                     self._decide_at_rungs(more_to_come)
+                    self._begin_trials()
                 if self._outage:
                     self.on_message("SLURM answers again")
                 self._outage = ""
@@ -126,11 +128,12 @@ class Coordinator:
                 self._outage = str(error)
             if not self.running and not more_to_come:
                 self.workers.wait()
-                return self._num_finished() >= self.search.settings.trials
+                has_result = any(trial.state in FINISHED for trial in read_trials(self.folder))
+                return has_result and self._num_counted() >= self.search.settings.trials
             time.sleep(self.workers.poll_seconds)
 
-    def _num_finished(self) -> int:
-        return sum(trial.state in FINISHED for trial in read_trials(self.folder))
+    def _num_counted(self) -> int:
+        return num_counted(read_trials(self.folder), self.search.settings)
 
     # -- after a restart
 
@@ -167,6 +170,9 @@ class Coordinator:
                 trial.record.state != "running"
             ):  # its end was recorded, but the coordinator was killed before reporting it
                 self._report(trial)
+        bracket = self.search.settings.bracket
+        if bracket and len(records) % bracket:  # the coordinator was killed while it suggested them
+            self._suggest_bracket(bracket)
 
     def _restore_trial(self, record: TrialRecord, trial_id: int) -> _Trial:
         study = self.search.trial(record.number, record.point)
@@ -175,7 +181,10 @@ class Coordinator:
                 f"{record.arm} now means other runs than when it was suggested: the spec's schema has changed"
             )
         self._ask_for(study.runs)
-        return self._limited(_Trial(record, study, resume_trial(self.study, trial_id)))
+        begun = self.search.settings.bracket is None or any(
+            RunDirectory(self.runs_folder / key).attempts() for key in record.run_keys
+        )
+        return self._limited(_Trial(record, study, resume_trial(self.study, trial_id), begun=begun))
 
     def _limited(self, trial: _Trial) -> _Trial:
         """Return a trial that trains to the step to which it was let on: at first to the first rung."""
@@ -201,12 +210,15 @@ class Coordinator:
         while True:
             trials = self.study.get_trials(deepcopy=False)
             names = [trial.state.name for trial in trials]
-            finished = names.count("COMPLETE") + names.count("PRUNED")
-            if finished + len(self.running) >= settings.trials or self._is_past_first_rung():
+            if settings.bracket is None and self._is_past_first_rung():
                 return False
-            last = names[-MAX_FAILURES_IN_A_ROW:]
+            is_last = self._num_counted() + len(self.running) >= settings.trials
+            if is_last and not (settings.bracket and self.running):
+                return False
+            ended = [name for name in names if name != "RUNNING"] if settings.bracket else names
+            last = ended[-MAX_FAILURES_IN_A_ROW:]
             if len(last) == MAX_FAILURES_IN_A_ROW and set(last) == {"FAIL"}:
-                failed = read_trials(self.folder)[-1]
+                failed = [trial for trial in read_trials(self.folder) if trial.state == "failed"][-1]
                 raise LaunchError(
                     f"the search stops, since the last {len(last)} trials failed; the last one: {failed.reason}; "
                     f"`{harness_command('why', failed.run_keys[0], runs_folder=self.runs_folder)}` shows more"
@@ -214,9 +226,28 @@ class Coordinator:
             lost = names.count("RUNNING") > len(self.running)
             if settings.sampler == "grid" and len(trials) >= grid_size(self.search) and not lost:
                 return False
+            if settings.bracket:
+                if not self.running:
+                    self._suggest_bracket(settings.bracket)
+                return not is_last
             if self._num_training() >= settings.parallel or not self._may_start():
                 return True
-            self._start_trial(self._next_trial())
+            self._begin(self._next_trial())
+
+    def _suggest_bracket(self, size: int) -> None:
+        """Suggest the rest of a bracket before any trial of it begins, so that no result can change a suggestion."""
+        while True:
+            trial = self._next_trial()
+            trial.begun = False
+            if (trial.record.number + 1) % size == 0:
+                return
+
+    def _begin_trials(self) -> None:
+        """Begin, in their order, as many of the trials of a bracket as may run."""
+        for trial in [trial for trial in self.running if not trial.begun]:
+            if self._num_training() >= self.search.settings.parallel or not self._may_start():
+                return
+            self._begin(trial)
 
     def _next_trial(self) -> _Trial:
         running = {trial.record.number for trial in self.running}
@@ -232,19 +263,19 @@ class Coordinator:
         optuna_trial.set_user_attr("run_keys", keys)
         record.write(self.folder)
         self._ask_for(study.runs)
-        return self._limited(_Trial(record, study, optuna_trial))
+        self.running.append(self._limited(_Trial(record, study, optuna_trial)))
+        return self.running[-1]
 
     def _num_training(self) -> int:
-        return sum(not trial.waits for trial in self.running)
+        return sum(trial.begun and not trial.waits for trial in self.running)
 
     def _is_past_first_rung(self) -> bool:
         """Return whether trials have been let on from the first rung, where all must have been compared."""
         rungs = self.search.settings.rungs
         return rungs is not None and any(membership.get("until", 0) > rungs[0] for membership in self._asked.values())
 
-    def _start_trial(self, trial: _Trial) -> None:
-        self.running.append(trial)
-        record = trial.record
+    def _begin(self, trial: _Trial) -> None:
+        trial.begun, record = True, trial.record
         point = " ".join(f"{path}={format_value(value)}" for path, value in record.point.items())
         self.on_message(f"{record.arm}: {point}")
         for key in record.reused:
@@ -255,7 +286,7 @@ class Coordinator:
 
     def _update_trials(self) -> None:
         busy = self.workers.busy({key for trial in self.running for key in trial.record.run_keys})
-        for trial in list(self.running):
+        for trial in [trial for trial in self.running if trial.begun]:
             self._update_trial(trial, busy)
 
     def _update_trial(self, trial: _Trial, busy: set[str]) -> None:
@@ -268,14 +299,16 @@ class Coordinator:
         idle = [planned for planned in planned_runs if planned.run_key not in busy and planned.state != "running"]
         for planned in idle:
             if planned.state == "failed" and planned.run_key in trial.starts:
+                if self.search.settings.rungs and len(idle) < len(planned_runs):
+                    return None  # its other replicates pause first, and are dropped with it
                 return self._finish(trial, "failed", f"run {planned.run_key}: {planned.status.reason}")
-            if planned.state == "pruned":
+            if planned.state == "pruned" and planned.status.cause != "rung":
                 return self._finish(trial, "pruned", planned.status.reason)
         reason = trial.record.reason or self._report_and_prune(trial, planned_runs)
         if reason:
             return self._finish(trial, "pruned", reason) if len(idle) == len(planned_runs) else None
         for planned in planned_runs:
-            if planned in idle and planned.state not in ("done", "paused"):
+            if planned in idle and planned.state not in ("done", "paused", "pruned"):
                 if not self._may_start():
                     return None
                 if error := self._start_run(trial, planned):
@@ -374,41 +407,50 @@ class Coordinator:
         record = trial.record
         for step, value in measured_at_rungs(self.search, planned_runs).items():
             if str(step) not in record.rung_values:
-                trial.optuna_trial.report(value, step)
+                if step not in self.study.get_trials(deepcopy=False)[record.number].intermediate_values:
+                    trial.optuna_trial.report(value, step)
                 record.rung_values[str(step)] = value
                 record.write(self.folder)
         states = {planned.state for planned in planned_runs}
-        if not trial.waits and "paused" in states and states <= {"paused", "done"}:
+        if not trial.waits and states & {"paused", "pruned"} and states <= {"paused", "pruned", "done"}:
             trial.waits = True
             shown = ", ".join(f"{value:.6g} at step {step}" for step, value in record.rung_values.items())
             self.on_message(f"{record.arm}: paused; {self.search.metrics[0].name} {shown}")
 
     def _decide_at_rungs(self, more_to_come: bool) -> None:
         """Let the best trials of a rung go on, as many at a time as may run, and end the others."""
-        limits = {trial.record.arm: trial.until or 0 for trial in self.running}
-        standings = standings_of(self.search, read_trials(self.folder), limits, more_to_come=more_to_come)
+        standings = standings_of(
+            self.search,
+            read_trials(self.folder),
+            {trial.record.arm: trial.until or 0 for trial in self.running},
+            paused={trial.record.arm for trial in self.running if trial.waits},
+            more_to_come=more_to_come,
+        )
         for trial in list(self.running):
             standing = standings[trial.record.arm]
             if standing.dropped and trial.waits:
-                self._drop(trial, standing)
+                measured = str(standing.until) in trial.record.rung_values
+                self._finish(trial, "pruned" if measured else "failed", standing.dropped)
             elif standing.until > (trial.until or 0) and self._num_training() < self.search.settings.parallel:
                 trial.let_on(standing.until)
                 self._ask_for(trial.study.runs)
                 self.on_message(f"{trial.record.arm}: goes on to step {standing.until}")
 
-    def _drop(self, trial: _Trial, standing: Standing) -> None:
+    def _drop(self, trial: _Trial, reason: str) -> None:
+        """End the runs of a trial that are paused."""
         others = {key for other in self.running if other is not trial for key in other.record.run_keys}
-        for run in trial.study.runs:
-            if run.run_key not in others:
-                drop(RunDirectory(self.runs_folder / run.run_key), standing.dropped)
-        trial.record.values = {self.search.metrics[0].name: trial.record.rung_values[str(standing.until)]}
-        self._finish(trial, "pruned", standing.dropped)
+        for key in set(trial.record.run_keys) - others:
+            drop(RunDirectory(self.runs_folder / key), reason)
 
     # -- ends of trials
 
     def _finish(self, trial: _Trial, state: str, reason: str = "") -> None:
         """Record first, then report: a coordinator that is killed in between reports after a restart."""
         record = trial.record
+        if self.search.settings.rungs and state != "complete":
+            self._drop(trial, reason)
+        if state == "pruned" and (values := record.rung_values):
+            record.values = {self.search.metrics[0].name: values[max(values, key=int)]}
         record.state, record.reason, record.ended_seconds = state, reason, time.time()
         record.write(self.folder)
         self._report(trial)
@@ -429,37 +471,16 @@ class Coordinator:
 
     def sync_search(self) -> None:
         """Upload the current state of the search, with the figures in its folder."""
-        self._sync("done" if self._num_finished() >= self.search.settings.trials else "interrupted")
+        self._sync("done" if self._num_counted() >= self.search.settings.trials else "interrupted")
 
     def _sync(self, state: str, run_keys: Sequence[str] = ()) -> None:
         """Upload the search and the runs of a trial that has ended; an unreachable store is only reported."""
         if not self.sync:
             return
-        from harness.tracking.experiment import sync_experiments
-        from harness.tracking.searches import sync_search
-        from harness.tracking.sync import is_synced, sync_run
+        from harness.search.upload import upload
 
-        trials = read_trials(self.folder)
-        best = pareto_front(trials, self.search.metrics)
-        tags = {
-            "finished": f"{sum(trial.state in FINISHED for trial in trials)} of {self.search.settings.trials}",
-            "best_trial": ", ".join(trial.arm for trial in best[:20]),
-            "best_run": best[0].run_keys[0] if best else "",
-        }
-        params = {f"space.{parameter.path}": parameter.describe() for parameter in self.search.space}
-        params |= {f"search.{key}": str(value) for key, value in self.search.settings.model_dump().items()
-                   if key not in ("space", "trials", "parallel", "timeout", "storage")
-                   and (self.search.settings.rungs or key not in ("rungs", "reduction_factor"))}  # fmt: skip
         try:
-            rows = best_so_far(trials, self.search.metrics)
-            sync_search(
-                self.folder, params=params, tags=tags, best_so_far=rows, state=state, tracking_uri=self.tracking_uri
-            )
-            for directory in (RunDirectory(self.runs_folder / key) for key in run_keys):
-                if not is_synced(directory, self.tracking_uri):
-                    sync_run(directory, tracking_uri=self.tracking_uri)
-            computed = [RunDirectory(self.runs_folder / key) for trial in trials for key in trial.run_keys]
-            sync_experiments(computed[:1], tracking_uri=self.tracking_uri, training=state == "running")
+            upload(self.search, self.runs_folder, state, run_keys, tracking_uri=self.tracking_uri)
         except TrackingError as error:
             if not self._store_is_unreachable:
                 self.on_message(

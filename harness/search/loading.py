@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import SpecError
-from harness.search.space import Metric, Parameter, Search, Settings, format_value, space_keys
+from harness.search.space import (
+    LEARNS_AT_RUNGS,
+    RUNG_SETTINGS,
+    Metric,
+    Parameter,
+    Search,
+    Settings,
+    format_value,
+    space_keys,
+)
 from harness.spec.metrics import part_outputs
 from harness.study.axes import labels
 from harness.study.document import Document, Keys, integer
@@ -27,6 +36,11 @@ MAX_CORNERS = 256
 
 STEP_PRUNERS = ("median", "hyperband", "asha")
 NOT_LEARNING = ("random", "qmc", "grid")  # samplers that suggest a trial without the results of others
+LEARNS_WRONGLY = {  # at rungs
+    "gp": "learns from complete trials alone, so trials that were dropped would teach it nothing",
+    "nsga2": "learns from complete trials alone, so trials that were dropped would teach it nothing",
+    "cmaes": "compares the last values of trials, whatever the step at which they were measured",
+}
 
 
 LEAST_REPLICATES = 3  # of Wilcoxon's test
@@ -182,18 +196,33 @@ def _check_optuna_limits(search: Search) -> None:
 def _check_rungs(search: Search, several_metrics: bool) -> None:
     settings, fail, rungs = search.settings, search.document.fail, ("search", "rungs")
     if settings.rungs is None:
-        if settings.reduction_factor is not None:
-            raise fail(("search", "reduction_factor"), "is of rungs, and there are none: rungs: [1000, 4000, 16000]")
+        for name in RUNG_SETTINGS[1:]:
+            if getattr(settings, name) is not None:
+                raise fail(("search", name), "is of rungs, and there are none: rungs: [1000, 4000, 16000]")
         return
     if several_metrics:
         raise fail(rungs, "one metric decides who goes on, and there are several")
     if settings.pruner != "none":
         raise fail(rungs, "rungs decide who goes on, and so does a pruner: remove one of them")
-    if settings.sampler not in NOT_LEARNING:
+    if settings.sampler not in (*NOT_LEARNING, LEARNS_AT_RUNGS):
         raise fail(
             rungs,
-            f"all trials reach the first rung before one has ended, so sampler {settings.sampler} would have nothing "
-            f"to learn from; choose sampler: {' | '.join(NOT_LEARNING)}",
+            f"sampler {settings.sampler} {LEARNS_WRONGLY[settings.sampler]}; choose sampler: {LEARNS_AT_RUNGS}, which "
+            f"ranks trials by the rung that they reached, or one that does not learn: {' | '.join(NOT_LEARNING)}",
+        )
+    if settings.bracket is None:
+        if settings.bracket_size is not None:
+            raise fail(
+                ("search", "bracket_size"),
+                f"is of a sampler that learns; the trials of {settings.sampler} are one bracket of `trials`",
+            )
+    elif settings.trials % settings.bracket:
+        fewer = settings.trials // settings.bracket * settings.bracket
+        choices = " or ".join(str(number) for number in (fewer, fewer + settings.bracket) if number)
+        raise fail(
+            ("search", "trials"),
+            f"{settings.trials} trials are not whole brackets of {settings.bracket}, in which trials are suggested and "
+            f"compared: choose {choices}, or another bracket_size",
         )
 
 

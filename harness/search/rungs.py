@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from harness.launch.curves import measured_curve
 from harness.launch.planning import PlannedRun
@@ -21,17 +21,26 @@ def measured_at_rungs(search: Search, planned_runs: Sequence[PlannedRun]) -> dic
 
 
 def standings_of(
-    search: Search, trials: Sequence[TrialRecord], limits: Mapping[str, int], *, more_to_come: bool
+    search: Search,
+    trials: Sequence[TrialRecord],
+    limits: Mapping[str, int],
+    *,
+    paused: Collection[str] = (),
+    more_to_come: bool,
 ) -> dict[str, Standing]:
-    """Decide who goes on from each rung.
+    """Decide who goes on from each rung: among all trials, or among those of the bracket that was suggested last.
 
     Args:
         limits: arm of a running trial -> the step to which it was let on.
+        paused: arms of running trials that have come there.
         more_to_come: more trials will be suggested.
     """
     assert search.settings.rungs is not None
     (metric,) = search.metrics
-    progress = {trial.arm: _progress(trial, search.settings.rungs, limits) for trial in trials}
+    if bracket := search.settings.bracket:
+        first = max((trial.number for trial in trials), default=0) // bracket * bracket
+        trials, more_to_come = [trial for trial in trials if trial.number >= first], False
+    progress = {trial.arm: _progress(trial, search.settings.rungs, limits, trial.arm in paused) for trial in trials}
     return decide(
         progress,
         search.settings.rungs,
@@ -42,7 +51,8 @@ def standings_of(
     )
 
 
-def _progress(trial: TrialRecord, steps: Sequence[int], limits: Mapping[str, int]) -> Progress:
+def _progress(trial: TrialRecord, steps: Sequence[int], limits: Mapping[str, int], paused: bool) -> Progress:
     values = {int(step): value for step, value in trial.rung_values.items()}
     ended_at = steps[-1] if trial.state == "complete" else max(values, default=0)
-    return Progress(values, limits.get(trial.arm, ended_at), ended=trial.state != "running")
+    let_on = limits.get(trial.arm, ended_at)
+    return Progress(values, let_on, let_on if paused else 0, ended=trial.state != "running")

@@ -24,9 +24,13 @@ from harness.study.expand import expand
 from harness.study.model import Override, Run, Study
 from harness.study.plugins import load_plugins
 from harness.study.presentation import KEYS as PRESENTATION_KEYS
-from harness.study.rungs import REDUCTION_FACTOR
+from harness.study.rungs import REDUCTION_FACTOR, numbers_at_rungs, training_with_rungs
 from harness.text import did_you_mean
 
+LEARNS_AT_RUNGS = "tpe"
+"""The one sampler that learns from trials which were dropped, and ranks them by rung first."""
+
+RUNG_SETTINGS = ("rungs", "reduction_factor", "bracket_size")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -44,11 +48,22 @@ class Settings(SpecModel):
     seed: int = Field(0, ge=0, lt=2**31)
     rungs: tuple[int, ...] | None = None  # steps at which trials pause, and from which only the best go on
     reduction_factor: int | None = Field(None, ge=2, le=1000)  # of so many trials at a rung, one goes on
+    bracket_size: int | None = Field(None, ge=2, le=100_000)  # trials that a sampler that learns suggests together
     storage: str | None = None  # a database's URL for Optuna; None: a file beside the trials
 
     @property
     def keeps_one_of(self) -> int:
         return self.reduction_factor or REDUCTION_FACTOR
+
+    @property
+    def bracket(self) -> int | None:
+        """The number of trials that compete at rungs with each other alone; None: all trials of the search.
+
+        By default one of them trains to the end, as in the first bracket of Hyperband.
+        """
+        if self.rungs is None or self.sampler != LEARNS_AT_RUNGS:
+            return None
+        return self.bracket_size or self.keeps_one_of ** (len(self.rungs) - 1)
 
     @property
     def timeout_seconds(self) -> float:
@@ -214,6 +229,7 @@ class Search:
         value = self.document.value
         plugins = {plugin.name: plugin.digest for plugin in load_plugins(self.document)}
         rungs = {"rungs": self.settings.rungs, "reduction_factor": self.settings.keeps_one_of}
+        rungs |= {"bracket_size": self.settings.bracket} if self.settings.bracket else {}
         return json.loads(
             json.dumps(
                 {
@@ -229,6 +245,29 @@ class Search:
                 }
             )
         )
+
+    def training(self, steps: int) -> dict[str, Any]:
+        """Return the steps that all trials compute, with rungs also how many train to which, and the steps without.
+
+        Args:
+            steps: of a run.
+        """
+        settings = self.settings
+        if settings.rungs is None:
+            return {"steps": settings.trials * settings.replicates * steps}
+        size = settings.bracket or settings.trials
+        numbers = numbers_at_rungs(size, len(settings.rungs), settings.keeps_one_of)
+        of_all = [settings.trials // size * number for number in numbers]
+        return training_with_rungs(of_all, settings.rungs, settings.replicates)
+
+    def params(self) -> dict[str, str]:
+        """Return the space and the settings that do not change, as params of MLflow."""
+        left_out = {"space", "trials", "parallel", "timeout", "storage"}
+        left_out |= set() if self.settings.rungs else set(RUNG_SETTINGS)
+        params = {f"space.{parameter.path}": parameter.describe() for parameter in self.space}
+        return params | {
+            f"search.{key}": str(value) for key, value in self.settings.model_dump(exclude=left_out).items()
+        }
 
     def folder(self, runs_folder: Path) -> Path:
         return runs_folder / SEARCH / self.name

@@ -94,6 +94,20 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     return [TrialRecord.read(path) for path in paths]
 
 
+def num_counted(trials: Sequence[TrialRecord], settings: Settings) -> int:
+    """Return how many trials that have ended count towards `trials`; each of the others is replaced by another one.
+
+    Those that have failed do not count, unless the place that they had among those that compete at a rung stays empty:
+    after the first rung, and in a bracket.
+    """
+
+    def counts(trial: TrialRecord) -> bool:
+        keeps_its_place = settings.bracket is not None or (settings.rungs is not None and bool(trial.rung_values))
+        return trial.state in FINISHED or (trial.state == "failed" and keeps_its_place)
+
+    return sum(map(counts, trials))
+
+
 def pareto_front(trials: Sequence[TrialRecord], metrics: Sequence[Metric]) -> list[TrialRecord]:
     """Return the complete trials that no other trial dominates; with one metric the best trials."""
     complete = [trial for trial in trials if trial.state == "complete"]
@@ -124,7 +138,7 @@ def eta_seconds(trials: Sequence[TrialRecord], settings: Settings) -> float | No
     """Estimate the time for the remaining trials from those computed so far; None before the first."""
     finished = [trial for trial in trials if trial.state in FINISHED]
     durations = [trial.ended_seconds - trial.asked_seconds for trial in finished if not trial.reused]
-    num_left = max(0, settings.trials - len(finished))
+    num_left = max(0, settings.trials - num_counted(trials, settings))
     return sum(durations) / len(durations) * math.ceil(num_left / settings.parallel) if durations else None
 
 

@@ -36,6 +36,8 @@ from harness.study.document import Document, Keys, SourceLocation, plugin_source
 from harness.study.model import Override, Run, Study
 from harness.study.presentation import KEYS as PRESENTATION_KEYS
 from harness.study.presentation import read_presentation, require_metric
+from harness.study.rungs import KEYS as RUNG_KEYS
+from harness.study.rungs import read_rungs
 
 Expand = Callable[[Document, Path, tuple[Override, ...], bool], Study]
 
@@ -82,15 +84,20 @@ def python_study(
     question: str = "",
     compare: Mapping[str, Any] | None = None,
     figures: Mapping[str, Any] | None = None,
+    rungs: Sequence[int] | None = None,
+    reduction_factor: int | None = None,
 ) -> PythonStudy:
     """Combine runs into a study; the return value of `study()`.
 
     Args:
         question: what the study asks; by default the first line of the file's docstring.
         compare, figures: as in a YAML study.
+        rungs: steps at which all runs pause, and from which only the best arms by compare's metric go on.
+        reduction_factor: of so many arms at a rung, one goes on; 4 by default.
     """
     options: dict[str, Any] = {"plugins": list(plugins), "data_root": data_root, "budget_gpu_hours": budget_gpu_hours}
     options |= {"question": question, "compare": compare, "figures": figures}
+    options |= {"rungs": rungs, "reduction_factor": reduction_factor}
     return PythonStudy(name, tuple(runs), options, _caller())
 
 
@@ -114,7 +121,12 @@ def load_python_study(path: Path, late: tuple[Override, ...], inception: bool, e
         line = function.__code__.co_firstlineno if hasattr(function, "__code__") else 1
         raise SpecError(f"{path}:{line}: study() must return harness.python_study(name, [harness.run(...), ...])")
     expanded = _expand(study, path, late, inception, expand)
-    return replace(expanded, presentation=_presentation(study, path, module.__doc__ or "", expanded.runs))
+    presentation = _presentation(study, path, module.__doc__ or "", expanded.runs)
+    given = {key: study.options[key] for key in RUNG_KEYS if study.options[key] is not None}
+    if isinstance(given.get("rungs"), Sequence):
+        given["rungs"] = list(given["rungs"])  # perhaps a tuple, or a range
+    rungs = read_rungs(Document(given, {(): study.location}), expanded.runs, presentation.compare.metric)
+    return replace(expanded, presentation=presentation, rungs=rungs)
 
 
 def _presentation(study: PythonStudy, path: Path, docstring: str, runs: Sequence[Run]) -> Presentation:

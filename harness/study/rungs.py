@@ -48,11 +48,13 @@ class Progress:
     Attributes:
         values: by the rung's step: the mean over its replicates.
         let_on: the step to which it was let on earlier; 0 if it was not.
+        rests_at: the step at which it rests for now; 0 while it trains. What was not measured before will not be.
         ended: it is not waited for: it has failed, or is done without having been measured at the rungs.
     """
 
     values: Mapping[int, float] = field(default_factory=dict)
     let_on: int = 0
+    rests_at: int = 0
     ended: bool = False
 
 
@@ -90,8 +92,9 @@ def decide(
     sign = -1 if direction == "maximize" else 1
     for number, step in enumerate(steps[:-1], 1):
         measured = [name for name in competing if step in progress[name].values]
-        waited_for = [name for name in competing if step not in progress[name].values and not progress[name].ended]
-        if waited_for or (more_to_come and number == 1):
+        not_measured = [progress[name] for name in competing if step not in progress[name].values]
+        is_waited_for = any(not of_one.ended and of_one.rests_at < step for of_one in not_measured)
+        if is_waited_for or (more_to_come and number == 1):
             for name in competing:
                 let_on = max(step, progress[name].let_on)
                 standings[name] = Standing(next(rung for rung in steps if rung >= let_on))
@@ -101,12 +104,12 @@ def decide(
         best = ranked[: max(1, len(measured) // reduction_factor)]
         going_on = [name for name in competing if name in best or progress[name].let_on > step]
         for name in set(competing) - set(going_on):
-            reason = ""
+            reason = f"it has no {metric} there"
             if step in progress[name].values:
-                rung = f"rung {number} of {len(steps)}, step {step}"
-                value = f"{metric} {progress[name].values[step]:.6g}"
-                reason = f"{rung}: {value} is not among the best {len(best)} of {len(measured)}"
-            standings[name] = Standing(step, reason)
+                reason = (
+                    f"{metric} {progress[name].values[step]:.6g} is not among the best {len(best)} of {len(measured)}"
+                )
+            standings[name] = Standing(step, f"rung {number} of {len(steps)}, step {step}: {reason}")
         competing = going_on
     return standings | {name: Standing(steps[-1]) for name in competing}
 
@@ -117,6 +120,26 @@ def numbers_at_rungs(count: int, num_rungs: int, reduction_factor: int) -> list[
     while len(numbers) < num_rungs:
         numbers.append(max(1, numbers[-1] // reduction_factor))
     return numbers
+
+
+def training_with_rungs(numbers: Sequence[int], steps: Sequence[int], replicates: int = 1) -> dict[str, Any]:
+    """Return how many train to which rung, and the steps that they compute in all, with rungs and without.
+
+    Args:
+        numbers: of those that train to each rung.
+    """
+    spans = [step - before for before, step in itertools.pairwise((0, *steps))]
+    return {
+        "at_rungs": [{"step": step, "number": number} for number, step in zip(numbers, steps, strict=True)],
+        "steps": replicates * sum(number * span for number, span in zip(numbers, spans, strict=True)),
+        "steps_without_rungs": replicates * numbers[0] * steps[-1],
+    }
+
+
+def describe_training(training: Mapping[str, Any]) -> str:
+    """Describe what `training_with_rungs` returned: `8 to 1000, 2 to 4000; 34 % of the steps without rungs`."""
+    shown = ", ".join(f"{rung['number']} to {rung['step']}" for rung in training["at_rungs"])
+    return f"{shown}; {100 * training['steps'] / training['steps_without_rungs']:.0f} % of the steps without rungs"
 
 
 def metric_at_rungs(metric: str, run: Run) -> tuple[Evaluation, str]:

@@ -356,6 +356,7 @@ class _StudySyncer:
             "code_version": environment.get("code_version"),
             "state": status.state,
             "reason": status.reason,
+            "cause": status.cause or None,  # of a trial or an arm that was dropped at a rung: rung
             "attempt": status.attempt,
             "step": status.step,
             "num_steps": status.num_steps,

@@ -20,6 +20,7 @@ from harness.job import job
 from harness.records import throughput
 from harness.records.directory import RunDirectory
 from harness.records.disk import best_step, scores
+from harness.records.journal import MEASURED
 from harness.records.status import status_from
 from harness.slurm.time_limit import TimeLimit
 from harness.study.expand import load_study
@@ -119,7 +120,13 @@ def test_two_protocols_under_one_name_do_not_mix(tiny_run, tiny_study):
 def test_the_likelihood_is_measured_during_training_where_asked(tiny_run):
     folder = tiny_run("evaluate:\n  - {nll: {estimator: full, num_images: 4}, every: 4}\n")
     run_job(folder)
-    assert RunDirectory(folder).history("eval/nll_bpd")[0] == [4, 8, 12]
+    directory = RunDirectory(folder)
+    assert directory.history("eval/nll_bpd")[0] == [4, 8, 12]
+    facts = [
+        (event.fields["step"], event.fields["prefix"], event.fields["key"]) for event in directory.events(MEASURED)
+    ]
+    [key] = directory.evaluated_keys()
+    assert facts == [(4, "eval", key), (8, "eval", key)], "the last value is that of the evaluation"
 
 
 def test_the_number_of_threads_is_that_of_the_first_start(tiny_run):

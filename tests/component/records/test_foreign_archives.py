@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from click.testing import CliRunner
 from harness.cli import cli
 from harness.cli.common import all_runs
 from harness.errors import RecordError
+from harness.launch.rungs import drop
 from harness.records.archive import export_study, import_study
 from harness.records.directory import RunDirectory
 from harness.records.status import Status
@@ -245,6 +247,17 @@ def test_the_state_of_an_imported_run_is_read_from_its_journals(tmp_path, state,
     status = RunDirectory(tmp_path / "there" / directory.key).status()
     assert (status.state, status.cause, status.step, status.num_steps) == (imported_state, cause, 12, 12)
     assert "believe" not in status.reason
+
+
+def test_a_run_that_was_dropped_at_a_rung_is_imported_as_such_and_may_still_be_let_on(tmp_path):
+    [run] = tiny_study(tmp_path, STUDY)
+    directory = write_finished_run(run, tmp_path / "runs", state="paused")
+    directory.set_status(replace(directory.status(), cause="rung"))
+    drop(directory, "nll 3 is not among the best")
+    export_study("tiny", [directory], tmp_path / "tiny.tar")
+    import_study(tmp_path / "tiny.tar", tmp_path / "there")
+    status = RunDirectory(tmp_path / "there" / directory.key).status()
+    assert (status.state, status.cause, status.reason) == ("pruned", "rung", "nll 3 is not among the best")
 
 
 def test_a_run_that_says_finished_without_its_last_checkpoint_is_interrupted(tmp_path):

@@ -1,13 +1,19 @@
 """Rungs: the runs pause, the best go on, and end in the bits of runs that never paused."""
 
+import threading
+from dataclasses import replace
+
 import pytest
 
-from harness.job.job import run_job
+from harness.errors import SpecError, TrainingError
+from harness.job.job import _Job, run_job
 from harness.job.verify import digests, results
 from harness.launch import planning
-from harness.launch.rungs import going_on
+from harness.launch import submit as submit_module
+from harness.launch.rungs import drop, going_on, unsettled
 from harness.launch.submit import submit
 from harness.records.directory import RunDirectory
+from harness.records.lock import FolderLock
 from harness.records.manifest import read_manifest
 from harness.search.coordinator import Coordinator
 from harness.search.loading import load_search
@@ -126,6 +132,29 @@ def test_a_search_with_rungs_ends_in_the_bits_of_the_flat_one_and_computes_no_st
         assert told.intermediate_values == {int(step): value for step, value in trial.rung_values.items()}
 
 
+@pytest.mark.slow
+def test_a_search_by_tpe_ends_in_the_bits_of_the_flat_one_and_computes_no_step_twice(tmp_path):
+    """Two brackets of ten, of which the second is suggested by what the first has shown; killed in the middle of it."""
+    path, runs = tmp_path / "search.yaml", tmp_path / "runs"
+    space = SEARCH.replace("{choices: [1.0e-4, 1.0e-3, 3.0e-3, 1.0e-2]}", "{float: [1.0e-5, 1.0e-1], log: true}")
+    path.write_text(BASE + space.replace("grid", "tpe\n  bracket_size: 10").replace("trials: 4", "trials: 20"))
+    search = load_search(path, sets=["search.rungs=[4, 24]", "search.reduction_factor=5"])
+    Dies.left = 17
+    with pytest.raises(KeyboardInterrupt):
+        Coordinator(search, runs, Dies(runs), sync=False, on_message=lambda line: None).run()
+    assert Coordinator(search, runs, InProcess(runs), sync=False, on_message=lambda line: None).run()
+    trials = read_trials(search.folder(runs))
+    for bracket in (trials[:10], trials[10:]):
+        best = sorted(bracket, key=lambda trial: trial.rung_values["4"])[:2]
+        assert {trial.number for trial in best} == {trial.number for trial in bracket if trial.state == "complete"}
+    for trial in trials:
+        directory = RunDirectory(runs / trial.run_keys[0])
+        assert trained_steps(directory) == directory.durable_step() == (24 if trial.state == "complete" else 4)
+        if trial.state == "complete":
+            (run,) = search.trial(trial.number, trial.point).runs
+            assert bits(directory) == bits(flat(tmp_path / "flat", run))
+
+
 class Dies(InProcess):
     """Works on a few runs; the coordinator dies before the next."""
 
@@ -184,6 +213,163 @@ def test_the_best_arms_go_on_from_rung_to_rung_and_another_study_gets_a_dropped_
     assert submit(rest, cluster="debug", sync=False).wait(lambda: None)
     assert {planned.state for planned in planning.plan(load_study(other), runs).runs} == {"done"}
     assert bits(dropped.directory) == bits(flat(tmp_path / "flat", dropped.run))
+
+
+def climb_arms(path, runs, make_plan=planning.plan):
+    """Submit a study from rung to rung, as `submit` does on this machine; return how many runs each time."""
+    plan, rounds = make_plan(load_study(path), runs), []
+    while plan:
+        submission = submit(plan, cluster="debug", sync=False)
+        assert submission.wait(lambda: None)
+        rounds.append(len(submission.runs))
+        plan = going_on(make_plan(load_study(path), runs))
+    return rounds
+
+
+IN_PYTHON = """
+import harness
+
+SPEC = {
+    "data": "mog", "diffusion": {"num_timesteps": 30}, "model": {"name": "mlp", "width": 16, "depth": 1},
+    "train": {"steps": 24, "batch_size": 16, "ema_rate": 0.8}, "records": {"log_every": 5},
+    "resources": {"device": "cpu", "threads": 1},
+}
+RATES = [1e-4, 1e-3, 3e-3, 1e-2]
+NLL = {"name": "eval", "every": 4, "nll": {"num_images": 16, "evaluations_per_image": 4}}
+
+
+def study():
+    runs = [
+        harness.run(arm=f"lr={lr}", spec=SPEC | {"optim": {"lr": lr, "decay": "cosine"}}, evaluate=[NLL])
+        for lr in RATES
+    ]
+    return harness.python_study("climb", runs, rungs=[4, 12, 24], reduction_factor=2, compare={"metric": "nll"})
+"""
+
+
+@pytest.mark.slow
+def test_a_study_in_python_climbs_the_rungs_of_the_same_one_in_yaml(tmp_path):
+    path, runs = tmp_path / "arms.py", tmp_path / "runs"
+    path.write_text(IN_PYTHON)
+    (tmp_path / "arms.yaml").write_text(BASE + ARMS)
+    assert climb_arms(path, runs) == [4, 2, 1]
+    plan, same = (planning.plan(load_study(tmp_path / f"arms.{kind}"), runs) for kind in ("py", "yaml"))
+    assert [(one.run_key, one.state, one.run.until) for one in plan.runs] == [
+        (one.run_key, one.state, one.run.until) for one in same.runs
+    ]
+    assert sorted(planned.state for planned in plan.runs) == ["done", "pruned", "pruned", "pruned"]
+    best = next(planned for planned in plan.runs if planned.state == "done")
+    assert bits(best.directory) == bits(flat(tmp_path / "flat", best.run))
+
+
+def fails(monkeypatch, *, seed, lr, step):
+    """Let the run of a seed and a learning rate fail at a step."""
+
+    def measure(job, training, data, at, _measure=_Job._evaluate_during):
+        if (job.spec.seed, job.spec.optim.lr) == (seed, lr) and at >= step:
+            raise TrainingError("the loss is not a number")
+        return _measure(job, training, data, at)
+
+    monkeypatch.setattr(_Job, "_evaluate_during", measure)
+
+
+@pytest.mark.slow
+def test_an_arm_of_which_one_replicate_fails_is_dropped_and_competes_again_when_it_is_mended(tmp_path, monkeypatch):
+    path, runs = tmp_path / "arms.yaml", tmp_path / "runs"
+    path.write_text(BASE + ARMS + "replicates: 2\n")
+    with monkeypatch.context() as patch:
+        fails(patch, seed=1, lr=3e-3, step=4)
+        submit(planning.plan(load_study(path), runs), cluster="debug", sync=False).wait(lambda: None)
+        plan = planning.plan(load_study(path), runs)
+        arm = [planned for planned in plan.runs if planned.run.spec.optim.lr == 3e-3]
+        assert [planned.state for planned in arm] == ["pruned", "failed"]
+        assert arm[0].status.reason == "rung 1 of 3, step 4: it has no nll there"
+        assert sum(planned.run.until == 12 for planned in plan.runs) == 2, "one of the three arms that were measured"
+        while plan := going_on(planning.plan(load_study(path), runs)):
+            submit(plan, cluster="debug", sync=False).wait(lambda: None)
+        plan = planning.plan(load_study(path), runs)
+        assert sorted(planned.state for planned in plan.runs) == ["done"] * 2 + ["failed"] + ["pruned"] * 5
+        assert unsettled(plan) == 0, "nobody watches for ever"
+    climb_arms(path, runs)
+    plan = planning.plan(load_study(path), runs)
+    arm = [planned for planned in plan.runs if planned.run.spec.optim.lr == 3e-3]
+    values = {planned.run.spec.optim.lr: planned.status for planned in plan.runs}
+    assert {planned.state for planned in arm} <= {"pruned", "done"} and len(values) == 4
+    assert all(trained_steps(one.directory) == one.directory.durable_step() for one in plan.runs if one not in arm)
+
+
+@pytest.mark.slow
+def test_while_it_is_watched_a_failed_run_is_not_submitted_again(tmp_path, monkeypatch):
+    path, runs, submitted = tmp_path / "arms.py", tmp_path / "runs", []
+    path.write_text(IN_PYTHON)
+
+    def submit_and_wait(plan, **options):
+        submission = submit(plan, **options)
+        submission.wait(lambda: None)
+        submitted.append([planned.run.spec.optim.lr for planned in submission.runs])
+        return submission
+
+    fails(monkeypatch, seed=0, lr=3e-3, step=8)
+    submit_and_wait(planning.plan(load_study(path), runs), cluster="debug", sync=False)
+    monkeypatch.setattr(submit_module, "WATCH_SECONDS", 0.0)
+    monkeypatch.setattr(submit_module, "submit", submit_and_wait)
+    options = {"cluster": "debug", "sync": False}
+    submit_module.submit_rest(lambda: planning.plan(load_study(path), runs), 0, lambda line: None, **options)
+    assert sum(rates.count(3e-3) for rates in submitted) == 2, "to each of two rungs, and not again"
+    states = {one.run.spec.optim.lr: one.state for one in planning.plan(load_study(path), runs).runs}
+    assert states.pop(3e-3) == "failed" and sorted(states.values()) == ["done", "pruned", "pruned"]
+
+
+@pytest.mark.slow
+def test_values_of_another_protocol_decide_nothing_and_the_old_one_decides_again(tmp_path):
+    path, runs = tmp_path / "arms.yaml", tmp_path / "runs"
+    path.write_text(BASE + ARMS)
+    submit(planning.plan(load_study(path), runs), cluster="debug", sync=False).wait(lambda: None)
+    before = planning.plan(load_study(path), runs)
+    assert [planned.run.until for planned in before.runs].count(12) == 2
+    for changed in (("num_images: 16", "num_images: 8"), ("name: eval", "name: other")):
+        path.write_text((BASE + ARMS).replace(*changed))
+        plan = planning.plan(load_study(path), runs)
+        assert {planned.status.reason for planned in plan.runs} == {"rung 1 of 3, step 4: it has no nll there"}
+        assert not plan.to_do and unsettled(plan) == 0
+    submit(plan, cluster="debug", sync=False).wait(lambda: None)
+    path.write_text((BASE + ARMS).replace("every: 4", "every: 5"))
+    with pytest.raises(SpecError, match="is measured every 5 steps and so not at step 4"):
+        load_study(path)
+    path.write_text(BASE + ARMS)
+    again = planning.plan(load_study(path), runs)
+    assert [one.run.until for one in again.runs] == [one.run.until for one in before.runs]
+    assert climb_arms(path, runs) == [2, 1]
+
+
+def test_rungs_that_are_set_for_once_hold_from_then_on(tmp_path):
+    path, runs = tmp_path / "arms.yaml", tmp_path / "runs"
+    path.write_text(BASE + ARMS)
+    submit(planning.plan(load_study(path), runs), cluster="debug", sync=False).wait(lambda: None)
+    later = planning.plan(load_study(path, sets=["rungs=[8, 24]"]), runs)
+    assert {(planned.state, planned.run.until) for planned in later.runs} == {("interrupted", 8)}
+    submit(later, cluster="debug", sync=False).wait(lambda: None)
+    assert {RunDirectory(planned.path).durable_step() for planned in later.runs} == {8}
+    earlier = planning.plan(load_study(path), runs)  # what has gone on is not called back
+    assert {planned.run.until for planned in earlier.runs} == {12}
+    with pytest.raises(SpecError, match=r"--set rungs=\[8, 20\]:.*the last rung, 20, is not the end of arm"):
+        load_study(path, sets=["rungs=[8, 20]"])
+
+
+def test_a_run_is_dropped_when_the_job_that_paused_has_let_go_of_it(tmp_path):
+    path, runs = tmp_path / "arms.yaml", tmp_path / "runs"
+    path.write_text(BASE + ARMS)
+    plan = planning.plan(load_study(path), runs)
+    submit(replace(plan, runs=plan.runs[:1]), cluster="debug", sync=False).wait(lambda: None)
+    directory = plan.runs[0].directory
+    assert directory.status().state == "paused"
+    lock = FolderLock(directory.lock_folder, "the job")
+    lock.acquire()
+    timer = threading.Timer(0.5, lock.release)
+    timer.start()
+    drop(directory, "not among the best")
+    timer.join()
+    assert (directory.status().state, directory.status().cause) == ("pruned", "rung")
 
 
 def test_a_start_at_a_rung_that_holds_makes_no_step(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from harness.analysis.figures import fig_search
 from harness.analysis.report.report import report
 from harness.analysis.runs import load_records
+from harness.errors import RecordError
 
 SPACE = [
     {"path": "objective.lambda_vlb", "kind": "float", "low": 1e-5, "high": 1e-1, "log": True, "step": None},
@@ -25,7 +26,7 @@ TRIALS = [
     (1e-2, 1e-3, 3, 3.6, 0.4, "complete"),
     (1e-1, 1e-1, 2, None, None, "failed"),
 ]
-WITHOUT_DATA = "search_intermediate"  # nothing is measured during these trainings
+WITHOUT_DATA = ("search_intermediate", "search_rungs")  # nothing is measured during these trainings
 
 
 @pytest.fixture
@@ -92,6 +93,51 @@ def test_values_during_training_are_curves_the_best_done_run_stands_out_and_prun
     assert picture.data([run]).empty
 
 
+@pytest.fixture
+def with_rungs(searched):
+    """Four trials at rung 10, two at 20, one at 40; and one whose value is no number."""
+    folder = searched / ".search" / "small"
+    definition = {"space": [], "metrics": METRICS[:1], "rungs": [10, 20, 40], "reduction_factor": 2}
+    (folder / "search.json").write_text(json.dumps({"study": "small", "definition": definition}))
+    for path in folder.glob("trials/*.json"):
+        path.unlink()
+    for number, values in enumerate(([5.0, 4.0], [4.5, 3.0, 2.0], [6.0], [7.0], [float("nan")])):
+        record = {"number": number, "point": {}, "state": "complete" if number == 1 else "pruned"}
+        record |= {"ended_seconds": 10.0 + number, "replicate_values": {}, "values": {METRICS[0]["name"]: values[-1]}}
+        record["rung_values"] = dict(zip(("10", "20"), values, strict=False))
+        (folder / "trials" / f"trial-{number:04d}.json").write_text(json.dumps(record))
+    return searched
+
+
+def test_dropped_trials_end_at_their_rung_in_a_cross_and_the_best_stands_out(with_rungs):
+    picture, frame = fig_search.FIGURES["search_rungs"], frame_of("search_rungs", with_rungs)
+    assert frame.groupby("rung")["trial"].nunique().tolist() == [5, 2, 1]
+    assert frame[frame["trial"] == 1][["step", "value"]].to_numpy().tolist() == [[10, 4.5], [20, 3.0], [40, 2.0]]
+    assert frame[frame["trial"] == 0]["step"].tolist() == [10, 20], "a dropped trial's last value is no third rung"
+    (axes,) = picture.draw(frame).axes
+    markers = {tuple(line.get_ydata()): line.get_marker() for line in axes.lines}
+    assert markers[5.0, 4.0] == markers[(6.0,)] == "x" and markers[4.5, 3.0, 2.0] == "o"
+    assert [text.get_text() for text in axes.texts] == ["5", "2", "1"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["10", "20", "40"]
+    assert axes.get_legend_handles_labels()[1] == ["dropped at a rung", "best"]
+    assert picture.caption(frame).startswith("5 trials from rung to rung")
+    assert "4 were dropped" in picture.caption(frame) and "1 had a value that is no number" in picture.caption(frame)
+
+
+def test_a_search_without_rungs_has_no_figure_of_them_and_a_damaged_one_leaves_its_trial_out(with_rungs):
+    path = with_rungs / ".search" / "small" / "trials" / "trial-0001.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rung_values": {"10": "<b>"}}))
+    assert set(frame_of("search_rungs", with_rungs)["trial"]) == {0, 2, 3, 4}
+    stored = with_rungs / ".search" / "small" / "search.json"
+    definition = json.loads(stored.read_text())["definition"]
+    stored.write_text(json.dumps({"definition": definition | {"rungs": "all"}}))
+    with pytest.raises(RecordError, match="rungs are not a list of steps"):
+        frame_of("search_rungs", with_rungs)
+    del definition["rungs"]
+    stored.write_text(json.dumps({"definition": definition}))
+    assert frame_of("search_rungs", with_rungs).empty
+
+
 def test_the_contour_takes_the_two_numbers_of_each_complete_trial(searched):
     frame = frame_of("search_contour", searched)
     assert frame["parameter_x"].unique().tolist() == ["objective.lambda_vlb"]
@@ -122,7 +168,7 @@ def test_a_choice_stands_at_its_place_and_a_parameter_that_takes_no_part_nowhere
 def test_the_report_shows_the_figures_of_a_search_and_of_a_study_none_of_them(searched, study_runs, tmp_path, capsys):
     page = report(searched, tmp_path / "figures").read_text()
     for name, picture in fig_search.FIGURES.items():
-        if name == WITHOUT_DATA:
+        if name in WITHOUT_DATA:
             continue
         for kind in ("png", "pdf", "csv"):
             assert (tmp_path / "figures" / "small" / f"{name}.{kind}").stat().st_size > 50
@@ -137,7 +183,7 @@ def test_the_report_shows_the_figures_of_a_search_and_of_a_study_none_of_them(se
 def test_the_pictures_of_a_search_are_drawn_into_its_folder(searched):
     out = searched / ".search" / "small" / "figures"
     drawn = fig_search.draw_all(searched, "small", out)
-    assert [path.stem for path in drawn] == [name for name in fig_search.FIGURES if name != WITHOUT_DATA]
+    assert [path.stem for path in drawn] == [name for name in fig_search.FIGURES if name not in WITHOUT_DATA]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 """What a search may ask for, refused with the line where it cannot; nothing is run."""
 
 import itertools
+import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from click.testing import CliRunner
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.cli import cli
 from harness.errors import SpecError
+from harness.records import throughput
+from harness.records.throughput import Throughput
 from harness.search.loading import load_search
 from harness.search.optuna_backend import first_suggestions
 from harness.search.space import Parameter, format_value
@@ -140,9 +145,29 @@ REFUSED = {
                          "resources.threads: {int: [1, 2]}"),
         ["search.yaml:16: search.space.resources.threads: 1 and 2 give the same run"],
     ),
-    "rungs and a sampler that learns": (
-        LAMBDA_S + "  rungs: [4, 12]\n",
-        ["search.yaml:20: search.rungs: all trials reach the first rung before one has ended, so sampler tpe"],
+    "rungs and a sampler that learns from complete trials alone": (
+        LAMBDA_S + "  sampler: gp\n  rungs: [4, 12]\n",
+        ["search.yaml:21: search.rungs: sampler gp learns from complete trials alone", "choose sampler: tpe,"],
+    ),
+    "rungs and a sampler that takes all steps for one": (
+        LAMBDA_S + "  sampler: cmaes\n  rungs: [4, 12]\n",
+        ["search.yaml:21: search.rungs: sampler cmaes compares the last values of trials, whatever the step"],
+    ),
+    "rungs and half a bracket": (
+        LAMBDA_S + "  bracket_size: 24\n  rungs: [4, 12]\n",
+        ["search.yaml:19: search.trials: 64 trials are not whole brackets of 24", "choose 48 or 72, or"],
+    ),
+    "fewer trials than a bracket": (
+        LAMBDA_S.replace("64", "8") + "  rungs: [4, 8, 12]\n",
+        ["search.yaml:19: search.trials: 8 trials are not whole brackets of 16", "choose 16, or another bracket_size"],
+    ),
+    "brackets of a sampler that does not learn": (
+        LAMBDA_S + "  sampler: qmc\n  bracket_size: 16\n  rungs: [4, 12]\n",
+        ["search.yaml:21: search.bracket_size:", "the trials of qmc are one bracket"],
+    ),
+    "brackets without rungs": (
+        LAMBDA_S + "  bracket_size: 16\n",
+        ["search.yaml:20: search.bracket_size: is of rungs, and there are none"],
     ),
     "rungs and a pruner": (
         LAMBDA_S + "  sampler: random\n  pruner: median\n  rungs: [4, 12]\n",
@@ -182,6 +207,52 @@ def test_set_reaches_the_search_and_the_runs(make):
     assert search.trial(0, {"objective.lambda_vlb": 0.1}).runs[0].spec.train.steps == 7
 
 
+RUNGS = LAMBDA_S + "  parallel: 4\n  rungs: [4, 8, 12]\n  reduction_factor: 2\n  replicates: 3\n"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc"])
+def test_the_steps_of_a_search_with_rungs_are_counted_before_and_compared_with_those_without(make, sampler):
+    base = BASE.replace("name: eval", "name: eval, every: 4")
+    search = make(RUNGS, f"search.sampler={sampler}", base=base)
+    assert search.settings.bracket == (4 if sampler == "tpe" else None)
+    training = search.training(12)
+    assert [rung["number"] for rung in training["at_rungs"]] == [64, 32, 16]
+    assert training["steps"] == 3 * (64 * 4 + 32 * 4 + 16 * 4) and training["steps_without_rungs"] == 3 * 64 * 12
+    assert make(LAMBDA_S).training(12) == {"steps": 64 * 12}
+
+
+def test_brackets_change_the_numbers_where_they_do_not_halve_evenly(make):
+    base = BASE.replace("name: eval", "name: eval, every: 4")
+    search = make(RUNGS, "search.bracket_size=8", "search.trials=24", "search.reduction_factor=3", base=base)
+    assert [rung["number"] for rung in search.training(12)["at_rungs"]] == [24, 6, 3], "8, 2 and 1 of each bracket"
+    whole = make(RUNGS, "search.sampler=qmc", "search.trials=24", "search.reduction_factor=3", base=base)
+    assert [rung["number"] for rung in whole.training(12)["at_rungs"]] == [24, 8, 2]
+
+
+def test_plan_tells_what_rungs_save_in_steps_and_where_a_step_was_measured_in_time(make, tmp_path):
+    base = BASE.replace("name: eval", "name: eval, every: 4")
+    search = make(RUNGS, base=base)
+    runs = tmp_path / "runs"
+    arguments = ["plan", str(search.path), "--runs", str(runs)]
+    said = CliRunner().invoke(cli, arguments, catch_exceptions=False).output
+    assert "in brackets of 4: 64 to 4, 32 to 8, 16 to 12; 58 % of the steps without rungs" in said
+    assert "training: about" not in said
+    run = search.trial(0, {"objective.lambda_vlb": 0.1}).runs[0]
+    measured = Throughput(run.spec.cost_key, 0.5, "cpu", "a laptop", threads=1, kernels=run.resources.kernels)
+    throughput.record(runs, measured)
+    said = CliRunner().invoke(cli, arguments, catch_exceptions=False).output
+    assert "training: about 11 min instead of 19 min on one a laptop, one run at a time" in said
+    document = json.loads(CliRunner().invoke(cli, [*arguments, "--json"], catch_exceptions=False).output)
+    assert document["bracket_size"] == 4 and len(document["suggestions"]) == 4
+    training = document["training"]
+    assert training["seconds"] == training["steps"] / 2 == 3 * 448 / 2
+    assert training["seconds_without_rungs"] == 3 * 64 * 12 / 2 and training["measured_on"] == "a laptop"
+    path = tmp_path / "flat.yaml"
+    path.write_text(base + LAMBDA_S)
+    document = json.loads(CliRunner().invoke(cli, ["plan", str(path), "--json"], catch_exceptions=False).output)
+    assert document["training"].keys() == {"steps", "seconds", "measured_on"}
+
+
 @pytest.mark.parametrize("path", ["search/lambda_s.yaml", "laptop/search_digits.yaml"])
 def test_the_shipped_searches_load(path):
     search = load_search(Path(__file__).parents[3] / "experiments" / path)
@@ -189,6 +260,7 @@ def test_the_shipped_searches_load(path):
     assert search.settings.trials >= 16
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.decimals("-10", "10", places=3),
     st.decimals("0.001", "2", places=4).filter(bool),

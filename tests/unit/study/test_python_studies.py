@@ -65,6 +65,43 @@ def test_a_value_can_be_set_for_once(write):
     assert {run.spec.train.steps for run in load_study(write(STUDY), sets=["train.steps=7"]).runs} == {7}
 
 
+RUNGS = "        rungs=[1000, 4000],\n        reduction_factor=2,\n        compare={'metric': 'nll'},\n    )\n"
+WITH_RUNGS = (
+    STUDY.replace('"nll"', '"every": 500, "nll"').replace('"steps": 1', '"steps": 4000')[: -len("    )\n")] + RUNGS
+)
+
+
+def test_rungs_are_those_of_the_same_study_in_yaml_and_no_part_of_a_key(write):
+    yaml = YAML.replace("steps: 1", "steps: 4000").replace("nll", "every: 500, nll")
+    rungs = "rungs: [1000, 4000]\nreduction_factor: 2\ncompare: {metric: nll}\n"
+    in_yaml, in_python = load_study(write(yaml + rungs, "study.yaml")), load_study(write(WITH_RUNGS))
+    assert in_python.rungs == in_yaml.rungs and in_python.rungs.steps == (1000, 4000)
+    assert [run.run_key for run in in_python.runs] == [run.run_key for run in in_yaml.runs]
+    flat = load_study(write(WITH_RUNGS.replace("rungs=[1000, 4000],", "").replace("reduction_factor=2,", "")))
+    assert flat.rungs is None and [run.run_key for run in flat.runs] == [run.run_key for run in in_python.runs]
+    assert load_study(write(WITH_RUNGS.replace("[1000, 4000]", "(1000, 4000)"))).rungs == in_yaml.rungs
+    assert load_study(write(WITH_RUNGS.replace("reduction_factor=2,", ""))).rungs.reduction_factor == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[1000, 4000]", "1000", "rungs: a list of steps"),
+        ("[1000, 4000]", "[4000, 1000]", "each more than the one before"),
+        ("[1000, 4000]", "[1000, 2000]", "the last rung, 2000, is not the end of arm width-32"),
+        ("[1000, 4000]", "[750, 4000]", "eval is measured every 500 steps and so not at step 750"),
+        ('"every": 500, ', "", "no evaluation measures nll during training"),
+        ("compare={'metric': 'nll'},", "", "compare.metric decides who goes on"),
+        ("reduction_factor=2", "reduction_factor=1", "reduction_factor: a whole number from 2"),
+        ("rungs=[1000, 4000],", "", "reduction_factor: is of rungs, and there are none"),
+    ],
+)
+def test_rungs_that_cannot_be_decided_are_refused_as_in_yaml(write, old, new, message):
+    assert WITH_RUNGS.count(old) == 1
+    path = write(WITH_RUNGS.replace(old, new))
+    assert refusal(path).startswith(f"{path}:7: ") and message in refusal(path)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "message"),
     [

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from harness.errors import SpecError
+from harness.launch import planning
 from harness.study.expand import load_study
 from harness.study.rungs import Progress, Standing, decide, numbers_at_rungs
 from harness.testing import TINY_STUDY
@@ -53,7 +54,24 @@ def test_the_second_rung_is_decided_among_those_that_went_on():
 def test_what_has_failed_is_not_waited_for_and_does_not_count():
     progress = {"a": Progress({10: 1.0}), "b": Progress({10: 2.0}), "c": Progress(ended=True)}
     after = standings(progress)
-    assert after["a"] == Standing(20) and after["b"].dropped and after["c"] == Standing(10)
+    assert after["a"] == Standing(20) and after["b"].dropped
+    assert after["c"] == Standing(10, "rung 1 of 3, step 10: it has no nll there")
+
+
+def test_what_has_gone_past_a_rung_without_a_value_is_not_waited_for():
+    progress = {"a": Progress({10: 1.0}), "b": Progress({10: 2.0}), "c": Progress(rests_at=10), "d": Progress()}
+    assert standings(progress) == dict.fromkeys("abcd", Standing(10)), "d is to come there yet"
+    after = standings(progress | {"d": Progress(let_on=20, rests_at=15)})
+    assert after["a"] == Standing(20) and after["b"].dropped and "no nll" in after["c"].dropped
+    assert after["d"] == Standing(20), "what was let on is not called back"
+
+
+def test_where_no_value_is_a_number_nobody_goes_on():
+    after = standings({name: Progress({10: math.nan}) for name in "ab"})
+    assert {standing.until for standing in after.values()} == {10}
+    assert after["a"].dropped == "rung 1 of 3, step 10: nll nan is not among the best 0 of 2"
+    after = standings({name: Progress(rests_at=10) for name in "ab"})
+    assert all(standing == Standing(10, "rung 1 of 3, step 10: it has no nll there") for standing in after.values())
 
 
 def test_an_arm_that_was_let_on_is_not_called_back_by_a_better_one_that_came_later():
@@ -112,3 +130,17 @@ def test_rungs_do_not_change_the_run_keys(tmp_path):
     with_rungs = [run.run_key for run in load_study(path).runs]
     path.write_text(STUDY.replace("rungs: [5, 20]\n", ""))
     assert [run.run_key for run in load_study(path).runs] == with_rungs
+
+
+def test_plan_tells_how_many_arms_train_to_which_rung_and_what_that_saves(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY + "replicates: 3\n")
+    plan = planning.plan(load_study(path), tmp_path / "runs")
+    assert plan.as_json()["training"] == {
+        "at_rungs": [{"step": 5, "number": 2}, {"step": 20, "number": 1}],
+        "steps": 3 * (2 * 5 + 15),
+        "steps_without_rungs": 3 * 2 * 20,
+    }
+    assert plan.notes()[0].startswith("rungs by nll, arms to steps: 2 to 5, 1 to 20; 62 % of the steps without rungs")
+    path.write_text(STUDY.replace("rungs: [5, 20]\n", ""))
+    assert "training" not in planning.plan(load_study(path), tmp_path / "runs").as_json()
