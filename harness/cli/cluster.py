@@ -18,9 +18,9 @@ from harness.cli.common import (
     runs_folder_option,
     set_option,
     studies_or_runs,
-    study_file,
 )
 from harness.cli.studies import submit_and_follow
+from harness.cli.study_files import study_file
 from harness.errors import LaunchError
 
 

@@ -11,15 +11,14 @@ import click
 
 from harness.cli.common import (
     Output,
-    StudyFile,
     json_option,
     load,
     profile_option,
     read_profile,
     runs_folder_option,
     set_option,
-    study_file,
 )
+from harness.cli.study_files import StudyFile, study_file
 
 if TYPE_CHECKING:
     from harness.launch.calibrate import Calibrated

@@ -19,8 +19,8 @@ from harness.cli.common import (
     read_profile,
     runs_folder_option,
     set_option,
-    study_file,
 )
+from harness.cli.study_files import study_file
 from harness.errors import HarnessError, LaunchError
 
 if TYPE_CHECKING:

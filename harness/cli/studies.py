@@ -21,8 +21,8 @@ from harness.cli.common import (
     read_profile,
     runs_folder_option,
     set_option,
-    study_file,
 )
+from harness.cli.study_files import study_file
 from harness.errors import LaunchError
 
 if TYPE_CHECKING:

@@ -13,8 +13,10 @@ from click.testing import CliRunner
 
 from harness import __version__
 from harness.cli import GROUPS, cli, reference
+from harness.cli.study_files import StudyFile, find_study_file
 from harness.errors import HarnessError, LaunchError
 from harness.records.directory import RunDirectory
+from harness.records.manifest import ask_for
 from harness.records.status import Status
 from harness.spec.base import SCHEMA_VERSION
 
@@ -121,11 +123,51 @@ def test_a_name_that_no_file_or_several_have_is_refused_with_the_choices(tmp_pat
     error = invoke("plan", "tinny").exception
     assert isinstance(error, LaunchError)
     assert str(error) == (
-        "no study 'tinny' in the YAML files of this folder and of experiments/; choices: tiny; or give its file"
+        "no study 'tinny' in runs or in the YAML files of this folder and of experiments/; choices: tiny; or give its "
+        "file"
     )
     (tmp_path / "copy.yaml").write_text((tmp_path / "tiny.yaml").read_text())
     error = invoke("plan", "tiny").exception
     assert str(error) == "study 'tiny' is in 2 files, give one: copy.yaml, tiny.yaml"
+
+
+TAKE_A_FILE = [verb for verb in VERBS if any(isinstance(parameter.type, StudyFile) for parameter in verb.params)]
+
+
+@pytest.mark.parametrize("verb", TAKE_A_FILE, ids=lambda verb: verb.name)
+def test_every_verb_that_reads_a_studys_file_knows_that_of_a_name_that_was_submitted(verb, tmp_path, tiny_study):
+    [run] = tiny_study("replicates: 1\n")
+    runs = tmp_path / "runs"
+    ask_for(runs, "tiny", {run.run_key: run.membership()}, file=tmp_path / "tiny.yaml")
+    for words in (["tiny", "--runs", str(runs)], ["--runs", str(runs), "tiny"]):
+        assert verb.make_context(verb.name, words).params["study"] == tmp_path / "tiny.yaml"
+
+
+def test_a_file_that_a_study_was_submitted_from_counts_until_it_is_gone(tmp_path, tiny_study, monkeypatch):
+    [run] = tiny_study("replicates: 1\n")
+    elsewhere, here = tmp_path / "elsewhere" / "tiny.yaml", tmp_path / "here"
+    elsewhere.parent.mkdir()
+    here.mkdir()
+    (tmp_path / "tiny.yaml").rename(elsewhere)
+    ask_for(here / "runs", "tiny", {run.run_key: run.membership()}, file=elsewhere)
+    monkeypatch.chdir(here)
+    assert [entry["run_key"] for entry in document("plan", "tiny")["runs"]] == [run.run_key]
+    (here / "experiments").mkdir()
+    for copy in ("one", "two"):  # of which none was submitted
+        (here / "experiments" / f"{copy}.yaml").write_text(elsewhere.read_text())
+    assert find_study_file("tiny", here / "runs") == elsewhere
+    text = elsewhere.read_text()
+    elsewhere.unlink()
+    with pytest.raises(LaunchError, match="study 'tiny' is in 2 files"):
+        find_study_file("tiny", here / "runs")
+    (here / "experiments" / "two.yaml").unlink()
+    assert find_study_file("tiny", here / "runs") == Path("experiments/one.yaml")
+    (here / "experiments" / "one.yaml").unlink()
+    with pytest.raises(LaunchError, match=rf"'tiny' was submitted from {elsewhere}, which is gone; give its file"):
+        find_study_file("tiny", here / "runs")
+    elsewhere.write_text(text.replace("study: tiny", "study: other"))
+    with pytest.raises(LaunchError, match=rf"'tiny' was submitted from {elsewhere}, which has another name now"):
+        find_study_file("tiny", here / "runs")
 
 
 def test_a_profile_that_is_not_there_is_refused_with_the_choices(tmp_path, tiny_study, monkeypatch):
