@@ -9,14 +9,23 @@ from harness.cli.tables import Table
 from harness.errors import LaunchError
 from harness.launch.estimate import Estimate, RunCost, total
 from harness.launch.planning import Plan, on_cluster
-from harness.progress import duration
 from harness.slurm.profile import Profile
 from harness.spec.cards import CARDS, find_card
-from harness.text import count, device_hours, did_you_mean, markdown, printable, rounded_count
+from harness.text import (
+    compute_time,
+    count,
+    device_time,
+    did_you_mean,
+    duration,
+    markdown,
+    printable,
+    rounded_count,
+    step_time,
+)
 
 HEADERS = (
-    *("arm", "runs left", "parameters", "multiply-adds a step", "steps", "seconds a step"),
-    *("network evaluations", "hours to train", "hours to evaluate", "device hours"),
+    *("arm", "runs left", "parameters", "multiply-adds a step", "steps", "time a step"),
+    *("network evaluations", "to train", "to evaluate", "device time"),
 )
 
 
@@ -48,7 +57,7 @@ def show(estimate: Estimate, *, as_markdown: bool) -> None:
     print()
     hours, wall = estimate.device_hours, estimate.wall_seconds
     jobs = f"{count(estimate.parallel, 'job')} at a time"
-    print(f"{_or_unknown(hours, device_hours)} device hours; {_or_unknown(wall, duration)} with {jobs}")
+    print(f"{_or_unknown(hours, device_time)}; {_or_unknown(wall, duration)} with {jobs}")
     if (budget := estimate.plan.study.budget_gpu_hours) is not None:
         print(f"budget_gpu_hours: {budget:g}" + (", which this is over" if hours and hours > budget else ""))
     if (limits := estimate.most_time_limits) > 1:
@@ -109,11 +118,11 @@ def _cells(costs: Sequence[RunCost]) -> tuple[str, ...]:
         _range([cost.arithmetic.parameters if cost.arithmetic else None for cost in costs], rounded_count),
         _range([_step_multiply_adds(cost) for cost in costs], rounded_count),
         rounded_count(sum(cost.steps for cost in costs)),
-        _range([cost.step_seconds for cost in costs], lambda seconds: f"{seconds:.3g}"),
+        _range([cost.step_seconds for cost in costs], step_time),
         rounded_count(sum(cost.evaluations for cost in costs)),
-        _or_unknown(training, device_hours),
-        _or_unknown(evaluations, device_hours),
-        _or_unknown(total(cost.device_hours if cost.is_left else 0.0 for cost in costs), device_hours),
+        _or_unknown(training, compute_time),
+        _or_unknown(evaluations, compute_time),
+        _or_unknown(total(cost.device_hours if cost.is_left else 0.0 for cost in costs), compute_time),
     )
 
 

@@ -101,7 +101,6 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     from harness import text
     from harness.cli import tables
     from harness.launch import planning
-    from harness.progress import duration
     from harness.search.loading import load_search
     from harness.search.optuna_backend import first_suggestions
     from harness.search.space import format_value
@@ -138,7 +137,7 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     planned = planning.plan(trials[0], runs_folder)
     seconds, measured = planned.training_seconds(planned.runs[0]), planned.measured(planned.runs[0])
     if seconds and measured and not settings.rungs:
-        click.echo(f"training: about {duration(runs * seconds)} on one {measured.device_name}, one run at a time")
+        click.echo(f"training: about {text.duration(runs * seconds)} on one {measured.device_name}, one run at a time")
     click.echo("\nfirst suggestions (before any trial has ended):")
     paths = [axis.path for axis in definition.space]
     tables.Table(
@@ -163,9 +162,9 @@ def _trial_json(trial: TrialRecord) -> dict[str, Any]:
 
 def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
     from harness.cli import tables
-    from harness.progress import duration
     from harness.search.space import format_value
     from harness.search.trials import FINISHED, eta_seconds, pareto_front, read_trials
+    from harness.text import duration
 
     trials = read_trials(search.folder(runs_folder))
     if output.as_json:

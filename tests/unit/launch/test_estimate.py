@@ -158,7 +158,7 @@ def test_plan_shows_the_cost_as_a_table_as_markdown_and_as_json(tmp_path, plan):
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    assert "device hours" in show("--card", "h100", "--parallel", "2")
+    assert "device seconds; " in show("--card", "h100", "--parallel", "2")
     table = show("--card", "h100", "--markdown").splitlines()
     assert table[0].startswith("| arm | runs left | parameters |") and table[1].startswith("| --- | ---: |")
     assert table[2].startswith("| base | 2 | ")
