@@ -62,9 +62,10 @@ def plan(
 
     With --json: {"study", "runs": [{"run_key", "state", "arm", "replicate", "run_dir"}], "no_longer_asked_for":
     [RUN_KEY]}; of a search {"search", "suggestions": [{"point", "run_keys"}]} with its definition; with --profile or
-    --card {"study", "card", "parallel", "device_hours", "wall_seconds", "time_limits", "notes": [TEXT], "runs":
-    [{"run_key", "arm", "replicate", "parameters", "multiply_adds_per_step", "steps", "step_seconds", "measured_on",
-    "network_evaluations", "evaluation_seconds", "devices", "device_hours"}]}, all of what is left.
+    --card {"study", "card", "parallel", "device_hours", "wall_seconds", "time_limits", "notes": [TEXT], "rungs":
+    [{"step", "arms", "runs", "device_hours", "wall_seconds"}], "runs": [{"run_key", "arm", "replicate", "parameters",
+    "multiply_adds_per_step", "steps", "step_seconds", "measured_on", "network_evaluations", "evaluation_seconds",
+    "devices", "device_hours"}]}, all of what is left, of each rung what is expected to go on.
     """
     from harness.launch import planning
     from harness.study.expand import is_search

@@ -6,6 +6,7 @@ import io
 import json
 import shlex
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from harness.cli import plan_view, status_view, tables, timeline
 from harness.cli.common import Output
 from harness.launch import planning
 from harness.records.directory import RunDirectory
+from harness.records.layout import JOBS, SubmissionLayout
 from harness.records.status import Status
+from harness.slurm.jobs import JobAttempt, JobInfo
 from harness.study.expand import load_study
 
 
@@ -302,6 +305,40 @@ def test_a_chain_of_events_keeps_the_last_of_many_checkpoints_and_hides_tracebac
     assert lines[1:3] == ["checkpoint  step=6  (superseded by a later attempt)", "failed  reason=boom"]
     assert lines[3].startswith("resumed at step 4 on ")
     assert "(attempt 2, process " in lines[3]
+
+
+def test_what_happens_within_one_second_is_told_in_its_order(tiny_run, monkeypatch):
+    """SLURM's times are whole seconds: a start of 12:00:01 was after a submission of 12:00:01.7."""
+    directory = RunDirectory(tiny_run())
+    submission = SubmissionLayout(directory.path.parent / JOBS / "tiny" / "20261126-120000-000000-1")
+    submission.claims_folder.mkdir(parents=True)
+    submitted = time.time()
+    description = {"cluster": "slurm", "user": "ada", "time": submitted}
+    submission.submission_path.write_text(json.dumps(description))
+    submission.claim_path(directory.key).write_text("7\n")
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        journal.event("checkpoint", step=4)
+        journal.event("interrupted", reason="SIGUSR2")
+    ended = time.time()
+
+    def of_slurm(seconds: float) -> str:
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
+
+    attempts = (
+        JobAttempt("PREEMPTED", "n1", of_slurm(submitted), of_slurm(ended), "0:12"),
+        JobAttempt("RUNNING", "n2", of_slurm(ended)),
+    )
+    queue = {"7": JobInfo("7", "RUNNING", attempts=attempts)}
+    monkeypatch.setattr(timeline, "read_recent_queue", lambda _: queue)
+    lines = [line.split("  ", 1)[1] for line in timeline.timeline(directory)]
+    assert lines[:2] == ["submitted by ada (slurm, job 7)", "SLURM starts job 7 on n1"]
+    assert lines[2].startswith("started on ")
+    assert lines[3:] == [
+        "checkpoint  step=4",
+        "interrupted  reason=SIGUSR2",
+        "SLURM ends job 7: PREEMPTED, exit code 0:12",
+        "SLURM starts job 7 again on n2",
+    ]
 
 
 @pytest.mark.parametrize(
