@@ -17,6 +17,7 @@ from harness.spec.costs import network_evaluations
 from harness.spec.resources import Resources
 from harness.spec.run import RunSpec
 from harness.study.rungs import numbers_at_rungs
+from harness.text import device_time
 
 LEAST_STEP_SECONDS = 0.02
 """What a step is assumed to take at least: that of a small network takes as long as its kernels take to launch."""
@@ -236,12 +237,38 @@ class Estimate:
             most = max(most, math.ceil((self._job_seconds(job) or 0) / usable))
         return most
 
+    def _by_card(self) -> list[str]:
+        """Compare the cards that were measured, where the profile names none."""
+        if self.plan.card:
+            return []
+        on_cards = {name: replace(self, plan=replace(self.plan, card=card)) for name, card in self.plan.cards().items()}
+        hours = {
+            name: on_card.device_hours
+            for name, on_card in on_cards.items()
+            if all(cost.measured for cost in on_card.runs if cost.is_left)
+        }
+        each = [f"{device_time(amount, 'GPU')} on {name}" for name, amount in hours.items() if amount]
+        return [f"by the card that was measured: {', '.join(each)}"] if len(each) > 1 else []
+
+    def _any_card(self) -> list[str]:
+        """Say that jobs may get different cards, where the profile leaves the choice to SLURM."""
+        profile = self.plan.profile or Profile()
+        choices = [f"partition {profile.partition}"] if "," in (profile.partition or "") else []
+        choices += [f"constraint {profile.constraint}"] if "|" in (profile.constraint or "") else []
+        gpus = any(profile.gpus(planned.run.resources)[0] for planned in self.plan.runs)
+        if self.plan.card or not choices or not gpus:
+            return []
+        return [
+            f"{' and '.join(choices)}: SLURM takes whatever starts a job first, so jobs may get different cards; "
+            "gpus_per_node: h100:1 or constraint: h100 in the profile asks for one kind"
+        ]
+
     def notes(self) -> list[str]:
         """Say what the figures rest on, and what is not in them."""
         left = [cost for cost in self.runs if cost.is_left]
         measured = {cost.measured.device_name: None for cost in left if cost.measured}
         assumed = [cost for cost in left if cost.measured is None and cost.step_seconds is not None]
-        notes = [f"measured on {', '.join(measured)}"] if measured else []
+        notes = [f"measured on {', '.join(measured)}", *self._by_card()] if measured else []
         if assumed and (card := self.plan.card):
             peaks = {cost.planned.run.spec.train.precision: None for cost in assumed}
             notes += [
@@ -259,6 +286,7 @@ class Estimate:
                 "?: `harness calibrate` measures it; of GPUs, --card or gpus_per_node: h100:1 in the profile give an "
                 "estimate"
             )
+        notes += self._any_card()
         notes.append("not counted: waiting in the queue, checkpoints, the start of each job, feature extractors")
         if uncounted := self.plan.uncounted_parts():
             notes.append(f"nor what is not known before: {', '.join(uncounted)}")

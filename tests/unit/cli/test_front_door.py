@@ -19,6 +19,7 @@ from harness.records.directory import RunDirectory
 from harness.records.manifest import ask_for
 from harness.records.status import Status
 from harness.spec.base import SCHEMA_VERSION
+from harness.testing import write_finished_run
 
 ROOT = Path(__file__).parents[3]
 VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
@@ -231,6 +232,13 @@ def test_why_logs_and_status_as_json_describe_the_same_run(tmp_path, runs):
         and explained.pop("log_lines") == []
     )
     assert explained in document("status", "tiny", *folder)
+
+
+def test_status_warns_where_replicates_of_one_arm_ran_on_different_cards(tmp_path, tiny_study):
+    for run, card in zip(tiny_study("replicates: 2\n"), ("NVIDIA A100", "NVIDIA H100"), strict=True):
+        write_finished_run(run, tmp_path / "runs").write_environment(2, {"harness": "1.2.3", "device": card})
+    shown = invoke("status", "tiny", "--runs", tmp_path / "runs").output
+    assert "warning: base: its replicates ran on different devices: NVIDIA A100 (0), NVIDIA H100 (1); " in shown
 
 
 def test_clean_as_json_removes_only_with_yes(tmp_path, runs):

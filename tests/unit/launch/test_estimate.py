@@ -246,3 +246,25 @@ def test_plan_says_what_rungs_save(tmp_path, with_rungs):
     assert re.match(r"without rungs, as by arm above: [\d,]+ device hours; ", lines[header + 6])
     result = CliRunner().invoke(cli, ["plan", *study, "--card", "h100", "--json"])
     assert [rung["arms"] for rung in json.loads(result.stdout)["rungs"]] == [4, 2, 1]
+
+
+def test_where_slurm_chooses_the_partition_each_card_that_was_measured_has_its_cost(tmp_path, plan):
+    key = plan().runs[0].run.spec.cost_key
+    for name, seconds in (("NVIDIA A100-SXM4-40GB", 7200.0), ("NVIDIA H100 PCIe", 3600.0)):
+        throughput.record(tmp_path / "runs", Throughput(key, seconds, "cuda", name, threads=1, kernels="fused"))
+
+    def notes(profile: Profile) -> list[str]:
+        return estimate_of(plan(), profile, None, None, None).notes()
+
+    of_both = notes(Profile(partition="a,b", gpus_per_node=1))
+    assert of_both[0] == "measured on NVIDIA H100 PCIe"  # the newest
+    assert sorted(of_both[1].removeprefix("by the card that was measured: ").split(", ")) == [
+        "44 GPU hours on NVIDIA H100 PCIe",
+        "88 GPU hours on NVIDIA A100-SXM4-40GB",
+    ]
+    assert of_both[2].startswith("partition a,b: SLURM takes whatever starts a job first, so jobs may get different ")
+    either = notes(Profile(constraint="a100|h100", gpus_per_node=1))
+    assert either[2].startswith("constraint a100|h100: SLURM takes whatever")
+    for profile in (Profile(partition="a,b", gpus_per_node="a100:1"), Profile(partition="a", gpus_per_node="h100:1")):
+        assert not any("whatever" in note or "by the card" in note for note in notes(profile))
+    assert not any("whatever" in note for note in notes(Profile(partition="a,b")))
