@@ -98,7 +98,7 @@ def _watch(gather: Any) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("--lines", default=20, show_default=True, help="Lines from the end of its log.")
+@click.option("--lines", type=click.IntRange(0), default=20, show_default=True, help="Lines from the end of its log.")
 @json_option
 @runs_folder_option
 def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
@@ -118,7 +118,7 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
     [row] = status_view.status_rows([directory])
     events = timeline.timeline(directory)
     log, job_log = claims.run_log(runs_folder, directory.key), claims.job_log(runs_folder, directory.key)
-    log_lines = log.read_text(errors="replace").splitlines()[-lines:] if log else []
+    log_lines = log.read_text(errors="replace").splitlines()[-lines:] if log and lines else []
     if output.as_json:
         log_json = {"log": str(log) if log else None, "log_lines": log_lines}
         output.document({**asdict(row), "timeline": events, "advice": advice(row.collapse), **log_json})

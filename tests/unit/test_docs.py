@@ -118,7 +118,14 @@ PROFILES = re.findall(r"```yaml\n(.*?)```", CLUSTERS.read_text(), re.DOTALL)
 
 def test_the_example_of_a_cluster_is_a_profile_that_shows_every_field(tmp_path):
     example = ROOT / "slurm/clusters/example.yaml"
-    necessary = {"partition", "account", "gpus_per_node", "cpus", "memory_gib", "time_minutes"}  # what a copy that is submitted must change
+    necessary = {
+        "partition",
+        "account",
+        "gpus_per_node",
+        "cpus",
+        "memory_gib",
+        "time_minutes",
+    }  # what a copy that is submitted must change
     assert load_profile(example).model_fields_set == necessary
     # The others stand in comments, each as a line that would do, alone or with all others.
     in_comment = re.compile(r"^# (?=[a-z_]+: )", re.MULTILINE)

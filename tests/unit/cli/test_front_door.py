@@ -271,6 +271,24 @@ def test_cancel_and_retry_with_nothing_to_do_print_empty_documents(tmp_path, run
     assert retried == {"study": "tiny", "submitted": [], "skipped": [], "notes": [], "runs": []}
 
 
+def test_a_retry_without_the_set_of_the_submission_says_what_is_missing(tmp_path, tiny_study):
+    asked = {run.run_key: run.membership() for run in tiny_study("replicates: 2\n", "train.steps=6")}
+    ask_for(tmp_path / "runs", "tiny", asked, file=tmp_path / "tiny.yaml")
+    said = invoke("retry", "tiny", "--failed", "--runs", tmp_path / "runs").output
+    assert "2 runs that were submitted are not what " in said and "--set, repeat it here" in said
+    repeated = invoke("retry", "tiny", "--failed", "--set", "train.steps=6", "--runs", tmp_path / "runs").output
+    assert "nothing to retry" in repeated and "repeat it here" not in repeated
+
+
+@pytest.mark.parametrize(("lines", "shown"), [(0, []), (2, ["two", "three"])])
+def test_why_shows_as_many_lines_of_the_log_as_asked_for(tmp_path, runs, lines, shown):
+    log = runs[0].path / "logs" / "attempt-0001.log"
+    log.parent.mkdir()
+    log.write_text("one\ntwo\nthree\n")
+    told = document("why", runs[0].key, "--lines", lines, "--runs", tmp_path / "runs")
+    assert told["log_lines"] == shown
+
+
 def test_messages_go_to_standard_error_with_json(tmp_path, runs):
     result = invoke("cancel", "tiny", "--json", "--runs", tmp_path / "runs")
     assert result.stderr == "nothing is queued or running\n" and json.loads(result.stdout) == {"cancelled": []}
