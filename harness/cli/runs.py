@@ -47,7 +47,7 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
     from harness import text
     from harness.cli import status_view, tables
     from harness.cli.earlier import earlier_lines
-    from harness.records.devices import mixed_devices
+    from harness.records.devices import device_notes, devices_of
     from harness.records.manifest import Manifests
     from harness.records.nodes import bad_nodes
 
@@ -74,8 +74,10 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
     rows = [row for row in rows if row.asked_for]
     status_view.status_table(rows, study=name is None).show()
     click.echo(f"{text.count(len(rows), 'run')}: {tables.state_counts(row.state for row in rows)}")
-    for note in mixed_devices(directories, name) if name else ():
-        click.echo(text.printable(f"warning: {note}"))
+    if name:
+        devices = {directory.key: devices_of(directory) for directory in directories}
+        for note in device_notes((row.arm, row.replicate, devices[row.run_key]) for row in rows):
+            click.echo(text.printable(f"warning: {note}"))
     for node in bad_nodes(runs_folder):
         click.echo(text.printable(node.describe(runs_folder)))
     if name:

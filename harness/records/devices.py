@@ -52,9 +52,14 @@ def mixed_devices(directories: Sequence[RunDirectory], study: str | None = None)
         membership = memberships.get(study or "", next(iter(memberships.values()), {}))
         return membership.get("arm", ""), membership.get("replicate", 0)
 
+    return device_notes((*place(run), devices_of(run)) for run in directories)
+
+
+def device_notes(runs: Iterable[tuple[str, int, Sequence[str]]]) -> list[str]:
+    """Return the notes of `mixed_devices`; the argument is that of `differing`."""
     return [
         f"{arm}: its replicates ran on different devices: "
         + ", ".join(f"{device} ({', '.join(map(str, sorted(replicates)))})" for device, replicates in devices.items())
         + "; their times are not comparable, and their last bits may differ"
-        for arm, devices in differing((*place(run), devices_of(run)) for run in directories).items()
+        for arm, devices in differing(runs).items()
     ]

@@ -225,7 +225,7 @@ def test_several_processes_draw_the_same_bytes_and_their_messages_are_logged_her
     monkeypatch.setattr(report, "MANY_RUNS", 1)
     outcome = report.draw_report(records, tmp_path / "several", num_processes=2)
     assert files(tmp_path / "several" / "small") == files(out / "small")
-    assert outcome.without_data["small"]["scaling figure"] == "arms that differ in size"
+    assert outcome.without_data["small"]["scaling figure"].startswith("arms that differ in size")
     a_run(records).study_path("small").write_text("{")
     report.draw_report(records, tmp_path / "several", num_processes=2)
     assert "small: left out: " in caplog.text
