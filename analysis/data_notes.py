@@ -7,15 +7,32 @@ from collections.abc import Sequence
 
 from harness.analysis.runs import RunRecord
 from harness.data.folder import listed
+from harness.records.devices import differing
 from harness.spec.metrics import classifier_is_poor
+from harness.text import printable
 
 
 def data_sentence(runs: Sequence[RunRecord]) -> str:
-    """Say which files of an image folder were ignored, and which runs had other data or extractors than the others.
+    """Say which files of an image folder were ignored, which runs had other data or extractors than the others, and
+    whose replicates ran on different devices.
 
     Empty where nothing was ignored and all runs agree.
     """
-    return " ".join([*_ignored(runs), *_other_data(runs), *_other_weights(runs), *_poor_classifiers(runs)])
+    return " ".join(
+        [*_ignored(runs), *_other_data(runs), *_other_weights(runs), *_poor_classifiers(runs), *_other_devices(runs)]
+    )
+
+
+def _other_devices(runs: Sequence[RunRecord]) -> list[str]:
+    """Name the devices that replicates of one arm ran on, where they are several."""
+    different = differing((run.arm, run.replicate, run.devices) for run in runs)
+    arms: dict[str, list[str]] = {}
+    for arm, devices in different.items():
+        arms.setdefault(printable(", ".join(sorted(devices))), []).append(arm)
+    return [
+        f"Replicates of {', '.join(names)} ran on different devices ({devices}), so their times are not comparable."
+        for devices, names in arms.items()
+    ]
 
 
 def _ignored(runs: Sequence[RunRecord]) -> list[str]:

@@ -23,6 +23,7 @@ from harness.analysis.order import in_order
 from harness.analysis.settings import flatten, settings_of, what_differs
 from harness.errors import RecordError
 from harness.records import layout
+from harness.records.devices import devices_in
 from harness.records.directory import RunDirectory
 from harness.records.documents import check_spec
 from harness.records.manifest import Manifests
@@ -73,6 +74,7 @@ class RunRecord:
         problems: of the journals, one line each; a figure that uses the run should not hide them.
         not_asked_for: prefixes of evaluations that the run has, but that the study does not ask for.
         collapses: signs that the model has collapsed, one line each.
+        devices: of all attempts, each once.
         arm_number: of the arm in the whole study, where the run is one of a few that are shown.
     """
 
@@ -89,6 +91,7 @@ class RunRecord:
     problems: tuple[str, ...] = ()
     not_asked_for: frozenset[str] = frozenset()
     collapses: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
     arm_number: int | None = None
 
     @property
@@ -406,10 +409,10 @@ def _table_row(run: RunRecord) -> dict[str, Any]:
 
 def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunRecord]:
     spec, status = directory.spec(), directory.status()
-    environment: dict[str, Any] = {}
+    environments: list[dict[str, Any]] = []
     journals = Journals()
     try:
-        environment = (directory.environments() or [{}])[-1]
+        environments = directory.environments()
         journals = read_journals(directory)
     except RecordError as error:
         reason = str(error).removeprefix(f"{directory.path}/")
@@ -428,10 +431,11 @@ def _read(directory: RunDirectory, studies: dict[str, dict]) -> Iterator[RunReco
             measurements=measurements,
             curves=journals.curves,
             over_training=journals.over_training,
-            environment=environment,
+            environment=environments[-1] if environments else {},
             problems=(*journals.problems, *damaged),
             not_asked_for=frozenset(prefixes.values()) - {measurement.prefix for measurement in measurements},
             collapses=journals.collapses,
+            devices=devices_in(environments),
         )
 
 

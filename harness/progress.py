@@ -7,23 +7,11 @@ import sys
 import time
 from typing import Any
 
+from harness.text import duration
+
 logger = logging.getLogger(__name__)
 
 _LINE_EVERY_SECONDS = 15.0
-
-
-def duration(seconds: float) -> str:
-    """Format a duration for people: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
-    seconds = round(seconds)
-    if seconds < 90:
-        return f"{seconds} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 class Progress:

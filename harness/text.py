@@ -69,13 +69,52 @@ def rounded_count(number: float) -> str:
     return f"{number:.3g} P"
 
 
-def device_hours(hours: float) -> str:
-    return f"{hours:.3g}" if 0.001 <= hours < 1000 else f"{hours:.0f}" if hours >= 1000 else "<0.001"
+def duration(seconds: float) -> str:
+    """Format a time on the clock: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    if 0 < seconds < 0.5:
+        return "<1 s"
+    seconds = round(seconds)
+    if seconds < 90:
+        return f"{seconds} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
 
 
-def device_time(hours: float) -> str:
-    """Return `3.1 device hours`, or minutes below one hour."""
-    return f"{hours:.2g} device hours" if hours >= 1 else f"{max(1, round(60 * hours))} device minutes"
+def step_time(seconds: float) -> str:
+    """Format the time of a step: 3.62 ms, 250 ms, 1.24 s."""
+    if seconds < 0.9995:
+        return f"{1e3 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:,.0f} s"
+
+
+def compute_time(hours: float) -> str:
+    """Format the hours that devices work: 13 s, 40 min, 3.1 h, 1,240 h; never days, since hours are what is paid."""
+    return "{} {}".format(*_in_its_unit(hours, ("s", "min", "h")))
+
+
+def device_time(hours: float, device: str = "device") -> str:
+    """Format the hours that devices work in words: 13 GPU seconds, 40 device minutes, 3.1 GPU hours."""
+    number, unit = _in_its_unit(hours, ("second", "minute", "hour"))
+    return f"{number} {device} {unit}" + ("s" if number != "1" else "")
+
+
+def _in_its_unit(hours: float, units: tuple[str, str, str]) -> tuple[str, str]:
+    """Return a time as a number of two digits or more, and its unit."""
+    seconds = 3600 * hours
+    if 0 < seconds < 0.1:
+        return "<0.1", units[0]
+    if seconds < 89.5:
+        amount, unit = seconds, units[0]
+    elif seconds < 59.5 * 60:
+        amount, unit = seconds / 60, units[1]
+    else:
+        amount, unit = hours, units[2]
+    return f"{amount:.2g}" if amount < 9.95 else f"{amount:,.0f}", unit
 
 
 def shell_word(text: object) -> str:

@@ -47,6 +47,7 @@ class Published:
     Attributes:
         made: names of the outputs that were written just now.
         is_complete: whether all that was read is shown.
+        without_data: of a study that was drawn, what there are no data for, with what it needs.
     """
 
     section: Section | None = None
@@ -55,6 +56,7 @@ class Published:
     made: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     is_complete: bool = True
+    without_data: dict[str, str] = field(default_factory=dict)
 
 
 def publish_schedules(
@@ -90,8 +92,7 @@ def publish(content: Content, out: Path, before: Drawn, *, asked: bool, fresh: b
     section, study = content.section, content.section.name
     published = Published(section, provenance=asdict(content.made_of))
     if asked:
-        for name, needs in content.without_data.items():
-            logger.info(f"{study}: no {name}: it needs {needs}")
+        published.without_data = content.without_data
         _write_tables(content, out, before, published)
     else:
         _forget_missing_tables(section, out / study)

@@ -123,11 +123,13 @@ class Outcome:
     Attributes:
         made: names of the figures and tables that it has written.
         files: pages with their pictures inside.
+        without_data: of each study what there are no data for -> what it needs.
     """
 
     page: Path
     made: list[str]
     files: list[Path]
+    without_data: dict[str, dict[str, str]]
 
 
 def report(runs_folder: Path, out: Path, studies: Sequence[str] = ()) -> Path:
@@ -145,7 +147,7 @@ def draw_report(
     look: FigureStyle | None = None,
     one_file: bool = False,
 ) -> Outcome:
-    """Draw all figures and write the page; log a line for each figure without data.
+    """Draw all figures and write the page.
 
     A figure that is there is drawn again if its data, its code or its files have changed. Other studies that earlier
     reports have drawn stay on the page, as long as they have runs. What cannot be read or drawn is named on the page
@@ -201,7 +203,8 @@ def draw_report(
     after.write(out)
     made = [name for part in (first, *published) for name in part.made]
     made += [CLAIMS] if card and after.outputs[CLAIMS] != before.outputs.get(CLAIMS) else []
-    return Outcome(out / PAGE, made, in_one_file)
+    without_data = {name: part.without_data for name, part in zip(page, published, strict=True) if part.without_data}
+    return Outcome(out / PAGE, made, in_one_file, without_data)
 
 
 def _of_schedules(out: Path, before: Drawn, *, fresh: bool, look: FigureStyle) -> Published:

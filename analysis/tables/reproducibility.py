@@ -20,7 +20,7 @@ from harness.records.attempts import AttemptSpan, attempt_spans
 from harness.records.directory import RunDirectory
 from harness.spec.base import canonical_json
 from harness.spec.protocols import protocol_id
-from harness.text import count
+from harness.text import count, device_time
 from harness.text import markdown as markdown_text
 
 TITLE = "Reproducibility"
@@ -56,7 +56,7 @@ class _Used:
 
     @property
     def text(self) -> str:
-        return f"{count(self.attempts, 'attempt')}, {_duration(self.device_seconds)}"
+        return f"{count(self.attempts, 'attempt')}, {device_time(self.device_seconds / 3600)}"
 
 
 @dataclass
@@ -198,15 +198,8 @@ def _used(directories: Iterable[RunDirectory]) -> _Compute:
     return compute
 
 
-def _duration(device_seconds: float) -> str:
-    for unit, seconds in (("h", 3600), ("min", 60)):
-        if device_seconds >= seconds:
-            return f"{device_seconds / seconds:.1f} device {unit}"
-    return f"{device_seconds:.0f} device s"
-
-
 def _device_time(used: _Used) -> str:
-    return _duration(used.device_seconds) if used.attempts else NOT_RECORDED
+    return device_time(used.device_seconds / 3600) if used.attempts else NOT_RECORDED
 
 
 def _environments(runs: Sequence[RunRecord]) -> Iterator[dict[str, Any]]:

@@ -18,9 +18,9 @@ from harness.cli.common import (
     runs_folder_option,
     set_option,
     studies_or_runs,
-    study_file,
 )
 from harness.cli.studies import submit_and_follow
+from harness.cli.study_files import study_file
 from harness.errors import LaunchError
 
 
@@ -76,6 +76,7 @@ def retry(
     """
     from harness.launch import manage, planning
     from harness.launch.calibrate import require_within_budget
+    from harness.records.manifest import read_manifest
     from harness.text import harness_command
 
     if not failed and not killed:
@@ -92,6 +93,10 @@ def retry(
     require_within_budget(planned, **budget, on_progress=click.echo)
     chosen = manage.select_retries(planned, failed=failed, killed=killed)
     if not chosen.runs:
+        manifest = read_manifest(runs_folder, planned.study.name)
+        if manifest and (others := manifest.runs.keys() - {run.run_key for run in planned.runs}):
+            said = "1 run that was submitted is" if len(others) == 1 else f"{len(others)} runs that were submitted are"
+            click.echo(f"{said} not what {study} asks for now; if that is for a --set, repeat it here")
         command = harness_command("submit", study, runs_folder=runs_folder, sets=sets)
         click.echo("nothing to retry" + (f"; `{command}` resumes the other unfinished runs" if planned.to_do else ""))
         output.document({"study": planned.study.name, "submitted": [], "skipped": [], "notes": [], "runs": []})

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from harness.cli.study_files import choices, is_study_file
 from harness.errors import CheckpointError, LaunchError, RecordError, SpecError
 
 if TYPE_CHECKING:
@@ -83,16 +83,6 @@ json_option = click.option(
 )
 
 
-class StudyFile(click.ParamType):
-    """A study's file, or its name."""
-
-    name = "study"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        return find_study_file(str(value))
-
-
-study_file = click.argument("study", type=StudyFile())
 set_option = click.option(
     "--set", "sets", multiple=True, metavar="PATH=VALUE", help="Set any field once, e.g. --set train.steps=100."
 )
@@ -101,6 +91,7 @@ runs_folder_option = click.option(
     "runs_folder",
     type=click.Path(path_type=Path, file_okay=False),
     default=default_runs,
+    is_eager=True,  # before a study's name, which is looked up there
     show_default="HARNESS_RUNS, else ./runs",
     help="Folder of the run directories.",
 )
@@ -156,7 +147,7 @@ def read_profile(profile: Path | None, cluster: str = "slurm") -> Profile | None
     if not named.exists():
         names = sorted(path.stem for path in named.parent.glob("*.yaml"))
         raise LaunchError(
-            f"no profile {str(profile)!r} in slurm/clusters; {_choices(names, 'it has none')}; or give a file"
+            f"no profile {str(profile)!r} in slurm/clusters; {choices(names, 'it has none')}; or give a file"
         )
     return load_profile(named)
 
@@ -215,55 +206,19 @@ def sampler_named(name: str, directory: RunDirectory) -> AnySampler:
     """
     from harness.records.plugins import plugins_of_run
     from harness.spec.evaluation import Sampler
-    from harness.spec.parts import active, choices
+    from harness.spec.parts import active
+    from harness.spec.parts import choices as names_of
     from harness.text import did_you_mean
 
-    known = choices(Sampler)
+    known = names_of(Sampler)
     if name not in known:
         with active(plugins_of_run(directory)):
-            known = choices(Sampler)
+            known = names_of(Sampler)
     if name not in known:
         raise SpecError(f"--sampler {name}: unknown; {did_you_mean(name, list(known))}")
     if needed := [field for field, facts in known[name].model_fields.items() if facts.is_required()]:
         raise SpecError(f"--sampler {name}: has parameters without a default: {', '.join(needed)}; give them one")
     return known[name]()  # type: ignore[return-value]
-
-
-STUDY_SUFFIXES = (".yaml", ".yml", ".py")
-_STUDY_NAME = re.compile(r"""^study:[ ]*["']?([^"'#\s]+)""", re.MULTILINE)
-
-
-def is_study_file(study: str) -> bool:
-    return study.endswith(STUDY_SUFFIXES) or os.path.isfile(study)  # noqa: PTH113 (any text is allowed)
-
-
-def find_study_file(study: str) -> Path:
-    """Return a study's file; a name is looked up in the YAML files of the working folder and of experiments/.
-
-    Raises:
-        LaunchError: no file has a study of that name, or several have.
-    """
-    if is_study_file(study):
-        return Path(study)
-    paths = [*Path().glob("*.y*ml"), *Path("experiments").glob("**/*.y*ml")]
-    names = {path: match[1] for path in paths if (match := _STUDY_NAME.search(_read(path)))}
-    matches = sorted(path for path, name in names.items() if name == study)
-    if not matches:
-        choices = _choices(sorted(set(names.values())), "they name none")
-        raise LaunchError(
-            f"no study {study!r} in the YAML files of this folder and of experiments/; {choices}; or give its file"
-        )
-    if len(matches) > 1:
-        raise LaunchError(f"study {study!r} is in {len(matches)} files, give one: {', '.join(map(str, matches))}")
-    return matches[0]
-
-
-def _read(path: Path) -> str:
-    """Return a file's text; empty for a folder and for what cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def same_runs(runs_folder: Path) -> str:
@@ -327,7 +282,7 @@ def members(study: str | None, runs_folder: Path) -> tuple[str | None, list[RunD
         submit = harness_command("submit", study, runs_folder=runs_folder)
         raise LaunchError(f"study {name} has no runs in {runs_folder} yet: {submit}")
     if not directories:
-        raise LaunchError(f"no study {name!r} in {runs_folder}; {_choices(study_names(runs_folder), 'it is empty')}")
+        raise LaunchError(f"no study {name!r} in {runs_folder}; {choices(study_names(runs_folder), 'it is empty')}")
     return name, directories
 
 
@@ -378,8 +333,8 @@ def _require_possible_name(study: str, runs_folder: Path) -> None:
         if not is_study_file(study):
             safe_name(study)
     except RecordError:
-        choices = _choices(study_names(runs_folder), "it is empty")
-        raise LaunchError(f"no study {study[:100]!r} in {runs_folder}; {choices}") from None
+        known = choices(study_names(runs_folder), "it is empty")
+        raise LaunchError(f"no study {study[:100]!r} in {runs_folder}; {known}") from None
 
 
 def studies_or_runs(names: Iterable[str], runs_folder: Path) -> list[RunDirectory]:
@@ -431,9 +386,7 @@ def runs_named(name: str, runs_folder: Path) -> tuple[str, list[RunDirectory]]:
     if given not in study_names(runs_folder) and not is_study_file(given):
         studies = _studies_with_arm(name, runs_folder)
         if len(studies) > 1:
-            raise LaunchError(
-                f"{name!r} is in {len(studies)} studies; {_choices((f'{s}/{name}' for s in studies), '')}"
-            )
+            raise LaunchError(f"{name!r} is in {len(studies)} studies; {choices((f'{s}/{name}' for s in studies), '')}")
         given, place = (studies[0], name) if studies else (given, place)
     study, directories = members(given, runs_folder)
     manifests = Manifests(runs_folder)
@@ -444,7 +397,7 @@ def runs_named(name: str, runs_folder: Path) -> tuple[str, list[RunDirectory]]:
     matches = matches or [directory for directory in directories if places[directory.key].rpartition("/")[0] == place]
     if not matches:
         names = [f"{study}/{of_run}" for of_run in places.values()]
-        raise LaunchError(f"no run {name!r} in {runs_folder}; {_choices(names, 'it is empty')}")
+        raise LaunchError(f"no run {name!r} in {runs_folder}; {choices(names, 'it is empty')}")
     return str(study), matches
 
 
@@ -481,7 +434,7 @@ def find_run(prefix: str, runs_folder: Path) -> RunDirectory:
     if is_run_name(prefix):
         matches = runs_named(prefix, runs_folder)[1]
         if len(matches) > 1:
-            raise LaunchError(f"{prefix!r} names {len(matches)} runs; {_choices(map(_label, matches), '')}")
+            raise LaunchError(f"{prefix!r} names {len(matches)} runs; {choices(map(_label, matches), '')}")
         return matches[0]
     if len(prefix) < MIN_PREFIX:
         raise LaunchError(f"{prefix!r} is too short: give at least {MIN_PREFIX} digits of the run's key")
@@ -490,8 +443,8 @@ def find_run(prefix: str, runs_folder: Path) -> RunDirectory:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise LaunchError(f"{prefix!r} matches {len(matches)} runs; {_choices(map(_label, matches), '')}")
-    raise LaunchError(f"no run {prefix!r} in {runs_folder}; {_choices(map(_label, runs), 'it is empty')}")
+        raise LaunchError(f"{prefix!r} matches {len(matches)} runs; {choices(map(_label, matches), '')}")
+    raise LaunchError(f"no run {prefix!r} in {runs_folder}; {choices(map(_label, runs), 'it is empty')}")
 
 
 def _label(directory: RunDirectory) -> str:
@@ -499,9 +452,3 @@ def _label(directory: RunDirectory) -> str:
         {f"{membership.get('arm')} r{membership.get('replicate')}" for membership in directory.studies().values()}
     )
     return f"{directory.key} ({', '.join(arms)})"
-
-
-def _choices(names: Iterable[str], none: str) -> str:
-    names = list(names)
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"choices: {', '.join(names[:10])}{more}" if names else none

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from harness.cli.tables import Table
 from harness.errors import LaunchError
 from harness.launch.estimate import Estimate, RunCost, total
 from harness.launch.planning import Plan, on_cluster
-from harness.progress import duration
 from harness.slurm.profile import Profile
 from harness.spec.cards import CARDS, find_card
-from harness.text import count, device_hours, did_you_mean, markdown, printable, rounded_count
+from harness.text import (
+    compute_time,
+    count,
+    device_time,
+    did_you_mean,
+    duration,
+    markdown,
+    printable,
+    rounded_count,
+    step_time,
+)
 
 HEADERS = (
-    *("arm", "runs left", "parameters", "multiply-adds a step", "steps", "seconds a step"),
-    *("network evaluations", "hours to train", "hours to evaluate", "device hours"),
+    *("arm", "runs left", "parameters", "multiply-adds a step", "steps", "time a step"),
+    *("network evaluations", "to train", "to evaluate", "device time"),
 )
 
 
@@ -40,21 +50,51 @@ def estimate_of(
 def show(estimate: Estimate, *, as_markdown: bool) -> None:
     """Print the cost by arm, the totals, and what they rest on."""
     rows = _rows(estimate)
-    if as_markdown:
-        for row in (HEADERS, ("---", *["---:"] * (len(HEADERS) - 1)), *rows):
-            print(f"| {' | '.join(cell if cell.startswith('---') else markdown(cell) for cell in row)} |")
-    else:
-        Table(HEADERS, rows).show()
+    _show_table(HEADERS, rows, as_markdown=as_markdown)
     print()
     hours, wall = estimate.device_hours, estimate.wall_seconds
-    jobs = f"{count(estimate.parallel, 'job')} at a time"
-    print(f"{_or_unknown(hours, device_hours)} device hours; {_or_unknown(wall, duration)} with {jobs}")
+    said = f"{_or_unknown(hours, device_time)}; {_or_unknown(wall, duration)} with "
+    said += f"{count(estimate.parallel, 'job')} at a time"
+    if estimate.rungs:
+        hours = _show_rungs(estimate, as_markdown=as_markdown)
+        said = f"without rungs, as by arm above: {said}"
+    print(said)
     if (budget := estimate.plan.study.budget_gpu_hours) is not None:
         print(f"budget_gpu_hours: {budget:g}" + (", which this is over" if hours and hours > budget else ""))
     if (limits := estimate.most_time_limits) > 1:
         print(f"the longest job takes {limits} time limits, and goes on after each")
     for note in (*estimate.plan.idle_gpus(), *estimate.notes()):
         print(f"- {markdown(note)}" if as_markdown else printable(note))
+
+
+def _show_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, as_markdown: bool) -> None:
+    if not as_markdown:
+        Table(headers, rows).show()
+        return
+    for row in (headers, ("---", *["---:"] * (len(headers) - 1)), *rows):
+        print(f"| {' | '.join(cell if cell.startswith('---') else markdown(cell) for cell in row)} |")
+
+
+def _show_rungs(estimate: Estimate, *, as_markdown: bool) -> float | None:
+    """Print what goes on from rung to rung and its cost; return the hours of devices that are expected."""
+    rungs = estimate.rungs
+    headers = ("rung", "to step", "arms", "runs", "device time", "at most")
+    rows = [
+        (
+            *(str(number), str(rung.step), str(rung.arms), str(rung.runs)),
+            _or_unknown(rung.device_hours, compute_time),
+            _or_unknown(rung.wall_seconds, duration),
+        )
+        for number, rung in enumerate(rungs, 1)
+    ]
+    _show_table(headers, rows, as_markdown=as_markdown)
+    print()
+    hours, wall = total(rung.device_hours for rung in rungs), total(rung.wall_seconds for rung in rungs)
+    print(
+        f"with rungs: {_or_unknown(hours, device_time)} expected; {_or_unknown(wall, duration)} at most, with "
+        f"{count(estimate.parallel, 'job')} at a time"
+    )
+    return hours
 
 
 def as_json(estimate: Estimate) -> dict[str, Any]:
@@ -67,6 +107,7 @@ def as_json(estimate: Estimate) -> dict[str, Any]:
         "wall_seconds": estimate.wall_seconds,
         "time_limits": estimate.most_time_limits,
         "notes": [*estimate.plan.idle_gpus(), *estimate.notes()],
+        "rungs": [asdict(rung) for rung in estimate.rungs],
         "runs": [_run_json(cost) for cost in estimate.runs],
     }
 
@@ -109,11 +150,11 @@ def _cells(costs: Sequence[RunCost]) -> tuple[str, ...]:
         _range([cost.arithmetic.parameters if cost.arithmetic else None for cost in costs], rounded_count),
         _range([_step_multiply_adds(cost) for cost in costs], rounded_count),
         rounded_count(sum(cost.steps for cost in costs)),
-        _range([cost.step_seconds for cost in costs], lambda seconds: f"{seconds:.3g}"),
+        _range([cost.step_seconds for cost in costs], step_time),
         rounded_count(sum(cost.evaluations for cost in costs)),
-        _or_unknown(training, device_hours),
-        _or_unknown(evaluations, device_hours),
-        _or_unknown(total(cost.device_hours if cost.is_left else 0.0 for cost in costs), device_hours),
+        _or_unknown(training, compute_time),
+        _or_unknown(evaluations, compute_time),
+        _or_unknown(total(cost.device_hours if cost.is_left else 0.0 for cost in costs), compute_time),
     )
 
 

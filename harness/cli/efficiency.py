@@ -33,7 +33,7 @@ def efficiency(study: str, output: Output, runs_folder: Path) -> None:
     from harness.cli.tables import Table
     from harness.launch.efficiency import efficiency as uses_of
     from harness.records.devices import mixed_devices
-    from harness.text import device_hours, printable
+    from harness.text import compute_time, printable
 
     name, directories = members(study, runs_folder)
     uses, notes = uses_of(directories, name), mixed_devices(directories, name)
@@ -44,12 +44,12 @@ def efficiency(study: str, output: Output, runs_folder: Path) -> None:
     if not uses:
         click.echo("no run of it has ended an attempt yet")
         return
-    headers = ("arms", "jobs", "device hours", "time", "memory", "cores", "GPUs", "from")
+    headers = ("arms", "jobs", "device time", "time", "memory", "cores", "GPUs", "from")
     rows = [
         (
             ", ".join(use.arms),
             str(use.jobs),
-            device_hours(use.device_hours),
+            compute_time(use.device_hours),
             _time(use),
             _memory(use),
             f"{_amount(use.cores)} of {use.request.cores}",
@@ -71,7 +71,7 @@ def efficiency(study: str, output: Output, runs_folder: Path) -> None:
 
 
 def _time(use: Use) -> str:
-    from harness.progress import duration
+    from harness.text import duration
 
     limit = use.request.time_minutes
     return f"{duration(use.longest_seconds)} of {duration(60 * limit) if math.isfinite(limit) else 'no limit'}"

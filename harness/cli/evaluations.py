@@ -17,7 +17,6 @@ from harness.cli.common import (
     find_run,
     has_inception,
     is_run_name,
-    is_study_file,
     json_option,
     members,
     no_sync_option,
@@ -25,6 +24,7 @@ from harness.cli.common import (
     runs_named,
     sampler_named,
 )
+from harness.cli.study_files import is_study_file
 from harness.errors import HarnessError, LaunchError
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--jobs", type=click.IntRange(1), show_default="one a core", help="Processes that draw, of 50 runs or more."
 )
+@click.option("--verbose", is_flag=True, help="Name each figure that there are no data for, and what it needs.")
 @click.option("--one-file", is_flag=True, help="Also write OUT/STUDY/STUDY.html: a page with its pictures inside.")
 @json_option
 @runs_folder_option
@@ -40,6 +41,7 @@ def figures(
     fresh: bool,
     check: bool,
     jobs: int | None,
+    verbose: bool,
     one_file: bool,
     output: Output,
     runs_folder: Path,
@@ -68,7 +70,8 @@ def figures(
     upload_left_over([directory for _, directories in asked for directory in directories])
     made: list[str] = []
     files: list[Path] = []
-    if fresh or one_file or not nothing_has_changed(runs_folder, out, names, look):
+    without_data: dict[str, dict[str, str]] = {}
+    if fresh or one_file or verbose or not nothing_has_changed(runs_folder, out, names, look):
         from harness.analysis.report.report import draw_report
         from harness.launch.processes import available_cores
 
@@ -76,14 +79,28 @@ def figures(
         outcome = draw_report(
             runs_folder, out, names, fresh=fresh, num_processes=processes, look=look, one_file=one_file
         )
-        made, files = outcome.made, outcome.files
+        made, files, without_data = outcome.made, outcome.files, outcome.without_data
     page = out / "index.html"
     for path in (page, *files):
         click.echo(path)
     new = "1 figure or table is new" if len(made) == 1 else f"{len(made)} figures and tables are new"
     click.echo(new if made else "nothing has changed")
+    _say_without_data(without_data, verbose)
     document = {"page": str(page), "studies": names, "made": made}
     output.document(document | ({"files": list(map(str, files))} if one_file else {}))
+
+
+def _say_without_data(without_data: dict[str, dict[str, str]], verbose: bool) -> None:
+    """Print what there are no data for: how much, or each with what it needs."""
+    from harness.text import printable
+
+    lines = [f"{study}: no {name}: it needs {what}" for study, of in without_data.items() for name, what in of.items()]
+    if verbose:
+        for line in lines:
+            click.echo(printable(line))
+    elif lines:
+        more = "1 more figure or table" if len(lines) == 1 else f"{len(lines)} more figures and tables"
+        click.echo(f"no data for {more}: --verbose says what each needs")
 
 
 def _read_style(path: Path) -> FigureStyle:

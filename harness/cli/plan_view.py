@@ -9,9 +9,8 @@ from typing import Any
 from harness.cli.tables import Table, state_counts
 from harness.launch.inputs import data_notes, extractor_notes, recorded_data_notes
 from harness.launch.planning import Plan, PlannedRun
-from harness.progress import duration
 from harness.spec.costs import network_evaluations
-from harness.text import count, device_hours, harness_command, printable, rounded_count, size
+from harness.text import compute_time, count, device_time, duration, harness_command, printable, rounded_count, size
 
 
 def show_plan(plan: Plan, *, limit: int | None = 40) -> None:
@@ -90,13 +89,13 @@ def _brief(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-_COST_HEADERS = ("training left", "device hours", "checkpoints")
+_COST_HEADERS = ("training left", "device time", "checkpoints")
 
 
 def _cost(plan: Plan, members: Sequence[PlannedRun]) -> tuple[str, str, str]:
     return (
         _sum_known([plan.training_seconds(planned) for planned in members], duration),
-        _sum_known([plan.device_hours(planned) for planned in members], device_hours),
+        _sum_known([plan.device_hours(planned) for planned in members], compute_time),
         _sum_known([plan.checkpoint_bytes(planned) for planned in members], size),
     )
 
@@ -109,7 +108,7 @@ def _sum_known(amounts: Sequence[float | None], format_amount: Callable[[float],
 
 
 def cost_sentence(plan: Plan, device: str | None = None) -> str:
-    """Describe the remaining training in device hours, by the device that each estimate was measured on."""
+    """Describe the remaining training in time of devices, by the device that each estimate was measured on."""
     hours: dict[tuple[str, str], float] = {}
     unknown = 0
     for planned in plan.runs:
@@ -120,7 +119,8 @@ def cost_sentence(plan: Plan, device: str | None = None) -> str:
             kind_and_name = (measured.device, measured.device_name)
             hours[kind_and_name] = hours.get(kind_and_name, 0.0) + left
     parts = [
-        f"{device_hours(amount)} {'GPU ' * (kind == 'cuda')}hours on {name}" for (kind, name), amount in hours.items()
+        f"{device_time(amount, 'GPU') if kind == 'cuda' else compute_time(amount)} on {name}"
+        for (kind, name), amount in hours.items()
     ]
     if unknown:
         parts.append(f"an unknown time for {count(unknown, 'run')} (no similar run has been measured yet)")
@@ -133,7 +133,7 @@ def total_cost(plan: Plan) -> str:
     limit = f"; budget: {budget:g} GPU hours" if budget is not None else ""
     sentence = cost_sentence(plan)
     evaluations = sum(map(plan.evaluation_hours, plan.runs))
-    more = f"; evaluations: about {device_hours(evaluations)} hours" if evaluations else ", without evaluations"
+    more = f"; evaluations: about {compute_time(evaluations)}" if evaluations else ", without evaluations"
     if evaluations and (uncounted := plan.uncounted_parts()):
         more += f", without {', '.join(uncounted)}"
     if not sentence:

@@ -11,15 +11,14 @@ import click
 
 from harness.cli.common import (
     Output,
-    StudyFile,
     json_option,
     load,
     profile_option,
     read_profile,
     runs_folder_option,
     set_option,
-    study_file,
 )
+from harness.cli.study_files import StudyFile, study_file
 
 if TYPE_CHECKING:
     from harness.launch.calibrate import Calibrated
@@ -115,7 +114,7 @@ def calibrate(
         click.echo("nothing to time: no run has steps left to train")
         return
     if not output.as_json:
-        headers = ("arm", "seconds a step", "images/s", "checkpoint", "on")
+        headers = ("arm", "time a step", "images/s", "checkpoint", "on")
         tables.Table(headers, [_class_cells(result) for result in results]).show()
         click.echo(total_cost(replace(planned)))  # with what was just timed
     click.echo(f"each run: {text.harness_command('plan', study, runs_folder=runs_folder, sets=sets)}")
@@ -146,4 +145,4 @@ def _class_cells(result: Calibrated) -> tuple[str, ...]:
     )
     device += f", 1 of {timing.num_processes} processes timed" if timing.num_processes > 1 else ""
     speed = f"{result.batch_size / timing.seconds_per_step:.4g}"
-    return arms, f"{timing.seconds_per_step:.4g}", speed, text.size(timing.checkpoint_bytes or 0), device
+    return arms, text.step_time(timing.seconds_per_step), speed, text.size(timing.checkpoint_bytes or 0), device

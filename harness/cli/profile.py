@@ -11,13 +11,12 @@ import click
 from harness.cli.common import (
     Output,
     find_run,
-    find_study_file,
     is_run_name,
-    is_study_file,
     json_option,
     load,
     runs_folder_option,
 )
+from harness.cli.study_files import find_study_file, is_study_file
 from harness.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def _chosen_runs(run_or_study: str, runs_folder: Path) -> list[Profiled]:
         spec = read_spec(directory.path, directory.spec())
         return [Profiled(directory.key, spec, request.resources, request.records, request.data_root)]
     first: dict[str, Profiled] = {}
-    for run in load(find_study_file(run_or_study)).runs:
+    for run in load(find_study_file(run_or_study, runs_folder)).runs:
         chosen = Profiled(f"{run.study}/{run.arm}", run.spec, run.resources, run.records, run.data_root)
         first.setdefault(run.spec.cost_key, chosen)
     return list(first.values())

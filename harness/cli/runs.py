@@ -47,6 +47,7 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
     from harness import text
     from harness.cli import status_view, tables
     from harness.cli.earlier import earlier_lines
+    from harness.records.devices import device_notes, devices_of
     from harness.records.manifest import Manifests
     from harness.records.nodes import bad_nodes
 
@@ -73,6 +74,10 @@ def status(study: str | None, watch: bool, output: Output, runs_folder: Path) ->
     rows = [row for row in rows if row.asked_for]
     status_view.status_table(rows, study=name is None).show()
     click.echo(f"{text.count(len(rows), 'run')}: {tables.state_counts(row.state for row in rows)}")
+    if name:
+        devices = {directory.key: devices_of(directory) for directory in directories}
+        for note in device_notes((row.arm, row.replicate, devices[row.run_key]) for row in rows):
+            click.echo(text.printable(f"warning: {note}"))
     for node in bad_nodes(runs_folder):
         click.echo(text.printable(node.describe(runs_folder)))
     if name:
@@ -95,7 +100,7 @@ def _watch(gather: Any) -> None:
 
 @click.command()
 @click.argument("run")
-@click.option("--lines", default=20, show_default=True, help="Lines from the end of its log.")
+@click.option("--lines", type=click.IntRange(0), default=20, show_default=True, help="Lines from the end of its log.")
 @json_option
 @runs_folder_option
 def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
@@ -115,7 +120,7 @@ def why(run: str, lines: int, output: Output, runs_folder: Path) -> None:
     [row] = status_view.status_rows([directory])
     events = timeline.timeline(directory)
     log, job_log = claims.run_log(runs_folder, directory.key), claims.job_log(runs_folder, directory.key)
-    log_lines = log.read_text(errors="replace").splitlines()[-lines:] if log else []
+    log_lines = log.read_text(errors="replace").splitlines()[-lines:] if log and lines else []
     if output.as_json:
         log_json = {"log": str(log) if log else None, "log_lines": log_lines}
         output.document({**asdict(row), "timeline": events, "advice": advice(row.collapse), **log_json})

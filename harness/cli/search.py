@@ -19,8 +19,8 @@ from harness.cli.common import (
     read_profile,
     runs_folder_option,
     set_option,
-    study_file,
 )
+from harness.cli.study_files import study_file
 from harness.errors import HarnessError, LaunchError
 
 if TYPE_CHECKING:
@@ -101,7 +101,6 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     from harness import text
     from harness.cli import tables
     from harness.launch import planning
-    from harness.progress import duration
     from harness.search.loading import load_search
     from harness.search.optuna_backend import first_suggestions
     from harness.search.space import format_value
@@ -142,9 +141,9 @@ def show_plan(study: Path, sets: Sequence[str], runs_folder: Path, output: Outpu
     click.echo(f"\nsampler {settings.sampler}, pruner {settings.pruner}, seed {settings.seed}")
     click.echo(f"budget: {text.count(runs, 'run')}{replicates}{limit}")
     if measured:
-        needed = duration(measured.seconds_per_step * training["steps"])
+        needed = text.duration(measured.seconds_per_step * training["steps"])
         if settings.rungs:
-            needed += f" instead of {duration(measured.seconds_per_step * training['steps_without_rungs'])}"
+            needed += f" instead of {text.duration(measured.seconds_per_step * training['steps_without_rungs'])}"
         click.echo(f"training: about {needed} on one {measured.device_name}, one run at a time")
     click.echo("\nfirst suggestions (before any trial has ended):")
     paths = [axis.path for axis in definition.space]
@@ -170,9 +169,9 @@ def _trial_json(trial: TrialRecord) -> dict[str, Any]:
 
 def _show_status(search: Search, runs_folder: Path, output: Output) -> None:
     from harness.cli import tables
-    from harness.progress import duration
     from harness.search.space import format_value
     from harness.search.trials import eta_seconds, num_counted, pareto_front, read_trials
+    from harness.text import duration
 
     trials = read_trials(search.folder(runs_folder))
     if output.as_json:

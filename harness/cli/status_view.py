@@ -14,7 +14,6 @@ from typing import Any
 from harness.cli.tables import Table, state_counts
 from harness.errors import RecordError
 from harness.launch import states
-from harness.progress import duration
 from harness.records.collapse import collapses, signs
 from harness.records.directory import RunDirectory
 from harness.records.journal import events_in, last_value
@@ -22,7 +21,7 @@ from harness.records.manifest import Manifests
 from harness.records.reading import read_bytes
 from harness.records.status import is_active
 from harness.spec.metrics import METRIC_KINDS, by_seed_kind, metric_kind
-from harness.text import count, printable
+from harness.text import count, duration, printable
 
 NEWS_EVERY_SECONDS = 60.0
 

@@ -21,8 +21,8 @@ from harness.cli.common import (
     read_profile,
     runs_folder_option,
     set_option,
-    study_file,
 )
+from harness.cli.study_files import study_file
 from harness.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -64,9 +64,10 @@ def plan(
     [RUN_KEY]}; with rungs also "training": {"at_rungs": [{"step", "number"}], "steps", "steps_without_rungs"}; of a
     search {"search", "suggestions": [{"point", "run_keys"}], "training": {"steps", "seconds", "measured_on"}} with its
     definition, with rungs "training" as above and "seconds_without_rungs"; with --profile or --card {"study", "card",
-    "parallel", "device_hours", "wall_seconds", "time_limits", "notes": [TEXT], "runs": [{"run_key", "arm", "replicate",
-    "parameters", "multiply_adds_per_step", "steps", "step_seconds", "measured_on",
-    "network_evaluations", "evaluation_seconds", "devices", "device_hours"}]}, all of what is left.
+    "parallel", "device_hours", "wall_seconds", "time_limits", "notes": [TEXT], "rungs": [{"step", "arms", "runs",
+    "device_hours", "wall_seconds"}], "runs": [{"run_key", "arm", "replicate", "parameters", "multiply_adds_per_step",
+    "steps", "step_seconds", "measured_on", "network_evaluations", "evaluation_seconds", "devices", "device_hours"}]},
+    all of what is left, of each rung what is expected to go on.
     """
     from harness.launch import planning
     from harness.study.expand import is_search

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from harness.errors import LaunchError
@@ -16,6 +17,9 @@ from harness.slurm.jobs import JobInfo
 from harness.slurm.recent import read_recent_queue
 from harness.text import printable
 
+WITHIN_THE_SECOND = 0.999
+"""What is added to the second of a job's end: what its run still wrote in that second was before it."""
+
 
 def timeline(directory: RunDirectory) -> list[str]:
     """Describe what happened to a run, from its journal and SLURM, one line per event, oldest first.
@@ -24,7 +28,7 @@ def timeline(directory: RunDirectory) -> list[str]:
     """
     events = [event for event in directory.events() if event.name != MEASURED]
     following = [*events, None][1:]
-    lines = [
+    journal = [
         (event.time_ms / 1000, _event_line(event))
         for event, after in zip(events, following, strict=True)
         if event.name != "checkpoint" or after is None or after.name != "checkpoint"
@@ -34,16 +38,29 @@ def timeline(directory: RunDirectory) -> list[str]:
     for clusters, names in jobs_by_clusters(claims).items():
         with suppress(LaunchError), addressing(clusters):
             jobs |= read_recent_queue(names)
-    for claim in claims:
-        lines.extend(_claim_lines(claim, jobs, directory.key))
-    moments = sorted(lines, key=lambda line: line[0])
+    cancellations = [claim.cancellation(directory.key) for claim in claims]
+    cancelled = [(one.cancelled_seconds, f"cancelled by {one.by}") for one in cancellations if one]
+    sources = [*(_claim_lines(claim, jobs) for claim in claims), cancelled, journal]
+    # SLURM says a start by its second, so at equal times what came by a job is before what the run did in it.
+    moments = heapq.merge(*map(_in_sequence, sources), key=lambda line: line[0])
     return [
         printable(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}  {message}")
         for seconds, message in moments
     ]
 
 
-def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo], run_key: str) -> Iterator[tuple[float, str]]:
+def _in_sequence(lines: Iterable[tuple[float, str]]) -> Iterator[tuple[float, str]]:
+    """Yield events in the order in which their source has them, with times that do not fall.
+
+    SLURM's times are whole seconds, and the clocks of two nodes differ; each source knows the order of its own events.
+    """
+    latest = 0.0
+    for seconds, line in lines:
+        latest = max(latest, seconds)
+        yield latest, line
+
+
+def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo]) -> Iterator[tuple[float, str]]:
     submission = claim.submission
     if not submission:
         return
@@ -59,9 +76,7 @@ def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo], run_key: str) -> Ite
             if attempt.end and attempt.state not in ("RUNNING", "PENDING"):
                 by = f" by {jobs[job_id].user}" if attempt.state == "CANCELLED" and jobs[job_id].user else ""
                 code = f", exit code {attempt.exit_code}" if attempt.exit_code not in ("", "0:0") else ""
-                yield _seconds(attempt.end), f"SLURM ends job {job_id}: {attempt.state}{by}{code}"
-    if cancellation := claim.cancellation(run_key):
-        yield cancellation.cancelled_seconds, f"cancelled by {cancellation.by}"
+                yield _seconds(attempt.end) + WITHIN_THE_SECOND, f"SLURM ends job {job_id}: {attempt.state}{by}{code}"
 
 
 def _seconds(local: str) -> float:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from harness.cli.common import Output, json_option, load, runs_folder_option, set_option, study_file
+from harness.cli.common import Output, json_option, load, runs_folder_option, set_option
+from harness.cli.study_files import study_file
 
 
 @click.command("verify-resume")

@@ -110,6 +110,13 @@ class Plan:
     def _is_of_card(self, measured: Throughput) -> bool:
         return self.card is None or measured.device != "cuda" or self.card.is_family_of(measured.device_name)
 
+    def cards(self) -> dict[str, Card]:
+        """Return the cards on which runs like these were measured, each once, by a device's name."""
+        facts = [fact for run in self.runs for fact in self._throughput.get(run.run.spec.cost_key, ())]
+        names = dict.fromkeys(fact.device_name for fact in facts if fact.device == "cuda")
+        families = {card.family: name for name in reversed(names) if (card := find_card(name))}
+        return {name: card for name in families.values() if (card := find_card(name))}
+
     def training_seconds(self, planned: PlannedRun, device: str | None = None) -> float | None:
         """Estimate the remaining training time, without evaluations; None if no similar run has been measured."""
         if planned.state in ("done", "evaluate", "paused", "pruned"):

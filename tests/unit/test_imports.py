@@ -22,8 +22,8 @@ MAY_IMPORT = {
     # on which all else stands
     "errors": set(),
     "randomness": set(),
-    "progress": set(),
     "text": set(),
+    "progress": {"text"},
     "messages": {"text"},
     # leaves: plain values, never the spec
     "diffusion": {"errors"},

@@ -223,9 +223,12 @@ def test_several_processes_draw_the_same_bytes_and_their_messages_are_logged_her
 ):
     caplog.set_level("INFO", logger="harness")
     monkeypatch.setattr(report, "MANY_RUNS", 1)
-    report.draw_report(records, tmp_path / "several", num_processes=2)
+    outcome = report.draw_report(records, tmp_path / "several", num_processes=2)
     assert files(tmp_path / "several" / "small") == files(out / "small")
-    assert "small: no scaling figure: it needs arms that differ in size" in caplog.text
+    assert outcome.without_data["small"]["scaling figure"].startswith("arms that differ in size")
+    a_run(records).study_path("small").write_text("{")
+    report.draw_report(records, tmp_path / "several", num_processes=2)
+    assert "small: left out: " in caplog.text
 
 
 def test_results_of_several_processes_come_back_in_their_order():

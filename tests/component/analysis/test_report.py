@@ -1,14 +1,17 @@
 import io
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from harness.analysis.report.report import OF_A_STUDY, WITHOUT_RUNS, draw_report, report
+from harness.cli import cli
 from harness.errors import RecordError
 from harness.records.directory import RunDirectory
 
@@ -65,22 +68,22 @@ def some_runs(study_runs_of_module):
 
 @pytest.fixture(scope="module")
 def drawn(some_runs, tmp_path_factory):
-    """The report of `some_runs`, and what was logged meanwhile."""
+    """The report of `some_runs`, what was logged meanwhile, and what there are no data for."""
     out, messages = tmp_path_factory.mktemp("figures"), io.StringIO()
     handler, logger = logging.StreamHandler(messages), logging.getLogger("harness")
     logger.addHandler(handler)
     level = logger.level
     logger.setLevel(logging.INFO)
     try:
-        report(some_runs, out)
+        outcome = draw_report(some_runs, out)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-    return out, messages.getvalue()
+    return out, messages.getvalue(), outcome.without_data
 
 
 def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_claims(some_runs, drawn):
-    out, said = drawn
+    out, said, without_data = drawn
     names = {"samples", "learning_curves", "L_t", "sampling_steps"}
     stems = {f"schedules/{name}" for name in WITHOUT_RUNS} | {f"small/{name}" for name in names} | {"claims"}
     assert set(files(out)) == (
@@ -90,9 +93,9 @@ def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_cl
         | {f"small/{name}.{kind}" for name in ("contrasts", "results") for kind in ("csv", "md", "tex")}
         | {f"small/{name}" for name in ("macros.tex", "reproducibility.md", "reproducibility.tex")}
     )
-    without = {name: module.NEEDS for name, module in OF_A_STUDY.items() if name not in names}
-    assert said.splitlines() == [f"small: no {name} figure: it needs {needs}" for name, needs in without.items()]
-    assert without["trajectories"] == "an evaluation with trajectories"
+    without = {f"{name} figure": module.NEEDS for name, module in OF_A_STUDY.items() if name not in names}
+    assert without_data == {"small": without} and said == ""
+    assert without["trajectories figure"] == "an evaluation with trajectories"
     text = (out / "index.html").read_text()
     for run in some_runs.glob("[!.]*"):
         assert run.name in text
@@ -101,7 +104,7 @@ def test_every_figure_of_a_study_is_written_in_three_formats_with_a_table_and_cl
 
 
 def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
-    out, _ = drawn
+    out = drawn[0]
     text = (out / "index.html").read_text()
     links = Links(text)
     assert len(links.found) > 30
@@ -112,6 +115,16 @@ def test_the_page_needs_nothing_from_outside_and_all_its_links_hold(drawn):
             assert (out / link).is_file(), link
     assert "://" not in text.replace("http://www.w3.org/2000/svg", "")  # a name, which nothing loads
     assert sum(link.startswith("../") for link in links.found) >= 6 * 2  # each run's spec and samples
+
+
+def test_the_command_counts_what_there_are_no_data_for_and_names_it_on_request(some_runs, drawn, tmp_path):
+    shutil.copytree(drawn[0], tmp_path / "figures")
+    options = ["figures", "--runs", str(some_runs), "--out", str(tmp_path / "figures")]
+    said, *more = [CliRunner().invoke(cli, [*options, option]).output for option in ("--one-file", "--verbose")]
+    needed = drawn[2]["small"]
+    assert f"no data for {len(needed)} more figures and tables: --verbose" in said and "it needs" not in said
+    for name, what in needed.items():
+        assert f"small: no {name}: it needs {what}\n" in more[0]
 
 
 @pytest.mark.slow

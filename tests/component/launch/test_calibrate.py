@@ -96,7 +96,7 @@ def test_calibrate_times_each_class_once_and_plan_then_knows_the_cost(tmp_path, 
         *("arm", "small,", "wide", "training", "checkpoints", "each")
     ]
     cost = done.output.splitlines()[3]
-    assert f"hours on {throughput.cpu_name()}; evaluations: about " in cost and "?" not in cost
+    assert f" on {throughput.cpu_name()}; evaluations: about " in cost and "?" not in cost
     assert not any((tmp_path / "runs" / one.run_key).exists() for one in planned.runs)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".throughput"]  # and no scratch is left
     said = run_cli("plan", *arguments).output

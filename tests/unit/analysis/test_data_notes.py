@@ -39,6 +39,14 @@ def test_ignored_files_are_counted_once_by_their_reasons(records):
     assert sentence == "Of the 30 files in digits, 4 were ignored (3 .txt, 1 hidden)."
 
 
+def test_arms_whose_replicates_ran_on_different_cards_are_named(records):
+    cards = {("a", 0): "NVIDIA A100", ("a", 1): "NVIDIA H100"}
+    runs = records(lambda arm, replicate: {"device": cards.get((arm, replicate), "NVIDIA H100")})
+    assert data_sentence(runs) == (
+        "Replicates of a ran on different devices (NVIDIA A100, NVIDIA H100), so their times are not comparable."
+    )
+
+
 def test_a_run_of_other_data_than_the_rest_is_named(records):
     runs = records(lambda arm, replicate: {"data_digest": ("b" if (arm, replicate) == ("b", 1) else "a") * 64})
     [odd] = [run for run in runs if (run.arm, run.replicate) == ("b", 1)]

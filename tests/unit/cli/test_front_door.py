@@ -13,10 +13,13 @@ from click.testing import CliRunner
 
 from harness import __version__
 from harness.cli import GROUPS, cli, reference
+from harness.cli.study_files import StudyFile, find_study_file
 from harness.errors import HarnessError, LaunchError
 from harness.records.directory import RunDirectory
+from harness.records.manifest import ask_for
 from harness.records.status import Status
 from harness.spec.base import SCHEMA_VERSION
+from harness.testing import write_finished_run
 
 ROOT = Path(__file__).parents[3]
 VERBS = [verb for verbs in GROUPS.values() for verb in verbs]
@@ -121,11 +124,51 @@ def test_a_name_that_no_file_or_several_have_is_refused_with_the_choices(tmp_pat
     error = invoke("plan", "tinny").exception
     assert isinstance(error, LaunchError)
     assert str(error) == (
-        "no study 'tinny' in the YAML files of this folder and of experiments/; choices: tiny; or give its file"
+        "no study 'tinny' in runs or in the YAML files of this folder and of experiments/; choices: tiny; or give its "
+        "file"
     )
     (tmp_path / "copy.yaml").write_text((tmp_path / "tiny.yaml").read_text())
     error = invoke("plan", "tiny").exception
     assert str(error) == "study 'tiny' is in 2 files, give one: copy.yaml, tiny.yaml"
+
+
+TAKE_A_FILE = [verb for verb in VERBS if any(isinstance(parameter.type, StudyFile) for parameter in verb.params)]
+
+
+@pytest.mark.parametrize("verb", TAKE_A_FILE, ids=lambda verb: verb.name)
+def test_every_verb_that_reads_a_studys_file_knows_that_of_a_name_that_was_submitted(verb, tmp_path, tiny_study):
+    [run] = tiny_study("replicates: 1\n")
+    runs = tmp_path / "runs"
+    ask_for(runs, "tiny", {run.run_key: run.membership()}, file=tmp_path / "tiny.yaml")
+    for words in (["tiny", "--runs", str(runs)], ["--runs", str(runs), "tiny"]):
+        assert verb.make_context(verb.name, words).params["study"] == tmp_path / "tiny.yaml"
+
+
+def test_a_file_that_a_study_was_submitted_from_counts_until_it_is_gone(tmp_path, tiny_study, monkeypatch):
+    [run] = tiny_study("replicates: 1\n")
+    elsewhere, here = tmp_path / "elsewhere" / "tiny.yaml", tmp_path / "here"
+    elsewhere.parent.mkdir()
+    here.mkdir()
+    (tmp_path / "tiny.yaml").rename(elsewhere)
+    ask_for(here / "runs", "tiny", {run.run_key: run.membership()}, file=elsewhere)
+    monkeypatch.chdir(here)
+    assert [entry["run_key"] for entry in document("plan", "tiny")["runs"]] == [run.run_key]
+    (here / "experiments").mkdir()
+    for copy in ("one", "two"):  # of which none was submitted
+        (here / "experiments" / f"{copy}.yaml").write_text(elsewhere.read_text())
+    assert find_study_file("tiny", here / "runs") == elsewhere
+    text = elsewhere.read_text()
+    elsewhere.unlink()
+    with pytest.raises(LaunchError, match="study 'tiny' is in 2 files"):
+        find_study_file("tiny", here / "runs")
+    (here / "experiments" / "two.yaml").unlink()
+    assert find_study_file("tiny", here / "runs") == Path("experiments/one.yaml")
+    (here / "experiments" / "one.yaml").unlink()
+    with pytest.raises(LaunchError, match=rf"'tiny' was submitted from {elsewhere}, which is gone; give its file"):
+        find_study_file("tiny", here / "runs")
+    elsewhere.write_text(text.replace("study: tiny", "study: other"))
+    with pytest.raises(LaunchError, match=rf"'tiny' was submitted from {elsewhere}, which has another name now"):
+        find_study_file("tiny", here / "runs")
 
 
 def test_a_profile_that_is_not_there_is_refused_with_the_choices(tmp_path, tiny_study, monkeypatch):
@@ -191,6 +234,13 @@ def test_why_logs_and_status_as_json_describe_the_same_run(tmp_path, runs):
     assert explained in document("status", "tiny", *folder)
 
 
+def test_status_warns_where_replicates_of_one_arm_ran_on_different_cards(tmp_path, tiny_study):
+    for run, card in zip(tiny_study("replicates: 2\n"), ("NVIDIA A100", "NVIDIA H100"), strict=True):
+        write_finished_run(run, tmp_path / "runs").write_environment(2, {"harness": "1.2.3", "device": card})
+    shown = invoke("status", "tiny", "--runs", tmp_path / "runs").output
+    assert "warning: base: its replicates ran on different devices: NVIDIA A100 (0), NVIDIA H100 (1); " in shown
+
+
 def test_clean_as_json_removes_only_with_yes(tmp_path, runs):
     folder = runs[0].path / "checkpoints"
     folder.mkdir()
@@ -219,6 +269,24 @@ def test_cancel_and_retry_with_nothing_to_do_print_empty_documents(tmp_path, run
     assert document("cancel", "tiny", "--runs", tmp_path / "runs") == {"cancelled": []}
     retried = document("retry", tmp_path / "tiny.yaml", "--killed", "--runs", tmp_path / "runs")
     assert retried == {"study": "tiny", "submitted": [], "skipped": [], "notes": [], "runs": []}
+
+
+def test_a_retry_without_the_set_of_the_submission_says_what_is_missing(tmp_path, tiny_study):
+    asked = {run.run_key: run.membership() for run in tiny_study("replicates: 2\n", "train.steps=6")}
+    ask_for(tmp_path / "runs", "tiny", asked, file=tmp_path / "tiny.yaml")
+    said = invoke("retry", "tiny", "--failed", "--runs", tmp_path / "runs").output
+    assert "2 runs that were submitted are not what " in said and "--set, repeat it here" in said
+    repeated = invoke("retry", "tiny", "--failed", "--set", "train.steps=6", "--runs", tmp_path / "runs").output
+    assert "nothing to retry" in repeated and "repeat it here" not in repeated
+
+
+@pytest.mark.parametrize(("lines", "shown"), [(0, []), (2, ["two", "three"])])
+def test_why_shows_as_many_lines_of_the_log_as_asked_for(tmp_path, runs, lines, shown):
+    log = runs[0].path / "logs" / "attempt-0001.log"
+    log.parent.mkdir()
+    log.write_text("one\ntwo\nthree\n")
+    told = document("why", runs[0].key, "--lines", lines, "--runs", tmp_path / "runs")
+    assert told["log_lines"] == shown
 
 
 def test_messages_go_to_standard_error_with_json(tmp_path, runs):

@@ -6,6 +6,7 @@ import io
 import json
 import shlex
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from harness.cli import plan_view, status_view, tables, timeline
 from harness.cli.common import Output
 from harness.launch import planning
 from harness.records.directory import RunDirectory
+from harness.records.layout import JOBS, SubmissionLayout
 from harness.records.status import Status
+from harness.slurm.jobs import JobAttempt, JobInfo
 from harness.study.expand import load_study
 
 
@@ -99,12 +102,12 @@ def test_a_plan_adds_up_what_is_known_and_says_what_is_not(tmp_path, tiny_study,
     plan_view.show_plan(planning.plan(study, tmp_path / "runs"))
     shown = capsys.readouterr().out.splitlines()
     assert shown[2:5] == [
-        "arm    runs  state  training left  device hours  checkpoints",
-        "small  2     2 new  40 min         0.667         4.0 MiB",
-        "wide   2     2 new  ?              ?             ?",
+        "arm    runs  state  training left  device time  checkpoints",
+        "small  2     2 new  40 min         40 min       4.0 MiB",
+        "wide   2     2 new  ?              ?            ?",
     ]
     assert shown[-3:] == [
-        "training left: 0.667 GPU hours on cuda, an unknown time for 2 runs (no similar run has been measured yet), "
+        "training left: 40 GPU minutes on cuda, an unknown time for 2 runs (no similar run has been measured yet), "
         "without evaluations; budget: 40 GPU hours",
         "checkpoints will take: 4.0 MiB + ?",
         f"`harness calibrate {tmp_path / 'tiny.yaml'} --set resources.device=auto --runs {tmp_path / 'runs'}` measures "
@@ -133,7 +136,40 @@ def test_a_plan_lists_what_each_arm_is_measured_by_and_its_cost(tmp_path, tiny_s
         "eval_samples  a     fidelity, grid  500                        about 50 s",
         "none          c     -               -                          -",
     ]
-    assert any(line.startswith("training left: ") and "; evaluations: about 0.147 hours" in line for line in shown)
+    assert any(line.startswith("training left: ") and "; evaluations: about 8.8 min" in line for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("hours", "cell", "said"),
+    [
+        (0, "0 s", "0 GPU seconds"),
+        (1e-5, "<0.1 s", "<0.1 GPU seconds"),
+        (0.0036, "13 s", "13 GPU seconds"),
+        (1 / 60, "60 s", "60 GPU seconds"),
+        (0.1, "6 min", "6 GPU minutes"),
+        (0.999, "1 h", "1 GPU hour"),
+        (3.14, "3.1 h", "3.1 GPU hours"),
+        (9.96, "10 h", "10 GPU hours"),
+        (1234.5, "1,234 h", "1,234 GPU hours"),
+    ],
+)
+def test_a_cost_is_said_in_the_unit_that_a_person_would_use(hours, cell, said):
+    assert (text.compute_time(hours), text.device_time(hours, "GPU")) == (cell, said)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (0.2, "<1 s"), (89, "89 s"), (91, "2 min"), (3599, "1 h"), (12_000, "3 h 20 min"), (2e5, "2 d 7 h")],
+)
+def test_a_time_on_the_clock_has_at_most_two_units(seconds, said):
+    assert text.duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(3.62e-3, "3.62 ms"), (0.25, "250 ms"), (0.9999, "1 s"), (12.34, "12.3 s"), (3600, "3,600 s")]
+)
+def test_a_step_takes_milliseconds_or_seconds(seconds, said):
+    assert text.step_time(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -269,6 +305,40 @@ def test_a_chain_of_events_keeps_the_last_of_many_checkpoints_and_hides_tracebac
     assert lines[1:3] == ["checkpoint  step=6  (superseded by a later attempt)", "failed  reason=boom"]
     assert lines[3].startswith("resumed at step 4 on ")
     assert "(attempt 2, process " in lines[3]
+
+
+def test_what_happens_within_one_second_is_told_in_its_order(tiny_run, monkeypatch):
+    """SLURM's times are whole seconds: a start of 12:00:01 was after a submission of 12:00:01.7."""
+    directory = RunDirectory(tiny_run())
+    submission = SubmissionLayout(directory.path.parent / JOBS / "tiny" / "20261126-120000-000000-1")
+    submission.claims_folder.mkdir(parents=True)
+    submitted = time.time()
+    description = {"cluster": "slurm", "user": "ada", "time": submitted}
+    submission.submission_path.write_text(json.dumps(description))
+    submission.claim_path(directory.key).write_text("7\n")
+    with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+        journal.event("checkpoint", step=4)
+        journal.event("interrupted", reason="SIGUSR2")
+    ended = time.time()
+
+    def of_slurm(seconds: float) -> str:
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))
+
+    attempts = (
+        JobAttempt("PREEMPTED", "n1", of_slurm(submitted), of_slurm(ended), "0:12"),
+        JobAttempt("RUNNING", "n2", of_slurm(ended)),
+    )
+    queue = {"7": JobInfo("7", "RUNNING", attempts=attempts)}
+    monkeypatch.setattr(timeline, "read_recent_queue", lambda _: queue)
+    lines = [line.split("  ", 1)[1] for line in timeline.timeline(directory)]
+    assert lines[:2] == ["submitted by ada (slurm, job 7)", "SLURM starts job 7 on n1"]
+    assert lines[2].startswith("started on ")
+    assert lines[3:] == [
+        "checkpoint  step=4",
+        "interrupted  reason=SIGUSR2",
+        "SLURM ends job 7: PREEMPTED, exit code 0:12",
+        "SLURM starts job 7 again on n2",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,14 @@ from harness.launch import arithmetic, planning
 from harness.launch.estimate import LEAST_STEP_SECONDS, Estimate, makespan
 from harness.metrics.flops import forward_compute
 from harness.records import throughput
+from harness.records.status import Status
 from harness.records.throughput import Throughput
 from harness.registry import make_method
 from harness.slurm.profile import Profile
 from harness.spec.cards import CARDS, find_card
 from harness.spec.resources import Resources
 from harness.study.expand import load_study
+from harness.testing import write_run
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +161,7 @@ def test_plan_shows_the_cost_as_a_table_as_markdown_and_as_json(tmp_path, plan):
         assert result.exit_code == 0, result.output
         return result.stdout
 
-    assert "device hours" in show("--card", "h100", "--parallel", "2")
+    assert "device seconds; " in show("--card", "h100", "--parallel", "2")
     table = show("--card", "h100", "--markdown").splitlines()
     assert table[0].startswith("| arm | runs left | parameters |") and table[1].startswith("| --- | ---: |")
     assert table[2].startswith("| base | 2 | ")
@@ -170,3 +173,98 @@ def test_plan_shows_the_cost_as_a_table_as_markdown_and_as_json(tmp_path, plan):
     with pytest.raises(LaunchError, match="--card h1000: not a card whose peak is known; did you mean 'h100'"):
         CliRunner().invoke(cli, ["plan", *study, "--card", "h1000"], catch_exceptions=False)
     assert not (tmp_path / "runs").exists()
+
+
+RUNGS = """
+grid: {optim.lr: [1.0e-4, 2.0e-4, 3.0e-4, 4.0e-4]}
+rungs: [2, 4, 12]
+reduction_factor: 2
+compare: {metric: nll}
+evaluate: [{name: eval, every: 2, nll: {estimator: full, num_images: 16}}]
+"""
+
+
+@pytest.fixture
+def with_rungs(tmp_path: Path, tiny_study: Callable[..., list]) -> Callable[[], Estimate]:
+    """Return a function that estimates four arms of two replicates with three rungs, a step of each taking an hour."""
+    first = tiny_study(f"replicates: 2\n{RUNGS}", "resources.device=auto")[0]
+    fact = Throughput(first.spec.cost_key, 3600.0, "cuda", "NVIDIA H100 PCIe", threads=1, kernels="fused")
+    throughput.record(tmp_path / "runs", fact)
+
+    def make() -> Estimate:
+        study = load_study(tmp_path / "tiny.yaml", sets=("resources.device=auto",))
+        return estimate_of(planning.plan(study, tmp_path / "runs"), Profile(gpus_per_node=1), None, 4, None)
+
+    return make
+
+
+def test_rungs_are_estimated_by_how_many_go_on(with_rungs):
+    estimate = with_rungs()
+    [first, second, third] = estimate.rungs
+    assert [(rung.step, rung.arms, rung.runs) for rung in estimate.rungs] == [(2, 4, 8), (4, 2, 4), (12, 1, 2)]
+    cost = estimate.runs[0]
+    once = cost.evaluation_seconds / 3600 / 7  # every 2 of 12 steps, and after the last
+    assert once > 0
+    assert first.device_hours == pytest.approx(8 * (2 + once))
+    assert second.device_hours == pytest.approx(4 * (2 + once))
+    assert third.device_hours == pytest.approx(2 * (8 + 5 * once))
+    assert first.wall_seconds == pytest.approx(2 * (2 + once) * 3600)  # eight runs, four at a time
+    assert third.wall_seconds == pytest.approx((8 + 5 * once) * 3600)
+    flat = sum(rung.device_hours for rung in estimate.rungs) + 4 * (2 + once) + 6 * (8 + 5 * once)
+    assert estimate.device_hours == pytest.approx(flat)
+
+
+def test_what_a_rung_has_decided_is_no_longer_expected_but_known(with_rungs):
+    before = with_rungs()
+    for planned in before.plan.runs:  # all arms are at the first rung, the two highest rates in front
+        directory = write_run(planned.run, planned.path.parent)
+        evaluation, value = planned.run.evaluations[0], 3 - 1000 * planned.run.spec.optim.lr
+        with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
+            journal.metrics(2, {f"{evaluation.name}/nll_bpd": value})
+            journal.event("checkpoint", step=2)
+        directory.set_status(Status("paused", 2, 12, 1, cause="rung"))
+    estimate = with_rungs()
+    states = {cost.planned.run.spec.optim.lr: cost.planned.state for cost in estimate.runs}
+    assert states == {1e-4: "pruned", 2e-4: "pruned", 3e-4: "interrupted", 4e-4: "interrupted"}
+    assert [(rung.step, rung.arms, rung.runs) for rung in estimate.rungs] == [(2, 2, 4), (4, 2, 4), (12, 1, 2)]
+    assert [rung.device_hours for rung in estimate.rungs] == [0, *(rung.device_hours for rung in before.rungs[1:])]
+
+
+def test_plan_says_what_rungs_save(tmp_path, with_rungs):
+    with_rungs()
+    study = [str(tmp_path / "tiny.yaml"), "--runs", str(tmp_path / "runs"), "--set", "resources.device=auto"]
+    result = CliRunner().invoke(cli, ["plan", *study, "--card", "h100"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    header = next(index for index, line in enumerate(lines) if line.startswith("rung "))
+    assert [line.split()[:4] for line in lines[header + 1 : header + 4]] == [
+        ["1", "2", "4", "8"],
+        ["2", "4", "2", "4"],
+        ["3", "12", "1", "2"],
+    ]
+    assert lines[header + 5].startswith("with rungs: 480 device hours expected; ")
+    assert re.match(r"without rungs, as by arm above: [\d,]+ device hours; ", lines[header + 6])
+    result = CliRunner().invoke(cli, ["plan", *study, "--card", "h100", "--json"])
+    assert [rung["arms"] for rung in json.loads(result.stdout)["rungs"]] == [4, 2, 1]
+
+
+def test_where_slurm_chooses_the_partition_each_card_that_was_measured_has_its_cost(tmp_path, plan):
+    key = plan().runs[0].run.spec.cost_key
+    for name, seconds in (("NVIDIA A100-SXM4-40GB", 7200.0), ("NVIDIA H100 PCIe", 3600.0)):
+        throughput.record(tmp_path / "runs", Throughput(key, seconds, "cuda", name, threads=1, kernels="fused"))
+
+    def notes(profile: Profile) -> list[str]:
+        return estimate_of(plan(), profile, None, None, None).notes()
+
+    of_both = notes(Profile(partition="a,b", gpus_per_node=1))
+    assert of_both[0] == "measured on NVIDIA H100 PCIe"  # the newest
+    assert sorted(of_both[1].removeprefix("by the card that was measured: ").split(", ")) == [
+        "44 GPU hours on NVIDIA H100 PCIe",
+        "88 GPU hours on NVIDIA A100-SXM4-40GB",
+    ]
+    assert of_both[2].startswith("partition a,b: SLURM takes whatever starts a job first, so jobs may get different ")
+    either = notes(Profile(constraint="a100|h100", gpus_per_node=1))
+    assert either[2].startswith("constraint a100|h100: SLURM takes whatever")
+    for profile in (Profile(partition="a,b", gpus_per_node="a100:1"), Profile(partition="a", gpus_per_node="h100:1")):
+        assert not any("whatever" in note or "by the card" in note for note in notes(profile))
+    assert not any("whatever" in note for note in notes(Profile(partition="a,b")))
