@@ -334,15 +334,30 @@ def start_server(free_ports: Callable[[int], int]) -> Iterator[Callable[..., Mlf
 
 
 @pytest.fixture
-def submit_limit(slurm: DevCluster) -> Iterator[Callable[[int], None]]:
-    """Return a function that lets this user have only so many jobs in the queue, until the test ends."""
+def submit_limit(slurm: DevCluster) -> Iterator[Callable[..., None]]:
+    """Return a function that lets this user have only so many jobs in the queue, until the test ends.
 
-    def limit(jobs: int) -> None:
-        command = ["sacctmgr", "--immediate", "modify", "user", getpass.getuser(), "set", f"maxsubmitjobs={jobs}"]
+    The limit is the user's own, or that of the account or the QOS of its jobs.
+    """
+    user = getpass.getuser()
+    show = ["sacctmgr", "--noheader", "--parsable2", "show", "user", user, "format=defaultaccount"]
+    account = subprocess.run(show, check=True, capture_output=True, text=True).stdout.strip()
+    limits = {
+        "user": ("user", user, "maxsubmitjobs"),
+        "account": ("account", account, "grpsubmitjobs"),
+        "qos": ("qos", "normal", "maxsubmitjobsperuser"),
+    }
+    holders = set()
+
+    def limit(jobs: int, holder: str = "user") -> None:
+        kind, name, setting = limits[holder]
+        holders.add(holder)
+        command = ["sacctmgr", "--immediate", "modify", kind, name, "set", f"{setting}={jobs}"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     yield limit
-    limit(-1)
+    for holder in holders.copy():
+        limit(-1, holder)
 
 
 @pytest.fixture

@@ -37,12 +37,13 @@ from harness.records.journal import Event
 from harness.records.layout import SubmissionLayout
 from harness.records.status import Ending
 from harness.slurm.kills import REQUEUE_WHEN_KILLED, reports_out_of_memory
+from harness.slurm.time_limit import NOTE_BEGINNING
 
 KILLS_WITHOUT_PROGRESS = 3
 MAX_TIME_LIMITS = 1_000_000  # submitit's own default is 3
 REQUEUE_PAUSES_SECONDS = (1.0, 3.0, 6.0, *[10.0] * 60)  # an outage of slurmctld loses no job
-STARTUP_SECONDS = 120.0  # from the beginning of a job, at most, until its Python counts the time
-SETUP = REQUEUE_WHEN_KILLED  # the first lines of every batch script
+STARTUP_SECONDS = 120.0  # SLURM may signal a minute early, and scripts of earlier versions do not say when a job began
+SETUP = (*NOTE_BEGINNING, *REQUEUE_WHEN_KILLED)  # the first lines of every batch script
 
 RequeueAction = Literal["none", "requeue", "resubmit"]
 

@@ -87,7 +87,7 @@ class Task:
             options: dict[str, Any] = {"stop_after_steps": CANARY_STEPS} if self.canary else {}
             execute_run(paths[0], self.threads, False, None, logged=False, **options)
             return
-        time_limit = TimeLimit(time.monotonic() + self.limit_seconds, self.limit_seconds, self.lead_seconds)
+        time_limit = TimeLimit.of_this_job(self.limit_seconds, self.lead_seconds)
         if os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
             note_failures_of(self._layout.runs_folder, current_job_id() or "")
         if len(paths) > 1:

@@ -190,7 +190,9 @@ def submit_rest(make_plan: Callable[[], Plan], left: int, on_message: Callable[[
         try:
             profile = options.get("profile") or Profile()
             with addressing(profile.clusters):
-                room = room_for_jobs(profile)
+                room = room_for_jobs(profile) if left else None
+                if room == 0 and live_jobs():  # some of these have to end first
+                    continue
             at_most = max(1, 2 * taken if room is None else room) if left else None  # else nothing was refused
             submission = submit(rest(), at_most=at_most, **options)
         except LaunchError as error:  # no answer, or still not one job more

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
 TIME_LIMIT_SIGNAL = "SIGUSR2"
+_BEGAN = "HARNESS_JOB_BEGAN"
+NOTE_BEGINNING = (f'export {_BEGAN}="$(date +%s)"',)
+"""Shell lines of a batch script that note when the job began: modules, containers and imports may take minutes."""
 
 
 @dataclass(frozen=True)
@@ -13,13 +17,20 @@ class TimeLimit:
     """The time limit of the job that this process belongs to.
 
     Attributes:
-        ends_monotonic: when the job is killed, by time.monotonic(); a little later than that by the job's start-up.
+        ends_monotonic: when the job is killed, by time.monotonic().
         limit_seconds, lead_seconds: the limit, and how long before it SIGUSR2 comes.
     """
 
     ends_monotonic: float
     limit_seconds: float
     lead_seconds: float
+
+    @classmethod
+    def of_this_job(cls, limit_seconds: float, lead_seconds: float) -> TimeLimit:
+        """Return the limit of a job whose batch script noted when it began; of one that did not, as if it began now."""
+        began = os.environ.get(_BEGAN, "")
+        since = max(0.0, time.time() - int(began)) if began.isdecimal() else 0.0
+        return cls(time.monotonic() + limit_seconds - since, limit_seconds, lead_seconds)
 
     def seconds_left(self) -> float:
         return self.ends_monotonic - time.monotonic()

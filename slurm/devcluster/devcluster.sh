@@ -74,6 +74,8 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=1
 JobAcctGatherParams=OverMemoryKill
 KillWait=5
+# As many sites have it: srun ends what is left of a job so long after its first process has left.
+WaitTime=10
 
 # Schedule immediately; the default delays are for large clusters.
 SchedulerType=sched/backfill

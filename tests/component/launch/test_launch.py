@@ -11,15 +11,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from click.testing import CliRunner
 
+from harness import PACKAGE_ROOT
 from harness.cli import cli
 from harness.errors import DataError, LaunchError
 from harness.launch import claims, local, manage, planning, processes, submit, worker
@@ -28,7 +32,6 @@ from harness.records import snapshot
 from harness.records.directory import RunDirectory
 from harness.records.nodes import bad_nodes
 from harness.records.status import Status
-from harness.slurm import commands
 from harness.slurm.cluster import read_config
 from harness.slurm.jobs import live_jobs
 from harness.slurm.profile import Profile
@@ -292,8 +295,10 @@ def test_slurm_gets_as_many_jobs_as_it_takes_and_the_rest_when_others_have_ended
     messages: list[str] = []
     profile = Profile(time_minutes=20, memory_gib=1, max_parallel=2)
     options = {"cluster": "slurm", "profile": profile, "sync": False}
+    asked = len(calls())
     submit.submit_rest(lambda: planning.plan(five, runs), 4, messages.append, **options)
     assert messages[-1].endswith("; 0 to go")
+    assert len(calls()) - asked <= 2  # SLURM is not asked for what it would refuse
     wait_for(lambda: all(planned.state == "done" for planned in planning.plan(five, runs).runs))
     claims = [path for path in (runs / ".jobs").glob("**/claims/*") if path.read_text().strip()]
     assert len(claims) == 5  # none was submitted twice
@@ -305,9 +310,49 @@ def test_slurm_gets_as_many_jobs_as_it_takes_and_the_rest_when_others_have_ended
 
 
 @pytest.mark.slurm
+@pytest.mark.parametrize(
+    ("holder", "tries"),
+    [
+        ("qos", [5, 3]),  # which says how many fit, as the limit of a user does
+        ("account", [5, 2, 2, 1, 1]),  # colleagues may use it up, so what fits is found by halves
+    ],
+)
+def test_a_limit_of_a_qos_or_an_account_leaves_the_rest_for_later(
+    tmp_path, study, slurm, submit_limit, calls_of, monkeypatch, holder, tries
+):
+    five, runs = study("replicates: 5\n"), tmp_path / "runs"
+    monkeypatch.setattr(submit, "WATCH_SECONDS", 0.5)
+    wait_for(lambda: not live_jobs())
+    submit_limit(3, holder)
+    calls = calls_of("sbatch")
+    subprocess.run(["scontrol", "update", "partitionname=main", "state=down"], check=True)  # none is to start
+    try:
+        submission = submit_to_slurm(five, runs)
+        assert (len(submission.jobs), len(submission.left), len(calls())) == (3, 2, len(tries))
+        assert any(note.startswith("2 runs not submitted") for note in submission.notes)
+        subprocess.run(
+            ["scancel", *(job.job_id for job in submission.jobs[:2])], check=True
+        )  # so there is room for two
+        rest = planning.plan(five, runs)
+        left = [planned.run_key for planned in submission.left]
+        only = replace(rest, runs=tuple(planned for planned in rest.runs if planned.run_key in left))
+        options = {"cluster": "slurm", "profile": Profile(time_minutes=20, memory_gib=1.5), "sync": False}
+        submit.submit_rest(lambda: only, 2, lambda line: None, **options)
+        assert all(planned.state == "queued" for planned in planning.plan(five, runs).runs if planned.run_key in left)
+        assert len(live_jobs()) == 3
+    finally:
+        subprocess.run(["scancel", "--me"], check=True)
+        subprocess.run(["scontrol", "update", "partitionname=main", "state=up"], check=True)
+
+
+@pytest.mark.slurm
 def test_slurm_knows_of_a_job_what_the_profile_says_and_not_what_the_shell_says(tmp_path, study, slurm, monkeypatch):
     for name, value in {"TIMELIMIT": "1", "NO_REQUEUE": "1", "PARTITION": "nowhere", "MEM_PER_CPU": "7"}.items():
         monkeypatch.setenv(f"SBATCH_{name}", value)
+    for name in ("SQUEUE_STATES", "SACCT_STATE", "SCANCEL_STATE"):  # the job below waits
+        monkeypatch.setenv(name, "RUNNING")
+    monkeypatch.setenv("SQUEUE_FORMAT", "%i")
+    monkeypatch.setenv("SACCT_FORMAT", "jobid")
     said = {"partition": "main", "comment": "for the paper", "nice": 10, "begin": "now+1hour", "exclusive": "user"}
     options = {"sbatch": {"switches": 1}, "memory_request": "mem-per-cpu", "mail_user": "ada@example.org", "cpus": 2}
     said["clusters"] = read_config()["ClusterName"]  # its own, by the name that the accounting has for it
@@ -444,64 +489,104 @@ def test_a_job_that_is_told_to_leave_comes_back_when_slurm_does_not_answer_and_f
     assert [event.fields["stopped_by"] for event in directory.events("interrupted")] == ["SIGUSR2"] * 2
 
 
+@dataclass(frozen=True)
+class Colleague:
+    """Another user of this machine, who has this harness in a folder that is open to all."""
+
+    name: str
+    folder: Path
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        user = pwd.getpwnam(self.name)
+        names = {"USER": self.name, "LOGNAME": self.name, "HOME": str(self.folder), "PYTHONPATH": str(self.folder)}
+        return subprocess.run(
+            command,
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            umask=0,
+            cwd=self.folder,
+            env=os.environ | names,
+            capture_output=True,
+            text=True,
+        )
+
+    def harness(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.run(str(self.folder / "bin" / "python3"), "-m", "harness.cli", *words)
+
+
 @pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """Return a folder into which every user of this machine can write; pytest's own are closed to them."""
+def colleague(slurm) -> Iterator[Colleague]:
+    """Return a second user, with a folder into which every user can write; pytest's own are closed to them.
+
+    So may be the Python that runs these tests: links to its files are open.
+    """
     umask = os.umask(0)
+    of_slurm = ("user", "daemon", "account=lab", "wckeys=thesis")  # which SLURM wants of all but administrators
+    subprocess.run(["sacctmgr", "--immediate", "add", *of_slurm], check=True, stdout=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory(prefix="harness-") as name:
-        Path(name).chmod(0o777)
-        yield Path(name)
+        folder = Path(name)
+        folder.chmod(0o777)
+        base, version = folder / "base", f"python3.{sys.version_info.minor}"
+        places = {
+            sysconfig.get_path("stdlib"): base / "lib" / version,
+            sysconfig.get_path("purelib"): folder / "lib" / version / "site-packages",
+        }
+        unneeded = shutil.ignore_patterns("site-packages", "include", "mlflow", "test", "tests")
+        for program in (base / "bin" / "python3", folder / "bin" / "python3"):
+            program.parent.mkdir(parents=True)
+        try:
+            for place, to in places.items():
+                shutil.copytree(place, to, symlinks=True, ignore=unneeded, copy_function=os.link)
+            os.link(Path(sys.executable).resolve(), base / "bin" / "python3")
+        except OSError as error:
+            pytest.skip(f"this Python is on another file system than {folder}: {error}")
+        (folder / "bin" / "python3").symlink_to(base / "bin" / "python3")
+        (folder / "pyvenv.cfg").write_text(f"home = {base}/bin\n")
+        for package in ("harness", "analysis"):
+            shutil.copytree(PACKAGE_ROOT / package, folder / package, symlinks=True)
+        yield Colleague("daemon", folder)
     os.umask(umask)
 
 
-def as_user(name: str, look: Callable[[], object]) -> object:
-    """Return what a function returns to another user, who takes the place of this process's copy."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        user = pwd.getpwnam(name)
-        os.setgroups([])
-        os.setgid(user.pw_gid)
-        os.setuid(user.pw_uid)
-        os.environ |= {"USER": name, "LOGNAME": name}
-        try:
-            answer = look()
-        except Exception as error:
-            answer = f"{type(error).__name__}: {error}"
-        os.write(writing, json.dumps(answer).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as file:
-        answer = json.loads(file.read())
-    os.waitpid(pid, 0)
-    return answer
-
-
 @pytest.mark.slurm
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which takes root")
-def test_who_shares_a_folder_of_runs_believes_the_jobs_of_others_and_does_not_end_them(
-    open_folder, study, slurm, monkeypatch
+def test_two_users_of_a_folder_of_runs_see_each_others_jobs_end_only_their_own_and_train_each_run_once(
+    study, slurm, colleague
 ):
-    monkeypatch.setattr(commands, "PAUSES_SECONDS", ())
-    tiny = study("", "train.steps=200")
-    runs = open_folder / "runs"
-    submission = submit_to_slurm(tiny, runs)
-    directory, job_id = submission.runs[0].directory, submission.jobs[0].job_id
+    runs, file = colleague.folder / "runs", colleague.folder / "tiny.yaml"
+    first = submit_to_slurm(study("", "train.steps=200"), runs)
+    mine, job_id = first.runs[0].directory, first.jobs[0].job_id
+    both = study("replicates: 2\n", "train.steps=200")
+    [their_key] = {run.run_key for run in both.runs} - {mine.key}
+    theirs = RunDirectory(runs / their_key)
+    shutil.copyfile(both.path, file)
+    (colleague.folder / "profile.yaml").write_text("time_minutes: 20\nmemory_gib: 1.5\nwckey: thesis\n")
+    of_slurm = ("--cluster", "slurm", "--profile", "profile.yaml", "--set", "train.steps=200", "--no-sync", "--json")
 
-    def state() -> list[object]:
-        plan = planning.plan(tiny, runs)
-        return [plan.runs[0].state, [planned.run_key for planned in plan.to_do]]
+    def asked(*words: str) -> Any:
+        done = colleague.harness(*words, "--runs", str(runs))
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
 
-    assert as_user("daemon", state)[1] == []  # it waits, or begins
-    with held(directory, until=directory.latest):
-        assert as_user("daemon", lambda: list(live_jobs())) == []
-        assert as_user("daemon", state) == ["running", []]
-        refusal = as_user("daemon", lambda: [run.key for run in manage.cancel([directory])])
-        assert refusal.startswith(f"LaunchError: SLURM does not let you end the job {job_id} of root (")
-        assert state() == ["running", []]
-    wait_for(lambda: not submission.unfinished())
-    assert [planned.state for planned in submission.now()] == ["done"]
-    assert len(directory.attempts()) == 1
+    with held(mine, until=mine.latest):
+        submitted = asked("submit", str(file), *of_slurm)
+        assert (submitted["submitted"], submitted["skipped"]) == ([their_key], [mine.key])
+        shown = {run["run_key"]: run["state"] for run in asked("status", "tiny", "--json")}
+        assert shown[mine.key] == "running" and shown[their_key] in ("queued", "running", "done")
+        refusal = colleague.harness("cancel", mine.key, "--runs", str(runs))
+        assert refusal.returncode == 2
+        assert f"SLURM does not let you end the job {job_id} of root (" in refusal.stderr
+        wait_for(lambda: theirs.status().state == "done")
+        assert mine.status().state == "running" and not list(runs.glob(".jobs/**/cancelled/*"))
+    wait_for(lambda: not first.unfinished())
+    assert {planned.state for planned in planning.plan(both, runs).runs} == {"done"}
+    for directory, owner in ((mine, "root"), (theirs, colleague.name)):
+        assert len(directory.attempts()) == 1
+        assert len(claims.claims_of(runs, [directory.key])[directory.key]) == 1
+        assert directory.log_path(1).owner() == owner
+    assert submit_to_slurm(both, runs).runs == []
 
 
 # ------------------------------------------------------------------------------------------------ where a run stands

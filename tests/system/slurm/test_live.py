@@ -15,13 +15,14 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,56 @@ records: {log_every: 5, checkpoint_every_seconds: 60}
 resources: {device: cpu, threads: 1}
 """
 
+# A disk that takes 7 s to flush a checkpoint: Python imports this file by itself where it finds it.
+SLOW_DISK = """
+import os
+import time
+
+fsync = os.fsync
+
+def slowly(descriptor):
+    if "/checkpoints/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        time.sleep(7)
+    fsync(descriptor)
+
+os.fsync = slowly
+"""
+EIGHT = ("train.steps=8", *OFTEN)
+
+# A network that takes its time, as a profile says it, where no gradient is wanted: when it is evaluated.
+SLOW_PARTS = """
+from typing import Literal
+
+from harness.plugins import NetworkModel
+
+
+class Slow(NetworkModel):
+    name: Literal["slow"] = "slow"
+
+
+def slow(in_channels, out_channels, image_size, num_classes):
+    import os
+    import time
+
+    import torch
+
+    class Network(torch.nn.Conv2d):
+        def forward(self, x, t, y=None):
+            if not torch.is_grad_enabled():
+                time.sleep(float(os.environ.get("SECONDS_OF_A_PASS", "0")))
+            return super().forward(x)
+
+    return Network(in_channels, out_channels, 3, padding=1)
+
+
+MODELS = {"slow": (Slow, slow)}
+"""
+SLOW_EVALUATION = """
+plugins: [slow_parts.py]
+evaluate: [{batch_size: 4, nll: {num_images: 80, evaluations_per_image: 4}}]
+"""
+SHORT = ("model={name: slow}", "train.steps=12")
+
 
 @dataclass
 class Live:
@@ -59,11 +110,12 @@ class Live:
 
     folder: Path
     slurm: object
-    undisturbed: dict[str, str] = field(default_factory=dict)
+    watcher: subprocess.Popen | None = None  # of the scenario `crash`
 
     def study(self, name: str, extra: str = "", *sets: str):
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
+        (folder / "slow_parts.py").write_text(SLOW_PARTS)
         (folder / "study.yaml").write_text(STUDY + extra)
         return load_study(folder / "study.yaml", sets=sets)
 
@@ -71,6 +123,14 @@ class Live:
         facts = {"time_minutes": 20, "memory_gib": 1, "constraint": "calm"} | facts
         plan = planning.plan(self.study(name, extra, *sets), self.folder / name / "runs")
         return submit.submit(plan, cluster="slurm", profile=Profile(**facts), sync=False)
+
+    def alone(self, name: str, extra: str = "", sets: tuple[str, ...] = ()) -> RunDirectory:
+        """Run a study of one run in this process, where nothing is slow and nobody disturbs it."""
+        plan = planning.plan(self.study(name, extra, *sets), self.folder / f"{name}_alone" / "runs")
+        here = submit.submit(plan, cluster="debug", sync=False)
+        assert isinstance(here, submission.BlockingSubmission)
+        here.wait(lambda: None)
+        return plan.runs[0].directory
 
     def harness(self, name: str, *words: str) -> str:
         """Run the command line as from another shell."""
@@ -90,12 +150,26 @@ def live(start_slurm, tmp_path_factory) -> Iterator[Live]:
             ask("scontrol", "update", f"nodename={node}", f"availablefeatures={feature}", f"activefeatures={feature}")
         here = Live(tmp_path_factory.mktemp("live"), slurm)
         yield here
+        if here.watcher:
+            here.watcher.kill()
 
 
 @pytest.fixture(scope="module")
 def scenarios(live) -> dict[str, submission.Submission]:
     """Submit everything; the tests below disturb what they are about."""
+    (live.folder / "sitecustomize.py").write_text(SLOW_DISK)
+    slow_disk = f"export PYTHONPATH={live.folder}:$PYTHONPATH"
+    two_processes = ("resources.processes_per_node=2", *SHORT)
     submitted = {
+        "slow_disk": live.submit("slow_disk", sets=EIGHT, time_minutes=1, signal_lead_seconds=1, setup=[slow_disk]),
+        "evaluation": live.submit(
+            "evaluation",
+            SLOW_EVALUATION,
+            two_processes,
+            time_minutes=1,
+            memory_gib=2,
+            setup=["export SECONDS_OF_A_PASS=0.45"],
+        ),
         "time_limit": live.submit("time_limit", sets=OFTEN, time_minutes=1),
         "preempted": live.submit("preempted", sets=OFTEN, constraint="preempted"),
         "cancelled_for_good": live.submit(
@@ -105,6 +179,8 @@ def scenarios(live) -> dict[str, submission.Submission]:
         "memory": live.submit("memory", memory_gib=0.15),
         "undisturbed": live.submit("undisturbed", "replicates: 3\n", pack=3, cpus=3, memory_gib=3),
     }
+    watch = [sys.executable, "-m", "harness.cli", "sync", "live", "--watch", "--every", "2"]
+    live.watcher = subprocess.Popen(watch, cwd=live.folder / "crash", env=os.environ | CODE)
     held = [Hold(submitted[name]) for name in ("preempted", "cancelled_for_good", "crash", "time_limit")]
     for hold in held[:3]:
         hold.wait_until_it_stands_still()
@@ -203,6 +279,11 @@ def weights(directory: RunDirectory) -> str:
 
     add(state["method"])
     return digest.hexdigest()
+
+
+def nll(directory: RunDirectory) -> float:
+    [value] = [row.value for row in directory.rows() if row.key == "eval/nll_bpd"]
+    return value
 
 
 def resumed_at(directory: RunDirectory) -> list[int]:
@@ -363,6 +444,34 @@ def test_a_run_at_its_time_limit_goes_on_where_it_was(scenarios, undisturbed):
     [run] = ended(scenarios["time_limit"]).runs
     assert len(resumed_at(run.directory)) > 1
     undisturbed(run.directory)
+
+
+def test_on_a_disk_that_is_too_slow_for_the_signal_a_training_stops_ahead_of_it(live, scenarios):
+    """The lead is 1 s and a checkpoint takes 7 s: the training stops by itself before SLURM's signal."""
+    [run] = ended(scenarios["slow_disk"]).runs
+    begun = resumed_at(run.directory)
+    endings = [event.fields for event in run.directory.events("interrupted")]
+    assert len(begun) > 1 and len(endings) == len(begun) - 1  # no life was killed
+    assert {one["stopped_by"] for one in endings} == {"SIGUSR2"}
+    assert weights(run.directory) == weights(live.alone("slow_disk", sets=EIGHT))
+
+
+def test_an_evaluation_longer_than_its_job_and_than_the_patience_of_srun_ends(live, scenarios):
+    """The first of two processes evaluates for a minute; srun would end it WaitTime after the other one has left."""
+    [run] = ended(scenarios["evaluation"]).runs
+    started = [event.fields for event in run.directory.events("started")]
+    assert started[-1]["resumed_from_step"] == 12 and started[-1]["kept_batches"] > 0
+    assert [one.fields["stopped_by"] for one in run.directory.events("interrupted")] == ["SIGUSR2"] * (len(started) - 1)
+    alone = live.alone("evaluation", SLOW_EVALUATION, SHORT)
+    assert nll(run.directory) == pytest.approx(nll(alone), rel=1e-5)  # two processes add gradients in another order
+
+
+def test_sync_that_watches_a_run_whose_node_fails_ends_with_it_and_mlflow_says_finished(live, scenarios):
+    ended(scenarios["crash"])
+    assert live.watcher.wait(120) == 0
+    with contextlib.closing(sqlite3.connect(live.folder / "crash" / "mlflow.db")) as store:
+        of_runs = "SELECT status FROM runs JOIN tags USING (run_uuid) WHERE key = 'kind' AND value = 'run'"
+        assert store.execute(of_runs).fetchall() == [("FINISHED",)]
 
 
 def test_a_crashed_node_costs_the_steps_since_the_last_checkpoint_and_is_listed(scenarios, undisturbed):

@@ -314,4 +314,12 @@ def test_a_training_stops_ahead_of_a_signal_that_would_come_too_late(checkpoint_
     assert limit.is_near(checkpoint_seconds) == is_near
 
 
+@pytest.mark.parametrize(("seconds", "is_near"), [(1900, True), (1700, False)])
+def test_what_a_job_takes_to_load_its_modules_and_imports_counts_towards_its_time_limit(monkeypatch, seconds, is_near):
+    monkeypatch.setenv("HARNESS_JOB_BEGAN", str(int(time.time()) - seconds))
+    assert TimeLimit.of_this_job(limit_seconds=3600, lead_seconds=90).is_near(10_000) == is_near
+    monkeypatch.delenv("HARNESS_JOB_BEGAN")  # the script of an earlier version
+    assert not TimeLimit.of_this_job(limit_seconds=3600, lead_seconds=90).is_near(10_000)
+
+
 # -------------------------------------------------------------------------------------------------------- this machine
