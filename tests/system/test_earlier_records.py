@@ -237,8 +237,8 @@ def layout(run: Path) -> dict[str, Any]:
             for path in sorted(run.glob("studies/*.json"))
             for facts in [json.loads(path.read_text())]
         },
-        # A collapse was not told then: one of these runs has a recall of 0.
-        "events": [event for event in events(run) if not event.startswith("collapse")],
+        # Nothing was told then of a collapse, and one of these runs has a recall of 0, nor of what was measured.
+        "events": [event for event in events(run) if not event.startswith(("collapse", "measured"))],
         "files": sorted(name[: len("checkpoints/step-00000000")] if name.endswith(".pt") else name for name in files),
     }
 

@@ -191,5 +191,5 @@ def test_with_other_words_runs_end_and_come_back_as_before(other_words):
 @pytest.mark.slow
 @pytest.mark.slurm
 def test_with_other_words_the_scenarios_of_slurm_pass(other_words, start_slurm):
-    scenarios = "preempt or time_limit or crashed or over_memory or cancel or killed or canary or dies_at_once"
+    scenarios = "preempt or time_limit or crashed or over_memory or cancel or canary or dies_at_once"
     run_tests(other_words, "tests/system/slurm/test_live.py", "-k", scenarios)

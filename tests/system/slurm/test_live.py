@@ -155,12 +155,12 @@ def live(start_slurm, tmp_path_factory) -> Iterator[Live]:
 
 
 @pytest.fixture(scope="module")
-def scenarios(live) -> dict[str, submission.Submission]:
-    """Submit everything; the tests below disturb what they are about."""
+def slow_scenarios(live) -> dict[str, submission.Submission]:
+    """Submit what outlasts its time limits."""
     (live.folder / "sitecustomize.py").write_text(SLOW_DISK)
     slow_disk = f"export PYTHONPATH={live.folder}:$PYTHONPATH"
     two_processes = ("resources.processes_per_node=2", *SHORT)
-    submitted = {
+    return {
         "slow_disk": live.submit("slow_disk", sets=EIGHT, time_minutes=1, signal_lead_seconds=1, setup=[slow_disk]),
         "evaluation": live.submit(
             "evaluation",
@@ -170,6 +170,15 @@ def scenarios(live) -> dict[str, submission.Submission]:
             memory_gib=2,
             setup=["export SECONDS_OF_A_PASS=0.45"],
         ),
+    }
+
+
+@pytest.fixture(scope="module")
+def scenarios(live, request) -> dict[str, submission.Submission]:
+    """Submit everything that is tested; the tests below disturb what they are about."""
+    if any("slow_scenarios" in item.fixturenames for item in request.session.items):
+        request.getfixturevalue("slow_scenarios")  # before all else, since they take the longest
+    submitted = {
         "time_limit": live.submit("time_limit", sets=OFTEN, time_minutes=1),
         "preempted": live.submit("preempted", sets=OFTEN, constraint="preempted"),
         "cancelled_for_good": live.submit(
@@ -446,9 +455,9 @@ def test_a_run_at_its_time_limit_goes_on_where_it_was(scenarios, undisturbed):
     undisturbed(run.directory)
 
 
-def test_on_a_disk_that_is_too_slow_for_the_signal_a_training_stops_ahead_of_it(live, scenarios):
+def test_on_a_disk_that_is_too_slow_for_the_signal_a_training_stops_ahead_of_it(live, slow_scenarios):
     """The lead is 1 s and a checkpoint takes 7 s: the training stops by itself before SLURM's signal."""
-    [run] = ended(scenarios["slow_disk"]).runs
+    [run] = ended(slow_scenarios["slow_disk"]).runs
     begun = resumed_at(run.directory)
     endings = [event.fields for event in run.directory.events("interrupted")]
     assert len(begun) > 1 and len(endings) == len(begun) - 1  # no life was killed
@@ -456,9 +465,9 @@ def test_on_a_disk_that_is_too_slow_for_the_signal_a_training_stops_ahead_of_it(
     assert weights(run.directory) == weights(live.alone("slow_disk", sets=EIGHT))
 
 
-def test_an_evaluation_longer_than_its_job_and_than_the_patience_of_srun_ends(live, scenarios):
+def test_an_evaluation_longer_than_its_job_and_than_the_patience_of_srun_ends(live, slow_scenarios):
     """The first of two processes evaluates for a minute; srun would end it WaitTime after the other one has left."""
-    [run] = ended(scenarios["evaluation"]).runs
+    [run] = ended(slow_scenarios["evaluation"]).runs
     started = [event.fields for event in run.directory.events("started")]
     assert started[-1]["resumed_from_step"] == 12 and started[-1]["kept_batches"] > 0
     assert [one.fields["stopped_by"] for one in run.directory.events("interrupted")] == ["SIGUSR2"] * (len(started) - 1)

@@ -75,12 +75,14 @@ def search(folder):
     metrics = [{"name": "eval/nll_bpd", "direction": "minimize"}, {"name": "eval/recall", "direction": "maximize"}]
     home = folder / "runs" / ".search" / "tiny"
     (home / "trials").mkdir(parents=True)
-    (home / "search.json").write_text(json.dumps({"study": "tiny", "definition": {"space": space, "metrics": metrics}}))
+    definition = {"space": space, "metrics": metrics, "rungs": [10_000, 40_000, 160_000], "reduction_factor": 2}
+    (home / "search.json").write_text(json.dumps({"study": "tiny", "definition": definition}))
     for number in range(6):
         point = {part["path"]: 10.0 ** -(2 + (number * step) % 4) for step, part in enumerate(space, start=1)}
         values = {"eval/nll_bpd": 4.0 - 0.2 * number, "eval/recall": 0.2 + 0.1 * (number % 3)}
         trial = {"number": number, "point": point, "state": "complete", "ended_seconds": 10.0 + number}
-        trial |= {"values": values, "replicate_values": {}}
+        reached = {"10000": 5.0 - 0.2 * number} | ({"40000": 4.5 - 0.2 * number} if number > 2 else {})
+        trial |= {"values": values, "replicate_values": {}, "rung_values": reached}
         (home / "trials" / f"trial-{number:04d}.json").write_text(json.dumps(trial))
     row = {"share": 0.7, "low": 0.5, "high": 0.9}
     shares = {"num_trials": 6, "metrics": {"eval/nll_bpd": {part["path"]: row for part in space}}}
