@@ -40,6 +40,7 @@ def numbers(run):
     return {"nll": 3.0 - 0.5 * (run.arm == "cosine") + run.replicate / 100, "nll_standard_error_bpd": 0.001}
 
 
+@pytest.mark.slow
 def test_the_page_its_script_and_the_tables_of_text_have_the_labels_and_the_data_keep_the_names(study_runs, tmp_path):
     runs_folder = study_runs(STUDY, numbers)
     (study,) = {run.study for run in load_records(runs_folder)}

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from harness.errors import LaunchError, TrainingError
+from harness.slurm import commands
 from harness.training.distributed import ProcessGroup, RankInfo, detect_rank
 
 
@@ -87,7 +88,8 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", 
         (SRUN, {}, "SLURM knows no node in ''"),
     ],
 )
-def test_variables_that_do_not_say_which_process_this_is_are_refused_in_words(names, changes, words):
+def test_variables_that_do_not_say_which_process_this_is_are_refused_in_words(names, changes, words, monkeypatch):
+    monkeypatch.setattr(commands, "PAUSES_SECONDS", ())  # no SLURM answers here
     environment = {name: value for name, value in (names | changes).items() if value is not None}
     with pytest.raises(LaunchError, match=words):
         detect_rank(2, environment)
