@@ -1,9 +1,9 @@
 """Several processes that train one run: their ranks, rendezvous, and communication.
 
-Every process has the whole network and works on its rows of the global batch. Random numbers are rows of one draw for
-the whole global batch (randomness.py), gradients are summed (DistributedDataParallel) and losses gathered, so that all
-have the same weights, timestep sampler and means. Only the first process has the lock, the journal and the checkpoints.
-It evaluates at the end, when the others have exited.
+Every process has the whole network and works on its rows of the global batch. All of them draw the random numbers of a
+step for the whole global batch (randomness.py), gradients are summed (DistributedDataParallel) and losses gathered, so
+that all have the same weights, timestep sampler and means. Only the first process has the lock, the journal and the
+checkpoints. It evaluates at the end, when the others have exited.
 
 Tensors on the CPU use gloo, those on a GPU NCCL. The decision to stop is exchanged on the CPU at each step: this does
 not synchronise with the device, and a dead process is noticed at once, as its connections close.

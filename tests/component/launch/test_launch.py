@@ -515,11 +515,18 @@ class Colleague:
         return self.run(str(self.folder / "bin" / "python3"), "-m", "harness.cli", *words)
 
 
+def link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another file system
+        shutil.copy2(source, target)
+
+
 @pytest.fixture
 def colleague(slurm) -> Iterator[Colleague]:
     """Return a second user, with a folder into which every user can write; pytest's own are closed to them.
 
-    So may be the Python that runs these tests: links to its files are open.
+    So may be the Python that runs these tests: links to its files are open, or copies on another file system.
     """
     umask = os.umask(0)
     of_slurm = ("user", "daemon", "account=lab", "wckeys=thesis")  # which SLURM wants of all but administrators
@@ -535,12 +542,9 @@ def colleague(slurm) -> Iterator[Colleague]:
         unneeded = shutil.ignore_patterns("site-packages", "include", "mlflow", "test", "tests")
         for program in (base / "bin" / "python3", folder / "bin" / "python3"):
             program.parent.mkdir(parents=True)
-        try:
-            for place, to in places.items():
-                shutil.copytree(place, to, symlinks=True, ignore=unneeded, copy_function=os.link)
-            os.link(Path(sys.executable).resolve(), base / "bin" / "python3")
-        except OSError as error:
-            pytest.skip(f"this Python is on another file system than {folder}: {error}")
+        for place, to in places.items():
+            shutil.copytree(place, to, symlinks=True, ignore=unneeded, copy_function=link_or_copy)
+        link_or_copy(str(Path(sys.executable).resolve()), str(base / "bin" / "python3"))
         (folder / "bin" / "python3").symlink_to(base / "bin" / "python3")
         (folder / "pyvenv.cfg").write_text(f"home = {base}/bin\n")
         for package in ("harness", "analysis"):
