@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -17,7 +18,7 @@ from harness.slurm.jobs import JobInfo
 from harness.slurm.recent import read_recent_queue
 from harness.text import printable
 
-WITHIN_THE_SECOND = 0.999
+WITHIN_THE_SECOND_MS = 999
 """What is added to the second of a job's end: what its run still wrote in that second was before it."""
 
 
@@ -29,7 +30,7 @@ def timeline(directory: RunDirectory) -> list[str]:
     events = [event for event in directory.events() if event.name != MEASURED]
     following = [*events, None][1:]
     journal = [
-        (event.time_ms / 1000, _event_line(event))
+        (event.time_ms, _event_line(event))
         for event, after in zip(events, following, strict=True)
         if event.name != "checkpoint" or after is None or after.name != "checkpoint"
     ]
@@ -39,48 +40,55 @@ def timeline(directory: RunDirectory) -> list[str]:
         with suppress(LaunchError), addressing(clusters):
             jobs |= read_recent_queue(names)
     cancellations = [claim.cancellation(directory.key) for claim in claims]
-    cancelled = [(one.cancelled_seconds, f"cancelled by {one.by}") for one in cancellations if one]
+    cancelled = [(_whole_ms(one.cancelled_seconds), f"cancelled by {one.by}") for one in cancellations if one]
     sources = [*(_claim_lines(claim, jobs) for claim in claims), cancelled, journal]
-    # SLURM says a start by its second, so at equal times what came by a job is before what the run did in it.
+    # SLURM says a start by its second and the journal by its millisecond, so at equal times what came by a submission
+    # or a job is before what the run did in it.
     moments = heapq.merge(*map(_in_sequence, sources), key=lambda line: line[0])
     return [
-        printable(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))}  {message}")
-        for seconds, message in moments
+        printable(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(time_ms / 1000))}  {message}")
+        for time_ms, message in moments
     ]
 
 
-def _in_sequence(lines: Iterable[tuple[float, str]]) -> Iterator[tuple[float, str]]:
+def _in_sequence(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """Yield events in the order in which their source has them, with times that do not fall.
 
     SLURM's times are whole seconds, and the clocks of two nodes differ; each source knows the order of its own events.
     """
-    latest = 0.0
-    for seconds, line in lines:
-        latest = max(latest, seconds)
+    latest = 0
+    for time_ms, line in lines:
+        latest = max(latest, time_ms)
         yield latest, line
 
 
-def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo]) -> Iterator[tuple[float, str]]:
+def _claim_lines(claim: Claim, jobs: Mapping[str, JobInfo]) -> Iterator[tuple[int, str]]:
     submission = claim.submission
     if not submission:
         return
     job = f", job {claim.jobs[0]}" if claim.on_slurm and claim.jobs else ""
     by, cluster = submission.get("user", "someone"), submission.get("cluster", "unknown")
-    yield submission.get("time", 0.0), f"submitted by {by} ({cluster}{job})"
+    yield _whole_ms(submission.get("time", 0.0)), f"submitted by {by} ({cluster}{job})"
     for job_id in claim.jobs:
         attempts = jobs[job_id].attempts if job_id in jobs else ()
         for number, attempt in enumerate(attempts):
             if attempt.start and attempt.node:
                 again = "again " if number or job_id != claim.jobs[0] else ""
-                yield _seconds(attempt.start), f"SLURM starts job {job_id} {again}on {attempt.node}"
+                yield _local_ms(attempt.start), f"SLURM starts job {job_id} {again}on {attempt.node}"
             if attempt.end and attempt.state not in ("RUNNING", "PENDING"):
                 by = f" by {jobs[job_id].user}" if attempt.state == "CANCELLED" and jobs[job_id].user else ""
                 code = f", exit code {attempt.exit_code}" if attempt.exit_code not in ("", "0:0") else ""
-                yield _seconds(attempt.end) + WITHIN_THE_SECOND, f"SLURM ends job {job_id}: {attempt.state}{by}{code}"
+                ended = f"SLURM ends job {job_id}: {attempt.state}{by}{code}"
+                yield _local_ms(attempt.end) + WITHIN_THE_SECOND_MS, ended
 
 
-def _seconds(local: str) -> float:
-    return time.mktime(time.strptime(local, "%Y-%m-%dT%H:%M:%S"))
+def _local_ms(local: str) -> int:
+    return _whole_ms(time.mktime(time.strptime(local, "%Y-%m-%dT%H:%M:%S")))
+
+
+def _whole_ms(seconds: float) -> int:
+    """Return the millisecond in which a moment lies, as the journal writes its times."""
+    return math.floor(seconds * 1000)
 
 
 def _event_line(event: Event) -> str:

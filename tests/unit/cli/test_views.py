@@ -308,18 +308,21 @@ def test_a_chain_of_events_keeps_the_last_of_many_checkpoints_and_hides_tracebac
 
 
 def test_what_happens_within_one_second_is_told_in_its_order(tiny_run, monkeypatch):
-    """SLURM's times are whole seconds: a start of 12:00:01 was after a submission of 12:00:01.7."""
+    """SLURM's times are whole seconds: a start of 12:00:01 was after a submission of 12:00:01.7.
+
+    The journal's are whole milliseconds: the run starts 0.9 ms before its submission, by the numbers alone.
+    """
     directory = RunDirectory(tiny_run())
     submission = SubmissionLayout(directory.path.parent / JOBS / "tiny" / "20261126-120000-000000-1")
     submission.claims_folder.mkdir(parents=True)
-    submitted = time.time()
-    description = {"cluster": "slurm", "user": "ada", "time": submitted}
-    submission.submission_path.write_text(json.dumps(description))
     submission.claim_path(directory.key).write_text("7\n")
     with directory.lock(), directory.open_journal(resumed_from_step=0) as journal:
         journal.event("checkpoint", step=4)
         journal.event("interrupted", reason="SIGUSR2")
     ended = time.time()
+    submitted = directory.events()[0].time_ms / 1000 + 0.0009
+    description = {"cluster": "slurm", "user": "ada", "time": submitted}
+    submission.submission_path.write_text(json.dumps(description))
 
     def of_slurm(seconds: float) -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(seconds))

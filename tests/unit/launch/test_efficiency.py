@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,7 @@ def plan(tmp_path: Path, tiny_study: Callable[..., list]) -> Callable[..., plann
 
 def write_with_gauges(planned: planning.PlannedRun, runs: Path, memory: float, device: str = "cpu") -> RunDirectory:
     directory = write_finished_run(planned.run, runs)
+    time.sleep(0.002)  # the journal's times are whole milliseconds: a run that lasts has some
     directory.write_environment(2, {"harness": "1.2.3", "threads": 1, "device": device})
     with directory.lock(), directory.open_journal(resumed_from_step=12) as journal:
         for cpu in (50.0, 150.0):
