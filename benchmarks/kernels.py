@@ -13,7 +13,6 @@ forward and backward: what no kernel around them can save. One thread, on the CP
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -23,9 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.datasets import make_dataset
 from harness.job.kernels import keep_freed_memory, prepare_compiler
+from harness.models.resampling import Upsample
 from harness.randomness import Streams
 from harness.registry import make_method
 from harness.spec.resources import Resources
@@ -103,9 +104,9 @@ def steps(arguments: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution as a step calls it: its layer, and the shape of its input, [B, C, H, W]."""
+    """A convolution as a step calls it: its layer, upsampling too, and the shape of its input, [B, C, H, W]."""
 
-    layer: nn.Conv2d
+    layer: nn.Module
     shape: torch.Size
     differentiates_input: bool
 
@@ -117,10 +118,11 @@ class Convolution:
         return lambda: torch.autograd.grad(self.layer(x), inputs, upstream)
 
     def flops(self) -> int:
-        """Count the operations of both, a multiplication and an addition as two."""
-        out_channels, in_channels, height, width = self.layer.weight.shape
-        pixels = self.shape[0] * math.prod(self.shape[2:]) // math.prod(self.layer.stride)
-        return 2 * pixels * out_channels * in_channels * height * width * (2 + self.differentiates_input)
+        """Count the operations of both as they are computed, a multiplication and an addition as two."""
+        run = self.run()
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
 
 
 def convolutions_of(take_step: Stepper) -> list[Convolution]:
@@ -128,11 +130,12 @@ def convolutions_of(take_step: Stepper) -> list[Convolution]:
     found: list[Convolution] = []
 
     def remember(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        assert isinstance(layer, nn.Conv2d)
         found.append(Convolution(layer, inputs[0].shape, inputs[0].requires_grad))
 
     networks = [trained.module for trained in take_step.method.networks().values()]
-    layers = [layer for network in networks for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    modules = [module for network in networks for module in network.modules()]
+    inside = {module.conv for module in modules if isinstance(module, Upsample)}
+    layers = [module for module in modules if isinstance(module, nn.Conv2d | Upsample) and module not in inside]
     handles = [layer.register_forward_pre_hook(remember) for layer in layers]
     take_step()
     for handle in handles:

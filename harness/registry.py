@@ -27,7 +27,7 @@ from harness.methods.optimizer import AdamW
 from harness.methods.siddm import SemiImplicit
 from harness.models import DISCRIMINATORS, MODELS, SuperResUNet
 from harness.models.layers import Latent
-from harness.models.unet import fuse_attention
+from harness.models.unet import use_fused_kernels
 from harness.randomness import derive_seed
 from harness.spec.averages import PowerAverages
 from harness.spec.base import SpecModel
@@ -171,7 +171,7 @@ def make_gaussian(
     network = make_network(spec, data, activation_checkpointing=resources.activation_checkpointing).to(device)
     fused = resources.kernels != "reference"
     if fused:
-        fuse_attention(network)
+        use_fused_kernels(network)
     optim, sampler = spec.optim, spec.timestep_sampler
     return GaussianMethod(
         network,

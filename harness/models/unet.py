@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from harness.models.attention import fused_attention, published_attention
 from harness.models.layers import Latent, check_latent, mapping_network
+from harness.models.resampling import Downsample, Upsample
 
 MAX_NORM_GROUPS = 32
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -174,33 +175,11 @@ class AttentionBlock(Block):
         return (flat + h).reshape(x.shape)
 
 
-def fuse_attention(network: nn.Module) -> None:
-    """Compute the attention of a network's blocks by fused kernels; its weights and their names stay."""
+def use_fused_kernels(network: nn.Module) -> None:
+    """Compute attention, and on a CPU upsampling, by fewer and larger operations; weights and their names stay."""
     for module in network.modules():
-        if isinstance(module, AttentionBlock):
+        if isinstance(module, AttentionBlock | Upsample):
             module.fused = True
-
-
-class Downsample(nn.Module):
-    """Halve height and width with a strided 3x3 convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    """Double height and width: each pixel four times, then a 3x3 convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
 class Stage(nn.ModuleList):

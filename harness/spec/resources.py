@@ -19,8 +19,8 @@ class Resources(SpecModel):
     deterministic: bool = False  # CUDA: bit-exact resume, slower kernels
     kernels: Annotated[Literal["reference", "fused", "compiled", "cuda_graphs"], YOUNGER] = Field(
         "fused",
-        description="How the network and AdamW are computed: as published, operation by operation; by fused attention "
-        "and fused AdamW; these, and the network compiled; or compiled and replayed as CUDA graphs.",
+        description="How the network and AdamW are computed: as published, operation by operation; by fused attention, "
+        "upsampling (on a CPU) and AdamW; these, and the network compiled; or compiled and replayed as CUDA graphs.",
     )
     nodes: int = Field(1, ge=1)  # nodes per run: with more than one process, training uses torch.distributed
     gpus_per_node: int = Field(0, ge=0)

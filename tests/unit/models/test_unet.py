@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.metrics.flops import training_step_compute
 from harness.models import MODELS, SuperResUNet, UNet
 from harness.models.attention import WeightedSum
-from harness.models.unet import ResBlock, fuse_attention, norm_groups, timestep_embedding
+from harness.models.unet import ResBlock, norm_groups, timestep_embedding, use_fused_kernels
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 TINY = dict(
@@ -191,7 +191,7 @@ def test_fused_attention_gives_the_output_the_gradients_and_the_arithmetic_of_th
     for weight in published.parameters():  # zero-initialised layers would hide most of it
         torch.nn.init.normal_(weight, std=0.1)
     fused = copy.deepcopy(published)
-    fuse_attention(fused)
+    use_fused_kernels(fused)
     assert not published.middle_block[1].fused and fused.middle_block[1].fused
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
     outputs = [network(x, t) for network in (published, fused)]
