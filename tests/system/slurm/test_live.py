@@ -22,7 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -102,6 +102,14 @@ plugins: [slow_parts.py]
 evaluate: [{batch_size: 4, nll: {num_images: 80, evaluations_per_image: 4}}]
 """
 SHORT = ("model={name: slow}", "train.steps=12")
+LADDER = """
+evaluate: [{name: eval, every: 4, nll: {num_images: 16, evaluations_per_image: 4}}]
+compare: {metric: nll}
+grid: {optim.lr: [1.0e-4, 1.0e-3, 3.0e-3, 1.0e-2]}
+rungs: [4, 12, 24]
+reduction_factor: 2
+"""
+TO_THE_LAST_RUNG = ("train.steps=24",)
 
 
 @dataclass
@@ -110,7 +118,7 @@ class Live:
 
     folder: Path
     slurm: object
-    watcher: subprocess.Popen | None = None  # of the scenario `crash`
+    watchers: dict[str, subprocess.Popen] = field(default_factory=dict)  # commands that stay, by their scenario
 
     def study(self, name: str, extra: str = "", *sets: str):
         folder = self.folder / name
@@ -132,6 +140,11 @@ class Live:
         here.wait(lambda: None)
         return plan.runs[0].directory
 
+    def watch(self, name: str, *words: str) -> None:
+        """Start a command that stays until its scenario has ended."""
+        command = [sys.executable, "-m", "harness.cli", *words, "--watch"]
+        self.watchers[name] = subprocess.Popen(command, cwd=self.folder / name, env=os.environ | CODE)
+
     def harness(self, name: str, *words: str) -> str:
         """Run the command line as from another shell."""
         command = [sys.executable, "-m", "harness.cli", *words]
@@ -150,8 +163,8 @@ def live(start_slurm, tmp_path_factory) -> Iterator[Live]:
             ask("scontrol", "update", f"nodename={node}", f"availablefeatures={feature}", f"activefeatures={feature}")
         here = Live(tmp_path_factory.mktemp("live"), slurm)
         yield here
-        if here.watcher:
-            here.watcher.kill()
+        for watcher in here.watchers.values():
+            watcher.kill()
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +172,10 @@ def slow_scenarios(live) -> dict[str, submission.Submission]:
     """Submit what outlasts its time limits."""
     (live.folder / "sitecustomize.py").write_text(SLOW_DISK)
     slow_disk = f"export PYTHONPATH={live.folder}:$PYTHONPATH"
+    live.study("rungs", LADDER, *TO_THE_LAST_RUNG)
+    (live.folder / "rungs" / "calm.yaml").write_text("{time_minutes: 20, memory_gib: 1, constraint: calm}\n")
+    here = ("--set", *TO_THE_LAST_RUNG, "--cluster", "slurm", "--profile", "calm.yaml", "--no-sync")
+    live.watch("rungs", "submit", "study.yaml", *here)
     two_processes = ("resources.processes_per_node=2", *SHORT)
     return {
         "slow_disk": live.submit("slow_disk", sets=EIGHT, time_minutes=1, signal_lead_seconds=1, setup=[slow_disk]),
@@ -188,8 +205,7 @@ def scenarios(live, request) -> dict[str, submission.Submission]:
         "memory": live.submit("memory", memory_gib=0.15),
         "undisturbed": live.submit("undisturbed", "replicates: 3\n", pack=3, cpus=3, memory_gib=3),
     }
-    watch = [sys.executable, "-m", "harness.cli", "sync", "live", "--watch", "--every", "2"]
-    live.watcher = subprocess.Popen(watch, cwd=live.folder / "crash", env=os.environ | CODE)
+    live.watch("crash", "sync", "live", "--every", "2")
     held = [Hold(submitted[name]) for name in ("preempted", "cancelled_for_good", "crash", "time_limit")]
     for hold in held[:3]:
         hold.wait_until_it_stands_still()
@@ -475,9 +491,21 @@ def test_an_evaluation_longer_than_its_job_and_than_the_patience_of_srun_ends(li
     assert nll(run.directory) == pytest.approx(nll(alone), rel=1e-5)  # two processes add gradients in another order
 
 
+def test_submit_that_watches_lets_the_best_go_on_from_rung_to_rung_and_ends(live, slow_scenarios):
+    assert live.watchers["rungs"].wait(480) == 0
+    runs = planning.plan(live.study("rungs", LADDER, *TO_THE_LAST_RUNG), live.folder / "rungs" / "runs").runs
+    assert sorted(run.directory.durable_step() for run in runs) == [4, 4, 12, 24]
+    assert Counter(run.directory.status().state for run in runs) == {"done": 1, "pruned": 3}
+    [best] = [run for run in runs if run.directory.status().state == "done"]
+    assert resumed_at(best.directory) == [0, 4, 12]
+    learning_rate = best.directory.spec()["optim"]["lr"]
+    flat = live.alone("rungs_flat", "", (*TO_THE_LAST_RUNG, f"optim.lr={learning_rate}"))
+    assert weights(best.directory) == weights(flat)
+
+
 def test_sync_that_watches_a_run_whose_node_fails_ends_with_it_and_mlflow_says_finished(live, scenarios):
     ended(scenarios["crash"])
-    assert live.watcher.wait(120) == 0
+    assert live.watchers["crash"].wait(120) == 0
     with contextlib.closing(sqlite3.connect(live.folder / "crash" / "mlflow.db")) as store:
         of_runs = "SELECT status FROM runs JOIN tags USING (run_uuid) WHERE key = 'kind' AND value = 'run'"
         assert store.execute(of_runs).fetchall() == [("FINISHED",)]
