@@ -41,11 +41,11 @@ def plan(tmp_path: Path, tiny_study: Callable[..., list]) -> Callable[..., plann
 
 def write_with_gauges(planned: planning.PlannedRun, runs: Path, memory: float, device: str = "cpu") -> RunDirectory:
     directory = write_finished_run(planned.run, runs)
-    time.sleep(0.002)  # the journal's times are whole milliseconds: a run that lasts has some
     directory.write_environment(2, {"harness": "1.2.3", "threads": 1, "device": device})
     with directory.lock(), directory.open_journal(resumed_from_step=12) as journal:
         for cpu in (50.0, 150.0):
             journal.metrics(12, {"system/process_cpu_percent": cpu, "system/process_memory_gib": memory})
+            time.sleep(0.002)  # the journal's times are whole milliseconds, and a life of none has no length
     return directory
 
 
