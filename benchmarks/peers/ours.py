@@ -25,6 +25,7 @@ from harness.job.kernels import keep_freed_memory, prepare_compiler
 from harness.methods.base import Predict
 from harness.methods.gaussian import GaussianMethod
 from harness.metrics.likelihood import full_nll
+from harness.models import unet
 from harness.randomness import Streams
 from harness.registry import implementation, make_method, make_network, make_process, parameters
 from harness.spec.resources import Resources
@@ -70,6 +71,7 @@ def dataset_of(setting: Setting) -> Dataset:
 
 def plain_method(spec: RunSpec, data: Dataset) -> GaussianMethod:
     """Build the method as improved-diffusion computes it: one kernel a parameter in AdamW and EMA, nothing fused."""
+    vars(unet)["published_attention"] = plain_attention  # in this candidate's own process
     network = make_network(spec, data)
     sampler = spec.timestep_sampler
     return GaussianMethod(
@@ -84,6 +86,16 @@ def plain_method(spec: RunSpec, data: Dataset) -> GaussianMethod:
         grad_clip=GRADIENT_CLIP,
         terms=spec.objective.terms,
     )
+
+
+def plain_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    """Attend as `published_attention` does, with the gradients that autograd gives, which improved-diffusion has."""
+    batch, channels, num_pixels = qkv.shape
+    head_width = channels // 3 // num_heads
+    q, k, v = qkv.reshape(batch * num_heads, 3 * head_width, -1).split(head_width, dim=1)  # [B heads, c, N]
+    s = head_width**-0.25
+    weights = torch.softmax(torch.einsum("bct,bcs->bts", q * s, k * s).float(), dim=-1).to(v.dtype)
+    return torch.einsum("bts,bcs->bct", weights, v).reshape(batch, channels // 3, num_pixels)
 
 
 def _parameter_by_parameter(averages: Sequence[Tensor], weights: Sequence[Tensor], step: int) -> None:

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.peers.ours import OURS, spec_of
+from benchmarks.peers.ours import OURS, plain_attention, spec_of
 from benchmarks.peers.settings import SETTINGS, num_parameters
 from benchmarks.peers.tables import Row, Table, replace_section, seconds
 from benchmarks.peers.timing import Ratio, Times, in_turns, ratio
+from harness.models import unet
+from harness.models.attention import published_attention
 
 
 def table(*, parameters: int = 1000) -> Table:
@@ -103,7 +105,8 @@ def test_a_section_without_an_end_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ours, plain", "ours, default"])
-def test_our_candidates_train_and_sample_the_network_of_a_setting(name):
+def test_our_candidates_train_and_sample_the_network_of_a_setting(name, monkeypatch):
+    monkeypatch.setattr(unet, "published_attention", unet.published_attention)  # the plain one replaces it for good
     setting = replace(SETTINGS[-1], batch_size=2)
     candidate = OURS[name](setting)
     before = [weight.clone() for weight in candidate.network.parameters()]
@@ -113,6 +116,16 @@ def test_our_candidates_train_and_sample_the_network_of_a_setting(name):
     assert not all(map(torch.equal, before, candidate.network.parameters()))
     assert images.shape == (setting.batch_size, setting.image_channels, setting.image_size, setting.image_size)
     assert num_parameters(candidate.network) == 755_009
+
+
+def test_plain_attention_is_the_published_one():
+    qkv = torch.randn(2, 3 * 32, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    gradients = [
+        torch.autograd.grad(attend(qkv, 4).square().sum(), qkv)[0] for attend in (plain_attention, published_attention)
+    ]
+
+    assert torch.equal(plain_attention(qkv, 4), published_attention(qkv, 4))
+    torch.testing.assert_close(*gradients)
 
 
 def test_only_the_hybrid_objective_learns_a_variance():
