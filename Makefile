@@ -8,6 +8,9 @@ TEST_JOBS ?= $(shell expr $(JOBS) + 1)
 PORT   ?= 5000
 STUDY  ?= experiments/laptop/iddpm_digits.yaml
 
+# The tests start hundreds of interpreters, each of which would otherwise compile all sources.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo claims test faults check figures ui bench bench-peers bench-devices lowest lock clean
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import getpass
 import logging
 import os
@@ -45,6 +46,13 @@ def _has_room(folder: str) -> bool:
 # The harness flushes to disk what has to survive a power failure, and on a busy disk the tests mostly wait for that.
 if _has_room(MEMORY):
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported and collected out of the search for garbage: that took 6 % of the unit tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 @pytest.fixture(autouse=True)
