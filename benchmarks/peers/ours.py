@@ -71,7 +71,7 @@ def dataset_of(setting: Setting) -> Dataset:
 
 def plain_method(spec: RunSpec, data: Dataset) -> GaussianMethod:
     """Build the method as improved-diffusion computes it: one kernel a parameter in AdamW and EMA, nothing fused."""
-    vars(unet)["published_attention"] = plain_attention  # in this candidate's own process
+    unet.published_attention = plain_attention  # for this process, which is this candidate's own
     network = make_network(spec, data)
     sampler = spec.timestep_sampler
     return GaussianMethod(
