@@ -20,8 +20,8 @@ from pathlib import Path
 
 from benchmarks.peers import environment
 from benchmarks.peers.settings import SAMPLING_STEPS, SETTINGS, Setting
-from benchmarks.peers.tables import Row, Table, replace_section
-from benchmarks.peers.timing import in_turns
+from benchmarks.peers.tables import Table, replace_section
+from benchmarks.peers.worker import table_of_networks
 
 RESULTS = environment.ROOT / "benchmarks" / "RESULTS.md"
 NAMES = ("ours, plain", "ours, default")
@@ -30,8 +30,11 @@ NOW = "ours, default"
 # Runs within either checkout, so it asks no more of it than what the first commits of the bench have.
 SERVE = """
 import json, sys, time
+from pathlib import Path
 import torch
+import harness
 from benchmarks.peers.ours import OURS
+assert Path(harness.__file__).parents[1] == Path.cwd(), f"{harness.__file__} is not of {Path.cwd()}"
 from benchmarks.peers.settings import SETTINGS
 name, index, steps, evaluations = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -55,7 +58,8 @@ def checkout(commit: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="harness-earlier-") as folder:
         path = Path(folder) / "checkout"
         git = ["git", "-C", str(environment.ROOT), "worktree"]
-        subprocess.run([*git, "add", "--quiet", "--detach", str(path), commit], check=True)
+        if subprocess.run([*git, "add", "--quiet", "--detach", str(path), commit], check=False).returncode:
+            raise SystemExit(f"{commit} cannot be checked out (see above): name a commit of this repository")
         try:
             yield path
         finally:
@@ -94,20 +98,20 @@ def measure(process: subprocess.Popen[str], work: str) -> tuple[float, float]:
 
 def tables_of(setting: Setting, earlier: Path, commit: str, rounds: int) -> list[Table]:
     """Measure training and sampling of a setting with both checkouts."""
-    roots = {f"{name}, at {commit}": (earlier, name) for name in NAMES} | {
-        name: (environment.ROOT, name) for name in NAMES
-    }
-    units = {"training": ("a step", setting.steps), "sampling": ("an evaluation of the network", SAMPLING_STEPS)}
-    tables = []
+    of_then = {f"{name}, at {commit}": (earlier, name) for name in NAMES}
+    of_now = {name: (environment.ROOT, name) for name in NAMES}
     with ExitStack() as stack:
-        started = {label: stack.enter_context(candidate(*of, setting)) for label, of in roots.items()}
-        for work, (unit, count) in units.items():
-            measures = {label: partial(measure, process, work) for label, process in started.items()}
-            times = in_turns(measures, rounds=rounds, units=dict.fromkeys(measures, float(count)))
-            rows = tuple(Row(label, times[label]) for label in times)
-            title = f"{work.capitalize()}, {setting.name}, batch {setting.batch_size}"
-            tables.append(Table(title, unit, NOW, rows))
-    return tables
+        started = {label: stack.enter_context(candidate(*of, setting)) for label, of in (of_then | of_now).items()}
+        return [
+            table_of_networks(
+                setting,
+                work,
+                {label: partial(measure, process, work) for label, process in started.items()},
+                rounds=rounds,
+                reference=NOW,
+            )
+            for work in ("training", "sampling")
+        ]
 
 
 def main() -> None:

@@ -71,22 +71,15 @@ def measure(parts: Sequence[str], rounds: int, *, compiled: bool = False) -> lis
 
 
 def _networks(setting: Setting, names: Sequence[str], parts: Sequence[str], rounds: int) -> list[Table]:
-    from benchmarks.peers.settings import SAMPLING_STEPS
-    from benchmarks.peers.worker import measures, workers
+    from benchmarks.peers.worker import measures, table_of_networks, workers
 
-    of = {
-        "training": ("a step", setting.steps),
-        "sampling": ("an evaluation of the network", SAMPLING_STEPS),
-    }
-    tables = []
     with workers("networks", names, setting) as started:
-        for part in [part for part in of if part in parts]:
-            unit, units = of[part]
-            times = in_turns(measures(started, part), rounds=rounds, units=dict.fromkeys(started, float(units)))
-            rows = tuple(Row(name, times[name], **started[name].facts) for name in started)
-            title = f"{part.capitalize()}, {setting.name}, batch {setting.batch_size}"
-            tables.append(Table(title, unit, REFERENCE, rows))
-    return tables
+        facts = {name: worker.facts for name, worker in started.items()}
+        return [
+            table_of_networks(setting, work, measures(started, work), rounds=rounds, reference=REFERENCE, facts=facts)
+            for work in ("training", "sampling")
+            if work in parts
+        ]
 
 
 def _likelihoods(setting: Setting, rounds: int) -> Table:

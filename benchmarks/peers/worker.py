@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers.settings import SAMPLING_STEPS, SETTINGS, Setting, num_parameters
-from benchmarks.peers.timing import Measure, timed
+from benchmarks.peers.tables import Row, Table
+from benchmarks.peers.timing import Measure, in_turns, timed
 
 START = multiprocessing.get_context("spawn")
 
@@ -55,6 +57,23 @@ def workers(part: str, names: Sequence[str], setting: Setting) -> Iterator[dict[
 
 def measures(started: dict[str, Worker], work: str) -> dict[str, Measure]:
     return {name: partial(worker.measure, work) for name, worker in started.items()}
+
+
+def table_of_networks(
+    setting: Setting,
+    work: str,
+    measures: Mapping[str, Measure],
+    *,
+    rounds: int,
+    reference: str,
+    facts: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> Table:
+    """Let candidates train or sample in turns, and return their times; `facts` are further columns, by name."""
+    units = {"training": ("a step", setting.steps), "sampling": ("an evaluation of the network", SAMPLING_STEPS)}
+    unit, count = units[work]
+    times = in_turns(measures, rounds=rounds, units=dict.fromkeys(measures, float(count)))
+    rows = tuple(Row(name, times[name], **facts.get(name, {})) for name in measures)
+    return Table(f"{work.capitalize()}, {setting.name}, batch {setting.batch_size}", unit, reference, rows)
 
 
 def _serve(connection: Connection, part: str, name: str, setting_index: int) -> None:

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import earlier
+from benchmarks.peers.environment import ROOT
 from benchmarks.peers.ours import OURS, plain_attention, spec_of
 from benchmarks.peers.settings import SETTINGS, num_parameters
 from benchmarks.peers.tables import Row, Table, replace_section, seconds
@@ -116,6 +118,20 @@ def test_our_candidates_train_and_sample_the_network_of_a_setting(name, monkeypa
     assert not all(map(torch.equal, before, candidate.network.parameters()))
     assert images.shape == (setting.batch_size, setting.image_channels, setting.image_size, setting.image_size)
     assert num_parameters(candidate.network) == 755_009
+
+
+@pytest.mark.slow
+@pytest.mark.process  # the bench puts candidates of two checkouts into processes of their own
+def test_a_checkouts_candidate_works_in_its_own_process():
+    with earlier.candidate(ROOT, "ours, default", SETTINGS[-1]) as process:
+        assert all(seconds > 0 for work in ("training", "sampling") for seconds in earlier.measure(process, work))
+    assert process.returncode == 0
+
+
+@pytest.mark.process  # of git
+def test_what_is_no_commit_cannot_be_checked_out():
+    with pytest.raises(SystemExit, match="name a commit"), earlier.checkout("no-such-commit"):
+        pass
 
 
 def test_plain_attention_is_the_published_one():
